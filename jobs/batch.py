@@ -1,0 +1,157 @@
+"""A batch: what it is called, where it stands, what it has counted."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+__all__ = ["DONE", "PRIORITIES", "STATUSES", "Batch", "Usage", "new_batch_id", "queue_name", "timestamp"]
+
+STATUSES = (
+    "validating",
+    "failed",
+    "in_progress",
+    "finalizing",
+    "completed",
+    "expired",
+    "cancelling",
+    "cancelled",
+)
+DONE = frozenset({"failed", "completed", "expired", "cancelled"})
+PRIORITIES = ("high", "normal", "low")
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def new_batch_id(now: Callable[[], float] = time.time, entropy: Callable[[int], bytes] = os.urandom) -> str:
+    """A fresh batch id: ``b_`` and a ULID, so that ids sort by the time of submission."""
+    value = int(now() * 1000) << 80 | int.from_bytes(entropy(10), "big")
+    return "b_" + "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as records write time: UTC, milliseconds, ``Z``."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def queue_name(group_key: str, priority: str, pool: str | None = None) -> str:
+    """The RQ queue of a model: ``promptmill:normal:MODEL``; a private pool's name comes before the model."""
+    return ":".join(part for part in ("promptmill", priority, pool, group_key) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token totals of a batch."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch as Redis knows it at one moment; times are seconds since the epoch."""
+
+    id: str
+    status: str
+    name: str | None = None
+    source: str = ""
+    priority: str = "normal"
+    models: tuple[str, ...] = ()
+    times: Mapping[str, float] = field(default_factory=dict)
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    rejected: int = 0
+    """Lines of ``failed`` that were refused at submission and never queued."""
+    usage: Usage = Usage()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    pool: str | None = None
+
+    @property
+    def finished(self) -> int:
+        """Lines with a record, good or bad."""
+        return self.completed + self.failed
+
+    @property
+    def done(self) -> bool:
+        return self.status in DONE
+
+    def elapsed(self, now: float) -> float:
+        """Seconds from the first line's start to the end, or to ``now`` while it runs."""
+        start = self.times.get("started")
+        return 0.0 if start is None else max(self.times.get("completed", now) - start, 0.0)
+
+    def rates(self, now: float) -> dict[str, float | None]:
+        """Lines and tokens per second since the batch began, and the seconds left at that rate."""
+        elapsed = self.elapsed(now)
+        worked = self.finished - self.rejected
+        if elapsed <= 0 or worked <= 0:
+            return {"lines_per_second": None, "completion_tokens_per_second": None, "eta_s": None}
+        rate = worked / elapsed
+        eta = None if self.done else round((self.total - self.finished) / rate, 1)
+        return {
+            "lines_per_second": round(rate, 3),
+            "completion_tokens_per_second": round(self.usage.completion_tokens / elapsed, 3),
+            "eta_s": eta,
+        }
+
+    def as_dict(self, now: float) -> dict[str, Any]:
+        """What ``status --json`` prints: OpenAI's names where it has one."""
+        shown = {f"{key}_at": timestamp(at) for key, at in self.times.items()}
+        return {
+            "id": self.id,
+            "name": self.name,
+            "status": self.status,
+            "source": self.source,
+            "models": list(self.models),
+            "priority": self.priority,
+            **shown,
+            "request_counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
+            "usage": self.usage.as_dict(),
+            "rates": self.rates(now),
+            "defaults": dict(self.defaults),
+            "metadata": dict(self.metadata),
+        }
+
+
+def parse_batch(batch_id: str, stored: Mapping[bytes, bytes]) -> Batch:
+    """The batch of a Redis hash, as :mod:`jobs.store` writes it."""
+    text = {key.decode(): value.decode() for key, value in stored.items()}
+    times = {key.removesuffix("_at"): float(value) for key, value in text.items() if key.endswith("_at")}
+    return Batch(
+        id=batch_id,
+        status=text["status"],
+        name=text.get("name") or None,
+        source=text.get("source", ""),
+        priority=text.get("priority", "normal"),
+        models=tuple(orjson.loads(text.get("models", "[]"))),
+        times=times,
+        total=int(text.get("total", 0)),
+        completed=int(text.get("completed", 0)),
+        failed=int(text.get("failed", 0)),
+        rejected=int(text.get("rejected", 0)),
+        usage=Usage(
+            int(text.get("prompt_tokens", 0)),
+            int(text.get("completion_tokens", 0)),
+            int(text.get("cached_tokens", 0)),
+        ),
+        defaults=orjson.loads(text.get("defaults", "{}")),
+        metadata=orjson.loads(text.get("metadata", "{}")),
+        pool=text.get("pool") or None,
+    )

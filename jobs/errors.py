@@ -1,0 +1,116 @@
+"""One error root; each error carries the code that records and exit statuses are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "BatchNotFoundError",
+    "InputError",
+    "LineError",
+    "ModelLoadError",
+    "ProblemLine",
+    "PromptmillError",
+    "RedisError",
+    "RefusedError",
+    "StaleAttemptError",
+    "WaitTimeoutError",
+]
+
+
+class PromptmillError(Exception):
+    """Something the user can act on. The message names what is wrong and the remedy."""
+
+    code = "internal_error"
+    exit_status = 1
+
+
+class RefusedError(PromptmillError):
+    """A request that makes no sense as it stands: a bad flag, a bad setting, a changed input."""
+
+    code = "refused"
+    exit_status = 2
+
+
+class BatchNotFoundError(RefusedError):
+    """No batch of this id or name is known to the Redis at hand."""
+
+    code = "batch_not_found"
+
+
+class RedisError(PromptmillError):
+    """Redis cannot be reached or refuses what is asked; the message names the address and the remedy."""
+
+    code = "redis_unavailable"
+    exit_status = 3
+
+
+class WaitTimeoutError(PromptmillError):
+    """A batch did not end within the time the user was willing to wait."""
+
+    code = "timeout"
+    exit_status = 4
+
+
+class ModelLoadError(PromptmillError):
+    """A model, tokenizer or adapter cannot be loaded on this host."""
+
+    code = "model_load_failed"
+    exit_status = 5
+
+
+class StaleAttemptError(PromptmillError):
+    """A write came from an attempt whose lease was taken over: it was refused and nothing was stored."""
+
+    code = "stale_attempt"
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemLine:
+    """What is wrong with one line of the input: 1-based line number, code, field and a message with the remedy."""
+
+    line: int
+    code: str
+    field: str | None
+    message: str
+
+    def __str__(self) -> str:
+        where = f"line {self.line}"
+        if self.field:
+            where += f", field '{self.field}'"
+        return f"{where}: {self.message} [{self.code}]"
+
+    def as_dict(self) -> dict[str, int | str | None]:
+        return {"line": self.line, "code": self.code, "field": self.field, "message": self.message}
+
+
+class LineError(PromptmillError):
+    """One line (or one set of defaults) breaks the contract of job lines."""
+
+    exit_status = 2
+
+    def __init__(self, code: str, field: str | None, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.field = field
+        self.message = message
+
+    def at(self, line: int) -> ProblemLine:
+        return ProblemLine(line, self.code, self.field, self.message)
+
+
+class InputError(PromptmillError):
+    """An input file was rejected whole: nothing of it was enqueued.
+
+    ``count`` is the number of bad lines, ``problems`` those that were kept for display.
+    """
+
+    code = "invalid_input"
+    exit_status = 2
+
+    def __init__(self, source: str, problems: list[ProblemLine], count: int | None = None) -> None:
+        self.source = source
+        self.problems = problems
+        self.count = len(problems) if count is None else count
+        lines = "1 bad line" if self.count == 1 else f"{self.count} bad lines"
+        super().__init__(f"{source}: {lines}; nothing was enqueued")

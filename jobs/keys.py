@@ -1,0 +1,84 @@
+"""Names of everything promptmill keeps in Redis, all under one prefix (RQ's own keys are under ``rq:``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["BATCHES", "PREFIX", "UPLOADING", "BatchKeys", "run_key", "worker_key"]
+
+PREFIX = "promptmill:"
+BATCHES = PREFIX + "batches"
+"""Sorted set of batch ids by creation time."""
+UPLOADING = PREFIX + "uploading"
+"""Sorted set of batches being uploaded, by the last sign of life of their submitter."""
+
+
+def worker_key(name: str) -> str:
+    """JSON of what a worker is doing, refreshed every second, gone soon after it."""
+    return f"{PREFIX}worker:{name}"
+
+
+def run_key(digest: str) -> str:
+    """Hash: the batch that ``promptmill run`` made for an output file, and the digests it was made from."""
+    return f"{PREFIX}run:{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchKeys:
+    """The keys of one batch; ``number`` is a shard's."""
+
+    batch_id: str
+
+    @property
+    def info(self) -> str:
+        """Hash: status, counts, times, defaults (see :mod:`jobs.batch`)."""
+        return f"{PREFIX}b:{self.batch_id}"
+
+    @property
+    def table(self) -> str:
+        """List: one JSON row per shard: number, group, first index, lines."""
+        return f"{self.info}:t"
+
+    @property
+    def fences(self) -> str:
+        """Hash: shard number -> fence, the number of times it was claimed."""
+        return f"{self.info}:fence"
+
+    @property
+    def attempts(self) -> str:
+        """Hash: shard number -> attempts that count: claims less clean hand-backs."""
+        return f"{self.info}:try"
+
+    @property
+    def finished(self) -> str:
+        """List: ``number:index`` of lines in the order their records were stored."""
+        return f"{self.info}:f"
+
+    def pending(self, queue: str) -> str:
+        """List: RQ job ids held back until the batch is committed."""
+        return f"{self.info}:p:{queue}"
+
+    @property
+    def queues(self) -> str:
+        """Set: names of the queues the batch goes to."""
+        return f"{self.info}:q"
+
+    def payload(self, number: int) -> str:
+        """String: the shard's compressed lines."""
+        return f"{self.info}:s:{number}"
+
+    def records(self, number: int) -> str:
+        """Hash: index -> record, while the shard runs."""
+        return f"{self.info}:r:{number}"
+
+    def compacted(self, number: int) -> str:
+        """String: the shard's records, compressed, once it is done."""
+        return f"{self.info}:d:{number}"
+
+    def load_failures(self, number: int) -> str:
+        """Set: workers on which the shard's model could not be loaded."""
+        return f"{self.info}:lf:{number}"
+
+    def job_id(self, number: int) -> str:
+        """The RQ job of a shard; RQ allows only letters, digits, ``_`` and ``-``."""
+        return f"{self.batch_id}-{number}"

@@ -1,0 +1,384 @@
+"""One line of a prompt file: checking it, and making it a :class:`Job`.
+
+Checking (:func:`check_line`) is separate from building (:meth:`CheckedLine.job`): the submitter only checks,
+and sends the line's own bytes; the worker checks again, because nothing that comes from Redis is trusted,
+and builds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from jobs.errors import LineError
+from jobs.params import ALIASES, CHECKS, OPENAI_DEFAULTS, PARAMETERS, Sampling, did_you_mean
+
+__all__ = ["MAX_LINE_BYTES", "CheckedLine", "Defaults", "Job", "check_fields", "check_line", "derived_seed"]
+
+MAX_LINE_BYTES = 16 * 1024 * 1024
+MAX_ID_LENGTH = 256
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+
+CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
+OPENAI_ENVELOPE = frozenset({"custom_id", "method", "url", "body"})
+OPENAI_IGNORED = frozenset({"user", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
+OPENAI_UNSUPPORTED = frozenset(
+    {"tools", "tool_choice", "echo", "suffix", "best_of", "functions", "function_call"}
+)
+CHAT_FIELDS = ("system_prompt", "prefill_response", "chat_template_kwargs")
+JOB_FIELDS = frozenset(
+    {
+        "prompt",
+        "messages",
+        "system_prompt",
+        "prefill_response",
+        "chat_template_kwargs",
+        "model",
+        "adapter_path",
+        "metadata",
+        "response_format",
+    }
+)
+KNOWN_FIELDS = (*JOB_FIELDS, *PARAMETERS, *ALIASES)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a batch gives to lines that do not say it themselves: a model, job fields and parameters."""
+
+    fields: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        checked = check_fields(dict(self.fields), openai=False)
+        for name in ("prompt", "messages", "metadata"):
+            if name in checked:
+                raise LineError("unknown_field", name, "belongs to a line and cannot be a default of a batch")
+        object.__setattr__(self, "fields", checked)
+
+    @property
+    def model(self) -> str | None:
+        model: str | None = self.fields.get("model")
+        return model
+
+    @property
+    def adapter_path(self) -> str | None:
+        adapter: str | None = self.fields.get("adapter_path")
+        return adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One line, checked and with every value effective. ``index`` is 0-based among the file's non-blank lines."""
+
+    id: str
+    index: int
+    line: int
+    model: str
+    adapter_path: str | None
+    prompt: str | None
+    messages: tuple[dict[str, Any], ...] | None
+    system_prompt: str | None
+    prefill_response: str | None
+    chat_template_kwargs: dict[str, Any]
+    metadata: dict[str, Any]
+    sampling: Sampling
+    endpoint: str | None
+    """``/v1/chat/completions`` or ``/v1/completions`` for OpenAI lines, None for native ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedLine:
+    """A line that keeps the contract: its id (None: default), its given fields by canonical name."""
+
+    id: str | None
+    fields: dict[str, Any]
+    endpoint: str | None
+
+    def id_at(self, line: int) -> str:
+        return self.id if self.id is not None else f"line-{line}"
+
+    def job(self, *, index: int, line: int, batch_id: str, defaults: Defaults) -> Job:
+        """The job of this line within a batch.
+
+        Raises:
+            LineError: ``missing_field`` when neither the line nor the batch names a model.
+        """
+        fields = {**self._fitting(defaults), **self.fields}
+        if "model" not in fields:
+            raise no_model()
+        given = {name: fields[name] for name in PARAMETERS if name in fields}
+        if self.endpoint is not None:
+            given = {**OPENAI_DEFAULTS, **given}
+        given.setdefault("seed", derived_seed(batch_id, index))
+        return Job(
+            id=self.id_at(line),
+            index=index,
+            line=line,
+            model=fields["model"],
+            adapter_path=fields.get("adapter_path"),
+            prompt=fields.get("prompt"),
+            messages=fields.get("messages"),
+            system_prompt=fields.get("system_prompt"),
+            prefill_response=fields.get("prefill_response"),
+            chat_template_kwargs=fields.get("chat_template_kwargs", {}),
+            metadata=fields.get("metadata", {}),
+            sampling=Sampling(**given),
+            endpoint=self.endpoint,
+        )
+
+    def _fitting(self, defaults: Defaults) -> dict[str, Any]:
+        """The defaults that make sense for this line: no chat fields for a plain prompt, no top_logprobs alone."""
+        fitting = dict(defaults.fields)
+        if "prompt" in self.fields:
+            for name in CHAT_FIELDS:
+                fitting.pop(name, None)
+        if self.fields.get("logprobs") is False:
+            fitting.pop("top_logprobs", None)
+        return fitting
+
+
+def derived_seed(batch_id: str, index: int) -> int:
+    """The seed of a line that gives none: drawn with the batch's random id, the same in each attempt (0..2^64-1)."""
+    digest = hashlib.blake2b(f"{batch_id}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def no_model() -> LineError:
+    return LineError(
+        "missing_field", "model", "no model: give the line a 'model', or the batch one with --model"
+    )
+
+
+def check_line(raw: bytes) -> CheckedLine:
+    """Check one line of JSON against the contract.
+
+    Raises:
+        LineError: with one of the codes of the contract, the field and the remedy.
+    """
+    if len(raw) > MAX_LINE_BYTES:
+        raise LineError(
+            "out_of_range",
+            None,
+            f"the line has {len(raw)} bytes; at most {MAX_LINE_BYTES} are taken: split it",
+        )
+    try:
+        data = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise LineError("invalid_json_line", None, f"not valid JSON: {_json_message(raw, error)}") from None
+    if not isinstance(data, dict):
+        raise LineError("invalid_type", None, f"must be a JSON object, not {_json_kind(data)}")
+    return _openai_line(data) if isinstance(data.get("body"), dict) else _native_line(data)
+
+
+def _json_message(raw: bytes, error: orjson.JSONDecodeError) -> str:
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as wrong:
+        return f"byte {wrong.start + 1} is not UTF-8; save the file as UTF-8"
+    return f"{error.msg} at column {error.colno}"
+
+
+def _json_kind(value: Any) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _native_line(data: dict[str, Any]) -> CheckedLine:
+    name = _check_id("id", data.pop("id", None))
+    fields = check_fields(data, openai=False)
+    _need_prompt(fields)
+    return CheckedLine(name, fields, None)
+
+
+def _openai_line(data: dict[str, Any]) -> CheckedLine:
+    for key in data:
+        if key not in OPENAI_ENVELOPE:
+            hint = did_you_mean(key, OPENAI_ENVELOPE) or "; parameters go into 'body'"
+            raise LineError("unknown_field", key, f"is not a field of an OpenAI batch line{hint}")
+    name = _check_id("custom_id", data.get("custom_id"))
+    if data.get("method") not in (None, "POST"):
+        raise LineError("unsupported", "method", f"must be POST, not {data['method']!r:.40}")
+    url = data.get("url")
+    if url not in (None, CHAT_URL, COMPLETIONS_URL):
+        raise LineError("unsupported", "url", f"must be {CHAT_URL} or {COMPLETIONS_URL}, not {url!r:.60}")
+    body = _translate_body(data["body"])
+    fields = check_fields(body, openai=True)
+    _need_prompt(fields)
+    endpoint = CHAT_URL if "messages" in fields else COMPLETIONS_URL
+    if url not in (None, endpoint):
+        wanted = "messages" if url == CHAT_URL else "prompt"
+        raise LineError("conflicting_fields", "url", f"{url} takes '{wanted}' in the body")
+    return CheckedLine(name, fields, endpoint)
+
+
+def _translate_body(body: dict[str, Any]) -> dict[str, Any]:
+    """An OpenAI body under our names: ignored fields dropped, unsupported ones refused."""
+    translated = {}
+    for key, value in body.items():
+        if value is None or key in OPENAI_IGNORED:
+            continue
+        if key in OPENAI_UNSUPPORTED:
+            raise LineError("unsupported", key, "is not supported; remove it")
+        if key == "stream":
+            if value is not False:
+                raise LineError("unsupported", key, "a batch does not stream; remove it")
+            continue
+        if key == "max_completion_tokens":
+            key = "max_tokens"
+            if body.get("max_tokens") not in (None, value):
+                raise LineError(
+                    "conflicting_fields", key, "max_tokens and max_completion_tokens differ; give one"
+                )
+        translated[key] = value
+    asked = translated.get("logprobs")
+    if type(asked) is int:
+        translated["logprobs"] = True
+        translated.setdefault("top_logprobs", asked)
+    return translated
+
+
+def _check_id(field: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise LineError("invalid_type", field, f"must be a string, not {_json_kind(value)}")
+    if not 1 <= len(value) <= MAX_ID_LENGTH or not value.isprintable():
+        raise LineError("out_of_range", field, f"must have 1 to {MAX_ID_LENGTH} printable characters")
+    return value
+
+
+def check_fields(data: dict[str, Any], *, openai: bool) -> dict[str, Any]:
+    """Fields of a line (or of a batch's defaults) under canonical names, checked; nulls count as absent.
+
+    Raises:
+        LineError: for an unknown field, a wrong type or range, or fields that exclude each other.
+    """
+    checked: dict[str, Any] = {}
+    for key, value in data.items():
+        if value is None:
+            continue
+        name = ALIASES.get(key, key)
+        check = CHECKS.get(name) or _FIELD_CHECKS.get(name)
+        if check is None:
+            raise _unknown(key, openai=openai)
+        if name in checked:
+            raise LineError("conflicting_fields", key, f"says '{name}' a second time; give one of them")
+        checked[name] = check(value)
+    check_together(checked)
+    checked.pop("response_format", None)
+    return checked
+
+
+def _unknown(key: str, *, openai: bool) -> LineError:
+    if key in OPENAI_UNSUPPORTED:
+        return LineError("unsupported", key, "is not supported; remove it")
+    known = (*KNOWN_FIELDS, "max_completion_tokens") if openai else (*KNOWN_FIELDS, "id")
+    hint = did_you_mean(key, known) or "; put your own data into 'metadata'"
+    return LineError("unknown_field", key[:80], f"is not a field of a line{hint}")
+
+
+def check_together(fields: Mapping[str, Any]) -> None:
+    """Refuse fields that exclude each other."""
+    if "prompt" in fields:
+        for name in ("messages", *CHAT_FIELDS):
+            if name in fields:
+                message = f"goes with 'messages', not with 'prompt': '{name}' needs the chat template"
+                if name == "messages":
+                    message = "a line has either 'prompt' or 'messages', not both"
+                raise LineError("conflicting_fields", name, message)
+    if fields.get("top_logprobs") and not fields.get("logprobs"):
+        raise LineError("conflicting_fields", "top_logprobs", "needs 'logprobs': true")
+
+
+def _need_prompt(fields: Mapping[str, Any]) -> None:
+    if "prompt" not in fields and "messages" not in fields:
+        raise LineError("missing_field", "prompt", "a line needs 'prompt' or 'messages'")
+
+
+def _check_text(field: str) -> Any:
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise LineError("invalid_type", field, f"must be a string, not {_json_kind(value)}")
+        if not value:
+            raise LineError("out_of_range", field, "must not be empty")
+        return value
+
+    return check
+
+
+def _check_object(field: str) -> Any:
+    def check(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise LineError("invalid_type", field, f"must be an object, not {_json_kind(value)}")
+        return value
+
+    return check
+
+
+def _check_messages(value: Any) -> tuple[dict[str, Any], ...]:
+    if not isinstance(value, list):
+        raise LineError("invalid_type", "messages", f"must be an array of messages, not {_json_kind(value)}")
+    if not value:
+        raise LineError("out_of_range", "messages", "must hold at least one message")
+    return tuple(_check_message(f"messages[{number}]", item) for number, item in enumerate(value))
+
+
+def _check_message(where: str, item: Any) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise LineError("invalid_type", where, f"must be an object, not {_json_kind(item)}")
+    for key, value in item.items():
+        if key in ("tool_calls", "function_call", "audio", "tool_call_id") and value is not None:
+            raise LineError("unsupported", f"{where}.{key}", "is not supported; remove it")
+        if key not in ("role", "content", "name") and value is not None:
+            raise LineError("unknown_field", f"{where}.{key}", "is not a field of a message")
+    role = item.get("role")
+    if role is None:
+        raise LineError("missing_field", f"{where}.role", f"must be one of {', '.join(sorted(ROLES))}")
+    if not isinstance(role, str) or role not in ROLES:
+        raise LineError("out_of_range", f"{where}.role", f"must be one of {', '.join(sorted(ROLES))}")
+    message = {"role": role, "content": _content(f"{where}.content", item.get("content"))}
+    if item.get("name") is not None:
+        message["name"] = _check_text(f"{where}.name")(item["name"])
+    return message
+
+
+def _content(where: str, content: Any) -> str:
+    if content is None:
+        raise LineError("missing_field", where, "a message needs 'content'")
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise LineError("invalid_type", where, f"must be a string, not {_json_kind(content)}")
+    parts = []
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise LineError("unsupported", where, "only parts of type 'text' are supported")
+        parts.append(part["text"])
+    return "".join(parts)
+
+
+def _check_response_format(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise LineError("invalid_type", "response_format", f"must be an object, not {_json_kind(value)}")
+    if value.get("type") != "text":
+        kind = json.dumps(value.get("type"))[:40]
+        raise LineError("unsupported", "response_format", f"type {kind} is not supported, only 'text'")
+    return value
+
+
+_FIELD_CHECKS: Mapping[str, Any] = {
+    "prompt": _check_text("prompt"),
+    "messages": _check_messages,
+    "system_prompt": _check_text("system_prompt"),
+    "prefill_response": _check_text("prefill_response"),
+    "chat_template_kwargs": _check_object("chat_template_kwargs"),
+    "model": _check_text("model"),
+    "adapter_path": _check_text("adapter_path"),
+    "metadata": _check_object("metadata"),
+    "response_format": _check_response_format,
+}

@@ -1,0 +1,177 @@
+"""Result and error records: the JSON that ends each line of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from jobs.batch import timestamp
+from jobs.line import Job
+
+__all__ = ["Choice", "RunStats", "error_record", "finish_reason", "rejected_record", "result_record"]
+
+STOP_REASONS = ("eos", "stop_string", "max_tokens", "context_length", "cancelled", "expired", "error")
+
+
+def finish_reason(stop_reason: str) -> str | None:
+    """OpenAI's word for a stop reason: ``stop``, ``length``, or None where the text was cut off from outside."""
+    if stop_reason in ("eos", "stop_string"):
+        return "stop"
+    return "length" if stop_reason in ("max_tokens", "context_length") else None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One completion's text and end. ``logprobs`` is a list of OpenAI's token entries, or None."""
+
+    index: int
+    text: str
+    stop_reason: str
+    stop_string: str | None = None
+    reasoning: str | None = None
+    completion_tokens: int = 0
+    logprobs: list[dict[str, Any]] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "text": self.text,
+            "stop_reason": self.stop_reason,
+            "stop_string": self.stop_string,
+            "finish_reason": finish_reason(self.stop_reason),
+        }
+        if self.reasoning is not None:
+            fields["reasoning"] = self.reasoning
+        if self.logprobs is not None:
+            fields["logprobs"] = self.logprobs
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class RunStats:
+    """Measured by the engine for one line; seconds, and tokens of all its choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    time_to_first_token_s: float
+    prefill_s: float
+    decode_s: float
+    queue_s: float
+
+    def usage(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+    def stats(self) -> dict[str, float | None]:
+        rate = self.completion_tokens / self.decode_s if self.decode_s > 0 else None
+        return {
+            "time_to_first_token_s": round(self.time_to_first_token_s, 4),
+            "prefill_s": round(self.prefill_s, 4),
+            "decode_s": round(self.decode_s, 4),
+            "queue_s": round(self.queue_s, 3),
+            "tokens_per_second": None if rate is None else round(rate, 2),
+        }
+
+
+def result_record(
+    job: Job,
+    choices: Sequence[Choice],
+    stats: RunStats,
+    *,
+    batch_id: str,
+    model_revision: str | None,
+    worker: str,
+    attempt: int,
+    created_at: float,
+    finished_at: float,
+) -> bytes:
+    """The JSON of a line that was generated; ``created_at`` and ``finished_at`` are seconds since the epoch."""
+    record: dict[str, Any] = {
+        "id": job.id,
+        "index": job.index,
+        "batch_id": batch_id,
+        "model": job.model,
+        "model_revision": model_revision,
+    }
+    if job.adapter_path is not None:
+        record["adapter_path"] = job.adapter_path
+    if job.sampling.n == 1:
+        record |= choices[0].as_dict()
+    else:
+        record["choices"] = [{"index": choice.index, **choice.as_dict()} for choice in choices]
+    record["usage"] = stats.usage()
+    record["stats"] = stats.stats()
+    record["sampling"] = job.sampling.as_dict()
+    if job.endpoint is not None:
+        record["endpoint"] = job.endpoint
+    record |= {
+        "worker": worker,
+        "attempt": attempt,
+        "created_at": timestamp(created_at),
+        "finished_at": timestamp(finished_at),
+        "metadata": job.metadata,
+    }
+    return orjson.dumps(record)
+
+
+def error_record(
+    *,
+    line_id: str,
+    index: int,
+    batch_id: str,
+    code: str,
+    message: str,
+    param: str | None = None,
+    attempt: int = 1,
+    finished_at: float,
+    worker: str | None = None,
+    model: str | None = None,
+    endpoint: str | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> bytes:
+    """The JSON of a line that failed, with the code, the message and the field at fault."""
+    record: dict[str, Any] = {
+        "id": line_id,
+        "index": index,
+        "batch_id": batch_id,
+        "error": {"code": code, "message": message, "param": param},
+        "attempt": attempt,
+        "model": model,
+        "worker": worker,
+        "finished_at": timestamp(finished_at),
+    }
+    if endpoint is not None:
+        record["endpoint"] = endpoint
+    record["metadata"] = metadata or {}
+    return orjson.dumps(record)
+
+
+def rejected_record(
+    *,
+    line_id: str,
+    index: int,
+    line: int,
+    batch_id: str,
+    code: str,
+    message: str,
+    param: str | None,
+    now: float,
+) -> bytes:
+    """The error record of a line refused at submission (``--on-bad-line skip``): it never had an attempt."""
+    return error_record(
+        line_id=line_id,
+        index=index,
+        batch_id=batch_id,
+        code=code,
+        message=f"line {line}: {message}",
+        param=param,
+        attempt=0,
+        finished_at=now,
+    )

@@ -1,0 +1,90 @@
+"""Lua: the steps that must be one in Redis. Check and write happen together, so no stale attempt can write."""
+
+from __future__ import annotations
+
+__all__ = ["CLAIM", "COMMIT", "FINISH", "TAKE", "WRITE"]
+
+COMMIT = """
+-- Make an uploaded batch live: push its jobs to their queues and start its clock, in one step.
+-- KEYS: info, uploading, queues, rq:queues.  ARGV: batch id, now, pending prefix, then info fields and values.
+if redis.call('ZREM', KEYS[2], ARGV[1]) == 0 then return 0 end
+for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+local status = 'in_progress'
+if redis.call('HGET', KEYS[1], 'shards') == redis.call('HGET', KEYS[1], 'shards_done') then
+  status = 'completed'
+  redis.call('HSET', KEYS[1], 'completed_at', ARGV[2])
+end
+redis.call('HSET', KEYS[1], 'status', status, 'in_progress_at', ARGV[2])
+for _, queue in ipairs(redis.call('SMEMBERS', KEYS[3])) do
+  local pending = ARGV[3] .. queue
+  local key = 'rq:queue:' .. queue
+  redis.call('SADD', KEYS[4], key)
+  while true do
+    local ids = redis.call('LPOP', pending, 1000)
+    if not ids or #ids == 0 then break end
+    redis.call('RPUSH', key, unpack(ids))
+  end
+end
+return 1
+"""
+
+TAKE = """
+-- The first job of the first non-empty queue, moved to its intermediate list as RQ's own safe dequeue does.
+-- KEYS: queue lists in order of preference.  Returns {position, job id} or nothing.
+for position, key in ipairs(KEYS) do
+  local id = redis.call('LMOVE', key, key .. ':intermediate', 'LEFT', 'RIGHT')
+  if id then return {position, id} end
+end
+return false
+"""
+
+CLAIM = """
+-- Begin an attempt at a shard: a new fence shuts out every earlier attempt.
+-- KEYS: info, fences, attempts, compacted, records.  ARGV: shard number, now.
+-- Returns {fence, attempt, index, index, ...} with the lines that already have a record; {0} if nothing is to do.
+local status = redis.call('HGET', KEYS[1], 'status')
+if status ~= 'in_progress' or redis.call('EXISTS', KEYS[4]) == 1 then return {0} end
+redis.call('HSETNX', KEYS[1], 'started_at', ARGV[2])
+local fence = redis.call('HINCRBY', KEYS[2], ARGV[1], 1)
+local attempt = redis.call('HINCRBY', KEYS[3], ARGV[1], 1)
+local reply = {fence, attempt}
+for _, index in ipairs(redis.call('HKEYS', KEYS[5])) do reply[#reply + 1] = tonumber(index) end
+return reply
+"""
+
+WRITE = """
+-- Store finished lines of a shard, unless the attempt is stale. Counts change with the record, in the same step.
+-- KEYS: info, fences, records, finished.
+-- ARGV: shard number, fence, then per line: index, 1 or 0 (completed or failed), prompt, completion, cached, record.
+if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
+local completed, failed, prompt, completion, cached = 0, 0, 0, 0, 0
+for i = 3, #ARGV, 6 do
+  if redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 5]) == 1 then
+    if ARGV[i + 1] == '1' then completed = completed + 1 else failed = failed + 1 end
+    prompt = prompt + tonumber(ARGV[i + 2])
+    completion = completion + tonumber(ARGV[i + 3])
+    cached = cached + tonumber(ARGV[i + 4])
+    redis.call('RPUSH', KEYS[4], ARGV[1] .. ':' .. ARGV[i])
+  end
+end
+redis.call('HINCRBY', KEYS[1], 'completed', completed)
+redis.call('HINCRBY', KEYS[1], 'failed', failed)
+redis.call('HINCRBY', KEYS[1], 'prompt_tokens', prompt)
+redis.call('HINCRBY', KEYS[1], 'completion_tokens', completion)
+redis.call('HINCRBY', KEYS[1], 'cached_tokens', cached)
+return 1
+"""
+
+FINISH = """
+-- Compact a shard whose lines all have records; the last shard completes its batch.
+-- KEYS: info, fences, records, compacted.  ARGV: shard number, fence, lines, now, compacted records.
+if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
+if redis.call('EXISTS', KEYS[4]) == 1 then return 1 end
+if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[3]) then return -1 end
+redis.call('SET', KEYS[4], ARGV[5])
+redis.call('DEL', KEYS[3])
+if redis.call('HINCRBY', KEYS[1], 'shards_done', 1) == tonumber(redis.call('HGET', KEYS[1], 'shards')) then
+  redis.call('HSET', KEYS[1], 'status', 'completed', 'finalizing_at', ARGV[4], 'completed_at', ARGV[4])
+end
+return 1
+"""

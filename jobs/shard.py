@@ -1,0 +1,102 @@
+"""A shard: some lines of one batch for one model, compressed, the unit of queueing (one RQ job).
+
+The payload is one zstd frame: a JSON header line, then the lines' own bytes, one per line. The header's
+``runs`` map positions to (index, line number) pairs: ``[index, line, count]`` for neighbours in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import orjson
+import zstandard
+
+from jobs.errors import RefusedError
+
+__all__ = ["MAX_SHARD_BYTES", "Group", "ShardLine", "decode_lines", "encode_lines", "pack", "unpack"]
+
+MAX_SHARD_BYTES = 128 * 1024 * 1024
+"""Most bytes a payload may unpack to: a guard against a hostile queue entry, far above what submit packs."""
+
+COMPRESSION_LEVEL = 3
+
+
+class ShardLine(NamedTuple):
+    """A line on its way to a worker: 0-based index in the batch, 1-based line number, its bytes."""
+
+    index: int
+    line: int
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What the lines of a shard share: the model that is to run them, and the adapter on it."""
+
+    model: str
+    adapter_path: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The name under which queues know it."""
+        return self.model if self.adapter_path is None else f"{self.model}+{self.adapter_path}"
+
+
+def pack(data: bytes, compressor: zstandard.ZstdCompressor | None = None) -> bytes:
+    """One zstd frame of ``data``; a caller with many frames passes its own compressor."""
+    return (compressor or zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)).compress(data)
+
+
+def unpack(data: bytes, limit: int = MAX_SHARD_BYTES) -> bytes:
+    """The content of a frame.
+
+    Raises:
+        RefusedError: when it is no zstd frame, or unpacks to more than ``limit`` bytes.
+    """
+    try:
+        size = zstandard.frame_content_size(data)
+        if not 0 <= size <= limit:
+            raise RefusedError(f"a payload says it unpacks to {size} bytes; at most {limit} are taken")
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=limit)
+    except zstandard.ZstdError as error:
+        raise RefusedError(f"a payload is not a zstd frame: {error}") from None
+
+
+def encode_lines(lines: Iterable[ShardLine], compressor: zstandard.ZstdCompressor | None = None) -> bytes:
+    """The payload of ``lines``; their bytes hold no newline."""
+    runs: list[list[int]] = []
+    parts = [b""]
+    for index, line, raw in lines:
+        if runs and runs[-1][0] + runs[-1][2] == index and runs[-1][1] + runs[-1][2] == line:
+            runs[-1][2] += 1
+        else:
+            runs.append([index, line, 1])
+        parts.append(raw)
+    parts[0] = orjson.dumps({"runs": runs})
+    return pack(b"\n".join(parts), compressor)
+
+
+def decode_lines(payload: bytes) -> list[ShardLine]:
+    """The lines of a payload.
+
+    Raises:
+        RefusedError: when the payload is not what :func:`encode_lines` makes.
+    """
+    header, *raws = unpack(payload).split(b"\n")
+    try:
+        places = list(_places(orjson.loads(header)["runs"], len(raws)))
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        raise RefusedError("a shard's header is not one of promptmill's") from None
+    if len(places) != len(raws):
+        raise RefusedError("a shard's header does not fit its lines")
+    return [ShardLine(index, line, raw) for (index, line), raw in zip(places, raws, strict=True)]
+
+
+def _places(runs: list[list[int]], limit: int) -> Iterator[tuple[int, int]]:
+    for index, line, count in runs:
+        if min(index, line, count) < 0 or count > limit:
+            raise ValueError("a run out of range")
+        for step in range(count):
+            yield index + step, line + step

@@ -1,0 +1,349 @@
+"""The storage layer: batches, shards and records in Redis, and RQ's jobs beside them.
+
+Writers: a submitter creates a batch, uploads shards and commits; a worker claims a shard, writes records
+under its fence and finishes it. Readers: :mod:`jobs.results`. Nothing else knows the keys.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+
+from jobs.batch import Batch, parse_batch, queue_name
+from jobs.errors import BatchNotFoundError, StaleAttemptError
+from jobs.keys import BATCHES, UPLOADING, BatchKeys
+from jobs.scripts import CLAIM, COMMIT, FINISH, TAKE, WRITE
+from jobs.shard import Group, pack
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+__all__ = [
+    "JOB_FUNCTION",
+    "REJECTED_GROUP",
+    "UPLOAD_LEASE_S",
+    "Attempt",
+    "FinishedLine",
+    "NewBatch",
+    "Store",
+    "UploadedShard",
+]
+
+JOB_FUNCTION = "worker.tasks.run_shard"
+"""The only function a promptmill worker acts on, whatever a job's hash says."""
+
+UPLOAD_LEASE_S = 120.0
+"""An upload whose submitter has shown no sign of life for this long is swept."""
+
+REJECTED_GROUP = -1
+"""The group number of shards that hold records of lines refused at submission."""
+
+RETRIES = 1_000_000
+"""RQ's own retry counter is no limit of ours: it only makes RQ requeue an abandoned shard, never fail it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """What a submitter says of a batch before it uploads it."""
+
+    id: str
+    name: str | None
+    source: str
+    priority: str
+    defaults: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    pool: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UploadedShard:
+    """A shard ready for Redis: its number in the batch, its group's number and identity, its packed lines."""
+
+    number: int
+    group_number: int
+    group: Group
+    first_index: int
+    lines: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A claim on a shard: the fence all its writes carry, how often it was begun, the lines already finished."""
+
+    batch_id: str
+    number: int
+    fence: int
+    attempt: int
+    finished: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedLine:
+    """A line's record (JSON bytes) with what the batch counts of it."""
+
+    index: int
+    ok: bool
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    record: bytes
+
+
+class Store:
+    """Batches in one Redis. ``connection`` replies with bytes; ``now`` gives seconds since the epoch."""
+
+    def __init__(self, connection: Redis, *, now: Callable[[], float] = time.time) -> None:
+        self.connection = connection
+        self.now = now
+        self._commit = connection.register_script(COMMIT)
+        self._take = connection.register_script(TAKE)
+        self._claim = connection.register_script(CLAIM)
+        self._write = connection.register_script(WRITE)
+        self._finish = connection.register_script(FINISH)
+
+    # --- the submitter's side ---
+
+    def create(self, batch: NewBatch) -> None:
+        """Begin an upload: the batch exists as ``validating`` and nothing of it can run."""
+        keys, now = BatchKeys(batch.id), self.now()
+        with self.connection.pipeline() as pipe:
+            pipe.hset(
+                keys.info,
+                mapping={
+                    "status": "validating",
+                    "name": batch.name or "",
+                    "source": batch.source,
+                    "priority": batch.priority,
+                    "pool": batch.pool or "",
+                    "defaults": orjson.dumps(dict(batch.defaults)),
+                    "metadata": orjson.dumps(dict(batch.metadata)),
+                    "created_at": repr(now),
+                    "validating_at": repr(now),
+                },
+            )
+            pipe.zadd(UPLOADING, {batch.id: now})
+            pipe.execute()
+
+    def upload(self, batch: NewBatch, shards: Sequence[UploadedShard]) -> None:
+        """Store shards and their RQ jobs; the jobs stay out of the queues until :meth:`commit`."""
+        keys = BatchKeys(batch.id)
+        jobs = _RqJobs(self.connection)
+        with self.connection.pipeline(transaction=False) as pipe:
+            for shard in shards:
+                queue = queue_name(shard.group.key, batch.priority, batch.pool)
+                pipe.set(keys.payload(shard.number), shard.payload)
+                pipe.rpush(keys.table, _row(shard.number, shard.group_number, shard.first_index, shard.lines))
+                pipe.sadd(keys.queues, queue)
+                pipe.rpush(keys.pending(queue), keys.job_id(shard.number))
+                jobs.save(pipe, queue, keys.job_id(shard.number), batch.id, shard)
+            pipe.zadd(UPLOADING, {batch.id: self.now()}, xx=True)
+            pipe.execute()
+
+    def upload_rejected(self, batch_id: str, number: int, records: Sequence[FinishedLine]) -> None:
+        """Store the error records of lines refused at submission, as a shard that is done already."""
+        keys = BatchKeys(batch_id)
+        with self.connection.pipeline(transaction=False) as pipe:
+            pipe.set(keys.compacted(number), pack(b"\n".join(line.record for line in records)))
+            pipe.rpush(keys.table, _row(number, REJECTED_GROUP, records[0].index, len(records)))
+            pipe.rpush(keys.finished, *(f"{number}:{line.index}" for line in records))
+            pipe.hincrby(keys.info, "failed", len(records))
+            pipe.hincrby(keys.info, "rejected", len(records))
+            pipe.hincrby(keys.info, "shards_done", 1)
+            pipe.zadd(UPLOADING, {batch_id: self.now()}, xx=True)
+            pipe.execute()
+
+    def commit(
+        self, batch_id: str, *, total: int, shards: int, groups: Iterable[Group], digest: str = ""
+    ) -> bool:
+        """Make an uploaded batch live, all of it in one step. False: it was swept meanwhile."""
+        keys, now = BatchKeys(batch_id), self.now()
+        fields: list[str | bytes | int] = ["total", total, "shards", shards, "digest", digest]
+        fields += ["models", orjson.dumps(sorted({group.model for group in groups}))]
+        arguments = [batch_id, repr(now), keys.pending(""), *fields]
+        self.connection.hsetnx(keys.info, "shards_done", "0")
+        live = self._commit(keys=[keys.info, UPLOADING, keys.queues, "rq:queues"], args=arguments)
+        if live:
+            self.connection.zadd(BATCHES, {batch_id: now})
+        return bool(live)
+
+    def discard(self, batch_id: str) -> None:
+        """Remove a batch and all it left: uploads given up, batches purged."""
+        keys = BatchKeys(batch_id)
+        doomed = [keys.info, keys.table, keys.fences, keys.attempts, keys.finished, keys.queues]
+        for queue in cast("set[bytes]", self.connection.smembers(keys.queues)):
+            doomed.append(keys.pending(queue.decode()))
+        for row in cast("list[bytes]", self.connection.lrange(keys.table, 0, -1)):
+            number = orjson.loads(row)[0]
+            doomed += [keys.payload(number), keys.records(number), keys.compacted(number)]
+            doomed += [keys.load_failures(number), f"rq:job:{keys.job_id(number)}"]
+        with self.connection.pipeline(transaction=False) as pipe:
+            pipe.zrem(UPLOADING, batch_id)
+            pipe.zrem(BATCHES, batch_id)
+            for start in range(0, len(doomed), 500):
+                pipe.unlink(*doomed[start : start + 500])
+            pipe.execute()
+
+    def sweep(self) -> list[str]:
+        """Discard uploads whose submitter died; the ids of those swept."""
+        silent = self.now() - UPLOAD_LEASE_S
+        stale = [
+            item.decode() for item in cast("list[bytes]", self.connection.zrangebyscore(UPLOADING, 0, silent))
+        ]
+        for batch_id in stale:
+            self.discard(batch_id)
+        return stale
+
+    # --- the worker's side ---
+
+    def take(self, queues: Sequence[str]) -> tuple[str, str] | None:
+        """The next job, from the first of ``queues`` that has one: (queue, RQ job id)."""
+        found = self._take(keys=[f"rq:queue:{queue}" for queue in queues])
+        if not found:
+            return None
+        position, job_id = cast("tuple[int, bytes]", found)
+        return queues[position - 1], job_id.decode()
+
+    def payload(self, batch_id: str, number: int) -> bytes | None:
+        """A shard's packed lines; None when the batch was purged."""
+        return cast("bytes | None", self.connection.get(BatchKeys(batch_id).payload(number)))
+
+    def claim(self, batch_id: str, number: int) -> Attempt | None:
+        """Begin an attempt at a shard; None when it is done or its batch no longer runs."""
+        keys = BatchKeys(batch_id)
+        reply = cast(
+            "list[int]",
+            self._claim(
+                keys=[keys.info, keys.fences, keys.attempts, keys.compacted(number), keys.records(number)],
+                args=[number, repr(self.now())],
+            ),
+        )
+        if reply == [0]:
+            return None
+        return Attempt(batch_id, number, reply[0], reply[1], frozenset(reply[2:]))
+
+    def release(self, attempt: Attempt) -> None:
+        """Hand an attempt back cleanly: it does not count as one, and later writes of it are stale."""
+        keys = BatchKeys(attempt.batch_id)
+        with self.connection.pipeline() as pipe:
+            pipe.hincrby(keys.fences, str(attempt.number), 1)
+            pipe.hincrby(keys.attempts, str(attempt.number), -1)
+            pipe.execute()
+
+    def write(self, attempt: Attempt, lines: Sequence[FinishedLine]) -> None:
+        """Store records of finished lines.
+
+        Raises:
+            StaleAttemptError: the lease was taken over; nothing was stored.
+        """
+        keys = BatchKeys(attempt.batch_id)
+        arguments: list[Any] = [attempt.number, attempt.fence]
+        for line in lines:
+            arguments += [line.index, int(line.ok), line.prompt_tokens, line.completion_tokens]
+            arguments += [line.cached_tokens, line.record]
+        wanted = [keys.info, keys.fences, keys.records(attempt.number), keys.finished]
+        if not self._write(keys=wanted, args=arguments):
+            raise StaleAttemptError(
+                f"shard {attempt.batch_id}-{attempt.number} was taken over by another attempt"
+            )
+
+    def finish(self, attempt: Attempt, lines: int) -> bool:
+        """Compact a shard of ``lines`` lines once each has its record; False while one is missing.
+
+        Raises:
+            StaleAttemptError: the lease was taken over; nothing was changed.
+        """
+        keys = BatchKeys(attempt.batch_id)
+        records = cast("dict[bytes, bytes]", self.connection.hgetall(keys.records(attempt.number)))
+        ordered = [records[index] for index in sorted(records, key=int)]
+        done = self._finish(
+            keys=[keys.info, keys.fences, keys.records(attempt.number), keys.compacted(attempt.number)],
+            args=[attempt.number, attempt.fence, lines, repr(self.now()), pack(b"\n".join(ordered))],
+        )
+        if done == 0:
+            raise StaleAttemptError(
+                f"shard {attempt.batch_id}-{attempt.number} was taken over by another attempt"
+            )
+        return bool(done == 1)
+
+    def note_load_failure(self, batch_id: str, number: int, worker: str) -> frozenset[str]:
+        """Remember that ``worker`` cannot load a shard's model; all workers that could not."""
+        key = BatchKeys(batch_id).load_failures(number)
+        self.connection.sadd(key, worker)
+        return frozenset(item.decode() for item in cast("set[bytes]", self.connection.smembers(key)))
+
+    # --- what both read ---
+
+    def batch(self, batch_id: str) -> Batch:
+        """The batch of this id.
+
+        Raises:
+            BatchNotFoundError: there is none.
+        """
+        stored = cast("dict[bytes, bytes]", self.connection.hgetall(BatchKeys(batch_id).info))
+        if b"status" not in stored:
+            raise BatchNotFoundError(f"no batch '{batch_id}' here; `promptmill status` lists them")
+        return parse_batch(batch_id, stored)
+
+    def batches(self) -> list[Batch]:
+        """All live batches, oldest first."""
+        ids = [item.decode() for item in cast("list[bytes]", self.connection.zrange(BATCHES, 0, -1))]
+        with self.connection.pipeline(transaction=False) as pipe:
+            for batch_id in ids:
+                pipe.hgetall(BatchKeys(batch_id).info)
+            found = pipe.execute()
+        return [
+            parse_batch(batch_id, info)
+            for batch_id, info in zip(ids, found, strict=True)
+            if b"status" in info
+        ]
+
+    def find(self, name: str) -> Batch:
+        """The batch of this id, else the newest of this name.
+
+        Raises:
+            BatchNotFoundError: there is none.
+        """
+        try:
+            return self.batch(name)
+        except BatchNotFoundError:
+            for batch in reversed(self.batches()):
+                if batch.name == name:
+                    return batch
+            raise
+
+
+def _row(number: int, group: int, first_index: int, lines: int) -> bytes:
+    return orjson.dumps([number, group, first_index, lines])
+
+
+class _RqJobs:
+    """RQ's side of a shard: a job that RQ's tools understand, with our function and JSON arguments."""
+
+    def __init__(self, connection: Redis) -> None:
+        from rq.job import Job, JobStatus
+        from rq.serializers import JSONSerializer
+
+        self._create, self._queued, self._serializer = Job.create, JobStatus.QUEUED, JSONSerializer
+        self._connection = connection
+
+    def save(self, pipe: Any, queue: str, job_id: str, batch_id: str, shard: UploadedShard) -> None:
+        job = self._create(
+            JOB_FUNCTION,
+            args=(batch_id, shard.number, shard.lines),
+            connection=self._connection,
+            id=job_id,
+            origin=queue,
+            status=self._queued,
+            timeout=-1,
+            result_ttl=0,
+            description=f"{shard.lines} lines of {batch_id}",
+            serializer=self._serializer,
+        )
+        job.retries_left = RETRIES
+        job.enqueue_at_front_on_retry = True
+        job.save(pipeline=pipe)
