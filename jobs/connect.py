@@ -43,13 +43,9 @@ def translated(url: str) -> Iterator[None]:
     try:
         yield
     except (errors.AuthenticationError, errors.NoPermissionError) as error:
-        raise RedisError(
-            f"Redis at {address} refused the user: {error}; check the URL's user and password"
-        ) from None
+        raise RedisError(f"Redis at {address} refused the user: {error}; check the URL's user and password") from None
     except errors.OutOfMemoryError:
-        raise RedisError(
-            f"Redis at {address} is out of memory; purge old batches or raise its maxmemory"
-        ) from None
+        raise RedisError(f"Redis at {address} is out of memory; purge old batches or raise its maxmemory") from None
     except (errors.ConnectionError, errors.TimeoutError) as error:
         raise RedisError(
             f"cannot reach Redis at {address}: {error}; start it, or give its address with --redis"

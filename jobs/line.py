@@ -27,9 +27,7 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
 OPENAI_ENVELOPE = frozenset({"custom_id", "method", "url", "body"})
 OPENAI_IGNORED = frozenset({"user", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
-OPENAI_UNSUPPORTED = frozenset(
-    {"tools", "tool_choice", "echo", "suffix", "best_of", "functions", "function_call"}
-)
+OPENAI_UNSUPPORTED = frozenset({"tools", "tool_choice", "echo", "suffix", "best_of", "functions", "function_call"})
 CHAT_FIELDS = ("system_prompt", "prefill_response", "chat_template_kwargs")
 JOB_FIELDS = frozenset(
     {
@@ -149,9 +147,7 @@ def derived_seed(batch_id: str, index: int) -> int:
 
 
 def no_model() -> LineError:
-    return LineError(
-        "missing_field", "model", "no model: give the line a 'model', or the batch one with --model"
-    )
+    return LineError("missing_field", "model", "no model: give the line a 'model', or the batch one with --model")
 
 
 def check_line(raw: bytes) -> CheckedLine:
@@ -231,9 +227,7 @@ def _translate_body(body: dict[str, Any]) -> dict[str, Any]:
         if key == "max_completion_tokens":
             key = "max_tokens"
             if body.get("max_tokens") not in (None, value):
-                raise LineError(
-                    "conflicting_fields", key, "max_tokens and max_completion_tokens differ; give one"
-                )
+                raise LineError("conflicting_fields", key, "max_tokens and max_completion_tokens differ; give one")
         translated[key] = value
     asked = translated.get("logprobs")
     if type(asked) is int:

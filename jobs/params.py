@@ -87,9 +87,7 @@ class Sampling:
     """Effective generation parameters of one line; each field's metadata is its row of the table."""
 
     max_tokens: int = _param("int", 512, "most new tokens", low=1, high=2**31)
-    min_tokens: int = _param(
-        "int", 0, "EOS and stop strings cannot end the text before this many tokens", low=0
-    )
+    min_tokens: int = _param("int", 0, "EOS and stop strings cannot end the text before this many tokens", low=0)
     temperature: float = _param(
         "float",
         0.0,
@@ -99,15 +97,9 @@ class Sampling:
         default_text="0.0 (1.0 on OpenAI lines)",
     )
     do_sample: bool = _param("bool", True, "false is greedy whatever temperature says")
-    top_p: float = _param(
-        "float", 1.0, "nucleus on the untempered distribution", low=0, high=1, open_low=True
-    )
-    top_k: int = _param(
-        "int", 0, "keep the k most likely tokens; 0, or more than the vocabulary, is off", low=0
-    )
-    min_p: float = _param(
-        "float", 0.0, "drop tokens below this share of the top token's probability", low=0, high=1
-    )
+    top_p: float = _param("float", 1.0, "nucleus on the untempered distribution", low=0, high=1, open_low=True)
+    top_k: int = _param("int", 0, "keep the k most likely tokens; 0, or more than the vocabulary, is off", low=0)
+    min_p: float = _param("float", 0.0, "drop tokens below this share of the top token's probability", low=0, high=1)
     min_tokens_to_keep: int = _param("int", 1, "how many tokens min_p must leave", low=1)
     xtc_probability: float = _param(
         "float",
@@ -116,21 +108,15 @@ class Sampling:
         low=0,
         high=1,
     )
-    xtc_threshold: float = _param(
-        "float", 0.1, "probability a token must reach to be cut by XTC", low=0, high=0.5
-    )
+    xtc_threshold: float = _param("float", 0.1, "probability a token must reach to be cut by XTC", low=0, high=0.5)
     repetition_penalty: float = _param(
         "float", 1.0, "multiplicative, sign-aware, over prompt and output; 1 is off", low=0, open_low=True
     )
     repetition_context_size: int = _param(
         "int", 20, "repetition_penalty looks at the last N tokens of prompt and output; 0 is all", low=0
     )
-    presence_penalty: float = _param(
-        "float", 0.0, "subtracted once from each token of the output; negative rewards"
-    )
-    frequency_penalty: float = _param(
-        "float", 0.0, "subtracted for each occurrence in the output; negative rewards"
-    )
+    presence_penalty: float = _param("float", 0.0, "subtracted once from each token of the output; negative rewards")
+    frequency_penalty: float = _param("float", 0.0, "subtracted for each occurrence in the output; negative rewards")
     presence_context_size: int | None = _param(
         "int",
         None,
@@ -279,9 +265,7 @@ def _strings_check(row: Parameter) -> Callable[[Any], tuple[str, ...]]:
         if not all(items):
             raise LineError("out_of_range", row.name, "must not hold an empty string")
         if row.high is not None and len(items) > row.high:
-            raise LineError(
-                "out_of_range", row.name, f"must hold at most {int(row.high)} strings, not {len(items)}"
-            )
+            raise LineError("out_of_range", row.name, f"must hold at most {int(row.high)} strings, not {len(items)}")
         return tuple(items)
 
     return check
@@ -312,6 +296,4 @@ _CHECKS_BY_KIND: Mapping[str, Callable[[Parameter], Callable[[Any], Any]]] = {
     "bias": _bias_check,
 }
 
-CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    name: _CHECKS_BY_KIND[row.kind](row) for name, row in PARAMETERS.items()
-}
+CHECKS: Mapping[str, Callable[[Any], Any]] = {name: _CHECKS_BY_KIND[row.kind](row) for name, row in PARAMETERS.items()}

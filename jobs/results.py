@@ -6,7 +6,8 @@ import heapq
 import itertools
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import orjson
 
@@ -22,7 +23,8 @@ CACHED_SHARDS = 64
 """Unpacked shards kept while following: lines of one shard finish near each other."""
 
 
-class StoredRecord(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
     """A record as it was stored: JSON bytes, and whether it is a result (else an error)."""
 
     index: int
@@ -58,9 +60,7 @@ class _Shards:
         return found
 
 
-def finished_records(
-    connection: Redis, batch_id: str, *, start: int = 0, chunk: int = 1000
-) -> Iterator[StoredRecord]:
+def finished_records(connection: Redis, batch_id: str, *, start: int = 0, chunk: int = 1000) -> Iterator[StoredRecord]:
     """Records from position ``start`` of the order of finishing, up to those stored by now."""
     shards = _Shards(connection, batch_id)
     while places := cast("list[bytes]", connection.lrange(shards.keys.finished, start, start + chunk - 1)):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import orjson
 import zstandard
@@ -23,7 +22,8 @@ MAX_SHARD_BYTES = 128 * 1024 * 1024
 COMPRESSION_LEVEL = 3
 
 
-class ShardLine(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ShardLine:
     """A line on its way to a worker: 0-based index in the batch, 1-based line number, its bytes."""
 
     index: int
@@ -68,12 +68,12 @@ def encode_lines(lines: Iterable[ShardLine], compressor: zstandard.ZstdCompresso
     """The payload of ``lines``; their bytes hold no newline."""
     runs: list[list[int]] = []
     parts = [b""]
-    for index, line, raw in lines:
-        if runs and runs[-1][0] + runs[-1][2] == index and runs[-1][1] + runs[-1][2] == line:
+    for line in lines:
+        if runs and runs[-1][0] + runs[-1][2] == line.index and runs[-1][1] + runs[-1][2] == line.line:
             runs[-1][2] += 1
         else:
-            runs.append([index, line, 1])
-        parts.append(raw)
+            runs.append([line.index, line.line, 1])
+        parts.append(line.raw)
     parts[0] = orjson.dumps({"runs": runs})
     return pack(b"\n".join(parts), compressor)
 

@@ -157,9 +157,7 @@ class Store:
             pipe.zadd(UPLOADING, {batch_id: self.now()}, xx=True)
             pipe.execute()
 
-    def commit(
-        self, batch_id: str, *, total: int, shards: int, groups: Iterable[Group], digest: str = ""
-    ) -> bool:
+    def commit(self, batch_id: str, *, total: int, shards: int, groups: Iterable[Group], digest: str = "") -> bool:
         """Make an uploaded batch live, all of it in one step. False: it was swept meanwhile."""
         keys, now = BatchKeys(batch_id), self.now()
         fields: list[str | bytes | int] = ["total", total, "shards", shards, "digest", digest]
@@ -191,9 +189,7 @@ class Store:
     def sweep(self) -> list[str]:
         """Discard uploads whose submitter died; the ids of those swept."""
         silent = self.now() - UPLOAD_LEASE_S
-        stale = [
-            item.decode() for item in cast("list[bytes]", self.connection.zrangebyscore(UPLOADING, 0, silent))
-        ]
+        stale = [item.decode() for item in cast("list[bytes]", self.connection.zrangebyscore(UPLOADING, 0, silent))]
         for batch_id in stale:
             self.discard(batch_id)
         return stale
@@ -247,9 +243,7 @@ class Store:
             arguments += [line.cached_tokens, line.record]
         wanted = [keys.info, keys.fences, keys.records(attempt.number), keys.finished]
         if not self._write(keys=wanted, args=arguments):
-            raise StaleAttemptError(
-                f"shard {attempt.batch_id}-{attempt.number} was taken over by another attempt"
-            )
+            raise StaleAttemptError(f"shard {attempt.batch_id}-{attempt.number} was taken over by another attempt")
 
     def finish(self, attempt: Attempt, lines: int) -> bool:
         """Compact a shard of ``lines`` lines once each has its record; False while one is missing.
@@ -265,9 +259,7 @@ class Store:
             args=[attempt.number, attempt.fence, lines, repr(self.now()), pack(b"\n".join(ordered))],
         )
         if done == 0:
-            raise StaleAttemptError(
-                f"shard {attempt.batch_id}-{attempt.number} was taken over by another attempt"
-            )
+            raise StaleAttemptError(f"shard {attempt.batch_id}-{attempt.number} was taken over by another attempt")
         return bool(done == 1)
 
     def note_load_failure(self, batch_id: str, number: int, worker: str) -> frozenset[str]:
@@ -296,11 +288,7 @@ class Store:
             for batch_id in ids:
                 pipe.hgetall(BatchKeys(batch_id).info)
             found = pipe.execute()
-        return [
-            parse_batch(batch_id, info)
-            for batch_id, info in zip(ids, found, strict=True)
-            if b"status" in info
-        ]
+        return [parse_batch(batch_id, info) for batch_id, info in zip(ids, found, strict=True) if b"status" in info]
 
     def find(self, name: str) -> Batch:
         """The batch of this id, else the newest of this name.

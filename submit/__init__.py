@@ -1,0 +1,19 @@
+"""The submitter: the ``promptmill`` command and the Python client. Runs anywhere, never imports mlx."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from submit.client import BatchHandle, Client
+
+__all__ = ["BatchHandle", "Client"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that the command's --help does not pay for redis and rq.
+    if name in __all__:
+        from submit import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module 'submit' has no attribute '{name}'")

@@ -1,0 +1,1 @@
+"""One module per ``promptmill`` command; each defines ``command``, imported only when it is called."""
