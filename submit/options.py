@@ -62,7 +62,7 @@ _JOB_FLAGS = (
 
 def parameter_options(command: F) -> F:
     """Add ``--model``, ``--defaults``, and a flag for each parameter of the contract."""
-    for row in reversed(PARAMETERS.values()):
+    for row in reversed(list(PARAMETERS.values())):
         command = _parameter_option(row)(command)
     command = click.option(
         "--chat-template-config", metavar="JSON", help="Arguments for the chat template, as a JSON object."
