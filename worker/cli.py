@@ -1,0 +1,169 @@
+"""The command line of a worker: flags under mlx-lm's names."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from jobs.errors import PromptmillError
+from jobs.shard import Group
+from worker.compute import EngineSettings
+from worker.service import Service, ServiceSettings
+
+__all__ = ["command", "main"]
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class Size(click.ParamType[int]):
+    """Bytes: ``48G``, ``512MB``, or a plain number."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", str(value).strip().upper())
+        if match is None:
+            self.fail(f"{value!r} is not a size: write 48G, 512M or a number of bytes", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2]])
+
+
+@click.command("worker", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--model", "models", multiple=True, required=True, envvar="PROMPTMILL_MODEL", metavar="MODEL",
+    help="Model to serve: a folder or a Hugging Face repository. May be given several times.",
+)  # fmt: skip
+@click.option(
+    "--adapter-path", "adapters", multiple=True, metavar="PATH",
+    help="Adapter that lines may ask for by adapter_path. May be given several times.",
+)  # fmt: skip
+@click.option("--revision", help="Revision of the models on the Hub.")
+@click.option("--trust-remote-code", is_flag=True, help="Let tokenizers run code from the model's repository.")
+@click.option(
+    "--decode-concurrency", type=click.IntRange(1, 4096), default=32, show_default=True,
+    help="Most lines decoded together.",
+)  # fmt: skip
+@click.option(
+    "--prompt-concurrency", type=click.IntRange(1, 1024), default=8, show_default=True,
+    help="Most prompts processed together.",
+)  # fmt: skip
+@click.option(
+    "--prefill-step-size", type=click.IntRange(1), default=2048, show_default=True,
+    help="Prompt tokens processed between two decode steps.",
+)  # fmt: skip
+@click.option("--max-context", type=click.IntRange(1), help="Context length in tokens.  [default: the model's own]")
+@click.option(
+    "--memory-limit", type=Size(), metavar="SIZE",
+    help="Memory for the model and its caches, such as 48G.  [default: what the device recommends]",
+)  # fmt: skip
+@click.option(
+    "--preload/--no-preload", default=True, show_default=True, help="Load the models at start, or when first needed."
+)
+@click.option("--burst", is_flag=True, help="End when the queues are empty.")
+@click.option("--max-idle-time", type=click.FloatRange(0), metavar="SECONDS", help="End after this long without work.")
+@click.option(
+    "--drain", type=click.FloatRange(0), default=30.0, show_default=True, metavar="SECONDS",
+    help="When asked to stop, finish lines already begun for this long; the rest goes back to the queue.",
+)  # fmt: skip
+@click.option("--name", help="Name of this worker.  [default: the host's]")
+@click.option(
+    "--redis", "redis_url", metavar="URL", envvar=["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
+    help="Redis of the pool (redis://, rediss://, unix://).  [default: this user's embedded server]",
+)  # fmt: skip
+@click.option("--verbose", "-v", is_flag=True, help="Log more.")
+@click.option("--pool", hidden=True, help="Private queues, for `promptmill run`.")
+@click.option("--exit-with-parent", is_flag=True, hidden=True, help="End when the process that started this one ends.")
+def command(redis_url: str | None, verbose: bool, **flags: Any) -> int:
+    """Serve models: take shards of batches from Redis and generate their lines, many at a time.
+
+    The first SIGTERM or Ctrl-C drains: lines already begun are finished, the others go back to the queue at once.
+    A second one stops now. Either way nothing is lost and the exit status is 0.
+    """
+    _log_to_stderr(verbose)
+    _say_if_no_compiler()
+    with contextlib.ExitStack() as stack:
+        url = redis_url or stack.enter_context(_embedded())
+        return serve(url, settings_from(flags))
+
+
+def settings_from(flags: dict[str, Any]) -> ServiceSettings:
+    """The settings that the flags say."""
+    adapters = (None, *flags["adapters"])
+    groups = tuple(Group(model, adapter) for model in dict.fromkeys(flags["models"]) for adapter in adapters)
+    engine = EngineSettings(
+        decode_concurrency=flags["decode_concurrency"],
+        prompt_concurrency=flags["prompt_concurrency"],
+        prefill_step_size=flags["prefill_step_size"],
+        max_context=flags["max_context"],
+        memory_limit=flags["memory_limit"],
+        revision=flags["revision"],
+        trust_remote_code=flags["trust_remote_code"],
+    )
+    return ServiceSettings(
+        groups=groups,
+        pool=flags["pool"],
+        name=flags["name"],
+        preload=flags["preload"],
+        burst=flags["burst"],
+        max_idle_s=flags["max_idle_time"],
+        drain_s=flags["drain"],
+        exit_with_parent=flags["exit_with_parent"],
+        engine=engine,
+    )
+
+
+def serve(url: str, settings: ServiceSettings) -> int:
+    """Run a worker on the Redis at ``url``; its exit status."""
+    from jobs.connect import connect, translated
+
+    with translated(url):
+        return Service(connect(url, patient=True), connect(url), settings).run()
+
+
+def _embedded() -> contextlib.AbstractContextManager[str]:
+    from jobs.embedded import data_folder, embedded_server
+
+    return embedded_server(data_folder(os.environ))
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+    logging.getLogger("promptmill").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _say_if_no_compiler() -> None:
+    """MLX's CPU build compiles kernels with the system's C++ compiler; without one it must not try."""
+    if sys.platform == "linux" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
+        logging.getLogger("promptmill.worker").warning(
+            "no C++ compiler: MLX runs without compiled kernels, which is slower; install g++"
+        )
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    try:
+        status = command.main(args=args, prog_name="promptmill worker", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except PromptmillError as error:
+        click.echo(f"promptmill worker: {error}", err=True)
+        return error.exit_status
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return 130
+    return status if isinstance(status, int) else 0

@@ -1,0 +1,218 @@
+"""The compute thread: it alone touches MLX. Commands come in through a queue, ended lines go out by a callback."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jobs.errors import ModelLoadError
+from jobs.shard import Group
+from worker.held import LineKey
+
+if TYPE_CHECKING:
+    from worker.engine.engine import Engine, Finished, InFlight
+    from worker.engine.lm import LoadedModel
+
+__all__ = ["Compute", "EngineSettings", "ServedModel", "Snapshot"]
+
+log = logging.getLogger("promptmill.worker")
+
+SNAPSHOT_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How engines are made: mlx-lm's names; None is the engine's own default."""
+
+    decode_concurrency: int = 32
+    prompt_concurrency: int = 8
+    prefill_step_size: int = 2048
+    max_context: int | None = None
+    memory_limit: int | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A loaded model: its engine for the compute thread, its preparer and assembler for the others."""
+
+    engine: Engine
+    preparer: Any
+    assembler: Any
+    revision: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the engines are doing, for ``status``: replaced whole, so other threads read it without a lock."""
+
+    in_flight: tuple[InFlight, ...] = ()
+    decode_rows: int = 0
+    decode_steps: int = 0
+    completion_tokens: int = 0
+    capacity: int = 0
+    memory_bytes: int = 0
+
+
+class Compute(threading.Thread):
+    """Owns MLX: loads models and steps their engines.
+
+    ``on_finished(group, finished)`` is called in this thread for each line that ends; it must not block.
+    ``failure`` holds the exception that ended the thread, if one did: the worker then hands back and exits.
+    """
+
+    def __init__(
+        self, settings: EngineSettings, on_finished: Callable[[Group, Finished], None], wake: Callable[[], None]
+    ) -> None:
+        super().__init__(name="compute", daemon=True)
+        self.settings = settings
+        self.failure: BaseException | None = None
+        self.snapshot = Snapshot()
+        self.loading: Group | None = None
+        self._on_finished = on_finished
+        self._wake = wake
+        self._served: dict[Group, ServedModel] = {}
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._snapshot_at = 0.0
+
+    # --- called from other threads ---
+
+    def load(self, group: Group) -> Future[ServedModel]:
+        """Ask for a model; the future fails with ModelLoadError when it cannot be loaded."""
+        future: Future[ServedModel] = Future()
+        self._commands.put(lambda: self._load(group, future))
+        return future
+
+    def add(self, group: Group, line: Any) -> None:
+        """Queue a prepared line on its model's engine."""
+        self._commands.put(lambda: self._served[group].engine.add(line))
+
+    def cancel(self, group: Group, key: LineKey) -> None:
+        """Drop a line at the next step; what was generated of it is reported as cancelled."""
+        self._commands.put(lambda: self._served[group].engine.cancel(key))
+
+    def drop_pending(self) -> Future[list[LineKey]]:
+        """Take back the lines that have not begun; the future gives their keys."""
+        future: Future[list[LineKey]] = Future()
+        self._commands.put(lambda: future.set_result(self._drop_pending()))
+        return future
+
+    def stop(self) -> None:
+        """End after the current step."""
+        self._commands.put(None)
+
+    @property
+    def waiting(self) -> int:
+        """Lines queued on engines and not begun."""
+        return sum(served.engine.pending for served in list(self._served.values())) + self._commands.qsize()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing begun is left to finish, and no command waits."""
+        return self._commands.empty() and not any(served.engine.has_work for served in list(self._served.values()))
+
+    def served(self, group: Group) -> ServedModel:
+        """A model that was loaded."""
+        return self._served[group]
+
+    # --- the thread itself ---
+
+    def run(self) -> None:
+        try:
+            while self._obey():
+                self._step()
+        except BaseException as error:
+            log.exception("the engine cannot go on", extra={"action": "engine_failed"})
+            self.failure = error
+        finally:
+            for served in self._served.values():
+                served.engine.close()
+            self._wake()
+
+    def _obey(self) -> bool:
+        """Carry out waiting commands; with nothing to generate, wait for one. False: stop."""
+        block = not any(served.engine.has_work for served in self._served.values())
+        while True:
+            if block:
+                self._take_snapshot(force=True)
+            try:
+                command = self._commands.get(block=block)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command()
+            block = False
+
+    def _step(self) -> None:
+        for group, served in self._served.items():
+            if served.engine.has_work:
+                for finished in served.engine.step():
+                    self._on_finished(group, finished)
+        self._take_snapshot()
+
+    def _load(self, group: Group, future: Future[ServedModel]) -> None:
+        if group in self._served:
+            future.set_result(self._served[group])
+            return
+        self.loading = group
+        try:
+            started = time.monotonic()
+            self._served[group] = self._make(group)
+            log.info("loaded %s in %.1f s", group.key, time.monotonic() - started, extra={"action": "model_loaded"})
+            future.set_result(self._served[group])
+        except ModelLoadError as error:
+            future.set_exception(error)
+        finally:
+            self.loading = None
+
+    def _make(self, group: Group) -> ServedModel:
+        from worker.engine.engine import Engine
+        from worker.engine.lm import load_model
+        from worker.engine.prompts import Preparer
+        from worker.engine.text import TextAssembler
+
+        settings = self.settings
+        model: LoadedModel = load_model(
+            group.model,
+            revision=settings.revision,
+            adapter_path=group.adapter_path,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        engine = Engine(
+            model,
+            decode_concurrency=settings.decode_concurrency,
+            prompt_concurrency=settings.prompt_concurrency,
+            prefill_step_size=settings.prefill_step_size,
+            max_context=settings.max_context,
+            memory_limit=settings.memory_limit,
+        )
+        return ServedModel(engine, Preparer(model), TextAssembler(model), model.revision)
+
+    def _drop_pending(self) -> list[LineKey]:
+        dropped: list[LineKey] = []
+        for served in self._served.values():
+            dropped += served.engine.drop_pending()
+        return dropped
+
+    def _take_snapshot(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if not force and now - self._snapshot_at < SNAPSHOT_S:
+            return
+        self._snapshot_at = now
+        engines = [served.engine for served in self._served.values()]
+        self.snapshot = Snapshot(
+            in_flight=tuple(line for engine in engines for line in engine.snapshot()),
+            decode_rows=sum(engine.stats.decode_rows for engine in engines),
+            decode_steps=sum(engine.stats.decode_steps for engine in engines),
+            completion_tokens=sum(engine.stats.completion_tokens for engine in engines),
+            capacity=self.settings.decode_concurrency,
+            memory_bytes=sum(engine.memory_bytes for engine in engines[:1]),
+        )

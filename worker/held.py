@@ -1,0 +1,54 @@
+"""What a worker holds: a shard under lease, its lines, and which of them still lack a record."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from jobs.line import Defaults, Job
+from jobs.shard import Group, ShardLine
+from jobs.store import Attempt
+
+if TYPE_CHECKING:
+    from worker.lease import Lease
+
+__all__ = ["HeldShard", "LineKey"]
+
+LineKey = tuple[str, int]
+"""A line's identity in this process: (RQ job id of its shard, index in the batch)."""
+
+
+@dataclass(slots=True)
+class HeldShard:
+    """A claimed shard.
+
+    ``remaining`` are the indices without a stored record; the writer alone takes from it. ``ended`` is set once
+    the shard is finished, handed back or lost, and whoever sets it removes the shard from the worker's table.
+    """
+
+    lease: Lease
+    attempt: Attempt
+    group: Group
+    queue: str
+    defaults: Defaults
+    committed_at: float
+    lines: list[ShardLine]
+    taken_at: float
+    remaining: set[int] = field(default_factory=set)
+    jobs: dict[int, Job] = field(default_factory=dict)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.remaining = {line.index for line in self.lines} - self.attempt.finished
+
+    @property
+    def job_id(self) -> str:
+        return self.lease.job_id
+
+    def key(self, index: int) -> LineKey:
+        return (self.job_id, index)
+
+    def todo(self) -> list[ShardLine]:
+        """Lines that no earlier attempt finished."""
+        return [line for line in self.lines if line.index in self.remaining]

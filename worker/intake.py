@@ -1,0 +1,96 @@
+"""The intake thread: checks the lines of taken shards once more, renders and tokenises them, feeds the engine."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+
+from jobs.errors import LineError, ModelLoadError
+from jobs.line import check_line
+from jobs.shard import ShardLine
+from worker.compute import Compute, ServedModel
+from worker.held import HeldShard
+from worker.writer import FailedLine, Writer
+
+__all__ = ["Intake"]
+
+log = logging.getLogger("promptmill.worker")
+
+
+class Intake(threading.Thread):
+    """Prepares shards in the order they were taken.
+
+    ``on_load_failed(held, error)`` is called when the shard's model cannot be loaded; the shard is then no longer
+    this thread's.
+    """
+
+    def __init__(
+        self,
+        compute: Compute,
+        writer: Writer,
+        on_load_failed: Callable[[HeldShard, ModelLoadError], None],
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(name="intake", daemon=True)
+        self._compute, self._writer, self._on_load_failed, self._now = compute, writer, on_load_failed, now
+        self._queue: queue.SimpleQueue[tuple[HeldShard, Future[ServedModel]] | None] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self.unprepared = 0
+        """Lines taken and not yet with the engine; written by the main thread and this one in turns, read by all."""
+        self._count_lock = threading.Lock()
+
+    def put(self, held: HeldShard) -> None:
+        self._count(len(held.remaining))
+        self._queue.put((held, self._compute.load(held.group)))
+
+    def stop(self) -> None:
+        """Take nothing more; lines not yet prepared stay with their shard."""
+        self._stopped.set()
+        self._queue.put(None)
+
+    def run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            held, loading = item
+            todo = held.todo()
+            try:
+                served = loading.result()
+            except ModelLoadError as error:
+                self._count(-len(todo))
+                self._on_load_failed(held, error)
+                continue
+            except CancelledError:
+                return
+            for line in todo:
+                if self._stopped.is_set():
+                    return
+                self._prepare(held, served, line)
+                self._count(-1)
+            if not todo:
+                self._writer.check(held)
+
+    def _prepare(self, held: HeldShard, served: ServedModel, line: ShardLine) -> None:
+        try:
+            checked = check_line(line.raw)
+            job = checked.job(index=line.index, line=line.line, batch_id=held.attempt.batch_id, defaults=held.defaults)
+            held.jobs[line.index] = job
+            prepared = served.preparer.prepare(job, held.key(line.index))
+        except LineError as error:
+            self._fail(held, line, error.code, error.message, error.field)
+        except Exception as error:
+            # A template or tokenizer can raise anything on odd input: that is this line's failure, nobody else's.
+            log.exception("line %d of %s cannot be prepared", line.line, held.attempt.batch_id)
+            self._fail(held, line, "internal_error", f"the prompt cannot be prepared: {error}", None)
+        else:
+            self._compute.add(held.group, prepared)
+
+    def _fail(self, held: HeldShard, line: ShardLine, code: str, message: str, param: str | None) -> None:
+        self._writer.put(FailedLine(held, line.index, code, f"line {line.line}: {message}", param, self._now()))
+
+    def _count(self, change: int) -> None:
+        with self._count_lock:
+            self.unprepared += change

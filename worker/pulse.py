@@ -1,0 +1,106 @@
+"""The pulse thread: renews leases and publishes what the worker is doing. It waits for no other thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import redis.exceptions
+
+from jobs.keys import worker_key
+from worker.lease import RENEW_S
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from worker.service import Service
+
+__all__ = ["Pulse"]
+
+log = logging.getLogger("promptmill.worker")
+
+PUBLISH_S = 1.0
+PUBLISHED_FOR_S = 15
+SHOWN_LINES = 256
+
+
+class Pulse(threading.Thread):
+    """Beats every second on a connection of its own, so that no long write of another thread can delay a lease."""
+
+    def __init__(self, connection: Redis, service: Service) -> None:
+        super().__init__(name="pulse", daemon=True)
+        self._connection = connection
+        self._service = service
+        self._stopped = threading.Event()
+        self._renewed_at = 0.0
+        self._last = (0, 0, 0, time.monotonic())
+
+    def stop(self) -> None:
+        """End and take the published state away."""
+        self._stopped.set()
+        self.join(timeout=5.0)
+
+    def run(self) -> None:
+        while not self._stopped.wait(PUBLISH_S):
+            try:
+                self._beat()
+            except redis.exceptions.RedisError as error:
+                log.warning("no pulse: %s", error, extra={"action": "redis_out"})
+        try:
+            self._connection.delete(worker_key(self._service.name))
+        except redis.exceptions.RedisError:
+            log.debug("the published state expires by itself")
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        if now - self._renewed_at >= RENEW_S:
+            self._service.rq.renew([held.lease for held in list(self._service.held.values())], self._connection)
+            self._renewed_at = now
+        state = orjson.dumps(self._state(now))
+        self._connection.set(worker_key(self._service.name), state, ex=PUBLISHED_FOR_S)
+
+    def _state(self, now: float) -> dict[str, Any]:
+        service = self._service
+        compute, shot = service.compute, service.compute.snapshot
+        tokens, rows, steps, at = self._last
+        self._last = (shot.completion_tokens, shot.decode_rows, shot.decode_steps, now)
+        stepped = shot.decode_steps - steps
+        occupancy = (shot.decode_rows - rows) / (stepped * shot.capacity) if stepped and shot.capacity else None
+        loading = compute.loading
+        word = "busy" if service.held else "idle"
+        if service.draining:
+            word = "draining"
+        elif loading is not None:
+            word = "loading"
+        return {
+            "name": service.name,
+            "state": word,
+            "model": loading.key if loading is not None else None,
+            "models": [group.key for group in service.settings.groups],
+            "queues": service.rq.queue_names(),
+            "pid": os.getpid(),
+            "hostname": socket.gethostname(),
+            "tokens_per_second": round((shot.completion_tokens - tokens) / max(now - at, 1e-6), 1),
+            "occupancy": None if occupancy is None else round(occupancy, 3),
+            "memory_bytes": shot.memory_bytes,
+            "in_flight": [self._line(line) for line in shot.in_flight[:SHOWN_LINES]],
+        }
+
+    def _line(self, line: Any) -> dict[str, Any]:
+        job_id, index = line.key
+        held = self._service.held.get(job_id)
+        job = held.jobs.get(index) if held is not None else None
+        return {
+            "batch_id": job_id.rpartition("-")[0],
+            "index": index,
+            "id": job.id if job is not None else None,
+            "phase": line.phase,
+            "prompt_tokens": line.prompt_tokens,
+            "prefilled": line.prefilled,
+            "completion_tokens": line.completion_tokens,
+        }

@@ -1,0 +1,322 @@
+"""The worker: takes shards, keeps the engine fed, renews leases, drains, and hands back what it cannot finish.
+
+Threads, and who may touch what:
+
+- main: takes and claims shards, recovery, signals. Never MLX.
+- intake: checks, renders and tokenises lines.
+- compute: MLX, alone.
+- writer: text, records, Redis writes.
+- pulse: leases and the published state; it must never wait for any of the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import redis.exceptions
+
+from jobs.batch import PRIORITIES, queue_name
+from jobs.errors import BatchNotFoundError, LineError, ModelLoadError, RefusedError
+from jobs.line import Defaults
+from jobs.shard import Group, decode_lines
+from jobs.store import Store
+from worker.compute import Compute, EngineSettings
+from worker.held import HeldShard
+from worker.intake import Intake
+from worker.lease import MAINTENANCE_S, ShardJob, ShardWorker
+from worker.pulse import Pulse
+from worker.writer import EndedLine, FailedLine, Writer
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from worker.engine.engine import Finished
+
+__all__ = ["Service", "ServiceSettings"]
+
+log = logging.getLogger("promptmill.worker")
+
+POLL_S = 0.1
+LOAD_BACKOFF_S = 60.0
+REDIS_BACKOFF_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """What a worker serves and how long it lives; times in seconds."""
+
+    groups: tuple[Group, ...]
+    pool: str | None = None
+    name: str | None = None
+    preload: bool = True
+    burst: bool = False
+    max_idle_s: float | None = None
+    drain_s: float = 30.0
+    exit_with_parent: bool = False
+    engine: EngineSettings = field(default_factory=EngineSettings)
+
+
+class Service:
+    """One worker process. ``run`` returns its exit status."""
+
+    def __init__(
+        self,
+        connection: Redis,
+        pulse_connection: Redis,
+        settings: ServiceSettings,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self.name = f"{settings.name or socket.gethostname().split('.')[0]}.{os.getpid()}"
+        self.store = Store(connection, now=now)
+        self._group_of = {
+            queue_name(group.key, priority, settings.pool): group
+            for priority in PRIORITIES
+            for group in settings.groups
+        }
+        self.rq = ShardWorker(self.store, list(self._group_of), self.name)
+        self.held: dict[str, HeldShard] = {}
+        self.compute = Compute(settings.engine, self._line_finished, self._wake)
+        self.writer = Writer(self.store, self.name, self._shard_ended)
+        self.intake = Intake(self.compute, self.writer, self._load_failed, now=now)
+        self.pulse = Pulse(pulse_connection, self)
+        self._now = now
+        self._event = threading.Event()
+        self._signals = 0
+        self._not_before: dict[Group, float] = {}
+        self._parent = os.getppid()
+        self._idle_since = time.monotonic()
+        self._maintained_at = -MAINTENANCE_S
+
+    @property
+    def draining(self) -> bool:
+        """Whether the worker was asked to stop."""
+        return self._signals > 0
+
+    # --- the main thread ---
+
+    def run(self) -> int:
+        """Serve until told to stop. 0: clean end; 1: the engine failed; 5: no model can be loaded."""
+        self.rq.start()
+        with self._handling_signals():
+            for thread in (self.compute, self.writer, self.intake, self.pulse):
+                thread.start()
+            try:
+                if self.settings.preload and not self._preload():
+                    return ModelLoadError.exit_status
+                log.info(
+                    "%s serves %s",
+                    self.name,
+                    ", ".join(group.key for group in self.settings.groups),
+                    extra={"action": "ready"},
+                )
+                self._serve()
+                return 1 if self._broken() else 0
+            finally:
+                self._end()
+
+    def _preload(self) -> bool:
+        """Load every model; False when none could be."""
+        loaded = 0
+        for group in self.settings.groups:
+            loading = self.compute.load(group)
+            while not loading.done() and not self._stopping():
+                self._pause()
+            if not loading.done():
+                return True
+            error = loading.exception()
+            if error is None:
+                loaded += 1
+            else:
+                log.error("%s: %s", group.key, error, extra={"action": "model_load_failed"})
+                self._not_before[group] = time.monotonic() + LOAD_BACKOFF_S
+        return loaded > 0
+
+    def _serve(self) -> None:
+        while not self._stopping():
+            try:
+                self._maintain()
+                if self._take_one():
+                    continue
+            except redis.exceptions.RedisError as error:
+                log.warning("Redis is out: %s; trying again", error, extra={"action": "redis_out"})
+                self._event.wait(REDIS_BACKOFF_S)
+                continue
+            if self._idle_for_good():
+                return
+            self._pause()
+
+    def _stopping(self) -> bool:
+        if self.settings.exit_with_parent and os.getppid() != self._parent:
+            log.info("the parent process is gone", extra={"action": "orphaned"})
+            return True
+        return bool(self._signals) or self._broken()
+
+    def _broken(self) -> bool:
+        """Whether a thread this worker cannot do without has ended by itself."""
+        return not all(thread.is_alive() for thread in (self.compute, self.writer, self.intake))
+
+    def _idle_for_good(self) -> bool:
+        if self.held:
+            self._idle_since = time.monotonic()
+            return False
+        idle = time.monotonic() - self._idle_since
+        limit = self.settings.max_idle_s
+        return (self.settings.burst and idle > POLL_S) or (limit is not None and idle > limit)
+
+    def _maintain(self) -> None:
+        if time.monotonic() - self._maintained_at >= MAINTENANCE_S:
+            self._maintained_at = time.monotonic()
+            self.rq.recover()
+            self.store.sweep()
+
+    def _wanted(self) -> bool:
+        """Whether another shard is needed: always one batch of lines ahead, so that no shard's end drains the batch."""
+        return self.compute.waiting + self.intake.unprepared < self.settings.engine.decode_concurrency
+
+    def _take_one(self) -> bool:
+        if not self._wanted() or self.rq.suspended:
+            return False
+        now = time.monotonic()
+        queues = [name for name, group in self._group_of.items() if self._not_before.get(group, 0.0) <= now]
+        shard = self.rq.take(queues) if queues else None
+        if shard is None:
+            return False
+        self._begin(shard)
+        return True
+
+    def _begin(self, shard: ShardJob) -> None:
+        lease = self.rq.begin(shard)
+        try:
+            batch = self.store.batch(shard.batch_id)
+            attempt = self.store.claim(shard.batch_id, shard.number)
+            payload = self.store.payload(shard.batch_id, shard.number)
+            if attempt is None or payload is None:
+                self.rq.acknowledge(lease, 0.0)
+                return
+            lines = decode_lines(payload)
+            defaults = Defaults(batch.defaults)
+        except (BatchNotFoundError, RefusedError, LineError) as error:
+            log.warning("refused shard %s: %s", lease.job_id, error, extra={"action": "refuse_shard"})
+            self.rq.acknowledge(lease, 0.0)
+            return
+        held = HeldShard(
+            lease=lease,
+            attempt=attempt,
+            group=self._group_of[shard.queue],
+            queue=shard.queue,
+            defaults=defaults,
+            committed_at=batch.times.get("in_progress", self._now()),
+            lines=lines,
+            taken_at=self._now(),
+        )
+        self.held[held.job_id] = held
+        self.rq.show_state(busy=True)
+        self.intake.put(held)
+
+    def _pause(self) -> None:
+        self._event.wait(POLL_S)
+        self._event.clear()
+
+    # --- called from other threads ---
+
+    def _wake(self) -> None:
+        self._event.set()
+
+    def _line_finished(self, group: Group, finished: Finished) -> None:
+        """Compute thread: a line has ended."""
+        job_id, index = finished.key
+        held = self.held.get(job_id)
+        if held is None or held.ended.is_set():
+            return
+        self.writer.put(EndedLine(held, index, self.compute.served(group), finished, self._now()))
+
+    def _shard_ended(self, held: HeldShard, stored: bool) -> None:
+        """Writer thread: a shard is finished, or was lost to another worker."""
+        self.held.pop(held.job_id, None)
+        if stored:
+            self.writer.persistently(lambda: self.rq.acknowledge(held.lease, self._now() - held.taken_at))
+            if not self.held:
+                self.rq.show_state(busy=False)
+        else:
+            for index in held.remaining:
+                self.compute.cancel(held.group, held.key(index))
+        self._wake()
+
+    def _load_failed(self, held: HeldShard, error: ModelLoadError) -> None:
+        """Intake thread: leave the shard to the other workers of its queue; when none of them can, fail its lines."""
+        self._not_before[held.group] = time.monotonic() + LOAD_BACKOFF_S
+        try:
+            failed = self.store.note_load_failure(held.attempt.batch_id, held.attempt.number, self.name)
+            hopeless = self.rq.served_by(held.queue) <= failed
+        except redis.exceptions.RedisError:
+            hopeless = False
+        if hopeless:
+            for line in held.todo():
+                self.writer.put(
+                    FailedLine(held, line.index, error.code, f"line {line.line}: {error}", "model", self._now())
+                )
+            return
+        self._return(held, front=False)
+
+    # --- the end ---
+
+    def _end(self) -> None:
+        """Let begun lines finish within the drain limit, hand back the rest, and leave RQ's books in order."""
+        self.intake.stop()
+        self._drain()
+        self.compute.stop()
+        self.writer.stop()
+        self.writer.join(timeout=10.0)
+        self.writer.give_up()
+        self.writer.join(timeout=5.0)
+        for held in list(self.held.values()):
+            self._return(held)
+        self.pulse.stop()
+        try:
+            self.rq.end()
+        except redis.exceptions.RedisError as error:
+            log.warning("cannot deregister: %s; the registration expires by itself", error)
+
+    def _drain(self) -> None:
+        if self.compute.failure is not None or not self.compute.is_alive():
+            return
+        deadline = time.monotonic() + (self.settings.drain_s if self._signals < 2 else 0.0)
+        dropping = self.compute.drop_pending()
+        while time.monotonic() < deadline and self._signals < 2 and self.compute.is_alive():
+            if dropping.done() and self.compute.idle:
+                return
+            self._pause()
+
+    def _return(self, held: HeldShard, *, front: bool = True) -> None:
+        """Hand a shard back: its finished lines keep their records, the others go to the next worker."""
+        held.ended.set()
+        self.held.pop(held.job_id, None)
+        try:
+            self.store.release(held.attempt)
+            self.rq.hand_back(held.lease, held.queue, front=front)
+        except redis.exceptions.RedisError as error:
+            log.warning("cannot hand back %s: %s; its lease expires by itself", held.job_id, error)
+
+    @contextmanager
+    def _handling_signals(self) -> Iterator[None]:
+        def handle(number: int, _frame: Any) -> None:
+            self._signals += 1
+            self._event.set()
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

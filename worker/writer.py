@@ -1,0 +1,229 @@
+"""The writer thread: turns ended lines into records and stores them, whatever Redis is doing at the moment."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import redis.exceptions
+
+from jobs.errors import StaleAttemptError
+from jobs.record import Choice, RunStats, error_record, result_record
+from jobs.store import FinishedLine, Store
+from worker.held import HeldShard
+
+if TYPE_CHECKING:
+    from worker.compute import ServedModel
+    from worker.engine.engine import Finished
+
+__all__ = ["EndedLine", "FailedLine", "Writer"]
+
+log = logging.getLogger("promptmill.worker")
+
+GATHER_S = 0.05
+"""How long finished lines may wait for others, so that one round trip stores many."""
+RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class EndedLine:
+    """A line the engine is done with."""
+
+    held: HeldShard
+    index: int
+    served: ServedModel
+    finished: Finished
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class FailedLine:
+    """A line that failed outside the engine: it could not be read, prepared, or its model not loaded."""
+
+    held: HeldShard
+    index: int
+    code: str
+    message: str
+    param: str | None
+    at: float
+
+
+class Writer(threading.Thread):
+    """Stores records under their attempt's fence, and finishes shards.
+
+    ``on_ended(held, stored)`` is called when a shard is done with: ``stored`` says whether it was finished, else
+    its lease was lost to another worker and whatever this one still does for it is void.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        on_ended: Callable[[HeldShard, bool], None],
+        *,
+        sleep: Callable[[float], Any] | None = None,
+    ) -> None:
+        super().__init__(name="writer", daemon=True)
+        self.store = store
+        self.worker_name = name
+        self.lines_written = 0
+        self._on_ended = on_ended
+        self._queue: queue.SimpleQueue[EndedLine | FailedLine | HeldShard | None] = queue.SimpleQueue()
+        self._given_up = threading.Event()
+        self._sleep = sleep or self._given_up.wait
+
+    def put(self, line: EndedLine | FailedLine) -> None:
+        self._queue.put(line)
+
+    def check(self, held: HeldShard) -> None:
+        """Finish the shard if no line of it is left: one whose lines all ended in earlier attempts."""
+        self._queue.put(held)
+
+    def stop(self) -> None:
+        """End once all that is queued is stored."""
+        self._queue.put(None)
+
+    def give_up(self) -> None:
+        """Do not wait for Redis any longer."""
+        self._given_up.set()
+
+    def run(self) -> None:
+        while True:
+            items = self._gather()
+            self._write([item for item in items if item is not None])
+            if None in items:
+                return
+
+    def _gather(self) -> list[EndedLine | FailedLine | HeldShard | None]:
+        items = [self._queue.get()]
+        deadline = time.monotonic() + GATHER_S
+        while items[-1] is not None:
+            try:
+                items.append(self._queue.get(timeout=max(deadline - time.monotonic(), 0)))
+            except queue.Empty:
+                break
+        return items
+
+    def _write(self, items: list[EndedLine | FailedLine | HeldShard]) -> None:
+        lines: dict[str, list[FinishedLine]] = defaultdict(list)
+        shards: dict[str, HeldShard] = {}
+        for item in items:
+            held = item if isinstance(item, HeldShard) else item.held
+            shards[held.job_id] = held
+            if not isinstance(item, HeldShard) and not held.ended.is_set():
+                lines[held.job_id].append(self._record(item))
+        for job_id, held in shards.items():
+            if not held.ended.is_set():
+                self._store(held, lines[job_id])
+
+    def _store(self, held: HeldShard, lines: list[FinishedLine]) -> None:
+        try:
+            if lines:
+                self.persistently(lambda: self.store.write(held.attempt, lines))
+                held.remaining.difference_update(line.index for line in lines)
+                self.lines_written += len(lines)
+            if not held.remaining:
+                self.persistently(lambda: self.store.finish(held.attempt, len(held.lines)))
+                self._end(held, stored=True)
+        except StaleAttemptError as stale:
+            log.warning("%s; its lines are dropped here", stale, extra={"action": "lease_lost"})
+            self._end(held, stored=False)
+        except redis.exceptions.RedisError as error:
+            log.error("gave up storing %d records of %s: %s", len(lines), held.job_id, error)
+
+    def _end(self, held: HeldShard, *, stored: bool) -> None:
+        held.ended.set()
+        self._on_ended(held, stored)
+
+    def persistently(self, step: Callable[[], object]) -> None:
+        """Try until Redis takes it: what was generated is not thrown away because Redis is out for minutes."""
+        for attempt in range(1_000_000):
+            try:
+                step()
+                return
+            except redis.exceptions.RedisError as error:
+                if self._given_up.is_set():
+                    raise
+                pause = RETRY_S[min(attempt, len(RETRY_S) - 1)]
+                log.warning("Redis is out (%s); trying again in %.1f s", error, pause, extra={"action": "redis_out"})
+                self._sleep(pause)
+
+    def _record(self, item: EndedLine | FailedLine) -> FinishedLine:
+        if isinstance(item, FailedLine):
+            return self._failure(item, item.code, item.message, item.param)
+        if item.finished.error is not None:
+            return self._failure(item, item.finished.error.code, item.finished.error.message, None)
+        return self._result(item)
+
+    def _failure(self, item: EndedLine | FailedLine, code: str, message: str, param: str | None) -> FinishedLine:
+        held, job = item.held, item.held.jobs.get(item.index)
+        number = next((line.line for line in held.lines if line.index == item.index), 0)
+        record = error_record(
+            line_id=job.id if job is not None else f"line-{number}",
+            index=item.index,
+            batch_id=held.attempt.batch_id,
+            code=code,
+            message=message,
+            param=param,
+            attempt=held.attempt.attempt,
+            finished_at=item.at,
+            worker=self.worker_name,
+            model=held.group.model,
+            endpoint=job.endpoint if job is not None else None,
+            metadata=job.metadata if job is not None else None,
+        )
+        return FinishedLine(item.index, False, 0, 0, 0, record)
+
+    def _result(self, item: EndedLine) -> FinishedLine:
+        held, job, sequences = item.held, item.held.jobs[item.index], item.finished.sequences
+        choices = []
+        for sequence in sequences:
+            text = item.served.assembler.assemble(sequence)
+            choices.append(
+                Choice(
+                    index=sequence.choice,
+                    text=text.text,
+                    reasoning=text.reasoning,
+                    stop_reason=text.stop_reason,
+                    stop_string=text.stop_string,
+                    completion_tokens=len(sequence.tokens),
+                    logprobs=text.logprobs,
+                )
+            )
+        stats = run_stats(item, held)
+        generated_for = max(sequence.finished_at for sequence in sequences) - sequences[0].prefill_started
+        record = result_record(
+            job,
+            choices,
+            stats,
+            batch_id=held.attempt.batch_id,
+            model_revision=item.served.revision,
+            worker=self.worker_name,
+            attempt=held.attempt.attempt,
+            created_at=item.at - generated_for,
+            finished_at=item.at,
+        )
+        usage = (stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens)
+        return FinishedLine(item.index, True, *usage, record)
+
+
+def run_stats(item: EndedLine, held: HeldShard) -> RunStats:
+    """The line's statistics; with n > 1 tokens are summed and times are those of the longest choice."""
+    sequences = item.finished.sequences
+    first = sequences[0]
+    waited = first.prefill_started - first.submitted_at
+    return RunStats(
+        prompt_tokens=len(first.prompt),
+        completion_tokens=sum(len(sequence.tokens) for sequence in sequences),
+        cached_tokens=first.cached_tokens,
+        time_to_first_token_s=max(first.first_token_at - first.prefill_started, 0.0),
+        prefill_s=first.prefill_s,
+        decode_s=max(sequence.decode_s for sequence in sequences),
+        queue_s=max(held.taken_at - held.committed_at, 0.0) + max(waited, 0.0),
+    )
