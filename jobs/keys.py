@@ -36,7 +36,7 @@ class BatchKeys:
 
     @property
     def table(self) -> str:
-        """List: one JSON row per shard: number, group, first index, lines."""
+        """Sorted set by number: one JSON row per shard: number, group, first index, lines."""
         return f"{self.info}:t"
 
     @property
@@ -55,7 +55,7 @@ class BatchKeys:
         return f"{self.info}:f"
 
     def pending(self, queue: str) -> str:
-        """List: RQ job ids held back until the batch is committed."""
+        """Sorted set by shard number: RQ job ids held back until the batch is committed."""
         return f"{self.info}:p:{queue}"
 
     @property

@@ -22,6 +22,10 @@ __all__ = ["MAX_LINE_BYTES", "CheckedLine", "Defaults", "Job", "check_fields", "
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_ID_LENGTH = 256
+MAX_DEPTH = 64
+"""Levels of nesting a line may have: what is accepted must also fit into a record, which orjson writes."""
+SHOWN_NAME = 80
+
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
@@ -168,7 +172,17 @@ def check_line(raw: bytes) -> CheckedLine:
         raise LineError("invalid_json_line", None, f"not valid JSON: {_json_message(raw, error)}") from None
     if not isinstance(data, dict):
         raise LineError("invalid_type", None, f"must be a JSON object, not {_json_kind(data)}")
+    # Few lines have enough brackets to nest that deep: only those pay for the walk.
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _deeper_than(data, MAX_DEPTH):
+        raise LineError("out_of_range", None, f"is nested deeper than {MAX_DEPTH} levels")
     return _openai_line(data) if isinstance(data.get("body"), dict) else _native_line(data)
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper_than(item, levels - 1) for item in items)
 
 
 def _json_message(raw: bytes, error: orjson.JSONDecodeError) -> str:
@@ -195,7 +209,7 @@ def _openai_line(data: dict[str, Any]) -> CheckedLine:
     for key in data:
         if key not in OPENAI_ENVELOPE:
             hint = did_you_mean(key, OPENAI_ENVELOPE) or "; parameters go into 'body'"
-            raise LineError("unknown_field", key, f"is not a field of an OpenAI batch line{hint}")
+            raise LineError("unknown_field", key[:SHOWN_NAME], f"is not a field of an OpenAI batch line{hint}")
     name = _check_id("custom_id", data.get("custom_id"))
     if data.get("method") not in (None, "POST"):
         raise LineError("unsupported", "method", f"must be POST, not {data['method']!r:.40}")
@@ -273,7 +287,7 @@ def _unknown(key: str, *, openai: bool) -> LineError:
         return LineError("unsupported", key, "is not supported; remove it")
     known = (*KNOWN_FIELDS, "max_completion_tokens") if openai else (*KNOWN_FIELDS, "id")
     hint = did_you_mean(key, known) or "; put your own data into 'metadata'"
-    return LineError("unknown_field", key[:80], f"is not a field of a line{hint}")
+    return LineError("unknown_field", key[:SHOWN_NAME], f"is not a field of a line{hint}")
 
 
 def check_together(fields: Mapping[str, Any]) -> None:
@@ -329,7 +343,7 @@ def _check_message(where: str, item: Any) -> dict[str, Any]:
         if key in ("tool_calls", "function_call", "audio", "tool_call_id") and value is not None:
             raise LineError("unsupported", f"{where}.{key}", "is not supported; remove it")
         if key not in ("role", "content", "name") and value is not None:
-            raise LineError("unknown_field", f"{where}.{key}", "is not a field of a message")
+            raise LineError("unknown_field", f"{where}.{key[:SHOWN_NAME]}", "is not a field of a message")
     role = item.get("role")
     if role is None:
         raise LineError("missing_field", f"{where}.role", f"must be one of {', '.join(sorted(ROLES))}")

@@ -27,6 +27,7 @@ __all__ = [
 
 MAX_STOP_STRINGS = 16
 MAX_SEED = 2**64 - 1
+LONGEST_GUESS = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,11 @@ class Parameter:
     @property
     def range_text(self) -> str:
         """The type and range as a person reads them: ``int 1..2147483648``, ``float (0, 1]``."""
-        kinds = {"strings": "string or list of strings", "bias": "object: token id -> float"}
-        text = kinds.get(self.kind, self.kind)
+        if self.kind == "strings":
+            return (
+                "string or list of strings" if self.high is None else f"string or list of at most {_number(self.high)}"
+            )
+        text = "object: token id -> float" if self.kind == "bias" else self.kind
         if self.kind == "bias" or (self.low is None and self.high is None):
             return f"{text} {_number(self.low)}..{_number(self.high)}" if self.kind == "bias" else text
         low = "" if self.low is None else _number(self.low)
@@ -137,7 +141,7 @@ class Sampling:
     stop: tuple[str, ...] = _param(
         "strings",
         (),
-        "at most 16 strings, matched on the text however it was tokenised; removed from the text",
+        "ends the text; matched on the text however it was tokenised, and removed from it",
         high=MAX_STOP_STRINGS,
         default_text="[]",
     )
@@ -192,6 +196,8 @@ OPENAI_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0}
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` where a known name is close, else nothing."""
+    if len(name) > LONGEST_GUESS:
+        return ""  # comparing takes time that grows with the name, which may have megabytes
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
 

@@ -77,7 +77,7 @@ def ordered_records(connection: Redis, batch_id: str) -> Iterator[StoredRecord]:
     """All records stored by now in the order of the input; memory does not grow with the batch."""
     shards = _Shards(connection, batch_id)
     groups: dict[int, list[int]] = defaultdict(list)
-    for row in cast("list[bytes]", connection.lrange(shards.keys.table, 0, -1)):
+    for row in cast("list[bytes]", connection.zrange(shards.keys.table, 0, -1)):
         number, group, _first, _lines = orjson.loads(row)
         groups[group].append(number)
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["CLAIM", "COMMIT", "FINISH", "TAKE", "WRITE"]
+__all__ = ["CLAIM", "COMMIT", "FINISH", "REJECT", "SWEEP", "TAKE", "WRITE"]
 
 COMMIT = """
--- Make an uploaded batch live: push its jobs to their queues and start its clock, in one step.
--- KEYS: info, uploading, queues, rq:queues.  ARGV: batch id, now, pending prefix, then info fields and values.
+-- Make an uploaded batch live: list it, push its jobs to their queues and start its clock, in one step.
+-- A client that lost the reply sends it again: a batch that is live already stays as it is.
+-- KEYS: info, uploading, queues, rq:queues, batches.
+-- ARGV: batch id, now, pending prefix, then info fields and values.
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status or status == 'failed' then return 0 end
+if status ~= 'validating' then return 1 end
 if redis.call('ZREM', KEYS[2], ARGV[1]) == 0 then return 0 end
+redis.call('ZADD', KEYS[5], ARGV[2], ARGV[1])
 for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-local status = 'in_progress'
+status = 'in_progress'
 if redis.call('HGET', KEYS[1], 'shards') == redis.call('HGET', KEYS[1], 'shards_done') then
   status = 'completed'
   redis.call('HSET', KEYS[1], 'completed_at', ARGV[2])
@@ -20,11 +26,34 @@ for _, queue in ipairs(redis.call('SMEMBERS', KEYS[3])) do
   local key = 'rq:queue:' .. queue
   redis.call('SADD', KEYS[4], key)
   while true do
-    local ids = redis.call('LPOP', pending, 1000)
-    if not ids or #ids == 0 then break end
+    local popped = redis.call('ZPOPMIN', pending, 1000)
+    if #popped == 0 then break end
+    local ids = {}
+    for i = 1, #popped, 2 do ids[#ids + 1] = popped[i] end
     redis.call('RPUSH', key, unpack(ids))
   end
 end
+return 1
+"""
+
+SWEEP = """
+-- Give up an upload that is silent still: from here on it cannot be committed, and may be removed in peace.
+-- KEYS: info, uploading.  ARGV: batch id, the time before which a sign of life is too old.
+local seen = redis.call('ZSCORE', KEYS[2], ARGV[1])
+if not seen or tonumber(seen) > tonumber(ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], 'status', 'failed')
+return 1
+"""
+
+REJECT = """
+-- Store the error records of lines refused at submission, once however often it is sent.
+-- KEYS: info, table, finished, compacted.  ARGV: shard number, table row, packed records, then the lines' indices.
+if not redis.call('SET', KEYS[4], ARGV[3], 'NX') then return 0 end
+redis.call('ZADD', KEYS[2], ARGV[1], ARGV[2])
+for i = 4, #ARGV do redis.call('RPUSH', KEYS[3], ARGV[1] .. ':' .. ARGV[i]) end
+redis.call('HINCRBY', KEYS[1], 'failed', #ARGV - 3)
+redis.call('HINCRBY', KEYS[1], 'rejected', #ARGV - 3)
+redis.call('HINCRBY', KEYS[1], 'shards_done', 1)
 return 1
 """
 

@@ -16,7 +16,7 @@ import orjson
 from jobs.batch import Batch, parse_batch, queue_name
 from jobs.errors import BatchNotFoundError, StaleAttemptError
 from jobs.keys import BATCHES, UPLOADING, BatchKeys
-from jobs.scripts import CLAIM, COMMIT, FINISH, TAKE, WRITE
+from jobs.scripts import CLAIM, COMMIT, FINISH, REJECT, SWEEP, TAKE, WRITE
 from jobs.shard import Group, pack
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ class Store:
         self.connection = connection
         self.now = now
         self._commit = connection.register_script(COMMIT)
+        self._reject = connection.register_script(REJECT)
+        self._sweep = connection.register_script(SWEEP)
         self._take = connection.register_script(TAKE)
         self._claim = connection.register_script(CLAIM)
         self._write = connection.register_script(WRITE)
@@ -122,6 +124,7 @@ class Store:
                     "pool": batch.pool or "",
                     "defaults": orjson.dumps(dict(batch.defaults)),
                     "metadata": orjson.dumps(dict(batch.metadata)),
+                    "shards_done": 0,
                     "created_at": repr(now),
                     "validating_at": repr(now),
                 },
@@ -130,16 +133,20 @@ class Store:
             pipe.execute()
 
     def upload(self, batch: NewBatch, shards: Sequence[UploadedShard]) -> None:
-        """Store shards and their RQ jobs; the jobs stay out of the queues until :meth:`commit`."""
+        """Store shards and their RQ jobs; the jobs stay out of the queues until :meth:`commit`.
+
+        Sent twice it leaves what it leaves sent once: the client sends again when it lost the connection.
+        """
         keys = BatchKeys(batch.id)
         jobs = _RqJobs(self.connection)
         with self.connection.pipeline(transaction=False) as pipe:
             for shard in shards:
                 queue = queue_name(shard.group.key, batch.priority, batch.pool)
                 pipe.set(keys.payload(shard.number), shard.payload)
-                pipe.rpush(keys.table, _row(shard.number, shard.group_number, shard.first_index, shard.lines))
+                row = _row(shard.number, shard.group_number, shard.first_index, shard.lines)
+                pipe.zadd(keys.table, {row: shard.number})
                 pipe.sadd(keys.queues, queue)
-                pipe.rpush(keys.pending(queue), keys.job_id(shard.number))
+                pipe.zadd(keys.pending(queue), {keys.job_id(shard.number): shard.number})
                 jobs.save(pipe, queue, keys.job_id(shard.number), batch.id, shard)
             pipe.zadd(UPLOADING, {batch.id: self.now()}, xx=True)
             pipe.execute()
@@ -147,15 +154,13 @@ class Store:
     def upload_rejected(self, batch_id: str, number: int, records: Sequence[FinishedLine]) -> None:
         """Store the error records of lines refused at submission, as a shard that is done already."""
         keys = BatchKeys(batch_id)
-        with self.connection.pipeline(transaction=False) as pipe:
-            pipe.set(keys.compacted(number), pack(b"\n".join(line.record for line in records)))
-            pipe.rpush(keys.table, _row(number, REJECTED_GROUP, records[0].index, len(records)))
-            pipe.rpush(keys.finished, *(f"{number}:{line.index}" for line in records))
-            pipe.hincrby(keys.info, "failed", len(records))
-            pipe.hincrby(keys.info, "rejected", len(records))
-            pipe.hincrby(keys.info, "shards_done", 1)
-            pipe.zadd(UPLOADING, {batch_id: self.now()}, xx=True)
-            pipe.execute()
+        row = _row(number, REJECTED_GROUP, records[0].index, len(records))
+        packed = pack(b"\n".join(line.record for line in records))
+        self._reject(
+            keys=[keys.info, keys.table, keys.finished, keys.compacted(number)],
+            args=[number, row, packed, *(line.index for line in records)],
+        )
+        self.connection.zadd(UPLOADING, {batch_id: self.now()}, xx=True)
 
     def commit(self, batch_id: str, *, total: int, shards: int, groups: Iterable[Group], digest: str = "") -> bool:
         """Make an uploaded batch live, all of it in one step. False: it was swept meanwhile."""
@@ -163,11 +168,7 @@ class Store:
         fields: list[str | bytes | int] = ["total", total, "shards", shards, "digest", digest]
         fields += ["models", orjson.dumps(sorted({group.model for group in groups}))]
         arguments = [batch_id, repr(now), keys.pending(""), *fields]
-        self.connection.hsetnx(keys.info, "shards_done", "0")
-        live = self._commit(keys=[keys.info, UPLOADING, keys.queues, "rq:queues"], args=arguments)
-        if live:
-            self.connection.zadd(BATCHES, {batch_id: now})
-        return bool(live)
+        return bool(self._commit(keys=[keys.info, UPLOADING, keys.queues, "rq:queues", BATCHES], args=arguments))
 
     def discard(self, batch_id: str) -> None:
         """Remove a batch and all it left: uploads given up, batches purged."""
@@ -175,7 +176,7 @@ class Store:
         doomed = [keys.info, keys.table, keys.fences, keys.attempts, keys.finished, keys.queues]
         for queue in cast("set[bytes]", self.connection.smembers(keys.queues)):
             doomed.append(keys.pending(queue.decode()))
-        for row in cast("list[bytes]", self.connection.lrange(keys.table, 0, -1)):
+        for row in cast("list[bytes]", self.connection.zrange(keys.table, 0, -1)):
             number = orjson.loads(row)[0]
             doomed += [keys.payload(number), keys.records(number), keys.compacted(number)]
             doomed += [keys.load_failures(number), f"rq:job:{keys.job_id(number)}"]
@@ -190,9 +191,13 @@ class Store:
         """Discard uploads whose submitter died; the ids of those swept."""
         silent = self.now() - UPLOAD_LEASE_S
         stale = [item.decode() for item in cast("list[bytes]", self.connection.zrangebyscore(UPLOADING, 0, silent))]
+        swept = []
         for batch_id in stale:
-            self.discard(batch_id)
-        return stale
+            # Its submitter may have come back to life since: then it is left alone.
+            if self._sweep(keys=[BatchKeys(batch_id).info, UPLOADING], args=[batch_id, repr(silent)]):
+                self.discard(batch_id)
+                swept.append(batch_id)
+        return swept
 
     # --- the worker's side ---
 

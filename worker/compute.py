@@ -194,7 +194,8 @@ class Compute(threading.Thread):
             max_context=settings.max_context,
             memory_limit=settings.memory_limit,
         )
-        return ServedModel(engine, Preparer(model), TextAssembler(model), model.revision)
+        preparer = Preparer(model, max_context=settings.max_context)
+        return ServedModel(engine, preparer, TextAssembler(model.tokenizer), model.revision)
 
     def _drop_pending(self) -> list[LineKey]:
         dropped: list[LineKey] = []

@@ -78,7 +78,7 @@ class Intake(threading.Thread):
             checked = check_line(line.raw)
             job = checked.job(index=line.index, line=line.line, batch_id=held.attempt.batch_id, defaults=held.defaults)
             held.jobs[line.index] = job
-            prepared = served.preparer.prepare(job, held.key(line.index))
+            prepared = served.preparer.prepare(job, key=held.key(line.index))
         except LineError as error:
             self._fail(held, line, error.code, error.message, error.field)
         except Exception as error:

@@ -197,7 +197,8 @@ class Writer(threading.Thread):
                 )
             )
         stats = run_stats(item, held)
-        generated_for = max(sequence.finished_at for sequence in sequences) - sequences[0].prefill_started
+        ended_at = max(sequence.finished_at or 0.0 for sequence in sequences)
+        generated_for = ended_at - (sequences[0].prefill_started or ended_at)
         record = result_record(
             job,
             choices,
@@ -217,13 +218,13 @@ def run_stats(item: EndedLine, held: HeldShard) -> RunStats:
     """The line's statistics; with n > 1 tokens are summed and times are those of the longest choice."""
     sequences = item.finished.sequences
     first = sequences[0]
-    waited = first.prefill_started - first.submitted_at
+    begun = first.prefill_started if first.prefill_started is not None else first.submitted_at
     return RunStats(
-        prompt_tokens=len(first.prompt),
-        completion_tokens=sum(len(sequence.tokens) for sequence in sequences),
+        prompt_tokens=first.prompt_tokens,
+        completion_tokens=sum(sequence.completion_tokens for sequence in sequences),
         cached_tokens=first.cached_tokens,
-        time_to_first_token_s=max(first.first_token_at - first.prefill_started, 0.0),
-        prefill_s=first.prefill_s,
-        decode_s=max(sequence.decode_s for sequence in sequences),
-        queue_s=max(held.taken_at - held.committed_at, 0.0) + max(waited, 0.0),
+        time_to_first_token_s=max((first.first_token_at or begun) - begun, 0.0),
+        prefill_s=first.prefill_s or 0.0,
+        decode_s=max(sequence.decode_s or 0.0 for sequence in sequences),
+        queue_s=max(held.taken_at - held.committed_at, 0.0) + max(begun - first.submitted_at, 0.0),
     )

