@@ -9,15 +9,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jobs.errors import ModelLoadError
 from jobs.shard import Group
 from worker.held import LineKey
 
 if TYPE_CHECKING:
-    from worker.engine.engine import Engine, Finished, InFlight
+    from worker.engine.engine import Engine
     from worker.engine.lm import LoadedModel
+    from worker.engine.sequence import Finished, InFlight
 
 __all__ = ["Compute", "EngineSettings", "ServedModel", "Snapshot"]
 
@@ -81,6 +82,8 @@ class Compute(threading.Thread):
         self._served: dict[Group, ServedModel] = {}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._snapshot_at = 0.0
+        self._pending = 0
+        self._used_mlx = False
 
     # --- called from other threads ---
 
@@ -111,7 +114,7 @@ class Compute(threading.Thread):
     @property
     def waiting(self) -> int:
         """Lines queued on engines and not begun."""
-        return sum(served.engine.pending for served in list(self._served.values())) + self._commands.qsize()
+        return self._pending + self._commands.qsize()
 
     @property
     def idle(self) -> bool:
@@ -132,9 +135,16 @@ class Compute(threading.Thread):
             log.exception("the engine cannot go on", extra={"action": "engine_failed"})
             self.failure = error
         finally:
+            self._close()
+            self._wake()
+
+    def _close(self) -> None:
+        if self._used_mlx:
+            from worker.engine.lm import end_thread
+
             for served in self._served.values():
                 served.engine.close()
-            self._wake()
+            end_thread()
 
     def _obey(self) -> bool:
         """Carry out waiting commands; with nothing to generate, wait for one. False: stop."""
@@ -149,6 +159,7 @@ class Compute(threading.Thread):
             if command is None:
                 return False
             command()
+            self._pending = sum(served.engine.pending for served in self._served.values())
             block = False
 
     def _step(self) -> None:
@@ -156,6 +167,7 @@ class Compute(threading.Thread):
             if served.engine.has_work:
                 for finished in served.engine.step():
                     self._on_finished(group, finished)
+        self._pending = sum(served.engine.pending for served in self._served.values())
         self._take_snapshot()
 
     def _load(self, group: Group, future: Future[ServedModel]) -> None:
@@ -163,6 +175,7 @@ class Compute(threading.Thread):
             future.set_result(self._served[group])
             return
         self.loading = group
+        self._used_mlx = True
         try:
             started = time.monotonic()
             self._served[group] = self._make(group)
@@ -200,7 +213,7 @@ class Compute(threading.Thread):
     def _drop_pending(self) -> list[LineKey]:
         dropped: list[LineKey] = []
         for served in self._served.values():
-            dropped += served.engine.drop_pending()
+            dropped += cast("list[LineKey]", served.engine.drop_pending())
         return dropped
 
     def _take_snapshot(self, *, force: bool = False) -> None:
@@ -215,5 +228,5 @@ class Compute(threading.Thread):
             decode_steps=sum(engine.stats.decode_steps for engine in engines),
             completion_tokens=sum(engine.stats.completion_tokens for engine in engines),
             capacity=self.settings.decode_concurrency,
-            memory_bytes=sum(engine.memory_bytes for engine in engines[:1]),
+            memory_bytes=engines[0].memory_bytes if engines else 0,
         )

@@ -37,7 +37,7 @@ log = logging.getLogger("promptmill.worker")
 LEASE_S = 30
 """A shard whose worker has not renewed its lease for this long is given to another."""
 RENEW_S = 10.0
-MAINTENANCE_S = 15.0
+MAINTENANCE_S = 5.0
 RECOVERY_LOCK_MS = 10_000
 ORPHAN_S = 15.0
 """A job that was dequeued but not begun for this long lost its worker in between."""

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import redis.exceptions
 
@@ -30,7 +30,7 @@ from jobs.line import Defaults
 from jobs.shard import Group, decode_lines
 from jobs.store import Store
 from worker.compute import Compute, EngineSettings
-from worker.held import HeldShard
+from worker.held import HeldShard, LineKey
 from worker.intake import Intake
 from worker.lease import MAINTENANCE_S, ShardJob, ShardWorker
 from worker.pulse import Pulse
@@ -39,7 +39,7 @@ from worker.writer import EndedLine, FailedLine, Writer
 if TYPE_CHECKING:
     from redis import Redis
 
-    from worker.engine.engine import Finished
+    from worker.engine.sequence import Finished
 
 __all__ = ["Service", "ServiceSettings"]
 
@@ -235,7 +235,7 @@ class Service:
 
     def _line_finished(self, group: Group, finished: Finished) -> None:
         """Compute thread: a line has ended."""
-        job_id, index = finished.key
+        job_id, index = cast("LineKey", finished.key)
         held = self.held.get(job_id)
         if held is None or held.ended.is_set():
             return
@@ -276,6 +276,8 @@ class Service:
         self.intake.stop()
         self._drain()
         self.compute.stop()
+        # MLX must not be in use while the interpreter goes down: the process would abort.
+        self.compute.join(timeout=30.0)
         self.writer.stop()
         self.writer.join(timeout=10.0)
         self.writer.give_up()

@@ -20,7 +20,7 @@ from worker.held import HeldShard
 
 if TYPE_CHECKING:
     from worker.compute import ServedModel
-    from worker.engine.engine import Finished
+    from worker.engine.sequence import Finished
 
 __all__ = ["EndedLine", "FailedLine", "Writer"]
 

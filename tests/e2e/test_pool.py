@@ -1,0 +1,191 @@
+"""A pool as users have it: a server, a submitter and workers, each a process of its own, on the pocket model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from jobs.store import Store
+from tests.mixed import audit, lines, records
+
+ROOT = Path(__file__).parents[2]
+MODEL = str(ROOT / "examples" / "pocket" / "model")
+DEADLINE_S = 90.0
+
+
+def promptmill(url: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "submit.cli", *arguments, "--redis", url],
+        capture_output=True, text=True, timeout=DEADLINE_S, check=check,
+    )  # fmt: skip
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """Poll ``condition`` until it holds; its value."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited too long until {what}"
+        time.sleep(0.05)
+    return found
+
+
+def write_lines(path: Path, jobs: list[dict[str, Any]]) -> Path:
+    path.write_bytes(b"".join(orjson.dumps(job) + b"\n" for job in jobs))
+    return path
+
+
+@pytest.fixture
+def start_worker(server_url: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start workers on the pocket model; all are gone at the end of the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*flags: str) -> subprocess.Popen[bytes]:
+        log = (tmp_path / f"worker-{len(started)}.log").open("wb")
+        command = [sys.executable, "-P", "-m", "worker", "--redis", server_url, "--model", MODEL, *flags]
+        started.append(subprocess.Popen(command, stdout=log, stderr=log))
+        log.close()
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_submit_two_workers_and_follow(
+    store: Store, server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """A batch of mixed lines over two workers: each line has one record, and both workers had a part."""
+    source = write_lines(tmp_path / "in.jsonl", list(lines(300)))
+    batch = promptmill(server_url, "submit", str(source), "--model", MODEL, "--name", "nightly").stdout.strip()
+    start_worker("--decode-concurrency", "8")
+    start_worker("--decode-concurrency", "8")
+    out, follow = tmp_path / "out.jsonl", tmp_path / "follow.jsonl"
+    followed = promptmill(server_url, "results", batch, "--follow", "-o", str(follow), check=False)
+    promptmill(server_url, "results", "nightly", "-o", str(out), check=False)
+    assert followed.returncode == 1  # the lines that are too long fail
+    assert audit(source, out, tmp_path / "out.errors.jsonl") == []
+    assert {record["index"] for record in records(follow)} == {record["index"] for record in records(out)}
+    assert {record["error"]["code"] for record in records(tmp_path / "out.errors.jsonl")} == {"context_length_exceeded"}
+    assert len({record["worker"] for record in records(out)}) == 2
+    status = orjson.loads(promptmill(server_url, "status", batch, "--json").stdout)
+    assert status["request_counts"] == {"total": 300, "completed": 294, "failed": 6}
+    assert status["usage"]["completion_tokens"] == sum(r["usage"]["completion_tokens"] for r in records(out))
+
+
+def test_seeded_lines_do_not_depend_on_company(
+    store: Store, server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """The same seeded lines in another order, with another concurrency and other neighbours, give the same texts."""
+    jobs = [job for job in lines(120, seeded=True) if "id" in job]
+    first = write_lines(tmp_path / "first.jsonl", jobs)
+    others = list(lines(60, seed=99))
+    for other in others:
+        other.pop("id", None)
+        other.pop("custom_id", None)
+    second = write_lines(tmp_path / "second.jsonl", [*jobs[::-1], *others])
+    texts = []
+    for source, concurrency in ((first, "32"), (second, "5")):
+        worker = start_worker("--burst", "--decode-concurrency", concurrency)
+        batch = promptmill(server_url, "submit", str(source), "--model", MODEL).stdout.strip()
+        out = tmp_path / f"{source.stem}.out.jsonl"
+        promptmill(server_url, "results", batch, "--follow", "-o", str(out), check=False)
+        assert worker.wait(DEADLINE_S) == 0
+        wanted = {job["id"] for job in jobs}
+        texts.append({r["id"]: r.get("text") or r["choices"] for r in records(out) if r["id"] in wanted})
+    assert len(texts[0]) > 90
+    assert texts[0] == texts[1]
+
+
+def test_a_killed_workers_lines_are_finished_by_another(
+    store: Store, server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """SIGKILL in the middle of a batch: the other worker takes over, and no line is lost or doubled."""
+    jobs = [{"id": str(n), "prompt": "Once upon a time", "max_tokens": 120, "ignore_eos": True} for n in range(150)]
+    source = write_lines(tmp_path / "in.jsonl", jobs)
+    victim = start_worker("--decode-concurrency", "8")
+    batch = promptmill(server_url, "submit", str(source), "--model", MODEL).stdout.strip()
+    until(lambda: store.batch(batch).completed > 10, "some lines are done")
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    start_worker()
+    out = tmp_path / "out.jsonl"
+    assert promptmill(server_url, "results", batch, "--follow", "-o", str(out)).returncode == 0
+    promptmill(server_url, "results", batch, "-o", str(out))
+    assert audit(source, out, tmp_path / "out.errors.jsonl") == []
+    assert {record["attempt"] for record in records(out)} == {1, 2}
+
+
+def test_a_stopped_worker_hands_back_what_it_has_not_begun(
+    store: Store, server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """SIGTERM: begun lines are finished, the rest is queued again at once, and the exit status is 0."""
+    jobs = [{"id": str(n), "prompt": "Once upon a time", "max_tokens": 60, "ignore_eos": True} for n in range(200)]
+    source = write_lines(tmp_path / "in.jsonl", jobs)
+    worker = start_worker("--decode-concurrency", "4")
+    batch = promptmill(server_url, "submit", str(source), "--model", MODEL).stdout.strip()
+    until(lambda: store.batch(batch).completed > 4, "some lines are done")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(DEADLINE_S) == 0
+    done = store.batch(batch).completed
+    assert 4 < done < 200
+    assert store.connection.keys("rq:wip:*") == []
+    start_worker("--burst")
+    out = tmp_path / "out.jsonl"
+    promptmill(server_url, "results", batch, "--follow", "-o", str(tmp_path / "follow.jsonl"))
+    promptmill(server_url, "results", batch, "-o", str(out))
+    assert audit(source, out, tmp_path / "out.errors.jsonl") == []
+    assert {record["attempt"] for record in records(out)} == {1}
+
+
+def test_a_model_that_cannot_load_fails_its_lines_only(
+    store: Store, server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """The lines of a model that no worker can load fail with model_load_failed; the worker serves its other model."""
+    missing = str(tmp_path / "no-such-model")
+    jobs = [{"id": str(n), "prompt": "Once", "max_tokens": 3, "model": [MODEL, missing][n % 2]} for n in range(10)]
+    source = write_lines(tmp_path / "in.jsonl", jobs)
+    batch = promptmill(server_url, "submit", str(source)).stdout.strip()
+    start_worker("--model", missing, "--no-preload")
+    out = tmp_path / "out.jsonl"
+    assert promptmill(server_url, "results", batch, "--follow", "-o", str(out), check=False).returncode == 1
+    failed = records(tmp_path / "out.errors.jsonl")
+    assert sorted(record["index"] for record in records(out)) == [0, 2, 4, 6, 8]
+    assert sorted(record["index"] for record in failed) == [1, 3, 5, 7, 9]
+    assert {record["error"]["code"] for record in failed} == {"model_load_failed"}
+    assert "does not exist" in failed[0]["error"]["message"]
+
+
+def test_a_worker_without_a_loadable_model_says_so(server_url: str, tmp_path: Path) -> None:
+    """Exit status 5 and a message, before any line is taken."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "worker", "--redis", server_url, "--model", str(tmp_path / "nothing")],
+        capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 5
+    assert "the folder does not exist" in done.stderr
+
+
+def test_rq_sees_the_pool(
+    store: Store, server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """RQ's own command lists the worker and its queues."""
+    start_worker("--name", "mini-2")
+    until(lambda: store.connection.keys("rq:worker:mini-2.*"), "the worker is registered")
+    environment = {**os.environ, "COLUMNS": "300"}
+    shown = subprocess.run(
+        [str(Path(sys.executable).parent / "rq"), "info", "--url", server_url],
+        capture_output=True, text=True, timeout=DEADLINE_S, check=True, env=environment,
+    )  # fmt: skip
+    assert "mini-2." in shown.stdout
+    assert f"promptmill:normal:{MODEL}" in shown.stdout

@@ -1,0 +1,482 @@
+"""The loop: lines in, finished lines out; prompts prefilled in chunks between the steps of one full batch.
+
+A step is dispatched before the results of the step before it are read, so the host's work (ends, stop strings, new
+rows) happens while the device computes. One thread owns an engine: the one that loaded its model.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from worker.engine.decode import DecodeBatch, StepResult, Taken
+from worker.engine.lm import LoadedModel, cache_budget
+from worker.engine.prefill import PrefillGroup, Prompt
+from worker.engine.recovery import to_try, try_alone
+from worker.engine.sampler import Sampler
+from worker.engine.scheduler import Scheduler, Ticket
+from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, Sequence, sequences_of
+from worker.engine.text import StopMatcher, TextStream
+
+__all__ = ["Engine", "EngineStats"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Totals since the engine was made. ``decode_rows`` sums the rows of all decode steps, ``repeated_rows`` counts
+    rows whose filters the best candidates did not cover and that went on by the full path; times are seconds."""
+
+    decode_steps: int = 0
+    decode_rows: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    finished_lines: int = 0
+    failed_lines: int = 0
+    repeated_rows: int = 0
+    recoveries: int = 0
+
+    @property
+    def rows_per_step(self) -> float:
+        return self.decode_rows / self.decode_steps if self.decode_steps else 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    """A line in the engine: its sequences, and the tickets of those that have not ended."""
+
+    prepared: PreparedLine
+    sequences: list[Sequence]
+    tickets: list[Ticket] = field(default_factory=list)
+    begun: bool = False
+
+    @property
+    def unfinished(self) -> list[Sequence]:
+        return [seq for seq in self.sequences if not seq.ended]
+
+
+class Engine:
+    """Runs prepared lines on one loaded model in one continuous batch.
+
+    ``decode_concurrency`` is the most rows that decode together, ``prompt_concurrency`` the most prompts prefilled
+    together, ``prefill_step_size`` the most prompt tokens computed between two decode steps. ``max_context`` overrides
+    the model's context length. ``memory_limit`` are the bytes that caches may take (None: what the device recommends,
+    less the model). ``compile`` says whether sampling is compiled (None: on a GPU only, because the CPU build calls a
+    C++ compiler for half a second per kernel, to save half a millisecond per step). ``clock`` gives seconds.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        decode_concurrency: int = 32,
+        prompt_concurrency: int = 8,
+        prefill_step_size: int = 2048,
+        max_context: int | None = None,
+        memory_limit: int | None = None,
+        compile: bool | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if prefill_step_size < 1:
+            raise ValueError("prefill_step_size must be at least 1")
+        self.model = model
+        self.context = max_context if max_context is not None else model.context_length
+        self.stats = EngineStats()
+        self._clock = clock
+        self._step_size = prefill_step_size
+        self._scheduler = Scheduler(
+            decode_concurrency=decode_concurrency if model.batchable else 1,
+            prompt_concurrency=prompt_concurrency if model.batchable else 1,
+            memory=memory_limit if memory_limit is not None else cache_budget(),
+            row_bytes=model.cache_cost,
+            padding=model.padded_prefill,
+        )
+        compiled = mx.default_device() != mx.cpu if compile is None else compile
+        self._sampler = Sampler(mx.compile if compiled else None)
+        self._batch = DecodeBatch(model, self._sampler)
+        self._lines: dict[Hashable, _Line] = {}
+        self._cancelled: dict[Hashable, str] = {}
+        self._finished: list[Finished] = []
+        self._groups: deque[PrefillGroup] = deque()
+        self._ready: list[PrefillGroup] = []
+        self._dispatched: StepResult | None = None
+        self._tickets: dict[Sequence, Ticket] = {}
+        self._matchers: dict[Sequence, StopMatcher] = {}
+        self._suspects: deque[tuple[_Line, list[tuple[Sequence, int]]]] = deque()
+        self._cleared: list[_Line] = []
+        self._guilty_found = False
+
+    # -- what callers see ---------------------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """Lines queued and not begun."""
+        return sum(not line.begun for line in self._lines.values())
+
+    @property
+    def active(self) -> int:
+        """Rows that decode, and rows whose prompts are being computed or wait, computed, for a free row."""
+        return self._scheduler.running + self._scheduler.staged
+
+    @property
+    def capacity(self) -> int:
+        """The most rows that decode together."""
+        return self._scheduler.decode_concurrency
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._lines or self._finished)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that MLX holds in this process, models included."""
+        return int(mx.get_active_memory())
+
+    @property
+    def traces(self) -> int:
+        """How many sampling graphs were traced so far."""
+        return self._sampler.traces
+
+    def add(self, line: PreparedLine) -> None:
+        """Queue a line. One that can never fit ends in the next step with ``context_length_exceeded``.
+
+        Raises:
+            ValueError: when a line of this key is already here, or its seed or prompt is missing.
+        """
+        if line.key in self._lines:
+            raise ValueError(f"a line with key {line.key!r} is already in the engine")
+        self._check_tokens(line)
+        if self.context is not None and len(line.prompt) >= self.context:
+            message = f"the prompt has {len(line.prompt)} tokens and the context {self.context}"
+            self._reject(line.key, Failure("context_length_exceeded", message))
+            return
+        sequences = sequences_of(line, self.context, self._clock())
+        entry = _Line(line, sequences)
+        ticket = self._ticket(entry, list(line.prompt), sequences)
+        reason = self._scheduler.too_large(ticket)
+        if reason is not None:
+            self._reject(line.key, Failure("context_length_exceeded", reason))
+            return
+        self._lines[line.key] = entry
+        self._scheduler.add(ticket)
+
+    def cancel(self, key: Hashable, reason: str = "cancelled") -> None:
+        """End a line at the next step, with ``reason`` as its stop reason and the text so far. Unknown keys, such as
+        those of lines that have ended, are ignored."""
+        if key in self._lines:
+            self._cancelled[key] = reason
+
+    def drop_pending(self) -> list[Hashable]:
+        """Forget the lines that have not begun, and report nothing more of them; their keys."""
+        dropped = [key for key, line in self._lines.items() if not line.begun]
+        for key in dropped:
+            for ticket in self._lines.pop(key).tickets:
+                self._scheduler.drop(ticket)
+            self._cancelled.pop(key, None)
+        return dropped
+
+    def drop_pending(self) -> list[Hashable]:
+        """Take back the lines that have not begun; their keys. They are not reported as finished."""
+        keys = [key for key, line in self._lines.items() if not line.begun]
+        for key in keys:
+            for ticket in self._lines.pop(key).tickets:
+                self._scheduler.drop(ticket)
+            self._cancelled.pop(key, None)
+        return keys
+
+    def step(self) -> list[Finished]:
+        """One round: rows start, one decode step is dispatched, prompts advance, the step before is read.
+
+        Returns:
+            The lines that ended. An exception of MLX or the model never leaves here: the line that causes it fails
+            with ``internal_error``, and the others go on.
+        """
+        self._cancel_lines()
+        if self._suspects:
+            self._try_suspect()
+        else:
+            try:
+                self._advance()
+            except Exception:
+                self._recover()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def snapshot(self) -> list[InFlight]:
+        """The lines under way, in order of arrival."""
+        places = {ticket: group for group in (*self._groups, *self._ready) for ticket in group.tickets}
+        return [_in_flight(line, places) for line in self._lines.values() if line.begun]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that MLX holds for arrays of this process: models and caches."""
+        return int(mx.get_active_memory())
+
+    def close(self) -> None:
+        """Forget all lines and give the caches' memory back. Nothing more is reported of the lines."""
+        self._reset()
+        self._lines.clear()
+        self._cancelled.clear()
+        self._suspects.clear()
+        self._cleared.clear()
+        self._finished.clear()
+        self._matchers.clear()
+        mx.clear_cache()
+
+    def _check_tokens(self, line: PreparedLine) -> None:
+        """Refuse ids beyond the vocabulary: in a step they would read and write beyond the arrays."""
+        largest = max(0, *line.prompt, *line.eos, *line.sampling.logit_bias)
+        if largest >= self.model.vocab_size:
+            raise ValueError(f"token id {largest} is not in the model's vocabulary of {self.model.vocab_size}")
+
+    # -- one round ----------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        began = self._clock()
+        for row in self._batch.sweep():
+            self._release(row)
+        self._start_rows()
+        result = self._batch.dispatch()
+        if result is not None:
+            self.stats.decode_steps += 1
+            self.stats.decode_rows += len(result.rows)
+        dispatched = self._clock()
+        self._prefill(decoding=result is not None)
+        prefilled = self._clock()
+        self._collect(self._dispatched)
+        self._dispatched = result
+        self.stats.prefill_s += prefilled - dispatched
+        self.stats.decode_s += self._clock() - prefilled + dispatched - began
+
+    def _start_rows(self) -> None:
+        for group in self._ready:
+            group.purge()
+        started: dict[PrefillGroup, list[tuple[Ticket, int]]] = {}
+        for ticket, count in self._scheduler.start():
+            group = next(group for group in self._ready if ticket in group.tickets)
+            started.setdefault(group, []).append((ticket, count))
+        for group, wanted in started.items():
+            rows, inputs = [], []
+            for ticket, count in wanted:
+                for row in ticket.owner.sequences[:count]:
+                    rows.append(row)
+                    inputs.append(ticket.owner.tokens[-1])
+                    self._tickets[row] = ticket
+                del ticket.owner.sequences[:count]
+            self._batch.join(rows, group.take(wanted), inputs)
+        self._ready = [group for group in self._ready if not group.empty]
+
+    def _prefill(self, *, decoding: bool) -> None:
+        """Advance prompts by up to ``prefill_step_size`` tokens."""
+        budget = self._step_size
+        while budget > 0:
+            if not self._groups:
+                self._begin_groups()
+            if not self._groups:
+                return
+            group = self._groups[0]
+            if not group.done:
+                budget -= group.advance(self._step_size)
+                # With rows decoding, the next read waits for this chunk anyway; without, nothing else would.
+                (mx.async_eval if decoding else mx.eval)(group.arrays())
+            if group.done:
+                self._groups.popleft()
+                self._scheduler.prefilled([ticket for ticket in group.tickets if ticket.rows])
+                self._ready.append(group)
+
+    def _begin_groups(self) -> None:
+        now = self._clock()
+        groups = self._scheduler.begin()
+        for tickets in groups:
+            for ticket in tickets:
+                for row in ticket.owner.sequences:
+                    row.prefill_started = now if row.prefill_started is None else row.prefill_started
+                line = self._lines[ticket.owner.sequences[0].key]
+                if not line.begun:
+                    line.begun = True
+                    self.stats.prompt_tokens += len(line.prepared.prompt)
+        self._groups.extend(PrefillGroup(self.model, tickets) for tickets in groups)
+
+    def _collect(self, result: StepResult | None) -> None:
+        if result is None:
+            return
+        for taken in result.read():
+            row = taken.row
+            row.in_flight -= 1
+            if taken.covered:
+                self._accept(taken)
+            else:
+                row.full = True
+                self.stats.repeated_rows += 1
+                self._readmit(self._lines[row.key], [row])
+
+    def _accept(self, taken: Taken) -> None:
+        """Add a token to its row, and end the row where the token does."""
+        row, token = taken.row, taken.token
+        if row.first_token_at is None:
+            row.first_token_at = self._clock()
+        row.tokens.append(token)
+        self.stats.completion_tokens += 1
+        if taken.logprob is not None:
+            row.token_logprobs.append(taken.logprob)
+        if taken.top is not None:
+            row.top_logprobs.append(taken.top)
+        if token in row.eos and not row.sampling.ignore_eos:
+            self._end(row, "eos")
+        elif row.sampling.stop and self._matcher(row).add(token):
+            self._end(row, "stop_string")
+        elif len(row.tokens) >= row.limit:
+            self._end(row, row.limit_reason)
+
+    def _matcher(self, row: Sequence) -> StopMatcher:
+        matcher = self._matchers.get(row)
+        if matcher is None:
+            stream = TextStream(self.model.tokenizer.detokenizer)
+            matcher = StopMatcher(row.sampling.stop, stream, row.sampling.min_tokens)
+            self._matchers[row] = matcher
+        return matcher
+
+    # -- ends ---------------------------------------------------------------------------------------------------------
+
+    def _end(self, row: Sequence, reason: str) -> None:
+        matcher = self._matchers.pop(row, None)
+        if matcher is not None:
+            if matcher.match is None and matcher.close():
+                reason = "stop_string"
+            row.text, row.stop_string = matcher.text, matcher.match
+        row.end(reason, self._clock())
+        self._release(row)
+        line = self._lines[row.key]
+        if not line.unfinished:
+            del self._lines[row.key]
+            self._cancelled.pop(row.key, None)
+            self._finished.append(Finished(row.key, line.sequences))
+            self.stats.finished_lines += 1
+
+    def _release(self, row: Sequence) -> None:
+        ticket = self._tickets.pop(row, None)
+        if ticket is not None:
+            self._scheduler.ended(ticket)
+
+    def _cancel_lines(self) -> None:
+        for key, reason in list(self._cancelled.items()):
+            line = self._lines[key]
+            for ticket in line.tickets:
+                self._scheduler.drop(ticket)
+            for row in line.unfinished:
+                self._end(row, reason)
+        self._cancelled.clear()
+
+    def _fail(self, line: _Line, failure: Failure) -> None:
+        now = self._clock()
+        for ticket in line.tickets:
+            self._scheduler.drop(ticket)
+        for row in line.unfinished:
+            self._matchers.pop(row, None)
+            row.end("error", now)
+            self._release(row)
+        del self._lines[line.prepared.key]
+        self._cancelled.pop(line.prepared.key, None)
+        self._reject(line.prepared.key, failure, line.sequences)
+
+    def _reject(self, key: Hashable, failure: Failure, sequences: list[Sequence] | None = None) -> None:
+        self._finished.append(Finished(key, sequences or [], failure))
+        self.stats.failed_lines += 1
+
+    # -- rows that must begin again -----------------------------------------------------------------------------------
+
+    def _ticket(self, line: _Line, tokens: list[int], sequences: list[Sequence]) -> Ticket:
+        first = sequences[0]
+        ticket = Ticket(
+            owner=Prompt(tokens, list(sequences)),
+            length=len(tokens) - 1,
+            end=len(first.prompt) + first.limit,
+            rows=len(sequences),
+        )
+        line.tickets = [old for old in line.tickets if not old.done]
+        line.tickets.append(ticket)
+        return ticket
+
+    def _readmit(self, line: _Line, rows: list[Sequence]) -> None:
+        """Queue rows of one history again, first of all: prompt and accepted tokens are prefilled anew."""
+        for row in rows:
+            self._release(row)
+            row.epoch += 1
+            row.in_flight = 0
+        self._scheduler.add_first(self._ticket(line, [*rows[0].prompt, *rows[0].tokens], rows))
+
+    def _reset(self) -> None:
+        """Forget everything that is under way on the device."""
+        self._dispatched = None
+        self._batch.clear()
+        self._groups.clear()
+        self._ready.clear()
+        self._tickets.clear()
+        self._scheduler.clear()
+
+    def _recover(self) -> None:
+        """After an exception of a step no cache can be trusted: all lines under way become suspects."""
+        log.exception("a step failed; its lines are tried one by one", extra={"action": "engine_recover"})
+        self.stats.recoveries += 1
+        for line in self._lines.values():
+            if not line.begun:
+                continue
+            for ticket in line.tickets:
+                self._scheduler.drop(ticket)
+            line.tickets.clear()
+            self._suspects.append((line, to_try(line.unfinished)))
+        self._reset()
+
+    def _try_suspect(self) -> None:
+        """Try one suspect by itself. If that fails too it is guilty; when all are tried the others go on."""
+        line, rows = self._suspects.popleft()
+        try:
+            for row, steps in rows:
+                try_alone(self.model, self._sampler, row, steps, self._step_size, self._accept)
+        except Exception as error:
+            log.exception("line %r fails by itself", line.prepared.key, extra={"action": "line_failed"})
+            self._fail(line, Failure("internal_error", f"{type(error).__name__}: {error}"))
+            self._guilty_found = True
+        else:
+            self._cleared.append(line)
+        if not self._suspects:
+            self._acquit()
+
+    def _acquit(self) -> None:
+        """Queue the lines that passed their trial, in their old order and ahead of all others."""
+        if not self._guilty_found:
+            self._scheduler.decode_concurrency = max(1, self._scheduler.decode_concurrency // 2)
+            log.warning(
+                "no line fails by itself: going on with at most %d rows together",
+                self._scheduler.decode_concurrency,
+                extra={"action": "engine_narrowed"},
+            )
+        for line in reversed(self._cleared):
+            fresh = [row for row in line.unfinished if not row.tokens]
+            for row in reversed([row for row in line.unfinished if row.tokens]):
+                self._readmit(line, [row])
+            if fresh:
+                self._readmit(line, fresh)
+        self._cleared.clear()
+        self._guilty_found = False
+
+
+def _in_flight(line: _Line, places: dict[Ticket, PrefillGroup]) -> InFlight:
+    size = len(line.prepared.prompt)
+    decoding = any(seq.tokens or seq.in_flight for seq in line.sequences)
+    under_way = [places[ticket].prefilled(ticket) for ticket in line.tickets if ticket in places]
+    return InFlight(
+        key=line.prepared.key,
+        phase="decode" if decoding else "prefill",
+        prompt_tokens=size,
+        prefilled=size if decoding else min([size, *under_way]) if under_way else 0,
+        completion_tokens=sum(len(seq.tokens) for seq in line.sequences),
+    )

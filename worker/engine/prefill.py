@@ -1,0 +1,125 @@
+"""Prompts into caches: a group of prompts of similar length, right-padded, a chunk at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from worker.engine import caches as batch_caches
+from worker.engine.caches import Cache
+from worker.engine.lm import LoadedModel
+from worker.engine.scheduler import Ticket
+from worker.engine.sequence import Sequence
+
+__all__ = ["PrefillGroup", "Prompt"]
+
+
+@dataclass(slots=True, eq=False)
+class Prompt:
+    """Tokens to compute and the sequences that go on from them. All but the last token are prefilled: the last is
+    the first input of the rows' decoding."""
+
+    tokens: list[int]
+    sequences: list[Sequence] = field(default_factory=list)
+
+
+class PrefillGroup:
+    """The prompts of some tickets on their way into caches, and afterwards the holder of these caches.
+
+    A ticket's ``owner`` is its :class:`Prompt`. When :attr:`done`, rows are taken out with :meth:`take`.
+    """
+
+    def __init__(self, model: LoadedModel, tickets: list[Ticket]) -> None:
+        if not tickets or (len(tickets) > 1 and not model.batchable):
+            raise ValueError("a group has one prompt, or several of a model that can batch them")
+        self.tickets = list(tickets)
+        self._model = model
+        self._lengths = [ticket.length for ticket in tickets]
+        self._longest = max(self._lengths)
+        self._position = 0
+        self._chunk = 0
+        if model.batchable:
+            self._caches: list[Cache] = batch_caches.new_batch(model, len(tickets))
+            batch_caches.prepare(self._caches, self._lengths)
+        else:
+            self._caches = model.new_cache()
+        self._inputs = [list(ticket.owner.tokens[:-1]) for ticket in tickets]
+        if self._longest == 0:
+            self._finish()
+
+    @property
+    def done(self) -> bool:
+        return self._position >= self._longest
+
+    def prefilled(self, ticket: Ticket) -> int:
+        """How many of the ticket's tokens are computed."""
+        return min(ticket.length, self._position)
+
+    def advance(self, step_size: int) -> int:
+        """Compute one chunk of at most ``step_size`` tokens over all rows; the tokens it had, padding included.
+
+        Lazy work is left to the caller's evaluation of :meth:`arrays`.
+        """
+        rows = len(self._lengths)
+        if self._chunk == 0:
+            # Even chunks of at least 2: a sliding window takes a single padded column for a decode step.
+            chunks = max(1, min(-(-self._longest * rows // step_size), self._longest // 2))
+            self._chunk = -(-self._longest // chunks)
+        rest = self._longest - self._position
+        width = rest if rest - self._chunk < 2 else self._chunk
+        end = self._position + width
+        columns = [line[self._position : end] for line in self._inputs]
+        padded = [column + [0] * (width - len(column)) for column in columns]
+        self._model.forward(mx.array(padded, dtype=mx.int32), self._caches)
+        self._position = end
+        if self.done:
+            self._finish()
+        return rows * width
+
+    def arrays(self) -> list[mx.array]:
+        return batch_caches.arrays(self._caches)
+
+    def take(self, wanted: list[tuple[Ticket, int]]) -> list[Cache]:
+        """Caches with ``count`` rows for each ticket in ``wanted``, in that order; tickets with no rows left to start
+        are forgotten."""
+        if not self._model.batchable:
+            return batch_caches.duplicate(self._caches) if self.tickets[0].rows else self._release()
+        picked = [self.tickets.index(ticket) for ticket, count in wanted for _ in range(count)]
+        left = [index for index, ticket in enumerate(self.tickets) if ticket.rows]
+        if not left:
+            taken = self._release()
+            if picked != list(range(len(self._lengths))):
+                batch_caches.keep(taken, picked)
+            return taken
+        taken = batch_caches.fork(self._caches, picked)
+        self._keep(left)
+        return taken
+
+    def purge(self) -> None:
+        """Forget tickets that were dropped."""
+        left = [index for index, ticket in enumerate(self.tickets) if ticket.rows]
+        if not left:
+            self._release()
+        elif len(left) < len(self.tickets):
+            self._keep(left)
+
+    @property
+    def empty(self) -> bool:
+        return not self.tickets
+
+    def _keep(self, left: list[int]) -> None:
+        if len(left) < len(self.tickets):
+            batch_caches.keep(self._caches, left)
+            self.tickets = [self.tickets[index] for index in left]
+            self._lengths = [self._lengths[index] for index in left]
+
+    def _release(self) -> list[Cache]:
+        taken, self._caches, self.tickets = self._caches, [], []
+        return taken
+
+    def _finish(self) -> None:
+        self._position = self._longest
+        self._inputs = []
+        if self._model.batchable:
+            batch_caches.finalize(self._caches)

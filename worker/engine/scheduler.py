@@ -1,0 +1,206 @@
+"""What begins when: admission, prefill groups and free rows. Policy only: no tensors, no model, no clock.
+
+A :class:`Ticket` is one prompt to prefill and the rows that start from it. It passes four states, always in the
+order in which tickets came: waiting, prefilling, ready (its prompt is computed, rows of it have still to start),
+running. Prompts are prefilled a little ahead, while all rows are busy, so that a row that ends is followed by the
+next one in the very next step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Scheduler", "Ticket"]
+
+SIMILAR_RATIO = 1.25
+SIMILAR_SLACK = 32
+"""Prompts are prefilled together while the longest has at most this ratio of the shortest, and this many tokens more:
+what padding may cost, against another forward of the model."""
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One prompt and the rows that start from it. ``owner`` is the engine's.
+
+    ``length`` is how many tokens are to be prefilled, ``end`` the most tokens a row of it may come to hold, ``rows``
+    how many rows have still to start.
+    """
+
+    owner: Any
+    length: int
+    end: int
+    rows: int
+    running: int = 0
+
+    @property
+    def done(self) -> bool:
+        return self.rows == 0 and self.running == 0
+
+
+class Scheduler:
+    """First come, first served, within a number of rows and a budget of bytes.
+
+    ``row_bytes`` gives the cache bytes of a row that holds a number of tokens. A batch is as wide as its longest row,
+    so what is charged is the number of rows times the cost of the longest of them: that is what the batch can grow to.
+    """
+
+    def __init__(
+        self,
+        *,
+        decode_concurrency: int = 32,
+        prompt_concurrency: int = 8,
+        memory: int | None = None,
+        row_bytes: Callable[[int], int] = lambda tokens: 0,
+        padding: bool = True,
+    ) -> None:
+        if decode_concurrency < 1 or prompt_concurrency < 1:
+            raise ValueError("decode_concurrency and prompt_concurrency must be at least 1")
+        self.decode_concurrency = decode_concurrency
+        self.prompt_concurrency = prompt_concurrency
+        self.memory = memory
+        self._row_bytes = row_bytes
+        self._padding = padding
+        self._waiting: deque[Ticket] = deque()
+        self._prefilling: list[Ticket] = []
+        self._ready: deque[Ticket] = deque()
+        self._running: set[Ticket] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Tickets whose prompt has not begun."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Rows that decode."""
+        return sum(ticket.running for ticket in self._running)
+
+    @property
+    def staged(self) -> int:
+        """Rows whose prompts are being prefilled, or are ready."""
+        return sum(ticket.rows for ticket in (*self._prefilling, *self._ready))
+
+    @property
+    def free(self) -> int:
+        """Rows that could start now, were their prompts ready."""
+        return max(0, self.decode_concurrency - self.running)
+
+    def too_large(self, ticket: Ticket) -> str | None:
+        """Why the ticket can never run, even alone; None when it can."""
+        needed = self._row_bytes(ticket.end)
+        if self.memory is None or needed <= self.memory:
+            return None
+        return (
+            f"a row of {ticket.end} tokens (prompt and max_tokens) needs {needed} bytes of cache, "
+            f"and the memory limit leaves {self.memory}"
+        )
+
+    def add(self, ticket: Ticket) -> None:
+        """Queue a ticket behind all others."""
+        self._waiting.append(ticket)
+
+    def add_first(self, ticket: Ticket) -> None:
+        """Queue a ticket that was running before, ahead of all others."""
+        self._waiting.appendleft(ticket)
+
+    def begin(self) -> list[list[Ticket]]:
+        """Tickets whose prompts shall be prefilled now, in groups of similar length; empty when none.
+
+        One wave at a time: while it is being prefilled nothing more begins. A wave begins when rows are free and no
+        prompt is ready for them, or when nothing is ready at all; it is ``prompt_concurrency`` prompts, so that the
+        weights are read once for all of them.
+        """
+        staged = sum(ticket.rows for ticket in self._ready)
+        if self._prefilling or not self._waiting or staged >= max(1, self.free):
+            return []
+        wanted = max(self.free, self.prompt_concurrency)
+        while self._waiting and len(self._prefilling) < self.prompt_concurrency and staged < wanted:
+            if not self._may_hold(self._waiting[0]):
+                break
+            ticket = self._waiting.popleft()
+            self._prefilling.append(ticket)
+            staged += ticket.rows
+        return self._groups(self._prefilling)
+
+    def prefilled(self, tickets: list[Ticket]) -> None:
+        """These prompts are computed: their rows may start."""
+        for ticket in tickets:
+            self._prefilling.remove(ticket)
+            self._ready.append(ticket)
+
+    def start(self) -> list[tuple[Ticket, int]]:
+        """Tickets and how many rows of each start now."""
+        started = []
+        while self._ready and self.free:
+            ticket = self._ready[0]
+            count = self._startable(ticket)
+            if count == 0:
+                break
+            ticket.rows -= count
+            ticket.running += count
+            self._running.add(ticket)
+            started.append((ticket, count))
+            if ticket.rows == 0:
+                self._ready.popleft()
+        return started
+
+    def ended(self, ticket: Ticket) -> None:
+        """One running row of the ticket has ended."""
+        ticket.running -= 1
+        if ticket.running == 0:
+            self._running.discard(ticket)
+
+    def drop(self, ticket: Ticket) -> None:
+        """Forget the rows of a ticket that have not started, wherever it is. Running rows end by :meth:`ended`."""
+        for place in (self._waiting, self._prefilling, self._ready):
+            if ticket in place:
+                place.remove(ticket)
+        ticket.rows = 0
+
+    def clear(self) -> None:
+        """Forget everything that is under way; what waits goes on waiting."""
+        self._prefilling.clear()
+        self._ready.clear()
+        self._running.clear()
+
+    def _capacity(self, *more: Ticket) -> int | None:
+        """How many rows the memory has room for, with ``more`` among them; None without a limit."""
+        if self.memory is None:
+            return None
+        held = (*self._prefilling, *self._ready, *self._running, *more)
+        size = self._row_bytes(max((ticket.end for ticket in held), default=0))
+        return self.memory // size if size else None
+
+    def _may_hold(self, ticket: Ticket) -> bool:
+        """Whether there is room for one more prefilled prompt. Alone there always is."""
+        capacity = self._capacity(ticket)
+        held = self.running + len(self._prefilling) + len(self._ready)
+        return capacity is None or held == 0 or held < capacity
+
+    def _startable(self, ticket: Ticket) -> int:
+        """How many rows of a ready ticket may start: its prompt is held until the last of them has."""
+        count = min(ticket.rows, self.free)
+        capacity = self._capacity()
+        if capacity is None:
+            return count
+        room = capacity - self.running - len(self._ready) - len(self._prefilling)
+        if count == ticket.rows and count <= room + 1:
+            return count
+        return max(min(count, room), 0 if self.running else 1)
+
+    def _groups(self, wave: list[Ticket]) -> list[list[Ticket]]:
+        groups: list[list[Ticket]] = []
+        for ticket in sorted(wave, key=lambda item: item.length):
+            if groups and self._similar(groups[-1][0].length, ticket.length):
+                groups[-1].append(ticket)
+            else:
+                groups.append([ticket])
+        return groups
+
+    def _similar(self, shortest: int, length: int) -> bool:
+        if not self._padding or shortest == 0:
+            return shortest == length
+        return length <= shortest * SIMILAR_RATIO + SIMILAR_SLACK

@@ -1,0 +1,180 @@
+"""What travels through the engine: a prepared line, its sequences, and what comes out. No tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Sequence as Items
+from dataclasses import dataclass, field
+
+from jobs.params import Sampling
+
+__all__ = ["Failure", "Finished", "InFlight", "PreparedLine", "Sequence", "choice_seed", "sequences_of"]
+
+SEED_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedLine:
+    """A line ready for the engine: checked against the model and tokenised, off the engine's thread.
+
+    ``key`` is the caller's identity of the line and opaque here. ``prompt`` holds at least one token id.
+    ``sampling`` has its seed filled in. ``eos`` are the ids that end a text: the model's and the line's own.
+    ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``reasoning_open`` says that the prompt ends inside
+    a thinking block.
+    """
+
+    key: Hashable
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    eos: frozenset[int]
+    xtc_exempt: tuple[int, ...] = ()
+    reasoning_open: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One completion being generated; a line with ``n`` choices is ``n`` sequences. It owns its counters.
+
+    ``tokens`` holds every generated token, the ending EOS included: ``completion_tokens`` counts that one too, as
+    mlx-lm does. ``limit`` is the most tokens it may generate: ``max_tokens``, or what the context leaves.
+    ``text`` is set only for rows with stop strings: the raw text, cut before the match. Times are seconds of the
+    engine's clock. ``in_flight`` counts tokens computed on the device and not yet read; ``epoch`` grows whenever
+    the row leaves the batch to come back, so that results of its former life are not taken for new ones.
+    """
+
+    key: Hashable
+    choice: int
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    seed: int
+    eos: frozenset[int]
+    limit: int
+    limit_reason: str = "max_tokens"
+    xtc_exempt: tuple[int, ...] = ()
+    reasoning_open: bool = False
+    tokens: list[int] = field(default_factory=list)
+    token_logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    stop_reason: str | None = None
+    stop_string: str | None = None
+    text: str | None = None
+    cached_tokens: int = 0
+    submitted_at: float = 0.0
+    prefill_started: float | None = None
+    first_token_at: float | None = None
+    finished_at: float | None = None
+    in_flight: int = 0
+    epoch: int = 0
+    full: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.stop_reason is not None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def output(self) -> list[int]:
+        """The tokens that make the text: all but the EOS that ended it."""
+        return self.tokens[:-1] if self.stop_reason == "eos" else self.tokens
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every token the row may generate has been computed, read or not."""
+        return len(self.tokens) + self.in_flight >= self.limit
+
+    @property
+    def time_to_first_token_s(self) -> float | None:
+        return None if self.first_token_at is None else self.first_token_at - self.submitted_at
+
+    @property
+    def prefill_s(self) -> float | None:
+        """From the first chunk of the prompt to the first token, decode steps in between included."""
+        if self.prefill_started is None or self.first_token_at is None:
+            return None
+        return self.first_token_at - self.prefill_started
+
+    @property
+    def decode_s(self) -> float | None:
+        """From the first token to the last."""
+        if self.first_token_at is None or self.finished_at is None:
+            return None
+        return self.finished_at - self.first_token_at
+
+    def end(self, reason: str, now: float) -> None:
+        self.stop_reason = reason
+        self.finished_at = now
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a line failed: a code of the contract and a message."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A line that ended: all its sequences in order of choice, or what went wrong with it."""
+
+    key: Hashable
+    sequences: Items[Sequence]
+    error: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """One line under way, for status: ``phase`` is ``prefill`` or ``decode``, counts are tokens over all choices."""
+
+    key: Hashable
+    phase: str
+    prompt_tokens: int
+    prefilled: int
+    completion_tokens: int
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of one of ``n`` choices (0..2^64-1): choice 0 has the line's own, others a hash of both."""
+    if choice == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}:{choice}".encode(), digest_size=SEED_BYTES).digest()
+    return int.from_bytes(digest, "little")
+
+
+def sequences_of(line: PreparedLine, context: int | None, now: float) -> list[Sequence]:
+    """The ``n`` sequences of a line; ``context`` is the most tokens a row may hold (None: unknown).
+
+    Raises:
+        ValueError: when the line's seed is not filled in, or its prompt is empty or leaves no room in the context.
+    """
+    sampling = line.sampling
+    if sampling.seed is None or not line.prompt:
+        raise ValueError("a prepared line needs a seed and at least one prompt token")
+    limit, reason = sampling.max_tokens, "max_tokens"
+    if context is not None and context - len(line.prompt) < limit:
+        limit, reason = context - len(line.prompt), "context_length"
+    if limit < 1:
+        raise ValueError(f"the prompt has {len(line.prompt)} tokens: no room in a context of {context}")
+    return [
+        Sequence(
+            key=line.key,
+            choice=choice,
+            prompt=line.prompt,
+            sampling=sampling,
+            seed=choice_seed(sampling.seed, choice),
+            eos=line.eos,
+            limit=limit,
+            limit_reason=reason,
+            xtc_exempt=line.xtc_exempt,
+            reasoning_open=line.reasoning_open,
+            submitted_at=now,
+        )
+        for choice in range(sampling.n)
+    ]
