@@ -89,6 +89,8 @@ def command(redis_url: str | None, verbose: bool, **flags: Any) -> int:
     A second one stops now. Either way nothing is lost and the exit status is 0.
     """
     _log_to_stderr(verbose)
+    # Its warning of long prompts is ours to give, per line and as an error.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _say_if_no_compiler()
     with contextlib.ExitStack() as stack:
         url = redis_url or stack.enter_context(_embedded())

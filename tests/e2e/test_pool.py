@@ -44,6 +44,11 @@ def write_lines(path: Path, jobs: list[dict[str, Any]]) -> Path:
     return path
 
 
+def spoken(record: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """The texts and thoughts of a record, one pair per choice."""
+    return [(choice["text"], choice.get("reasoning")) for choice in record.get("choices", [record])]
+
+
 @pytest.fixture
 def start_worker(server_url: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Start workers on the pocket model; all are gone at the end of the test."""
@@ -96,13 +101,14 @@ def test_seeded_lines_do_not_depend_on_company(
     second = write_lines(tmp_path / "second.jsonl", [*jobs[::-1], *others])
     texts = []
     for source, concurrency in ((first, "32"), (second, "5")):
-        worker = start_worker("--burst", "--decode-concurrency", concurrency)
         batch = promptmill(server_url, "submit", str(source), "--model", MODEL).stdout.strip()
+        worker = start_worker("--burst", "--decode-concurrency", concurrency)
         out = tmp_path / f"{source.stem}.out.jsonl"
         promptmill(server_url, "results", batch, "--follow", "-o", str(out), check=False)
         assert worker.wait(DEADLINE_S) == 0
         wanted = {job["id"] for job in jobs}
-        texts.append({r["id"]: r.get("text") or r["choices"] for r in records(out) if r["id"] in wanted})
+        found = [record for record in records(out) if record["id"] in wanted]
+        texts.append({record["id"]: spoken(record) for record in found})
     assert len(texts[0]) > 90
     assert texts[0] == texts[1]
 

@@ -136,11 +136,6 @@ class Engine:
         return bool(self._lines or self._finished)
 
     @property
-    def memory_bytes(self) -> int:
-        """Bytes that MLX holds in this process, models included."""
-        return int(mx.get_active_memory())
-
-    @property
     def traces(self) -> int:
         """How many sampling graphs were traced so far."""
         return self._sampler.traces
@@ -182,15 +177,6 @@ class Engine:
                 self._scheduler.drop(ticket)
             self._cancelled.pop(key, None)
         return dropped
-
-    def drop_pending(self) -> list[Hashable]:
-        """Take back the lines that have not begun; their keys. They are not reported as finished."""
-        keys = [key for key, line in self._lines.items() if not line.begun]
-        for key in keys:
-            for ticket in self._lines.pop(key).tickets:
-                self._scheduler.drop(ticket)
-            self._cancelled.pop(key, None)
-        return keys
 
     def step(self) -> list[Finished]:
         """One round: rows start, one decode step is dispatched, prompts advance, the step before is read.

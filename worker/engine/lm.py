@@ -9,7 +9,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ import mlx.core as mx
 from huggingface_hub import errors as hub_errors, snapshot_download
 from mlx_lm import load as load_with_mlx_lm
 from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
+from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_config, load_tokenizer
 
 from jobs.errors import ModelLoadError
 from worker.engine import caches as batch_caches
 from worker.engine.caches import Cache
 
-__all__ = ["CacheCost", "LoadedModel", "cache_budget", "compiler_present", "end_thread", "load_model", "measure"]
+__all__ = ["CacheCost", "LoadedModel", "cache_budget", "compiler_present", "describe_model", "end_thread", "load_model", "measure"]
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ PROBE = (5, 3)
 """Lengths of the two rows that a model is tried with: different, so that padding is part of the trial."""
 PROBE_TOLERANCE = 0.2
 """Relative distance of logits: rounding of 4-bit models stays far below it, a state with padding in it does not."""
+TOKENIZER_PATTERNS = [pattern for pattern in DEFAULT_ALLOW_PATTERNS if not pattern.endswith(".safetensors")]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -118,6 +119,10 @@ def load_model(
     Raises:
         ModelLoadError: with what is missing or unsupported, and the remedy.
     """
+    if not compiler_present():
+        # The models' own code is compiled in places: without a compiler their first forward would fail.
+        log.warning("no g++ on this machine: MLX runs without compiled kernels", extra={"action": "compile_disabled"})
+        mx.disable_compile()
     folder, commit = _locate(name_or_path, revision)
     _check_folder(name_or_path, folder)
     if adapter_path is not None:
@@ -136,6 +141,36 @@ def load_model(
         return measure(name_or_path, model, tokenizer, config, revision=commit, adapter_path=adapter_path)
     except Exception as error:
         raise ModelLoadError(f"model '{name_or_path}' was loaded but cannot run: {_one_line(error)}") from error
+
+
+def describe_model(
+    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> LoadedModel:
+    """A model without its weights: enough to render, tokenise and check prompts, not to run them.
+
+    Raises:
+        ModelLoadError: as :func:`load_model`.
+    """
+    folder, commit = _locate(name_or_path, revision, TOKENIZER_PATTERNS)
+    _check_folder(name_or_path, folder, weights=False)
+    try:
+        config = load_config(folder)
+        tokenizer = load_tokenizer(
+            folder, {"trust_remote_code": trust_remote_code}, eos_token_ids=config.get("eos_token_id")
+        )
+    except Exception as error:
+        raise ModelLoadError(_load_message(name_or_path, error)) from error
+    return LoadedModel(
+        name=name_or_path,
+        model=None,
+        tokenizer=tokenizer,
+        config=config,
+        vocab_size=int(config.get("vocab_size") or len(tokenizer)),
+        eos=frozenset(int(token) for token in tokenizer.eos_token_ids),
+        context_length=_context_length(config),
+        cache_cost=CacheCost(),
+        revision=commit,
+    )
 
 
 def measure(
@@ -175,9 +210,9 @@ def measure(
     return replace(loaded, unbatchable=reason, padded_prefill=padded)
 
 
-def compiler_present() -> bool:
+def compiler_present(which: Callable[[str], str | None] = shutil.which) -> bool:
     """Whether ``mx.compile`` can work here: the CPU build outside macOS calls ``g++``, a GPU needs nothing."""
-    return mx.default_device() != mx.cpu or sys.platform == "darwin" or shutil.which("g++") is not None
+    return mx.default_device() != mx.cpu or sys.platform == "darwin" or which("g++") is not None
 
 
 def cache_budget() -> int | None:
@@ -264,15 +299,17 @@ def _context_length(config: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
-    """The folder of a model and, for one from the hub, its commit."""
+def _locate(
+    name: str, revision: str | None, patterns: list[str] = DEFAULT_ALLOW_PATTERNS
+) -> tuple[Path, str | None]:
+    """The folder of a model and, for one from the hub, its commit; of the hub's files those of ``patterns``."""
     path = Path(name).expanduser()
     if path.exists():
         return path, None
     if not HUB_NAME.fullmatch(name) or name.startswith("."):
         raise ModelLoadError(f"no model at '{name}': the folder does not exist")
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=DEFAULT_ALLOW_PATTERNS))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
         raise ModelLoadError(_hub_message(name, revision, error)) from error
     return folder, folder.name if folder.parent.name == "snapshots" else None
@@ -291,10 +328,10 @@ def _hub_message(name: str, revision: str | None, error: Exception) -> str:
     )
 
 
-def _check_folder(name: str, folder: Path) -> None:
+def _check_folder(name: str, folder: Path, *, weights: bool = True) -> None:
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"'{name}' is not a model: {folder} has no config.json")
-    if not list(folder.glob("model*.safetensors")):
+    if weights and not list(folder.glob("model*.safetensors")):
         raise ModelLoadError(
             f"'{name}' has no weights: {folder} has no model*.safetensors; convert it with mlx_lm.convert"
         )

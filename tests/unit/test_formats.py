@@ -1,0 +1,238 @@
+"""Formats of results: OpenAI's envelopes and training data, from records as workers write them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+import pytest
+
+from jobs.errors import LineError, RefusedError
+from jobs.line import Job
+from jobs.record import Choice
+from jobs.results import ordered_records
+from jobs.store import Store
+from submit.formats import make_format
+from tests.pool import NOON, echo, make_batch, prompts, work
+
+CHAT = [{"role": "user", "content": "Hello"}]
+
+
+def written(store: Store, batch_id: str, fmt: str) -> list[dict[str, Any]]:
+    """All lines of a batch's results in a format."""
+    shape = make_format(fmt, store, store.batch(batch_id))
+    data = b"".join(shape.render(record) for record in ordered_records(store.connection, batch_id))
+    return [orjson.loads(line) for line in data.splitlines()]
+
+
+def failing(code: str, field: str | None = None) -> Any:
+    def answer(_job: Job) -> Sequence[Choice]:
+        raise LineError(code, field, "it went wrong")
+
+    return answer
+
+
+def test_a_chat_line_becomes_a_chat_completion(store: Store) -> None:
+    """An OpenAI line's envelope has the shape of OpenAI's Batch API, its body that of a chat completion."""
+    line = {"custom_id": "row-1", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": CHAT}}
+    batch_id = make_batch(store, [line])
+    work(store, batch_id)
+    (envelope,) = written(store, batch_id, "openai")
+    assert set(envelope) == {"id", "custom_id", "response", "error"}
+    assert envelope["custom_id"] == "row-1"
+    assert envelope["error"] is None
+    assert set(envelope["response"]) == {"status_code", "request_id", "body"}
+    assert envelope["response"]["status_code"] == 200
+    body = envelope["response"]["body"]
+    assert body["object"] == "chat.completion"
+    assert body["created"] == int(NOON)
+    assert body["model"] == "pocket"
+    assert body["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "answer to row-1", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert body["usage"] == {
+        "prompt_tokens": 10,
+        "completion_tokens": 20,
+        "total_tokens": 30,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
+
+
+def test_reasoning_and_logprobs_lie_where_clients_look(store: Store) -> None:
+    """Reasoning is the message's reasoning_content; logprobs are the choice's logprobs.content."""
+    entry = {"token": "Hi", "logprob": -0.5, "bytes": [72, 105], "top_logprobs": []}
+    batch_id = make_batch(store, [{"messages": CHAT, "logprobs": True}])
+    work(store, batch_id, answer=lambda job: [Choice(0, "Hi", "max_tokens", reasoning="hm", logprobs=[entry])])
+    (envelope,) = written(store, batch_id, "openai")
+    (choice,) = envelope["response"]["body"]["choices"]
+    assert choice["message"]["reasoning_content"] == "hm"
+    assert choice["logprobs"] == {"content": [entry], "refusal": None}
+    assert choice["finish_reason"] == "length"
+
+
+def test_a_prompt_line_becomes_a_text_completion(store: Store) -> None:
+    """A native prompt line gets the body of a completion, with logprobs as parallel lists."""
+    entries = [
+        {"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": [{"token": "a", "logprob": -0.1, "bytes": [97]}]},
+        {"token": "bc", "logprob": -0.2, "bytes": [98, 99], "top_logprobs": []},
+        {"token": "d", "logprob": -0.3, "bytes": [100], "top_logprobs": []},
+    ]  # fmt: skip
+    batch_id = make_batch(store, [{"id": "p", "prompt": "Once", "logprobs": True, "top_logprobs": 1}])
+    work(store, batch_id, answer=lambda job: [Choice(0, "abcd", "eos", logprobs=entries)])
+    (envelope,) = written(store, batch_id, "openai")
+    body = envelope["response"]["body"]
+    assert body["object"] == "text_completion"
+    assert body["choices"] == [
+        {
+            "text": "abcd",
+            "index": 0,
+            "logprobs": {
+                "tokens": ["a", "bc", "d"],
+                "token_logprobs": [-0.1, -0.2, -0.3],
+                "top_logprobs": [{"a": -0.1}, {}, {}],
+                "text_offset": [0, 1, 3],
+            },
+            "finish_reason": "stop",
+        }
+    ]
+
+
+def test_native_lines_get_the_body_of_their_kind(store: Store) -> None:
+    """Records of native lines do not say what they were: the prompt itself tells, over several shards and models."""
+    lines = [
+        {"id": str(n), "model": f"m{n % 3}", **({"prompt": "x"} if n % 2 else {"messages": CHAT})} for n in range(300)
+    ]
+    batch_id = make_batch(store, lines)
+    work(store, batch_id)
+    envelopes = written(store, batch_id, "openai")
+    assert [envelope["custom_id"] for envelope in envelopes] == [str(n) for n in range(300)]
+    kinds = [envelope["response"]["body"]["object"] for envelope in envelopes]
+    assert kinds == ["text_completion" if n % 2 else "chat.completion" for n in range(300)]
+
+
+def test_several_choices_share_one_body(store: Store) -> None:
+    """n completions are n choices of one body, numbered."""
+    batch_id = make_batch(store, [{"messages": CHAT, "n": 3}])
+    work(store, batch_id)
+    (envelope,) = written(store, batch_id, "openai")
+    assert [choice["index"] for choice in envelope["response"]["body"]["choices"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        ("context_length_exceeded", 400, "invalid_request_error"),
+        ("out_of_range", 400, "invalid_request_error"),
+        ("model_load_failed", 503, "server_error"),
+        ("worker_crashed", 500, "server_error"),
+        ("internal_error", 500, "server_error"),
+    ],
+)
+def test_a_failed_line_is_a_response_with_an_error(store: Store, code: str, status: int, kind: str) -> None:
+    """Failures are 4xx and 5xx responses with body.error, and the envelope's own error is null."""
+    batch_id = make_batch(store, prompts(1))
+    work(store, batch_id, answer=failing(code, "prompt"))
+    (envelope,) = written(store, batch_id, "openai")
+    assert envelope["error"] is None
+    assert envelope["response"]["status_code"] == status
+    assert envelope["response"]["body"] == {
+        "error": {"message": "it went wrong", "type": kind, "param": "prompt", "code": code}
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [("cancelled", "batch_cancelled"), ("expired", "batch_expired"), ("timeout", "request_timeout")],
+)
+def test_an_unanswered_line_has_an_error_and_no_response(store: Store, code: str, shown: str) -> None:
+    """Only lines that were cancelled, expired or timed out have a top-level error, under OpenAI's codes."""
+    batch_id = make_batch(store, prompts(1))
+    work(store, batch_id, answer=failing(code))
+    (envelope,) = written(store, batch_id, "openai")
+    assert envelope["response"] is None
+    assert envelope["error"] == {"code": shown, "message": "it went wrong"}
+
+
+def test_a_rejected_line_is_a_400(store: Store) -> None:
+    """A line refused at submission has status 400 and says which field is wrong."""
+    bad = {"id": "bad", "prompt": "x", "temperature": -1}
+    batch_id = make_batch(store, [*prompts(1), bad], on_bad_line="skip")
+    work(store, batch_id)
+    good, rejected = written(store, batch_id, "openai")
+    assert good["response"]["status_code"] == 200
+    assert rejected["custom_id"] == "bad"
+    assert rejected["response"]["status_code"] == 400
+    assert rejected["response"]["body"]["error"]["code"] == "out_of_range"
+    assert rejected["response"]["body"]["error"]["param"] == "temperature"
+    assert rejected["error"] is None
+
+
+def test_chat_training_data_holds_the_whole_conversation(store: Store) -> None:
+    """System prompt (the batch's), messages, and the answer with what it was made to start with."""
+    lines = [{"id": "a", "messages": CHAT, "prefill_response": "Well, "}, {"id": "b", "prompt": "Once"}]
+    batch_id = make_batch(store, lines, defaults={"system_prompt": "Be brief."})
+    work(store, batch_id)
+    assert written(store, batch_id, "chat") == [
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "Hello"},
+                {"role": "assistant", "content": "Well, answer to a"},
+            ]
+        },
+        {"messages": [{"role": "user", "content": "Once"}, {"role": "assistant", "content": "answer to b"}]},
+    ]
+
+
+def test_chat_training_data_keeps_reasoning_apart(store: Store) -> None:
+    """Reasoning goes where templates of thinking models look for it, not into the content."""
+    batch_id = make_batch(store, [{"messages": CHAT}])
+    work(store, batch_id, answer=lambda job: [Choice(0, "Hi", "eos", reasoning="hm")])
+    (example,) = written(store, batch_id, "chat")
+    assert example["messages"][-1] == {"role": "assistant", "content": "Hi", "reasoning_content": "hm"}
+
+
+def test_training_data_has_a_line_per_choice_and_none_for_failures(store: Store) -> None:
+    """n choices are n lines; a failed line, and a choice that was cut off from outside, is none."""
+
+    def answer(job: Job) -> Sequence[Choice]:
+        if job.id == "fails":
+            raise LineError("internal_error", None, "no")
+        return [Choice(0, "cut", "cancelled")] if job.id == "cut" else echo(job)
+
+    lines = [
+        {"id": "two", "prompt": "x", "n": 2},
+        {"id": "fails", "prompt": "y"},
+        {"id": "cut", "prompt": "z"},
+        {"id": "last", "messages": CHAT},
+    ]
+    batch_id = make_batch(store, lines)
+    work(store, batch_id, answer=answer)
+    assert written(store, batch_id, "completions") == [
+        {"prompt": "x", "completion": "answer to two"},
+        {"prompt": "x", "completion": "answer to two"},
+        {"prompt": "Hello", "completion": "answer to last"},
+    ]
+
+
+def test_completions_refuse_a_longer_conversation(store: Store) -> None:
+    """A conversation does not fit prompt and completion: the message names the line and the remedy."""
+    batch_id = make_batch(store, [{"id": "talk", "messages": [{"role": "system", "content": "s"}, *CHAT]}])
+    work(store, batch_id)
+    with pytest.raises(RefusedError, match=r"line 1 \('talk'\) is a conversation of 2 messages.*--format chat"):
+        written(store, batch_id, "completions")
+
+
+def test_prompts_that_are_gone_are_named(store: Store) -> None:
+    """Without the shards' payloads there is no training data, and the message says what there still is."""
+    batch_id = make_batch(store, prompts(1))
+    work(store, batch_id)
+    store.connection.delete(f"promptmill:b:{batch_id}:s:0")
+    with pytest.raises(RefusedError, match="no longer in Redis: take --format native"):
+        written(store, batch_id, "chat")

@@ -1,0 +1,201 @@
+"""Progress as people see it: a bar on terminals, plain lines in logs, rates of the recent past."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+
+import pytest
+
+from jobs.batch import Batch, Usage
+from submit.progress import Progress, Rates, Window, bar_text
+from submit.text import cells, clip, count, duration, parse_duration, rate, table
+
+
+class Terminal(io.StringIO):
+    """A terminal that remembers what was written to it."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+    def lines(self) -> list[str]:
+        """What stands on the screen: each line as it was last rewritten."""
+        screen = [re.sub(r"\x1b\[\d*m", "", line) for line in self.getvalue().split("\n")]
+        return [line.rpartition("\r")[2].replace("\x1b[K", "") for line in screen]
+
+
+class Clock:
+    """A clock that tests move."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def batch(done: int = 0, total: int = 100, failed: int = 0, status: str = "in_progress") -> Batch:
+    usage = Usage(prompt_tokens=done * 10, completion_tokens=done * 50)
+    return Batch("b_1", status, total=total, completed=done - failed, failed=failed, usage=usage)
+
+
+def bar(stream: io.StringIO, clock: Callable[[], float], width: int = 120, **environ: str) -> Progress:
+    return Progress(stream, clock=clock, environ={"TERM": "xterm", **environ}, width=lambda _stream: width)
+
+
+def test_the_bar_shows_counts_rates_and_the_time_left() -> None:
+    """On a terminal one line is rewritten: share, counts, failures, tokens per second, ETA."""
+    stream, clock = Terminal(), Clock()
+    progress = bar(stream, clock)
+    progress.update(batch(0))
+    clock.now = 10.0
+    progress.update(batch(40, failed=2))
+    assert stream.lines() == [
+        "████████████░░░░░░░░░░░░░░░░░░  40%  40/100  2 failed  prompt 40.0 tok/s  output 200 tok/s  ETA 15s"
+    ]
+
+
+def test_the_bar_ends_with_the_last_state_and_a_newline() -> None:
+    """What is printed next starts on a line of its own."""
+    stream, clock = Terminal(), Clock()
+    progress = bar(stream, clock)
+    progress.update(batch(0))
+    clock.now = 10.0
+    progress.close(batch(100, status="completed"))
+    assert stream.lines()[-1] == ""
+    assert stream.lines()[-2].startswith("█" * 30 + "  100%  100/100")
+    assert "ETA" not in stream.lines()[-2]
+
+
+def test_a_message_stands_above_the_bar() -> None:
+    """A note takes the bar's line, and the bar goes on below it."""
+    stream, clock = Terminal(), Clock()
+    progress = bar(stream, clock)
+    progress.update(batch(1))
+    progress.note("the worker died")
+    clock.now = 1.0
+    progress.update(batch(2))
+    assert [line[:15] for line in stream.lines()] == ["the worker died", "░" * 15]
+
+
+@pytest.mark.parametrize("width", range(1, 140))
+def test_the_bar_fits_any_terminal(width: int) -> None:
+    """No width makes the line wrap; the counts stay as long as anything does."""
+    text = bar_text(batch(40, failed=2), Rates(1.0, 40.0, 200.0), None, width)
+    assert cells(text) <= width
+    assert "40/100" in text or width < 6
+
+
+def test_waiting_is_said_in_place_of_rates() -> None:
+    """While nothing runs the line says why, and promises no time."""
+    text = bar_text(batch(40), Rates(1.0, 40.0, 200.0), "waiting for a worker", 100)
+    assert "waiting for a worker" in text
+    assert "tok/s" not in text
+    assert "ETA" not in text
+
+
+def test_colour_is_left_out_when_asked() -> None:
+    """NO_COLOR turns colours off, and nothing else."""
+    coloured, plain, clock = Terminal(), Terminal(), Clock()
+    bar(coloured, clock).update(batch(40, failed=2))
+    bar(plain, clock, NO_COLOR="1").update(batch(40, failed=2))
+    assert "\x1b[31m2 failed\x1b[0m" in coloured.getvalue()
+    assert "m" not in re.findall(r"\x1b\[\d*(.)", plain.getvalue())
+    assert coloured.lines() == plain.lines()
+
+
+@pytest.mark.parametrize(("stream", "term"), [(io.StringIO(), "xterm"), (Terminal(), "dumb")])
+def test_elsewhere_progress_is_plain_lines_now_and_then(stream: io.StringIO, term: str) -> None:
+    """Pipes, files and dumb terminals get whole lines without control codes, seconds apart."""
+    clock = Clock()
+    progress = bar(stream, clock, TERM=term)
+    for second in range(13):
+        clock.now = float(second)
+        progress.update(batch(second * 5, failed=1 if second else 0), "waiting for a worker" if second < 5 else None)
+    progress.close(batch(100, failed=1, status="completed"))
+    assert stream.getvalue().splitlines() == [
+        "0 of 100 lines done; waiting for a worker",
+        "25 of 100 lines done, 1 failed; prompt 50.0 tok/s, output 250 tok/s; 15s left",
+        "50 of 100 lines done, 1 failed; prompt 50.0 tok/s, output 250 tok/s; 10s left",
+        "100 of 100 lines done, 1 failed; prompt 83.3 tok/s, output 417 tok/s",
+    ]
+
+
+def test_a_broken_stream_does_not_stop_the_work() -> None:
+    """When nobody reads stderr any more, progress falls silent and raises nothing."""
+
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    progress = bar(Broken(), Clock())
+    progress.update(batch(1))
+    progress.note("hello")
+    progress.close(batch(2))
+
+
+def test_rates_are_of_the_recent_past() -> None:
+    """A slow start is forgotten after a minute."""
+    window = Window()
+    for second in range(0, 100, 10):
+        window.add(float(second), batch(0, total=10_000))
+    for second in range(100, 200, 10):
+        rates = window.add(float(second), batch((second - 90) * 2, total=10_000))
+    assert rates == Rates(2.0, 20.0, 100.0)
+    assert rates.eta(batch(200, total=10_000)) == pytest.approx(4900)
+
+
+def test_lines_done_before_do_not_count_as_speed() -> None:
+    """A batch that is gone on with starts from its own present."""
+    window = Window()
+    assert window.add(0.0, batch(90)) == Rates()
+    assert window.add(10.0, batch(95)) == Rates(0.5, 5.0, 25.0)
+
+
+def test_long_lines_keep_a_rate() -> None:
+    """A minute without a finished line falls back on the whole time."""
+    window = Window()
+    window.add(0.0, batch(0))
+    window.add(10.0, batch(10))
+    for second in range(20, 110, 10):
+        rates = window.add(float(second), batch(10))
+    assert rates == Rates(0.1, 1.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5h", 5400), ("1h30m", 5400), ("2d", 172800), (" 5M ", 300)]
+)
+def test_durations_are_read(text: str, seconds: float) -> None:
+    """Plain seconds, units, and sums of them."""
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "-5s", "5 minutes", "1h-30m", "1e3", "inf"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    """The message shows how to write one."""
+    with pytest.raises(Exception, match="is not a duration; write 90s"):
+        parse_duration(text)
+
+
+def test_numbers_are_short() -> None:
+    """Durations in two units, counts and rates in a few digits."""
+    assert [duration(s) for s in (None, 0.4, 59.4, 250, 7500, 273600)] == ["-", "0s", "59s", "4m10s", "2h05m", "3d04h"]
+    assert [count(n) for n in (0, 9999, 95000, 1_200_000, 3 * 10**9)] == ["0", "9,999", "95.0k", "1.2M", "3.0G"]
+    assert [rate(r) for r in (None, 0.25, 7.52, 1234.5)] == ["-", "0.25", "7.5", "1,234"]
+
+
+def test_clipping_counts_columns_and_disarms_control_characters() -> None:
+    """Wide characters take two columns; what could steer a terminal is shown as a question mark."""
+    assert clip("abcdef", 4) == "abc…"
+    assert clip("日本語", 5) == "日本…"
+    assert cells(clip("日本語", 4)) <= 4
+    assert clip("a\x1b[2Jb", 20) == "a?[2Jb"
+
+
+def test_tables_line_up_by_columns_of_the_terminal() -> None:
+    """Columns are as wide as their widest cell, also with wide characters; numbers end flush."""
+    lines = table(("name", "n"), [("日本", "5"), ("a", "100")], right=frozenset({1}))
+    assert lines == ["name    n", "日本    5", "a     100"]

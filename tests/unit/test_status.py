@@ -1,0 +1,217 @@
+"""What `promptmill status` shows, as text and as JSON objects."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import orjson
+import pytest
+
+from jobs.batch import Batch, Usage
+from submit.overview import batch_object, batch_table, detail
+from submit.progress import Rates
+from submit.screen import watch
+from submit.text import cells
+from submit.workers import LineInFlight, WorkerState, activity, parse_state
+
+NOW = 1_790_000_300.0
+QUEUE = "promptmill:normal:org/pocket"
+QUEUES = frozenset({QUEUE})
+RUNNING = Batch(
+    id="b_01M7WHRNPRZGVFB4KZDYHB524A",
+    status="in_progress",
+    name="nightly",
+    source="prompts.jsonl",
+    models=("org/pocket",),
+    times={"created": NOW - 310, "started": NOW - 300},
+    total=1000,
+    completed=590,
+    failed=10,
+    rejected=4,
+    usage=Usage(12_000, 60_000, 2_000),
+    defaults={"model": "org/pocket", "temperature": 0.7, "stop": ["END"]},
+    metadata={"team": "a"},
+)
+DECODING = LineInFlight(RUNNING.id, 601, "row-601", "decode", 40, 40, 87)
+PREFILLING = LineInFlight(RUNNING.id, 602, "row-602", "prefill", 2048, 512, 0)
+OTHERS = LineInFlight("b_other", 3, "x", "decode", 1, 1, 1)
+
+
+def worker(state: str = "busy", *lines: LineInFlight, queues: tuple[str, ...] = (QUEUE,)) -> WorkerState:
+    return WorkerState("mini.7", state, "org/pocket", ("org/pocket",), queues, 230.0, 0.9, 3 * 2**30, lines)
+
+
+def test_the_list_has_a_row_per_batch() -> None:
+    """Counts, tokens, speed since the start, time left, model and age."""
+    header, row = batch_table([RUNNING], NOW)
+    assert header.split() == ["batch", "name", "status", "done/failed/total", "tokens", "tok/s", "eta", "model", "age"]
+    assert row.split() == [
+        RUNNING.id, "nightly", "in_progress", "590/10/1,000", "72.0k", "200", "3m21s", "pocket", "5m10s",
+    ]  # fmt: skip
+
+
+def test_recent_rates_win_over_those_since_the_start() -> None:
+    """While it is watched, speed and time left are those of the last minute."""
+    row = batch_table([RUNNING], NOW, rates={RUNNING.id: Rates(4.0, 10.0, 50.0)})[1]
+    assert "50.0" in row
+    assert "1m40s" in row
+
+
+def test_no_batches_is_said_with_what_to_do() -> None:
+    """An empty list is a sentence, not a lone header."""
+    assert batch_table([], NOW) == ["no batches; `promptmill submit FILE --model MODEL` makes one"]
+
+
+@pytest.mark.parametrize("width", [60, 70, 80, 100, 120])
+def test_narrow_terminals_lose_columns_not_rows(width: int) -> None:
+    """Columns that matter less are dropped until the table fits; id, status and counts stay."""
+    lines = batch_table([RUNNING], NOW, width=width)
+    assert max(map(cells, lines)) <= width
+    assert lines[0].split()[0] == "batch"
+    assert "590/10/1,000" in lines[1]
+
+
+def test_names_cannot_steer_the_terminal() -> None:
+    """Control characters in what users named are shown as question marks."""
+    assert "\x1b" not in batch_table([replace(RUNNING, name="a\x1b[2J")], NOW)[1]
+
+
+def test_detail_shows_facts_and_lines_in_flight() -> None:
+    """One batch: its counts, speed, defaults, workers, and each line being worked on."""
+    states = [worker("busy", PREFILLING, DECODING, OTHERS)]
+    text = detail(RUNNING, NOW, states, QUEUES)
+    facts = dict(line.split(maxsplit=1) for line in text[: text.index("")])
+    assert facts["batch"] == f"{RUNNING.id} (nightly)"
+    assert facts["status"] == "in_progress"
+    assert facts["lines"] == "600 of 1,000 done, 10 failed (4 of them refused at submission)"
+    assert facts["tokens"] == "12,000 prompt (2,000 cached), 60,000 generated"
+    assert facts["rate"] == "200 tok/s, 3m21s left"
+    assert facts["defaults"] == 'temperature 0.7, stop ["END"]'
+    assert facts["metadata"] == '{"team":"a"}'
+    assert facts["worker"] == "mini.7: busy, 230 tok/s, 90% full, 3.0 GiB"
+    rows = [line.split() for line in text[text.index("") + 1 :]]
+    assert rows == [
+        ["2", "lines", "in", "flight"],
+        ["index", "id", "phase", "tokens", "worker"],
+        ["601", "row-601", "decode", "87", "generated", "mini.7"],
+        ["602", "row-602", "prefill", "512", "of", "2,048", "read", "mini.7"],
+    ]
+
+
+def test_detail_of_a_finished_batch_has_no_eta_and_no_flight() -> None:
+    """What is over shows when it ended, and neither a rest nor lines in flight."""
+    done = replace(RUNNING, status="completed", completed=990, times={**RUNNING.times, "completed": NOW - 60})
+    text = "\n".join(detail(done, NOW, [worker("idle")], QUEUES))
+    assert "ended     " in text
+    assert "left" not in text
+    assert "in flight" not in text
+
+
+def test_the_json_object_has_the_lines_in_flight() -> None:
+    """The contract's fields, and each line in flight with its worker."""
+    shown = orjson.loads(orjson.dumps(batch_object(RUNNING, NOW, [worker("busy", DECODING)], QUEUES)))
+    assert shown["id"] == RUNNING.id
+    assert shown["request_counts"] == {"total": 1000, "completed": 590, "failed": 10}
+    assert shown["rates"]["eta_s"] == pytest.approx(201.3)
+    assert shown["waiting"] is None
+    assert shown["in_flight"] == [
+        {
+            "index": 601,
+            "id": "row-601",
+            "phase": "decode",
+            "prompt_tokens": 40,
+            "prefilled": 40,
+            "completion_tokens": 87,
+            "worker": "mini.7",
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        ([], "waiting for a worker"),
+        ([worker("idle", queues=("promptmill:normal:other",))], "waiting for a worker"),
+        ([worker("loading")], "loading org/pocket"),
+        ([worker("draining")], "waiting for a worker: the one at hand is stopping"),
+        ([worker("busy", OTHERS)], "waiting: workers are busy with other batches"),
+        ([worker("busy", OTHERS, DECODING)], None),
+        ([worker("idle")], None),
+    ],
+)
+def test_why_a_batch_waits(states: list[WorkerState], expected: str | None) -> None:
+    """No worker on its queues, a model that loads, a worker that stops, or other work first."""
+    assert activity(RUNNING, QUEUES, states) == expected
+
+
+def test_a_done_batch_waits_for_nothing() -> None:
+    """Without workers a finished batch is simply finished."""
+    assert activity(replace(RUNNING, status="completed"), QUEUES, []) is None
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b"null", b'{"name": 1, "state": "x", "in_flight": [{}]}', b"\xff"])
+def test_what_is_no_state_is_passed_over(raw: bytes) -> None:
+    """JSON of another kind under a worker's key is ignored, not an error."""
+    assert parse_state(raw) is None
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def frames(*texts: list[str]) -> tuple[list[int | None], object]:
+    """A view that shows ``texts`` one after the other, and the widths it was asked for."""
+    widths: list[int | None] = []
+
+    def frame(width: int | None) -> tuple[list[str], bool]:
+        widths.append(width)
+        return texts[len(widths) - 1], len(widths) == len(texts)
+
+    return widths, frame
+
+
+def test_watching_on_a_terminal_uses_a_screen_of_its_own() -> None:
+    """Frames are drawn over each other, clipped to the terminal; the last stays behind, whole."""
+    stream = Terminal()
+    widths, frame = frames(["one"], ["first", "second line", "third", "fourth"])
+    watch(frame, stream, environ={"TERM": "xterm"}, size=lambda _stream: (8, 4), sleep=lambda _s: None)
+    entered, _, rest = stream.getvalue().partition("\x1b[?1049h\x1b[?25l")
+    assert entered == ""
+    drawn, _, left = rest.partition("\x1b[?25h\x1b[?1049l")
+    assert drawn == (
+        "\x1b[Hone\x1b[K\r\n\x1b[J"
+        "\x1b[Hfirst\x1b[K\r\nsecond …\x1b[K\r\nthird\x1b[K\r\n\x1b[J"
+    )  # fmt: skip
+    assert left == "first\nsecond line\nthird\nfourth\n"
+    assert widths == [8, 8]
+
+
+def test_a_long_list_keeps_its_header_and_its_end() -> None:
+    """Where the newest rows are last, the rows in between are left out."""
+    stream = Terminal()
+    _, frame = frames(["header", "1", "2", "3", "4"])
+    watch(frame, stream, keep_end=True, environ={}, size=lambda _stream: (80, 4), sleep=lambda _s: None)
+    assert "\x1b[Hheader\x1b[K\r\n3\x1b[K\r\n4\x1b[K\r\n\x1b[J" in stream.getvalue()
+
+
+def test_leaving_with_ctrl_c_gives_the_terminal_back() -> None:
+    """Ctrl-C is the way to leave: the cursor and the ordinary screen come back, and nothing is raised."""
+    stream = Terminal()
+    _, frame = frames(["one"], ["two"])
+
+    def interrupted(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    watch(frame, stream, environ={}, size=lambda _stream: (80, 24), sleep=interrupted)
+    assert stream.getvalue().endswith("\x1b[?25h\x1b[?1049lone\n")
+
+
+def test_watching_into_a_pipe_is_plain() -> None:
+    """Elsewhere each view is printed after the other, whole and without control codes."""
+    stream = io.StringIO()
+    widths, frame = frames(["one"], ["two", "three"])
+    watch(frame, stream, environ={"TERM": "xterm"}, sleep=lambda _s: None)
+    assert stream.getvalue() == "one\ntwo\nthree\n"
+    assert widths == [None, None]
