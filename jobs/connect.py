@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from jobs.errors import RedisError
@@ -66,11 +66,12 @@ def connect(url: str, *, patient: bool = False) -> Redis:
     from redis.backoff import ExponentialBackoff
     from redis.retry import Retry
 
+    # A unix socket has neither: redis-py refuses the settings there.
+    network: dict[str, Any] = {} if url.startswith("unix:") else {"socket_keepalive": True, "socket_connect_timeout": 5}
     try:
         client = Redis.from_url(
             url,
-            socket_keepalive=True,
-            socket_connect_timeout=5,
+            **network,
             health_check_interval=30,
             retry=Retry(ExponentialBackoff(cap=2, base=0.05), 8 if patient else 2),
             protocol=2,

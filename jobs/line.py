@@ -270,10 +270,10 @@ def check_fields(data: dict[str, Any], *, openai: bool) -> dict[str, Any]:
     for key, value in data.items():
         if value is None:
             continue
-        name = ALIASES.get(key, key)
-        check = CHECKS.get(name) or _FIELD_CHECKS.get(name)
-        if check is None:
+        known = _CHECKS_BY_KEY.get(key)
+        if known is None:
             raise _unknown(key, openai=openai)
+        name, check = known
         if name in checked:
             raise LineError("conflicting_fields", key, f"says '{name}' a second time; give one of them")
         checked[name] = check(value)
@@ -390,3 +390,9 @@ _FIELD_CHECKS: Mapping[str, Any] = {
     "metadata": _check_object("metadata"),
     "response_format": _check_response_format,
 }
+
+_CHECKS_BY_KEY: Mapping[str, tuple[str, Any]] = {
+    **{name: (name, check) for name, check in (*_FIELD_CHECKS.items(), *CHECKS.items())},
+    **{alias: (name, CHECKS[name]) for alias, name in ALIASES.items()},
+}
+"""For each key that a line may give: the field it means, and its check."""

@@ -70,7 +70,8 @@ class RunStats:
         }
 
     def stats(self) -> dict[str, float | None]:
-        rate = self.completion_tokens / self.decode_s if self.decode_s > 0 else None
+        # One token says nothing about decoding: it comes with the prompt.
+        rate = self.completion_tokens / self.decode_s if self.completion_tokens > 1 and self.decode_s > 0 else None
         return {
             "time_to_first_token_s": round(self.time_to_first_token_s, 4),
             "prefill_s": round(self.prefill_s, 4),

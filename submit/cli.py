@@ -33,6 +33,14 @@ class LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"submit.commands.{cmd_name}").command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader of our output (head, less) went away: nothing is wrong. Click itself would exit with 1.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
 
 def config_file(environ: dict[str, str] | os._Environ[str] = os.environ) -> Path:
     """Where settings are read from when ``--config`` says nothing."""
@@ -94,10 +102,6 @@ def main(args: Sequence[str] | None = None) -> int:
     except PromptmillError as error:
         report(error)
         return error.exit_status
-    except BrokenPipeError:
-        # The reader of our output (head, less) went away: nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return status if isinstance(status, int) else 0
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from jobs.params import Sampling
 from worker.engine.engine import Engine
-from worker.engine.lm import LoadedModel, load_model, measure
+from worker.engine.lm import load_model, measure
+from worker.engine.model import LoadedModel
 from worker.engine.sequence import Finished, PreparedLine
 
 POCKET = Path(__file__).parents[2] / "examples" / "pocket" / "model"

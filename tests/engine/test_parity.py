@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -11,7 +10,7 @@ import pytest
 from mlx_lm.generate import generate_step
 
 from worker.engine.engine import Engine
-from worker.engine.lm import LoadedModel
+from worker.engine.model import LoadedModel
 
 KINDS = ["qwen3", "llama", "gemma3_text", "qwen3_moe", "lfm2", "mamba2"]
 

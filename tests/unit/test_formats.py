@@ -79,10 +79,10 @@ def test_reasoning_and_logprobs_lie_where_clients_look(store: Store) -> None:
 def test_a_prompt_line_becomes_a_text_completion(store: Store) -> None:
     """A native prompt line gets the body of a completion, with logprobs as parallel lists."""
     entries = [
-        {"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": [{"token": "a", "logprob": -0.1, "bytes": [97]}]},
+        {"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": [{"token": "a", "logprob": -0.1}]},
         {"token": "bc", "logprob": -0.2, "bytes": [98, 99], "top_logprobs": []},
         {"token": "d", "logprob": -0.3, "bytes": [100], "top_logprobs": []},
-    ]  # fmt: skip
+    ]
     batch_id = make_batch(store, [{"id": "p", "prompt": "Once", "logprobs": True, "top_logprobs": 1}])
     work(store, batch_id, answer=lambda job: [Choice(0, "abcd", "eos", logprobs=entries)])
     (envelope,) = written(store, batch_id, "openai")

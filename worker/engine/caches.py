@@ -13,7 +13,21 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-__all__ = ["Cache", "CacheSource", "arrays", "duplicate", "extend", "finalize", "fork", "keep", "new_batch", "prepare"]
+__all__ = [
+    "Cache",
+    "CacheSource",
+    "announce",
+    "arrays",
+    "duplicate",
+    "extend",
+    "finalize",
+    "fork",
+    "keep",
+    "leaves",
+    "new_batch",
+    "prepare",
+    "recurrent",
+]
 
 Cache = Any
 """A cache of one layer: mlx-lm gives its caches no common typed base."""
@@ -32,24 +46,52 @@ def new_batch(source: CacheSource, rows: int) -> list[Cache]:
         AttributeError, ValueError: when a layer's cache cannot be batched.
     """
     singles = [source.new_cache() for _ in range(rows)]
-    return [type(layer[0]).merge(list(layer)) for layer in zip(*singles, strict=True)]
+    merged = [type(layer[0]).merge(list(layer)) for layer in zip(*singles, strict=True)]
+    finalize(merged)
+    return merged
 
 
 def prepare(caches: Sequence[Cache], lengths: Sequence[int]) -> None:
     """Announce a right-padded prefill of rows of ``lengths`` tokens; :func:`finalize` must follow it."""
     longest = max(lengths)
-    if longest == min(lengths):
-        return
     padding = [longest - length for length in lengths]
-    for cache in caches:
-        cache.prepare(lengths=list(lengths), right_padding=padding)
+    for cache in leaves(caches):
+        if not _recurrent(cache):
+            cache.prepare(lengths=list(lengths), right_padding=padding)
+
+
+def announce(caches: Sequence[Cache], remaining: Sequence[int], width: int) -> None:
+    """Tell recurrent layers how much of a chunk of ``width`` columns each row fills, given what it has left.
+
+    mlx-lm lets them count down from the whole length by themselves. Its state-space layers then read beyond a chunk
+    that a row fills and goes on from, and take padding into the state of a row that ended with the chunk before;
+    a length within the chunk, and -1 for rows without a part in it, is what they get right.
+    """
+    lengths = [min(left, width) if left > 0 else -1 for left in remaining]
+    for cache in leaves(caches):
+        if _recurrent(cache):
+            cache.prepare(lengths=lengths)
+
+
+def recurrent(caches: Sequence[Cache]) -> bool:
+    """Whether some layer keeps a state in place of keys and values."""
+    return any(_recurrent(cache) for cache in leaves(caches))
+
+
+def leaves(caches: Sequence[Cache]) -> list[Cache]:
+    """All caches, those of layers with several caches one by one."""
+    return [leaf for cache in caches for leaf in (leaves(cache.caches) if hasattr(cache, "caches") else [cache])]
+
+
+def _recurrent(cache: Cache) -> bool:
+    return hasattr(cache, "lengths")
 
 
 def finalize(caches: Sequence[Cache]) -> None:
     """End a prefill: padding moves to the left, and recurrent layers drop their masks.
 
-    Called after every prefill, padded or not: a recurrent cache that keeps its ``left_padding`` decrements it
-    in each step and never evaluates it, until Metal runs out of buffers.
+    New batches need it too: a recurrent cache that keeps its ``left_padding`` decrements it in each step and never
+    evaluates it, until Metal runs out of buffers.
     """
     for cache in caches:
         cache.finalize()
@@ -86,14 +128,8 @@ def _shallow(cache: Cache) -> Cache:
 
 def arrays(caches: Sequence[Cache]) -> list[mx.array]:
     """Every array the caches hold, for an evaluation."""
-    leaves = tree_flatten([_parts(cache) for cache in caches])
-    return [leaf for _, leaf in leaves if isinstance(leaf, mx.array)]
-
-
-def _parts(cache: Cache) -> Any:
-    if hasattr(cache, "caches"):
-        return [_parts(part) for part in cache.caches]
-    return [cache.state] if not cache.empty() else []
+    states = [cache.state for cache in leaves(caches) if not cache.empty()]
+    return [array for _, array in tree_flatten(states) if isinstance(array, mx.array)]
 
 
 def duplicate(caches: Sequence[Cache]) -> list[Cache]:

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from worker.engine import caches as batch_caches, rows as row_arrays
 from worker.engine.caches import Cache
-from worker.engine.lm import LoadedModel
+from worker.engine.model import LoadedModel
 from worker.engine.rows import BatchArrays
 from worker.engine.sampler import Sampled, Sampler
 from worker.engine.sequence import Sequence

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from worker.engine.decode import DecodeBatch, StepResult, Taken
-from worker.engine.lm import LoadedModel, cache_budget
+from worker.engine.lm import cache_budget
+from worker.engine.model import LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
 from worker.engine.recovery import to_try, try_alone
 from worker.engine.sampler import Sampler

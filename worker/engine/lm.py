@@ -1,4 +1,4 @@
-"""The one module that knows mlx-lm: loading a model, and what the engine must know about it.
+"""The one module that knows mlx-lm: loading a model and measuring it.
 
 Everything here runs in the thread that owns the engine; MLX arrays belong to the thread that made them.
 """
@@ -9,8 +9,8 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,18 @@ from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_config, load_tokenizer
 
 from jobs.errors import ModelLoadError
 from worker.engine import caches as batch_caches
-from worker.engine.caches import Cache
+from worker.engine.model import LoadedModel
+from worker.engine.probe import cache_cost, try_batching
 
-__all__ = ["CacheCost", "LoadedModel", "cache_budget", "compiler_present", "describe_model", "end_thread", "load_model", "measure"]
+__all__ = [
+    "LoadedModel",
+    "cache_budget",
+    "compiler_present",
+    "describe_model",
+    "end_thread",
+    "load_model",
+    "measure",
+]
 
 log = logging.getLogger(__name__)
 
@@ -37,74 +46,8 @@ CONTEXT_KEYS = (
     "n_ctx",
 )
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-PROBE = (5, 3)
-"""Lengths of the two rows that a model is tried with: different, so that padding is part of the trial."""
-PROBE_TOLERANCE = 0.2
-"""Relative distance of logits: rounding of 4-bit models stays far below it, a state with padding in it does not."""
 TOKENIZER_PATTERNS = [pattern for pattern in DEFAULT_ALLOW_PATTERNS if not pattern.endswith(".safetensors")]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-
-
-@dataclass(frozen=True, slots=True)
-class CacheCost:
-    """Bytes that the caches of one row take: ``growing`` per token without end, ``windows`` as (bytes per token,
-    most tokens) for sliding windows, ``fixed`` for recurrent state."""
-
-    growing: int = 0
-    windows: tuple[tuple[int, int], ...] = ()
-    fixed: int = 0
-
-    def __call__(self, tokens: int) -> int:
-        """Bytes of a row that holds ``tokens`` tokens."""
-        windows = sum(size * min(tokens, most) for size, most in self.windows)
-        return self.growing * tokens + windows + self.fixed
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoadedModel:
-    """A model in memory, its tokenizer, and its measured properties.
-
-    ``vocab_size`` is the width of the logits; ``context_length`` the most tokens a row may hold, None where the
-    config does not say. ``unbatchable`` is why rows must run one at a time, None where they need not.
-    ``padded_prefill`` says that prompts of different lengths may be prefilled together.
-    """
-
-    name: str
-    model: Any
-    tokenizer: Any
-    config: Mapping[str, Any]
-    vocab_size: int
-    eos: frozenset[int]
-    context_length: int | None
-    cache_cost: CacheCost
-    unbatchable: str | None = None
-    padded_prefill: bool = True
-    revision: str | None = None
-    adapter_path: str | None = None
-
-    def new_cache(self) -> list[Cache]:
-        """Empty caches for one row, one per layer."""
-        return list(make_prompt_cache(self.model))
-
-    def forward(self, tokens: mx.array, caches: list[Cache]) -> mx.array:
-        """Logits ``[rows, columns, vocab_size]`` of ``tokens`` ``[rows, columns]``; the caches take the tokens in."""
-        logits: mx.array = self.model(tokens, cache=caches)
-        return logits
-
-    @property
-    def batchable(self) -> bool:
-        return self.unbatchable is None
-
-    @property
-    def has_thinking(self) -> bool:
-        return bool(self.tokenizer.has_thinking)
-
-    @property
-    def think_markers(self) -> tuple[str, str] | None:
-        """The strings around the model's thinking, None where it has none."""
-        if not self.has_thinking:
-            return None
-        return self.tokenizer.think_start, self.tokenizer.think_end
 
 
 def load_model(
@@ -143,9 +86,7 @@ def load_model(
         raise ModelLoadError(f"model '{name_or_path}' was loaded but cannot run: {_one_line(error)}") from error
 
 
-def describe_model(
-    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> LoadedModel:
+def describe_model(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
     """A model without its weights: enough to render, tokenise and check prompts, not to run them.
 
     Raises:
@@ -165,10 +106,10 @@ def describe_model(
         model=None,
         tokenizer=tokenizer,
         config=config,
-        vocab_size=int(config.get("vocab_size") or len(tokenizer)),
+        vocab_size=int(_configured(config, ("vocab_size",)) or len(tokenizer)),
         eos=frozenset(int(token) for token in tokenizer.eos_token_ids),
-        context_length=_context_length(config),
-        cache_cost=CacheCost(),
+        context_length=_configured(config, CONTEXT_KEYS),
+        make_cache=make_prompt_cache,
         revision=commit,
     )
 
@@ -183,9 +124,9 @@ def measure(
     adapter_path: str | None = None,
 ) -> LoadedModel:
     """Try a model that is in memory with a few tokens: width of its logits, cost of its caches, how it batches."""
-    alone = list(make_prompt_cache(model))
-    logits = model(mx.array([[0] * PROBE[0]]), cache=alone)
-    mx.eval(logits, batch_caches.arrays(alone))
+    caches = list(make_prompt_cache(model))
+    logits = model(mx.array([[0, 0]]), cache=caches)
+    mx.eval(logits, batch_caches.arrays(caches))
     loaded = LoadedModel(
         name=name,
         model=model,
@@ -193,21 +134,19 @@ def measure(
         config=config,
         vocab_size=int(logits.shape[-1]),
         eos=frozenset(int(token) for token in tokenizer.eos_token_ids),
-        context_length=_context_length(config),
-        cache_cost=_cost(alone, PROBE[0]),
+        context_length=_configured(config, CONTEXT_KEYS),
+        make_cache=make_prompt_cache,
+        cache_cost=cache_cost(caches, tokens=2),
         revision=revision,
         adapter_path=adapter_path,
     )
-    reason, padded = _try_batching(loaded)
-    if reason is not None:
-        log.warning("%s runs one row at a time: %s", name, reason, extra={"action": "model_unbatchable"})
+    unbatchable, padded = try_batching(loaded)
+    if unbatchable is not None:
+        log.warning("%s runs one row at a time: %s", name, unbatchable, extra={"action": "model_unbatchable"})
     elif not padded:
-        log.warning(
-            "%s does not mask padding: only prompts of equal length are prefilled together",
-            name,
-            extra={"action": "model_unpadded"},
-        )
-    return replace(loaded, unbatchable=reason, padded_prefill=padded)
+        message = "%s lets padding into its state: only prompts of equal length are prefilled together"
+        log.warning(message, name, extra={"action": "model_unpadded"})
+    return replace(loaded, unbatchable=unbatchable, padded_prefill=padded)
 
 
 def compiler_present(which: Callable[[str], str | None] = shutil.which) -> bool:
@@ -232,76 +171,17 @@ def end_thread() -> None:
     mx.clear_streams()
 
 
-def _try_batching(loaded: LoadedModel) -> tuple[str | None, bool]:
-    """Why rows of this model cannot share a batch (None: they can), and whether padding leaves them alone.
-
-    Two rows are prefilled together with padding and take one decode step; their logits must be those they have
-    alone, but for rounding. Caches without ``merge`` (llama4's, afm7's) fail here, and so does a recurrent layer
-    that lets padding into its state.
-    """
-    prompts = [[(7 * (row + 1) + 3 * i) % loaded.vocab_size for i in range(size + 1)] for row, size in enumerate(PROBE)]
-    expected = [_last_logits(loaded, loaded.new_cache(), prompt) for prompt in prompts]
-    try:
-        together = batch_caches.new_batch(loaded, len(prompts))
-        got = _padded_logits(loaded, together, prompts)
-    except Exception as error:
-        return f"its caches cannot be batched ({_one_line(error)})", False
-    apart = [float(mx.linalg.norm(a - b) / mx.linalg.norm(a)) for a, b in zip(expected, got, strict=True)]
-    return None, max(apart) < PROBE_TOLERANCE
-
-
-def _last_logits(loaded: LoadedModel, caches: list[Cache], prompt: list[int]) -> mx.array:
-    loaded.forward(mx.array([prompt[:-1]]), caches)
-    mx.eval(batch_caches.arrays(caches))
-    return loaded.forward(mx.array([prompt[-1:]]), caches)[0, -1].astype(mx.float32)
-
-
-def _padded_logits(loaded: LoadedModel, caches: list[Cache], prompts: list[list[int]]) -> mx.array:
-    lengths = [len(prompt) - 1 for prompt in prompts]
-    padded = [prompt[:-1] + [0] * (max(lengths) - length) for prompt, length in zip(prompts, lengths, strict=True)]
-    batch_caches.prepare(caches, lengths)
-    loaded.forward(mx.array(padded), caches)
-    batch_caches.finalize(caches)
-    mx.eval(batch_caches.arrays(caches))
-    batch_caches.keep(caches, [0, 1])
-    logits = loaded.forward(mx.array([prompt[-1:] for prompt in prompts]), caches)[:, -1].astype(mx.float32)
-    mx.eval(logits)
-    return logits
-
-
-def _cost(caches: list[Cache], tokens: int) -> CacheCost:
-    growing, windows, fixed = 0, [], 0
-    for cache in _leaves(caches):
-        stored = getattr(cache, "keys", None)
-        if not hasattr(cache, "keys"):
-            fixed += int(cache.nbytes)
-            continue
-        width = stored.shape[2] if isinstance(stored, mx.array) and stored.ndim > 2 else tokens
-        per_token = -(-int(cache.nbytes) // width)
-        most = getattr(cache, "max_size", None)
-        if most is None:
-            growing += per_token
-        else:
-            windows.append((per_token, int(most)))
-    return CacheCost(growing, tuple(windows), fixed)
-
-
-def _leaves(caches: list[Cache]) -> list[Cache]:
-    return [leaf for cache in caches for leaf in (_leaves(cache.caches) if hasattr(cache, "caches") else [cache])]
-
-
-def _context_length(config: Mapping[str, Any]) -> int | None:
+def _configured(config: Mapping[str, Any], keys: Sequence[str]) -> int | None:
+    """The first positive number under one of ``keys``, in the config or in its part about text."""
     for section in (config, config.get("text_config") or {}):
-        for key in CONTEXT_KEYS:
+        for key in keys:
             value = section.get(key)
             if isinstance(value, int) and value > 0:
                 return value
     return None
 
 
-def _locate(
-    name: str, revision: str | None, patterns: list[str] = DEFAULT_ALLOW_PATTERNS
-) -> tuple[Path, str | None]:
+def _locate(name: str, revision: str | None, patterns: list[str] = DEFAULT_ALLOW_PATTERNS) -> tuple[Path, str | None]:
     """The folder of a model and, for one from the hub, its commit; of the hub's files those of ``patterns``."""
     path = Path(name).expanduser()
     if path.exists():

@@ -8,11 +8,15 @@ import mlx.core as mx
 
 from worker.engine import caches as batch_caches
 from worker.engine.caches import Cache
-from worker.engine.lm import LoadedModel
+from worker.engine.model import LoadedModel
 from worker.engine.scheduler import Ticket
 from worker.engine.sequence import Sequence
 
 __all__ = ["PrefillGroup", "Prompt"]
+
+RECURRENT_COLUMNS = 255
+"""mlx-lm's state-space layers work in parts of 256 columns, and handle padding right within one part only; a chunk may
+be one column wider than the others."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,11 +41,13 @@ class PrefillGroup:
         self._model = model
         self._lengths = [ticket.length for ticket in tickets]
         self._longest = max(self._lengths)
+        self._padded = self._longest > min(self._lengths)
         self._position = 0
         self._chunk = 0
         if model.batchable:
             self._caches: list[Cache] = batch_caches.new_batch(model, len(tickets))
-            batch_caches.prepare(self._caches, self._lengths)
+            if self._padded:
+                batch_caches.prepare(self._caches, self._lengths)
         else:
             self._caches = model.new_cache()
         self._inputs = [list(ticket.owner.tokens[:-1]) for ticket in tickets]
@@ -63,12 +69,12 @@ class PrefillGroup:
         """
         rows = len(self._lengths)
         if self._chunk == 0:
-            # Even chunks of at least 2: a sliding window takes a single padded column for a decode step.
-            chunks = max(1, min(-(-self._longest * rows // step_size), self._longest // 2))
-            self._chunk = -(-self._longest // chunks)
+            self._chunk = self._chunk_of(step_size // rows)
         rest = self._longest - self._position
         width = rest if rest - self._chunk < 2 else self._chunk
         end = self._position + width
+        if self._padded:
+            batch_caches.announce(self._caches, [length - self._position for length in self._lengths], width)
         columns = [line[self._position : end] for line in self._inputs]
         padded = [column + [0] * (width - len(column)) for column in columns]
         self._model.forward(mx.array(padded, dtype=mx.int32), self._caches)
@@ -76,6 +82,14 @@ class PrefillGroup:
         if self.done:
             self._finish()
         return rows * width
+
+    def _chunk_of(self, most: int) -> int:
+        """Columns of a chunk: even parts of at most ``most``, yet not below 2, because a sliding window takes a single
+        padded column for a decode step."""
+        if self._padded and batch_caches.recurrent(self._caches):
+            most = min(most, RECURRENT_COLUMNS)
+        parts = max(1, min(-(-self._longest // max(1, most)), self._longest // 2))
+        return -(-self._longest // parts)
 
     def arrays(self) -> list[mx.array]:
         return batch_caches.arrays(self._caches)

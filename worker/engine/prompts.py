@@ -12,7 +12,7 @@ from worker.engine.sequence import PreparedLine
 
 if TYPE_CHECKING:
     from jobs.line import Job
-    from worker.engine.lm import LoadedModel
+    from worker.engine.model import LoadedModel
 
 __all__ = ["Preparer"]
 

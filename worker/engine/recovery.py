@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import mlx.core as mx
 
 from worker.engine.decode import DecodeBatch, Taken
-from worker.engine.lm import LoadedModel
+from worker.engine.model import LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
 from worker.engine.sampler import Sampler
 from worker.engine.scheduler import Ticket

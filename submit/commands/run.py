@@ -1,0 +1,115 @@
+"""``promptmill run``: everything on this machine, from a file of prompts to a file of results."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.errors import RefusedError
+from submit.formats import FORMATS
+from submit.options import defaults_from, parameter_options, redis_option
+
+WORKER_OPTIONS: tuple[tuple[str, Any, str], ...] = (
+    ("decode-concurrency", click.IntRange(1, 4096), "Worker: most lines decoded together."),
+    ("prompt-concurrency", click.IntRange(1, 1024), "Worker: most prompts processed together."),
+    ("prefill-step-size", click.IntRange(1), "Worker: prompt tokens processed between two decode steps."),
+    ("max-context", click.IntRange(1), "Worker: context length in tokens."),
+    ("memory-limit", str, "Worker: memory for the model and its caches, such as 48G."),
+    ("revision", str, "Worker: revision of the models on the Hub."),
+)
+
+
+def worker_options(command: Any) -> Any:
+    """Add the flags that go to the worker as they are."""
+    command = click.option(
+        "--trust-remote-code", is_flag=True, help="Worker: let tokenizers run code from the model's repository."
+    )(command)
+    for name, kind, text in reversed(WORKER_OPTIONS):
+        command = click.option(f"--{name}", type=kind, help=text)(command)
+    return command
+
+
+@click.command("run", short_help="Run a file of prompts on this machine.")
+@click.argument("file", metavar="FILE")
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="OUT",
+    help="File for the results: it grows as lines finish, and is in the order of the input at the end.",
+)
+@click.option(
+    "--errors",
+    type=click.Path(path_type=Path),
+    metavar="ERR",
+    help="File for the records of failed lines, written only when there are any.  "
+    "[default: OUT with .errors before its suffix]",
+)
+@click.option("--name", help="A name for the batch.")
+@click.option(
+    "--on-bad-line",
+    type=click.Choice(["reject", "skip"]),
+    default="reject",
+    show_default=True,
+    help="reject: one bad line rejects the file; skip: bad lines become error records and the rest is run.",
+)
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(FORMATS),
+    default="native",
+    show_default=True,
+    help="What OUT holds, as with `promptmill results`.",
+)
+@click.option("--restart", is_flag=True, help="Forget what an earlier run for OUT has done, and run all lines.")
+@redis_option
+@worker_options
+@parameter_options
+def command(
+    file: str,
+    out: Path,
+    errors: Path | None,
+    name: str | None,
+    on_bad_line: str,
+    fmt: str,
+    restart: bool,
+    redis_url: str | None,
+    **flags: Any,
+) -> int:
+    """Run the prompts in FILE (- is standard input) on this machine, and write OUT as lines finish.
+
+    Without --redis a Redis of its own is started. Run the same command again after any interruption: what is
+    finished stays, what is missing is run, nothing is run twice.
+
+    Exit statuses: 0 all lines succeeded, 1 some failed, 2 FILE or a flag is no good, 5 no model can be loaded,
+    130 interrupted.
+    """
+    from submit.runner import RunRequest, run
+
+    if importlib.util.find_spec("mlx_lm") is None:
+        raise RefusedError(
+            "a run needs MLX on this machine: pip install 'promptmill[worker]'; "
+            "to have another machine do the work, use `promptmill submit --redis URL`"
+        )
+    names = [name for name, _, _ in WORKER_OPTIONS]
+    values = ((name, flags.pop(name.replace("-", "_"))) for name in names)
+    worker_flags = [f"--{name}={value}" for name, value in values if value is not None]
+    worker_flags += ["--trust-remote-code"] if flags.pop("trust_remote_code") else []
+    request = RunRequest(
+        source=file,
+        out=out,
+        errors=errors,
+        defaults=defaults_from(flags),
+        on_bad_line=on_bad_line,
+        fmt=fmt,
+        name=name,
+        redis_url=redis_url,
+        restart=restart,
+        worker_flags=tuple(worker_flags),
+    )
+    return run(request)

@@ -1,0 +1,121 @@
+"""``promptmill submit``: checks a file of prompts and enqueues it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+
+from jobs.batch import PRIORITIES
+from jobs.errors import RefusedError
+from submit.feedback import SHOWN_PROBLEMS, json_errors, read_display
+from submit.options import defaults_from, json_option, open_store, parameter_options, redis_option
+from submit.text import parse_duration, plural
+
+if TYPE_CHECKING:
+    from jobs.store import Store
+    from submit.submitter import Submitted
+
+
+@click.command("submit", short_help="Enqueue a file of prompts; prints the batch id.")
+@click.argument("file")
+@click.option("--name", help="A name for the batch, by which other commands find it too.")
+@click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
+@click.option(
+    "--on-bad-line",
+    type=click.Choice(("reject", "skip")),
+    default="reject",
+    show_default=True,
+    help="reject: one bad line and nothing is enqueued; skip: bad lines become error records, the rest runs.",
+)
+@click.option("--metadata", metavar="JSON", help="Your own data on the batch, a JSON object; `status` shows it.")
+@click.option("--wait", is_flag=True, help="Stay and write the results to OUT as lines finish; needs -o.")
+@click.option(
+    "-o", "--output", "out", type=click.Path(path_type=Path), metavar="OUT", help="File for the results, with --wait."
+)
+@click.option("--timeout", metavar="DURATION", help="With --wait: give up waiting after this long (90s, 15m, 2h).")
+@parameter_options
+@redis_option
+@json_option
+def command(
+    file: str,
+    name: str | None,
+    priority: str,
+    on_bad_line: str,
+    metadata: str | None,
+    wait: bool,
+    out: Path | None,
+    timeout: str | None,
+    redis_url: str | None,
+    as_json: bool,
+    **flags: Any,
+) -> int:
+    """Check FILE and enqueue it as one batch; its id is printed alone on stdout.
+
+    FILE holds one JSON object per line; .gz and .zst are unpacked, - is standard input. Flags for parameters
+    are for lines that do not say otherwise themselves.
+
+    Exit statuses: 0 enqueued, 2 bad lines or usage, 3 Redis. With --wait also: 1 some lines failed,
+    4 not done within --timeout (the batch goes on).
+    """
+    from submit.reader import PromptFile
+    from submit.submitter import Order, submit
+
+    with json_errors(as_json) as answer:
+        limit = _waiting(file, wait=wait, out=out, timeout=timeout)
+        order = Order(defaults_from(flags), name, priority, on_bad_line, _object("--metadata", metadata))
+        with PromptFile(file) as prompts, open_store(redis_url) as store:
+            with read_display(prompts.size) as progress:
+                submitted = submit(store, prompts, order, progress=progress)
+            _print(submitted, prompts.name, as_json=as_json)
+            answer.given = True
+            return _follow(store, submitted.batch_id, out, limit) if wait else 0
+
+
+def _waiting(file: str, *, wait: bool, out: Path | None, timeout: str | None) -> float | None:
+    """Check the flags about waiting; the seconds to wait, None for as long as it takes."""
+    if wait and out is None:
+        raise RefusedError("--wait writes the results as they come: give it a file with -o")
+    if not wait and (out is not None or timeout is not None):
+        flag = "-o" if out is not None else "--timeout"
+        raise RefusedError(f"{flag} goes with --wait; `promptmill results BATCH -o OUT` writes results later")
+    if out is not None and file != "-" and out.exists() and Path(file).exists() and out.samefile(file):
+        raise RefusedError(f"{out} is the input: the results need a file of their own")
+    return None if timeout is None else parse_duration(timeout)
+
+
+def _object(flag: str, text: str | None) -> dict[str, Any]:
+    try:
+        value = {} if text is None else orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise RefusedError(f"{flag} must be a JSON object: {error}") from None
+    if not isinstance(value, dict):
+        raise RefusedError(f'{flag} must be a JSON object, such as \'{{"project": "a"}}\'')
+    return value
+
+
+def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
+    click.echo(orjson.dumps(submitted.as_dict()).decode() if as_json else submitted.batch_id)
+    if submitted.rejected:
+        click.echo(f"{source}: {plural(submitted.rejected, 'bad line')}, skipped: each has an error record", err=True)
+        for problem in submitted.problems[:SHOWN_PROBLEMS]:
+            click.echo(f"  {problem}", err=True)
+        if submitted.rejected > SHOWN_PROBLEMS:
+            click.echo(f"  ... and {submitted.rejected - SHOWN_PROBLEMS} more", err=True)
+    running = plural(submitted.total - submitted.rejected, "line")
+    click.echo(f"{running} of {source} enqueued for {', '.join(submitted.models) or 'no model'}", err=True)
+
+
+def _follow(store: Store, batch_id: str, out: Path | None, timeout: float | None) -> int:
+    from submit.follow import write_results
+    from submit.progress import Progress
+    from submit.summary import Tally, exit_status
+
+    tally, progress = Tally(), Progress()
+    try:
+        batch = write_results(store, batch_id, out, follow=True, progress=progress, timeout=timeout, observe=tally.add)
+    finally:
+        progress.close()
+    return exit_status(batch, tally)

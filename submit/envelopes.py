@@ -1,0 +1,127 @@
+"""OpenAI's side of results: the envelopes of its Batch API, and the bodies inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from jobs.line import CHAT_URL, COMPLETIONS_URL
+
+__all__ = ["choices_of", "endpoint_of", "envelope"]
+
+STATUS_CODES = {
+    "invalid_json_line": 400,
+    "invalid_type": 400,
+    "out_of_range": 400,
+    "unknown_field": 400,
+    "missing_field": 400,
+    "conflicting_fields": 400,
+    "duplicate_custom_id": 400,
+    "unsupported": 400,
+    "context_length_exceeded": 400,
+    "model_load_failed": 503,
+}
+"""HTTP statuses of failures; what is not listed is 500."""
+
+UNANSWERED = {"cancelled": "batch_cancelled", "expired": "batch_expired", "timeout": "request_timeout"}
+"""Failures without a response, under OpenAI's codes."""
+
+
+def choices_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The completions of a result record, one or several, in one shape."""
+    choices: list[dict[str, Any]] = record.get("choices") or [{"index": 0, **record}]
+    return choices
+
+
+def envelope(record: dict[str, Any], endpoint: Callable[[int], str]) -> dict[str, Any]:
+    """The envelope of a record; ``endpoint(index)`` is asked for a line that was not in OpenAI's format."""
+    name = f"{record['batch_id']}_{record['index']}"
+    wrapped = {"id": f"batch_req_{name}", "custom_id": record["id"], "response": None, "error": None}
+    failure = record.get("error")
+    if failure is None:
+        url = record.get("endpoint") or endpoint(record["index"])
+        body = _chat_body(record, name) if url == CHAT_URL else _text_body(record, name)
+        return {**wrapped, "response": {"status_code": 200, "request_id": f"req_{name}", "body": body}}
+    code = failure["code"]
+    if code in UNANSWERED:
+        return {**wrapped, "error": {"code": UNANSWERED[code], "message": failure["message"]}}
+    status = STATUS_CODES.get(code, 500)
+    kind = "invalid_request_error" if status == 400 else "server_error"
+    error = {"message": failure["message"], "type": kind, "param": failure["param"], "code": code}
+    return {**wrapped, "response": {"status_code": status, "request_id": f"req_{name}", "body": {"error": error}}}
+
+
+def _chat_body(record: dict[str, Any], name: str) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{name}",
+        "object": "chat.completion",
+        "created": _seconds(record["created_at"]),
+        "model": record["model"],
+        "choices": [_chat_choice(choice) for choice in choices_of(record)],
+        "usage": record["usage"],
+        "system_fingerprint": record.get("model_revision"),
+    }
+
+
+def _chat_choice(choice: dict[str, Any]) -> dict[str, Any]:
+    message = {"role": "assistant", "content": choice["text"], "refusal": None}
+    if "reasoning" in choice:
+        message["reasoning_content"] = choice["reasoning"]
+    entries = choice.get("logprobs")
+    return {
+        "index": choice["index"],
+        "message": message,
+        "logprobs": None if entries is None else {"content": entries, "refusal": None},
+        "finish_reason": choice["finish_reason"],
+    }
+
+
+def _text_body(record: dict[str, Any], name: str) -> dict[str, Any]:
+    return {
+        "id": f"cmpl-{name}",
+        "object": "text_completion",
+        "created": _seconds(record["created_at"]),
+        "model": record["model"],
+        "choices": [_text_choice(choice) for choice in choices_of(record)],
+        "usage": record["usage"],
+        "system_fingerprint": record.get("model_revision"),
+    }
+
+
+def _text_choice(choice: dict[str, Any]) -> dict[str, Any]:
+    entries = choice.get("logprobs")
+    shown = {
+        "text": choice["text"],
+        "index": choice["index"],
+        "logprobs": None if entries is None else _text_logprobs(entries),
+        "finish_reason": choice["finish_reason"],
+    }
+    if "reasoning" in choice:
+        shown["reasoning_content"] = choice["reasoning"]
+    return shown
+
+
+def _text_logprobs(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Token entries as completions show them: parallel lists, offsets into the text."""
+    tokens = [entry["token"] for entry in entries]
+    offsets, position = [], 0
+    for token in tokens:
+        offsets.append(position)
+        position += len(token)
+    tops = [{top["token"]: top["logprob"] for top in entry.get("top_logprobs") or ()} for entry in entries]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [entry["logprob"] for entry in entries],
+        "top_logprobs": tops if any(tops) else None,
+        "text_offset": offsets,
+    }
+
+
+def _seconds(timestamp: str) -> int:
+    return int(datetime.fromisoformat(timestamp).timestamp())
+
+
+def endpoint_of(prompt: str | None) -> str:
+    """The endpoint that a native line would have gone to."""
+    return CHAT_URL if prompt is None else COMPLETIONS_URL

@@ -1,0 +1,121 @@
+"""What results are written as: our own records, OpenAI's envelopes, or training data.
+
+Training data is what ``mlx_lm.lora --train`` reads: ``chat`` is ``{"messages": [...]}`` with the answer as the
+last message, ``completions`` is ``{"prompt", "completion"}``. Both hold one line per choice, only of lines that
+succeeded. A plain prompt becomes one user message in ``chat``; ``completions`` takes a conversation only if it
+is one user message, because mlx-lm puts the prompt back into exactly that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from jobs.batch import Batch
+from jobs.errors import RefusedError
+from jobs.line import Job
+from jobs.results import StoredRecord
+from jobs.store import Store
+from submit.envelopes import choices_of, endpoint_of, envelope
+from submit.inputs import Inputs
+
+__all__ = ["FORMATS", "Format", "make_format"]
+
+FORMATS = ("native", "openai", "chat", "completions")
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How one record is written. ``render`` gives its lines, each with its newline, or nothing at all."""
+
+    name: str
+    render: Callable[[StoredRecord], bytes]
+    errors_apart: bool
+    """Whether records of failed lines go to a file of their own."""
+    keeps_failures: bool
+    """Whether records of failed lines are written at all."""
+
+
+def make_format(name: str, store: Store, batch: Batch) -> Format:
+    """The format ``name`` for the records of ``batch``.
+
+    Raises:
+        RefusedError: there is no such format.
+    """
+    if name == "native":
+        return Format(name, _native, errors_apart=True, keeps_failures=True)
+    inputs = _lazily(lambda: Inputs(store, batch))
+    if name == "openai":
+        return Format(name, lambda record: _openai(record, inputs), errors_apart=False, keeps_failures=True)
+    examples = {"chat": _chat, "completions": _completion}.get(name)
+    if examples is None:
+        raise RefusedError(f"no format '{name}': take one of {', '.join(FORMATS)}")
+    return Format(name, lambda record: _training(record, inputs, examples), errors_apart=False, keeps_failures=False)
+
+
+def _lazily(make: Callable[[], Inputs]) -> Callable[[], Inputs]:
+    made: list[Inputs] = []
+
+    def get() -> Inputs:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return get
+
+
+def _native(record: StoredRecord) -> bytes:
+    return record.raw + b"\n"
+
+
+def _openai(record: StoredRecord, inputs: Callable[[], Inputs]) -> bytes:
+    wrapped = envelope(orjson.loads(record.raw), lambda index: endpoint_of(inputs().job(index).prompt))
+    return orjson.dumps(wrapped, option=orjson.OPT_APPEND_NEWLINE)
+
+
+Example = Callable[[Job, str, dict[str, Any]], dict[str, Any]]
+
+
+def _training(record: StoredRecord, inputs: Callable[[], Inputs], example: Example) -> bytes:
+    if not record.ok:
+        return b""
+    job = inputs().job(record.index)
+    lines = (example(job, text, choice) for text, choice in _answers(job, orjson.loads(record.raw)))
+    return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
+
+
+def _answers(job: Job, record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each choice that came to its own end, with the whole text of its turn."""
+    for choice in choices_of(record):
+        if choice["finish_reason"] is not None:
+            yield (job.prefill_response or "") + choice["text"], choice
+
+
+def _conversation(job: Job) -> list[dict[str, Any]]:
+    system = [{"role": "system", "content": job.system_prompt}] if job.system_prompt is not None else []
+    if job.messages is None:
+        return [{"role": "user", "content": job.prompt}]
+    return [*system, *job.messages]
+
+
+def _chat(job: Job, text: str, choice: dict[str, Any]) -> dict[str, Any]:
+    answer = {"role": "assistant", "content": text}
+    if choice.get("reasoning"):
+        # Where templates of thinking models look for it; others leave it out.
+        answer["reasoning_content"] = choice["reasoning"]
+    return {"messages": [*_conversation(job), answer]}
+
+
+def _completion(job: Job, text: str, choice: dict[str, Any]) -> dict[str, Any]:
+    if job.prompt is not None:
+        return {"prompt": job.prompt, "completion": text}
+    conversation = _conversation(job)
+    if len(conversation) == 1 and conversation[0]["role"] == "user":
+        return {"prompt": conversation[0]["content"], "completion": text}
+    raise RefusedError(
+        f"line {job.line} ('{job.id}') is a conversation of {len(conversation)} messages, which --format "
+        "completions cannot hold: take --format chat"
+    )

@@ -1,0 +1,90 @@
+"""What a run holds for itself: the lock of its OUT, a copy of standard input, and the signals that end it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jobs.embedded import open_lock, try_lock
+from jobs.errors import PromptmillError, RefusedError
+
+__all__ = ["identity_of", "interruptible", "locked", "runs_folder", "spooled"]
+
+
+def identity_of(out: Path) -> str:
+    """Names OUT in Redis and among the files of runs, by its real absolute path."""
+    return hashlib.blake2b(os.fsencode(os.path.realpath(out)), digest_size=16).hexdigest()
+
+
+def runs_folder(data: Path) -> Path:
+    folder = data / "runs"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise RefusedError(
+            f"{folder} cannot be made: {error.strerror}; set PROMPTMILL_DATA_DIR to a folder of yours"
+        ) from None
+    return folder
+
+
+@contextlib.contextmanager
+def locked(path: Path, out: Path) -> Iterator[None]:
+    """Hold OUT for this process alone; the kernel lets go of it however the process ends."""
+    lock = open_lock(path)
+    try:
+        if not try_lock(lock, fcntl.LOCK_EX):
+            raise RefusedError(f"another `promptmill run` is writing {out}; wait for it, or give another -o")
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def spooled(source: str, spool: Path) -> Iterator[str]:
+    """A path to the prompts that can be read twice: standard input is copied into ``spool``."""
+    if source != "-":
+        yield source
+        return
+    try:
+        _copy_stdin(spool)
+        yield str(spool)
+    finally:
+        spool.unlink(missing_ok=True)
+
+
+def _copy_stdin(spool: Path) -> None:
+    try:
+        with spool.open("wb") as file:
+            while block := sys.stdin.buffer.read(1 << 20):
+                file.write(block)
+    except OSError as error:
+        raise PromptmillError(f"standard input cannot be kept in {spool}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and a terminal that goes away end the run as Ctrl-C does; what is ignored (nohup) stays ignored."""
+
+    def interrupt(_number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

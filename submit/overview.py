@@ -1,0 +1,182 @@
+"""What ``promptmill status`` shows: all batches as a table, or one in detail with its lines in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from jobs.batch import Batch
+from submit.progress import Rates
+from submit.text import cells, count, duration, plural, rate, table
+from submit.workers import LineInFlight, WorkerState, activity
+
+__all__ = ["batch_object", "batch_table", "detail"]
+
+NO_BATCHES = "no batches; `promptmill submit FILE --model MODEL` makes one"
+HEADER = ("batch", "name", "status", "done/failed/total", "tokens", "tok/s", "eta", "model", "age")
+FLUSH_RIGHT = frozenset({3, 4, 5, 6, 8})
+DROPPED_FIRST = ("age", "tokens", "name", "tok/s", "model", "eta")
+"""Columns a narrow terminal does without, in this order."""
+SHOWN_LINES = 40
+
+
+def batch_table(
+    batches: Sequence[Batch], now: float, *, rates: Mapping[str, Rates] | None = None, width: int | None = None
+) -> list[str]:
+    """Batches, oldest first, as lines of at most ``width`` columns (None: as wide as need be).
+
+    ``rates`` are those of the recent past, by batch id; without them rates since each batch began are shown.
+    """
+    if not batches:
+        return [NO_BATCHES]
+    rows = [_row(batch, now, (rates or {}).get(batch.id)) for batch in batches]
+    keep = list(range(len(HEADER)))
+    lines = _columns(rows, keep)
+    for name in DROPPED_FIRST:
+        if width is None or max(map(cells, lines)) <= width:
+            break
+        keep.remove(HEADER.index(name))
+        lines = _columns(rows, keep)
+    return lines
+
+
+def _columns(rows: Sequence[Sequence[str]], keep: Sequence[int]) -> list[str]:
+    chosen = [[row[column] for column in keep] for row in rows]
+    right = frozenset(place for place, column in enumerate(keep) if column in FLUSH_RIGHT)
+    return table([HEADER[column] for column in keep], chosen, right=right)
+
+
+def _row(batch: Batch, now: float, recent: Rates | None) -> list[str]:
+    per_second, eta = _pace(batch, now, recent)
+    return [
+        batch.id,
+        _printable(batch.name or "-"),
+        batch.status,
+        f"{batch.completed:,}/{batch.failed:,}/{batch.total:,}",
+        count(batch.usage.prompt_tokens + batch.usage.completion_tokens),
+        rate(per_second),
+        duration(eta),
+        _printable(_models(batch.models)),
+        duration(now - batch.times["created"]) if "created" in batch.times else "-",
+    ]
+
+
+def _pace(batch: Batch, now: float, recent: Rates | None) -> tuple[float | None, float | None]:
+    """New tokens per second, and seconds left."""
+    if recent is not None and recent.lines:
+        return recent.completion_tokens, recent.eta(batch)
+    rates = batch.rates(now)
+    return rates["completion_tokens_per_second"], rates["eta_s"]
+
+
+def _models(models: Sequence[str]) -> str:
+    if not models:
+        return "-"
+    first = models[0].rstrip("/").rpartition("/")[2] or models[0]
+    return first if len(models) == 1 else f"{first} +{len(models) - 1}"
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def batch_object(batch: Batch, now: float, states: Sequence[WorkerState], queues: frozenset[str]) -> dict[str, Any]:
+    """The JSON object of one batch: what Redis knows, and what the workers say of it."""
+    return {
+        **batch.as_dict(now),
+        "waiting": activity(batch, queues, states),
+        "in_flight": [{**line.as_dict(), "worker": state.name} for state, line in _in_flight(batch, states)],
+    }
+
+
+def _in_flight(batch: Batch, states: Sequence[WorkerState]) -> list[tuple[WorkerState, LineInFlight]]:
+    found = [(state, line) for state in states for line in state.lines_of(batch.id)]
+    return sorted(found, key=lambda pair: pair[1].index)
+
+
+def detail(
+    batch: Batch,
+    now: float,
+    states: Sequence[WorkerState],
+    queues: frozenset[str],
+    *,
+    recent: Rates | None = None,
+) -> list[str]:
+    """One batch as lines of text: its facts, then its lines in flight."""
+    facts = [("batch", batch.id if batch.name is None else f"{batch.id} ({_printable(batch.name)})")]
+    waiting = activity(batch, queues, states)
+    facts.append(("status", batch.status if waiting is None else f"{batch.status}, {waiting}"))
+    facts += [(label, _printable(text)) for label, text in _described(batch) if text]
+    facts += _counted(batch, now, recent)
+    facts += [(label, f"{_local(batch.times[name])} ({duration(now - batch.times[name])} ago)")
+              for label, name in (("submitted", "created"), ("started", "started"), ("ended", "completed"))
+              if name in batch.times]  # fmt: skip
+    facts += [("worker", _worker(state)) for state in states if queues & set(state.queues) and not batch.done]
+    lines = [f"{label:<10}{text}" for label, text in facts]
+    return lines + _flight_lines(batch, states)
+
+
+def _described(batch: Batch) -> list[tuple[str, str]]:
+    plain = {name: value for name, value in batch.defaults.items() if name != "model"}
+    return [
+        ("source", batch.source),
+        ("models", ", ".join(batch.models)),
+        ("priority", batch.priority),
+        ("defaults", ", ".join(f"{name} {_json(value)}" for name, value in plain.items())),
+        ("metadata", _json(dict(batch.metadata)) if batch.metadata else ""),
+    ]
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _counted(batch: Batch, now: float, recent: Rates | None) -> list[tuple[str, str]]:
+    lines = f"{batch.finished:,} of {batch.total:,} done"
+    if batch.failed:
+        lines += f", {batch.failed:,} failed"
+    if batch.rejected:
+        lines += f" ({batch.rejected:,} of them refused at submission)"
+    usage = batch.usage
+    tokens = f"{usage.prompt_tokens:,} prompt"
+    if usage.cached_tokens:
+        tokens += f" ({usage.cached_tokens:,} cached)"
+    tokens += f", {usage.completion_tokens:,} generated"
+    per_second, eta = _pace(batch, now, recent)
+    pace = [] if per_second is None else [f"{rate(per_second)} tok/s"]
+    pace += [] if eta is None else [f"{duration(eta)} left"]
+    return [("lines", lines), ("tokens", tokens), *([("rate", ", ".join(pace))] if pace else [])]
+
+
+def _local(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _worker(state: WorkerState) -> str:
+    text = f"{_printable(state.name)}: {state.state}"
+    if state.tokens_per_second is not None and state.state != "loading":
+        text += f", {rate(state.tokens_per_second)} tok/s"
+    if state.occupancy is not None:
+        text += f", {state.occupancy:.0%} full"
+    if state.memory_bytes:
+        text += f", {state.memory_bytes / 2**30:.1f} GiB"
+    return text
+
+
+def _flight_lines(batch: Batch, states: Sequence[WorkerState]) -> list[str]:
+    pairs = _in_flight(batch, states)
+    if not pairs:
+        return []
+    rows = [[str(line.index), _printable(line.id), line.phase, _tokens(line), state.name] for state, line in pairs]
+    shown = table(("index", "id", "phase", "tokens", "worker"), rows[:SHOWN_LINES], right=frozenset({0}))
+    more = [f"... and {len(rows) - SHOWN_LINES:,} more"] if len(rows) > SHOWN_LINES else []
+    return ["", f"{plural(len(pairs), 'line')} in flight", *shown, *more]
+
+
+def _tokens(line: LineInFlight) -> str:
+    if line.phase == "prefill":
+        return f"{line.prefilled:,} of {line.prompt_tokens:,} read"
+    return f"{line.completion_tokens:,} generated"

@@ -1,0 +1,147 @@
+"""Submitting: from lines of prompts to a live batch in Redis, in one pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from jobs.batch import PRIORITIES, new_batch_id
+from jobs.errors import InputError, ProblemLine, RedisError, RefusedError
+from jobs.line import Defaults
+from jobs.store import UPLOAD_LEASE_S, NewBatch, Store
+from submit.checker import Problems, checked
+from submit.packing import Packing
+from submit.reader import Prompts
+from submit.uploader import Uploader
+
+__all__ = ["ON_BAD_LINE", "Order", "ReadSoFar", "Submitted", "submit"]
+
+ON_BAD_LINE = ("reject", "skip")
+
+MAX_NAME_LENGTH = 256
+
+ReadSoFar = Callable[[int, int], object]
+"""Told of progress: lines and bytes read so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a user says of a batch as a whole. ``batch_id`` is for callers that must know it beforehand."""
+
+    defaults: Defaults = field(default_factory=lambda: Defaults({}))
+    name: str | None = None
+    priority: str = "normal"
+    on_bad_line: str = "reject"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    pool: str | None = None
+    batch_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A batch that is live. ``problems`` are the first of the ``rejected`` lines'; ``digest`` names the input."""
+
+    batch_id: str
+    total: int
+    rejected: int
+    problems: tuple[ProblemLine, ...]
+    shards: int
+    models: tuple[str, ...]
+    digest: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.batch_id,
+            "total": self.total,
+            "rejected": self.rejected,
+            "problems": [problem.as_dict() for problem in self.problems],
+            "shards": self.shards,
+            "models": list(self.models),
+        }
+
+
+def submit(
+    store: Store,
+    prompts: Prompts,
+    order: Order,
+    *,
+    progress: ReadSoFar = lambda lines, size: None,
+    new_id: Callable[[], str] = new_batch_id,
+    now: Callable[[], float] = time.time,
+) -> Submitted:
+    """Check all of ``prompts`` and make a batch of them, or leave nothing in Redis.
+
+    Raises:
+        InputError: bad lines (with ``on_bad_line="reject"``), or no lines at all; all problems are counted.
+        RefusedError: the input cannot be read, or the order makes no sense.
+        RedisError: the upload was silent for too long and was given up.
+    """
+    batch = _new_batch(prompts, order, new_id)
+    store.sweep()
+    packing = Packing(batch.id, now)
+    problems = Problems()
+    total = 0
+    with Uploader(store, batch) as uploader:
+        for chunk in checked(prompts, order.defaults):
+            total += len(chunk.good) + len(chunk.bad)
+            problems.add([line.problem for line in chunk.bad])
+            progress(total, prompts.bytes_read)
+            if problems.count and order.on_bad_line == "reject":
+                uploader.give_up()  # read on: all problems are listed at once
+                continue
+            for parcel in packing.add(chunk):
+                uploader.put(parcel)
+        _refuse(prompts, total, problems, order)
+        uploader.put(packing.rest())
+        groups = packing.groups
+        if not uploader.commit(
+            lambda: store.commit(batch.id, total=total, shards=packing.shards, groups=groups, digest=prompts.digest)
+        ):
+            raise RedisError(
+                f"the upload was silent for more than {UPLOAD_LEASE_S:.0f} s and was swept as dead; "
+                "nothing was enqueued: submit again"
+            )
+    models = tuple(sorted({group.model for group in groups}))
+    return Submitted(batch.id, total, problems.count, tuple(problems.kept), packing.shards, models, prompts.digest)
+
+
+def _refuse(prompts: Prompts, total: int, problems: Problems, order: Order) -> None:
+    if total == 0:
+        nothing = ProblemLine(1, "empty_file", None, "there are no prompts in it")
+        raise InputError(prompts.name, [nothing])
+    if problems.count and order.on_bad_line == "reject":
+        raise InputError(prompts.name, problems.kept, problems.count)
+
+
+def _new_batch(prompts: Prompts, order: Order, new_id: Callable[[], str]) -> NewBatch:
+    for value, known, what in (
+        (order.priority, PRIORITIES, "priority"),
+        (order.on_bad_line, ON_BAD_LINE, "on_bad_line"),
+    ):
+        if value not in known:
+            raise RefusedError(f"{what} must be one of {', '.join(known)}, not {value!r:.40}")
+    name = order.name
+    if name is not None and not (1 <= len(name) <= MAX_NAME_LENGTH and name.isprintable()):
+        raise RefusedError(f"a batch's name must have 1 to {MAX_NAME_LENGTH} printable characters")
+    return NewBatch(
+        id=order.batch_id or new_id(),
+        name=name,
+        source=prompts.name,
+        priority=order.priority,
+        defaults=_as_json(order.defaults.fields, "a default"),
+        metadata=_as_json(order.metadata, "the batch's metadata"),
+        pool=order.pool,
+    )
+
+
+def _as_json(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """``fields`` as they will be read back: JSON types only."""
+    try:
+        plain = orjson.loads(orjson.dumps(dict(fields), option=orjson.OPT_NON_STR_KEYS))
+    except orjson.JSONEncodeError as error:
+        raise RefusedError(f"{what} cannot be written as JSON: {error}") from None
+    return dict(plain)

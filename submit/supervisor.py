@@ -1,0 +1,134 @@
+"""The worker process of ``promptmill run``: started, started again when it dies, and stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from jobs.batch import Batch
+from jobs.errors import ModelLoadError, PromptmillError, RefusedError
+
+__all__ = ["Supervisor"]
+
+MOST_DEATHS = 5
+"""Deaths in a row, with no line finished in between, after which the worker is not started again."""
+FIRST_PAUSE_S = 0.5
+STOP_S = 15.0
+TAIL_LINES = 12
+TAIL_BYTES = 8192
+
+_ERROR_LINE = re.compile(r"^\S+ ERROR (.*)$", re.MULTILINE)
+
+
+class Supervisor:
+    """Keeps one worker alive. It writes to ``log``; ``say`` gets messages for the user."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        environ: Mapping[str, str],
+        say: Callable[[str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._command = list(command)
+        self._log = log
+        self._environ = dict(environ)
+        self._say = say
+        self._clock = clock
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+        self._deaths = 0
+        self._finished = 0
+        self._restart_at = 0.0
+
+    def start(self, finished: int = 0) -> None:
+        """Start the worker; ``finished`` lines have their record already."""
+        self._finished = finished
+        try:
+            with self._log.open("ab") as output:
+                self._log_start = output.tell()
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=self._environ,
+                    start_new_session=True,  # the terminal's Ctrl-C is for us: we ask the worker to stop
+                )
+        except OSError as error:
+            raise PromptmillError(f"cannot start the worker: {error}") from None
+
+    def check(self, batch: Batch) -> None:
+        """See to it that the worker lives while lines are missing; called with each look at the batch.
+
+        Raises:
+            ModelLoadError: it says that no model can be loaded.
+            RefusedError: it does not take its flags.
+            PromptmillError: it died again and again.
+        """
+        if batch.done:
+            return
+        if self._process is None:
+            if self._clock() >= self._restart_at:
+                self.start(batch.finished)
+            return
+        status = self._process.poll()
+        if status is None:
+            return
+        self._process = None
+        if status == ModelLoadError.exit_status:
+            raise ModelLoadError(self._why() or "no model can be loaded")
+        if status == RefusedError.exit_status:
+            raise RefusedError(f"the worker did not start:\n{self.tail()}")
+        self._died(status, batch.finished)
+
+    def _died(self, status: int, finished: int) -> None:
+        self._deaths = 1 if finished > self._finished else self._deaths + 1
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        if self._deaths >= MOST_DEATHS:
+            raise PromptmillError(
+                f"the worker died {MOST_DEATHS} times in a row; the last time it {how}. "
+                f"Its log, {self._log}, ends with:\n{self.tail()}"
+            )
+        pause = FIRST_PAUSE_S * 2 ** (self._deaths - 1)
+        self._restart_at = self._clock() + pause
+        self._say(f"the worker {how}; starting it again in {pause:g} s (its log: {self._log})")
+
+    def _why(self) -> str:
+        """The errors in the log of the last start, without what only a log needs."""
+        return "; ".join(dict.fromkeys(_ERROR_LINE.findall(self._since_start())))
+
+    def tail(self) -> str:
+        """The last lines of the log since the worker was started."""
+        lines = [line for line in self._since_start().splitlines() if line.strip()]
+        return "\n".join(f"  {line}" for line in lines[-TAIL_LINES:]) or "  (nothing)"
+
+    def _since_start(self) -> str:
+        try:
+            with self._log.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(self._log_start, size - TAIL_BYTES))
+                return file.read().decode(errors="replace")
+        except OSError as error:
+            return f"(the log cannot be read: {error.strerror})"
+
+    def stop(self) -> None:
+        """Ask the worker to hand back what it has and end; after 15 s, or on another Ctrl-C, make it end."""
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        try:
+            process.terminate()
+            process.wait(STOP_S)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,0 +1,143 @@
+"""What the pool's workers say they are doing, and what that means for a batch that waits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+
+from jobs.batch import Batch
+from jobs.keys import BatchKeys, worker_key
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+__all__ = ["LineInFlight", "WorkerState", "Workers", "activity"]
+
+SCAN_STEP = 5000
+RESCAN_S = 5.0
+"""New workers are looked for this often: finding them walks Redis, asking known ones does not."""
+RESCAN_NONE_S = 1.0
+"""And this often while there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class LineInFlight:
+    """A line being worked on: what of its prompt is read, what is generated so far."""
+
+    batch_id: str
+    index: int
+    id: str
+    phase: str
+    prompt_tokens: int
+    prefilled: int
+    completion_tokens: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "index": self.index,
+            "id": self.id,
+            "phase": self.phase,
+            "prompt_tokens": self.prompt_tokens,
+            "prefilled": self.prefilled,
+            "completion_tokens": self.completion_tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What one worker published last; ``tokens_per_second`` counts new tokens, ``occupancy`` is 0..1."""
+
+    name: str
+    state: str
+    model: str | None
+    models: tuple[str, ...]
+    queues: tuple[str, ...]
+    tokens_per_second: float | None
+    occupancy: float | None
+    memory_bytes: int | None
+    in_flight: tuple[LineInFlight, ...]
+
+    def lines_of(self, batch_id: str) -> tuple[LineInFlight, ...]:
+        return tuple(line for line in self.in_flight if line.batch_id == batch_id)
+
+
+def parse_state(raw: bytes) -> WorkerState | None:
+    """The state in a worker's JSON; None where it is none (another version's, or not a worker's at all)."""
+    try:
+        data = orjson.loads(raw)
+        return WorkerState(
+            name=str(data["name"]),
+            state=str(data["state"]),
+            model=data.get("model"),
+            models=tuple(data.get("models") or ()),
+            queues=tuple(data.get("queues") or ()),
+            tokens_per_second=data.get("tokens_per_second"),
+            occupancy=data.get("occupancy"),
+            memory_bytes=data.get("memory_bytes"),
+            in_flight=tuple(_line(item) for item in data.get("in_flight") or ()),
+        )
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _line(item: dict[str, Any]) -> LineInFlight:
+    return LineInFlight(
+        batch_id=str(item["batch_id"]),
+        index=int(item["index"]),
+        id="-" if item.get("id") is None else str(item["id"]),
+        phase=str(item["phase"]),
+        prompt_tokens=int(item.get("prompt_tokens") or 0),
+        prefilled=int(item.get("prefilled") or 0),
+        completion_tokens=int(item.get("completion_tokens") or 0),
+    )
+
+
+class Workers:
+    """Reads the states of live workers; names it knows are asked again without walking Redis."""
+
+    def __init__(self, connection: Redis, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._connection = connection
+        self._clock = clock
+        self._keys: list[bytes] = []
+        self._scanned_at: float | None = None
+
+    def read(self) -> list[WorkerState]:
+        """Workers that published within their last seconds, by name."""
+        now = self._clock()
+        patience = RESCAN_S if self._keys else RESCAN_NONE_S
+        if self._scanned_at is None or now - self._scanned_at >= patience:
+            self._keys = sorted(set(self._connection.scan_iter(match=worker_key("*"), count=SCAN_STEP)))
+            self._scanned_at = now
+        if not self._keys:
+            return []
+        stored = cast("list[bytes | None]", self._connection.mget(self._keys))
+        self._keys = [key for key, raw in zip(self._keys, stored, strict=True) if raw is not None]
+        states = [parse_state(raw) for raw in stored if raw is not None]
+        return [state for state in states if state is not None]
+
+    def queues_of(self, batch_id: str) -> frozenset[str]:
+        """The queues a batch went to."""
+        found = cast("set[bytes]", self._connection.smembers(BatchKeys(batch_id).queues))
+        return frozenset(queue.decode() for queue in found)
+
+
+def activity(batch: Batch, queues: frozenset[str], states: Iterable[WorkerState]) -> str | None:
+    """Why nothing of a batch seems to happen, for a person; None while its lines are generated, or it is done."""
+    states = list(states)
+    if batch.done or any(state.lines_of(batch.id) for state in states):
+        return None
+    serving = [state for state in states if queues & set(state.queues)]
+    loading = [state for state in serving if state.state == "loading"]
+    if loading:
+        model = loading[0].model
+        return f"loading {model}" if model else "loading the model"
+    if not serving:
+        return "waiting for a worker"
+    if all(state.state == "draining" for state in serving):
+        return "waiting for a worker: the one at hand is stopping"
+    others = any(state.in_flight for state in serving)
+    return "waiting: workers are busy with other batches" if others else None

@@ -1,0 +1,165 @@
+"""Draws follow the distribution, depend on seed and position alone, and never on what shares the batch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from jobs.params import Sampling
+from worker.engine import rows as row_arrays
+from worker.engine.sampler import CANDIDATES, Sampler, pick, sample
+from worker.engine.sequence import Sequence
+
+ROWS, STEPS = 64, 150
+
+
+def row_of(seed: int, **given: Any) -> Sequence:
+    sampling = Sampling(**{"seed": seed, "temperature": 1.0, **given})
+    return Sequence("x", 0, (1,), sampling, seed, frozenset(), limit=10**6, xtc_exempt=(3,))
+
+
+def draw(logits: np.ndarray, count: int = STEPS, *, full: bool = False, **given: Any) -> np.ndarray:
+    """``ROWS * count`` tokens drawn from one distribution, with seeds 0, 1, 2... and positions 0, 1, 2..."""
+    batch = [row_of(seed, **given) for seed in range(ROWS)]
+    for row in batch:
+        row.full = full
+    arrays = row_arrays.build(batch, mx.ones(ROWS, dtype=mx.int32), len(logits))
+    wide = mx.broadcast_to(mx.array(logits.astype(np.float32))[None], (ROWS, len(logits)))
+    found = []
+    for _ in range(count):
+        step = sample(arrays.features, wide, arrays.state, arrays.params)
+        arrays.state = {name: step[name] for name in arrays.state}
+        found.append(step["tokens"])
+    return np.array(mx.stack(found))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    odds = np.exp(logits - logits.max())
+    return odds / odds.sum()
+
+
+def assert_distributed(tokens: np.ndarray, expected: np.ndarray) -> None:
+    """Chi-square over the tokens that are expected at least 8 times, the others as one; 1 in 10,000 fails by chance,
+    and the seeds are fixed."""
+    total = tokens.size
+    counts = np.bincount(tokens.ravel(), minlength=len(expected)).astype(float)
+    assert counts[expected == 0].sum() == 0
+    common = expected * total >= 8
+    observed = np.append(counts[common], counts[~common].sum())
+    wanted = np.append(expected[common], expected[~common].sum()) * total
+    usable = wanted > 0
+    statistic = ((observed - wanted)[usable] ** 2 / wanted[usable]).sum()
+    freedom = int(usable.sum()) - 1
+    # Wilson and Hilferty's approximation of the quantile.
+    limit = freedom * (1 - 2 / (9 * freedom) + 3.72 * math.sqrt(2 / (9 * freedom))) ** 3
+    assert statistic < limit
+
+
+LOGITS = np.random.default_rng(3).normal(size=600) * 2.5
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_dense_draws_follow_the_softmax(temperature: float) -> None:
+    """Without filters tokens come as often as softmax(logits / temperature) says."""
+    assert_distributed(draw(LOGITS, temperature=temperature), softmax(LOGITS / temperature))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_filtered_draws_follow_the_survivors(full: bool) -> None:
+    """With filters the survivors come in proportion, at the temperature, and nothing else comes; by both paths."""
+    shares = softmax(LOGITS)
+    order = np.argsort(-shares)
+    above = np.concatenate([[0.0], np.cumsum(shares[order])[:-1]])
+    kept = order[(above < 0.8) & (np.arange(len(order)) < 30)]
+    expected = np.zeros(len(shares))
+    expected[kept] = softmax(LOGITS[kept] / 0.7)
+    assert_distributed(draw(LOGITS, top_p=0.8, top_k=30, temperature=0.7, full=full), expected)
+
+
+def test_xtc_comes_with_its_probability() -> None:
+    """XTC cuts the tokens above its threshold, all but the last of them, in its share of the steps only."""
+    logits = np.log(np.array([0.3, 0.25, 0.2, 0.15, 0.1] + [1e-12] * 10))
+    shares = softmax(logits)
+    cut = shares.copy()
+    cut[[0, 1]] = 0  # 2 is the last above the threshold, 3 is exempt but below it
+    expected = 0.4 * cut / cut.sum() + 0.6 * shares
+    tokens = draw(logits, xtc_probability=0.4, xtc_threshold=0.18)
+    assert_distributed(tokens, np.where(expected < 1e-9, 0, expected))
+
+
+def test_tail_is_not_lost() -> None:
+    """A hundred thousand tokens that share a hundredth of the mass get a hundredth of the draws."""
+    weights = np.full(100_001, 0.01 / 100_000)
+    weights[0] = 0.99
+    repeated = mx.broadcast_to(mx.array(weights.astype(np.float32))[None], (8, len(weights)))
+    hits = 0
+    for step in range(250):
+        uniforms = mx.random.uniform(shape=(8, 2), key=mx.random.key(step))
+        hits += int((pick(repeated, uniforms) != 0).sum())
+    assert 6 <= hits <= 36  # 20 of 2000 expected, 4.4 the deviation
+
+
+def test_draws_do_not_depend_on_the_batch() -> None:
+    """A row draws the same tokens alone, in another place, and among rows that need every other feature."""
+    logits = np.random.default_rng(5).normal(size=(3000,)).astype(np.float32) * 3
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"top_p": 0.7},
+        {"top_k": 40, "min_p": 0.02},
+        {"temperature": 0.0},
+        {"xtc_probability": 0.5, "top_k": 50},
+        {"xtc_probability": 0.5},
+        {"repetition_penalty": 1.3, "top_p": 0.9},
+        {"logprobs": True, "top_logprobs": 5, "presence_penalty": 0.5, "frequency_penalty": 0.2, "min_tokens": 4},
+        {"logit_bias": {5: 3.0}, "top_k": CANDIDATES + 50},
+    ]
+
+    def tokens_of(rows: list[Sequence]) -> dict[int, list[int]]:
+        arrays = row_arrays.build(rows, mx.ones(len(rows), dtype=mx.int32), len(logits))
+        wide = mx.broadcast_to(mx.array(logits)[None], (len(rows), len(logits)))
+        found: dict[int, list[int]] = {row.seed: [] for row in rows}
+        for _ in range(8):
+            step = sample(arrays.features, wide, arrays.state, arrays.params)
+            arrays.state = {name: step[name] for name in arrays.state}
+            for row, token in zip(rows, step["tokens"].tolist(), strict=True):
+                found[row.seed].append(token)
+        return found
+
+    def rows(order: list[int]) -> list[Sequence]:
+        return [row_of(100 + index, **kinds[index]) for index in order]
+
+    together = tokens_of(rows(list(range(len(kinds)))))
+    assert tokens_of(rows(list(reversed(range(len(kinds)))))) == together
+    for index in range(len(kinds)):
+        assert tokens_of(rows([index])) == {100 + index: together[100 + index]}
+
+
+def test_neighbouring_seeds_share_no_draws() -> None:
+    """Seed s at position p + 1 does not draw what seed s + 1 draws at position p."""
+    tokens = draw(np.zeros(5000), count=20)
+    series = [tuple(tokens[:, seed]) for seed in range(10)]
+    for one, other in itertools.combinations(series, 2):
+        assert len(set(one) & set(other)) <= 3
+
+
+def test_values_never_make_a_graph() -> None:
+    """Rows of other parameters run on the graph that is there; only shapes and kinds of features make one."""
+    sampler = Sampler()
+    logits = mx.random.normal((4, 500), key=mx.random.key(0))
+
+    def step(**given: Any) -> None:
+        rows = [row_of(seed, **given) for seed in range(4)]
+        arrays = row_arrays.build(rows, mx.ones(4, dtype=mx.int32), 500)
+        mx.eval(sampler(arrays.features, logits, arrays.state, arrays.params).outputs())
+
+    for value in (0.1, 0.2, 0.3, 0.75):
+        step(top_p=value, temperature=1 + value, min_p=value / 2, top_k=int(value * 100))
+    assert sampler.traces == 1
+    for value in (0.3, 0.9):
+        step(temperature=value)
+    assert sampler.traces == 2

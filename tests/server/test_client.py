@@ -1,0 +1,169 @@
+"""The Python client, as a script would use it."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import BatchNotFoundError, InputError, LineError, RedisError, RefusedError, WaitTimeoutError
+from jobs.line import Job
+from jobs.record import Choice
+from jobs.store import Store
+from submit import Client
+from tests.pool import echo, prompts, work
+
+
+@pytest.fixture
+def client(server_url: str) -> Iterator[Client]:
+    with Client(server_url) as opened:
+        yield opened
+
+
+def failing(job: Job) -> list[Choice]:
+    """An answer to each line but row-1, which fails."""
+    if job.id == "row-1":
+        raise LineError("context_length_exceeded", "prompt", "too long")
+    return echo(job)
+
+
+def ids(records: Iterator[dict[str, Any]]) -> list[str]:
+    return [record["id"] for record in records]
+
+
+def test_submit_dicts_and_read_results(client: Client, store: Store) -> None:
+    """Results in the order of the input; errors apart; counts in the status."""
+    batch = client.submit(iter(prompts(3)), model="m", temperature=0.5, metadata={"k": 1})
+    assert batch.submitted is not None
+    assert (batch.submitted.total, batch.status().status, batch.status().metadata) == (3, "in_progress", {"k": 1})
+    assert ids(batch.results()) == []
+    work(store, batch.id, only=[2, 1, 0], answer=failing)
+    assert ids(batch.results()) == ["row-0", "row-2"]
+    assert ids(batch.results(ordered=False)) == ["row-2", "row-0"]
+    (error,) = batch.errors()
+    assert (error["id"], error["error"]["code"]) == ("row-1", "context_length_exceeded")
+    done = batch.wait()
+    assert (done.status, done.completed, done.failed) == ("completed", 2, 1)
+    assert next(batch.results())["sampling"]["temperature"] == 0.5
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_submit_a_file(client: Client, tmp_path: Path, kind: type) -> None:
+    """A path, as text or as Path; packed by suffix."""
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"prompt":"x"}\n'))
+    batch = client.submit(kind(path), model="m", name="nightly", priority="low")
+    assert (batch.status().total, batch.status().source, batch.status().priority) == (1, str(path), "low")
+
+
+def test_follow_gives_records_as_they_finish(server_url: str, store: Store) -> None:
+    """Live, in the order of finishing, until the batch is done; nothing twice."""
+    steps = iter([[3], [0, 2], [1]])
+    batch_id = ""
+
+    def step(seconds: float) -> None:
+        work(store, batch_id, only=next(steps))
+
+    with Client(server_url, sleep=step) as client:
+        batch = client.submit(prompts(4), model="m")
+        batch_id = batch.id
+        assert ids(batch.results(follow=True)) == ["row-3", "row-0", "row-2", "row-1"]
+        assert next(steps, None) is None
+        assert ids(batch.results(follow=True, ordered=True)) == ["row-0", "row-1", "row-2", "row-3"]
+
+
+def test_wait_gives_up_after_its_timeout(server_url: str) -> None:
+    """The batch goes on; the error has the exit status of a wait that was too short."""
+    times = iter(range(100))
+    with Client(server_url, clock=lambda: float(next(times)), sleep=lambda seconds: None) as client:
+        batch = client.submit(prompts(1), model="m")
+        with pytest.raises(WaitTimeoutError) as caught:
+            batch.wait(timeout=5)
+        assert caught.value.exit_status == 4
+        assert batch.status().status == "in_progress"
+
+
+def test_batches_are_found_by_id_name_and_list(client: Client) -> None:
+    """A handle for each batch there is."""
+    one = client.submit(prompts(1), model="m", name="nightly")
+    two = client.submit(prompts(1), model="m")
+    assert client.batch(one.id).id == client.batch("nightly").id == one.id
+    assert [batch.id for batch in client.batches()] == [one.id, two.id]
+    with pytest.raises(BatchNotFoundError):
+        client.batch("missing")
+
+
+def test_purged_batches_are_said_to_be_gone(client: Client, store: Store) -> None:
+    """Before and in the middle of reading."""
+    batch = client.submit(prompts(200), model="m")
+    work(store, batch.id)
+    records = batch.results()
+    next(records)
+    store.discard(batch.id)
+    for gone in (batch.results(), batch.results(follow=True), batch.errors()):
+        with pytest.raises(BatchNotFoundError):
+            next(gone)
+
+
+def test_unknown_parameters_are_named_with_a_suggestion(client: Client) -> None:
+    """As the keyword arguments of any function would be."""
+    with pytest.raises(LineError, match="'temprature' is not a field.*did you mean 'temperature'"):
+        client.submit(prompts(1), model="m", temprature=1)
+    with pytest.raises(LineError, match=r"'top_p' must be float \(0, 1\]"):
+        client.submit(prompts(1), model="m", top_p=2)
+    assert client.batches() == []
+
+
+def test_bad_lines_are_listed_or_skipped(client: Client) -> None:
+    """As with the command: all or nothing, unless skipping is asked for."""
+    lines = [{"prompt": "x"}, {"prompt": "x", "temperature": float("nan")}]
+    with pytest.raises(InputError) as caught:
+        client.submit(lines, model="m")
+    assert [(problem.line, problem.field) for problem in caught.value.problems] == [(2, "temperature")]
+    batch = client.submit(lines, model="m", on_bad_line="skip")
+    assert [error["error"]["code"] for error in batch.errors()] == ["out_of_range"]
+
+
+@pytest.mark.parametrize("wrong", [{"prompt": "x"}, b"a.jsonl", 5, None])
+def test_things_that_are_no_prompts_are_refused(client: Client, wrong: Any) -> None:
+    """One dict instead of several would otherwise be an iterable of its keys."""
+    with pytest.raises(RefusedError, match="iterable of dicts"):
+        client.submit(wrong, model="m")
+
+
+def test_address_comes_from_the_environment(server_url: str) -> None:
+    """PROMPTMILL_REDIS_URL, then RQ_REDIS_URL."""
+    for environ in (
+        {"PROMPTMILL_REDIS_URL": server_url, "RQ_REDIS_URL": "redis://127.0.0.1:1"},
+        {"RQ_REDIS_URL": server_url},
+    ):
+        with Client(environ=environ) as client:
+            assert client.batches() == []
+
+
+def test_unreachable_redis_is_named_without_its_password() -> None:
+    """The error says where and what to do, and keeps the secret."""
+    with pytest.raises(RedisError) as caught:
+        Client("redis://user:secret@127.0.0.1:1/0")
+    assert "127.0.0.1:1" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_redis_that_goes_away_is_a_redis_error(server_url: str) -> None:
+    """From every method, not redis-py's own exception."""
+    client = Client(server_url)
+    batch = client.submit(prompts(1), model="m")
+    client._store.connection.connection_pool.connection_kwargs["path"] = "/nonexistent.sock"
+    client._store.connection.connection_pool.disconnect()
+    for use in (
+        client.batches,
+        batch.status,
+        lambda: list(batch.results()),
+        lambda: client.submit(prompts(1), model="m"),
+    ):
+        with pytest.raises(RedisError):
+            use()
+    client.close()

@@ -1,0 +1,77 @@
+"""A model in memory and what the engine must know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from worker.engine.caches import Cache
+
+__all__ = ["CacheCost", "LoadedModel"]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheCost:
+    """Bytes that the caches of one row take: ``growing`` per token without end, ``windows`` as (bytes per token,
+    most tokens) for sliding windows, ``fixed`` for recurrent state."""
+
+    growing: int = 0
+    windows: tuple[tuple[int, int], ...] = ()
+    fixed: int = 0
+
+    def __call__(self, tokens: int) -> int:
+        """Bytes of a row that holds ``tokens`` tokens."""
+        windows = sum(size * min(tokens, most) for size, most in self.windows)
+        return self.growing * tokens + windows + self.fixed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A model in memory, its tokenizer, and its measured properties.
+
+    ``vocab_size`` is the width of the logits; ``context_length`` the most tokens a row may hold, None where the
+    config does not say. ``make_cache`` gives a model's caches for one row. ``unbatchable`` is why rows must run one at
+    a time, None where they need not. ``padded_prefill`` says that prompts of different lengths may be prefilled
+    together.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    config: Mapping[str, Any]
+    vocab_size: int
+    eos: frozenset[int]
+    context_length: int | None
+    make_cache: Callable[[Any], list[Cache]]
+    cache_cost: CacheCost = CacheCost()
+    unbatchable: str | None = None
+    padded_prefill: bool = True
+    revision: str | None = None
+    adapter_path: str | None = None
+
+    def new_cache(self) -> list[Cache]:
+        """Empty caches for one row, one per layer."""
+        return list(self.make_cache(self.model))
+
+    def forward(self, tokens: mx.array, caches: list[Cache]) -> mx.array:
+        """Logits ``[rows, columns, vocab_size]`` of ``tokens`` ``[rows, columns]``; the caches take the tokens in."""
+        logits: mx.array = self.model(tokens, cache=caches)
+        return logits
+
+    @property
+    def batchable(self) -> bool:
+        return self.unbatchable is None
+
+    @property
+    def has_thinking(self) -> bool:
+        return bool(self.tokenizer.has_thinking)
+
+    @property
+    def think_markers(self) -> tuple[str, str] | None:
+        """The strings around the model's thinking, None where it has none."""
+        if not self.has_thinking:
+            return None
+        return self.tokenizer.think_start, self.tokenizer.think_end

@@ -1,0 +1,92 @@
+"""A trial of a freshly loaded model: what its caches cost, and whether its rows may share a batch.
+
+mlx-lm's models differ in how well they mask padding. Some have caches that cannot be merged, some let padding into
+recurrent state. Rather than keeping lists of names, the engine's own prefill and decode are tried with a few tokens.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from worker.engine import caches as batch_caches
+from worker.engine.caches import Cache
+from worker.engine.model import CacheCost, LoadedModel
+from worker.engine.prefill import PrefillGroup, Prompt
+from worker.engine.scheduler import Ticket
+
+__all__ = ["cache_cost", "try_batching"]
+
+LENGTHS = (9, 4, 6)
+"""Tokens to prefill of the rows of the trial: one longer than a chunk, one that ends with it, one in between."""
+CHUNK = 4
+EXACT, ROUNDED = 1e-3, 0.2
+"""How far logits may be from those a row has alone, relative to their size: in float32, and in half precision, where
+kernels for different batch sizes round differently."""
+
+
+def cache_cost(caches: list[Cache], *, tokens: int) -> CacheCost:
+    """What the caches of one row take, given such caches with ``tokens`` tokens in them."""
+    growing, windows, fixed = 0, [], 0
+    for cache in batch_caches.leaves(caches):
+        if not hasattr(cache, "keys"):
+            fixed += int(cache.nbytes)
+            continue
+        stored = cache.keys
+        width = stored.shape[2] if isinstance(stored, mx.array) and stored.ndim > 2 else tokens
+        per_token = -(-int(cache.nbytes) // width)
+        most = getattr(cache, "max_size", None)
+        if most is None:
+            growing += per_token
+        else:
+            windows.append((per_token, int(most)))
+    return CacheCost(growing, tuple(windows), fixed)
+
+
+def try_batching(model: LoadedModel) -> tuple[str | None, bool]:
+    """Why rows of this model cannot share a batch (None: they can), and whether padding leaves them alone."""
+    size = model.vocab_size
+    prompts = [[(31 * row + 7 * i + 1) % size for i in range(length + 1)] for row, length in enumerate(LENGTHS)]
+    expected = [_alone(model, prompt) for prompt in prompts]
+    try:
+        if _distance(expected, _together(model, [prompts])) < _tolerance(expected):
+            return None, True
+        distance = _distance(expected, _together(model, [[prompt] for prompt in prompts]))
+    except Exception as error:
+        return f"its caches cannot be batched ({type(error).__name__}: {error})", False
+    if distance < _tolerance(expected):
+        return None, False
+    return f"in a batch its logits are off by {distance:.2g}", False
+
+
+def _alone(model: LoadedModel, prompt: list[int]) -> mx.array:
+    caches = model.new_cache()
+    model.forward(mx.array([prompt[:-1]]), caches)
+    mx.eval(batch_caches.arrays(caches))
+    return model.forward(mx.array([prompt[-1:]]), caches)[0, -1]
+
+
+def _together(model: LoadedModel, groups: list[list[list[int]]]) -> mx.array:
+    """Logits ``[rows, vocab]`` after all prompts, each group prefilled together, all decoded in one batch."""
+    batch: list[Cache] = []
+    for prompts in groups:
+        tickets = [Ticket(Prompt(prompt), len(prompt) - 1, len(prompt), 0) for prompt in prompts]
+        group = PrefillGroup(model, tickets)
+        while not group.done:
+            group.advance(CHUNK * len(prompts))
+            mx.eval(group.arrays())
+        caches = group.take([(ticket, 1) for ticket in tickets])
+        if batch:
+            batch_caches.extend(batch, caches)
+        else:
+            batch = caches
+    last = [prompt[-1:] for prompts in groups for prompt in prompts]
+    return model.forward(mx.array(last), batch)[:, -1]
+
+
+def _distance(expected: list[mx.array], found: mx.array) -> float:
+    pairs = [(one.astype(mx.float32), other.astype(mx.float32)) for one, other in zip(expected, found, strict=True)]
+    return max(float(mx.linalg.norm(one - other) / mx.linalg.norm(one)) for one, other in pairs)
+
+
+def _tolerance(logits: list[mx.array]) -> float:
+    return EXACT if logits[0].dtype == mx.float32 else ROUNDED
