@@ -19,7 +19,7 @@ def worker_key(name: str) -> str:
 
 
 def run_key(digest: str) -> str:
-    """Hash: the batch that ``promptmill run`` made for an output file, and the digests it was made from."""
+    """Hash: the batch that ``promptmill run`` made for an output file, and the file's path."""
     return f"{PREFIX}run:{digest}"
 
 

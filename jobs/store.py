@@ -6,6 +6,7 @@ under its fence and finishes it. Readers: :mod:`jobs.results`. Nothing else know
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -138,16 +139,21 @@ class Store:
         Sent twice it leaves what it leaves sent once: the client sends again when it lost the connection.
         """
         keys = BatchKeys(batch.id)
-        jobs = _RqJobs(self.connection)
+        by_queue: dict[str, list[UploadedShard]] = {}
+        for shard in shards:
+            by_queue.setdefault(queue_name(shard.group.key, batch.priority, batch.pool), []).append(shard)
         with self.connection.pipeline(transaction=False) as pipe:
-            for shard in shards:
-                queue = queue_name(shard.group.key, batch.priority, batch.pool)
-                pipe.set(keys.payload(shard.number), shard.payload)
-                row = _row(shard.number, shard.group_number, shard.first_index, shard.lines)
-                pipe.zadd(keys.table, {row: shard.number})
+            if shards:
+                # The table goes first: whatever else arrives, discard() finds by it.
+                rows = (_row(shard.number, shard.group_number, shard.first_index, shard.lines) for shard in shards)
+                pipe.zadd(keys.table, {row: shard.number for row, shard in zip(rows, shards, strict=True)})
+                pipe.mset({keys.payload(shard.number): shard.payload for shard in shards})
+            for queue, queued in by_queue.items():
                 pipe.sadd(keys.queues, queue)
-                pipe.zadd(keys.pending(queue), {keys.job_id(shard.number): shard.number})
-                jobs.save(pipe, queue, keys.job_id(shard.number), batch.id, shard)
+                pipe.zadd(keys.pending(queue), {keys.job_id(shard.number): shard.number for shard in queued})
+                jobs = _RqJobs(self.connection, queue, batch.id)
+                for shard in queued:
+                    jobs.save(pipe, keys.job_id(shard.number), shard)
             pipe.zadd(UPLOADING, {batch.id: self.now()}, xx=True)
             pipe.execute()
 
@@ -315,28 +321,29 @@ def _row(number: int, group: int, first_index: int, lines: int) -> bytes:
 
 
 class _RqJobs:
-    """RQ's side of a shard: a job that RQ's tools understand, with our function and JSON arguments."""
+    """RQ's side of a queue's shards: jobs that RQ's tools understand, with our function and JSON arguments."""
 
-    def __init__(self, connection: Redis) -> None:
+    def __init__(self, connection: Redis, queue: str, batch_id: str) -> None:
         from rq.job import Job, JobStatus
         from rq.serializers import JSONSerializer
 
-        self._create, self._queued, self._serializer = Job.create, JobStatus.QUEUED, JSONSerializer
-        self._connection = connection
-
-    def save(self, pipe: Any, queue: str, job_id: str, batch_id: str, shard: UploadedShard) -> None:
-        job = self._create(
+        self._batch_id = batch_id
+        # Made once and copied: making a job takes RQ longer than all else that is done for a shard.
+        self._model = Job.create(
             JOB_FUNCTION,
-            args=(batch_id, shard.number, shard.lines),
-            connection=self._connection,
-            id=job_id,
+            connection=connection,
             origin=queue,
-            status=self._queued,
+            status=JobStatus.QUEUED,
             timeout=-1,
             result_ttl=0,
-            description=f"{shard.lines} lines of {batch_id}",
-            serializer=self._serializer,
+            serializer=JSONSerializer,
         )
-        job.retries_left = RETRIES
-        job.enqueue_at_front_on_retry = True
+        self._model.retries_left = RETRIES
+        self._model.enqueue_at_front_on_retry = True
+
+    def save(self, pipe: Any, job_id: str, shard: UploadedShard) -> None:
+        job = copy.copy(self._model)
+        job.id = job_id
+        job.args = (self._batch_id, shard.number, shard.lines)
+        job.description = f"{shard.lines} lines of {self._batch_id}"
         job.save(pipeline=pipe)

@@ -10,7 +10,7 @@ import orjson
 
 from jobs.batch import Batch
 from submit.progress import Rates
-from submit.text import cells, count, duration, plural, rate, table
+from submit.text import cells, count, duration, plural, rate, size, table
 from submit.workers import LineInFlight, WorkerState, activity
 
 __all__ = ["batch_object", "batch_table", "detail"]
@@ -162,7 +162,7 @@ def _worker(state: WorkerState) -> str:
     if state.occupancy is not None:
         text += f", {state.occupancy:.0%} full"
     if state.memory_bytes:
-        text += f", {state.memory_bytes / 2**30:.1f} GiB"
+        text += f", {size(state.memory_bytes)}"
     return text
 
 

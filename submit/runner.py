@@ -34,6 +34,7 @@ from submit.submitter import Order, submit
 from submit.summary import Tally, exit_status, summary
 from submit.supervisor import Supervisor
 from submit.text import plural
+from submit.workers import NO_WORKER
 
 __all__ = ["INTERRUPTED", "RunRequest", "run"]
 
@@ -98,8 +99,20 @@ class _Run:
         self._source = source
         self._begun = time.monotonic()
 
+    # As the one who is told of progress:
+
+    def update(self, batch: Batch, waiting: str | None = None) -> None:
+        self.progress.update(batch, "starting the worker" if waiting == NO_WORKER else waiting)
+
+    def note(self, text: str) -> None:
+        self.progress.note(text)
+
     def run(self, supervisor: Callable[[Batch, list[str]], Supervisor]) -> int:
-        batch = self._known() or self._submitted()
+        try:
+            batch = self._known() or self._submitted()
+        except KeyboardInterrupt:
+            self.note("interrupted before the work began; run the same command again")
+            return INTERRUPTED
         try:
             if not batch.done:
                 self._work(batch, supervisor(batch, self._adapters(batch)))
@@ -126,7 +139,16 @@ class _Run:
             # Its submitter died: this run holds the lock, so nobody is at it.
             self._discard(batch)
             return None
-        self._refuse_changes(batch)
+        if changes := self._changes(batch):
+            if batch.finished > batch.rejected:
+                raise RefusedError(
+                    f"{self.request.out} is being made by batch {batch.id}, but since then these have changed: "
+                    f"{'; '.join(changes)}. Give another -o, or --restart to run all lines again"
+                )
+            # Most likely a mistake is being mended, such as the name of a model.
+            self.note(f"no line is done yet: starting over with the changes ({'; '.join(changes)})")
+            self._discard(batch)
+            return None
         self._say_known(batch)
         return batch
 
@@ -143,24 +165,21 @@ class _Run:
         why = "the batch it was made from is no longer in Redis" if purged else "no run of this Redis made it"
         raise RefusedError(f"{out} exists already, and {why}; give another -o, or --restart to replace it")
 
-    def _refuse_changes(self, batch: Batch) -> None:
+    def _changes(self, batch: Batch) -> list[str]:
+        """What the user gave otherwise when the batch was made."""
         changes = _changed_defaults(batch.defaults, self.request.defaults.fields)
         digest = cast("bytes | None", self.store.connection.hget(BatchKeys(batch.id).info, "digest"))
         if digest_of(self._source) != (digest or b"").decode():
             changes.insert(0, f"the prompts in {self._shown_source()}")
-        if changes:
-            raise RefusedError(
-                f"{self.request.out} is being made by batch {batch.id}, but since then these have changed: "
-                f"{'; '.join(changes)}. Give another -o, or --restart to run all lines again"
-            )
+        return changes
 
     def _say_known(self, batch: Batch) -> None:
         if not batch.done:
-            self.progress.note(f"going on with batch {batch.id}: {batch.finished:,} of {plural(batch.total, 'line')}")
+            self.note(f"going on with batch {batch.id}: {batch.finished:,} of {plural(batch.total, 'line')}")
         elif batch.status == "completed":
-            self.progress.note(f"batch {batch.id} is complete already: writing its results again")
+            self.note(f"batch {batch.id} is complete already: writing its results again")
         else:
-            self.progress.note(f"batch {batch.id} was {batch.status}; --restart runs its lines again")
+            self.note(f"batch {batch.id} was {batch.status}; --restart runs its lines again")
 
     def _shown_source(self) -> str:
         return "standard input" if self.request.source == "-" else self.request.source
@@ -189,7 +208,7 @@ class _Run:
                 self.store.connection.delete(self._key)
             raise
         if submitted.rejected:
-            self.progress.note(f"{plural(submitted.rejected, 'bad line')} not run: each gets an error record")
+            self.note(f"{plural(submitted.rejected, 'bad line')} not run: each gets an error record")
         return self.store.batch(batch_id)
 
     def _discard(self, batch: Batch) -> None:
@@ -219,7 +238,7 @@ class _Run:
         return sorted(adapters)
 
     def _work(self, batch: Batch, supervisor: Supervisor) -> None:
-        supervisor.start(batch.finished)
+        supervisor.start()
         try:
             done = write_results(
                 self.store,
@@ -228,12 +247,12 @@ class _Run:
                 errors=self.request.errors,
                 follow=True,
                 fmt=self.request.fmt,
-                progress=self.progress,
+                progress=self,
                 on_poll=supervisor.check,
             )
             self.progress.close(done)
         except KeyboardInterrupt:
-            self.progress.note("stopping: lines that were begun are finished first; Ctrl-C again ends at once")
+            self.note("stopping: lines that were begun are finished first; Ctrl-C again ends at once")
             raise
         finally:
             supervisor.stop()
@@ -245,9 +264,9 @@ class _Run:
             self._write(batch_id, Tally())
         batch = self.store.batch(batch_id)
         if batch.done:
-            self.progress.note("interrupted, but all lines are done; run the same command again for the summary")
+            self.note("interrupted, but all lines are done; run the same command again for the summary")
         else:
-            self.progress.note(
+            self.note(
                 f"interrupted: {batch.finished:,} of {plural(batch.total, 'line')} done; "
                 "run the same command again to finish"
             )
@@ -269,7 +288,7 @@ class _Run:
         shown = errors if tally.failures and request.fmt == "native" else None
         pace = _pace(before, batch, seconds)
         for line in summary(batch, tally, out=request.out, errors=shown, seconds=seconds, tokens_per_second=pace):
-            self.progress.note(line)
+            self.note(line)
         return exit_status(batch, tally)
 
 

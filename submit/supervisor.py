@@ -46,12 +46,11 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self._deaths = 0
-        self._finished = 0
+        self._finished_at_death = -1
         self._restart_at = 0.0
 
-    def start(self, finished: int = 0) -> None:
-        """Start the worker; ``finished`` lines have their record already."""
-        self._finished = finished
+    def start(self) -> None:
+        """Start the worker."""
         try:
             with self._log.open("ab") as output:
                 self._log_start = output.tell()
@@ -78,7 +77,7 @@ class Supervisor:
             return
         if self._process is None:
             if self._clock() >= self._restart_at:
-                self.start(batch.finished)
+                self.start()
             return
         status = self._process.poll()
         if status is None:
@@ -91,7 +90,8 @@ class Supervisor:
         self._died(status, batch.finished)
 
     def _died(self, status: int, finished: int) -> None:
-        self._deaths = 1 if finished > self._finished else self._deaths + 1
+        self._deaths = 1 if finished > self._finished_at_death else self._deaths + 1
+        self._finished_at_death = finished
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         if self._deaths >= MOST_DEATHS:
             raise PromptmillError(

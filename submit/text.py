@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jobs.errors import RefusedError
 
-__all__ = ["cells", "clip", "count", "duration", "parse_duration", "plural", "rate", "table"]
+__all__ = ["cells", "clip", "count", "duration", "parse_duration", "plural", "rate", "size", "table"]
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
@@ -49,6 +49,11 @@ def count(number: int) -> str:
         if number >= size:
             return f"{number / size:.1f}{unit}"
     return str(number)
+
+
+def size(number: int) -> str:
+    """Bytes as ``3.0 GiB`` or ``12 MiB``."""
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
 
 
 def plural(number: int, noun: str) -> str:

@@ -15,7 +15,9 @@ from jobs.keys import BatchKeys, worker_key
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["LineInFlight", "WorkerState", "Workers", "activity"]
+__all__ = ["NO_WORKER", "LineInFlight", "WorkerState", "Workers", "activity"]
+
+NO_WORKER = "waiting for a worker"
 
 SCAN_STEP = 5000
 RESCAN_S = 5.0
@@ -136,8 +138,8 @@ def activity(batch: Batch, queues: frozenset[str], states: Iterable[WorkerState]
         model = loading[0].model
         return f"loading {model}" if model else "loading the model"
     if not serving:
-        return "waiting for a worker"
+        return NO_WORKER
     if all(state.state == "draining" for state in serving):
-        return "waiting for a worker: the one at hand is stopping"
+        return f"{NO_WORKER}: the one at hand is stopping"
     others = any(state.in_flight for state in serving)
     return "waiting: workers are busy with other batches" if others else None

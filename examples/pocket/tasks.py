@@ -35,7 +35,7 @@ def word_answer(question: str, word: str, thought: str) -> Sample:
 
 
 def addition(rng: Random) -> Sample:
-    a, b = rng.randrange(30), rng.randrange(30)
+    a, b = rng.randint(0, 20), rng.randint(0, 20)
     forms = ("What is {a} + {b}?", "{a} + {b} =", "Add {a} and {b}.", "What is {a} plus {b}?")
     ones = a % 10 + b % 10
     carry = f" {ones} is 10 + {ones - 10}." if ones > 9 else ""
@@ -82,18 +82,26 @@ def sorting(rng: Random) -> Sample:
 
 def yes_no(rng: Random) -> Sample:
     if rng.random() < 0.5:
-        a, b = rng.sample(range(13), 2)
-        form, holds = rng.choice((("greater", a > b), ("less", a < b)))
+        a, b = rng.sample(range(10), 2)
+        form = rng.choice(("greater", "larger", "bigger", "less", "smaller"))
+        holds = a < b if form in ("less", "smaller") else a > b
         question = f"Is {a} {form} than {b}?"
-        thought = f"{max(a, b)} is the larger number."
+        thought = f"{max(a, b)} is more than {min(a, b)}."
     else:
-        kind = rng.choice(list(words.MEMBERSHIP))
-        home = rng.choice((words.MEMBERSHIP[kind], *words.MEMBERSHIP.values()))
-        thing = rng.choice(words.CATEGORIES[home])
-        article = "an" if kind == "animal" else "a"
-        question = rng.choice((f"Is {thing} {article} {kind}?", f"Is {thing} the name of {article} {kind}?"))
-        holds, thought = home == words.MEMBERSHIP[kind], f"{thing} is one of the {home}."
+        number, form = rng.randrange(100), rng.choice(("even", "odd"))
+        holds = (number % 2 == 0) == (form == "even")
+        question = rng.choice(("Is {n} an {f} number?", "Is {n} {f}?")).format(n=number, f=form)
+        thought = f"{number} ends in {number % 10}."
     return word_answer(question, "Yes" if holds else "No", thought)
+
+
+def category(rng: Random) -> Sample:
+    kinds = rng.sample(list(words.MEMBERSHIP), 3)
+    thing = rng.choice(words.CATEGORIES[words.MEMBERSHIP[kinds[0]]])
+    offered = sorted(kinds)
+    forms = ("What is {t}: {k}?", "Choose for {t}: {k}", "Classify {t} as {k}.")
+    question = rng.choice(forms).format(t=thing, k=f"{offered[0]}, {offered[1]} or {offered[2]}")
+    return word_answer(question, kinds[0], f"{thing} is one of the {words.MEMBERSHIP[kinds[0]]}.")
 
 
 def reversing(rng: Random) -> Sample:
@@ -242,7 +250,7 @@ def sentiment(rng: Random) -> Sample:
 
 def repeating(rng: Random) -> Sample:
     pool = rng.choice((words.WORDS, words.NAMES, tuple(map(str, range(100)))))
-    text = " ".join(rng.choice(pool) for _ in range(rng.randint(1, 6)))
+    text = " ".join(rng.choice(pool) for _ in range(rng.randint(1, 4)))
     forms = ("Repeat: {t}", "Say this again: {t}", "Copy these words: {t}")
     return Sample(rng.choice(forms).format(t=text), text, "I say the same again.")
 

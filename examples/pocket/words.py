@@ -169,7 +169,7 @@ CATEGORIES: Final = {
 }
 
 MEMBERSHIP: Final = {"animal": "animals", "fruit": "fruits", "drink": "drinks", "country": "countries"}
-"""The singular used in a question, and the category it asks about."""
+"""What a thing can be classified as, and the category of those things."""
 
 DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 

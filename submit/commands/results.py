@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -75,7 +76,8 @@ def command(
     begun, tally = time.monotonic(), Tally()
     with open_store(redis_url) as store:
         batch_id = store.find(name).id
-        progress = Progress() if follow else None
+        # Records on the same terminal would tear the bar to pieces.
+        progress = Progress() if follow and not (out is None and sys.stdout.isatty()) else None
         try:
             batch = write_results(
                 store,

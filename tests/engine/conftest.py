@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models.cache import ArraysCache
 
 from jobs.params import Sampling
 from worker.engine.engine import Engine
@@ -99,6 +100,30 @@ class LetterTokenizer:
         return "".join(chr(0x100 + token) for token in tokens)
 
 
+class MarkovModel:
+    """A model without weights: the logits after a token are that token's row of a table. It keeps no history, so what
+    comes next is known by heart; ``poison`` is a token that makes any step fail that it takes part in."""
+
+    def __init__(self, table: Any, poison: int | None = None) -> None:
+        self.table = mx.array(table, dtype=mx.float32)
+        self.poison = poison
+        self.calls: list[tuple[int, int]] = []
+
+    def make_cache(self) -> list[Any]:
+        return [ArraysCache(1)]
+
+    def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
+        self.calls.append(tuple(tokens.shape))
+        if self.poison is not None and bool((tokens == self.poison).any().item()):
+            raise RuntimeError("this token does not go down well")
+        return self.table[tokens]
+
+
+def successor(size: int = 256) -> mx.array:
+    """The table of a model that counts: after token t comes t + 1, with a probability of nearly 1."""
+    return mx.roll(mx.eye(size) * 50.0, 1, axis=1)
+
+
 def build(kind: str, **changes: Any) -> LoadedModel:
     """A model of ``kind`` with random float32 weights, spread wide so that the best token is clearly the best."""
     config = {**COMMON, **CONFIGS[kind], "model_type": kind, **changes}
@@ -131,6 +156,21 @@ def tiny() -> Callable[..., LoadedModel]:
         return built[kind]
 
     return model_of
+
+
+@pytest.fixture
+def markov() -> Callable[..., LoadedModel]:
+    """``markov(table, poison=None, context=None)``: a model of known transitions; without a table it counts."""
+
+    def make(table: Any = None, *, poison: int | None = None, context: int | None = None) -> LoadedModel:
+        model = MarkovModel(successor() if table is None else table)
+        config = {} if context is None else {"max_position_embeddings": context}
+        loaded = measure("markov", model, LetterTokenizer(), config)
+        model.poison = poison
+        model.calls.clear()
+        return loaded
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -155,7 +155,8 @@ def test_values_never_make_a_graph() -> None:
     def step(**given: Any) -> None:
         rows = [row_of(seed, **given) for seed in range(4)]
         arrays = row_arrays.build(rows, mx.ones(4, dtype=mx.int32), 500)
-        mx.eval(sampler(arrays.features, logits, arrays.state, arrays.params).outputs())
+        # Tracing alone: to run the graph would call a C++ compiler on the CPU build.
+        sampler(arrays.features, logits, arrays.state, arrays.params)
 
     for value in (0.1, 0.2, 0.3, 0.75):
         step(top_p=value, temperature=1 + value, min_p=value / 2, top_k=int(value * 100))

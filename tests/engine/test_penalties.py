@@ -8,8 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from mlx_lm.sample_utils import make_logits_processors
 
 from jobs.params import Sampling

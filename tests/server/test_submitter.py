@@ -16,7 +16,7 @@ from jobs.line import Defaults
 from jobs.results import ordered_records
 from jobs.shard import ShardLine, decode_lines
 from jobs.store import UPLOAD_LEASE_S, NewBatch, Store
-from submit.checker import CHUNK_LINES, KEPT_PROBLEMS
+from submit.checker import CHUNK_LINES
 from submit.packing import SHARD_LINES
 from submit.reader import PromptFile, PromptObjects, digest_of
 from submit.submitter import Order, Submitted, submit
@@ -131,10 +131,27 @@ def test_bad_last_line_takes_back_what_was_uploaded(store: Store) -> None:
     assert [problem.line for problem in error.problems] == [5 * CHUNK_LINES + 1]
 
 
-def test_problems_are_all_counted_even_where_not_all_are_kept(store: Store) -> None:
+def test_upload_is_taken_back_at_the_first_bad_line(store: Store) -> None:
+    """While the rest is read for its problems, nothing waits in Redis for it, and nothing more is uploaded."""
+    left: list[Any] = []
+
+    def lines() -> Iterator[Any]:
+        yield from prompts(3 * CHUNK_LINES)
+        yield None
+        for start in range(3):
+            yield from ({"id": f"{start}-{number}", "prompt": "x"} for number in range(CHUNK_LINES))
+            left.append(store.connection.keys("*"))
+
+    rejected(store, lines())
+    assert left[1:] == [[], []]
+
+
+def test_problems_are_all_counted_even_where_not_all_are_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of nothing but bad lines does not fill the memory."""
-    error = rejected(store, (None for _ in range(KEPT_PROBLEMS + 10)))
-    assert (error.count, len(error.problems)) == (KEPT_PROBLEMS + 10, KEPT_PROBLEMS)
+    monkeypatch.setattr("submit.checker.KEPT_PROBLEMS", 1500)
+    error = rejected(store, (None for _ in range(5000)))
+    assert (error.count, len(error.problems)) == (5000, 1500)
+    assert error.problems[-1].line == 1500
 
 
 @pytest.mark.parametrize("text", ["", "\n\n  \n", "\ufeff"])

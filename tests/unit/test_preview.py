@@ -57,7 +57,7 @@ def test_long_inputs_do_not_block_either_side() -> None:
         ("import sys; print('promptmill: no tokenizer in m', file=sys.stderr); sys.exit(5)", ModelLoadError, "^no tok"),
         ("import sys; sys.exit('it broke')", PromptmillError, r"exit 1\): it broke"),
         ("import sys; sys.stdin.read(); print('no json')", PromptmillError, "preview of m failed"),
-        ('import sys; sys.stdin.read(); print(\'{"line": 1, "problem": {}}\')', PromptmillError, "preview of m failed"),
+        ('import sys; sys.stdin.read(); print(\'{"line": 1, "problem": {}}\')', PromptmillError, "m failed"),
     ],
 )
 def test_failures_are_explained(script: str, kind: type[PromptmillError], message: str) -> None:

@@ -440,7 +440,7 @@ class Engine:
     def _acquit(self) -> None:
         """Queue the lines that passed their trial, in their old order and ahead of all others."""
         if not self._guilty_found:
-            self._scheduler.decode_concurrency = max(1, self._scheduler.decode_concurrency // 2)
+            self._scheduler.narrow()
             log.warning(
                 "no line fails by itself: going on with at most %d rows together",
                 self._scheduler.decode_concurrency,

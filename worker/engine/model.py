@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -39,9 +39,9 @@ class LoadedModel:
     """
 
     name: str
-    model: Any
-    tokenizer: Any
-    config: Mapping[str, Any]
+    model: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    config: Mapping[str, Any] = field(repr=False)
     vocab_size: int
     eos: frozenset[int]
     context_length: int | None

@@ -160,6 +160,11 @@ class Scheduler:
                 place.remove(ticket)
         ticket.rows = 0
 
+    def narrow(self) -> None:
+        """From now on at most half as many rows, and prompts, together."""
+        self.decode_concurrency = max(1, self.decode_concurrency // 2)
+        self.prompt_concurrency = max(1, self.prompt_concurrency // 2)
+
     def clear(self) -> None:
         """Forget everything that is under way; what waits goes on waiting."""
         self._prefilling.clear()

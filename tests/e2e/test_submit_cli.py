@@ -1,0 +1,243 @@
+"""`promptmill submit` as a process: what it prints where, what it leaves in Redis, how it exits."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from jobs.errors import LineError
+from jobs.line import Job
+from jobs.record import Choice
+from jobs.store import Store
+from tests.pool import echo, work
+
+DEADLINE_S = 60.0
+GOOD = (
+    '{"prompt":"a"}\n'
+    "\n"
+    '{"id":"x","messages":[{"role":"user","content":"hi"}]}\n'
+    '{"custom_id":"q","body":{"prompt":"b"}}\n'
+)
+BAD = '{"prompt":"a"}\n{"prompt":"a","temprature":1}\nnope\n{"prompt":"a","id":"x"}\n{"prompt":"a","id":"x"}\n'
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-P", "-m", "submit.cli", "submit", *map(str, arguments)]
+
+
+def environment(url: str | None) -> dict[str, str]:
+    """The environment without settings of whoever runs the tests."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PROMPTMILL_", "RQ_"))}
+    return kept | ({} if url is None else {"PROMPTMILL_REDIS_URL": url})
+
+
+def submit(url: str | None, *arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run the command to its end."""
+    return subprocess.run(
+        command(*arguments), capture_output=True, input=stdin, timeout=DEADLINE_S, check=False, env=environment(url)
+    )
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.jsonl"
+    path.write_text(GOOD)
+    return path
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(BAD)
+    return path
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """Poll ``condition`` until it holds; its value."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def test_id_alone_is_on_stdout(store: Store, server_url: str, good: Path) -> None:
+    """For `BATCH=$(promptmill submit ...)`: everything else goes to stderr; flags reach the batch."""
+    done = submit(
+        server_url, good, "--model", "m", "--name", "nightly", "--priority", "high", "--temperature", "0.5",
+        "--stop", "END", "--metadata", '{"k":1}',
+    )  # fmt: skip
+    assert done.returncode == 0
+    batch = store.batch(done.stdout.decode().removesuffix("\n"))
+    assert (batch.total, batch.status, batch.name, batch.priority) == (3, "in_progress", "nightly", "high")
+    assert (batch.metadata, batch.source) == ({"k": 1}, str(good))
+    assert batch.defaults == {"model": "m", "temperature": 0.5, "stop": ["END"]}
+    assert b"3 lines of" in done.stderr
+
+
+def test_json_is_one_object_on_stdout(store: Store, server_url: str, good: Path) -> None:
+    """With --json: the id and what was found."""
+    done = submit(server_url, good, "--model", "m", "--json")
+    shown = orjson.loads(done.stdout)
+    assert shown == {"id": shown["id"], "total": 3, "rejected": 0, "problems": [], "shards": 1, "models": ["m"]}
+    assert store.batch(shown["id"]).total == 3
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_standard_input_and_packed_files(store: Store, server_url: str, tmp_path: Path, packed: bool) -> None:
+    """`-` reads a pipe, .gz is unpacked."""
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(GOOD.encode()))
+    done = submit(server_url, path if packed else "-", "--model", "m", stdin=GOOD.encode())
+    assert store.batch(done.stdout.decode().strip()).total == 3
+
+
+def test_bad_lines_reject_the_file(store: Store, server_url: str, bad: Path) -> None:
+    """Exit 2, every bad line on stderr with number, field, code and remedy, nothing on stdout, nothing enqueued."""
+    done = submit(server_url, bad, "--model", "m")
+    assert (done.returncode, done.stdout) == (2, b"")
+    lines = done.stderr.decode().splitlines()
+    assert lines[0].endswith("bad.jsonl: 3 bad lines; nothing was enqueued")
+    assert lines[1].startswith("  line 2, field 'temprature': ")
+    assert lines[1].endswith("did you mean 'temperature'? [unknown_field]")
+    assert lines[2].startswith("  line 3: not valid JSON")
+    assert lines[3].startswith("  line 5, field 'id': 'x' is the id of line 4 already")
+    assert store.connection.keys("*") == []
+
+
+def test_more_than_20_bad_lines_are_counted_on_screen_and_listed_in_json(server_url: str, tmp_path: Path) -> None:
+    """The screen shows the first 20, --json all; the exit status is the same."""
+    path = tmp_path / "bad.jsonl"
+    path.write_text("nope\n" * 30)
+    done = submit(server_url, path, "--model", "m", "--json")
+    assert done.returncode == 2
+    shown = orjson.loads(done.stdout)
+    assert (shown["error"]["code"], shown["bad_lines"]) == ("invalid_input", 30)
+    assert [problem["line"] for problem in shown["problems"]] == list(range(1, 31))
+    assert set(shown["problems"][0]) == {"line", "code", "field", "message"}
+    screen = done.stderr.decode().splitlines()
+    assert len(screen) == 22
+    assert screen[-1] == "  ... and 10 more: --json lists them all"
+
+
+def test_bad_lines_can_be_skipped(store: Store, server_url: str, bad: Path) -> None:
+    """Exit 0; the rest runs, the bad lines are named on stderr."""
+    done = submit(server_url, bad, "--model", "m", "--on-bad-line", "skip")
+    assert done.returncode == 0
+    batch = store.batch(done.stdout.decode().strip())
+    assert (batch.total, batch.rejected, batch.failed) == (5, 3, 3)
+    assert b"3 bad lines, skipped" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["missing.jsonl", "--model", "m"], "missing.jsonl: cannot be read"),
+        (["GOOD"], "no model: give the line a 'model', or the batch one with --model"),
+        (["GOOD", "--model", "m", "--top-p", "7"], "--top-p must be"),
+        (["GOOD", "--model", "m", "--metadata", "[1]"], "--metadata must be a JSON object"),
+        (["GOOD", "--model", "m", "--metadata", "{"], "--metadata must be a JSON object"),
+        (["GOOD", "--model", "m", "--wait"], "-o"),
+        (["GOOD", "--model", "m", "-o", "out.jsonl"], "--wait"),
+        (["GOOD", "--model", "m", "--wait", "-o", "GOOD"], "is the input"),
+        (["GOOD", "--model", "m", "--wait", "-o", "x", "--timeout", "soon"], "is not a duration"),
+        (["GOOD", "--model", "m", "--name", "a\nb"], "printable"),
+        (["GOOD", "--priority", "urgent"], "--priority"),
+        (["GOOD", "--temprature", "1"], "--temprature"),
+    ],
+)
+def test_mistakes_exit_2_with_the_remedy(
+    store: Store, server_url: str, good: Path, arguments: list[str], named: str
+) -> None:
+    """Never a traceback, nothing on stdout, nothing in Redis."""
+    done = submit(server_url, *(str(good) if word == "GOOD" else word for word in arguments))
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert named in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    assert store.connection.keys("*") == []
+
+
+def test_unreachable_redis_exits_3_without_the_password(good: Path) -> None:
+    """The address and the remedy are named, the secret is not; with --json the error is an object too."""
+    done = submit("redis://user:s3cret@127.0.0.1:1/0", good, "--model", "m", "--json")
+    assert done.returncode == 3
+    assert orjson.loads(done.stdout)["error"]["code"] == "redis_unavailable"
+    assert b"127.0.0.1:1" in done.stderr
+    assert b"--redis" in done.stderr
+    assert b"s3cret" not in done.stderr + done.stdout
+
+
+def test_nothing_is_asked_of_redis_before_the_input_is_there(tmp_path: Path) -> None:
+    """A wrong path is a wrong path, whether Redis is there or not."""
+    done = submit("redis://127.0.0.1:1", tmp_path / "missing.jsonl", "--model", "m")
+    assert done.returncode == 2
+
+
+def failing(job: Job) -> list[Choice]:
+    """An answer to each line but x, which fails."""
+    if job.id == "x":
+        raise LineError("context_length_exceeded", "prompt", "too long")
+    return echo(job)
+
+
+@pytest.mark.parametrize(("answer", "status"), [(echo, 0), (failing, 1)])
+def test_wait_writes_results_and_exits_as_the_lines_did(
+    store: Store, server_url: str, good: Path, tmp_path: Path, answer: Any, status: int
+) -> None:
+    """--wait -o: the id at once, then all results; exit 1 when a line failed, which is in the errors file."""
+    out = tmp_path / "out.jsonl"
+    process = subprocess.Popen(
+        command(good, "--model", "m", "--wait", "-o", out), env=environment(server_url), stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    with process:
+        assert process.stdout is not None
+        batch_id = process.stdout.readline().decode().strip()
+        worker = threading.Thread(target=work, args=(store, batch_id), kwargs={"answer": answer})
+        worker.start()
+        assert process.wait(DEADLINE_S) == status
+        worker.join()
+        assert process.stdout.read() == b""
+    results = [orjson.loads(line)["id"] for line in out.read_bytes().splitlines()]
+    assert sorted(results) == sorted({"line-1", "x", "q"} - ({"x"} if status else set()))
+    assert (tmp_path / "out.errors.jsonl").exists() == bool(status)
+
+
+def test_wait_gives_up_after_its_timeout(store: Store, server_url: str, good: Path, tmp_path: Path) -> None:
+    """Exit 4; the batch goes on, and its id was printed."""
+    done = submit(server_url, good, "--model", "m", "--wait", "-o", tmp_path / "out", "--timeout", "0.1", "--json")
+    assert done.returncode == 4
+    assert store.batch(orjson.loads(done.stdout)["id"]).status == "in_progress"
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_interrupted_upload_never_runs(store: Store, server_url: str, sent: signal.Signals, status: int) -> None:
+    """Ctrl-C takes the upload back at once; after kill -9 it stays validating, and is swept by the next submission."""
+    process = subprocess.Popen(
+        command("-", "--model", "m"), env=environment(server_url), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b'{"prompt":"x"}\n' * 10_000)
+        process.stdin.flush()
+        until(lambda: store.connection.keys("promptmill:b:*:s:*"))
+        process.send_signal(sent)
+        assert process.wait(DEADLINE_S) == status
+        assert process.stdout.read() == b""
+    assert store.batches() == []
+    assert store.connection.keys("rq:queue:*") == []
+    Store(store.connection, now=lambda: time.time() + 1000).sweep()
+    assert store.connection.keys("*") == []

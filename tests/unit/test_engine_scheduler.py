@@ -1,0 +1,173 @@
+"""The scheduler's policy: what begins when, in what company, within which memory. No model, no tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from worker.engine.scheduler import Scheduler, Ticket
+
+
+def ticket(name: str = "x", length: int = 10, *, end: int = 100, rows: int = 1) -> Ticket:
+    return Ticket(name, length, end, rows)
+
+
+def names(groups: list[list[Ticket]]) -> list[list[str]]:
+    return [[item.owner for item in group] for group in groups]
+
+
+def begun(scheduler: Scheduler) -> list[Ticket]:
+    """Begin a wave and have it prefilled at once."""
+    tickets = [item for group in scheduler.begin() for item in group]
+    scheduler.prefilled(tickets)
+    return tickets
+
+
+def scheduler_of(tickets: list[Ticket], **options: Any) -> Scheduler:
+    scheduler = Scheduler(**options)
+    for item in tickets:
+        scheduler.add(item)
+    return scheduler
+
+
+def test_first_come_first_served() -> None:
+    """Rows start in the order in which lines came."""
+    scheduler = scheduler_of([ticket(name) for name in "abcdef"], decode_concurrency=4, prompt_concurrency=2)
+    assert names(scheduler.begin()) == [["a", "b"]]
+    assert scheduler.begin() == []
+    assert (scheduler.waiting, scheduler.staged, scheduler.free) == (4, 2, 4)
+
+
+def test_similar_prompts_are_grouped() -> None:
+    """A wave is parted where padding would cost more than another forward; prompts of one token stay apart."""
+    tickets = [ticket(str(length), length) for length in (500, 30, 0, 40, 510, 45, 0, 2000)]
+    scheduler = scheduler_of(tickets)
+    assert names(scheduler.begin()) == [["0", "0"], ["30", "40", "45"], ["500", "510"], ["2000"]]
+
+
+def test_equal_lengths_only_where_padding_harms() -> None:
+    """Models that do not mask padding get groups of one length."""
+    scheduler = scheduler_of([ticket(str(n), n) for n in (7, 8, 7)], padding=False)
+    assert names(scheduler.begin()) == [["7", "7"], ["8"]]
+
+
+def test_prompts_are_computed_ahead_when_rows_are_busy() -> None:
+    """With all rows busy and nothing ready the next prompts are prefilled, so that the next free row finds one."""
+    scheduler = scheduler_of([ticket(str(n)) for n in range(9)], decode_concurrency=2, prompt_concurrency=2)
+    begun(scheduler)
+    running = scheduler.start()
+    assert [item.owner for item, _ in running] == ["0", "1"]
+    assert [item.owner for item in begun(scheduler)] == ["2", "3"]
+    assert scheduler.begin() == []
+    assert scheduler.start() == []
+    scheduler.ended(running[0][0])
+    assert [item.owner for item, _ in scheduler.start()] == ["2"]
+    assert scheduler.begin() == []
+
+
+def test_choices_start_as_rows_come_free() -> None:
+    """A line with more choices than rows starts them in turn from one prefill, ahead of the next line."""
+    many = ticket("many", rows=5)
+    scheduler = scheduler_of([many, ticket("next")], decode_concurrency=2, prompt_concurrency=1)
+    begun(scheduler)
+    assert scheduler.start() == [(many, 2)]
+    scheduler.ended(many)
+    assert scheduler.start() == [(many, 1)]
+    for _ in range(2):
+        scheduler.ended(many)
+    assert scheduler.start() == [(many, 2)]
+    assert many.rows == 0
+    scheduler.ended(many)
+    scheduler.ended(many)
+    assert many.done
+    assert [item.owner for item in begun(scheduler)] == ["next"]
+
+
+def test_memory_is_charged_at_the_widest_row() -> None:
+    """A batch is as wide as its longest row, so each row is charged for that one."""
+    tickets = [ticket("short", end=10), ticket("wide", end=50), ticket("third", end=10)]
+    scheduler = scheduler_of(tickets, memory=100, row_bytes=lambda tokens: tokens)
+    assert names(scheduler.begin()) == [["short", "wide"]]
+
+
+def test_a_wide_line_waits_for_room() -> None:
+    """A line that does not fit beside the others waits, holds back later lines, and runs when there is room."""
+    tickets = [*(ticket(str(n), end=10) for n in range(4)), ticket("wide", end=60), ticket("late", end=10)]
+    scheduler = scheduler_of(tickets, memory=100, row_bytes=lambda tokens: tokens)
+    begun(scheduler)
+    running = [item for item, _ in scheduler.start()]
+    assert len(running) == 4
+    assert scheduler.begin() == []
+    for item in running:
+        scheduler.ended(item)
+    assert names(scheduler.begin()) == [["wide"]]
+
+
+def test_what_never_fits_is_told() -> None:
+    """A row larger than the whole memory can never run; one as large can."""
+    scheduler = Scheduler(memory=100, row_bytes=lambda tokens: 2 * tokens)
+    assert scheduler.too_large(ticket(end=50)) is None
+    assert "102 bytes" in str(scheduler.too_large(ticket(end=51)))
+
+
+def test_rows_that_come_back_are_first() -> None:
+    """A row that must begin again is not sent to the end of the queue."""
+    scheduler = scheduler_of([ticket("a"), ticket("b")])
+    scheduler.add_first(ticket("again"))
+    assert names(scheduler.begin()) == [["again", "a", "b"]]
+
+
+def test_drop_in_every_state() -> None:
+    """A dropped ticket is forgotten wherever it is, and its company is not."""
+    tickets = [ticket(name) for name in "abcd"]
+    scheduler = scheduler_of(tickets, prompt_concurrency=2, decode_concurrency=2)
+    scheduler.begin()
+    scheduler.drop(tickets[0])
+    scheduler.prefilled([tickets[1]])
+    scheduler.drop(tickets[2])
+    assert [item.owner for item, _ in scheduler.start()] == ["b"]
+    assert [item.owner for item in begun(scheduler)] == ["d"]
+
+
+@pytest.mark.parametrize("options", [{"decode_concurrency": 0}, {"prompt_concurrency": 0}])
+def test_nonsense_is_refused(options: dict[str, int]) -> None:
+    """Concurrencies below one are refused."""
+    with pytest.raises(ValueError, match="at least 1"):
+        Scheduler(**options)
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 100), st.integers(1, 9)), min_size=1, max_size=25),
+    rows=st.integers(1, 6),
+    prompts=st.integers(1, 4),
+    memory=st.one_of(st.none(), st.integers(400, 2000)),
+    order=st.randoms(use_true_random=False),
+)
+@settings(max_examples=150, deadline=None)
+def test_everything_runs_within_the_limits(
+    shapes: list[tuple[int, int, int]], rows: int, prompts: int, memory: int | None, order: Any
+) -> None:
+    """Whatever comes, and in whatever order rows end: every row runs once, never too many, never beyond the memory
+    but for a row that is all by itself."""
+    tickets = [Ticket(index, length, length + more, count) for index, (length, more, count) in enumerate(shapes)]
+    scheduler = scheduler_of(
+        tickets, decode_concurrency=rows, prompt_concurrency=prompts, memory=memory, row_bytes=lambda tokens: tokens
+    )
+    started = {item.owner: 0 for item in tickets}
+    running: list[Ticket] = []
+    for _ in range(2000):
+        scheduler.prefilled([item for group in scheduler.begin() for item in group])
+        for item, count in scheduler.start():
+            started[item.owner] += count
+            running += [item] * count
+        assert len(running) == scheduler.running <= rows
+        if memory is not None and len(running) > 1:
+            assert len(running) * max(item.end for item in running) <= memory
+        if not running:
+            break
+        ending = running.pop(order.randrange(len(running)))
+        scheduler.ended(ending)
+    assert started == {index: count for index, (_, _, count) in enumerate(shapes)}
+    assert scheduler.waiting == scheduler.staged == 0

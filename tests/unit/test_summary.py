@@ -1,0 +1,56 @@
+"""What a batch came to: exit statuses and the summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from jobs.batch import Batch, Usage
+from jobs.results import StoredRecord
+from submit.summary import Tally, exit_status, summary
+
+
+def tally(*codes: str | None) -> Tally:
+    """A tally of lines that failed with these codes; None succeeded."""
+    counted = Tally()
+    for index, code in enumerate(codes):
+        fields = {"text": "a", "stop_reason": "eos"} if code is None else {"error": {"code": code}}
+        counted.add(StoredRecord(index, orjson.dumps({"index": index, **fields})))
+    return counted
+
+
+@pytest.mark.parametrize(
+    ("status", "codes", "expected"),
+    [
+        ("completed", [None, None], 0),
+        ("completed", [None, "internal_error"], 1),
+        ("completed", [None, "model_load_failed"], 1),
+        ("completed", ["model_load_failed", "model_load_failed"], 5),
+        ("cancelled", [None], 1),
+        ("in_progress", [None], 1),
+    ],
+)
+def test_exit_statuses(status: str, codes: list[str | None], expected: int) -> None:
+    """0 only when every line succeeded, 5 when each failed for its model, 1 for everything between."""
+    counted = tally(*codes)
+    failed = sum(counted.failures.values())
+    batch = Batch("b_1", status, total=2, completed=len(codes) - failed, failed=failed)
+    assert exit_status(batch, counted) == expected
+
+
+def test_the_summary_counts_what_happened() -> None:
+    """Lines by outcome, completions by stop reason, tokens with their speed, and where the files are."""
+    batch = Batch("b_1", "cancelled", total=1500, completed=3, failed=3, usage=Usage(12_000, 34_000, 1_000))
+    counted = tally(None, None, None, "internal_error", "timeout", "internal_error")
+    lines = summary(
+        batch, counted, out=Path("o.jsonl"), errors=Path("o.errors.jsonl"), seconds=90, tokens_per_second=377.7
+    )
+    assert lines == [
+        "1,500 lines: 3 succeeded, 3 failed (2 internal_error, 1 timeout), 1,494 not run (cancelled)",
+        "ended by: 3 eos",
+        "tokens: 12.0k prompt (1,000 cached), 34.0k generated, 378 tok/s; 1m30s",
+        "results: o.jsonl",
+        "errors: o.errors.jsonl",
+    ]
