@@ -12,8 +12,10 @@ COMMIT = """
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status or status == 'failed' then return 0 end
 if status ~= 'validating' then return 1 end
-if redis.call('ZREM', KEYS[2], ARGV[1]) == 0 then return 0 end
+if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then return 0 end
+-- A server that is out of memory refuses this line, and has changed nothing yet.
 redis.call('ZADD', KEYS[5], ARGV[2], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
 for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 status = 'in_progress'
 if redis.call('HGET', KEYS[1], 'shards') == redis.call('HGET', KEYS[1], 'shards_done') then

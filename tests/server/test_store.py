@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 from redis import Redis
+from redis.exceptions import OutOfMemoryError
 
 from jobs.batch import queue_name
 from jobs.connect import connect
@@ -178,6 +180,26 @@ def test_rejected_lines_count_as_failed_from_the_start(store: Store) -> None:
     assert (batch.status, batch.failed, batch.rejected, batch.completed) == ("completed", 2, 2, 0)
     assert [found.index for found in ordered_records(store.connection, "b_1")] == [0, 2]
     assert [found.index for found in finished_records(store.connection, "b_1")] == [0, 2]
+
+
+def test_server_out_of_memory_leaves_the_batch_as_it_was(store: Store) -> None:
+    """A refused commit changes nothing: it can be repeated, or swept."""
+    upload(store, new_batch())
+    with full(store), pytest.raises(OutOfMemoryError):
+        store.commit("b_1", total=4, shards=2, groups=[MODEL])
+    assert (store.batch("b_1").status, store.batches(), store.take([QUEUE])) == ("validating", [], None)
+    assert store.commit("b_1", total=4, shards=2, groups=[MODEL])
+    assert store.take([QUEUE]) == (QUEUE, "b_1-0")
+
+
+@contextlib.contextmanager
+def full(store: Store) -> Iterator[None]:
+    """The server has no memory left."""
+    store.connection.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        store.connection.config_set("maxmemory", 0)
 
 
 # --- a connection that breaks ---

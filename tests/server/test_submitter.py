@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from redis.exceptions import OutOfMemoryError
 
 from jobs.errors import InputError, RedisError, RefusedError
 from jobs.keys import UPLOADING, BatchKeys
@@ -265,6 +267,18 @@ def test_uploader_shows_signs_of_life_while_nothing_comes(store: Store) -> None:
         while store.connection.zscore(UPLOADING, "b_1") == begun:
             assert time.monotonic() < deadline
     assert store.connection.keys("*") == []
+
+
+def test_server_that_runs_full_keeps_nothing_of_the_upload(store: Store) -> None:
+    """Half a batch in a full server would be in everybody's way."""
+    used = store.connection.info("memory")["used_memory"]
+    store.connection.config_set("maxmemory", used + (2 << 20))
+    try:
+        with pytest.raises(OutOfMemoryError):
+            send(store, ({"prompt": os.urandom(5000).hex()} for _ in range(5 * CHUNK_LINES)))
+        assert store.connection.keys("*") == []
+    finally:
+        store.connection.config_set("maxmemory", 0)
 
 
 def test_failed_upload_is_told_to_who_submits(store: Store) -> None:

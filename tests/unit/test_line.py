@@ -299,21 +299,21 @@ def survives(raw: bytes) -> None:
 @given(st.binary(max_size=200))
 @example(b"\xff\xfe\x00")
 @example(b"\xef\xbb\xbf{}")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_bytes_are_checked_without_an_accident(raw: bytes) -> None:
     """Nothing but LineError comes out of the parser."""
     survives(raw)
 
 
 @given(json_values)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_json_is_checked_without_an_accident(value: Any) -> None:
     """Nothing but LineError comes out of the checks, and the code is one of the contract's."""
     survives(orjson.dumps(value))
 
 
 @given(st.dictionaries(field_names, json_values | messages, max_size=6), st.booleans())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_values_in_known_fields_are_checked_without_an_accident(fields: dict[str, Any], openai: bool) -> None:
     """Wrong types in right places, in both formats: refused, or good enough to become a record."""
     survives(orjson.dumps({"body": fields} if openai else {"prompt": "x", **fields}))
