@@ -8,7 +8,6 @@ and builds.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +15,14 @@ from typing import Any
 import orjson
 
 from jobs.errors import LineError
-from jobs.params import ALIASES, CHECKS, OPENAI_DEFAULTS, PARAMETERS, Sampling, did_you_mean
+from jobs.params import ALIASES, CHECKS, OPENAI_DEFAULTS, PARAMETERS, Sampling, did_you_mean, shown
 
 __all__ = ["MAX_LINE_BYTES", "CheckedLine", "Defaults", "Job", "check_fields", "check_line", "derived_seed"]
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_ID_LENGTH = 256
 MAX_DEPTH = 64
-"""Levels of nesting a line may have: what is accepted must also fit into a record, which orjson writes."""
+"""Levels of nesting of the objects a line may carry: they must also fit into a record, which orjson writes."""
 SHOWN_NAME = 80
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -172,9 +171,6 @@ def check_line(raw: bytes) -> CheckedLine:
         raise LineError("invalid_json_line", None, f"not valid JSON: {_json_message(raw, error)}") from None
     if not isinstance(data, dict):
         raise LineError("invalid_type", None, f"must be a JSON object, not {_json_kind(data)}")
-    # Few lines have enough brackets to nest that deep: only those pay for the walk.
-    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _deeper_than(data, MAX_DEPTH):
-        raise LineError("out_of_range", None, f"is nested deeper than {MAX_DEPTH} levels")
     return _openai_line(data) if isinstance(data.get("body"), dict) else _native_line(data)
 
 
@@ -212,10 +208,10 @@ def _openai_line(data: dict[str, Any]) -> CheckedLine:
             raise LineError("unknown_field", key[:SHOWN_NAME], f"is not a field of an OpenAI batch line{hint}")
     name = _check_id("custom_id", data.get("custom_id"))
     if data.get("method") not in (None, "POST"):
-        raise LineError("unsupported", "method", f"must be POST, not {data['method']!r:.40}")
+        raise LineError("unsupported", "method", f"must be POST, not {shown(data['method'])}")
     url = data.get("url")
     if url not in (None, CHAT_URL, COMPLETIONS_URL):
-        raise LineError("unsupported", "url", f"must be {CHAT_URL} or {COMPLETIONS_URL}, not {url!r:.60}")
+        raise LineError("unsupported", "url", f"must be {CHAT_URL} or {COMPLETIONS_URL}, not {shown(url)}")
     body = _translate_body(data["body"])
     fields = check_fields(body, openai=True)
     _need_prompt(fields)
@@ -323,6 +319,8 @@ def _check_object(field: str) -> Any:
     def check(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise LineError("invalid_type", field, f"must be an object, not {_json_kind(value)}")
+        if _deeper_than(value, MAX_DEPTH):
+            raise LineError("out_of_range", field, f"must not be nested deeper than {MAX_DEPTH} levels")
         return value
 
     return check
@@ -374,8 +372,9 @@ def _check_response_format(value: Any) -> Any:
     if not isinstance(value, dict):
         raise LineError("invalid_type", "response_format", f"must be an object, not {_json_kind(value)}")
     if value.get("type") != "text":
-        kind = json.dumps(value.get("type"))[:40]
-        raise LineError("unsupported", "response_format", f"type {kind} is not supported, only 'text'")
+        raise LineError(
+            "unsupported", "response_format", f"type {shown(value.get('type'))} is not supported, only 'text'"
+        )
     return value
 
 

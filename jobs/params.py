@@ -23,6 +23,7 @@ __all__ = [
     "Sampling",
     "check_parameter",
     "did_you_mean",
+    "shown",
 ]
 
 MAX_STOP_STRINGS = 16
@@ -211,17 +212,21 @@ def check_parameter(name: str, value: Any) -> Any:
     return CHECKS[name](value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value from JSON as messages show it, in 40 characters at most."""
+    if isinstance(value, dict | list):
+        # Not what is in it: that can be nested deeper than repr() goes, and have megabytes.
+        return "an object" if isinstance(value, dict) else "an array"
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _wrong_type(row: Parameter, wanted: str, value: Any) -> LineError:
-    return LineError("invalid_type", row.name, f"must be {wanted}, not {_shown(value)}")
+    return LineError("invalid_type", row.name, f"must be {wanted}, not {shown(value)}")
 
 
 def _outside(row: Parameter, value: Any) -> LineError:
-    return LineError("out_of_range", row.name, f"must be {row.range_text}, not {_shown(value)}")
+    return LineError("out_of_range", row.name, f"must be {row.range_text}, not {shown(value)}")
 
 
 def _int_check(row: Parameter) -> Callable[[Any], int]:
@@ -287,7 +292,7 @@ def _bias_check(row: Parameter) -> Callable[[Any], dict[int, float]]:
         for key, bias in value.items():
             token = str(key)
             if not token.isascii() or not token.isdigit() or len(token) > 10:
-                raise LineError("invalid_type", row.name, f"keys must be token ids, not {_shown(key)}")
+                raise LineError("invalid_type", row.name, f"keys must be token ids, not {shown(key)}")
             checked[int(token)] = number(bias)
         return checked
 

@@ -176,14 +176,18 @@ class Store:
         arguments = [batch_id, repr(now), keys.pending(""), *fields]
         return bool(self._commit(keys=[keys.info, UPLOADING, keys.queues, "rq:queues", BATCHES], args=arguments))
 
-    def discard(self, batch_id: str) -> None:
-        """Remove a batch and all it left: uploads given up, batches purged."""
+    def discard(self, batch_id: str, shards: int = 0) -> None:
+        """Remove a batch and all it left: uploads given up, batches purged.
+
+        ``shards`` is for a submitter, which knows how many there may be: a sweep at the same moment may have
+        removed the table that names them.
+        """
         keys = BatchKeys(batch_id)
         doomed = [keys.info, keys.table, keys.fences, keys.attempts, keys.finished, keys.queues]
         for queue in cast("set[bytes]", self.connection.smembers(keys.queues)):
             doomed.append(keys.pending(queue.decode()))
-        for row in cast("list[bytes]", self.connection.zrange(keys.table, 0, -1)):
-            number = orjson.loads(row)[0]
+        rows = cast("list[bytes]", self.connection.zrange(keys.table, 0, -1))
+        for number in {*range(shards), *(orjson.loads(row)[0] for row in rows)}:
             doomed += [keys.payload(number), keys.records(number), keys.compacted(number)]
             doomed += [keys.load_failures(number), f"rq:job:{keys.job_id(number)}"]
         with self.connection.pipeline(transaction=False) as pipe:

@@ -61,6 +61,7 @@ class Uploader:
         self._parcels: queue.Queue[Parcel | None] = queue.Queue(PARCELS_WAITING)
         self._thread = threading.Thread(target=self._run, name="upload", daemon=True)
         self._error: BaseException | None = None
+        self._shards = 0
         self._over = False
 
     def __enter__(self) -> Uploader:
@@ -111,7 +112,7 @@ class Uploader:
         # The thread skips what still waits: it must not upload after the removal.
         self._error = self._error or InterruptedError("given up")
         self._stop()
-        self._store.discard(self._batch.id)
+        self._store.discard(self._batch.id, self._shards)
 
     def _stop(self) -> None:
         if self._thread.is_alive():
@@ -150,6 +151,8 @@ class Uploader:
             )
             for shard in parcel.runnable
         ]
+        numbers = [shard.number for shard in parcel.runnable] + [shard.number for shard in parcel.rejected]
+        self._shards = max(self._shards, 0, *(number + 1 for number in numbers))
         # An empty upload is the sign of life.
         self._store.upload(self._batch, shards)
         for rejected in parcel.rejected:

@@ -196,15 +196,19 @@ def line_of() -> Callable[..., PreparedLine]:
 
 @pytest.fixture
 def run() -> Callable[..., dict[Any, Finished]]:
-    """``run(model, lines, **engine options)``: the finished lines by key."""
+    """``run(model or engine, lines, **engine options)``: the finished lines by key. No step may fail on the way, for
+    an engine that recovers would hide it, unless ``breaks``."""
 
-    def drain(model: LoadedModel | Engine, lines: Iterable[PreparedLine], **options: Any) -> dict[Any, Finished]:
+    def drain(
+        model: LoadedModel | Engine, lines: Iterable[PreparedLine], *, breaks: bool = False, **options: Any
+    ) -> dict[Any, Finished]:
         engine = model if isinstance(model, Engine) else Engine(model, **options)
         for line in lines:
             engine.add(line)
         done: dict[Any, Finished] = {}
         for _ in range(20_000):
             if not engine.has_work:
+                assert breaks == (engine.stats.recoveries > 0)
                 return done
             done |= {finished.key: finished for finished in engine.step()}
         raise AssertionError("the engine does not come to an end")

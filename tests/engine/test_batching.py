@@ -22,7 +22,8 @@ def steps_until(engine: Engine, condition: Any, limit: int = 500) -> list[Any]:
 
 def test_batch_stays_full_while_work_waits(markov: Any, line_of: Any) -> None:
     """A row that ends is followed at once: mean rows per step are those that may decode together, but for the end."""
-    engine = Engine(markov(), decode_concurrency=8, prompt_concurrency=4)
+    model = markov()
+    engine = Engine(model, decode_concurrency=8, prompt_concurrency=4)
     for index in range(120):
         engine.add(line_of(index, range(1, 2 + index % 7), max_tokens=10 + index % 13))
     steps_until(engine, lambda: engine.stats.decode_steps > 3)
@@ -32,6 +33,7 @@ def test_batch_stays_full_while_work_waits(markov: Any, line_of: Any) -> None:
     assert rows / steps > 0.95 * 8
     steps_until(engine, lambda: not engine.has_work)
     assert engine.stats.completion_tokens == sum(10 + index % 13 for index in range(120))
+    assert max(rows for rows, _ in model.model.calls) == 8
 
 
 def test_long_prompt_does_not_stop_the_others(markov: Any, line_of: Any) -> None:
@@ -93,7 +95,7 @@ def test_only_the_guilty_line_fails(markov: Any, line_of: Any, run: Any) -> None
     lines = [line_of(i, [i + 1] * (1 + i), max_tokens=20) for i in range(6)]
     guilty = line_of("guilty", [30], max_tokens=20)
     engine = Engine(model, decode_concurrency=4)
-    done = run(engine, [*lines[:3], guilty, *lines[3:]])
+    done = run(engine, [*lines[:3], guilty, *lines[3:]], breaks=True)
     assert done["guilty"].error.code == "internal_error"
     assert "does not go down well" in done["guilty"].error.message
     for i in range(6):
@@ -106,7 +108,7 @@ def test_guilty_prompt(markov: Any, line_of: Any, run: Any) -> None:
     """The same holds for a line that breaks the prefill, and for one with several choices."""
     model = markov(poison=40)
     lines = [line_of("a", [1, 2], n=3, max_tokens=10), line_of("b", [3, 40, 3], n=2), line_of("c", [5], max_tokens=9)]
-    done = run(model, lines, decode_concurrency=4)
+    done = run(model, lines, decode_concurrency=4, breaks=True)
     assert done["b"].error.code == "internal_error"
     assert [seq.tokens for seq in done["a"].sequences] == [list(range(3, 13))] * 3
     assert done["c"].sequences[0].tokens == list(range(6, 15))
@@ -117,7 +119,7 @@ def test_failure_of_the_batch_itself(markov: Any, line_of: Any, run: Any) -> Non
     model = markov()
     object.__setattr__(model, "model", Narrow(model.model, rows=3))
     engine = Engine(model, decode_concurrency=16)
-    done = run(engine, [line_of(i, [i + 1, i + 2], max_tokens=8) for i in range(20)])
+    done = run(engine, [line_of(i, [i + 1, i + 2], max_tokens=8) for i in range(20)], breaks=True)
     assert all(done[i].sequences[0].tokens == list(range(i + 3, i + 11)) for i in range(20))
     assert engine.capacity <= 3
 
@@ -148,7 +150,8 @@ def test_host_failure_stays_with_its_line(markov: Any, line_of: Any, run: Any) -
             pass
 
     object.__setattr__(model, "tokenizer", type("T", (), {"detokenizer": Broken(), "has_thinking": False})())
-    done = run(model, [line_of("a", [1], max_tokens=5), line_of("b", [1], max_tokens=5, stop=("x",))])
+    lines = [line_of("a", [1], max_tokens=5), line_of("b", [1], max_tokens=5, stop=("x",))]
+    done = run(model, lines, breaks=True)
     assert done["a"].error is None
     assert done["b"].error.code == "internal_error"
 

@@ -12,6 +12,7 @@ import pytest
 
 from jobs.errors import ModelLoadError
 from worker.engine import lm
+from worker.engine.caches import new_batch
 from worker.engine.lm import compiler_present, load_model
 from worker.engine.model import LoadedModel
 
@@ -37,6 +38,15 @@ def test_cost_of_windows_and_states(tiny: Any) -> None:
     assert sliding(10) == 4 * 10 * per_token
     assert sliding(1000) == 2 * 1000 * per_token + 2 * 12 * per_token
     assert recurrent(1) == recurrent(10_000) > 0
+
+
+def test_padding_is_kept_out_of_recurrent_states(tiny: Any) -> None:
+    """Layers that mask padding right when they are told right are found to; and no mask stays behind that nothing
+    would ever evaluate."""
+    model = tiny("mamba2")
+    assert model.batchable
+    assert model.padded_prefill
+    assert all(cache.left_padding is None and cache.lengths is None for cache in new_batch(model, 3))
 
 
 @pytest.mark.parametrize(

@@ -71,3 +71,61 @@ def test_late_joiners_and_early_leavers(kind: str, tiny: Any, line_of: Any, run:
     done |= run(engine, [])
     for index, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
         assert output(done[index]) == expected(model, prompt, count), f"{kind}, prompt {index}"
+
+
+@pytest.mark.parametrize("window", [8, 24, 64])
+@pytest.mark.parametrize("kind", ["gemma3_text", "lfm2", "qwen3"])
+def test_rows_take_the_places_of_others(kind: str, window: int, tiny: Any, line_of: Any, run: Any) -> None:
+    """Short rows end one by one while long ones go on, and prompts shorter and longer than what the batch holds come
+    in their places; no row sees anything of the one before it."""
+    model = tiny(kind, sliding_window=window) if kind == "gemma3_text" else tiny(kind)
+    draw = random.Random(window)
+    prompts = prompts_of([draw.randrange(1, 50) for _ in range(14)], seed=window)
+    counts = [90, 70] + [draw.randrange(2, 9) for _ in range(12)]
+    engine = Engine(model, decode_concurrency=4, prompt_concurrency=2)
+    done: dict[Any, Any] = {}
+    for index, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
+        engine.add(line_of(index, prompt, max_tokens=count, eos=[]))
+    done |= run(engine, [])
+    for index, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
+        assert output(done[index]) == expected(model, prompt, count, eos=-1), f"{kind}, prompt {index}"
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "llama", "lfm2", "qwen3", "mamba2"])
+def test_wide_rows_come_into_a_narrow_batch(kind: str, tiny: Any, line_of: Any, run: Any) -> None:
+    """A prompt longer than all that the batch holds takes the place of a row in it, unharmed."""
+    windows = {
+        "gemma3_text": {"sliding_window": 64},
+        "llama": {"sliding_window": 64, "layer_types": ["sliding_attention"] * 2},
+    }
+    model = tiny(kind, **windows.get(kind, {}))
+    prompts, counts = prompts_of([2, 1, 45, 90, 3]), [60, 9, 9, 20, 9]
+    engine = Engine(model, decode_concurrency=2, prompt_concurrency=1)
+    lines = [line_of(i, p, max_tokens=c, eos=[]) for i, (p, c) in enumerate(zip(prompts, counts, strict=True))]
+    done = run(engine, lines)
+    for index, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
+        assert output(done[index]) == expected(model, prompt, count, eos=-1), f"{kind}, prompt {index}"
+
+
+def test_places_are_taken_without_copying_the_batch(tiny: Any, line_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While work waits a row's end copies no cache but that of its successor; and columns that all rows have left
+    behind are given up, so that a long run does not grow without end."""
+    from worker.engine import caches, slots
+
+    model = tiny("qwen3")
+    copies: list[int] = []
+    widths: list[int] = []
+    monkeypatch.setattr("worker.engine.decode.MOST_WASTED", 30)
+    keep, place = caches.keep, slots.place
+    monkeypatch.setattr(caches, "keep", lambda cache, rows: (copies.append(len(rows)), keep(cache, rows))[1])
+    monkeypatch.setattr(
+        slots, "place", lambda cache, *rest: (widths.append(slots.columns(cache)), place(cache, *rest))[1]
+    )
+    engine = Engine(model, decode_concurrency=8, prompt_concurrency=4)
+    for index in range(80):
+        engine.add(line_of(index, range(1, 6), max_tokens=12 + index % 11, eos=[]))
+    while engine.pending:
+        engine.step()
+    assert len(widths) > 20
+    assert max(widths) < 5 + 22 + 30
+    assert sum(count > 4 for count in copies) < 10

@@ -130,6 +130,16 @@ def test_discard_leaves_nothing(store: Store) -> None:
     assert all_keys(store) == set()
 
 
+def test_submitters_discard_needs_no_table(store: Store) -> None:
+    """A sweep between two commands of an upload takes the table away; what came after it is removed all the same."""
+    batch = new_batch()
+    upload(store, batch, shards=3)
+    store.upload_rejected("b_1", 3, [record(6, ok=False)])
+    store.connection.delete(BatchKeys("b_1").table)
+    store.discard("b_1", shards=4)
+    assert all_keys(store) == set()
+
+
 def test_silent_uploads_are_swept_and_can_no_longer_be_committed(store: Store) -> None:
     """After the lease a sweep removes the upload; its submitter learns it at commit."""
     upload(store, new_batch())
@@ -162,9 +172,9 @@ def test_upload_that_is_being_swept_cannot_be_committed(store: Store) -> None:
     upload(store, new_batch())
 
     class Interrupted(Store):
-        def discard(self, batch_id: str) -> None:
+        def discard(self, batch_id: str, shards: int = 0) -> None:
             assert not store.commit(batch_id, total=4, shards=2, groups=[MODEL])
-            super().discard(batch_id)
+            super().discard(batch_id, shards)
 
     assert Interrupted(store.connection, now=lambda: time.time() + UPLOAD_LEASE_S + 5).sweep() == ["b_1"]
     assert store.take([QUEUE]) is None

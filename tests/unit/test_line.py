@@ -150,9 +150,14 @@ def nested(levels: int) -> bytes:
         (b'{"prompt":"caf\xe9"}', "invalid_json_line", None),
         ('{"prompt":"x"}'.encode("utf-16"), "invalid_json_line", None),
         (b'{"prompt":"x","metadata":{"a":' + nested(100_000) + b"}}", "invalid_json_line", None),
-        (b'{"prompt":"x","metadata":{"a":' + nested(1000) + b"}}", "out_of_range", None),
-        (b'{"prompt":"x","temperature":' + nested(1000) + b"}", "out_of_range", None),
-        (b'{"prompt":"x","response_format":{"type":' + nested(1000) + b"}}", "out_of_range", None),
+        (b'{"prompt":"x","metadata":{"a":' + nested(1000) + b"}}", "out_of_range", "metadata"),
+        (b'{"prompt":"x","temperature":' + nested(1000) + b"}", "invalid_type", "temperature"),
+        (b'{"prompt":"x","stop":' + nested(1000) + b"}", "invalid_type", "stop"),
+        (b'{"prompt":"x","logit_bias":{"1":' + nested(1000) + b"}}", "invalid_type", "logit_bias"),
+        (b'{"prompt":"x","response_format":{"type":' + nested(1000) + b"}}", "unsupported", "response_format"),
+        (b'{"method":' + nested(1000) + b',"body":{"prompt":"x"}}', "unsupported", "method"),
+        (b'{"url":' + nested(1000) + b',"body":{"prompt":"x"}}', "unsupported", "url"),
+        (b'{"messages":' + nested(1000) + b"}", "invalid_type", "messages[0]"),
         (b"[]", "invalid_type", None),
         (b'"text"', "invalid_type", None),
         (b"null", "invalid_type", None),
@@ -242,10 +247,13 @@ def test_lines_up_to_the_limit_are_taken_and_longer_ones_refused() -> None:
 
 
 def test_nesting_up_to_the_limit_is_taken() -> None:
-    """The line itself and its metadata are two of the levels."""
-    inside = MAX_DEPTH - 2
+    """The metadata itself is one of the levels; what is beside it in the line does not count."""
+    inside = MAX_DEPTH - 1
     assert check_line(b'{"prompt":"x","metadata":{"a":' + nested(inside) + b"}}")
     assert refused(b'{"prompt":"x","metadata":{"a":' + nested(inside + 1) + b"}}").code == "out_of_range"
+    assert check_line(
+        b'{"messages":[{"role":"user","content":"a"}],"chat_template_kwargs":{"a":' + nested(inside) + b"}}"
+    )
     assert check({"prompt": "x", "metadata": {"flat": [[] for _ in range(1000)]}})
 
 
