@@ -136,24 +136,51 @@ class Narrow:
         return self.inner(tokens, cache)
 
 
-def test_host_failure_stays_with_its_line(markov: Any, line_of: Any, run: Any) -> None:
-    """A tokenizer that fails on a token fails the line whose stop strings need it, no other."""
-    model = markov()
+class BrokenDetokenizer:
+    """Fails on the tokens it is told to, and when it is closed."""
 
-    class Broken:
-        text = ""
+    text = ""
 
-        def add_token(self, token: int) -> None:
+    def __init__(self, *tokens: int) -> None:
+        self.tokens = tokens
+
+    def add_token(self, token: int) -> None:
+        if token in self.tokens:
             raise KeyError(token)
 
-        def finalize(self) -> None:
-            pass
+    def finalize(self) -> None:
+        raise ValueError("cannot be closed")
 
-    object.__setattr__(model, "tokenizer", type("T", (), {"detokenizer": Broken(), "has_thinking": False})())
+
+@pytest.fixture
+def broken(markov: Any) -> Any:
+    """A model that counts, with a tokenizer that fails on token 4."""
+    model = markov()
+    detokenizer = BrokenDetokenizer(4)
+    object.__setattr__(model, "tokenizer", type("T", (), {"detokenizer": detokenizer, "has_thinking": False})())
+    return model
+
+
+def test_host_failure_stays_with_its_line(broken: Any, line_of: Any, run: Any) -> None:
+    """A tokenizer that fails on a token fails the line whose stop strings need it, no other."""
     lines = [line_of("a", [1], max_tokens=5), line_of("b", [1], max_tokens=5, stop=("x",))]
-    done = run(model, lines, breaks=True)
+    done = run(broken, lines, breaks=True)
     assert done["a"].error is None
     assert done["b"].error.code == "internal_error"
+
+
+def test_cancelled_line_that_cannot_be_closed_fails(broken: Any, line_of: Any, run: Any) -> None:
+    """An engine that is asked to cancel never raises; the line fails with what its tokenizer said."""
+    engine = Engine(broken)
+    engine.add(line_of("a", [10], max_tokens=50, stop=("x",)))
+    engine.add(line_of("b", [10], max_tokens=9))
+    steps_until(engine, lambda: engine.stats.completion_tokens > 4)
+    engine.cancel("a")
+    (finished,) = engine.step()
+    assert finished.error.code == "internal_error"
+    assert "cannot be closed" in finished.error.message
+    assert run(engine, [])["b"].error is None
+    assert engine.active == 0
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])

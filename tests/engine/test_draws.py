@@ -16,6 +16,7 @@ from worker.engine.sampler import CANDIDATES, Sampler, pick, sample
 from worker.engine.sequence import Sequence
 
 ROWS, STEPS = 64, 150
+UNIFORMS_OF_0 = [0.5330528, 0.0628252, 0.1602231]
 
 
 def row_of(seed: int, **given: Any) -> Sequence:
@@ -23,9 +24,10 @@ def row_of(seed: int, **given: Any) -> Sequence:
     return Sequence("x", 0, (1,), sampling, seed, frozenset(), limit=10**6, xtc_exempt=(3,))
 
 
-def draw(logits: np.ndarray, count: int = STEPS, *, full: bool = False, **given: Any) -> np.ndarray:
-    """``ROWS * count`` tokens drawn from one distribution, with seeds 0, 1, 2... and positions 0, 1, 2..."""
-    batch = [row_of(seed, **given) for seed in range(ROWS)]
+def draw(logits: np.ndarray, count: int = STEPS, *, full: bool = False, stride: int = 1, **given: Any) -> np.ndarray:
+    """``[count, ROWS]`` tokens drawn from one distribution, with seeds 0, 1, 2... (times ``stride``) and positions 0,
+    1, 2..."""
+    batch = [row_of(seed * stride, **given) for seed in range(ROWS)]
     for row in batch:
         row.full = full
     arrays = row_arrays.build(batch, mx.ones(ROWS, dtype=mx.int32), len(logits))
@@ -139,12 +141,47 @@ def test_draws_do_not_depend_on_the_batch() -> None:
         assert tokens_of(rows([index])) == {100 + index: together[100 + index]}
 
 
-def test_neighbouring_seeds_share_no_draws() -> None:
-    """Seed s at position p + 1 does not draw what seed s + 1 draws at position p."""
-    tokens = draw(np.zeros(5000), count=20)
+@pytest.mark.parametrize("kind", [mx.bfloat16, mx.float16])
+def test_greedy_in_half_precision_is_mlx_lms(kind: mx.Dtype) -> None:
+    """Where normalising in half precision makes tokens equal that were not, the same one is taken as in mlx-lm; alone,
+    and next to rows that draw."""
+    logits = (mx.random.normal((200, 300), key=mx.random.key(2)) * 0.2).astype(kind)
+    expected = mx.argmax(logits - mx.logsumexp(logits, axis=-1, keepdims=True), axis=-1)
+    assert bool((expected != mx.argmax(logits, axis=-1)).any())
+    rows = [row_of(seed, temperature=0.0) for seed in range(200)]
+    for batch in (rows, [row_of(0, top_p=0.5), *rows[1:]]):
+        arrays = row_arrays.build(batch, mx.ones(200, dtype=mx.int32), 300)
+        tokens = sample(arrays.features, logits, arrays.state, arrays.params)["tokens"]
+        assert tokens.tolist()[1:] == expected.tolist()[1:]
+
+
+@pytest.mark.parametrize("given", [{}, {"top_p": 0.9}, {"min_p": 0.01}])
+def test_coldest_temperatures_take_the_best(given: dict[str, Any]) -> None:
+    """However small a temperature is, it is no division by zero."""
+    for temperature in (1e-3, 1e-30, 5e-324):
+        assert set(draw(LOGITS, 3, temperature=temperature, **given).ravel()) == {int(LOGITS.argmax())}
+
+
+def test_hot_temperatures_reach_everything() -> None:
+    """At the highest temperature all tokens are nearly alike."""
+    assert_distributed(draw(LOGITS, temperature=100.0), softmax(LOGITS / 100))
+
+
+@pytest.mark.parametrize("stride", [1, 2**32])
+def test_neighbouring_seeds_share_no_draws(stride: int) -> None:
+    """One seed at one position does not draw what another does at the next."""
+    tokens = draw(np.zeros(5000), count=20, stride=stride)
     series = [tuple(tokens[:, seed]) for seed in range(10)]
     for one, other in itertools.combinations(series, 2):
         assert len(set(one) & set(other)) <= 3
+
+
+def test_seeds_mean_the_same_for_ever() -> None:
+    """A recorded seed gives the same random numbers in later versions and on other machines."""
+    assert row_arrays.draw_key(0) == (2487615331, 3632599051)
+    assert row_arrays.draw_key(2**64 - 1) == (1692761239, 2316075020)
+    uniforms = mx.random.uniform(shape=(3,), key=mx.array(row_arrays.draw_key(0), dtype=mx.uint32))
+    assert uniforms.tolist() == pytest.approx(UNIFORMS_OF_0, abs=1e-6)
 
 
 def test_values_never_make_a_graph() -> None:

@@ -207,6 +207,8 @@ def test_uncovered_nucleus_is_done_again_by_the_full_path(line_of: Any, run: Any
     assert len(set(tokens)) > 200
     assert max(tokens) > 1900
     assert engine.stats.repeated_rows == 6
+    one = run(model, [line_of(3, [1, 2, 3], seed=3, **{**wide, "max_tokens": 1})])[3].sequences[0].tokens
+    assert one == done[3].sequences[0].tokens[:1]
     assert run(model, [line_of(3, [1, 2, 3], seed=3, **wide)])[3].sequences[0].tokens == done[3].sequences[0].tokens
 
 

@@ -32,25 +32,30 @@ def row_of(prompt: list[int], **given: Any) -> Sequence:
 
 
 def reference(row: Sequence, logits: np.ndarray) -> np.ndarray:
-    """The definition for penalties on the output only, mlx-lm's own processors for the rest."""
+    """mlx-lm's own processors, and the definition for what mlx-lm has not: penalties on the output only."""
     item, everything = row.sampling, [*row.prompt, *row.tokens]
+    seen = {name: getattr(item, f"{name}_context_size") for name in ("presence", "frequency")}
+    processors = make_logits_processors(
+        dict(item.logit_bias),
+        item.repetition_penalty if item.repetition_penalty != 1 else None,
+        item.repetition_context_size,
+        None if seen["presence"] is None else item.presence_penalty,
+        seen["presence"],
+        None if seen["frequency"] is None else item.frequency_penalty,
+        seen["frequency"],
+    )
     found = mx.array(logits[None])
-    windows = {
-        "presence": item.presence_context_size,
-        "frequency": item.frequency_context_size,
-    }
-    repetition = item.repetition_penalty if item.repetition_penalty != 1 else None
-    for processor in make_logits_processors(dict(item.logit_bias), repetition, item.repetition_context_size):
+    for processor in processors:
         found = processor(mx.array(everything), found)
-    found = np.array(found)[0]
-    for name, size in windows.items():
-        penalty = getattr(item, f"{name}_penalty")
-        seen = row.tokens if size is None else everything[-size:] if size else everything
-        for token in set(seen):
-            found[token] -= np.float32(penalty) * (1 if name == "presence" else seen.count(token))
+    adjusted = np.array(found)[0]
+    for token in set(row.tokens):
+        if seen["presence"] is None:
+            adjusted[token] -= np.float32(item.presence_penalty)
+        if seen["frequency"] is None:
+            adjusted[token] -= np.float32(item.frequency_penalty) * row.tokens.count(token)
     if row.completion_tokens < item.min_tokens:
-        found[0] = -np.inf
-    return found
+        adjusted[0] = -np.inf
+    return adjusted
 
 
 def penalties() -> st.SearchStrategy[dict[str, Any]]:

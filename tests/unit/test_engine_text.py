@@ -73,6 +73,7 @@ def test_matches_do_not_depend_on_tokens(text: str, stops: list[str], count: int
 def test_match_ends_the_reading_at_once() -> None:
     """The token that completes a stop string is the last one read, though the string began tokens before."""
     assert match([b"one ", b"ST", b"O", b"P two", b"more"], ["STOP"]) == ("one ", "STOP", 4)
+    assert match([b"xabcx"], ["abc", "b"]) == ("xa", "b", 1)
 
 
 def test_min_tokens_guard_the_beginning() -> None:

@@ -10,11 +10,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 
 import mlx.core as mx
 
 from worker.engine.decode import DecodeBatch, StepResult, Taken
+from worker.engine.lines import EngineStats, Line, in_flight, internal_error
 from worker.engine.lm import cache_budget
 from worker.engine.model import LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
@@ -29,43 +29,12 @@ __all__ = ["Engine", "EngineStats"]
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class EngineStats:
-    """Totals since the engine was made. ``decode_rows`` sums the rows of all decode steps, ``repeated_rows`` counts
-    rows whose filters the best candidates did not cover and that went on by the full path; times are seconds."""
-
-    decode_steps: int = 0
-    decode_rows: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    finished_lines: int = 0
-    failed_lines: int = 0
-    repeated_rows: int = 0
-    recoveries: int = 0
-
-    @property
-    def rows_per_step(self) -> float:
-        return self.decode_rows / self.decode_steps if self.decode_steps else 0.0
-
-
-@dataclass(slots=True, eq=False)
-class _Line:
-    """A line in the engine: its sequences, and the tickets of those that have not ended."""
-
-    prepared: PreparedLine
-    sequences: list[Sequence]
-    tickets: list[Ticket] = field(default_factory=list)
-    begun: bool = False
-
-    @property
-    def unfinished(self) -> list[Sequence]:
-        return [seq for seq in self.sequences if not seq.ended]
-
-
 class Engine:
     """Runs prepared lines on one loaded model in one continuous batch.
+
+    A line's tokens depend on the line alone: what shares its batch changes neither its draws nor its parameters. The
+    one thing that cannot be promised is bitwise equal logits, since kernels for other batch sizes round differently;
+    where that matters, ``decode_concurrency`` 1 runs every line by itself.
 
     ``decode_concurrency`` is the most rows that decode together, ``prompt_concurrency`` the most prompts prefilled
     together, ``prefill_step_size`` the most prompt tokens computed between two decode steps. ``max_context`` overrides
@@ -103,7 +72,8 @@ class Engine:
         compiled = mx.default_device() != mx.cpu if compile is None else compile
         self._sampler = Sampler(mx.compile if compiled else None)
         self._batch = DecodeBatch(model, self._sampler)
-        self._lines: dict[Hashable, _Line] = {}
+        self._lines: dict[Hashable, Line] = {}
+        self._begun = 0
         self._cancelled: dict[Hashable, str] = {}
         self._finished: list[Finished] = []
         self._groups: deque[PrefillGroup] = deque()
@@ -111,8 +81,8 @@ class Engine:
         self._dispatched: StepResult | None = None
         self._tickets: dict[Sequence, Ticket] = {}
         self._matchers: dict[Sequence, StopMatcher] = {}
-        self._suspects: deque[tuple[_Line, list[tuple[Sequence, int]]]] = deque()
-        self._cleared: list[_Line] = []
+        self._suspects: deque[tuple[Line, list[tuple[Sequence, int]]]] = deque()
+        self._cleared: list[Line] = []
         self._guilty_found = False
 
     # -- what callers see ---------------------------------------------------------------------------------------------
@@ -120,7 +90,7 @@ class Engine:
     @property
     def pending(self) -> int:
         """Lines queued and not begun."""
-        return sum(not line.begun for line in self._lines.values())
+        return len(self._lines) - self._begun
 
     @property
     def active(self) -> int:
@@ -155,7 +125,7 @@ class Engine:
             self._reject(line.key, Failure("context_length_exceeded", message))
             return
         sequences = sequences_of(line, self.context, self._clock())
-        entry = _Line(line, sequences)
+        entry = Line(line, sequences)
         ticket = self._ticket(entry, list(line.prompt), sequences)
         reason = self._scheduler.too_large(ticket)
         if reason is not None:
@@ -172,12 +142,12 @@ class Engine:
 
     def drop_pending(self) -> list[Hashable]:
         """Forget the lines that have not begun, and report nothing more of them; their keys."""
-        dropped = [key for key, line in self._lines.items() if not line.begun]
-        for key in dropped:
-            for ticket in self._lines.pop(key).tickets:
+        dropped = [line for line in self._lines.values() if not line.begun]
+        for line in dropped:
+            for ticket in line.tickets:
                 self._scheduler.drop(ticket)
-            self._cancelled.pop(key, None)
-        return dropped
+            self._forget(line)
+        return [line.prepared.key for line in dropped]
 
     def step(self) -> list[Finished]:
         """One round: rows start, one decode step is dispatched, prompts advance, the step before is read.
@@ -200,7 +170,7 @@ class Engine:
     def snapshot(self) -> list[InFlight]:
         """The lines under way, in order of arrival."""
         places = {ticket: group for group in (*self._groups, *self._ready) for ticket in group.tickets}
-        return [_in_flight(line, places) for line in self._lines.values() if line.begun]
+        return [in_flight(line, places) for line in self._lines.values() if line.begun]
 
     @property
     def memory_bytes(self) -> int:
@@ -211,6 +181,7 @@ class Engine:
         """Forget all lines and give the caches' memory back. Nothing more is reported of the lines."""
         self._reset()
         self._lines.clear()
+        self._begun = 0
         self._cancelled.clear()
         self._suspects.clear()
         self._cleared.clear()
@@ -275,6 +246,8 @@ class Engine:
                 # With rows decoding, the next read waits for this chunk anyway; without, nothing else would.
                 (mx.async_eval if decoding else mx.eval)(group.arrays())
             if group.done:
+                if group.tokens >= self._step_size:
+                    mx.clear_cache()  # chunks of many widths leave buffers behind that nothing else can use
                 self._groups.popleft()
                 self._scheduler.prefilled([ticket for ticket in group.tickets if ticket.rows])
                 self._ready.append(group)
@@ -289,6 +262,7 @@ class Engine:
                 line = self._lines[ticket.owner.sequences[0].key]
                 if not line.begun:
                     line.begun = True
+                    self._begun += 1
                     self.stats.prompt_tokens += len(line.prepared.prompt)
         self._groups.extend(PrefillGroup(self.model, tickets) for tickets in groups)
 
@@ -343,10 +317,14 @@ class Engine:
         self._release(row)
         line = self._lines[row.key]
         if not line.unfinished:
-            del self._lines[row.key]
-            self._cancelled.pop(row.key, None)
+            self._forget(line)
             self._finished.append(Finished(row.key, line.sequences))
             self.stats.finished_lines += 1
+
+    def _forget(self, line: Line) -> None:
+        del self._lines[line.prepared.key]
+        self._cancelled.pop(line.prepared.key, None)
+        self._begun -= line.begun
 
     def _release(self, row: Sequence) -> None:
         ticket = self._tickets.pop(row, None)
@@ -358,11 +336,15 @@ class Engine:
             line = self._lines[key]
             for ticket in line.tickets:
                 self._scheduler.drop(ticket)
-            for row in line.unfinished:
-                self._end(row, reason)
+            try:
+                for row in line.unfinished:
+                    self._end(row, reason)
+            except Exception as error:  # of a tokenizer, closing the text of a row with stop strings
+                log.exception("line %r cannot be closed", key, extra={"action": "line_failed"})
+                self._fail(line, internal_error(error))
         self._cancelled.clear()
 
-    def _fail(self, line: _Line, failure: Failure) -> None:
+    def _fail(self, line: Line, failure: Failure) -> None:
         now = self._clock()
         for ticket in line.tickets:
             self._scheduler.drop(ticket)
@@ -370,8 +352,7 @@ class Engine:
             self._matchers.pop(row, None)
             row.end("error", now)
             self._release(row)
-        del self._lines[line.prepared.key]
-        self._cancelled.pop(line.prepared.key, None)
+        self._forget(line)
         self._reject(line.prepared.key, failure, line.sequences)
 
     def _reject(self, key: Hashable, failure: Failure, sequences: list[Sequence] | None = None) -> None:
@@ -380,7 +361,7 @@ class Engine:
 
     # -- rows that must begin again -----------------------------------------------------------------------------------
 
-    def _ticket(self, line: _Line, tokens: list[int], sequences: list[Sequence]) -> Ticket:
+    def _ticket(self, line: Line, tokens: list[int], sequences: list[Sequence]) -> Ticket:
         first = sequences[0]
         ticket = Ticket(
             owner=Prompt(tokens, list(sequences)),
@@ -392,7 +373,7 @@ class Engine:
         line.tickets.append(ticket)
         return ticket
 
-    def _readmit(self, line: _Line, rows: list[Sequence]) -> None:
+    def _readmit(self, line: Line, rows: list[Sequence]) -> None:
         """Queue rows of one history again, first of all: prompt and accepted tokens are prefilled anew."""
         for row in rows:
             self._release(row)
@@ -430,7 +411,7 @@ class Engine:
                 try_alone(self.model, self._sampler, row, steps, self._step_size, self._accept)
         except Exception as error:
             log.exception("line %r fails by itself", line.prepared.key, extra={"action": "line_failed"})
-            self._fail(line, Failure("internal_error", f"{type(error).__name__}: {error}"))
+            self._fail(line, internal_error(error))
             self._guilty_found = True
         else:
             self._cleared.append(line)
@@ -454,16 +435,3 @@ class Engine:
                 self._readmit(line, fresh)
         self._cleared.clear()
         self._guilty_found = False
-
-
-def _in_flight(line: _Line, places: dict[Ticket, PrefillGroup]) -> InFlight:
-    size = len(line.prepared.prompt)
-    decoding = any(seq.tokens or seq.in_flight for seq in line.sequences)
-    under_way = [places[ticket].prefilled(ticket) for ticket in line.tickets if ticket in places]
-    return InFlight(
-        key=line.prepared.key,
-        phase="decode" if decoding else "prefill",
-        prompt_tokens=size,
-        prefilled=size if decoding else min([size, *under_way]) if under_way else 0,
-        completion_tokens=sum(len(seq.tokens) for seq in line.sequences),
-    )

@@ -58,6 +58,11 @@ class PrefillGroup:
     def done(self) -> bool:
         return self._position >= self._longest
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens the group computes, padding included."""
+        return self._longest * len(self._lengths)
+
     def prefilled(self, ticket: Ticket) -> int:
         """How many of the ticket's tokens are computed."""
         return min(ticket.length, self._position)

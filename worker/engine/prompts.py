@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from jobs.errors import LineError
 from worker.engine.sequence import PreparedLine
 
@@ -91,7 +89,7 @@ class Preparer:
             text: str = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, **options, **job.chat_template_kwargs
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
+        except Exception as error:  # templates are the model's own code, some of it Python
             message = f"the model's chat template refuses them: {error}"
             raise LineError("unsupported", "messages", message) from error
         return text

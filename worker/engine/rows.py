@@ -18,8 +18,10 @@ from jobs.params import Sampling
 from worker.engine.sampler import CANDIDATES, Features
 from worker.engine.sequence import Sequence
 
-__all__ = ["BatchArrays", "build", "draw_key", "path_of"]
+__all__ = ["COLDEST", "BatchArrays", "build", "draw_key", "path_of"]
 
+COLDEST = 1e-6
+"""Temperatures below it draw as this one does, which is the best token: in float32 they might become 0."""
 UNLIMITED = 2**30
 """A context size of a penalty that means everything; fits an int32."""
 
@@ -140,7 +142,7 @@ def _draws(rows: Items[Sequence], features: Features, vocab_size: int) -> dict[s
     paths = [path_of(row.sampling, vocab_size, full=row.full) for row in rows]
     params = {
         "keys": mx.array(np.array([draw_key(row.seed) for row in rows], dtype=np.uint32)),
-        "temperature": _floats(1.0 if item.greedy else item.temperature for item in samplings),
+        "temperature": _floats(1.0 if item.greedy else max(item.temperature, COLDEST) for item in samplings),
         "greedy": mx.array([path == "greedy" for path in paths]),
     }
     if features.dense:

@@ -55,7 +55,7 @@ def _fits(cache: Cache, other: Cache) -> bool:
     if cache.keys is None or cache.values is None:
         return False
     if _kind(cache) == GROWING:
-        return True
+        return bool(other._idx <= cache._idx)
     # A window that is still wider than its size after a prefill is cut back by its first step of decoding.
     if _kind(cache) != WINDOW or cache.keys.shape[2] > cache.max_size or other.rotated:
         return False

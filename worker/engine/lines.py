@@ -1,0 +1,65 @@
+"""What the engine keeps of each line, and what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from worker.engine.prefill import PrefillGroup
+from worker.engine.scheduler import Ticket
+from worker.engine.sequence import Failure, InFlight, PreparedLine, Sequence
+
+__all__ = ["EngineStats", "Line", "in_flight", "internal_error"]
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Totals since the engine was made. ``decode_rows`` sums the rows of all decode steps, ``repeated_rows`` counts
+    rows whose filters the best candidates did not cover and that went on by the full path; times are seconds."""
+
+    decode_steps: int = 0
+    decode_rows: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    finished_lines: int = 0
+    failed_lines: int = 0
+    repeated_rows: int = 0
+    recoveries: int = 0
+
+    @property
+    def rows_per_step(self) -> float:
+        return self.decode_rows / self.decode_steps if self.decode_steps else 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """A line in the engine: its sequences, and the tickets of those that have not ended."""
+
+    prepared: PreparedLine
+    sequences: list[Sequence]
+    tickets: list[Ticket] = field(default_factory=list)
+    begun: bool = False
+
+    @property
+    def unfinished(self) -> list[Sequence]:
+        return [seq for seq in self.sequences if not seq.ended]
+
+
+def in_flight(line: Line, places: dict[Ticket, PrefillGroup]) -> InFlight:
+    """Where a line under way is; ``places`` has the groups that compute or hold the prompts of tickets."""
+    size = len(line.prepared.prompt)
+    decoding = any(seq.tokens or seq.in_flight for seq in line.sequences)
+    under_way = [places[ticket].prefilled(ticket) for ticket in line.tickets if ticket in places]
+    return InFlight(
+        key=line.prepared.key,
+        phase="decode" if decoding else "prefill",
+        prompt_tokens=size,
+        prefilled=size if decoding else min([size, *under_way]) if under_way else 0,
+        completion_tokens=sum(len(seq.tokens) for seq in line.sequences),
+    )
+
+
+def internal_error(error: Exception) -> Failure:
+    """What a line that breaks the engine fails with."""
+    return Failure("internal_error", f"{type(error).__name__}: {error}")
