@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CLAIM", "COMMIT", "FINISH", "REJECT", "SWEEP", "TAKE", "WRITE"]
+__all__ = ["CLAIM", "COMMIT", "FINISH", "REJECT", "RELEASE", "SWEEP", "TAKE", "WRITE"]
 
 COMMIT = """
 -- Make an uploaded batch live: list it, push its jobs to their queues and start its clock, in one step.
@@ -81,6 +81,15 @@ local attempt = redis.call('HINCRBY', KEYS[3], ARGV[1], 1)
 local reply = {fence, attempt}
 for _, index in ipairs(redis.call('HKEYS', KEYS[5])) do reply[#reply + 1] = tonumber(index) end
 return reply
+"""
+
+RELEASE = """
+-- End an attempt without a result: its later writes are stale. One that is stale already changes nothing.
+-- KEYS: fences, attempts.  ARGV: shard number, fence, 1 if it shall not count as an attempt.
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
+if ARGV[3] == '1' then redis.call('HINCRBY', KEYS[2], ARGV[1], -1) end
+return 1
 """
 
 WRITE = """

@@ -17,7 +17,7 @@ import orjson
 from jobs.batch import Batch, parse_batch, queue_name
 from jobs.errors import BatchNotFoundError, StaleAttemptError
 from jobs.keys import BATCHES, UPLOADING, BatchKeys
-from jobs.scripts import CLAIM, COMMIT, FINISH, REJECT, SWEEP, TAKE, WRITE
+from jobs.scripts import CLAIM, COMMIT, FINISH, REJECT, RELEASE, SWEEP, TAKE, WRITE
 from jobs.shard import Group, pack
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class Store:
         self._claim = connection.register_script(CLAIM)
         self._write = connection.register_script(WRITE)
         self._finish = connection.register_script(FINISH)
+        self._release = connection.register_script(RELEASE)
 
     # --- the submitter's side ---
 
@@ -237,13 +238,14 @@ class Store:
             return None
         return Attempt(batch_id, number, reply[0], reply[1], frozenset(reply[2:]))
 
-    def release(self, attempt: Attempt) -> None:
-        """Hand an attempt back cleanly: it does not count as one, and later writes of it are stale."""
+    def release(self, attempt: Attempt, *, clean: bool = True) -> bool:
+        """Hand an attempt back: later writes of it are stale. A ``clean`` one does not count as an attempt.
+
+        False: it was stale already, and nothing was changed: the shard is another attempt's.
+        """
         keys = BatchKeys(attempt.batch_id)
-        with self.connection.pipeline() as pipe:
-            pipe.hincrby(keys.fences, str(attempt.number), 1)
-            pipe.hincrby(keys.attempts, str(attempt.number), -1)
-            pipe.execute()
+        arguments = [attempt.number, attempt.fence, int(clean)]
+        return bool(self._release(keys=[keys.fences, keys.attempts], args=arguments))
 
     def write(self, attempt: Attempt, lines: Sequence[FinishedLine]) -> None:
         """Store records of finished lines.

@@ -49,22 +49,30 @@ def config_file(environ: dict[str, str] | os._Environ[str] = os.environ) -> Path
     return Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "promptmill" / "promptmill.toml"
 
 
-def read_config(path: Path) -> dict[str, dict[str, Any]]:
-    """Defaults per command: the file's top-level keys for each command, a table for one alone.
+def read_config(path: Path, name: str, command: click.Command) -> dict[str, Any]:
+    """Defaults of a command by its parameters' names: of the file's top-level keys those that are flags of it, and
+    all of the table of its name.
 
     Raises:
-        RefusedError: the file is not TOML, or cannot be read.
+        RefusedError: the file is not TOML, cannot be read, or has a table for no command or a key for no flag.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RefusedError(f"{path}: cannot be read as TOML: {error}") from None
-    common = {_option(key): value for key, value in document.items() if not isinstance(value, dict)}
-    return {name: common | {_option(key): value for key, value in document.get(name, {}).items()} for name in COMMANDS}
-
-
-def _option(key: str) -> str:
-    return key.replace("-", "_")
+    for key, value in document.items():
+        if isinstance(value, dict) != (key in COMMANDS):
+            raise RefusedError(f"{path}: '{key}' is no setting; there is a table for each of {', '.join(COMMANDS)}")
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    by_flag = {flag.removeprefix("--"): option for option in options for flag in option.opts}
+    own, settings = document.get(name, {}), {}
+    for key, value in (document | own).items():
+        option = by_flag.get(key.replace("_", "-"))
+        if option is not None and option.name is not None:
+            settings[option.name] = [value] if option.multiple and isinstance(value, str) else value
+        elif key in own and options:
+            raise RefusedError(f"{path}: '{key}' in [{name}] is not a flag of `promptmill {name}`")
+    return settings
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -84,8 +92,10 @@ def cli(ctx: click.Context, config: Path | None) -> None:
     130 interrupted.
     """
     path = config or config_file()
-    if config is not None or path.exists():
-        ctx.default_map = read_config(path)
+    name = ctx.invoked_subcommand
+    command = cli.get_command(ctx, name) if name is not None else None
+    if name is not None and command is not None and (config is not None or path.exists()):
+        ctx.default_map = {name: read_config(path, name, command)}
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ UNANSWERED = {"cancelled": "batch_cancelled", "expired": "batch_expired", "timeo
 
 def choices_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     """The completions of a result record, one or several, in one shape."""
-    choices: list[dict[str, Any]] = record.get("choices") or [{"index": 0, **record}]
+    choices: list[dict[str, Any]] = record.get("choices") or [{**record, "index": 0}]
     return choices
 
 

@@ -1,8 +1,18 @@
 """``python -m worker``: what ``promptmill worker`` becomes."""
 
+import logging
+import os
 import sys
+import threading
 
 from worker.cli import main
+from worker.compute import THREAD_NAME
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if any(thread.name == THREAD_NAME for thread in threading.enumerate()):
+        # MLX is still at work, loading a model: if the interpreter went down under it, the process would abort.
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

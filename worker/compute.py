@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from worker.engine.lm import LoadedModel
     from worker.engine.sequence import Finished, InFlight
 
-__all__ = ["Compute", "EngineSettings", "ServedModel", "Snapshot"]
+__all__ = ["LOAD_BACKOFF_S", "THREAD_NAME", "Compute", "EngineSettings", "ServedModel", "Snapshot"]
 
 log = logging.getLogger("promptmill.worker")
 
 SNAPSHOT_S = 0.5
+LOAD_BACKOFF_S = 60.0
+"""A model that could not be loaded is not tried again for this long; it is said of each shard at once."""
+THREAD_NAME = "compute"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Compute(threading.Thread):
     def __init__(
         self, settings: EngineSettings, on_finished: Callable[[Group, Finished], None], wake: Callable[[], None]
     ) -> None:
-        super().__init__(name="compute", daemon=True)
+        super().__init__(name=THREAD_NAME, daemon=True)
         self.settings = settings
         self.failure: BaseException | None = None
         self.snapshot = Snapshot()
@@ -80,6 +83,7 @@ class Compute(threading.Thread):
         self._on_finished = on_finished
         self._wake = wake
         self._served: dict[Group, ServedModel] = {}
+        self._failed: dict[Group, tuple[float, ModelLoadError]] = {}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._snapshot_at = 0.0
         self._pending = 0
@@ -98,8 +102,8 @@ class Compute(threading.Thread):
         self._commands.put(lambda: self._served[group].engine.add(line))
 
     def cancel(self, group: Group, key: LineKey) -> None:
-        """Drop a line at the next step; what was generated of it is reported as cancelled."""
-        self._commands.put(lambda: self._served[group].engine.cancel(key))
+        """Drop a line at the next step, if it is there; what was generated of it is reported as cancelled."""
+        self._commands.put(lambda: self._cancel(group, key))
 
     def drop_pending(self) -> Future[list[LineKey]]:
         """Take back the lines that have not begun; the future gives their keys."""
@@ -174,6 +178,10 @@ class Compute(threading.Thread):
         if group in self._served:
             future.set_result(self._served[group])
             return
+        since, failed = self._failed.get(group, (0.0, None))
+        if failed is not None and time.monotonic() - since < LOAD_BACKOFF_S:
+            future.set_exception(failed)
+            return
         self.loading = group
         self._used_mlx = True
         try:
@@ -181,10 +189,19 @@ class Compute(threading.Thread):
             self._served[group] = self._make(group)
             log.info("loaded %s in %.1f s", group.key, time.monotonic() - started, extra={"action": "model_loaded"})
             future.set_result(self._served[group])
-        except ModelLoadError as error:
+        except Exception as error:
+            # Whatever goes wrong with one model, the others are served on.
+            if not isinstance(error, ModelLoadError):
+                log.exception("%s cannot be loaded", group.key, extra={"action": "model_load_failed"})
+                error = ModelLoadError(f"model '{group.model}' cannot be loaded: {error}")
+            self._failed[group] = (time.monotonic(), error)
             future.set_exception(error)
         finally:
             self.loading = None
+
+    def _cancel(self, group: Group, key: LineKey) -> None:
+        if group in self._served:  # a line can be lost to another worker before its model is loaded
+            self._served[group].engine.cancel(key)
 
     def _make(self, group: Group) -> ServedModel:
         from worker.engine.engine import Engine

@@ -6,7 +6,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from jobs.line import Defaults, Job
+from jobs.errors import LineError
+from jobs.line import Defaults, Job, check_line
 from jobs.shard import Group, ShardLine
 from jobs.store import Attempt
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HeldShard", "LineKey"]
 
-LineKey = tuple[str, int]
-"""A line's identity in this process: (RQ job id of its shard, index in the batch)."""
+LineKey = tuple[str, int, int]
+"""A line's identity in this process: (RQ job id of its shard, fence it was taken under, index in the batch)."""
 
 
 @dataclass(slots=True)
@@ -25,6 +26,7 @@ class HeldShard:
 
     ``remaining`` are the indices without a stored record; the writer alone takes from it. ``ended`` is set once
     the shard is finished, handed back or lost, and whoever sets it removes the shard from the worker's table.
+    ``lease`` and ``attempt`` are renewed when this worker takes its own shard up again, as after an outage.
     """
 
     lease: Lease
@@ -38,8 +40,10 @@ class HeldShard:
     remaining: set[int] = field(default_factory=set)
     jobs: dict[int, Job] = field(default_factory=dict)
     ended: threading.Event = field(default_factory=threading.Event)
+    taken_under: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.taken_under = self.attempt.fence
         self.remaining = {line.index for line in self.lines} - self.attempt.finished
 
     @property
@@ -47,7 +51,21 @@ class HeldShard:
         return self.lease.job_id
 
     def key(self, index: int) -> LineKey:
-        return (self.job_id, index)
+        return (self.job_id, self.taken_under, index)
+
+    def job(self, line: ShardLine) -> Job:
+        """The job of a line, checked once more: nothing that comes from Redis is trusted.
+
+        Raises:
+            LineError: the line breaks the contract, or is for another model than its shard.
+        """
+        if line.index not in self.jobs:
+            checked = check_line(line.raw)
+            job = checked.job(index=line.index, line=line.line, batch_id=self.attempt.batch_id, defaults=self.defaults)
+            if Group(job.model, job.adapter_path) != self.group:
+                raise LineError("conflicting_fields", "model", f"'{job.model}' is not the model of the line's shard")
+            self.jobs[line.index] = job
+        return self.jobs[line.index]
 
     def todo(self) -> list[ShardLine]:
         """Lines that no earlier attempt finished."""

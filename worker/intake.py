@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 
 from jobs.errors import LineError, ModelLoadError
-from jobs.line import check_line
 from jobs.shard import ShardLine
 from worker.compute import Compute, ServedModel
 from worker.held import HeldShard
@@ -57,6 +56,9 @@ class Intake(threading.Thread):
         while (item := self._queue.get()) is not None:
             held, loading = item
             todo = held.todo()
+            if not todo:
+                self._writer.check(held)
+                continue
             try:
                 served = loading.result()
             except ModelLoadError as error:
@@ -70,15 +72,10 @@ class Intake(threading.Thread):
                     return
                 self._prepare(held, served, line)
                 self._count(-1)
-            if not todo:
-                self._writer.check(held)
 
     def _prepare(self, held: HeldShard, served: ServedModel, line: ShardLine) -> None:
         try:
-            checked = check_line(line.raw)
-            job = checked.job(index=line.index, line=line.line, batch_id=held.attempt.batch_id, defaults=held.defaults)
-            held.jobs[line.index] = job
-            prepared = served.preparer.prepare(job, key=held.key(line.index))
+            prepared = served.preparer.prepare(held.job(line), key=held.key(line.index))
         except LineError as error:
             self._fail(held, line, error.code, error.message, error.field)
         except Exception as error:

@@ -7,13 +7,18 @@ registries and commands (``rq info``, ``rq suspend`` and dashboards see an ordin
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from rq.exceptions import DeserializationError, NoSuchJobError
+from redis.exceptions import RedisError
+from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job, JobStatus
@@ -51,6 +56,48 @@ return 1
 """
 
 
+RECOVER = """
+-- Give jobs whose leases have run out back to their queue, each once, unless another lease on it lives.
+-- RQ's own clean-up does this in several steps, and calls functions that it finds named in the job's hash.
+-- KEYS: started registry, queue list.  ARGV: now, the prefix of jobs' hashes.  Returns the jobs given back.
+local held, back = {}, {}
+for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[1], '+inf')) do
+  held[entry:match('^[^:]*')] = true
+end
+for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])) do
+  local id = entry:match('^[^:]*')
+  redis.call('ZREM', KEYS[1], entry)
+  if not held[id] and redis.call('EXISTS', ARGV[2] .. id) == 1 then
+    held[id] = true
+    redis.call('HSET', ARGV[2] .. id, 'status', 'queued')
+    redis.call('LPUSH', KEYS[2], id)
+    back[#back + 1] = id
+  end
+end
+return back
+"""
+
+HAND_BACK = """
+-- Give up a lease and put its job back into its queue; a lease that was taken back already changes nothing.
+-- KEYS: started registry, queue list, job, execution, the job's executions.
+-- ARGV: the registry's entry, job id, LPUSH or RPUSH.
+if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('DEL', KEYS[4], KEYS[5])
+if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
+redis.call('HSET', KEYS[3], 'status', 'queued')
+redis.call(ARGV[3], KEYS[2], ARGV[2])
+return 1
+"""
+
+
+def machine() -> str:
+    """Names the space in which a process id means something: hosts, and containers of one host, may share a name."""
+    space = ""
+    with contextlib.suppress(OSError):  # Linux alone has it
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return f"{uuid.getnode():012x}{space}"
+
+
 @dataclass(frozen=True, slots=True)
 class ShardJob:
     """A dequeued RQ job, checked to be one of ours."""
@@ -73,6 +120,10 @@ class Lease:
     def job_id(self) -> str:
         return str(self.job.id)
 
+    @property
+    def executions_key(self) -> str:
+        return f"rq:executions:{self.job_id}"
+
 
 class ShardWorker(BaseWorker):
     """An RQ worker for shards: visible to RQ's tools, never forking, JSON only, running only our own function."""
@@ -81,12 +132,27 @@ class ShardWorker(BaseWorker):
         super().__init__(list(queues), name=name, connection=store.connection, serializer=JSONSerializer, worker_ttl=60)
         self.store = store
         self._requeue_orphan = store.connection.register_script(REQUEUE)
+        self._recover_leases = store.connection.register_script(RECOVER)
+        self._hand_back = store.connection.register_script(HAND_BACK)
 
     # --- life ---
 
     def start(self) -> None:
-        """Register with RQ and listen for its commands (``shutdown``)."""
-        self.register_birth()
+        """Register with RQ and listen for its commands (``shutdown``).
+
+        Raises:
+            RefusedError: another worker of this name is registered.
+        """
+        if self.connection.hget(self.key, "machine") == machine().encode():
+            self.connection.delete(self.key)  # our process id, so it is gone: a container's first process has always 1
+        try:
+            self.register_birth()
+        except ValueError:
+            raise RefusedError(
+                f"a worker named {self.name} is registered already: give this one another --name, or wait two minutes "
+                "if that one was killed"
+            ) from None
+        self.connection.hset(self.key, "machine", machine())
         self.subscribe()
         self.set_state(WorkerStatus.IDLE)
 
@@ -116,7 +182,9 @@ class ShardWorker(BaseWorker):
                 return self._checked(queue, Job.fetch(job_id, connection=self.connection, serializer=JSONSerializer))
             except NoSuchJobError:
                 self._drop(queue, job_id)
-            except (RefusedError, DeserializationError, ValueError, TypeError, KeyError, AttributeError) as error:
+            except RedisError:
+                raise
+            except Exception as error:  # whoever may write to Redis can make RQ's parsing raise anything
                 log.warning("refused job %s of queue %s: %s", job_id, queue, error, extra={"action": "refuse_job"})
                 self._drop(queue, job_id)
                 self.connection.hset(f"rq:job:{job_id}", "status", JobStatus.FAILED.value)
@@ -139,6 +207,8 @@ class ShardWorker(BaseWorker):
             execution = Execution.create(job, LEASE_S, pipeline=pipe, worker_name=self.name)
             job.prepare_for_execution(self.name, pipeline=pipe)
             pipe.lrem(queue.intermediate_queue_key, 1, job.id)
+            # Else a later stay in that list would look as if it had begun with this one.
+            pipe.delete(queue.intermediate_queue.get_first_seen_key(job.id))
             pipe.execute()
         return Lease(job, execution)
 
@@ -156,17 +226,15 @@ class ShardWorker(BaseWorker):
             lease.execution.delete(job=lease.job, pipeline=pipe)
             pipe.hincrby(self.key, "successful_job_count", 1)
             pipe.hincrbyfloat(self.key, "total_working_time", seconds)
-            lease.job.delete(pipeline=pipe, remove_from_queue=False)
+            # Not RQ's own delete(): it stumbles over the executions that dead workers left behind.
+            pipe.delete(lease.job.key, lease.executions_key)
             pipe.execute()
 
     def hand_back(self, lease: Lease, queue: str, *, front: bool = True) -> None:
-        """Give a shard back to its queue at once."""
-        with self.connection.pipeline() as pipe:
-            lease.execution.delete(job=lease.job, pipeline=pipe)
-            lease.job.set_status(JobStatus.QUEUED, pipeline=pipe)
-            push = pipe.lpush if front else pipe.rpush
-            push(f"rq:queue:{queue}", lease.job_id)
-            pipe.execute()
+        """Give a shard back to its queue at once; nothing happens when the lease was taken back already."""
+        job, execution = lease.job, lease.execution
+        keys = [job.started_job_registry.key, f"rq:queue:{queue}", job.key, execution.key, lease.executions_key]
+        self._hand_back(keys=keys, args=[execution.composite_key, lease.job_id, "LPUSH" if front else "RPUSH"])
 
     def _drop(self, queue: str, job_id: str) -> None:
         Queue(queue, connection=self.connection).intermediate_queue.remove(job_id)
@@ -176,7 +244,7 @@ class ShardWorker(BaseWorker):
     def recover(self, *, alive: Callable[[int], bool] | None = None) -> None:
         """Return to their queues the shards whose workers died: expired leases, and jobs dequeued but never begun.
 
-        Workers of this host whose process is gone are not waited for. ``alive`` tells whether a process id lives.
+        Workers of this machine whose process is gone are not waited for. ``alive`` tells whether a process id lives.
         """
         for queue in self.queues:
             # Not RQ's own lock: a worker that dies with it would stop all recovery for a quarter of an hour.
@@ -187,17 +255,21 @@ class ShardWorker(BaseWorker):
                 queue.name, connection=self.connection, serializer=JSONSerializer, job_class=Job
             )
             self._expire_local_dead(registry, alive or process_alive)
-            registry.cleanup()
+            for job_id in self._recover_leases(keys=[registry.key, queue.key], args=[repr(time.time()), "rq:job:"]):
+                log.info("lease of %s has run out; queued again", job_id.decode(), extra={"action": "recover"})
             self._recover_orphans(queue, registry)
             self.connection.delete(lock)
 
     def _expire_local_dead(self, registry: StartedJobRegistry, alive: Callable[[int], bool]) -> None:
-        host = self.name.rpartition(".")[0]
+        here = machine().encode()
         for job_id, execution_id in registry.get_job_and_execution_ids(cleanup=False):
             holder = cast("bytes | None", self.connection.hget(f"rq:execution:{job_id}:{execution_id}", "worker_name"))
-            name, _, pid = (holder or b"").decode().rpartition(".")
-            if name == host and pid.isdigit() and not alive(int(pid)):
-                log.info("worker %s is gone; taking back %s", holder, job_id, extra={"action": "recover"})
+            name = (holder or b"").decode(errors="replace")
+            pid = name.rpartition(".")[2]
+            if not pid.isdecimal() or alive(int(pid)):
+                continue
+            if self.connection.hget(f"{self.redis_worker_namespace_prefix}{name}", "machine") == here:
+                log.info("worker %s is gone; taking back %s", name, job_id, extra={"action": "recover"})
                 self.connection.zadd(registry.key, {f"{job_id}:{execution_id}": 0}, xx=True)
 
     def _recover_orphans(self, queue: Queue, registry: StartedJobRegistry) -> None:
@@ -221,7 +293,7 @@ def process_alive(pid: int) -> bool:
     """Whether a process of this host lives (a zombie does not matter: its parent reaps it)."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

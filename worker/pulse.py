@@ -92,7 +92,7 @@ class Pulse(threading.Thread):
         }
 
     def _line(self, line: Any) -> dict[str, Any]:
-        job_id, index = line.key
+        job_id, _, index = line.key
         held = self._service.held.get(job_id)
         job = held.jobs.get(index) if held is not None else None
         return {

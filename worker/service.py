@@ -29,12 +29,12 @@ from jobs.errors import BatchNotFoundError, LineError, ModelLoadError, RefusedEr
 from jobs.line import Defaults
 from jobs.shard import Group, decode_lines
 from jobs.store import Store
-from worker.compute import Compute, EngineSettings
+from worker.compute import LOAD_BACKOFF_S, Compute, EngineSettings
 from worker.held import HeldShard, LineKey
 from worker.intake import Intake
-from worker.lease import MAINTENANCE_S, ShardJob, ShardWorker
+from worker.lease import LEASE_S, MAINTENANCE_S, RENEW_S, ShardJob, ShardWorker
 from worker.pulse import Pulse
-from worker.writer import EndedLine, FailedLine, Writer
+from worker.writer import End, EndedLine, FailedLine, Writer
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -46,7 +46,6 @@ __all__ = ["Service", "ServiceSettings"]
 log = logging.getLogger("promptmill.worker")
 
 POLL_S = 0.1
-LOAD_BACKOFF_S = 60.0
 REDIS_BACKOFF_S = 2.0
 
 
@@ -97,6 +96,7 @@ class Service:
         self._parent = os.getppid()
         self._idle_since = time.monotonic()
         self._maintained_at = -MAINTENANCE_S
+        self._redis_seen_at = self._recover_from = 0.0
 
     @property
     def draining(self) -> bool:
@@ -139,14 +139,17 @@ class Service:
                 loaded += 1
             else:
                 log.error("%s: %s", group.key, error, extra={"action": "model_load_failed"})
-                self._not_before[group] = time.monotonic() + LOAD_BACKOFF_S
         return loaded > 0
 
     def _serve(self) -> None:
+        self._idle_since = time.monotonic()
+        self._redis_seen_at = self._now()
         while not self._stopping():
             try:
+                suspended = self.rq.suspended
+                self._note_outage()
                 self._maintain()
-                if self._take_one():
+                if not suspended and self._take_one():
                     continue
             except redis.exceptions.RedisError as error:
                 log.warning("Redis is out: %s; trying again", error, extra={"action": "redis_out"})
@@ -164,7 +167,7 @@ class Service:
 
     def _broken(self) -> bool:
         """Whether a thread this worker cannot do without has ended by itself."""
-        return not all(thread.is_alive() for thread in (self.compute, self.writer, self.intake))
+        return not all(thread.is_alive() for thread in (self.compute, self.writer, self.intake, self.pulse))
 
     def _idle_for_good(self) -> bool:
         if self.held:
@@ -177,15 +180,24 @@ class Service:
     def _maintain(self) -> None:
         if time.monotonic() - self._maintained_at >= MAINTENANCE_S:
             self._maintained_at = time.monotonic()
-            self.rq.recover()
+            if self._now() >= self._recover_from:
+                self.rq.recover()
             self.store.sweep()
+
+    def _note_outage(self) -> None:
+        """Redis has just answered. If it had not for long, or this machine slept, every lease may look abandoned
+        although its holder lives: the holders get the time of a lease to renew them."""
+        now = self._now()
+        if now - self._redis_seen_at > RENEW_S:
+            self._recover_from = now + LEASE_S
+        self._redis_seen_at = now
 
     def _wanted(self) -> bool:
         """Whether another shard is needed: always one batch of lines ahead, so that no shard's end drains the batch."""
         return self.compute.waiting + self.intake.unprepared < self.settings.engine.decode_concurrency
 
     def _take_one(self) -> bool:
-        if not self._wanted() or self.rq.suspended:
+        if not self._wanted():
             return False
         now = time.monotonic()
         queues = [name for name, group in self._group_of.items() if self._not_before.get(group, 0.0) <= now]
@@ -206,9 +218,14 @@ class Service:
                 return
             lines = decode_lines(payload)
             defaults = Defaults(batch.defaults)
-        except (BatchNotFoundError, RefusedError, LineError) as error:
+        except (BatchNotFoundError, RefusedError, LineError, ValueError, KeyError, TypeError) as error:
             log.warning("refused shard %s: %s", lease.job_id, error, extra={"action": "refuse_shard"})
             self.rq.acknowledge(lease, 0.0)
+            return
+        held = self.held.get(lease.job_id)
+        if held is not None:
+            # Our own lease ran out, as when the machine slept: what is generated goes on under the new one.
+            held.lease, held.attempt = lease, attempt
             return
         held = HeldShard(
             lease=lease,
@@ -221,8 +238,8 @@ class Service:
             taken_at=self._now(),
         )
         self.held[held.job_id] = held
-        self.rq.show_state(busy=True)
         self.intake.put(held)
+        self.rq.show_state(busy=True)
 
     def _pause(self) -> None:
         self._event.wait(POLL_S)
@@ -235,27 +252,34 @@ class Service:
 
     def _line_finished(self, group: Group, finished: Finished) -> None:
         """Compute thread: a line has ended."""
-        job_id, index = cast("LineKey", finished.key)
+        job_id, fence, index = cast("LineKey", finished.key)
         held = self.held.get(job_id)
-        if held is None or held.ended.is_set():
+        if held is None or held.ended.is_set() or held.taken_under != fence:
             return
         self.writer.put(EndedLine(held, index, self.compute.served(group), finished, self._now()))
 
-    def _shard_ended(self, held: HeldShard, stored: bool) -> None:
-        """Writer thread: a shard is finished, or was lost to another worker."""
-        self.held.pop(held.job_id, None)
-        if stored:
+    def _shard_ended(self, held: HeldShard, end: End) -> None:
+        """Writer thread: a shard has come to its end here."""
+        if end is End.INCOMPLETE:
+            log.warning("Redis lost records of %s; its lines go back", held.job_id, extra={"action": "records_lost"})
+            self._return(held)
+        self._forget(held)
+        if end is End.FINISHED:
             self.writer.persistently(lambda: self.rq.acknowledge(held.lease, self._now() - held.taken_at))
             if not self.held:
                 self.rq.show_state(busy=False)
-        else:
+        elif end is End.LOST:
+            # The lease stays: when it runs out, recovery sees whether anybody else has the shard.
             for index in held.remaining:
                 self.compute.cancel(held.group, held.key(index))
         self._wake()
 
+    def _forget(self, held: HeldShard) -> None:
+        if self.held.get(held.job_id) is held:
+            self.held.pop(held.job_id, None)
+
     def _load_failed(self, held: HeldShard, error: ModelLoadError) -> None:
         """Intake thread: leave the shard to the other workers of its queue; when none of them can, fail its lines."""
-        self._not_before[held.group] = time.monotonic() + LOAD_BACKOFF_S
         try:
             failed = self.store.note_load_failure(held.attempt.batch_id, held.attempt.number, self.name)
             hopeless = self.rq.served_by(held.queue) <= failed
@@ -267,6 +291,7 @@ class Service:
                     FailedLine(held, line.index, error.code, f"line {line.line}: {error}", "model", self._now())
                 )
             return
+        self._not_before[held.group] = time.monotonic() + LOAD_BACKOFF_S
         self._return(held, front=False)
 
     # --- the end ---
@@ -276,8 +301,9 @@ class Service:
         self.intake.stop()
         self._drain()
         self.compute.stop()
-        # MLX must not be in use while the interpreter goes down: the process would abort.
-        self.compute.join(timeout=30.0)
+        # MLX must not be in use while the interpreter goes down: the process would abort. A load is not waited for:
+        # the process is ended under it (worker.__main__).
+        self.compute.join(timeout=30.0 if self.compute.loading is None else 0.0)
         self.writer.stop()
         self.writer.join(timeout=10.0)
         self.writer.give_up()
@@ -298,15 +324,18 @@ class Service:
         while time.monotonic() < deadline and self._signals < 2 and self.compute.is_alive():
             if dropping.done() and self.compute.idle:
                 return
+            if self.compute.loading is not None and not self.compute.snapshot.in_flight:
+                return  # a model can take minutes to load, and nothing else is under way
             self._pause()
 
     def _return(self, held: HeldShard, *, front: bool = True) -> None:
         """Hand a shard back: its finished lines keep their records, the others go to the next worker."""
         held.ended.set()
-        self.held.pop(held.job_id, None)
+        self._forget(held)
         try:
-            self.store.release(held.attempt)
-            self.rq.hand_back(held.lease, held.queue, front=front)
+            # After a failure of the engine the attempt counts: one of these lines may have caused it.
+            if self.store.release(held.attempt, clean=self.compute.failure is None):
+                self.rq.hand_back(held.lease, held.queue, front=front)
         except redis.exceptions.RedisError as error:
             log.warning("cannot hand back %s: %s; its lease expires by itself", held.job_id, error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import queue
 import threading
@@ -9,11 +10,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis.exceptions
 
-from jobs.errors import StaleAttemptError
+from jobs.errors import LineError, StaleAttemptError
 from jobs.record import Choice, RunStats, error_record, result_record
 from jobs.store import FinishedLine, Store
 from worker.held import HeldShard
@@ -22,13 +23,25 @@ if TYPE_CHECKING:
     from worker.compute import ServedModel
     from worker.engine.sequence import Finished
 
-__all__ = ["EndedLine", "FailedLine", "Writer"]
+__all__ = ["End", "EndedLine", "FailedLine", "Writer"]
+
+T = TypeVar("T")
 
 log = logging.getLogger("promptmill.worker")
 
 GATHER_S = 0.05
 """How long finished lines may wait for others, so that one round trip stores many."""
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class End(enum.Enum):
+    """How a shard ends on this worker."""
+
+    FINISHED = "finished"
+    LOST = "lost"
+    """Its lease went to another worker, and whatever this one still does for it is void."""
+    INCOMPLETE = "incomplete"
+    """Redis no longer has all records that were stored, as after a crash: the rest must be generated again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +70,14 @@ class FailedLine:
 class Writer(threading.Thread):
     """Stores records under their attempt's fence, and finishes shards.
 
-    ``on_ended(held, stored)`` is called when a shard is done with: ``stored`` says whether it was finished, else
-    its lease was lost to another worker and whatever this one still does for it is void.
+    ``on_ended(held, end)`` is called when a shard is done with.
     """
 
     def __init__(
         self,
         store: Store,
         name: str,
-        on_ended: Callable[[HeldShard, bool], None],
+        on_ended: Callable[[HeldShard, End], None],
         *,
         sleep: Callable[[float], Any] | None = None,
     ) -> None:
@@ -123,49 +135,63 @@ class Writer(threading.Thread):
                 self._store(held, lines[job_id])
 
     def _store(self, held: HeldShard, lines: list[FinishedLine]) -> None:
+        attempt = held.attempt
         try:
             if lines:
                 self.persistently(lambda: self.store.write(held.attempt, lines))
                 held.remaining.difference_update(line.index for line in lines)
                 self.lines_written += len(lines)
             if not held.remaining:
-                self.persistently(lambda: self.store.finish(held.attempt, len(held.lines)))
-                self._end(held, stored=True)
+                finished = self.persistently(lambda: self.store.finish(held.attempt, len(held.lines)))
+                self._end(held, End.FINISHED if finished else End.INCOMPLETE)
         except StaleAttemptError as stale:
+            if held.attempt is not attempt:  # this worker itself took it up again meanwhile
+                self._store(held, lines)
+                return
             log.warning("%s; its lines are dropped here", stale, extra={"action": "lease_lost"})
-            self._end(held, stored=False)
+            self._end(held, End.LOST)
         except redis.exceptions.RedisError as error:
             log.error("gave up storing %d records of %s: %s", len(lines), held.job_id, error)
 
-    def _end(self, held: HeldShard, *, stored: bool) -> None:
+    def _end(self, held: HeldShard, end: End) -> None:
         held.ended.set()
-        self._on_ended(held, stored)
+        self._on_ended(held, end)
 
-    def persistently(self, step: Callable[[], object]) -> None:
+    def persistently(self, step: Callable[[], T]) -> T:
         """Try until Redis takes it: what was generated is not thrown away because Redis is out for minutes."""
-        for attempt in range(1_000_000):
+        attempt = 0
+        while True:
             try:
-                step()
-                return
+                return step()
             except redis.exceptions.RedisError as error:
                 if self._given_up.is_set():
                     raise
                 pause = RETRY_S[min(attempt, len(RETRY_S) - 1)]
                 log.warning("Redis is out (%s); trying again in %.1f s", error, pause, extra={"action": "redis_out"})
                 self._sleep(pause)
+                attempt += 1
 
     def _record(self, item: EndedLine | FailedLine) -> FinishedLine:
         if isinstance(item, FailedLine):
             return self._failure(item, item.code, item.message, item.param)
         if item.finished.error is not None:
             return self._failure(item, item.finished.error.code, item.finished.error.message, None)
-        return self._result(item)
+        try:
+            return self._result(item)
+        except Exception as error:
+            # A tokenizer can raise anything on odd tokens: that is this line's failure, nobody else's.
+            log.exception("line %d of %s cannot be written down", item.index, item.held.job_id)
+            return self._failure(item, "internal_error", f"the result cannot be written down: {error}", None)
 
     def _failure(self, item: EndedLine | FailedLine, code: str, message: str, param: str | None) -> FinishedLine:
-        held, job = item.held, item.held.jobs.get(item.index)
-        number = next((line.line for line in held.lines if line.index == item.index), 0)
+        held = item.held
+        line = next(line for line in held.lines if line.index == item.index)
+        try:
+            job = held.job(line)
+        except LineError:
+            job = None
         record = error_record(
-            line_id=job.id if job is not None else f"line-{number}",
+            line_id=job.id if job is not None else f"line-{line.line}",
             index=item.index,
             batch_id=held.attempt.batch_id,
             code=code,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 import orjson
 import pytest
 
+from jobs.batch import queue_name
+from jobs.keys import worker_key
 from jobs.store import Store
 from tests.mixed import audit, lines, records
 
@@ -154,22 +157,48 @@ def test_a_stopped_worker_hands_back_what_it_has_not_begun(
     assert {record["attempt"] for record in records(out)} == {1}
 
 
+@pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
 def test_a_model_that_cannot_load_fails_its_lines_only(
-    store: Store, server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
+    preload: str, store: Store, server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     """The lines of a model that no worker can load fail with model_load_failed; the worker serves its other model."""
     missing = str(tmp_path / "no-such-model")
     jobs = [{"id": str(n), "prompt": "Once", "max_tokens": 3, "model": [MODEL, missing][n % 2]} for n in range(10)]
     source = write_lines(tmp_path / "in.jsonl", jobs)
     batch = promptmill(server_url, "submit", str(source)).stdout.strip()
-    start_worker("--model", missing, "--no-preload")
+    start_worker("--model", missing, preload)
     out = tmp_path / "out.jsonl"
     assert promptmill(server_url, "results", batch, "--follow", "-o", str(out), check=False).returncode == 1
     failed = records(tmp_path / "out.errors.jsonl")
     assert sorted(record["index"] for record in records(out)) == [0, 2, 4, 6, 8]
     assert sorted(record["index"] for record in failed) == [1, 3, 5, 7, 9]
     assert {record["error"]["code"] for record in failed} == {"model_load_failed"}
+    assert sorted(record["id"] for record in failed) == ["1", "3", "5", "7", "9"]
     assert "does not exist" in failed[0]["error"]["message"]
+
+
+def test_a_stop_does_not_wait_for_a_model_to_load(
+    store: Store, server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """SIGTERM while a model is being loaded ends the worker at once, with status 0, and its shard is queued again."""
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(MODEL) / name, slow)
+    (slow / "model.safetensors").touch()
+    os.mkfifo(slow / "generation_config.json")  # whoever opens it waits for a writer
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "Once", "model": str(slow)}])
+    promptmill(server_url, "submit", str(source))
+    worker = start_worker("--model", str(slow), "--no-preload")
+    until(lambda: store.connection.keys("rq:wip:*"), "the shard is taken")
+    state = until(lambda: store.connection.keys(worker_key("*")), "the worker shows its state")[0]
+    until(lambda: b'"loading"' in (store.connection.get(state) or b""), "the model is being loaded")
+    begun = time.monotonic()
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(DEADLINE_S) == 0
+    assert time.monotonic() - begun < 10
+    assert store.connection.keys("rq:wip:*") == []
+    assert store.take([queue_name(str(slow), "normal")]) is not None
 
 
 def test_a_worker_without_a_loadable_model_says_so(server_url: str, tmp_path: Path) -> None:

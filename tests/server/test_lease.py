@@ -11,10 +11,10 @@ from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from jobs.batch import new_batch_id, queue_name
-from jobs.errors import StaleAttemptError
+from jobs.errors import RefusedError, StaleAttemptError
 from jobs.shard import Group, ShardLine, encode_lines
-from jobs.store import FinishedLine, NewBatch, Store, UploadedShard
-from worker.lease import ShardWorker
+from jobs.store import Attempt, FinishedLine, NewBatch, Store, UploadedShard
+from worker.lease import Lease, ShardJob, ShardWorker, machine
 
 MODEL = Group("pocket")
 QUEUE = queue_name(MODEL.key, "normal")
@@ -129,14 +129,114 @@ def test_a_live_lease_is_left_alone(store: Store, make_worker: Callable[..., Sha
 
 
 def test_a_dead_process_of_this_host_is_not_waited_for(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
-    """A worker of the same host whose process is gone loses its leases at the next recovery."""
+    """A worker of the same machine whose process is gone loses its leases at the next recovery."""
     live_batch(store)
-    dead, living = make_worker(f"mini.{DEAD_PID}"), make_worker("mini.1")
+    dead, living = make_worker(f"mini.{DEAD_PID}"), make_worker("other.1")
+    store.connection.hset(dead.key, "machine", machine())
     shard = dead.take([QUEUE])
     assert shard is not None
     dead.begin(shard)
     living.recover()
     assert living.take([QUEUE]) is not None
+
+
+def test_a_namesake_on_another_machine_is_left_alone(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
+    """Two hosts may have one name, or two workers one --name: the process ids of the other say nothing here."""
+    live_batch(store)
+    there, here = make_worker(f"mini.{DEAD_PID}"), make_worker("mini.1")
+    store.connection.hset(there.key, "machine", "another")
+    shard = there.take([QUEUE])
+    assert shard is not None
+    there.begin(shard)
+    here.recover()
+    assert here.take([QUEUE]) is None
+
+
+def test_what_dead_workers_left_does_not_hinder_the_next(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
+    """A shard is acknowledged although RQ still lists an execution of it whose hash has expired."""
+    batch = live_batch(store)
+    dead, living = make_worker("far.1"), make_worker("near.2")
+    lost(store, dead, batch)
+    living.recover()
+    shard = living.take([QUEUE])
+    assert shard is not None
+    living.acknowledge(living.begin(shard), 1.0)
+    assert store.connection.keys("rq:job:*") == []
+    assert store.connection.keys("rq:execution*") == []
+
+
+def lost(store: Store, worker: ShardWorker, batch: str) -> tuple[Lease, Attempt]:
+    """Take and claim a shard, then be silent until the lease runs out."""
+    shard = worker.take([QUEUE])
+    assert shard is not None
+    lease, attempt = worker.begin(shard), store.claim(batch, 0)
+    assert attempt is not None
+    store.connection.zadd(lease.job.started_job_registry.key, {lease.execution.composite_key: 1})
+    store.connection.delete(lease.execution.key)
+    return lease, attempt
+
+
+def test_a_zombie_hands_nothing_back(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
+    """A worker that wakes up after its lease was taken over neither fences the holder out nor queues the job again."""
+    batch = live_batch(store)
+    zombie, living = make_worker("far.1"), make_worker("near.2")
+    lease, old = lost(store, zombie, batch)
+    living.recover()
+    shard = living.take([QUEUE])
+    assert shard is not None
+    living.begin(shard)
+    new = store.claim(batch, 0)
+    assert new is not None
+    assert not store.release(old)
+    zombie.hand_back(lease, QUEUE)
+    assert living.take([QUEUE]) is None
+    store.write(new, [record(0)])
+
+
+def test_a_job_with_a_live_lease_is_not_queued_for_a_dead_one(
+    store: Store, make_worker: Callable[..., ShardWorker]
+) -> None:
+    """Where a job has two leases, the end of one does not take it from the holder of the other."""
+    batch = live_batch(store)
+    dead, living = make_worker("far.1"), make_worker("near.2")
+    lease, _ = lost(store, dead, batch)
+    living.begin(ShardJob(lease.job, QUEUE, batch, 0, 2))
+    living.recover()
+    assert living.take([QUEUE]) is None
+
+
+def test_recovery_calls_nothing_that_redis_names(
+    store: Store, make_worker: Callable[..., ShardWorker], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """RQ's own clean-up would call a job's failure callback; here it is ignored."""
+    batch = live_batch(store)
+    dead, living = make_worker("far.1"), make_worker("near.2")
+    lease, _ = lost(store, dead, batch)
+    store.connection.hset(lease.job.key, "failure_callback_name", "builtins.print")
+    living.recover()
+    assert living.take([QUEUE]) is not None
+    assert capfd.readouterr().out == ""
+
+
+def test_a_hand_back_counts_as_an_attempt_only_after_a_failure(store: Store) -> None:
+    """A clean one leaves the count of attempts as it was."""
+    batch = live_batch(store)
+    for clean, attempt in ((True, 1), (False, 1), (True, 2)):
+        claimed = store.claim(batch, 0)
+        assert claimed is not None
+        assert claimed.attempt == attempt
+        assert store.release(claimed, clean=clean)
+
+
+def test_a_name_in_use_is_refused(make_worker: Callable[..., ShardWorker], store: Store) -> None:
+    """The message says what to do; a worker of this very process id can only be a dead one."""
+    store.connection.hset(make_worker("mini.1").key, "machine", "another")
+    with pytest.raises(RefusedError, match="--name"):
+        make_worker("mini.1").start()
+    store.connection.hset(make_worker("mini.1").key, "machine", machine())
+    worker = make_worker("mini.1")
+    worker.start()
+    worker.end()
 
 
 def test_a_job_dequeued_and_never_begun_comes_back(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
@@ -186,6 +286,14 @@ def test_foreign_jobs_are_refused(
     assert shard.number == 0
     assert queue.intermediate_queue.get_job_ids() == [shard.job.id]
     assert store.connection.hget(bad.key, "status") == b"failed"
+
+
+def test_data_that_breaks_the_parser_is_refused(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
+    """JSON too deep for Python's parser costs the hostile job, not the worker."""
+    queue = Queue(QUEUE, connection=store.connection, serializer=JSONSerializer)
+    job = queue.enqueue_job(Job.create("os.getpid", connection=store.connection, origin=QUEUE))
+    store.connection.hset(job.key, "data", b"[" * 100_000)
+    assert make_worker().take([QUEUE]) is None
 
 
 def test_pickled_jobs_are_refused(store: Store, make_worker: Callable[..., ShardWorker]) -> None:

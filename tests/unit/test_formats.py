@@ -67,10 +67,11 @@ def test_a_chat_line_becomes_a_chat_completion(store: Store) -> None:
 def test_reasoning_and_logprobs_lie_where_clients_look(store: Store) -> None:
     """Reasoning is the message's reasoning_content; logprobs are the choice's logprobs.content."""
     entry = {"token": "Hi", "logprob": -0.5, "bytes": [72, 105], "top_logprobs": []}
-    batch_id = make_batch(store, [{"messages": CHAT, "logprobs": True}])
+    batch_id = make_batch(store, [{"prompt": "a"}, {"messages": CHAT, "logprobs": True}])
     work(store, batch_id, answer=lambda job: [Choice(0, "Hi", "max_tokens", reasoning="hm", logprobs=[entry])])
-    (envelope,) = written(store, batch_id, "openai")
+    envelope = written(store, batch_id, "openai")[1]
     (choice,) = envelope["response"]["body"]["choices"]
+    assert choice["index"] == 0  # not the line's
     assert choice["message"]["reasoning_content"] == "hm"
     assert choice["logprobs"] == {"content": [entry], "refusal": None}
     assert choice["finish_reason"] == "length"

@@ -1,0 +1,151 @@
+"""How shards come to their end on a worker, on a real server and without an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import orjson
+import pytest
+
+from jobs.connect import connect
+from jobs.errors import ModelLoadError
+from jobs.keys import BatchKeys
+from jobs.results import ordered_records
+from jobs.shard import Group
+from jobs.store import Store
+from tests.pool import MODEL, make_batch, prompts
+from worker.compute import ServedModel
+from worker.held import HeldShard
+from worker.lease import LEASE_S
+from worker.service import Service, ServiceSettings
+from worker.writer import EndedLine, FailedLine
+
+MakeService = Callable[..., Service]
+
+
+@pytest.fixture
+def make_service(store: Store, server_url: str) -> MakeService:
+    """A worker for MODEL whose threads are not started; each step is taken by the test."""
+
+    def make(**clock: Any) -> Service:
+        return Service(store.connection, connect(server_url), ServiceSettings((Group(MODEL),), name="mini"), **clock)
+
+    return make
+
+
+def held_by(service: Service) -> HeldShard:
+    """Take a shard; the one that the worker now holds."""
+    assert service._take_one()
+    [held] = service.held.values()
+    return held
+
+
+def write_all(service: Service) -> None:
+    """Let the writer store what it was given."""
+    service.writer.stop()
+    service.writer.run()
+
+
+def fail(service: Service, held: HeldShard, index: int) -> None:
+    service.writer.put(FailedLine(held, index, "internal_error", "no", None, 0.0))
+
+
+def test_lines_of_a_model_that_cannot_load_keep_their_identity(store: Store, make_service: MakeService) -> None:
+    """Error records of lines that were never prepared have the line's id and metadata."""
+    batch = make_batch(store, [{"id": "a", "prompt": "x", "metadata": {"row": 1}}])
+    service = make_service()
+    service._load_failed(held_by(service), ModelLoadError("no such model"))
+    write_all(service)
+    [record] = [orjson.loads(record.raw) for record in ordered_records(store.connection, batch)]
+    assert (record["id"], record["metadata"], record["error"]["code"]) == ("a", {"row": 1}, "model_load_failed")
+    assert store.batch(batch).status == "completed"
+
+
+def test_a_result_that_cannot_be_written_down_fails_its_line_only(store: Store, make_service: MakeService) -> None:
+    """An exception of the tokenizer ends one line, not the writer."""
+    batch = make_batch(store, prompts(1))
+    service = make_service()
+    held = held_by(service)
+    held.job(held.lines[0])
+
+    def broken(_sequence: object) -> None:
+        raise IndexError("token")
+
+    served = cast("ServedModel", SimpleNamespace(assembler=SimpleNamespace(assemble=broken), revision=None))
+    finished: Any = SimpleNamespace(error=None, sequences=[object()])
+    service.writer.put(EndedLine(held, 0, served, finished, 0.0))
+    write_all(service)
+    [record] = [orjson.loads(record.raw) for record in ordered_records(store.connection, batch)]
+    assert (record["id"], record["error"]["code"]) == ("row-0", "internal_error")
+
+
+def test_records_that_redis_lost_are_made_again(store: Store, make_service: MakeService) -> None:
+    """A server that crashed can lose the last second: the shard is queued again instead of being taken for done."""
+    batch = make_batch(store, prompts(2))
+    service = make_service()
+    held = held_by(service)
+    fail(service, held, 0)
+    write_all(service)
+    store.connection.hdel(BatchKeys(batch).records(0), "0")
+    fail(service, held, 1)
+    write_all(service)
+    assert store.batch(batch).status == "in_progress"
+    again = held_by(service)
+    assert again.remaining == {0}
+
+
+def test_a_worker_that_takes_its_own_shard_up_again_goes_on_with_it(store: Store, make_service: MakeService) -> None:
+    """After a sleep its lease has run out: nothing is generated twice, and records go under the new fence."""
+    batch = make_batch(store, prompts(2))
+    service = make_service()
+    held = held_by(service)
+    registry = held.lease.job.started_job_registry.key
+    store.connection.zadd(registry, {held.lease.execution.composite_key: 1})
+    service.rq.recover()
+    key = held.key(0)
+    assert held_by(service) is held
+    assert held.key(0) == key
+    assert held.attempt.attempt == 2
+    fail(service, held, 0)
+    fail(service, held, 1)
+    write_all(service)
+    assert store.batch(batch).status == "completed"
+    assert service.held == {}
+    assert store.connection.keys("rq:job:*") == []
+
+
+def test_after_an_outage_leases_get_time_to_be_renewed(store: Store, make_service: MakeService) -> None:
+    """Where Redis was away longer than a lease, all look abandoned at its return: nobody's shard is taken at once."""
+    make_batch(store, prompts(1))
+    clock = [1000.0]
+    service = make_service(now=lambda: clock[0])
+    held = held_by(service)
+    registry = held.lease.job.started_job_registry.key
+    store.connection.zadd(registry, {held.lease.execution.composite_key: 1})
+    service._redis_seen_at = clock[0]
+    clock[0] += 60
+    service._note_outage()
+    service._maintain()
+    assert store.connection.zcard(registry) == 1
+    clock[0] += LEASE_S
+    service._redis_seen_at = clock[0]
+    service._maintained_at = -1e9
+    service._maintain()
+    assert store.connection.zcard(registry) == 0
+
+
+def test_a_lost_shard_of_a_model_never_loaded_is_let_go(store: Store, make_service: MakeService) -> None:
+    """Its lines are cancelled on an engine that is not there, which is no error of the engine's thread."""
+    make_batch(store, prompts(2))
+    service = make_service()
+    held = held_by(service)
+    assert store.claim(held.attempt.batch_id, held.attempt.number)
+    fail(service, held, 0)
+    write_all(service)
+    service.compute._commands.get_nowait()  # the request to load it
+    service.compute.stop()
+    service.compute.run()
+    assert service.compute.failure is None
+    assert service.held == {}
