@@ -38,8 +38,9 @@ check: $(READY)
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# All benchmarks, about an hour on two cores: let nothing else run beside them.
 bench: $(READY)
-	$(BIN)/python bench/submit.py
+	$(BIN)/python -m bench
 
 # New exact versions, for every platform, from the bounds in pyproject.toml.
 lock:

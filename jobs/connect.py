@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["connect", "redacted", "translated"]
 
+COMMAND_TIMEOUT_S = 10.0
+"""A server that is silent for so long is taken for gone: nothing of ours blocks in Redis."""
 MINIMUM_VERSION = (6, 2)
 
 
@@ -73,6 +75,7 @@ def connect(url: str, *, patient: bool = False) -> Redis:
             url,
             **network,
             health_check_interval=30,
+            socket_timeout=COMMAND_TIMEOUT_S,
             retry=Retry(ExponentialBackoff(cap=2, base=0.05), 8 if patient else 2),
             protocol=2,
         )

@@ -36,7 +36,7 @@ class Parameter:
     """One row of the table.
 
     ``kind`` is one of ``int``, ``float``, ``bool``, ``strings``, ``bias``; ``low`` and ``high`` are inclusive
-    unless ``open_low``. ``many`` says that the command-line flag may be given several times.
+    unless ``open_low``. ``default_text`` is how the default is shown where its value does not say it.
     """
 
     name: str

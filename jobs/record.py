@@ -13,8 +13,6 @@ from jobs.line import Job
 
 __all__ = ["Choice", "RunStats", "error_record", "finish_reason", "rejected_record", "result_record"]
 
-STOP_REASONS = ("eos", "stop_string", "max_tokens", "context_length", "cancelled", "expired", "error")
-
 
 def finish_reason(stop_reason: str) -> str | None:
     """OpenAI's word for a stop reason: ``stop``, ``length``, or None where the text was cut off from outside."""

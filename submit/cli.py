@@ -5,20 +5,18 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from jobs.errors import InputError, PromptmillError, RefusedError
+from jobs.errors import InputError, PromptmillError
+from jobs.settings import COMMANDS, Flag, config_file, read_settings
 
 __all__ = ["COMMANDS", "INTERRUPTED", "cli", "main"]
 
-COMMANDS = ("run", "submit", "worker", "status", "results", "check")
 INTERRUPTED = 130
-SHOWN_PROBLEMS = 20
 
 
 class LazyGroup(click.Group):
@@ -42,40 +40,27 @@ class LazyGroup(click.Group):
             return 0
 
 
-def config_file(environ: dict[str, str] | os._Environ[str] = os.environ) -> Path:
-    """Where settings are read from when ``--config`` says nothing."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "promptmill" / "promptmill.toml"
-    return Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "promptmill" / "promptmill.toml"
-
-
 def read_config(path: Path, name: str, command: click.Command) -> dict[str, Any]:
-    """Defaults of a command by its parameters' names: of the file's top-level keys those that are flags of it, and
-    all of the table of its name.
+    """Defaults of a command, by its parameters' names, from the settings file.
 
     Raises:
-        RefusedError: the file is not TOML, cannot be read, or has a table for no command or a key for no flag.
+        RefusedError: the file is not TOML, cannot be read, or says something that is no setting.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RefusedError(f"{path}: cannot be read as TOML: {error}") from None
-    for key, value in document.items():
-        if isinstance(value, dict) != (key in COMMANDS):
-            raise RefusedError(f"{path}: '{key}' is no setting; there is a table for each of {', '.join(COMMANDS)}")
     options = [option for option in command.params if isinstance(option, click.Option)]
-    by_flag = {flag.removeprefix("--"): option for option in options for flag in option.opts}
-    own, settings = document.get(name, {}), {}
-    for key, value in (document | own).items():
-        option = by_flag.get(key.replace("_", "-"))
-        if option is not None and option.name is not None:
-            settings[option.name] = [value] if option.multiple and isinstance(value, str) else value
-        elif key in own and options:
-            raise RefusedError(f"{path}: '{key}' in [{name}] is not a flag of `promptmill {name}`")
-    return settings
+    flags = {
+        flag.removeprefix("--"): Flag(option.name or "", option.multiple) for option in options for flag in option.opts
+    }
+    return read_settings(path, name, flags)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "auto_envvar_prefix": "PROMPTMILL",
+    },
+)
 @click.version_option(package_name="promptmill", prog_name="promptmill")
 @click.option(
     "--config",
@@ -91,10 +76,13 @@ def cli(ctx: click.Context, config: Path | None) -> None:
     2 usage or invalid input, 3 Redis unreachable or refused, 4 timed out waiting, 5 model cannot load,
     130 interrupted.
     """
-    path = config or config_file()
+    path = config or config_file(os.environ)
     name = ctx.invoked_subcommand
-    command = cli.get_command(ctx, name) if name is not None else None
-    if name is not None and command is not None and (config is not None or path.exists()):
+    ctx.obj = path if config is not None or path.exists() else None
+    if name is None or name == "worker" or ctx.obj is None:
+        return  # the worker's command line reads the file itself
+    command = cli.get_command(ctx, name)
+    if command is not None:
         ctx.default_map = {name: read_config(path, name, command)}
 
 
@@ -117,12 +105,17 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def report(error: PromptmillError) -> None:
     """An error as a person reads it, on stderr."""
+    from submit.feedback import SHOWN_PROBLEMS
+
     click.echo(f"promptmill: {error}", err=True)
     if isinstance(error, InputError):
         for problem in error.problems[:SHOWN_PROBLEMS]:
             click.echo(f"  {problem}", err=True)
         if error.count > SHOWN_PROBLEMS:
-            click.echo(f"  ... and {error.count - SHOWN_PROBLEMS} more: --json lists them all", err=True)
+            click.echo(
+                f"  ... and {error.count - SHOWN_PROBLEMS} more: `promptmill check FILE --json` lists them all",
+                err=True,
+            )
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from jobs.errors import PromptmillError
+from jobs.settings import Flag, read_settings
 from jobs.shard import Group
 from worker.compute import EngineSettings
 from worker.service import Service, ServiceSettings
@@ -37,7 +39,28 @@ class Size(click.ParamType[int]):
         return int(float(match[1]) * _UNITS[match[2]])
 
 
-@click.command("worker", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    """Give the command the defaults of the settings file before its other flags are read."""
+    if path is not None:
+        options = [option for option in ctx.command.params if isinstance(option, click.Option)]
+        flags = {
+            flag.removeprefix("--"): Flag(item.name or "", item.multiple) for item in options for flag in item.opts
+        }
+        ctx.default_map = read_settings(path, "worker", flags)
+
+
+@click.command(
+    "worker",
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "auto_envvar_prefix": "PROMPTMILL_WORKER",
+    },
+)
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), envvar="PROMPTMILL_CONFIG", is_eager=True,
+    expose_value=False, callback=_read_config, help="Settings file (TOML): its top-level keys and its [worker] table.",
+)  # fmt: skip
 @click.option(
     "--model", "models", multiple=True, required=True, envvar="PROMPTMILL_MODEL", metavar="MODEL",
     help="Model to serve: a folder or a Hugging Face repository. May be given several times.",

@@ -93,6 +93,7 @@ class Service:
         self._event = threading.Event()
         self._signals = 0
         self._not_before: dict[Group, float] = {}
+        self._takes: dict[Group, float] = {}
         self._parent = os.getppid()
         self._idle_since = time.monotonic()
         self._maintained_at = -MAINTENANCE_S
@@ -199,13 +200,20 @@ class Service:
     def _take_one(self) -> bool:
         if not self._wanted():
             return False
-        now = time.monotonic()
-        queues = [name for name, group in self._group_of.items() if self._not_before.get(group, 0.0) <= now]
-        shard = self.rq.take(queues) if queues else None
+        shard = self.rq.take(queues) if (queues := self._queues_in_turn()) else None
         if shard is None:
             return False
+        self._takes[self._group_of[shard.queue]] = time.monotonic()
         self._begin(shard)
         return True
+
+    def _queues_in_turn(self) -> list[str]:
+        """Queues to take from, higher priorities first, and within one the model that has waited longest."""
+        now = time.monotonic()
+        ready = [name for name, group in self._group_of.items() if self._not_before.get(group, 0.0) <= now]
+        groups = len(self.settings.groups)
+        places = {name: place // groups for place, name in enumerate(self._group_of)}
+        return sorted(ready, key=lambda name: (places[name], self._takes.get(self._group_of[name], 0.0)))
 
     def _begin(self, shard: ShardJob) -> None:
         lease = self.rq.begin(shard)

@@ -13,7 +13,7 @@ from corpus import Document, documents
 from tokenizer import VOCAB_SIZE
 from tokenizers import Tokenizer
 
-WIDTHS = (32, 48, 64, 96, 128, 192, 256, 352, 448)
+WIDTHS = (24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 128, 160, 192, 256, 352, 448)
 """Tokens per row; a document longer than the last is left out."""
 
 TOKENS_PER_BATCH = 1536

@@ -67,12 +67,12 @@ KINDS = (
     Kind("sentiment", tasks.sentiment, 0.7),
     Kind("repeating", tasks.repeating, 3.0),
     Kind("small talk", tasks.small_talk, 0.3, closed=True),
-    Kind("counting", longform.counting, 2.2),
+    Kind("counting", longform.counting, 2.6),
     Kind("times table", longform.times_table, 0.3, closed=True),
     Kind("recital", longform.recital, 0.4, closed=True),
     Kind("listing", longform.listing, 1.3),
     Kind("poem", longform.poem, 0.4, closed=True),
-    Kind("story", longform.story, 0.8),
+    Kind("story", longform.story, 1.0),
 )
 
 

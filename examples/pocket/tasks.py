@@ -82,17 +82,23 @@ def sorting(rng: Random) -> Sample:
 
 def yes_no(rng: Random) -> Sample:
     if rng.random() < 0.5:
-        a, b = rng.sample(range(10), 2)
-        form = rng.choice(("greater", "larger", "bigger", "less", "smaller"))
-        holds = a < b if form in ("less", "smaller") else a > b
-        question = f"Is {a} {form} than {b}?"
-        thought = f"{max(a, b)} is more than {min(a, b)}."
-    else:
-        number, form = rng.randrange(100), rng.choice(("even", "odd"))
-        holds = (number % 2 == 0) == (form == "even")
-        question = rng.choice(("Is {n} an {f} number?", "Is {n} {f}?")).format(n=number, f=form)
+        number, asked = rng.randrange(100), rng.choice(("even", "odd"))
+        subject, true = str(number), "odd" if number % 2 else "even"
+        question = rng.choice(("Is {n} an {f} number?", "Is {n} {f}?")).format(n=number, f=asked)
         thought = f"{number} ends in {number % 10}."
-    return word_answer(question, "Yes" if holds else "No", thought)
+    else:
+        asked, other = rng.sample(list(words.MEMBERSHIP), 2)
+        true = rng.choice((asked, other))
+        subject = rng.choice(words.CATEGORIES[words.MEMBERSHIP[true]])
+        question = rng.choice(("Is {s} {a}?", "Is {s} the name of {a}?")).format(s=subject, a=_a(asked))
+        thought = f"{subject} is one of the {words.MEMBERSHIP[true]}."
+    word = "Yes" if asked == true else "No"
+    state = true if subject.isdecimal() else _a(true)
+    return Sample(question, f"{word}, {subject} is {state}.", thought, word)
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def category(rng: Random) -> Sample:
@@ -250,7 +256,7 @@ def sentiment(rng: Random) -> Sample:
 
 def repeating(rng: Random) -> Sample:
     pool = rng.choice((words.WORDS, words.NAMES, tuple(map(str, range(100)))))
-    text = " ".join(rng.choice(pool) for _ in range(rng.randint(1, 4)))
+    text = " ".join(rng.sample(pool, rng.randint(1, 4)))
     forms = ("Repeat: {t}", "Say this again: {t}", "Copy these words: {t}")
     return Sample(rng.choice(forms).format(t=text), text, "I say the same again.")
 

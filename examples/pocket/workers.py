@@ -9,10 +9,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 WORKERS = 2
 """Fixed, not the number of cores, so that the same seed gives the same weights."""
+
+POLL_SECONDS = 0.2
 
 _RANK = "MLX_RANK"
 """Which worker a process is; mx.distributed.init("ring") reads it, and the addresses in MLX_HOSTFILE."""
@@ -48,4 +51,16 @@ def run_workers() -> int:
         hostfile.write_text(json.dumps([[address] for address in _free_addresses(WORKERS)]), encoding="utf-8")
         command = [sys.executable, *sys.argv]
         processes = [subprocess.Popen(command, env=_environment(rank, hostfile)) for rank in range(WORKERS)]
-        return next((code for code in [process.wait() for process in processes] if code), 0)
+        return _joint_status(processes)
+
+
+def _joint_status(processes: list[subprocess.Popen[bytes]]) -> int:
+    """Wait for all processes; once one fails, end the others, which would wait for it for ever."""
+    failed = 0
+    while any(process.poll() is None for process in processes):
+        failed = failed or next((process.returncode for process in processes if process.returncode), 0)
+        if failed:
+            for process in processes:
+                process.terminate()
+        time.sleep(POLL_SECONDS)
+    return failed or next((process.returncode for process in processes if process.returncode), 0)

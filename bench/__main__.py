@@ -1,0 +1,55 @@
+"""All benchmarks in one run, and the report of it.
+
+    python -m bench [--quick] [--repeats N]
+
+Results are added to ``bench/results/results.jsonl``, and the table and the plot beside it are made anew. A quick run
+takes a minute or two, keeps its results in ``bench/.cache/quick``, and measures nothing worth knowing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from bench import endtoend, engine, report
+from bench.models import ROOT, SHAPES
+from bench.record import append, read
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", nargs="+", choices=SHAPES, metavar="NAME", help="nano, small, wide  [default: all]")
+    engine.add_options(parser)
+    options = parser.parse_args(arguments)
+    run, path = engine.opened(options)
+    quick = engine.QUICK.model
+    began = time.monotonic()
+    _step("the engine and its peers", began)
+    models = options.model or ([quick] if options.quick else list(SHAPES))
+    for item in engine.measure(run, models, None, options.repeats, quick=options.quick):
+        append(path, [item])
+    _step("end to end", began)
+    whole = quick if options.quick else endtoend.MODEL
+    for item in endtoend.measure(run, whole, options.repeats, quick=options.quick):
+        append(path, [item])
+    _step("submitting", began)
+    sizes = ["1000"] if options.quick else ["100000"]
+    subprocess.run([sys.executable, "bench/submit.py", "--lines", *sizes], cwd=ROOT, check=True)
+    _step("the report", began)
+    report.write(read(path, run), path.parent)
+    print(path.parent / "README.md")
+
+
+def _step(what: str, began: float) -> None:
+    print(f"== {what} ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""A run as a table in Markdown and a plot, with the goals and what was missed.
+
+python -m bench.report [--results FILE] [--run NAME] [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.models import SHAPES
+from bench.record import RESULTS, Measurement, Run, read
+
+__all__ = ["GOALS", "LABELS", "Summary", "render", "summarise", "write"]
+
+LABELS = {
+    "limit": "limit",
+    "mlx_lm_greedy": "mlx-lm greedy",
+    "mlx_lm_cold": "mlx-lm, rows' own params, cold",
+    "mlx_lm_warm": "same, compiled before",
+    "mlx_lm_one": "mlx-lm one at a time",
+    "mlx_lm_server": "mlx_lm.server, 32 clients",
+    "promptmill_greedy": "promptmill greedy",
+    "promptmill_own": "promptmill, rows' own params",
+}
+"""The sides of the engine's benchmark, in the order they are shown."""
+PEERS = ("mlx_lm_greedy", "mlx_lm_cold", "mlx_lm_warm", "mlx_lm_one", "mlx_lm_server")
+GOALS = {"nano": 0.6, "small": 0.85, "wide": 0.85}
+"""Promptmill with rows' own parameters, as a share of the limit."""
+OCCUPANCY_GOAL = 0.95
+END_TO_END_GOAL = 0.95
+NOTHING = "—"
+
+NOTES = """\
+- Tokens/s are new tokens over the whole time, prompts included; only the limit's time is that of its decode steps alone
+  (`argmax(model(y))` for 32 rows, nothing else), and the goals are shares of that. "With prompts" adds what the bare
+  forwards of the prompts take. Medians over the rounds; ± is half the range.
+- Every line: a prompt of 20-60 random tokens, {new_tokens} new tokens, no end of text, and its own temperature, top_p,
+  top_k, min_p, repetition and presence penalty. All sides of a round have the same lines, the slow ones fewer of them:
+  {lines}.
+- Every side ran in a process of its own with {blas}, 32 rows at a time, after a short warm-up with other values.
+- "Cold": no value was seen before. mlx-lm compiles its filters anew for each, here with the C++ compiler. "Compiled
+  before": the same process does the same lines a second time. "One at a time" is compiled before too.
+  Promptmill's values were never seen before.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The rounds of one side on one model: median and half the range of tokens/s.
+
+    ``with_prompts`` is for the limit: its median with the time of the prompts' forwards.
+    """
+
+    median: float
+    with_prompts: float
+    half_range: float
+    rounds: int
+    occupancy: float | None
+    lines: int
+    failed: int
+
+    @property
+    def text(self) -> str:
+        spread = f" ± {_number(self.half_range)}" if self.rounds > 1 else ""
+        failed = f" ({self.failed} requests failed)" if self.failed else ""
+        return f"{_number(self.median)}{spread}{failed}"
+
+
+def summarise(measurements: Iterable[Measurement], bench: str) -> dict[tuple[str, str], Summary]:
+    """By model and side."""
+    groups: dict[tuple[str, str], list[Measurement]] = {}
+    for item in measurements:
+        if item.bench == bench:
+            groups.setdefault((item.model, item.side), []).append(item)
+    return {key: _summary(items) for key, items in groups.items()}
+
+
+def _summary(items: Sequence[Measurement]) -> Summary:
+    rates = [item.tokens_per_second for item in items]
+    occupancies = [item.occupancy for item in items if item.occupancy is not None]
+    return Summary(
+        median=statistics.median(rates),
+        with_prompts=statistics.median(item.tokens / (item.seconds + item.extra.get("prompt_s", 0)) for item in items),
+        half_range=(max(rates) - min(rates)) / 2,
+        rounds=len(items),
+        occupancy=statistics.median(occupancies) if occupancies else None,
+        lines=items[0].lines,
+        failed=sum(int(item.extra.get("failed_requests", 0)) for item in items),
+    )
+
+
+def render(run: Run) -> str:
+    """The whole page."""
+    engine = summarise(run.measurements, "engine")
+    models = [name for name in SHAPES if any(model == name for model, _ in engine)]
+    parts = ["# Results", _machine(run)]
+    if models:
+        # In the folder of the results, which is also where the page is.
+        parts += ["![Tokens per second as a share of the limit](engine.png)", "## The engine, tokens/s"]
+        parts += [_rates(engine, models), "## Against the limit and the peers", _ratios(engine, models)]
+        parts.append(_notes(run, engine, models))
+    whole = summarise(run.measurements, "endtoend")
+    goals = [*_engine_goals(engine, models), *_whole_goals(whole)]
+    if whole:
+        parts += ["## End to end: `submit` to records in Redis", _whole(whole)]
+    if goals:
+        parts += ["## Goals", _table(["what", "goal", "measured", ""], goals)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _machine(run: Run) -> str:
+    machine = run.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    text = (
+        f"{machine.date} on {machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB; {machine.system}, "
+        f"Python {machine.python}, MLX on {machine.device}, BLAS {machine.blas}. {versions}. "
+        f"Load average before: {machine.load:g}."
+    )
+    return text + ("\n\n**A quick run, to see that all works: its numbers mean nothing.**" if machine.quick else "")
+
+
+def _rates(engine: dict[tuple[str, str], Summary], models: Sequence[str]) -> str:
+    sides = [side for side in LABELS if any((model, side) in engine for model in models)]
+    rows = [[model, *(_cell(engine.get((model, side))) for side in sides)] for model in models]
+    return _table(["model", *(LABELS[side] for side in sides)], rows)
+
+
+def _ratios(engine: dict[tuple[str, str], Summary], models: Sequence[str]) -> str:
+    """Promptmill with rows' own parameters, as a multiple of each other side."""
+    peers = [side for side in PEERS if any((model, side) in engine for model in models)]
+    rows = []
+    for model in models:
+        ours, limit = engine.get((model, "promptmill_own")), engine.get((model, "limit"))
+        if ours is None:
+            continue
+        against = [_times(ours, engine.get((model, side))) for side in peers]
+        greedy = _share(ours, engine.get((model, "promptmill_greedy")))
+        prompts = NOTHING if limit is None else f"{ours.median / limit.with_prompts:.2f}"
+        rows.append([model, _share(ours, limit), prompts, greedy, *against, _occupancy(ours)])
+    head = ["promptmill, own params", "of the limit", "of the limit with prompts", "of promptmill greedy"]
+    return _table([*head, *(f"× {LABELS[side]}" for side in peers), "occupancy"], rows)
+
+
+def _engine_goals(engine: dict[tuple[str, str], Summary], models: Sequence[str]) -> list[list[str]]:
+    rows = []
+    for model in models:
+        ours, limit = engine.get((model, "promptmill_own")), engine.get((model, "limit"))
+        if ours is not None and limit is not None:
+            rows.append(_goal(f"{model}: rows' own params, of the limit", GOALS[model], ours.median / limit.median))
+        if ours is not None and ours.occupancy is not None:
+            rows.append(_goal(f"{model}: occupancy while lines wait", OCCUPANCY_GOAL, ours.occupancy))
+    return rows
+
+
+def _whole_goals(whole: dict[tuple[str, str], Summary]) -> list[list[str]]:
+    rows = []
+    for (model, side), summary in whole.items():
+        if side != "end_to_end":
+            continue
+        alone = whole[model, "promptmill_own"]
+        rows.append(_goal(f"{model}: end to end, of the engine alone", END_TO_END_GOAL, summary.median / alone.median))
+        if summary.occupancy is not None:
+            rows.append(_goal(f"{model}: occupancy across shards", OCCUPANCY_GOAL, summary.occupancy))
+    return rows
+
+
+def _whole(whole: dict[tuple[str, str], Summary]) -> str:
+    rows = [
+        [model, str(summary.lines), whole[model, "promptmill_own"].text, summary.text, _occupancy(summary)]
+        for (model, side), summary in whole.items()
+        if side == "end_to_end"
+    ]
+    return _table(["model", "lines", "engine alone, tokens/s", "end to end, tokens/s", "occupancy"], rows)
+
+
+def _notes(run: Run, engine: dict[tuple[str, str], Summary], models: Sequence[str]) -> str:
+    tokens = sorted({item.new_tokens for item in run.measurements if item.bench == "engine"})
+    lines = []
+    for model in models:
+        counts: dict[int, list[str]] = {}
+        for side, label in LABELS.items():
+            if side != "limit" and (model, side) in engine:
+                counts.setdefault(engine[model, side].lines, []).append(label)
+        most = max(counts, default=0)
+        fewer = ", ".join(f"{count} ({'; '.join(names)})" for count, names in counts.items() if count < most)
+        lines.append(f"{model} {most}" + (f", but {fewer}" if fewer else ""))
+    return NOTES.format(
+        new_tokens=" or ".join(map(str, tokens)), lines=".\n  ".join(lines), blas=run.machine.blas
+    ).rstrip()  # fmt: skip
+
+
+def _goal(what: str, goal: float, measured: float) -> list[str]:
+    return [what, f"≥ {goal:g}", f"{measured:.3f}", "met" if measured >= goal else "**missed**"]
+
+
+def _times(ours: Summary, other: Summary | None) -> str:
+    if other is None:
+        return NOTHING
+    ratio = ours.median / other.median
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
+
+
+def _share(ours: Summary, other: Summary | None) -> str:
+    return NOTHING if other is None else f"{ours.median / other.median:.2f}"
+
+
+def _occupancy(summary: Summary) -> str:
+    return NOTHING if summary.occupancy is None else f"{summary.occupancy:.3f}"
+
+
+def _cell(summary: Summary | None) -> str:
+    return NOTHING if summary is None else summary.text
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write(run: Run, folder: Path) -> None:
+    """``README.md``, and ``engine.png`` where there is something to plot."""
+    from bench.plot import plot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(render(run), encoding="utf-8")
+    if any(item.bench == "engine" and item.side == "limit" for item in run.measurements):
+        plot(run, folder / "engine.png")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS / "results.jsonl")
+    parser.add_argument("--run", help="which run  [default: the newest]")
+    parser.add_argument("--out", type=Path, help="folder  [default: that of the results]")
+    options = parser.parse_args(arguments)
+    folder = options.out or options.results.parent
+    write(read(options.results, options.run), folder)
+    print(folder / "README.md")
+
+
+if __name__ == "__main__":
+    main()
