@@ -49,9 +49,7 @@ class Asker:
     def __init__(self, folder: Path) -> None:
         self.model, self.tokenizer, *_ = load(str(folder))
 
-    def ask(
-        self, samples: Sequence[Sample], *, thinking: bool = False, temperature: float = 0.0
-    ) -> list[Answer]:
+    def ask(self, samples: Sequence[Sample], *, thinking: bool = False, temperature: float = 0.0) -> list[Answer]:
         """Answers to the samples' questions; a thought before the answer is cut off."""
         prompts = [self._prompt(sample.question, thinking) for sample in samples]
         options: dict[str, Any] = {"sampler": make_sampler(temperature)}
@@ -60,8 +58,7 @@ class Asker:
         )
         texts = [text.partition(f"{END_THINK}\n\n")[2] for text in made.texts] if thinking else made.texts
         return [
-            Answer(text, len(ids), len(ids) < MAX_TOKENS)
-            for text, ids in zip(texts, made.token_ids or [], strict=True)
+            Answer(text, len(ids), len(ids) < MAX_TOKENS) for text, ids in zip(texts, made.token_ids or [], strict=True)
         ]
 
     def _prompt(self, question: str, thinking: bool) -> list[int]:

@@ -40,10 +40,7 @@ def addition(rng: Random) -> Sample:
     ones = a % 10 + b % 10
     carry = f" {ones} is 10 + {ones - 10}." if ones > 9 else ""
     tens = a - a % 10 + b - b % 10
-    thought = (
-        f"{a % 10} + {b % 10} = {ones}.{carry} {a - a % 10} + {b - b % 10} = {tens}. "
-        f"{tens} + {ones} = {a + b}."
-    )
+    thought = f"{a % 10} + {b % 10} = {ones}.{carry} {a - a % 10} + {b - b % 10} = {tens}. {tens} + {ones} = {a + b}."
     return word_answer(rng.choice(forms).format(a=a, b=b), str(a + b), thought)
 
 

@@ -145,9 +145,7 @@ def save(model: Model, tokenizer: Tokenizer, config: dict[str, Any], folder: Pat
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = "(default: %(default)s)"
     parser.add_argument("--steps", type=int, default=1800, help=f"how long to train {default}")
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="folder to write the model to")

@@ -175,9 +175,7 @@ DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday
 
 STORY_ANIMALS: Final = _split("cat dog fox bear mouse rabbit frog duck horse")
 
-MONTHS: Final = _split(
-    "January February March April May June July August September October November December"
-)
+MONTHS: Final = _split("January February March April May June July August September October November December")
 
 RECITALS: Final = {
     "the days of the week": ", ".join(DAYS),
