@@ -128,7 +128,7 @@ def test_more_than_20_bad_lines_are_counted_on_screen_and_listed_in_json(server_
     assert set(shown["problems"][0]) == {"line", "code", "field", "message"}
     screen = done.stderr.decode().splitlines()
     assert len(screen) == 22
-    assert screen[-1] == "  ... and 10 more: --json lists them all"
+    assert screen[-1] == "  ... and 10 more: `promptmill check FILE --json` lists them all"
 
 
 def test_bad_lines_can_be_skipped(store: Store, server_url: str, bad: Path) -> None:
