@@ -33,7 +33,8 @@ def redacted(url: str) -> str:
     if password is not None:
         user = parts.username or ""
         netloc = f"{user}:***@{netloc.rpartition('@')[2]}"
-    return urlunsplit((parts.scheme, netloc, parts.path, query, ""))
+    text = urlunsplit((parts.scheme, netloc, parts.path, query, ""))
+    return text if netloc else text.replace(":/", ":///", 1)
 
 
 @contextlib.contextmanager

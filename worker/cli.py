@@ -89,6 +89,10 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     help="Memory for the model and its caches, such as 48G.  [default: what the device recommends]",
 )  # fmt: skip
 @click.option(
+    "--wired-limit", type=Size(), metavar="SIZE",
+    help="Memory that macOS keeps wired for large models, which are slow without.  [default: none]",
+)  # fmt: skip
+@click.option(
     "--preload/--no-preload", default=True, show_default=True, help="Load the models at start, or when first needed."
 )
 @click.option("--burst", is_flag=True, help="End when the queues are empty.")
@@ -130,6 +134,7 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
         prefill_step_size=flags["prefill_step_size"],
         max_context=flags["max_context"],
         memory_limit=flags["memory_limit"],
+        wired_limit=flags["wired_limit"],
         revision=flags["revision"],
         trust_remote_code=flags["trust_remote_code"],
     )

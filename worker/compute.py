@@ -39,6 +39,7 @@ class EngineSettings:
     prefill_step_size: int = 2048
     max_context: int | None = None
     memory_limit: int | None = None
+    wired_limit: int | None = None
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -205,11 +206,13 @@ class Compute(threading.Thread):
 
     def _make(self, group: Group) -> ServedModel:
         from worker.engine.engine import Engine
-        from worker.engine.lm import load_model
+        from worker.engine.lm import cache_budget, load_model, set_wired_limit
         from worker.engine.prompts import Preparer
         from worker.engine.text import TextAssembler
 
         settings = self.settings
+        if settings.wired_limit is not None:
+            set_wired_limit(settings.wired_limit)
         model: LoadedModel = load_model(
             group.model,
             revision=settings.revision,
@@ -222,7 +225,7 @@ class Compute(threading.Thread):
             prompt_concurrency=settings.prompt_concurrency,
             prefill_step_size=settings.prefill_step_size,
             max_context=settings.max_context,
-            memory_limit=settings.memory_limit,
+            memory_limit=cache_budget(settings.memory_limit),
         )
         preparer = Preparer(model, max_context=settings.max_context)
         return ServedModel(engine, preparer, TextAssembler(model.tokenizer), model.revision)

@@ -33,6 +33,7 @@ __all__ = [
     "end_thread",
     "load_model",
     "measure",
+    "set_wired_limit",
 ]
 
 log = logging.getLogger(__name__)
@@ -154,15 +155,29 @@ def compiler_present(which: Callable[[str], str | None] = shutil.which) -> bool:
     return mx.default_device() != mx.cpu or sys.platform == "darwin" or which("g++") is not None
 
 
-def cache_budget() -> int | None:
-    """Bytes that caches may take: nine tenths of what the device recommends, less what is in use (the models).
+def cache_budget(limit: int | None = None) -> int | None:
+    """Bytes that caches may take: ``limit``, else nine tenths of what the device recommends, less what is in use (the
+    models).
 
-    None where the device recommends nothing, as the CPU build does.
+    None where neither says anything: the CPU build recommends nothing.
     """
+    if limit is not None:
+        return max(0, limit - int(mx.get_active_memory()))
     recommended = mx.device_info().get("max_recommended_working_set_size")
     if not recommended:
         return None
     return max(0, int(0.9 * int(recommended)) - int(mx.get_active_memory()))
+
+
+def set_wired_limit(limit: int) -> None:
+    """Let Metal keep up to ``limit`` bytes of models and caches wired: large models are many times slower without.
+
+    A choice of the user's, because macOS has been seen to panic with it (ml-explore/mlx#3186).
+    """
+    if mx.metal.is_available():
+        mx.set_wired_limit(limit)
+    else:
+        log.warning("there is no Metal here: the wired limit does nothing")
 
 
 def end_thread() -> None:
