@@ -64,6 +64,27 @@ def test_chunks_of_prefix_and_rest(kind: str, tiny: Any, line_of: Any, run: Any)
         assert engine.stats.cached_tokens == 7 * 50
 
 
+@pytest.mark.parametrize("prefix", [40, 60, 61, 200])
+def test_windows_of_all_sizes(prefix: int, tiny: Any, line_of: Any, run: Any) -> None:
+    """A window that the prefix does not fill, that the rest fills, and that has long gone round: all the same."""
+    model = tiny("gemma3_text", sliding_window=64)
+    lines = [line_of(i, [*words(14, prefix), 1 + i, *words(i, 4 * i)], max_tokens=70) for i in range(7)]
+    engine = Engine(model, decode_concurrency=4, prompt_concurrency=3)
+    assert tokens_of(run(engine, lines)) == tokens_of(run(model, lines, prefix_memory=0))
+    assert engine.stats.cached_tokens == 6 * prefix
+
+
+def test_row_that_begins_again_keeps_its_count(tiny: Any, line_of: Any, run: Any) -> None:
+    """A row whose filters the best candidates do not cover is computed again; that changes nothing in what it paid."""
+    model = tiny("qwen3", vocab_size=4096)
+    lines = [line_of(i, [*words(15, 90), 1 + i], temperature=50.0, top_p=0.95, seed=i, max_tokens=4) for i in range(4)]
+    engine = Engine(model)
+    done = run(engine, lines)
+    assert engine.stats.repeated_rows > 0
+    assert [cached_of(done)[i] for i in range(4)] == [0, 90, 90, 90]
+    assert tokens_of(done) == tokens_of(run(model, lines, prefix_memory=0))
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_two_prefixes_in_turn(kind: str, tiny: Any, line_of: Any, run: Any) -> None:
     """Lines of two prefixes and of none, in turn: each starts from its own, and beginnings of prefixes are shared."""

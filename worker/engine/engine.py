@@ -279,8 +279,8 @@ class Engine:
             for ticket in tickets:
                 self.stats.cached_tokens += ticket.cached
                 for row in ticket.owner.sequences:
-                    row.prefill_started = now if row.prefill_started is None else row.prefill_started
-                    row.cached_tokens = row.cached_tokens if row.tokens else ticket.cached
+                    if row.prefill_started is None:
+                        row.prefill_started, row.cached_tokens = now, ticket.cached
                 line = self._lines[ticket.owner.sequences[0].key]
                 if not line.begun:
                     line.begun = True
