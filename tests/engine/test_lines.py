@@ -84,7 +84,7 @@ def test_memory_that_can_never_do_fails_the_line(tiny: Any, line_of: Any, run: A
     model = tiny("qwen3")
     limit = model.cache_cost(40)
     lines = [line_of("long", range(1, 30), max_tokens=100), line_of("short", [1, 2, 3], max_tokens=5)]
-    done = run(model, lines, memory_limit=limit)
+    done = run(model, lines, memory_limit=limit, prefix_memory=0)
     assert done["long"].error.code == "context_length_exceeded"
     assert "bytes" in done["long"].error.message
     assert done["short"].error is None

@@ -25,8 +25,12 @@ __all__ = [
     "keep",
     "leaves",
     "new_batch",
+    "pack",
     "prepare",
     "recurrent",
+    "repeat",
+    "shorten",
+    "size",
 ]
 
 Cache = Any
@@ -117,6 +121,57 @@ def fork(caches: Sequence[Cache], rows: list[int]) -> list[Cache]:
     copies = [_shallow(cache) for cache in caches]
     keep(copies, rows)
     return copies
+
+
+def repeat(caches: Sequence[Cache], rows: int) -> list[Cache]:
+    """New caches with ``rows`` copies of the one row of packed ``caches``, which stay as they are.
+
+    Growing caches are not copied here: their first update does it. mlx-lm's ``filter`` would, and would read values
+    besides, which waits for the step in flight.
+    """
+    copies = [_shallow(cache) for cache in caches]
+    for cache in leaves(copies):
+        if not _growing(cache):
+            cache.filter([0] * rows)
+            continue
+        cache.keys = mx.broadcast_to(cache.keys, (rows, *cache.keys.shape[1:]))
+        cache.values = mx.broadcast_to(cache.values, (rows, *cache.values.shape[1:]))
+        cache.offset, cache.left_padding = mx.repeat(cache.offset, rows), mx.repeat(cache.left_padding, rows)
+    return copies
+
+
+def pack(caches: Sequence[Cache]) -> list[Cache]:
+    """The caches of a batch of one row without spare columns, and without those that left a window: what to keep."""
+    packed = [_shallow(cache) for cache in caches]
+    for cache in leaves(packed):
+        if not _recurrent(cache) and not cache.empty():
+            single = cache.extract(0)
+            cache.state = type(single).merge([single]).state
+    return packed
+
+
+def shorten(caches: Sequence[Cache], tokens: int) -> list[Cache] | None:
+    """Packed caches of the first ``tokens`` tokens of such caches; None where a layer cannot tell what it held then,
+    as windows and recurrent layers cannot."""
+    if not all(_growing(cache) for cache in leaves(caches)):
+        return None
+    shorter = [_shallow(cache) for cache in caches]
+    for cache in leaves(shorter):
+        excess = cache._idx - tokens
+        cache.keys = mx.contiguous(cache.keys[:, :, :tokens])
+        cache.values = mx.contiguous(cache.values[:, :, :tokens])
+        cache.offset = cache.offset - excess
+        cache._idx = tokens
+    return shorter
+
+
+def size(caches: Sequence[Cache]) -> int:
+    """Bytes of the arrays of ``caches``."""
+    return sum(int(cache.nbytes) for cache in leaves(caches))
+
+
+def _growing(cache: Cache) -> bool:
+    return type(cache).__name__ == "BatchKVCache" and not cache.empty()
 
 
 def _shallow(cache: Cache) -> Cache:

@@ -13,11 +13,13 @@ from collections.abc import Callable, Hashable
 
 import mlx.core as mx
 
+from worker.engine import caches as batch_caches
 from worker.engine.decode import DecodeBatch, StepResult, Taken
 from worker.engine.lines import EngineStats, Line, in_flight, internal_error
 from worker.engine.lm import cache_budget
 from worker.engine.model import LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
+from worker.engine.prefixes import Prefixes, prefix_budget
 from worker.engine.recovery import to_try, try_alone
 from worker.engine.sampler import Sampler
 from worker.engine.scheduler import Scheduler, Ticket
@@ -34,13 +36,15 @@ class Engine:
 
     A line's tokens depend on the line alone: what shares its batch changes neither its draws nor its parameters. The
     one thing that cannot be promised is bitwise equal logits, since kernels for other batch sizes round differently;
-    where that matters, ``decode_concurrency`` 1 runs every line by itself.
+    where that matters, both concurrencies of 1 and ``prefix_memory`` 0 run every line by itself.
 
     ``decode_concurrency`` is the most rows that decode together, ``prompt_concurrency`` the most prompts prefilled
     together, ``prefill_step_size`` the most prompt tokens computed between two decode steps. ``max_context`` overrides
     the model's context length. ``memory_limit`` are the bytes that caches may take (None: what the device recommends,
-    less the model). ``compile`` says whether sampling is compiled (None: on a GPU only, because the CPU build calls a
-    C++ compiler for half a second per kernel, to save half a millisecond per step). ``clock`` gives seconds.
+    less the model), ``prefix_memory`` those of them that keep what prompts have in common (None: a tenth, or 512 MiB
+    where there is no limit; 0: every prompt is computed in full). ``compile`` says whether sampling is compiled (None:
+    on a GPU only, because the CPU build calls a C++ compiler for half a second per kernel, to save half a millisecond
+    per step). ``clock`` gives seconds.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Engine:
         prefill_step_size: int = 2048,
         max_context: int | None = None,
         memory_limit: int | None = None,
+        prefix_memory: int | None = None,
         compile: bool | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -62,12 +67,16 @@ class Engine:
         self.stats = EngineStats()
         self._clock = clock
         self._step_size = prefill_step_size
+        memory = memory_limit if memory_limit is not None else cache_budget()
+        kept = prefix_budget(prefix_memory, memory) if model.prefixes else 0
+        self._prefixes = Prefixes(kept, model.cache_cost, batch_caches.shorten)
         self._scheduler = Scheduler(
             decode_concurrency=decode_concurrency if model.batchable else 1,
             prompt_concurrency=prompt_concurrency if model.batchable else 1,
-            memory=memory_limit if memory_limit is not None else cache_budget(),
+            memory=None if memory is None else memory - kept,
             row_bytes=model.cache_cost,
             padding=model.padded_prefill,
+            assign=self._prefixes.assign,
         )
         compiled = mx.default_device() != mx.cpu if compile is None else compile
         self._sampler = Sampler(mx.compile if compiled else None)
@@ -133,6 +142,7 @@ class Engine:
             return
         self._lines[line.key] = entry
         self._scheduler.add(ticket)
+        self._prefixes.see(line.prompt)
 
     def cancel(self, key: Hashable, reason: str = "cancelled") -> None:
         """End a line at the next step, with ``reason`` as its stop reason and the text so far. Unknown keys, such as
@@ -174,12 +184,13 @@ class Engine:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that MLX holds for arrays of this process: models and caches."""
+        """Bytes that MLX holds for arrays of this process: models, caches and prefixes."""
         return int(mx.get_active_memory())
 
     def close(self) -> None:
         """Forget all lines and give the caches' memory back. Nothing more is reported of the lines."""
         self._reset()
+        self._prefixes.clear()
         self._lines.clear()
         self._begun = 0
         self._cancelled.clear()
@@ -246,24 +257,36 @@ class Engine:
                 # With rows decoding, the next read waits for this chunk anyway; without, nothing else would.
                 (mx.async_eval if decoding else mx.eval)(group.arrays())
             if group.done:
-                if group.tokens >= self._step_size:
-                    mx.clear_cache()  # chunks of many widths leave buffers behind that nothing else can use
                 self._groups.popleft()
-                self._scheduler.prefilled([ticket for ticket in group.tickets if ticket.rows])
-                self._ready.append(group)
+                self._prefilled(group)
+
+    def _prefilled(self, group: PrefillGroup) -> None:
+        self.stats.prefilled_tokens += group.tokens
+        if group.columns >= self._step_size:
+            mx.clear_cache()  # chunks of many widths leave buffers behind that nothing else can use
+        if group.makes is None:
+            self._scheduler.prefilled([ticket for ticket in group.tickets if ticket.rows])
+            self._ready.append(group)
+            return
+        caches = batch_caches.pack(group.take([(group.tickets[0], 1)]))
+        mx.async_eval(batch_caches.arrays(caches))
+        self._prefixes.computed(group.makes, caches, batch_caches.size(caches))
 
     def _begin_groups(self) -> None:
         now = self._clock()
         groups = self._scheduler.begin()
         for tickets in groups:
             for ticket in tickets:
+                self.stats.cached_tokens += ticket.cached
                 for row in ticket.owner.sequences:
-                    row.prefill_started = now if row.prefill_started is None else row.prefill_started
+                    if row.prefill_started is None:
+                        row.prefill_started, row.cached_tokens = now, ticket.cached
                 line = self._lines[ticket.owner.sequences[0].key]
                 if not line.begun:
                     line.begun = True
                     self._begun += 1
                     self.stats.prompt_tokens += len(line.prepared.prompt)
+        self._groups.extend(PrefillGroup.of_prefix(self.model, prefix) for prefix in self._prefixes.planned())
         self._groups.extend(PrefillGroup(self.model, tickets) for tickets in groups)
 
     def _collect(self, result: StepResult | None) -> None:
@@ -389,6 +412,7 @@ class Engine:
         self._ready.clear()
         self._tickets.clear()
         self._scheduler.clear()
+        self._prefixes.forget()
 
     def _recover(self) -> None:
         """After an exception of a step no cache can be trusted: all lines under way become suspects."""

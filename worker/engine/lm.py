@@ -23,7 +23,7 @@ from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_config, load_tokenizer
 from jobs.errors import ModelLoadError
 from worker.engine import caches as batch_caches
 from worker.engine.model import LoadedModel
-from worker.engine.probe import cache_cost, try_batching
+from worker.engine.probe import cache_cost, try_batching, try_prefixes
 
 __all__ = [
     "LoadedModel",
@@ -147,7 +147,21 @@ def measure(
     elif not padded:
         message = "%s lets padding into its state: only prompts of equal length are prefilled together"
         log.warning(message, name, extra={"action": "model_unpadded"})
-    return replace(loaded, unbatchable=unbatchable, padded_prefill=padded)
+    tried = replace(loaded, unbatchable=unbatchable, padded_prefill=padded)
+    return replace(tried, prefixes=_prefixes_work(tried))
+
+
+def _prefixes_work(model: LoadedModel) -> bool:
+    if not model.batchable:
+        return False
+    try:
+        reason = None if try_prefixes(model) else "its logits differ"
+    except Exception as error:
+        reason = _one_line(error)
+    if reason is not None:
+        message = "%s computes every prompt in full, and not from a copy of what prompts share: %s"
+        log.warning(message, model.name, reason, extra={"action": "model_without_prefixes"})
+    return reason is None
 
 
 def compiler_present(which: Callable[[str], str | None] = shutil.which) -> bool:

@@ -35,7 +35,7 @@ class LoadedModel:
     ``vocab_size`` is the width of the logits; ``context_length`` the most tokens a row may hold, None where the
     config does not say. ``make_cache`` gives a model's caches for one row. ``unbatchable`` is why rows must run one at
     a time, None where they need not. ``padded_prefill`` says that prompts of different lengths may be prefilled
-    together.
+    together, ``prefixes`` that several may go on from copies of one prompt's caches.
     """
 
     name: str
@@ -49,6 +49,7 @@ class LoadedModel:
     cache_cost: CacheCost = CacheCost()
     unbatchable: str | None = None
     padded_prefill: bool = True
+    prefixes: bool = True
     revision: str | None = None
     adapter_path: str | None = None
 

@@ -9,6 +9,7 @@ import mlx.core as mx
 from worker.engine import caches as batch_caches
 from worker.engine.caches import Cache
 from worker.engine.model import LoadedModel
+from worker.engine.prefixes import Prefix
 from worker.engine.scheduler import Ticket
 from worker.engine.sequence import Sequence
 
@@ -31,41 +32,42 @@ class Prompt:
 class PrefillGroup:
     """The prompts of some tickets on their way into caches, and afterwards the holder of these caches.
 
-    A ticket's ``owner`` is its :class:`Prompt`. When :attr:`done`, rows are taken out with :meth:`take`.
+    A ticket's ``owner`` is its :class:`Prompt`. All tickets have the same prefix, or none; one that they have must be
+    computed before the first :meth:`advance`. When :attr:`done`, rows are taken out with :meth:`take`. ``makes`` is
+    the prefix that the group is computed for, see :meth:`of_prefix`; ``tokens`` is how many tokens the group computes,
+    and ``columns`` the same with padding.
     """
 
-    def __init__(self, model: LoadedModel, tickets: list[Ticket]) -> None:
+    def __init__(self, model: LoadedModel, tickets: list[Ticket], makes: Prefix | None = None) -> None:
         if not tickets or (len(tickets) > 1 and not model.batchable):
             raise ValueError("a group has one prompt, or several of a model that can batch them")
         self.tickets = list(tickets)
+        self.makes = makes
+        self.done = False
+        self._prefix: Prefix | None = tickets[0].prefix
+        self._skipped = 0 if self._prefix is None else len(self._prefix)
         self._model = model
         self._lengths = [ticket.length for ticket in tickets]
         self._longest = max(self._lengths)
         self._padded = self._longest > min(self._lengths)
         self._position = 0
         self._chunk = 0
-        if model.batchable:
-            self._caches: list[Cache] = batch_caches.new_batch(model, len(tickets))
-            if self._padded:
-                batch_caches.prepare(self._caches, self._lengths)
-        else:
-            self._caches = model.new_cache()
-        self._inputs = [list(ticket.owner.tokens[:-1]) for ticket in tickets]
-        if self._longest == 0:
-            self._finish()
+        self._caches: list[Cache] = []
+        self._inputs = [list(ticket.owner.tokens[self._skipped : self._skipped + ticket.length]) for ticket in tickets]
+        self.tokens = sum(self._lengths)
+        self.columns = self._longest * len(tickets)
+        for ticket in tickets:
+            ticket.prefix = None  # which may be given up by then, while rows of the ticket run for long
 
-    @property
-    def done(self) -> bool:
-        return self._position >= self._longest
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens the group computes, padding included."""
-        return self._longest * len(self._lengths)
+    @classmethod
+    def of_prefix(cls, model: LoadedModel, prefix: Prefix) -> PrefillGroup:
+        """The group of one row that computes ``prefix``; its caches are for :meth:`Prefixes.computed`."""
+        length, end = len(prefix) - (0 if prefix.parent is None else len(prefix.parent)), len(prefix)
+        return cls(model, [Ticket(Prompt(list(prefix.tokens)), length, end, 0, prefix=prefix.parent)], prefix)
 
     def prefilled(self, ticket: Ticket) -> int:
-        """How many of the ticket's tokens are computed."""
-        return min(ticket.length, self._position)
+        """How many of the ticket's tokens are computed, those of its prefix among them."""
+        return self._skipped + min(ticket.length, self._position) if self._caches else 0
 
     def advance(self, step_size: int) -> int:
         """Compute one chunk of at most ``step_size`` tokens over all rows; the tokens it had, padding included.
@@ -73,6 +75,11 @@ class PrefillGroup:
         Lazy work is left to the caller's evaluation of :meth:`arrays`.
         """
         rows = len(self._lengths)
+        if not self._caches:
+            self._begin()
+        if self._longest == 0:
+            self._finish()
+            return 0
         if self._chunk == 0:
             self._chunk = self._chunk_of(step_size // rows)
         rest = self._longest - self._position
@@ -84,9 +91,21 @@ class PrefillGroup:
         padded = [column + [0] * (width - len(column)) for column in columns]
         self._model.forward(mx.array(padded, dtype=mx.int32), self._caches)
         self._position = end
-        if self.done:
+        if end >= self._longest:
             self._finish()
         return rows * width
+
+    def _begin(self) -> None:
+        if not self._model.batchable:
+            self._caches = self._model.new_cache()
+            return
+        if self._prefix is None:
+            self._caches = batch_caches.new_batch(self._model, len(self._lengths))
+        else:
+            self._caches = batch_caches.repeat(self._prefix.caches, len(self._lengths))
+            self._prefix = None
+        if self._padded:
+            batch_caches.prepare(self._caches, self._lengths)
 
     def _chunk_of(self, most: int) -> int:
         """Columns of a chunk: even parts of at most ``most``, yet not below 2, because a sliding window takes a single
@@ -138,6 +157,7 @@ class PrefillGroup:
         return taken
 
     def _finish(self) -> None:
+        self.done = True
         self._position = self._longest
         self._inputs = []
         if self._model.batchable:

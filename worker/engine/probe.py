@@ -12,13 +12,16 @@ from worker.engine import caches as batch_caches
 from worker.engine.caches import Cache
 from worker.engine.model import CacheCost, LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
+from worker.engine.prefixes import Prefix
 from worker.engine.scheduler import Ticket
 
-__all__ = ["cache_cost", "try_batching"]
+__all__ = ["cache_cost", "try_batching", "try_prefixes"]
 
 LENGTHS = (9, 4, 6)
 """Tokens to prefill of the rows of the trial: one longer than a chunk, one that ends with it, one in between."""
 CHUNK = 4
+SHARED, TAILS = 7, (6, 3)
+"""Tokens of a prefix, and of what follows it in two prompts."""
 EXACT, ROUNDED = 1e-3, 0.2
 """How far logits may be from those a row has alone, relative to their size: in float32, and in half precision, where
 kernels for different batch sizes round differently."""
@@ -58,6 +61,19 @@ def try_batching(model: LoadedModel) -> tuple[str | None, bool]:
     return f"in a batch its logits are off by {distance:.2g}", False
 
 
+def try_prefixes(model: LoadedModel) -> bool:
+    """Whether rows of this model, which can be batched, may go on from copies of what they have in common."""
+    shared = tuple((5 * i + 2) % model.vocab_size for i in range(SHARED))
+    tails = [[(31 * row + 7 * i + 1) % model.vocab_size for i in range(length)] for row, length in enumerate(TAILS)]
+    prompts = [[*shared, *tail] for tail in tails]
+    expected = [_alone(model, prompt) for prompt in prompts]
+    prefix = Prefix(shared)
+    group = _computed(PrefillGroup.of_prefix(model, prefix))
+    prefix.caches = batch_caches.pack(group.take([(group.tickets[0], 1)]))
+    groups = [prompts] if model.padded_prefill else [[prompt] for prompt in prompts]
+    return _distance(expected, _together(model, groups, prefix)) < _tolerance(expected)
+
+
 def _alone(model: LoadedModel, prompt: list[int]) -> mx.array:
     caches = model.new_cache()
     model.forward(mx.array([prompt[:-1]]), caches)
@@ -65,15 +81,15 @@ def _alone(model: LoadedModel, prompt: list[int]) -> mx.array:
     return model.forward(mx.array([prompt[-1:]]), caches)[0, -1]
 
 
-def _together(model: LoadedModel, groups: list[list[list[int]]]) -> mx.array:
+def _together(model: LoadedModel, groups: list[list[list[int]]], prefix: Prefix | None = None) -> mx.array:
     """Logits ``[rows, vocab]`` after all prompts, each group prefilled together, all decoded in one batch."""
     batch: list[Cache] = []
+    skipped = 0 if prefix is None else len(prefix)
     for prompts in groups:
-        tickets = [Ticket(Prompt(prompt), len(prompt) - 1, len(prompt), 0) for prompt in prompts]
-        group = PrefillGroup(model, tickets)
-        while not group.done:
-            group.advance(CHUNK * len(prompts))
-            mx.eval(group.arrays())
+        tickets = [
+            Ticket(Prompt(prompt), len(prompt) - 1 - skipped, len(prompt), 0, prefix=prefix) for prompt in prompts
+        ]
+        group = _computed(PrefillGroup(model, tickets))
         caches = group.take([(ticket, 1) for ticket in tickets])
         if batch:
             batch_caches.extend(batch, caches)
@@ -81,6 +97,13 @@ def _together(model: LoadedModel, groups: list[list[list[int]]]) -> mx.array:
             batch = caches
     last = [prompt[-1:] for prompts in groups for prompt in prompts]
     return model.forward(mx.array(last), batch)[:, -1]
+
+
+def _computed(group: PrefillGroup) -> PrefillGroup:
+    while not group.done:
+        group.advance(CHUNK * len(group.tickets))
+        mx.eval(group.arrays())
+    return group
 
 
 def _distance(expected: list[mx.array], found: mx.array) -> float:

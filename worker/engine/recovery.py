@@ -25,6 +25,7 @@ def to_try(rows: Iterable[Sequence]) -> list[tuple[Sequence, int]]:
         (started if row.tokens or row.in_flight else fresh).append((row, row.in_flight + 1))
         row.epoch += 1
         row.in_flight = 0
+        row.cached_tokens = 0  # its prompt is computed once more, and in full
     return started + fresh[:1]
 
 

@@ -26,7 +26,8 @@ class Ticket:
     """One prompt and the rows that start from it. ``owner`` is the engine's.
 
     ``length`` is how many tokens are to be prefilled, ``end`` the most tokens a row of it may come to hold, ``rows``
-    how many rows have still to start.
+    how many rows have still to start. ``prefix`` is what the tokens before those are taken from (None: there are
+    none), and ``cached`` how many of them nothing was computed for on the ticket's behalf.
     """
 
     owner: Any
@@ -34,6 +35,8 @@ class Ticket:
     end: int
     rows: int
     running: int = 0
+    prefix: Any = None
+    cached: int = 0
 
     @property
     def done(self) -> bool:
@@ -45,6 +48,7 @@ class Scheduler:
 
     ``row_bytes`` gives the cache bytes of a row that holds a number of tokens. A batch is as wide as its longest row,
     so what is charged is the number of rows times the cost of the longest of them: that is what the batch can grow to.
+    ``assign`` may give the tickets of a wave prefixes, and take those off their ``length``, before they are grouped.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Scheduler:
         memory: int | None = None,
         row_bytes: Callable[[int], int] = lambda tokens: 0,
         padding: bool = True,
+        assign: Callable[[list[Ticket]], None] = lambda wave: None,
     ) -> None:
         if decode_concurrency < 1 or prompt_concurrency < 1:
             raise ValueError("decode_concurrency and prompt_concurrency must be at least 1")
@@ -63,6 +68,7 @@ class Scheduler:
         self.memory = memory
         self._row_bytes = row_bytes
         self._padding = padding
+        self._assign = assign
         self._waiting: deque[Ticket] = deque()
         self._prefilling: list[Ticket] = []
         self._ready: deque[Ticket] = deque()
@@ -107,7 +113,7 @@ class Scheduler:
         self._waiting.appendleft(ticket)
 
     def begin(self) -> list[list[Ticket]]:
-        """Tickets whose prompts shall be prefilled now, in groups of similar length; empty when none.
+        """Tickets whose prompts shall be prefilled now, in groups of one prefix and similar length; empty when none.
 
         One wave at a time: while it is being prefilled nothing more begins. A wave begins when rows are free and no
         prompt is ready for them, or when nothing is ready at all; it is ``prompt_concurrency`` prompts, so that the
@@ -123,6 +129,7 @@ class Scheduler:
             ticket = self._waiting.popleft()
             self._prefilling.append(ticket)
             staged += ticket.rows
+        self._assign(self._prefilling)
         return self._groups(self._prefilling)
 
     def prefilled(self, tickets: list[Ticket]) -> None:
@@ -198,12 +205,16 @@ class Scheduler:
 
     def _groups(self, wave: list[Ticket]) -> list[list[Ticket]]:
         groups: list[list[Ticket]] = []
-        for ticket in sorted(wave, key=lambda item: item.length):
-            if groups and self._similar(groups[-1][0].length, ticket.length):
+        order = {id(ticket.prefix): place for place, ticket in reversed(list(enumerate(wave)))}
+        for ticket in sorted(wave, key=lambda item: (order[id(item.prefix)], item.length)):
+            if groups and self._alike(groups[-1][0], ticket):
                 groups[-1].append(ticket)
             else:
                 groups.append([ticket])
         return groups
+
+    def _alike(self, one: Ticket, other: Ticket) -> bool:
+        return one.prefix is other.prefix and self._similar(one.length, other.length)
 
     def _similar(self, shortest: int, length: int) -> bool:
         if not self._padding or shortest == 0:

@@ -37,6 +37,7 @@ class Sequence:
 
     ``tokens`` holds every generated token, the ending EOS included: ``completion_tokens`` counts that one too, as
     mlx-lm does. ``limit`` is the most tokens it may generate: ``max_tokens``, or what the context leaves.
+    ``cached_tokens`` counts prompt tokens that were there already when its prompt was first computed.
     ``text`` is set only for rows with stop strings: the raw text, cut before the match. Times are seconds of the
     engine's clock. ``in_flight`` counts tokens computed on the device and not yet read; ``epoch`` grows whenever
     the row leaves the batch to come back, so that results of its former life are not taken for new ones.
