@@ -89,6 +89,11 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     help="Memory for the model and its caches, such as 48G.  [default: what the device recommends]",
 )  # fmt: skip
 @click.option(
+    "--prefix-memory", type=Size(), metavar="SIZE",
+    help="Memory for beginnings that prompts share, computed once; 0 computes every prompt in full.  "
+    "[default: a tenth of the caches' memory]",
+)  # fmt: skip
+@click.option(
     "--wired-limit", type=Size(), metavar="SIZE",
     help="Memory that macOS keeps wired for large models, which are slow without.  [default: none]",
 )  # fmt: skip
@@ -135,6 +140,7 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
         max_context=flags["max_context"],
         memory_limit=flags["memory_limit"],
         wired_limit=flags["wired_limit"],
+        prefix_memory=flags["prefix_memory"],
         revision=flags["revision"],
         trust_remote_code=flags["trust_remote_code"],
     )

@@ -40,6 +40,7 @@ class EngineSettings:
     max_context: int | None = None
     memory_limit: int | None = None
     wired_limit: int | None = None
+    prefix_memory: int | None = None
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -226,6 +227,7 @@ class Compute(threading.Thread):
             prefill_step_size=settings.prefill_step_size,
             max_context=settings.max_context,
             memory_limit=cache_budget(settings.memory_limit),
+            prefix_memory=settings.prefix_memory,
         )
         preparer = Preparer(model, max_context=settings.max_context)
         return ServedModel(engine, preparer, TextAssembler(model.tokenizer), model.revision)
