@@ -18,6 +18,10 @@ __all__ = [
 ]
 
 
+NOTED_PROBLEMS = 20
+"""How many bad lines a traceback of the Python client shows; the error's ``problems`` hold more."""
+
+
 class PromptmillError(Exception):
     """Something the user can act on. The message names what is wrong and the remedy."""
 
@@ -114,3 +118,5 @@ class InputError(PromptmillError):
         self.count = len(problems) if count is None else count
         lines = "1 bad line" if self.count == 1 else f"{self.count} bad lines"
         super().__init__(f"{source}: {lines}; nothing was enqueued")
+        for problem in problems[:NOTED_PROBLEMS]:
+            self.add_note(str(problem))

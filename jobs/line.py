@@ -281,6 +281,8 @@ def check_fields(data: dict[str, Any], *, openai: bool) -> dict[str, Any]:
 def _unknown(key: str, *, openai: bool) -> LineError:
     if key in OPENAI_UNSUPPORTED:
         return LineError("unsupported", key, "is not supported; remove it")
+    if key == "enable_thinking":
+        return LineError("unknown_field", key, "goes into 'chat_template_kwargs': {\"enable_thinking\": ...}")
     known = (*KNOWN_FIELDS, "max_completion_tokens") if openai else (*KNOWN_FIELDS, "id")
     hint = did_you_mean(key, known) or "; put your own data into 'metadata'"
     return LineError("unknown_field", key[:SHOWN_NAME], f"is not a field of a line{hint}")
