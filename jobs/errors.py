@@ -78,11 +78,14 @@ class ProblemLine:
     field: str | None
     message: str
 
+    @property
+    def text(self) -> str:
+        """Place and message, as error records have them: the code is a field of its own there."""
+        where = f"line {self.line}, field '{self.field}'" if self.field else f"line {self.line}"
+        return f"{where}: {self.message}"
+
     def __str__(self) -> str:
-        where = f"line {self.line}"
-        if self.field:
-            where += f", field '{self.field}'"
-        return f"{where}: {self.message} [{self.code}]"
+        return f"{self.text} [{self.code}]"
 
     def as_dict(self) -> dict[str, int | str | None]:
         return {"line": self.line, "code": self.code, "field": self.field, "message": self.message}

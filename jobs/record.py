@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from jobs.batch import timestamp
+from jobs.errors import ProblemLine
 from jobs.line import Job
 
 __all__ = ["Choice", "RunStats", "error_record", "finish_reason", "rejected_record", "result_record"]
@@ -169,7 +170,7 @@ def rejected_record(
         index=index,
         batch_id=batch_id,
         code=code,
-        message=f"line {line}: {message}",
+        message=ProblemLine(line, code, param, message).text,
         param=param,
         attempt=0,
         finished_at=now,

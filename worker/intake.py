@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 
-from jobs.errors import LineError, ModelLoadError
+from jobs.errors import LineError, ModelLoadError, ProblemLine
 from jobs.shard import ShardLine
 from worker.compute import Compute, ServedModel
 from worker.held import HeldShard
@@ -86,7 +86,9 @@ class Intake(threading.Thread):
             self._compute.add(held.group, prepared)
 
     def _fail(self, held: HeldShard, line: ShardLine, code: str, message: str, param: str | None) -> None:
-        self._writer.put(FailedLine(held, line.index, code, f"line {line.line}: {message}", param, self._now()))
+        self._writer.put(
+            FailedLine(held, line.index, code, ProblemLine(line.line, code, param, message).text, param, self._now())
+        )
 
     def _count(self, change: int) -> None:
         with self._count_lock:

@@ -68,4 +68,8 @@ def test_rejected_lines_keep_their_place_and_problem() -> None:
     (parcel,) = packed(Chunk([], [bad(4)]))
     record = orjson.loads(parcel.rejected[0].records[0].record)
     assert (record["id"], record["index"], record["attempt"]) == ("row-4", 4, 0)
-    assert record["error"] == {"code": "missing_field", "message": "line 5: a line needs 'prompt'", "param": "prompt"}
+    assert record["error"] == {
+        "code": "missing_field",
+        "message": "line 5, field 'prompt': a line needs 'prompt'",
+        "param": "prompt",
+    }
