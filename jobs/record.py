@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from jobs.batch import timestamp
+from jobs.batch import Usage, timestamp
 from jobs.errors import ProblemLine
 from jobs.line import Job
 
@@ -31,7 +31,6 @@ class Choice:
     stop_reason: str
     stop_string: str | None = None
     reasoning: str | None = None
-    completion_tokens: int = 0
     logprobs: list[dict[str, Any]] | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -61,12 +60,7 @@ class RunStats:
     queue_s: float
 
     def usage(self) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        }
+        return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens).as_dict()
 
     def stats(self) -> dict[str, float | None]:
         # One token says nothing about decoding: it comes with the prompt.

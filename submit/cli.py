@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from jobs.errors import InputError, PromptmillError
-from jobs.settings import COMMANDS, Flag, config_file, read_settings
+from jobs.settings import COMMANDS, config_file, read_settings
 
 __all__ = ["COMMANDS", "INTERRUPTED", "cli", "main"]
 
@@ -38,19 +38,6 @@ class LazyGroup(click.Group):
             # The reader of our output (head, less) went away: nothing is wrong. Click itself would exit with 1.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-
-
-def read_config(path: Path, name: str, command: click.Command) -> dict[str, Any]:
-    """Defaults of a command, by its parameters' names, from the settings file.
-
-    Raises:
-        RefusedError: the file is not TOML, cannot be read, or says something that is no setting.
-    """
-    options = [option for option in command.params if isinstance(option, click.Option)]
-    flags = {
-        flag.removeprefix("--"): Flag(option.name or "", option.multiple) for option in options for flag in option.opts
-    }
-    return read_settings(path, name, flags)
 
 
 @click.group(
@@ -83,7 +70,7 @@ def cli(ctx: click.Context, config: Path | None) -> None:
         return  # the worker's command line reads the file itself
     command = cli.get_command(ctx, name)
     if command is not None:
-        ctx.default_map = {name: read_config(path, name, command)}
+        ctx.default_map = {name: read_settings(path, name, command.params)}
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import click
 
 from jobs.errors import PromptmillError
-from jobs.settings import Flag, read_settings
+from jobs.settings import read_settings
 from jobs.shard import Group
 from worker.compute import EngineSettings
 from worker.service import Service, ServiceSettings
@@ -42,11 +41,7 @@ class Size(click.ParamType[int]):
 def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
     """Give the command the defaults of the settings file before its other flags are read."""
     if path is not None:
-        options = [option for option in ctx.command.params if isinstance(option, click.Option)]
-        flags = {
-            flag.removeprefix("--"): Flag(item.name or "", item.multiple) for item in options for flag in item.opts
-        }
-        ctx.default_map = read_settings(path, "worker", flags)
+        ctx.default_map = read_settings(path, "worker", ctx.command.params)
 
 
 @click.command(
@@ -123,7 +118,6 @@ def command(redis_url: str | None, verbose: bool, **flags: Any) -> int:
     _log_to_stderr(verbose)
     # Its warning of long prompts is ours to give, per line and as an error.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    _say_if_no_compiler()
     with contextlib.ExitStack() as stack:
         url = redis_url or stack.enter_context(_embedded())
         return serve(url, settings_from(flags))
@@ -131,7 +125,7 @@ def command(redis_url: str | None, verbose: bool, **flags: Any) -> int:
 
 def settings_from(flags: dict[str, Any]) -> ServiceSettings:
     """The settings that the flags say."""
-    adapters = (None, *flags["adapters"])
+    adapters = (None, *dict.fromkeys(flags["adapters"]))
     groups = tuple(Group(model, adapter) for model in dict.fromkeys(flags["models"]) for adapter in adapters)
     engine = EngineSettings(
         decode_concurrency=flags["decode_concurrency"],
@@ -179,15 +173,6 @@ def _log_to_stderr(verbose: bool) -> None:
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
     logging.getLogger("promptmill").setLevel(logging.DEBUG if verbose else logging.INFO)
-
-
-def _say_if_no_compiler() -> None:
-    """MLX's CPU build compiles kernels with the system's C++ compiler; without one it must not try."""
-    if sys.platform == "linux" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
-        os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
-        logging.getLogger("promptmill.worker").warning(
-            "no C++ compiler: MLX runs without compiled kernels, which is slower; install g++"
-        )
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -165,7 +165,7 @@ class Compute(threading.Thread):
             if command is None:
                 return False
             command()
-            self._pending = sum(served.engine.pending for served in self._served.values())
+            self._count_pending()
             block = False
 
     def _step(self) -> None:
@@ -173,8 +173,11 @@ class Compute(threading.Thread):
             if served.engine.has_work:
                 for finished in served.engine.step():
                     self._on_finished(group, finished)
-        self._pending = sum(served.engine.pending for served in self._served.values())
+        self._count_pending()
         self._take_snapshot()
+
+    def _count_pending(self) -> None:
+        self._pending = sum(served.engine.pending for served in self._served.values())
 
     def _load(self, group: Group, future: Future[ServedModel]) -> None:
         if group in self._served:

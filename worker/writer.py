@@ -84,7 +84,6 @@ class Writer(threading.Thread):
         super().__init__(name="writer", daemon=True)
         self.store = store
         self.worker_name = name
-        self.lines_written = 0
         self._on_ended = on_ended
         self._queue: queue.SimpleQueue[EndedLine | FailedLine | HeldShard | None] = queue.SimpleQueue()
         self._given_up = threading.Event()
@@ -140,7 +139,6 @@ class Writer(threading.Thread):
             if lines:
                 self.persistently(lambda: self.store.write(held.attempt, lines))
                 held.remaining.difference_update(line.index for line in lines)
-                self.lines_written += len(lines)
             if not held.remaining:
                 finished = self.persistently(lambda: self.store.finish(held.attempt, len(held.lines)))
                 self._end(held, End.FINISHED if finished else End.INCOMPLETE)
@@ -218,7 +216,6 @@ class Writer(threading.Thread):
                     reasoning=text.reasoning,
                     stop_reason=text.stop_reason,
                     stop_string=text.stop_string,
-                    completion_tokens=len(sequence.tokens),
                     logprobs=text.logprobs,
                 )
             )

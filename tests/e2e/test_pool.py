@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 from jobs.batch import queue_name
 from jobs.keys import worker_key
 from jobs.store import Store
+from tests import waiting
 from tests.mixed import audit, lines, records
 
 ROOT = Path(__file__).parents[2]
@@ -33,13 +35,7 @@ def promptmill(url: str, *arguments: str, check: bool = True) -> subprocess.Comp
     )  # fmt: skip
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """Poll ``condition`` until it holds; its value."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited too long until {what}"
-        time.sleep(0.05)
-    return found
+until = functools.partial(waiting.until, seconds=DEADLINE_S)
 
 
 def write_lines(path: Path, jobs: list[dict[str, Any]]) -> Path:

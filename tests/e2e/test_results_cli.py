@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from jobs.line import Job
 from jobs.record import Choice
 from jobs.store import Store
 from submit.cli import main
+from tests import waiting
 from tests.pool import echo, make_batch, prompts, publish, work
 
 DEADLINE_S = 30.0
@@ -35,11 +36,7 @@ def lines(text: str | bytes) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in text.splitlines()]
 
 
-def until(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited too long until {what}"
-        time.sleep(0.02)
+until = functools.partial(waiting.until, seconds=DEADLINE_S)
 
 
 def test_all_lines_succeeded_is_0(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 import pytest
 
+from tests import waiting
 from tests.mixed import audit, lines, records
 
 ROOT = Path(__file__).parents[2]
@@ -61,12 +62,7 @@ def finished(process: subprocess.Popen[str], stdin: str | None = None) -> tuple[
     return process.returncode, said
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited too long until {what}"
-        time.sleep(0.05)
-    return found
+until = functools.partial(waiting.until, seconds=DEADLINE_S)
 
 
 def write(path: Path, jobs: list[dict[str, Any]]) -> Path:

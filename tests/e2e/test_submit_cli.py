@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import os
 import signal
@@ -9,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from jobs.errors import LineError
 from jobs.line import Job
 from jobs.record import Choice
 from jobs.store import Store
+from tests import waiting
 from tests.pool import echo, work
 
 DEADLINE_S = 60.0
@@ -63,13 +64,7 @@ def bad(tmp_path: Path) -> Path:
     return path
 
 
-def until(condition: Callable[[], Any]) -> Any:
-    """Poll ``condition`` until it holds; its value."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
+until = functools.partial(waiting.until, seconds=DEADLINE_S)
 
 
 def test_id_alone_is_on_stdout(store: Store, server_url: str, good: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ from jobs import embedded
 from jobs.embedded import data_folder, embedded_server, find_server, is_held, open_lock, socket_path, try_lock
 from jobs.errors import RedisError
 from jobs.guardian import Server
+from tests import waiting
 
 ROOT = Path(embedded.__file__).parent.parent
 USER = """
@@ -41,12 +43,7 @@ with embedded_server(Path(sys.argv[1])) as url:
 Start = Callable[[Path], subprocess.Popen[str]]
 
 
-def until(condition: Callable[[], object], seconds: float = 8.0) -> None:
-    """Wait for a condition to come true; fail when it has not within the deadline."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+until = functools.partial(waiting.until, seconds=8.0)
 
 
 def listed(*columns: str) -> list[list[str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import RefusedError
-from submit.cli import read_config
+from jobs.settings import read_settings
 from submit.commands.submit import command
 
 
@@ -15,7 +15,7 @@ def settings(folder: Path, text: str) -> dict[str, object]:
     """What ``promptmill submit`` takes from a settings file of this text."""
     path = folder / "promptmill.toml"
     path.write_text(text)
-    return read_config(path, "submit", command)
+    return read_settings(path, "submit", command.params)
 
 
 def test_keys_are_flags_and_a_commands_table_wins(tmp_path: Path) -> None:

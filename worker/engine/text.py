@@ -10,6 +10,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from jobs.record import finish_reason
 from worker.engine.sequence import Sequence
 
 __all__ = ["Completion", "Detokenizer", "StopMatcher", "TextAssembler", "TextStream", "split_thinking"]
@@ -172,7 +173,7 @@ class TextAssembler:
             reasoning=reasoning,
             stop_reason=reason,
             stop_string=seq.stop_string,
-            finish_reason=_finish_reason(reason),
+            finish_reason=finish_reason(reason),
             logprobs=self._logprobs(seq, len(raw)) if seq.sampling.logprobs else None,
         )
 
@@ -202,9 +203,3 @@ class TextAssembler:
         text = self._tokenizer.decode([token])
         data = None if REPLACEMENT in text else list(text.encode())
         return {"token": text, "id": token, "logprob": logprob, "bytes": data}
-
-
-def _finish_reason(stop_reason: str) -> str | None:
-    if stop_reason in ("eos", "stop_string"):
-        return "stop"
-    return "length" if stop_reason in ("max_tokens", "context_length") else None
