@@ -8,7 +8,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from jobs.params import Sampling
 from worker.engine import caches as batch_caches, rows as row_arrays, slots as row_slots
 from worker.engine.caches import Cache
 from worker.engine.model import LoadedModel
@@ -89,7 +88,6 @@ class DecodeBatch:
         self._sampler = sampler
         self._rows: list[tuple[Sequence, int] | None] = []
         self._idle: list[int] = []
-        self._vacant = Sequence(None, 0, (0,), Sampling(), 0, frozenset(), limit=1)
         self._caches: list[Cache] = []
         self._inputs: mx.array | None = None
         self._arrays: BatchArrays | None = None
@@ -146,7 +144,7 @@ class DecodeBatch:
         if len(self._idle) * MOST_IDLE > len(self._rows) or self._wasted() > MOST_WASTED:
             self._compact()
         if self._arrays is None or self._arrays.steps_left < 1:
-            rows = [self._vacant if entry is None else entry[0] for entry in self._rows]
+            rows = [None if entry is None else entry[0] for entry in self._rows]
             self._arrays = row_arrays.build(rows, self._inputs, self._model.vocab_size)
         arrays = self._arrays
         logits = self._model.forward(self._inputs[:, None], self._caches)[:, -1]

@@ -36,9 +36,14 @@ class BatchArrays:
     steps_left: float
 
 
-def build(rows: Items[Sequence], inputs: mx.array, vocab_size: int) -> BatchArrays:
-    """The arrays of ``rows``, whose next input tokens are ``inputs [rows]`` (of rows in flight not yet read)."""
-    features = features_of(rows, vocab_size)
+def build(slots: Items[Sequence | None], inputs: mx.array, vocab_size: int) -> BatchArrays:
+    """The arrays of a batch's slots, whose next input tokens are ``inputs [slots]`` (of rows in flight not yet read).
+
+    An idle slot (None) asks for nothing, and gets whatever token comes cheapest.
+    """
+    features = features_of([row for row in slots if row is not None], vocab_size)
+    idle = Sequence(None, 0, (0,), Sampling(), 0, frozenset(), limit=1)
+    rows = [idle if row is None else row for row in slots]
     state = {"generated": _ints(_generated(row) for row in rows)}
     steps_left = math.inf
     if features.window:
@@ -84,9 +89,11 @@ def features_of(rows: Items[Sequence], vocab_size: int) -> Features:
         presence=any(item.presence_penalty != 0.0 for item in samplings),
         frequency=any(item.frequency_penalty != 0.0 for item in samplings),
         min_tokens=any(_bans_eos(row) for row in rows),
+        greedy="greedy" in paths,
         dense="dense" in paths,
         candidates="candidates" in paths,
         full="full" in paths,
+        xtc=any(item.xtc_probability > 0.0 and not item.greedy for item in samplings),
         mass=any(_needs_mass(row, vocab_size) for row in rows),
         logprobs=any(item.logprobs for item in samplings),
         top_logprobs=any(item.top_logprobs for item in samplings),
@@ -143,7 +150,6 @@ def _draws(rows: Items[Sequence], features: Features, vocab_size: int) -> dict[s
     params = {
         "keys": mx.array(np.array([draw_key(row.seed) for row in rows], dtype=np.uint32)),
         "temperature": _floats(1.0 if item.greedy else max(item.temperature, COLDEST) for item in samplings),
-        "greedy": mx.array([path == "greedy" for path in paths]),
     }
     if features.dense:
         params["dense"] = mx.array([path == "dense" for path in paths])
@@ -152,6 +158,7 @@ def _draws(rows: Items[Sequence], features: Features, vocab_size: int) -> dict[s
         params["log_min_p"] = _floats(math.log(item.min_p) if item.min_p else -math.inf for item in samplings)
         params["min_tokens_to_keep"] = _ints(min(item.min_tokens_to_keep, UNLIMITED) for item in samplings)
         params["top_k"] = _ints(item.top_k if item.top_k < vocab_size else 0 for item in samplings)
+    if features.xtc:
         params["xtc_probability"] = _floats(item.xtc_probability for item in samplings)
         params["xtc_threshold"] = _floats(item.xtc_threshold for item in samplings)
         params["xtc_exempt"] = _table((row.xtc_exempt for row in rows), mx.int32, empty=-1)
