@@ -30,7 +30,7 @@ def draw(logits: np.ndarray, count: int = STEPS, *, full: bool = False, stride: 
     batch = [row_of(seed * stride, **given) for seed in range(ROWS)]
     for row in batch:
         row.full = full
-    arrays = row_arrays.build(batch, mx.ones(ROWS, dtype=mx.int32), len(logits))
+    arrays = row_arrays.build(batch, len(logits))
     wide = mx.broadcast_to(mx.array(logits.astype(np.float32))[None], (ROWS, len(logits)))
     found = []
     for _ in range(count):
@@ -122,7 +122,7 @@ def test_draws_do_not_depend_on_the_batch() -> None:
     ]
 
     def tokens_of(rows: list[Sequence]) -> dict[int, list[int]]:
-        arrays = row_arrays.build(rows, mx.ones(len(rows), dtype=mx.int32), len(logits))
+        arrays = row_arrays.build(rows, len(logits))
         wide = mx.broadcast_to(mx.array(logits)[None], (len(rows), len(logits)))
         found: dict[int, list[int]] = {row.seed: [] for row in rows}
         for _ in range(8):
@@ -150,7 +150,7 @@ def test_greedy_in_half_precision_is_mlx_lms(kind: mx.Dtype) -> None:
     assert bool((expected != mx.argmax(logits, axis=-1)).any())
     rows = [row_of(seed, temperature=0.0) for seed in range(200)]
     for batch in (rows, [row_of(0, top_p=0.5), *rows[1:]]):
-        arrays = row_arrays.build(batch, mx.ones(200, dtype=mx.int32), 300)
+        arrays = row_arrays.build(batch, 300)
         tokens = sample(arrays.features, logits, arrays.state, arrays.params)["tokens"]
         assert tokens.tolist()[1:] == expected.tolist()[1:]
 
@@ -191,7 +191,7 @@ def test_values_never_make_a_graph() -> None:
 
     def step(**given: Any) -> None:
         rows = [row_of(seed, **given) for seed in range(4)]
-        arrays = row_arrays.build(rows, mx.ones(4, dtype=mx.int32), 500)
+        arrays = row_arrays.build(rows, 500)
         # Tracing alone: to run the graph would call a C++ compiler on the CPU build.
         sampler(arrays.features, logits, arrays.state, arrays.params)
 

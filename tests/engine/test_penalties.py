@@ -87,20 +87,18 @@ def test_rows_are_penalised_each_by_its_own(rows: list[tuple[list[int], dict[str
     tokens grows with them."""
     random = np.random.default_rng(seed)
     batch = [row_of(prompt, **given) for prompt, given in rows]
-    inputs = mx.array([row.prompt[-1] for row in batch])
-    arrays = row_arrays.build(batch, inputs, VOCAB)
+    arrays = row_arrays.build(batch, VOCAB)
     for _ in range(12):
         if arrays.steps_left < 1:
-            arrays = row_arrays.build(batch, inputs, VOCAB)
+            arrays = row_arrays.build(batch, VOCAB)
         logits = (random.normal(size=(len(batch), VOCAB)) * 3).astype(np.float32)
         found = np.array(adjust(arrays.features, mx.array(logits), arrays.state, arrays.params))
         for row, one, other in zip(batch, found, logits, strict=True):
             np.testing.assert_allclose(one, reference(row, other), rtol=1e-5, atol=1e-5)
         step = sample(arrays.features, mx.array(logits), arrays.state, arrays.params)
-        inputs = step["tokens"]
         arrays.state = {name: step[name] for name in arrays.state}
         arrays.steps_left -= 1
-        for row, token in zip(batch, inputs.tolist(), strict=True):
+        for row, token in zip(batch, step["tokens"].tolist(), strict=True):
             row.tokens.append(token)
 
 
@@ -111,7 +109,7 @@ def test_window_grows_by_doubling() -> None:
     for count in range(100):
         row.tokens = list(range(1, 20)) * 6
         row.tokens = row.tokens[:count]
-        arrays = row_arrays.build([row], mx.array([1]), VOCAB)
+        arrays = row_arrays.build([row], VOCAB)
         widths.add(arrays.state["window"].shape[1])
         assert arrays.steps_left >= 1
     assert widths == {1, 2, 4, 8, 16, 32, 64, 128}

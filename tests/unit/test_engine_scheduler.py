@@ -47,6 +47,20 @@ def test_similar_prompts_are_grouped() -> None:
     assert names(scheduler.begin()) == [["0", "0"], ["30", "40", "45"], ["500", "510"], ["2000"]]
 
 
+def test_a_wave_is_the_first_prompt_and_those_most_like_it() -> None:
+    """Prompts of like length go together, from a few waves ahead; the one that came first is in every wave, so none
+    is passed over for ever."""
+    lengths = [300, 20, 310, 25, 900, 290, 21, 880, 5000, 301]
+    waves = []
+    scheduler = scheduler_of([ticket(str(n), n) for n in lengths], prompt_concurrency=2)
+    while scheduler.waiting:
+        waves.append([item.owner for item in begun(scheduler)])
+        for item, count in scheduler.start():
+            for _ in range(count):
+                scheduler.ended(item)
+    assert waves == [["300", "310"], ["20", "21"], ["25", "290"], ["880", "900"], ["301", "5000"]]
+
+
 def test_equal_lengths_only_where_padding_harms() -> None:
     """Models that do not mask padding get groups of one length."""
     scheduler = scheduler_of([ticket(str(n), n) for n in (7, 8, 7)], padding=False)

@@ -101,10 +101,25 @@ def finalize(caches: Sequence[Cache]) -> None:
         cache.finalize()
 
 
-def extend(caches: Sequence[Cache], others: Sequence[Cache]) -> None:
-    """Add the rows of ``others`` behind those of ``caches``; ``others`` must not be used after."""
-    for cache, other in zip(caches, others, strict=True):
-        cache.extend(other)
+def extend(caches: Sequence[Cache], others: Sequence[Cache], rows: int, more: int) -> None:
+    """Add the ``more`` rows of ``others`` behind the ``rows`` of ``caches``; ``others`` must not be used after.
+
+    Recurrent caches that hold nothing yet do not know how many rows they have, so those are added up here.
+    """
+    for cache, other in zip(leaves(caches), leaves(others), strict=True):
+        if _recurrent(cache) and cache.left_padding is None and other.left_padding is None:
+            cache.cache = [_joined(*pair, rows, more) for pair in zip(cache.cache, other.cache, strict=True)]
+        else:
+            cache.extend(other)
+
+
+def _joined(state: mx.array | None, other: mx.array | None, rows: int, more: int) -> mx.array | None:
+    parts = [(state, rows), (other, more)]
+    known = next((part for part, _ in parts if part is not None), None)
+    if known is None:
+        return None
+    blank = [mx.zeros((count, *known.shape[1:]), dtype=known.dtype) for _, count in parts]
+    return mx.concatenate([zeros if part is None else part for (part, _), zeros in zip(parts, blank, strict=True)])
 
 
 def keep(caches: Sequence[Cache], rows: list[int]) -> None:

@@ -1,8 +1,8 @@
-"""The rows that decode together: one forward and one sampling step for all of them, dispatched but not awaited."""
+"""The rows that decode together: one sampling and one forward for all of them, started but not awaited."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence as Items
+from collections.abc import Callable, Sequence as Items
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,31 +42,30 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One dispatched step: its rows by slot, each with the epoch it was in, and what is being computed for them."""
+    """One token for each row, being computed: the rows by slot. ``spent`` are those that need no further step."""
 
-    rows: dict[int, tuple[Sequence, int]]
+    rows: dict[int, Sequence]
+    spent: list[Sequence]
     sampled: Sampled
 
     def read(self) -> list[Taken]:
-        """Wait for the step; one entry per row that has not ended or left the batch in the meantime."""
+        """Wait for the tokens; one entry per row."""
         sampled = self.sampled
         tokens = _listed(sampled.tokens)
         covered = _listed(sampled.covered)
         logprobs = _listed(sampled.logprobs)
         ids, values = _listed(sampled.top_ids), _listed(sampled.top_logprobs)
         taken = []
-        for index, (row, epoch) in self.rows.items():
-            if row.ended or row.epoch != epoch:
-                continue
+        for slot, row in self.rows.items():
             wants = row.sampling
             best = wants.top_logprobs if ids is not None else 0
             taken.append(
                 Taken(
                     row=row,
-                    token=tokens[index],
-                    covered=covered is None or covered[index],
-                    logprob=logprobs[index] if wants.logprobs and logprobs is not None else None,
-                    top=list(zip(ids[index][:best], values[index][:best], strict=True)) if best else None,
+                    token=tokens[slot],
+                    covered=covered is None or covered[slot],
+                    logprob=logprobs[slot] if wants.logprobs and logprobs is not None else None,
+                    top=list(zip(ids[slot][:best], values[slot][:best], strict=True)) if best else None,
                 )
             )
         return taken
@@ -77,7 +76,11 @@ def _listed(array: mx.array | None) -> Any:
 
 
 class DecodeBatch:
-    """Rows, their caches and the tokens they are about to read.
+    """Rows, their caches and the logits of their next tokens.
+
+    A step has two halves. :meth:`sample` draws a token per row from the logits, and :meth:`advance` runs the model on
+    these tokens and starts all of it on the device. Between the two rows may :meth:`join`; after them the tokens are
+    read, and what follows from them is done while the device is busy with the model.
 
     A row that ended leaves its slot idle: it is computed along, at next to no cost, until another row takes the slot,
     or until so many are idle that the batch is made smaller.
@@ -86,87 +89,91 @@ class DecodeBatch:
     def __init__(self, model: LoadedModel, sampler: Sampler) -> None:
         self._model = model
         self._sampler = sampler
-        self._rows: list[tuple[Sequence, int] | None] = []
+        self._rows: list[Sequence | None] = []
         self._idle: list[int] = []
         self._caches: list[Cache] = []
         self._inputs: mx.array | None = None
+        self._logits: mx.array | None = None
+        self._sampled: Sampled | None = None
         self._arrays: BatchArrays | None = None
         self._steps = 0
 
     def __len__(self) -> int:
         return len(self._rows) - len(self._idle)
 
+    def sample(self) -> StepResult | None:
+        """Draw the next token of every row that has not ended, lazily; None without rows."""
+        self._retire(lambda row: row.ended)
+        if self._logits is None or not len(self):
+            return None
+        if self._arrays is None or self._arrays.steps_left < 1:
+            self._arrays = row_arrays.build(self._rows, self._model.vocab_size)
+        arrays = self._arrays
+        self._sampled = self._sampler(arrays.features, self._logits, arrays.state, arrays.params)
+        arrays.state = self._sampled.state
+        arrays.steps_left -= 1
+        self._inputs, self._logits = self._sampled.tokens, None
+        rows = {slot: row for slot, row in enumerate(self._rows) if row is not None}
+        spent = [row for row in rows.values() if len(row.tokens) + 1 >= row.limit]
+        if spent:
+            self._retire(lambda row: len(row.tokens) + 1 >= row.limit)
+        return StepResult(rows, spent, self._sampled)
+
     def join(self, rows: Items[Sequence], caches: list[Cache], inputs: Items[int]) -> None:
-        """Add rows with their prefilled caches and the last token of each prompt."""
+        """Add rows with their prefilled caches and the last token of each prompt; between sampling and advancing."""
         tokens = mx.array(list(inputs), dtype=mx.int32)
-        entries = [(row, row.epoch) for row in rows]
         slots = self._idle[: len(rows)]
-        if self._inputs is None:
-            self._caches, self._inputs, self._rows = caches, tokens, [*entries]
+        if self._inputs is None or not len(self):
+            self._caches, self._inputs, self._rows, self._idle = caches, tokens, list(rows), []
         elif len(slots) == len(rows) and row_slots.place(self._caches, caches, slots):
             # Not written into the inputs as they are: they are the tokens of the step in flight.
             self._inputs = mx.put_along_axis(self._inputs, mx.array(slots), tokens, axis=0)
-            for slot, entry in zip(slots, entries, strict=True):
-                self._rows[slot] = entry
+            for slot, row in zip(slots, rows, strict=True):
+                self._rows[slot] = row
             del self._idle[: len(rows)]
         else:
             if self._idle:
                 self._compact()
-            batch_caches.extend(self._caches, caches)
+            batch_caches.extend(self._caches, caches, len(self._rows), len(rows))
             self._inputs = mx.concatenate([self._inputs, tokens])
-            self._rows += entries
+            self._rows += rows
         self._arrays = None
 
-    def sweep(self) -> list[Sequence]:
-        """Retire rows that ended, left, or need no further step; the last of these are returned."""
-        spent = []
-        for slot, (row, epoch) in list(self._live()):
-            if not row.ended and row.epoch == epoch and not row.exhausted:
-                continue
-            if not row.ended and row.epoch == epoch:
-                spent.append(row)
-            self._rows[slot] = None
-            self._idle.append(slot)
-            self._arrays = None
-        if not len(self):
+    def advance(self) -> None:
+        """Start computing what was sampled, and the logits of the tokens after it."""
+        if self._sampled is not None:
+            mx.async_eval(self._sampled.outputs())
+            self._sampled = None
+        if self._inputs is None or not len(self):
             self.clear()
-        return spent
+            return
+        if len(self._idle) * MOST_IDLE > len(self._rows) or self._wasted() > MOST_WASTED:
+            self._compact()
+        self._logits = self._model.forward(self._inputs[:, None], self._caches)[:, -1]
+        self._steps += 1
+        mx.async_eval(self._logits, self._settled())
+        if self._steps % CLEAR_EVERY == 0:
+            mx.clear_cache()
+
+    def leave(self, row: Sequence) -> None:
+        """Take a row out that has not ended: it will come back."""
+        self._retire(lambda other: other is row)
 
     def clear(self) -> None:
         """Forget all rows and their caches."""
         self._rows, self._idle, self._caches = [], [], []
-        self._inputs = self._arrays = None
+        self._inputs = self._logits = self._sampled = self._arrays = None
 
-    def dispatch(self) -> StepResult | None:
-        """Start computing the next token of every row; None without rows. Call :meth:`sweep` before."""
-        if self._inputs is None:
-            return None
-        if len(self._idle) * MOST_IDLE > len(self._rows) or self._wasted() > MOST_WASTED:
-            self._compact()
-        if self._arrays is None or self._arrays.steps_left < 1:
-            rows = [None if entry is None else entry[0] for entry in self._rows]
-            self._arrays = row_arrays.build(rows, self._inputs, self._model.vocab_size)
-        arrays = self._arrays
-        logits = self._model.forward(self._inputs[:, None], self._caches)[:, -1]
-        sampled = self._sampler(arrays.features, logits, arrays.state, arrays.params)
-        arrays.state = sampled.state
-        arrays.steps_left -= 1
-        self._inputs = sampled.tokens
-        self._steps += 1
-        mx.async_eval(sampled.outputs(), self._settled())
-        if self._steps % CLEAR_EVERY == 0:
-            mx.clear_cache()
-        live = dict(self._live())
-        for row, _ in live.values():
-            row.in_flight += 1
-        return StepResult(live, sampled)
-
-    def _live(self) -> Iterator[tuple[int, tuple[Sequence, int]]]:
-        return ((slot, entry) for slot, entry in enumerate(self._rows) if entry is not None)
+    def _retire(self, which: Callable[[Sequence], bool]) -> None:
+        for slot, row in enumerate(self._rows):
+            if row is not None and which(row):
+                self._rows[slot] = None
+                self._idle.append(slot)
+                self._arrays = None
 
     def _compact(self) -> None:
         """Drop idle slots, and columns that no row uses any more, at the price of a copy."""
-        stays = [slot for slot, _ in self._live()]
+        stays = [slot for slot, row in enumerate(self._rows) if row is not None]
         batch_caches.keep(self._caches, stays)
         self._inputs = self._inputs[mx.array(stays)] if self._inputs is not None else None
         self._rows = [self._rows[slot] for slot in stays]
@@ -175,7 +182,7 @@ class DecodeBatch:
 
     def _wasted(self) -> int:
         """Columns of the caches that are padding in every row."""
-        longest = max(len(row.prompt) + len(row.tokens) + row.in_flight for _, (row, _) in self._live())
+        longest = max(len(row.prompt) + len(row.tokens) for row in self._rows if row is not None)
         return row_slots.columns(self._caches) - longest
 
     def _settled(self) -> list[mx.array]:

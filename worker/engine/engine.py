@@ -1,7 +1,7 @@
 """The loop: lines in, finished lines out; prompts prefilled in chunks between the steps of one full batch.
 
-A step is dispatched before the results of the step before it are read, so the host's work (ends, stop strings, new
-rows) happens while the device computes. One thread owns an engine: the one that loaded its model.
+A step's tokens are read while the device computes the logits after them, so the host's work (ends, stop strings, the
+next step's graph) costs no time of its own. One thread owns an engine: the one that loaded its model.
 """
 
 from __future__ import annotations
@@ -87,10 +87,9 @@ class Engine:
         self._finished: list[Finished] = []
         self._groups: deque[PrefillGroup] = deque()
         self._ready: list[PrefillGroup] = []
-        self._dispatched: StepResult | None = None
         self._tickets: dict[Sequence, Ticket] = {}
         self._matchers: dict[Sequence, StopMatcher] = {}
-        self._suspects: deque[tuple[Line, list[tuple[Sequence, int]]]] = deque()
+        self._suspects: deque[tuple[Line, list[Sequence]]] = deque()
         self._cleared: list[Line] = []
         self._guilty_found = False
 
@@ -160,7 +159,7 @@ class Engine:
         return [line.prepared.key for line in dropped]
 
     def step(self) -> list[Finished]:
-        """One round: rows start, one decode step is dispatched, prompts advance, the step before is read.
+        """One round: a token per row is drawn, rows start, the model runs on, prompts advance, the tokens are read.
 
         Returns:
             The lines that ended. An exception of MLX or the model never leaves here: the line that causes it fails
@@ -210,20 +209,21 @@ class Engine:
 
     def _advance(self) -> None:
         began = self._clock()
-        for row in self._batch.sweep():
-            self._release(row)
-        self._start_rows()
-        result = self._batch.dispatch()
+        result = self._batch.sample()
         if result is not None:
             self.stats.decode_steps += 1
             self.stats.decode_rows += len(result.rows)
-        dispatched = self._clock()
-        self._prefill(decoding=result is not None)
+            for row in result.spent:
+                self._release(row)
+        self._start_rows()
+        self._batch.advance()
+        advanced = self._clock()
+        self._prefill(decoding=len(self._batch) > 0)
         prefilled = self._clock()
-        self._collect(self._dispatched)
-        self._dispatched = result
-        self.stats.prefill_s += prefilled - dispatched
-        self.stats.decode_s += self._clock() - prefilled + dispatched - began
+        if result is not None:
+            self._collect(result)
+        self.stats.prefill_s += prefilled - advanced
+        self.stats.decode_s += self._clock() - prefilled + advanced - began
 
     def _start_rows(self) -> None:
         for group in self._ready:
@@ -289,17 +289,15 @@ class Engine:
         self._groups.extend(PrefillGroup.of_prefix(self.model, prefix) for prefix in self._prefixes.planned())
         self._groups.extend(PrefillGroup(self.model, tickets) for tickets in groups)
 
-    def _collect(self, result: StepResult | None) -> None:
-        if result is None:
-            return
+    def _collect(self, result: StepResult) -> None:
         for taken in result.read():
             row = taken.row
-            row.in_flight -= 1
             if taken.covered:
                 self._accept(taken)
             else:
                 row.full = True
                 self.stats.repeated_rows += 1
+                self._batch.leave(row)
                 self._readmit(self._lines[row.key], [row])
 
     def _accept(self, taken: Taken) -> None:
@@ -400,13 +398,10 @@ class Engine:
         """Queue rows of one history again, first of all: prompt and accepted tokens are prefilled anew."""
         for row in rows:
             self._release(row)
-            row.epoch += 1
-            row.in_flight = 0
         self._scheduler.add_first(self._ticket(line, [*rows[0].prompt, *rows[0].tokens], rows))
 
     def _reset(self) -> None:
         """Forget everything that is under way on the device."""
-        self._dispatched = None
         self._batch.clear()
         self._groups.clear()
         self._ready.clear()
@@ -431,8 +426,8 @@ class Engine:
         """Try one suspect by itself. If that fails too it is guilty; when all are tried the others go on."""
         line, rows = self._suspects.popleft()
         try:
-            for row, steps in rows:
-                try_alone(self.model, self._sampler, row, steps, self._step_size, self._accept)
+            for row in rows:
+                try_alone(self.model, self._sampler, row, self._step_size, self._accept)
         except Exception as error:
             log.exception("line %r fails by itself", line.prepared.key, extra={"action": "line_failed"})
             self._fail(line, internal_error(error))

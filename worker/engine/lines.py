@@ -53,7 +53,7 @@ class Line:
 def in_flight(line: Line, places: dict[Ticket, PrefillGroup]) -> InFlight:
     """Where a line under way is; ``places`` has the groups that compute or hold the prompts of tickets."""
     size = len(line.prepared.prompt)
-    decoding = any(seq.tokens or seq.in_flight for seq in line.sequences)
+    decoding = any(seq.tokens for seq in line.sequences) or any(ticket.running for ticket in line.tickets)
     under_way = [places[ticket].prefilled(ticket) for ticket in line.tickets if ticket in places]
     return InFlight(
         key=line.prepared.key,

@@ -84,6 +84,7 @@ def _alone(model: LoadedModel, prompt: list[int]) -> mx.array:
 def _together(model: LoadedModel, groups: list[list[list[int]]], prefix: Prefix | None = None) -> mx.array:
     """Logits ``[rows, vocab]`` after all prompts, each group prefilled together, all decoded in one batch."""
     batch: list[Cache] = []
+    rows = 0
     skipped = 0 if prefix is None else len(prefix)
     for prompts in groups:
         tickets = [
@@ -92,9 +93,10 @@ def _together(model: LoadedModel, groups: list[list[list[int]]], prefix: Prefix 
         group = _computed(PrefillGroup(model, tickets))
         caches = group.take([(ticket, 1) for ticket in tickets])
         if batch:
-            batch_caches.extend(batch, caches)
+            batch_caches.extend(batch, caches, rows, len(prompts))
         else:
             batch = caches
+        rows += len(prompts)
     last = [prompt[-1:] for prompts in groups for prompt in prompts]
     return model.forward(mx.array(last), batch)[:, -1]
 

@@ -15,24 +15,25 @@ from worker.engine.sequence import Sequence
 
 __all__ = ["to_try", "try_alone"]
 
+STEPS = 2
+"""A step that failed was, at most, computing what comes after the one token that had not been read."""
 
-def to_try(rows: Iterable[Sequence]) -> list[tuple[Sequence, int]]:
-    """The rows of a line whose trial tells about the line, and for how many steps: as far as each was computed when
-    the step failed, and one further. Rows that had not started are all alike, so one stands for them."""
-    started: list[tuple[Sequence, int]] = []
-    fresh: list[tuple[Sequence, int]] = []
+
+def to_try(rows: Iterable[Sequence]) -> list[Sequence]:
+    """The rows of a line whose trial tells about the line. Rows that had not started are all alike, so one stands for
+    them."""
+    started: list[Sequence] = []
+    fresh: list[Sequence] = []
     for row in rows:
-        (started if row.tokens or row.in_flight else fresh).append((row, row.in_flight + 1))
-        row.epoch += 1
-        row.in_flight = 0
+        (started if row.tokens else fresh).append(row)
         row.cached_tokens = 0  # its prompt is computed once more, and in full
     return started + fresh[:1]
 
 
 def try_alone(
-    model: LoadedModel, sampler: Sampler, row: Sequence, steps: int, step_size: int, accept: Callable[[Taken], None]
+    model: LoadedModel, sampler: Sampler, row: Sequence, step_size: int, accept: Callable[[Taken], None]
 ) -> None:
-    """Prefill one row and decode ``steps`` tokens of it with nothing else in the batch; ``accept`` gets each token.
+    """Prefill one row and decode ``STEPS`` tokens of it with nothing else in the batch; ``accept`` gets each token.
 
     Raises:
         Exception: whatever the model, MLX or ``accept`` raises: the row is to blame.
@@ -44,13 +45,12 @@ def try_alone(
         mx.eval(group.arrays())
     batch = DecodeBatch(model, sampler)
     batch.join([row], group.take([(group.tickets[0], 1)]), tokens[-1:])
-    for _ in range(steps):
-        batch.sweep()
-        result = batch.dispatch()
+    for _ in range(STEPS):
+        batch.advance()
+        result = batch.sample()
         if result is None:
             return
         for taken in result.read():
-            row.in_flight -= 1
             if not taken.covered:
                 row.full = True
                 return

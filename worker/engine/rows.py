@@ -36,19 +36,19 @@ class BatchArrays:
     steps_left: float
 
 
-def build(slots: Items[Sequence | None], inputs: mx.array, vocab_size: int) -> BatchArrays:
-    """The arrays of a batch's slots, whose next input tokens are ``inputs [slots]`` (of rows in flight not yet read).
+def build(slots: Items[Sequence | None], vocab_size: int) -> BatchArrays:
+    """The arrays of a batch's slots.
 
     An idle slot (None) asks for nothing, and gets whatever token comes cheapest.
     """
     features = features_of([row for row in slots if row is not None], vocab_size)
     idle = Sequence(None, 0, (0,), Sampling(), 0, frozenset(), limit=1)
     rows = [idle if row is None else row for row in slots]
-    state = {"generated": _ints(_generated(row) for row in rows)}
+    state = {"generated": _ints(len(row.tokens) for row in rows)}
     steps_left = math.inf
     if features.window:
-        width = _power_of_two(max(_looks_back(row, _generated(row)) for row in rows))
-        state["window"] = _window(rows, inputs, width)
+        width = _power_of_two(max(map(_looks_back, rows)))
+        state["window"] = _window(rows, width)
         steps_left = min(_window_steps(row, width) for row in rows)
     return BatchArrays(features, _params(rows, features, vocab_size), state, steps_left)
 
@@ -170,10 +170,6 @@ def _draws(rows: Items[Sequence], features: Features, vocab_size: int) -> dict[s
     return params
 
 
-def _generated(row: Sequence) -> int:
-    return len(row.tokens) + row.in_flight
-
-
 def _views(row: Sequence) -> list[tuple[int, int]]:
     """Of each penalty of the row that is on: its context size, and how much of the prompt it may see."""
     item, prompt = row.sampling, len(row.prompt)
@@ -187,27 +183,24 @@ def _views(row: Sequence) -> list[tuple[int, int]]:
     return views
 
 
-def _looks_back(row: Sequence, generated: int) -> int:
-    """How many of its last tokens the row's penalties look at after ``generated`` new ones; at least 1."""
-    return max((min(size, prompt + generated) for size, prompt in _views(row)), default=1) or 1
+def _looks_back(row: Sequence) -> int:
+    """How many of its last tokens the row's penalties look at; at least 1."""
+    return max((min(size, prompt + len(row.tokens)) for size, prompt in _views(row)), default=1) or 1
 
 
 def _window_steps(row: Sequence, width: int) -> float:
     """For how many steps, this one included, a window of ``width`` holds all that the row's penalties look at."""
-    steps = [width - prompt - _generated(row) + 1 for size, prompt in _views(row) if size > width]
+    steps = [width - prompt - len(row.tokens) + 1 for size, prompt in _views(row) if size > width]
     return min(steps, default=math.inf)
 
 
-def _window(rows: Items[Sequence], inputs: mx.array, width: int) -> mx.array:
+def _window(rows: Items[Sequence], width: int) -> mx.array:
     """``[rows, width]``: each row's last tokens, the newest in the last column; zeros where a row is shorter."""
-    known = np.zeros((len(rows), width - 1), dtype=np.int32)
+    window = np.zeros((len(rows), width), dtype=np.int32)
     for index, row in enumerate(rows):
-        past = _tail(row, width if row.in_flight == 0 else width - 1)
-        if row.in_flight == 0:
-            past = past[:-1]
-        if past:
-            known[index, width - 1 - len(past) :] = past
-    return mx.concatenate([mx.array(known), inputs[:, None].astype(mx.int32)], axis=1)
+        past = _tail(row, width)
+        window[index, width - len(past) :] = past
+    return mx.array(window)
 
 
 def _tail(row: Sequence, count: int) -> list[int]:

@@ -1,8 +1,7 @@
 """What begins when: admission, prefill groups and free rows. Policy only: no tensors, no model, no clock.
 
-A :class:`Ticket` is one prompt to prefill and the rows that start from it. It passes four states, always in the
-order in which tickets came: waiting, prefilling, ready (its prompt is computed, rows of it have still to start),
-running. Prompts are prefilled a little ahead, while all rows are busy, so that a row that ends is followed by the
+A :class:`Ticket` is one prompt to prefill and the rows that start from it. It passes four states: waiting, prefilling,
+ready (its prompt is computed, rows of it have still to start), running. Prompts are prefilled a little ahead, while all rows are busy, so that a row that ends is followed by the
 next one in the very next step.
 """
 
@@ -11,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 __all__ = ["Scheduler", "Ticket"]
@@ -19,6 +19,8 @@ SIMILAR_RATIO = 1.25
 SIMILAR_SLACK = 32
 """Prompts are prefilled together while the longest has at most this ratio of the shortest, and this many tokens more:
 what padding may cost, against another forward of the model."""
+LOOK_AHEAD = 4
+"""A wave of prompts is chosen among this many waves' worth of waiting ones."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +46,7 @@ class Ticket:
 
 
 class Scheduler:
-    """First come, first served, within a number of rows and a budget of bytes.
+    """First come, first served but for neighbours of like length, within a number of rows and a budget of bytes.
 
     ``row_bytes`` gives the cache bytes of a row that holds a number of tokens. A batch is as wide as its longest row,
     so what is charged is the number of rows times the cost of the longest of them: that is what the batch can grow to.
@@ -123,14 +125,21 @@ class Scheduler:
         if self._prefilling or not self._waiting or staged >= max(1, self.free):
             return []
         wanted = max(self.free, self.prompt_concurrency)
-        while self._waiting and len(self._prefilling) < self.prompt_concurrency and staged < wanted:
-            if not self._may_hold(self._waiting[0]):
+        for ticket in self._wave():
+            if len(self._prefilling) == self.prompt_concurrency or staged >= wanted or not self._may_hold(ticket):
                 break
-            ticket = self._waiting.popleft()
+            self._waiting.remove(ticket)
             self._prefilling.append(ticket)
             staged += ticket.rows
         self._assign(self._prefilling)
         return self._groups(self._prefilling)
+
+    def _wave(self) -> list[Ticket]:
+        """The ticket that waits first, and of those behind it the ones nearest to it in length, which waste the least
+        padding. Since the first always goes, none waits for longer than there are tickets before it."""
+        near = list(islice(self._waiting, LOOK_AHEAD * self.prompt_concurrency))
+        first = near[0].length
+        return [near[0], *sorted(near[1:], key=lambda ticket: abs(ticket.length - first))]
 
     def prefilled(self, tickets: list[Ticket]) -> None:
         """These prompts are computed: their rows may start."""

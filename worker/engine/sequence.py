@@ -39,8 +39,7 @@ class Sequence:
     mlx-lm does. ``limit`` is the most tokens it may generate: ``max_tokens``, or what the context leaves.
     ``cached_tokens`` counts prompt tokens that were there already when its prompt was first computed.
     ``text`` is set only for rows with stop strings: the raw text, cut before the match. Times are seconds of the
-    engine's clock. ``in_flight`` counts tokens computed on the device and not yet read; ``epoch`` grows whenever
-    the row leaves the batch to come back, so that results of its former life are not taken for new ones.
+    engine's clock.
     """
 
     key: Hashable
@@ -64,8 +63,6 @@ class Sequence:
     prefill_started: float | None = None
     first_token_at: float | None = None
     finished_at: float | None = None
-    in_flight: int = 0
-    epoch: int = 0
     full: bool = False
 
     @property
@@ -84,11 +81,6 @@ class Sequence:
     def output(self) -> list[int]:
         """The tokens that make the text: all but the EOS that ended it."""
         return self.tokens[:-1] if self.stop_reason == "eos" else self.tokens
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether every token the row may generate has been computed, read or not."""
-        return len(self.tokens) + self.in_flight >= self.limit
 
     @property
     def time_to_first_token_s(self) -> float | None:
