@@ -47,6 +47,8 @@ log = logging.getLogger("promptmill.worker")
 
 POLL_S = 0.1
 REDIS_BACKOFF_S = 2.0
+LEAST_AHEAD = 8
+"""Lines kept ahead of a smaller batch: short ones would run out between two looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +197,7 @@ class Service:
 
     def _wanted(self) -> bool:
         """Whether another shard is needed: always one batch of lines ahead, so that no shard's end drains the batch."""
-        return self.compute.waiting + self.intake.unprepared < self.settings.engine.decode_concurrency
+        return self.compute.waiting + self.intake.unprepared < max(self.compute.capacity, LEAST_AHEAD)
 
     def _take_one(self) -> bool:
         if not self._wanted():

@@ -217,6 +217,7 @@ class Engine:
         if result is not None:
             self.stats.decode_steps += 1
             self.stats.decode_rows += len(result.rows)
+            self.stats.decode_slots += self.capacity
         dispatched = self._clock()
         self._prefill(decoding=result is not None)
         prefilled = self._clock()
