@@ -107,6 +107,10 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     "--drain", type=click.FloatRange(0), default=30.0, show_default=True, metavar="SECONDS",
     help="When asked to stop, finish lines already begun for this long; the rest goes back to the queue.",
 )  # fmt: skip
+@click.option(
+    "--recycle-after-tokens", type=click.IntRange(1), metavar="TOKENS",
+    help="After so many generated tokens drain, start afresh in place and go on: all memory is given back.",
+)  # fmt: skip
 @click.option("--name", help="Name of this worker.  [default: the host's]")
 @click.option(
     "--redis", "redis_url", metavar="URL", envvar=["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
@@ -114,7 +118,7 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
 )  # fmt: skip
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
 @click.option("--pool", hidden=True, help="Private queues, for `promptmill run`.")
-@click.option("--exit-with-parent", is_flag=True, hidden=True, help="End when the process that started this one ends.")
+@click.option("--exit-with-parent", "parent", type=int, hidden=True, metavar="PID", help="End when this parent ends.")
 def command(redis_url: str | None, verbose: bool, **flags: Any) -> int:
     """Serve models: take shards of batches from Redis and generate their lines, many at a time.
 
@@ -153,7 +157,8 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
         burst=flags["burst"],
         max_idle_s=flags["max_idle_time"],
         drain_s=flags["drain"],
-        exit_with_parent=flags["exit_with_parent"],
+        parent=flags["parent"],
+        recycle_after_tokens=flags["recycle_after_tokens"],
         engine=engine,
     )
 
