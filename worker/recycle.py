@@ -18,7 +18,7 @@ log = logging.getLogger("promptmill.worker")
 
 RECYCLE = -1
 """What a worker returns, in place of an exit status, that has closed everything and wants to start afresh."""
-HELD_BACK = {signal.SIGTERM}
+HELD_BACK = frozenset({signal.SIGTERM})
 
 
 def listen() -> None:

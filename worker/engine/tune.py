@@ -1,7 +1,7 @@
 """Measuring how fast a loaded model decodes with so many rows in its batch: on its chip, which nobody can know before.
 
 One synthetic prompt is computed once and copied for every row; then the engine's own decode batch takes a few steps.
-Seconds, not minutes: see the limits below.
+Seconds, not minutes: see the limits below. What else computes on the machine meanwhile is measured along.
 """
 
 from __future__ import annotations
