@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -107,7 +108,7 @@ def _worker(store: Store, model: str, folder: Path) -> Iterator[None]:
     temporary.mkdir()
     url = f"unix://{folder / 'server' / 'redis.sock'}"
     command = [sys.executable, "-P", "-m", "worker", "--redis", url, "--model", str(saved(model))]
-    command += ["--decode-concurrency", str(CONCURRENCY), "--exit-with-parent"]
+    command += ["--decode-concurrency", str(CONCURRENCY), f"--exit-with-parent={os.getpid()}"]
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, cwd=ROOT, env=child_environment(str(temporary)), stdout=file, stderr=file

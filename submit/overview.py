@@ -88,6 +88,7 @@ def batch_object(batch: Batch, now: float, states: Sequence[WorkerState], queues
     return {
         **batch.as_dict(now),
         "waiting": activity(batch, queues, states),
+        "workers": [state.as_dict() for state in states if queues & set(state.queues) and not batch.done],
         "in_flight": [{**line.as_dict(), "worker": state.name} for state, line in _in_flight(batch, states)],
     }
 

@@ -327,7 +327,7 @@ def _supervisor(
         # With adapters there are pairs that no line asks for: each is loaded when a line needs it.
         flags += ["--no-preload"] if adapters else []
         flags += [f"--pool={batch.pool}"] if batch.pool is not None else []
-        flags += ["--exit-with-parent", f"--drain={DRAIN_S}", *request.worker_flags]
+        flags += [f"--exit-with-parent={os.getpid()}", f"--drain={DRAIN_S}", *request.worker_flags]
         log.unlink(missing_ok=True)
         return Supervisor([*request.worker, *flags], log, environ, task.progress.note)
 

@@ -63,6 +63,15 @@ class WorkerState:
     memory_bytes: int | None
     in_flight: tuple[LineInFlight, ...]
 
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "state": self.state,
+            "tokens_per_second": self.tokens_per_second,
+            "occupancy": self.occupancy,
+            "memory_bytes": self.memory_bytes,
+        }
+
     def lines_of(self, batch_id: str) -> tuple[LineInFlight, ...]:
         return tuple(line for line in self.in_flight if line.batch_id == batch_id)
 

@@ -7,9 +7,16 @@ import threading
 
 from worker.cli import main
 from worker.compute import THREAD_NAME
+from worker.recycle import RECYCLE, listen, start_afresh
 
 if __name__ == "__main__":
-    status = main()
+    try:
+        listen()
+        status = main()
+        if status == RECYCLE:
+            status = start_afresh()
+    except SystemExit:  # by SIGTERM, before anything was taken or after all of it was handed back
+        status = 0
     if any(thread.name == THREAD_NAME for thread in threading.enumerate()):
         # MLX is still at work, loading a model: if the interpreter went down under it, the process would abort.
         logging.shutdown()

@@ -16,8 +16,9 @@ import click
 from jobs.errors import PromptmillError
 from jobs.settings import read_settings
 from jobs.shard import Group
-from worker.compute import EngineSettings
+from worker.compute import DECODE_CONCURRENCY, EngineSettings
 from worker.service import Service, ServiceSettings
+from worker.tuned import FILE as TUNED_FILE, MOST_ROWS
 
 __all__ = ["command", "main"]
 
@@ -67,8 +68,13 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
 @click.option("--revision", help="Revision of the models on the Hub.")
 @click.option("--trust-remote-code", is_flag=True, help="Let tokenizers run code from the model's repository.")
 @click.option(
-    "--decode-concurrency", type=click.IntRange(1, 4096), default=32, show_default=True,
-    help="Most lines decoded together.",
+    "--decode-concurrency", type=click.IntRange(1, 4096),
+    help=f"Most lines decoded together.  [default: {DECODE_CONCURRENCY}]",
+)  # fmt: skip
+@click.option(
+    "--autotune", is_flag=True,
+    help="Measure at each model's load how many lines to decode together, at most --decode-concurrency where it is "
+    f"given and {MOST_ROWS} where not; remembered per model and host.",
 )  # fmt: skip
 @click.option(
     "--prompt-concurrency", type=click.IntRange(1, 1024), default=8, show_default=True,
@@ -101,6 +107,10 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     "--drain", type=click.FloatRange(0), default=30.0, show_default=True, metavar="SECONDS",
     help="When asked to stop, finish lines already begun for this long; the rest goes back to the queue.",
 )  # fmt: skip
+@click.option(
+    "--recycle-after-tokens", type=click.IntRange(1), metavar="TOKENS",
+    help="After so many generated tokens drain, start afresh in place and go on: all memory is given back.",
+)  # fmt: skip
 @click.option("--name", help="Name of this worker.  [default: the host's]")
 @click.option(
     "--redis", "redis_url", metavar="URL", envvar=["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
@@ -108,7 +118,7 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
 )  # fmt: skip
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
 @click.option("--pool", hidden=True, help="Private queues, for `promptmill run`.")
-@click.option("--exit-with-parent", is_flag=True, hidden=True, help="End when the process that started this one ends.")
+@click.option("--exit-with-parent", "parent", type=int, hidden=True, metavar="PID", help="End when this parent ends.")
 def command(redis_url: str | None, verbose: bool, **flags: Any) -> int:
     """Serve models: take shards of batches from Redis and generate their lines, many at a time.
 
@@ -128,7 +138,7 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
     adapters = (None, *dict.fromkeys(flags["adapters"]))
     groups = tuple(Group(model, adapter) for model in dict.fromkeys(flags["models"]) for adapter in adapters)
     engine = EngineSettings(
-        decode_concurrency=flags["decode_concurrency"],
+        decode_concurrency=flags["decode_concurrency"] or (MOST_ROWS if flags["autotune"] else DECODE_CONCURRENCY),
         prompt_concurrency=flags["prompt_concurrency"],
         prefill_step_size=flags["prefill_step_size"],
         max_context=flags["max_context"],
@@ -137,6 +147,7 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
         prefix_memory=flags["prefix_memory"],
         revision=flags["revision"],
         trust_remote_code=flags["trust_remote_code"],
+        autotune=_data_folder() / TUNED_FILE if flags["autotune"] else None,
     )
     return ServiceSettings(
         groups=groups,
@@ -146,7 +157,8 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
         burst=flags["burst"],
         max_idle_s=flags["max_idle_time"],
         drain_s=flags["drain"],
-        exit_with_parent=flags["exit_with_parent"],
+        parent=flags["parent"],
+        recycle_after_tokens=flags["recycle_after_tokens"],
         engine=engine,
     )
 
@@ -160,9 +172,15 @@ def serve(url: str, settings: ServiceSettings) -> int:
 
 
 def _embedded() -> contextlib.AbstractContextManager[str]:
-    from jobs.embedded import data_folder, embedded_server
+    from jobs.embedded import embedded_server
 
-    return embedded_server(data_folder(os.environ))
+    return embedded_server(_data_folder())
+
+
+def _data_folder() -> Path:
+    from jobs.embedded import data_folder
+
+    return data_folder(os.environ)
 
 
 def _log_to_stderr(verbose: bool) -> None:

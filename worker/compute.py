@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from jobs.errors import ModelLoadError
@@ -20,11 +21,20 @@ if TYPE_CHECKING:
     from worker.engine.lm import LoadedModel
     from worker.engine.sequence import Finished, InFlight
 
-__all__ = ["LOAD_BACKOFF_S", "THREAD_NAME", "Compute", "EngineSettings", "ServedModel", "Snapshot"]
+__all__ = [
+    "DECODE_CONCURRENCY",
+    "LOAD_BACKOFF_S",
+    "THREAD_NAME",
+    "Compute",
+    "EngineSettings",
+    "ServedModel",
+    "Snapshot",
+]
 
 log = logging.getLogger("promptmill.worker")
 
 SNAPSHOT_S = 0.5
+DECODE_CONCURRENCY = 32
 LOAD_BACKOFF_S = 60.0
 """A model that could not be loaded is not tried again for this long; it is said of each shard at once."""
 THREAD_NAME = "compute"
@@ -32,9 +42,12 @@ THREAD_NAME = "compute"
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How engines are made: mlx-lm's names; None is the engine's own default."""
+    """How engines are made: mlx-lm's names; None is the engine's own default.
 
-    decode_concurrency: int = 32
+    ``autotune`` is the file that remembers how many rows suit each model, at most ``decode_concurrency`` of them.
+    """
+
+    decode_concurrency: int = DECODE_CONCURRENCY
     prompt_concurrency: int = 8
     prefill_step_size: int = 2048
     max_context: int | None = None
@@ -43,6 +56,7 @@ class EngineSettings:
     prefix_memory: int | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    autotune: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +75,8 @@ class Snapshot:
 
     in_flight: tuple[InFlight, ...] = ()
     decode_rows: int = 0
-    decode_steps: int = 0
+    decode_slots: int = 0
     completion_tokens: int = 0
-    capacity: int = 0
     memory_bytes: int = 0
 
 
@@ -121,6 +134,12 @@ class Compute(threading.Thread):
     def waiting(self) -> int:
         """Lines queued on engines and not begun."""
         return self._pending + self._commands.qsize()
+
+    @property
+    def capacity(self) -> int:
+        """The most lines that one of the models decodes together; the usual number while none is loaded."""
+        capacities = [served.engine.capacity for served in list(self._served.values())]
+        return max(capacities, default=min(self.settings.decode_concurrency, DECODE_CONCURRENCY))
 
     @property
     def idle(self) -> bool:
@@ -213,6 +232,7 @@ class Compute(threading.Thread):
         from worker.engine.lm import cache_budget, load_model, set_wired_limit
         from worker.engine.prompts import Preparer
         from worker.engine.text import TextAssembler
+        from worker.tuned import TunedFile, tuned_rows
 
         settings = self.settings
         if settings.wired_limit is not None:
@@ -223,13 +243,16 @@ class Compute(threading.Thread):
             adapter_path=group.adapter_path,
             trust_remote_code=settings.trust_remote_code,
         )
+        memory, rows = cache_budget(settings.memory_limit), settings.decode_concurrency
+        if settings.autotune is not None:
+            rows = tuned_rows(model, settings, memory, TunedFile(settings.autotune))
         engine = Engine(
             model,
-            decode_concurrency=settings.decode_concurrency,
+            decode_concurrency=rows,
             prompt_concurrency=settings.prompt_concurrency,
             prefill_step_size=settings.prefill_step_size,
             max_context=settings.max_context,
-            memory_limit=cache_budget(settings.memory_limit),
+            memory_limit=memory,
             prefix_memory=settings.prefix_memory,
         )
         preparer = Preparer(model, max_context=settings.max_context)
@@ -250,8 +273,7 @@ class Compute(threading.Thread):
         self.snapshot = Snapshot(
             in_flight=tuple(line for engine in engines for line in engine.snapshot()),
             decode_rows=sum(engine.stats.decode_rows for engine in engines),
-            decode_steps=sum(engine.stats.decode_steps for engine in engines),
+            decode_slots=sum(engine.stats.decode_slots for engine in engines),
             completion_tokens=sum(engine.stats.completion_tokens for engine in engines),
-            capacity=self.settings.decode_concurrency,
             memory_bytes=engines[0].memory_bytes if engines else 0,
         )

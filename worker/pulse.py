@@ -67,10 +67,10 @@ class Pulse(threading.Thread):
     def _state(self, now: float) -> dict[str, Any]:
         service = self._service
         compute, shot = service.compute, service.compute.snapshot
-        tokens, rows, steps, at = self._last
-        self._last = (shot.completion_tokens, shot.decode_rows, shot.decode_steps, now)
-        stepped = shot.decode_steps - steps
-        occupancy = (shot.decode_rows - rows) / (stepped * shot.capacity) if stepped and shot.capacity else None
+        tokens, rows, slots, at = self._last
+        self._last = (shot.completion_tokens, shot.decode_rows, shot.decode_slots, now)
+        stepped = shot.decode_slots - slots
+        occupancy = (shot.decode_rows - rows) / stepped if stepped > 0 else None
         loading = compute.loading
         word = "busy" if service.held else "idle"
         if service.draining:

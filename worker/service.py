@@ -34,6 +34,7 @@ from worker.held import HeldShard, LineKey
 from worker.intake import Intake
 from worker.lease import LEASE_S, MAINTENANCE_S, RENEW_S, ShardJob, ShardWorker
 from worker.pulse import Pulse
+from worker.recycle import RECYCLE
 from worker.writer import End, EndedLine, FailedLine, Writer
 
 if TYPE_CHECKING:
@@ -47,11 +48,13 @@ log = logging.getLogger("promptmill.worker")
 
 POLL_S = 0.1
 REDIS_BACKOFF_S = 2.0
+LEAST_AHEAD = 8
+"""Lines kept ahead of a smaller batch: short ones would run out between two looks."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """What a worker serves and how long it lives; times in seconds."""
+    """What a worker serves and how long it lives; times in seconds. ``parent`` is the process id that it ends with."""
 
     groups: tuple[Group, ...]
     pool: str | None = None
@@ -60,7 +63,8 @@ class ServiceSettings:
     burst: bool = False
     max_idle_s: float | None = None
     drain_s: float = 30.0
-    exit_with_parent: bool = False
+    parent: int | None = None
+    recycle_after_tokens: int | None = None
     engine: EngineSettings = field(default_factory=EngineSettings)
 
 
@@ -94,20 +98,22 @@ class Service:
         self._signals = 0
         self._not_before: dict[Group, float] = {}
         self._takes: dict[Group, float] = {}
-        self._parent = os.getppid()
+        self._recycling = False
+        self._tokens = 0
         self._idle_since = time.monotonic()
         self._maintained_at = -MAINTENANCE_S
         self._redis_seen_at = self._recover_from = 0.0
 
     @property
     def draining(self) -> bool:
-        """Whether the worker was asked to stop."""
-        return self._signals > 0
+        """Whether the worker was asked to stop, or stops by itself to start afresh."""
+        return self._signals > 0 or self._recycling
 
     # --- the main thread ---
 
     def run(self) -> int:
-        """Serve until told to stop. 0: clean end; 1: the engine failed; 5: no model can be loaded."""
+        """Serve until told to stop. 0: clean end; 1: the engine failed; 5: no model can be loaded; RECYCLE: all is
+        handed back and closed, and the process should start afresh."""
         self.rq.start()
         with self._handling_signals():
             for thread in (self.compute, self.writer, self.intake, self.pulse):
@@ -122,9 +128,10 @@ class Service:
                     extra={"action": "ready"},
                 )
                 self._serve()
-                return 1 if self._broken() else 0
+                status = 1 if self._broken() else 0
             finally:
                 self._end()
+        return RECYCLE if self._recycling and not self._signals else status
 
     def _preload(self) -> bool:
         """Load every model; False when none could be."""
@@ -150,6 +157,8 @@ class Service:
                 suspended = self.rq.suspended
                 self._note_outage()
                 self._maintain()
+                if self._worn():  # only now that Redis has answered: without it nothing can be handed back
+                    return
                 if not suspended and self._take_one():
                     continue
             except redis.exceptions.RedisError as error:
@@ -161,10 +170,18 @@ class Service:
             self._pause()
 
     def _stopping(self) -> bool:
-        if self.settings.exit_with_parent and os.getppid() != self._parent:
+        if self.settings.parent not in (None, os.getppid()):
             log.info("the parent process is gone", extra={"action": "orphaned"})
             return True
         return bool(self._signals) or self._broken()
+
+    def _worn(self) -> bool:
+        """Whether so many tokens were generated that the worker shall start afresh."""
+        limit = self.settings.recycle_after_tokens
+        if limit is not None and self._tokens >= limit:
+            log.info("recycling after %d tokens", self._tokens, extra={"action": "recycle"})
+            self._recycling = True
+        return self._recycling
 
     def _broken(self) -> bool:
         """Whether a thread this worker cannot do without has ended by itself."""
@@ -195,7 +212,7 @@ class Service:
 
     def _wanted(self) -> bool:
         """Whether another shard is needed: always one batch of lines ahead, so that no shard's end drains the batch."""
-        return self.compute.waiting + self.intake.unprepared < self.settings.engine.decode_concurrency
+        return self.compute.waiting + self.intake.unprepared < max(self.compute.capacity, LEAST_AHEAD)
 
     def _take_one(self) -> bool:
         if not self._wanted():
@@ -260,6 +277,7 @@ class Service:
 
     def _line_finished(self, group: Group, finished: Finished) -> None:
         """Compute thread: a line has ended."""
+        self._tokens += sum(len(sequence.tokens) for sequence in finished.sequences)
         job_id, fence, index = cast("LineKey", finished.key)
         held = self.held.get(job_id)
         if held is None or held.ended.is_set() or held.taken_under != fence:

@@ -243,7 +243,7 @@ def test_the_worker_gets_models_adapters_and_flags(store: Store, start: Run, tmp
         start(worker_flags=("--max-context=99",), worker=("sh", "-c", 'echo "$@" >&2; exit 2', "sh"))
     assert (
         "--model=other --model=pocket --adapter-path=tuned/a+b --adapter-path=tuned/c --no-preload "
-        "--exit-with-parent --drain=10 --max-context=99" in str(caught.value)
+        f"--exit-with-parent={os.getpid()} --drain=10 --max-context=99" in str(caught.value)
     )
 
 

@@ -16,7 +16,7 @@ from jobs.results import ordered_records
 from jobs.shard import Group
 from jobs.store import Store
 from tests.pool import MODEL, make_batch, prompts
-from worker.compute import ServedModel
+from worker.compute import ServedModel, Snapshot
 from worker.held import HeldShard
 from worker.lease import LEASE_S
 from worker.service import Service, ServiceSettings
@@ -149,3 +149,27 @@ def test_a_lost_shard_of_a_model_never_loaded_is_let_go(store: Store, make_servi
     service.compute.run()
     assert service.compute.failure is None
     assert service.held == {}
+
+
+@pytest.mark.parametrize(("capacity", "shards"), [(1, 1), (32, 1), (100, 2), (150, 3)])
+def test_a_batch_of_lines_is_kept_ahead_of_what_the_model_decodes_together(
+    store: Store, make_service: MakeService, capacity: int, shards: int
+) -> None:
+    """However many lines the loaded model takes at a time, as many wait for it, in shards of 50."""
+    make_batch(store, prompts(300))
+    service = make_service()
+    engine = SimpleNamespace(capacity=capacity)
+    service.compute._served[Group(MODEL)] = cast("ServedModel", SimpleNamespace(engine=engine))
+    while service._take_one():
+        pass
+    assert len(service.held) == shards
+
+
+def test_occupancy_is_of_the_rows_there_was_room_for(make_service: MakeService) -> None:
+    """What is published is the part of rows that were filled since the last beat, whatever the models' batches are."""
+    service = make_service()
+    service.compute.snapshot = Snapshot(decode_rows=60, decode_slots=80)
+    assert service.pulse._state(1.0)["occupancy"] == 0.75
+    service.compute.snapshot = Snapshot(decode_rows=160, decode_slots=180)
+    assert service.pulse._state(2.0)["occupancy"] == 1.0
+    assert service.pulse._state(3.0)["occupancy"] is None

@@ -115,6 +115,9 @@ def test_the_json_object_has_the_lines_in_flight() -> None:
     assert shown["request_counts"] == {"total": 1000, "completed": 590, "failed": 10}
     assert shown["rates"]["eta_s"] == pytest.approx(201.3)
     assert shown["waiting"] is None
+    assert shown["workers"] == [
+        {"name": "mini.7", "state": "busy", "tokens_per_second": 230.0, "occupancy": 0.9, "memory_bytes": 3 * 2**30}
+    ]
     assert shown["in_flight"] == [
         {
             "index": 601,

@@ -213,6 +213,7 @@ class Engine:
         if result is not None:
             self.stats.decode_steps += 1
             self.stats.decode_rows += len(result.rows)
+            self.stats.decode_slots += self.capacity
             for row in result.spent:
                 self._release(row)
         self._start_rows()

@@ -13,13 +13,15 @@ __all__ = ["EngineStats", "Line", "in_flight", "internal_error"]
 
 @dataclass(slots=True)
 class EngineStats:
-    """Totals since the engine was made. ``decode_rows`` sums the rows of all decode steps, ``repeated_rows`` counts
-    rows whose filters the best candidates did not cover and that went on by the full path; times are seconds.
-    ``prefilled_tokens`` were computed by prefills, shared prefixes included and padding not, ``cached_tokens`` were
-    taken from prefixes that were there: rows that begin again count again in both."""
+    """Totals since the engine was made. ``decode_rows`` sums the rows of all decode steps, ``decode_slots`` those
+    that there was room for, ``repeated_rows`` counts rows whose filters the best candidates did not cover and that went
+    on by the full path; times are seconds. ``prefilled_tokens`` were computed by prefills, shared prefixes included and
+    padding not, ``cached_tokens`` were taken from prefixes that were there: rows that begin again count again in both.
+    """
 
     decode_steps: int = 0
     decode_rows: int = 0
+    decode_slots: int = 0
     prompt_tokens: int = 0
     prefilled_tokens: int = 0
     cached_tokens: int = 0

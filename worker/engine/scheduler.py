@@ -1,8 +1,8 @@
 """What begins when: admission, prefill groups and free rows. Policy only: no tensors, no model, no clock.
 
 A :class:`Ticket` is one prompt to prefill and the rows that start from it. It passes four states: waiting, prefilling,
-ready (its prompt is computed, rows of it have still to start), running. Prompts are prefilled a little ahead, while all rows are busy, so that a row that ends is followed by the
-next one in the very next step.
+ready (its prompt is computed, rows of it have still to start), running. Prompts are prefilled a little ahead, while
+all rows are busy, so that a row that ends is followed by the next one in the very next step.
 """
 
 from __future__ import annotations
