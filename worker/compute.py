@@ -41,6 +41,12 @@ class EngineSettings:
     memory_limit: int | None = None
     wired_limit: int | None = None
     prefix_memory: int | None = None
+    max_kv_size: int | None = None
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    quantized_kv_start: int = 0
+    draft_model: str | None = None
+    num_draft_tokens: int = 3
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -85,6 +91,7 @@ class Compute(threading.Thread):
         self._on_finished = on_finished
         self._wake = wake
         self._served: dict[Group, ServedModel] = {}
+        self._draft: LoadedModel | None = None
         self._failed: dict[Group, tuple[float, ModelLoadError]] = {}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._snapshot_at = 0.0
@@ -212,16 +219,26 @@ class Compute(threading.Thread):
         from worker.engine.engine import Engine
         from worker.engine.lm import cache_budget, load_model, set_wired_limit
         from worker.engine.prompts import Preparer
+        from worker.engine.solo import SoloModes
         from worker.engine.text import TextAssembler
 
         settings = self.settings
         if settings.wired_limit is not None:
             set_wired_limit(settings.wired_limit)
+        modes = SoloModes(
+            max_kv_size=settings.max_kv_size,
+            kv_bits=settings.kv_bits,
+            kv_group_size=settings.kv_group_size,
+            quantized_kv_start=settings.quantized_kv_start,
+            num_draft_tokens=settings.num_draft_tokens,
+        )
         model: LoadedModel = load_model(
             group.model,
             revision=settings.revision,
             adapter_path=group.adapter_path,
             trust_remote_code=settings.trust_remote_code,
+            modes=modes,
+            draft=self._draft_model(),
         )
         engine = Engine(
             model,
@@ -234,6 +251,15 @@ class Compute(threading.Thread):
         )
         preparer = Preparer(model, max_context=settings.max_context)
         return ServedModel(engine, preparer, TextAssembler(model.tokenizer), model.revision)
+
+    def _draft_model(self) -> LoadedModel | None:
+        """The draft model of all models, loaded once."""
+        from worker.engine.lm import load_draft
+
+        settings = self.settings
+        if self._draft is None and settings.draft_model is not None:
+            self._draft = load_draft(settings.draft_model, trust_remote_code=settings.trust_remote_code)
+        return self._draft
 
     def _drop_pending(self) -> list[LineKey]:
         dropped: list[LineKey] = []
@@ -252,6 +278,6 @@ class Compute(threading.Thread):
             decode_rows=sum(engine.stats.decode_rows for engine in engines),
             decode_steps=sum(engine.stats.decode_steps for engine in engines),
             completion_tokens=sum(engine.stats.completion_tokens for engine in engines),
-            capacity=self.settings.decode_concurrency,
+            capacity=max((engine.capacity for engine in engines), default=self.settings.decode_concurrency),
             memory_bytes=engines[0].memory_bytes if engines else 0,
         )

@@ -41,6 +41,7 @@ class Sequence:
     ``text`` is set only for rows with stop strings: the raw text, cut before the match. Times are seconds of the
     engine's clock. ``in_flight`` counts tokens computed on the device and not yet read; ``epoch`` grows whenever
     the row leaves the batch to come back, so that results of its former life are not taken for new ones.
+    ``accepted_draft_tokens`` counts tokens that a draft model had proposed; None where there is none.
     """
 
     key: Hashable
@@ -67,6 +68,7 @@ class Sequence:
     in_flight: int = 0
     epoch: int = 0
     full: bool = False
+    accepted_draft_tokens: int | None = None
 
     @property
     def ended(self) -> bool:
