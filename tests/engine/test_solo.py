@@ -282,12 +282,36 @@ def test_cancel_with_a_draft(target: LoadedModel, line_of: Any, run: Any) -> Non
     assert other.tokens == expected.tokens
 
 
+class Measured:
+    """A model that notes how many tokens its caches come to hold."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.layers, self.most = inner, inner.layers, 0
+
+    def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
+        logits = self.inner(tokens, cache=cache)
+        self.most = max(self.most, cache[0].offset)
+        return logits
+
+
 def test_row_ends_at_its_context(target: LoadedModel, line_of: Any, run: Any) -> None:
-    """No token is proposed beyond the context, wherever a round would end."""
+    """No token is proposed beyond the context, wherever a round would end: positions may stop there."""
     for context in (20, 21, 22, 23):
-        done = run(again(target, target), [line_of("x", prompt_of(10), max_tokens=90, eos=[])], max_context=context)
-        (row,) = done["x"].sequences
-        assert (row.stop_reason, len(row.tokens)) == ("context_length", context - 10)
+        measured = Measured(target.model)
+        model = replace(again(target, replace(target, model=measured)), model=measured)
+        (done,) = run(model, [line_of("x", prompt_of(10), max_tokens=90, eos=[])], max_context=context).values()
+        assert (done.sequences[0].stop_reason, len(done.sequences[0].tokens)) == ("context_length", context - 10)
+        assert measured.most == context - 1
+
+
+def test_penalties_see_all_of_a_growing_row(target: LoadedModel, line_of: Any, run: Any) -> None:
+    """A token that nothing but a penalty on the far beginning of the text holds back is held back in every step."""
+    prompt = [200, *prompt_of(6)]
+    line = line_of("x", prompt, max_tokens=70, eos=[], logit_bias={200: 60.0}, repetition_penalty=100.0,
+                   repetition_context_size=0, temperature=0.3)  # fmt: skip
+    done = run(again(target, target), [line])
+    assert_same(done, run(target, [line]))
+    assert 200 not in done["x"].sequences[0].tokens[:50]
 
 
 class Poisoned:
