@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence as Items
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import mlx.core as mx
-import numpy as np
 
 from worker.engine import caches as batch_caches, rows as row_arrays
 from worker.engine.caches import Cache
@@ -64,7 +64,7 @@ class Round(StepResult):
         if place.left:
             return
         results = Results(self.sampled)
-        proposals = [int(token) for token in np.array(self.proposals)]
+        proposals = cast("list[int]", self.proposals.tolist())
         accepted = 0
         while accepted < len(proposals) and proposals[accepted] == results.tokens[accepted]:
             accepted += 1
