@@ -49,7 +49,8 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class RunStats:
-    """Measured by the engine for one line; seconds, and tokens of all its choices."""
+    """Measured by the engine for one line; seconds, and tokens of all its choices. ``accepted_draft_tokens`` is
+    None without a draft model, and then no part of the record."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -58,6 +59,7 @@ class RunStats:
     prefill_s: float
     decode_s: float
     queue_s: float
+    accepted_draft_tokens: int | None = None
 
     def usage(self) -> dict[str, Any]:
         return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens).as_dict()
@@ -65,12 +67,14 @@ class RunStats:
     def stats(self) -> dict[str, float | None]:
         # One token says nothing about decoding: it comes with the prompt.
         rate = self.completion_tokens / self.decode_s if self.completion_tokens > 1 and self.decode_s > 0 else None
+        drafted = {} if self.accepted_draft_tokens is None else {"accepted_draft_tokens": self.accepted_draft_tokens}
         return {
             "time_to_first_token_s": round(self.time_to_first_token_s, 4),
             "prefill_s": round(self.prefill_s, 4),
             "decode_s": round(self.decode_s, 4),
             "queue_s": round(self.queue_s, 3),
             "tokens_per_second": None if rate is None else round(rate, 2),
+            **drafted,
         }
 
 

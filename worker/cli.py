@@ -22,6 +22,15 @@ from worker.tuned import FILE as TUNED_FILE, MOST_ROWS
 
 __all__ = ["command", "main"]
 
+SOLO_FLAGS = {
+    "max_kv_size": None,
+    "kv_bits": None,
+    "kv_group_size": "kv_bits",
+    "quantized_kv_start": "kv_bits",
+    "draft_model": None,
+    "num_draft_tokens": "draft_model",
+}
+"""Flags of modes in which lines run one at a time, each with the one that it does nothing without."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -84,6 +93,28 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     "--prefill-step-size", type=click.IntRange(1), default=2048, show_default=True,
     help="Prompt tokens processed between two decode steps.",
 )  # fmt: skip
+@click.option(
+    "--max-kv-size", type=click.IntRange(8), metavar="TOKENS",
+    help="Most tokens a line's KV cache keeps: the first four and the latest. One line at a time.  [default: all]",
+)  # fmt: skip
+@click.option(
+    "--kv-bits", type=click.Choice([2, 3, 4, 6, 8]),
+    help="Bits of a quantised KV cache. One line at a time.  [default: not quantised]",
+)  # fmt: skip
+@click.option(
+    "--kv-group-size", type=click.Choice([32, 64, 128]), help="Values quantised together.  [default: 64]",
+)  # fmt: skip
+@click.option(
+    "--quantized-kv-start", type=click.IntRange(0), metavar="TOKENS",
+    help="Tokens from which on a line's KV cache is quantised.  [default: 0]",
+)  # fmt: skip
+@click.option(
+    "--draft-model", metavar="MODEL",
+    help="Small model of the same vocabulary that proposes tokens, for the same texts sooner. One line at a time.",
+)  # fmt: skip
+@click.option(
+    "--num-draft-tokens", type=click.IntRange(1, 64), help="Tokens proposed at a time.  [default: 3]",
+)  # fmt: skip
 @click.option("--max-context", type=click.IntRange(1), help="Context length in tokens.  [default: the model's own]")
 @click.option(
     "--memory-limit", type=Size(), metavar="SIZE",
@@ -137,6 +168,8 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
     """The settings that the flags say."""
     adapters = (None, *dict.fromkeys(flags["adapters"]))
     groups = tuple(Group(model, adapter) for model in dict.fromkeys(flags["models"]) for adapter in adapters)
+    check_solo(flags)
+    chosen = {name: flags[name] for name in SOLO_FLAGS if flags[name] is not None}
     engine = EngineSettings(
         decode_concurrency=flags["decode_concurrency"] or (MOST_ROWS if flags["autotune"] else DECODE_CONCURRENCY),
         prompt_concurrency=flags["prompt_concurrency"],
@@ -148,6 +181,7 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
         revision=flags["revision"],
         trust_remote_code=flags["trust_remote_code"],
         autotune=_data_folder() / TUNED_FILE if flags["autotune"] else None,
+        **chosen,
     )
     return ServiceSettings(
         groups=groups,
@@ -161,6 +195,32 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
         recycle_after_tokens=flags["recycle_after_tokens"],
         engine=engine,
     )
+
+
+def check_solo(flags: dict[str, Any]) -> None:
+    """Refuse flags that exclude each other, and those that do nothing without another.
+
+    Raises:
+        click.UsageError: with the remedy.
+    """
+    given = {name for name in SOLO_FLAGS if flags[name] is not None}
+    if {"max_kv_size", "kv_bits"} <= given:
+        raise click.UsageError(
+            "--max-kv-size and --kv-bits exclude each other, because mlx-lm cannot quantise a KV cache of limited "
+            "size: choose one of them."
+        )
+    if {"max_kv_size", "draft_model"} <= given:
+        raise click.UsageError(
+            "--max-kv-size and --draft-model exclude each other, because a full KV cache cannot take back tokens "
+            "that were proposed and refused: choose one of them."
+        )
+    for name, needed in SOLO_FLAGS.items():
+        if needed is not None and name in given and needed not in given:
+            raise click.UsageError(f"{_flag(name)} does nothing without {_flag(needed)}: give that too, or neither.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def serve(url: str, settings: ServiceSettings) -> int:

@@ -54,6 +54,12 @@ class EngineSettings:
     memory_limit: int | None = None
     wired_limit: int | None = None
     prefix_memory: int | None = None
+    max_kv_size: int | None = None
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    quantized_kv_start: int = 0
+    draft_model: str | None = None
+    num_draft_tokens: int = 3
     revision: str | None = None
     trust_remote_code: bool = False
     autotune: Path | None = None
@@ -98,6 +104,7 @@ class Compute(threading.Thread):
         self._on_finished = on_finished
         self._wake = wake
         self._served: dict[Group, ServedModel] = {}
+        self._draft: LoadedModel | None = None
         self._failed: dict[Group, tuple[float, ModelLoadError]] = {}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._snapshot_at = 0.0
@@ -231,17 +238,27 @@ class Compute(threading.Thread):
         from worker.engine.engine import Engine
         from worker.engine.lm import cache_budget, load_model, set_wired_limit
         from worker.engine.prompts import Preparer
+        from worker.engine.solo import SoloModes
         from worker.engine.text import TextAssembler
         from worker.tuned import TunedFile, tuned_rows
 
         settings = self.settings
         if settings.wired_limit is not None:
             set_wired_limit(settings.wired_limit)
+        modes = SoloModes(
+            max_kv_size=settings.max_kv_size,
+            kv_bits=settings.kv_bits,
+            kv_group_size=settings.kv_group_size,
+            quantized_kv_start=settings.quantized_kv_start,
+            num_draft_tokens=settings.num_draft_tokens,
+        )
         model: LoadedModel = load_model(
             group.model,
             revision=settings.revision,
             adapter_path=group.adapter_path,
             trust_remote_code=settings.trust_remote_code,
+            modes=modes,
+            draft=self._draft_model(),
         )
         memory, rows = cache_budget(settings.memory_limit), settings.decode_concurrency
         if settings.autotune is not None:
@@ -257,6 +274,15 @@ class Compute(threading.Thread):
         )
         preparer = Preparer(model, max_context=settings.max_context)
         return ServedModel(engine, preparer, TextAssembler(model.tokenizer), model.revision)
+
+    def _draft_model(self) -> LoadedModel | None:
+        """The draft model of all models, loaded once."""
+        from worker.engine.lm import load_draft
+
+        settings = self.settings
+        if self._draft is None and settings.draft_model is not None:
+            self._draft = load_draft(settings.draft_model, trust_remote_code=settings.trust_remote_code)
+        return self._draft
 
     def _drop_pending(self) -> list[LineKey]:
         dropped: list[LineKey] = []

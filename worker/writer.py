@@ -241,6 +241,7 @@ def run_stats(item: EndedLine, held: HeldShard) -> RunStats:
     """The line's statistics; with n > 1 tokens are summed and times are those of the longest choice."""
     sequences = item.finished.sequences
     first = sequences[0]
+    accepted = [seq.accepted_draft_tokens for seq in sequences if seq.accepted_draft_tokens is not None]
     begun = first.prefill_started if first.prefill_started is not None else first.submitted_at
     return RunStats(
         prompt_tokens=first.prompt_tokens,
@@ -250,4 +251,5 @@ def run_stats(item: EndedLine, held: HeldShard) -> RunStats:
         prefill_s=first.prefill_s or 0.0,
         decode_s=max(sequence.decode_s or 0.0 for sequence in sequences),
         queue_s=max(held.taken_at - held.committed_at, 0.0) + max(begun - first.submitted_at, 0.0),
+        accepted_draft_tokens=sum(accepted) if accepted else None,
     )

@@ -220,3 +220,41 @@ def test_rq_sees_the_pool(
     )  # fmt: skip
     assert "mini-2." in shown.stdout
     assert f"promptmill:normal:{MODEL}" in shown.stdout
+
+
+def test_workers_that_run_one_line_at_a_time(
+    store: Store, server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """A worker with a quantised KV cache and one with a draft model say why they run one line at a time, once; their
+    records have the form of all others, and a draft model changes no text."""
+    jobs = [job for job in lines(16, seeded=True) if "id" in job]
+    source = write_lines(tmp_path / "in.jsonl", jobs)
+    found = []
+    for flags in ([], ["--draft-model", MODEL], ["--kv-bits", "8", "--kv-group-size", "32"]):
+        batch = promptmill(server_url, "submit", str(source), "--model", MODEL).stdout.strip()
+        assert start_worker("--burst", *flags).wait(DEADLINE_S) == 0
+        out = tmp_path / f"out-{len(found)}.jsonl"
+        promptmill(server_url, "results", batch, "-o", str(out), check=False)
+        assert audit(source, out, out.with_suffix(".errors.jsonl")) == []
+        found.append({record["id"]: record for record in records(out)})
+    plain, drafted, quantised = found
+    assert len(plain) > 8
+    assert plain.keys() == drafted.keys() == quantised.keys()
+    for line, record in plain.items():
+        assert spoken(record) == spoken(drafted[line])
+        assert record["usage"]["completion_tokens"] == drafted[line]["usage"]["completion_tokens"]
+        assert record.keys() == drafted[line].keys() == quantised[line].keys()
+        assert drafted[line]["stats"].keys() - record["stats"].keys() == {"accepted_draft_tokens"}
+    assert sum(record["stats"]["accepted_draft_tokens"] for record in drafted.values()) > 100
+    for number, reason in ((1, "--draft-model"), (2, "--kv-bits quantises its KV cache, which cannot be batched")):
+        log = (tmp_path / f"worker-{number}.log").read_text().splitlines()
+        (line,) = [line for line in log if "one row at a time" in line]
+        assert f"{MODEL} runs one row at a time: {reason}" in line
+
+
+def test_worker_whose_model_does_not_fit_its_flags(
+    server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """Heads that the group size does not divide: status 5, with the group size to choose."""
+    assert start_worker("--burst", "--kv-bits", "8").wait(DEADLINE_S) == 5
+    assert "--kv-group-size 64 does not divide: choose 32" in (tmp_path / "worker-0.log").read_text()

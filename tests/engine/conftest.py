@@ -91,6 +91,7 @@ class LetterTokenizer:
     has_thinking: bool = False
     think_start: str | None = None
     think_end: str | None = None
+    vocab_size: int = 256
 
     @property
     def detokenizer(self) -> LetterDetokenizer:

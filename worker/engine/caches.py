@@ -31,6 +31,8 @@ __all__ = [
     "repeat",
     "shorten",
     "size",
+    "trim",
+    "trimmable",
 ]
 
 Cache = Any
@@ -183,6 +185,18 @@ def shorten(caches: Sequence[Cache], tokens: int) -> list[Cache] | None:
 def size(caches: Sequence[Cache]) -> int:
     """Bytes of the arrays of ``caches``."""
     return sum(int(cache.nbytes) for cache in leaves(caches))
+
+
+def trimmable(caches: Sequence[Cache]) -> bool:
+    """Whether caches can forget their last tokens at any length. Windows say that they can until they are full."""
+    bounded = ("max_size", "chunk_size")
+    return all(cache.is_trimmable() and not any(hasattr(cache, name) for name in bounded) for cache in leaves(caches))
+
+
+def trim(caches: Sequence[Cache], tokens: int) -> None:
+    """Forget the last ``tokens`` tokens of :func:`trimmable` caches."""
+    for cache in caches:
+        cache.trim(tokens)
 
 
 def _growing(cache: Cache) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Items
+from collections.abc import Callable, Iterable, Sequence as Items
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from worker.engine.rows import BatchArrays
 from worker.engine.sampler import Sampled, Sampler
 from worker.engine.sequence import Sequence
 
-__all__ = ["DecodeBatch", "StepResult", "Taken"]
+__all__ = ["CLEAR_EVERY", "DecodeBatch", "Results", "StepResult", "Taken"]
 
 SETTLE_EVERY = 16
 """Steps between evaluations of the whole caches: parts of them that no logits depend on (recurrent masks, offsets of
@@ -31,44 +31,53 @@ MOST_WASTED = 256
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What one step computed for one row: a token, or ``covered`` false, which means that it must be done again."""
+    """What one step computed for one row: a token, or ``covered`` false, which means that it must be done again.
+    ``drafted`` says that a draft model had proposed the token."""
 
     row: Sequence
     token: int
     covered: bool
     logprob: float | None
     top: list[tuple[int, float]] | None
+    drafted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One token for each row, being computed: the rows by slot. ``spent`` are those that need no further step."""
+    """One token for each row, being computed: the rows by slot. ``spent`` are those that need no further step, and
+    ``drafted`` is how many tokens a draft model proposed besides."""
 
     rows: dict[int, Sequence]
     spent: list[Sequence]
     sampled: Sampled
+    drafted: int = 0
 
-    def read(self) -> list[Taken]:
+    def read(self) -> Iterable[Taken]:
         """Wait for the tokens; one entry per row."""
-        sampled = self.sampled
-        tokens = _listed(sampled.tokens)
-        covered = _listed(sampled.covered)
-        logprobs = _listed(sampled.logprobs)
-        ids, values = _listed(sampled.top_ids), _listed(sampled.top_logprobs)
-        taken = []
-        for slot, row in self.rows.items():
-            wants = row.sampling
-            best = wants.top_logprobs if ids is not None else 0
-            taken.append(
-                Taken(
-                    row=row,
-                    token=tokens[slot],
-                    covered=covered is None or covered[slot],
-                    logprob=logprobs[slot] if wants.logprobs and logprobs is not None else None,
-                    top=list(zip(ids[slot][:best], values[slot][:best], strict=True)) if best else None,
-                )
-            )
-        return taken
+        results = Results(self.sampled)
+        return [results.taken(slot, row) for slot, row in self.rows.items()]
+
+
+class Results:
+    """What a step sampled, waited for and brought to the host."""
+
+    def __init__(self, sampled: Sampled) -> None:
+        self.tokens: list[int] = _listed(sampled.tokens)
+        self._covered = _listed(sampled.covered)
+        self._logprobs = _listed(sampled.logprobs)
+        self._ids, self._values = _listed(sampled.top_ids), _listed(sampled.top_logprobs)
+
+    def taken(self, index: int, row: Sequence) -> Taken:
+        """What entry ``index`` of the step's arrays says, of which ``row`` wants all or a part."""
+        wants = row.sampling
+        best = wants.top_logprobs if self._ids is not None else 0
+        return Taken(
+            row=row,
+            token=self.tokens[index],
+            covered=self._covered is None or self._covered[index],
+            logprob=self._logprobs[index] if wants.logprobs and self._logprobs is not None else None,
+            top=list(zip(self._ids[index][:best], self._values[index][:best], strict=True)) if best else None,
+        )
 
 
 def _listed(array: mx.array | None) -> Any:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Hashable
 import mlx.core as mx
 
 from worker.engine import caches as batch_caches
-from worker.engine.decode import DecodeBatch, StepResult, Taken
+from worker.engine.decode import StepResult, Taken
+from worker.engine.draft import batch_of
 from worker.engine.lines import EngineStats, Line, in_flight, internal_error
 from worker.engine.lm import cache_budget
 from worker.engine.model import LoadedModel
@@ -80,7 +81,7 @@ class Engine:
         )
         compiled = mx.default_device() != mx.cpu if compile is None else compile
         self._sampler = Sampler(mx.compile if compiled else None)
-        self._batch = DecodeBatch(model, self._sampler)
+        self._batch = batch_of(model, self._sampler)
         self._lines: dict[Hashable, Line] = {}
         self._begun = 0
         self._cancelled: dict[Hashable, str] = {}
@@ -214,6 +215,7 @@ class Engine:
             self.stats.decode_steps += 1
             self.stats.decode_rows += len(result.rows)
             self.stats.decode_slots += self.capacity
+            self.stats.drafted_tokens += result.drafted
             for row in result.spent:
                 self._release(row)
         self._start_rows()
@@ -308,6 +310,9 @@ class Engine:
             row.first_token_at = self._clock()
         row.tokens.append(token)
         self.stats.completion_tokens += 1
+        if taken.drafted:
+            row.accepted_draft_tokens = (row.accepted_draft_tokens or 0) + 1
+            self.stats.accepted_tokens += 1
         if taken.logprob is not None:
             row.token_logprobs.append(taken.logprob)
         if taken.top is not None:

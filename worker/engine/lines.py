@@ -17,7 +17,7 @@ class EngineStats:
     that there was room for, ``repeated_rows`` counts rows whose filters the best candidates did not cover and that went
     on by the full path; times are seconds. ``prefilled_tokens`` were computed by prefills, shared prefixes included and
     padding not, ``cached_tokens`` were taken from prefixes that were there: rows that begin again count again in both.
-    """
+    ``drafted_tokens`` were proposed by a draft model, and ``accepted_tokens`` of them became part of a text."""
 
     decode_steps: int = 0
     decode_rows: int = 0
@@ -32,6 +32,8 @@ class EngineStats:
     failed_lines: int = 0
     repeated_rows: int = 0
     recoveries: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def rows_per_step(self) -> float:

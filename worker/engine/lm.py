@@ -11,19 +11,21 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from huggingface_hub import errors as hub_errors, snapshot_download
 from mlx_lm import load as load_with_mlx_lm
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_config, load_tokenizer
 
 from jobs.errors import ModelLoadError
 from worker.engine import caches as batch_caches
 from worker.engine.model import LoadedModel
 from worker.engine.probe import cache_cost, try_batching, try_prefixes
+from worker.engine.solo import ALL_TOGETHER, SoloModes, fitted
 
 __all__ = [
     "LoadedModel",
@@ -31,6 +33,7 @@ __all__ = [
     "compiler_present",
     "describe_model",
     "end_thread",
+    "load_draft",
     "load_model",
     "measure",
     "set_wired_limit",
@@ -48,6 +51,8 @@ CONTEXT_KEYS = (
 )
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TOKENIZER_PATTERNS = [pattern for pattern in DEFAULT_ALLOW_PATTERNS if not pattern.endswith(".safetensors")]
+KEPT_BY_RINGS = 4
+"""Of a text longer than its ring the first tokens that stay, as with ``mlx_lm.generate``: attention leans on them."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -57,12 +62,42 @@ def load_model(
     revision: str | None = None,
     adapter_path: str | None = None,
     trust_remote_code: bool = False,
+    modes: SoloModes = ALL_TOGETHER,
+    draft: LoadedModel | None = None,
 ) -> LoadedModel:
-    """Load a model from a folder or the Hugging Face hub, and measure it with a tiny forward.
+    """Load a model from a folder or the Hugging Face hub, and measure it with a tiny forward. With ``modes`` or a
+    ``draft`` model, see :func:`load_draft`, its rows run one at a time.
 
     Raises:
         ModelLoadError: with what is missing or unsupported, and the remedy.
     """
+    parts = _loaded(name_or_path, revision, adapter_path, trust_remote_code)
+    try:
+        return measure(name_or_path, *parts[:3], revision=parts[3], adapter_path=adapter_path, modes=modes, draft=draft)
+    except ModelLoadError:
+        raise
+    except Exception as error:
+        raise ModelLoadError(f"model '{name_or_path}' was loaded but cannot run: {_one_line(error)}") from error
+
+
+def load_draft(name_or_path: str, *, trust_remote_code: bool = False) -> LoadedModel:
+    """Load a model that proposes tokens to others.
+
+    Raises:
+        ModelLoadError: as :func:`load_model`.
+    """
+    try:
+        parts = _loaded(name_or_path, None, None, trust_remote_code)
+        return _weighed(name_or_path, *parts[:3], revision=parts[3])
+    except Exception as error:
+        reason = str(error) if isinstance(error, ModelLoadError) else _one_line(error)
+        raise ModelLoadError(f"--draft-model: {reason}") from error
+
+
+def _loaded(
+    name_or_path: str, revision: str | None, adapter_path: str | None, trust_remote_code: bool
+) -> tuple[Any, Any, dict[str, Any], str | None]:
+    """A model, its tokenizer, its config and, of one from the hub, its commit."""
     if not compiler_present():
         # The models' own code is compiled in places: without a compiler their first forward would fail.
         log.warning("no g++ on this machine: MLX runs without compiled kernels", extra={"action": "compile_disabled"})
@@ -81,10 +116,7 @@ def load_model(
         )
     except Exception as error:
         raise ModelLoadError(_load_message(name_or_path, error)) from error
-    try:
-        return measure(name_or_path, model, tokenizer, config, revision=commit, adapter_path=adapter_path)
-    except Exception as error:
-        raise ModelLoadError(f"model '{name_or_path}' was loaded but cannot run: {_one_line(error)}") from error
+    return model, tokenizer, config, commit
 
 
 def describe_model(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
@@ -123,12 +155,39 @@ def measure(
     *,
     revision: str | None = None,
     adapter_path: str | None = None,
+    modes: SoloModes = ALL_TOGETHER,
+    draft: LoadedModel | None = None,
 ) -> LoadedModel:
-    """Try a model that is in memory with a few tokens: width of its logits, cost of its caches, how it batches."""
+    """Try a model that is in memory with a few tokens: width of its logits, cost of its caches, how it batches.
+
+    Raises:
+        ModelLoadError: when it cannot run in ``modes`` or with the ``draft`` model.
+    """
+    weighed = _weighed(name, model, tokenizer, config, revision=revision, adapter_path=adapter_path)
+    loaded = fitted(weighed, modes, draft, partial(RotatingKVCache, keep=KEPT_BY_RINGS))
+    unbatchable, padded = (loaded.unbatchable, False) if not loaded.batchable else try_batching(loaded)
+    if unbatchable is not None:
+        log.warning("%s runs one row at a time: %s", name, unbatchable, extra={"action": "model_unbatchable"})
+    elif not padded:
+        message = "%s lets padding into its state: only prompts of equal length are prefilled together"
+        log.warning(message, name, extra={"action": "model_unpadded"})
+    tried = replace(loaded, unbatchable=unbatchable, padded_prefill=padded)
+    return replace(tried, prefixes=_prefixes_work(tried))
+
+
+def _weighed(
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    config: Mapping[str, Any],
+    *,
+    revision: str | None = None,
+    adapter_path: str | None = None,
+) -> LoadedModel:
     caches = list(make_prompt_cache(model))
     logits = model(mx.array([[0, 0]]), cache=caches)
     mx.eval(logits, batch_caches.arrays(caches))
-    loaded = LoadedModel(
+    return LoadedModel(
         name=name,
         model=model,
         tokenizer=tokenizer,
@@ -141,14 +200,6 @@ def measure(
         revision=revision,
         adapter_path=adapter_path,
     )
-    unbatchable, padded = try_batching(loaded)
-    if unbatchable is not None:
-        log.warning("%s runs one row at a time: %s", name, unbatchable, extra={"action": "model_unbatchable"})
-    elif not padded:
-        message = "%s lets padding into its state: only prompts of equal length are prefilled together"
-        log.warning(message, name, extra={"action": "model_unpadded"})
-    tried = replace(loaded, unbatchable=unbatchable, padded_prefill=padded)
-    return replace(tried, prefixes=_prefixes_work(tried))
 
 
 def _prefixes_work(model: LoadedModel) -> bool:

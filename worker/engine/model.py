@@ -27,6 +27,10 @@ class CacheCost:
         windows = sum(size * min(tokens, most) for size, most in self.windows)
         return self.growing * tokens + windows + self.fixed
 
+    def __add__(self, other: CacheCost) -> CacheCost:
+        """What a row costs that has both caches."""
+        return CacheCost(self.growing + other.growing, self.windows + other.windows, self.fixed + other.fixed)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
@@ -35,7 +39,9 @@ class LoadedModel:
     ``vocab_size`` is the width of the logits; ``context_length`` the most tokens a row may hold, None where the
     config does not say. ``make_cache`` gives a model's caches for one row. ``unbatchable`` is why rows must run one at
     a time, None where they need not. ``padded_prefill`` says that prompts of different lengths may be prefilled
-    together, ``prefixes`` that several may go on from copies of one prompt's caches.
+    together, ``prefixes`` that several may go on from copies of one prompt's caches. ``quantise`` puts caches that have
+    taken in tokens into fewer bits, in place. ``draft`` is a model that proposes ``num_draft_tokens`` tokens at a time:
+    its caches are part of a row's, behind the model's own.
     """
 
     name: str
@@ -52,14 +58,30 @@ class LoadedModel:
     prefixes: bool = True
     revision: str | None = None
     adapter_path: str | None = None
+    quantise: Callable[[list[Cache]], None] | None = field(default=None, repr=False)
+    draft: LoadedModel | None = None
+    num_draft_tokens: int = 0
 
     def new_cache(self) -> list[Cache]:
         """Empty caches for one row, one per layer."""
-        return list(self.make_cache(self.model))
+        caches = list(self.make_cache(self.model))
+        return caches if self.draft is None else [*caches, *self.draft.new_cache()]
+
+    def split(self, caches: list[Cache]) -> tuple[list[Cache], list[Cache]]:
+        """The caches of a row in two: the model's own and the draft model's."""
+        own = len(caches) - (0 if self.draft is None else len(self.draft.new_cache()))
+        return caches[:own], caches[own:]
 
     def forward(self, tokens: mx.array, caches: list[Cache]) -> mx.array:
-        """Logits ``[rows, columns, vocab_size]`` of ``tokens`` ``[rows, columns]``; the caches take the tokens in."""
-        logits: mx.array = self.model(tokens, cache=caches)
+        """Logits ``[rows, columns, vocab_size]`` of ``tokens`` ``[rows, columns]``; the caches, those of a draft model
+        too, take the tokens in."""
+        own, others = self.split(caches)
+        if self.draft is not None:
+            self.draft.forward(tokens, others)
+        logits: mx.array = self.model(tokens, cache=own)
+        if self.quantise is not None:
+            self.quantise(own)
+        caches[:] = [*own, *others]
         return logits
 
     @property

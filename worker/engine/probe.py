@@ -15,7 +15,7 @@ from worker.engine.prefill import PrefillGroup, Prompt
 from worker.engine.prefixes import Prefix
 from worker.engine.scheduler import Ticket
 
-__all__ = ["cache_cost", "try_batching", "try_prefixes"]
+__all__ = ["cache_cost", "try_batching", "try_prefixes", "try_trimming"]
 
 LENGTHS = (9, 4, 6)
 """Tokens to prefill of the rows of the trial: one longer than a chunk, one that ends with it, one in between."""
@@ -34,7 +34,7 @@ def cache_cost(caches: list[Cache], *, tokens: int) -> CacheCost:
         if not hasattr(cache, "keys"):
             fixed += int(cache.nbytes)
             continue
-        stored = cache.keys
+        stored = cache.keys[0] if isinstance(cache.keys, (tuple, list)) else cache.keys  # parts of quantised keys
         width = stored.shape[2] if isinstance(stored, mx.array) and stored.ndim > 2 else tokens
         per_token = -(-int(cache.nbytes) // width)
         most = getattr(cache, "max_size", None)
@@ -72,6 +72,17 @@ def try_prefixes(model: LoadedModel) -> bool:
     prefix.caches = batch_caches.pack(group.take([(group.tickets[0], 1)]))
     groups = [prompts] if model.padded_prefill else [[prompt] for prompt in prompts]
     return _distance(expected, _together(model, groups, prefix)) < _tolerance(expected)
+
+
+def try_trimming(model: LoadedModel) -> bool:
+    """Whether this model, whose caches can forget tokens, goes on from there as if it had never read them."""
+    parts = [[(7 * i + start) % model.vocab_size for i in range(CHUNK)] for start in (1, 2, 3)]
+    expected, trimmed = model.new_cache(), model.new_cache()
+    for caches, part in ((expected, 0), (trimmed, 0), (trimmed, 1)):
+        model.forward(mx.array([parts[part]]), caches)
+    batch_caches.trim(trimmed, CHUNK)
+    logits = model.forward(mx.array([parts[2]]), expected)[0, -1]
+    return _distance([logits], model.forward(mx.array([parts[2]]), trimmed)[:, -1]) < _tolerance([logits])
 
 
 def _alone(model: LoadedModel, prompt: list[int]) -> mx.array:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 
 import mlx.core as mx
 
-from worker.engine.decode import DecodeBatch, Taken
+from worker.engine.decode import Taken
+from worker.engine.draft import batch_of
 from worker.engine.model import LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
 from worker.engine.sampler import Sampler
@@ -43,7 +44,7 @@ def try_alone(
     while not group.done:
         group.advance(step_size)
         mx.eval(group.arrays())
-    batch = DecodeBatch(model, sampler)
+    batch = batch_of(model, sampler)
     batch.join([row], group.take([(group.tickets[0], 1)]), tokens[-1:])
     for _ in range(STEPS):
         batch.advance()

@@ -18,7 +18,7 @@ from jobs.params import Sampling
 from worker.engine.sampler import CANDIDATES, Features
 from worker.engine.sequence import Sequence
 
-__all__ = ["COLDEST", "BatchArrays", "build", "draw_key", "path_of"]
+__all__ = ["COLDEST", "BatchArrays", "build", "build_ahead", "draw_key", "path_of"]
 
 COLDEST = 1e-6
 """Temperatures below it draw as this one does, which is the best token: in float32 they might become 0."""
@@ -36,8 +36,8 @@ class BatchArrays:
     steps_left: float
 
 
-def build(slots: Items[Sequence | None], vocab_size: int) -> BatchArrays:
-    """The arrays of a batch's slots.
+def build(slots: Items[Sequence | None], vocab_size: int, *, ahead: int = 0) -> BatchArrays:
+    """The arrays of a batch's slots. The window is wide enough for ``ahead`` steps after the next.
 
     An idle slot (None) asks for nothing, and gets whatever token comes cheapest.
     """
@@ -47,10 +47,23 @@ def build(slots: Items[Sequence | None], vocab_size: int) -> BatchArrays:
     state = {"generated": _ints(len(row.tokens) for row in rows)}
     steps_left = math.inf
     if features.window:
-        width = _power_of_two(max(map(_looks_back, rows)))
+        width = _power_of_two(max(_looks_back(row, ahead) for row in rows))
         state["window"] = _window(rows, width)
         steps_left = min(_window_steps(row, width) for row in rows)
     return BatchArrays(features, _params(rows, features, vocab_size), state, steps_left)
+
+
+def build_ahead(row: Sequence, inputs: mx.array, vocab_size: int) -> BatchArrays:
+    """The arrays for several steps of one row at once, whose inputs ``[steps]`` are known or guessed: entry i stands
+    for the row when it has read the first i + 1 of them."""
+    steps = inputs.shape[0]
+    arrays = build([row] * steps, vocab_size, ahead=steps - 1)
+    arrays.state["generated"] = arrays.state["generated"] + mx.arange(steps)
+    if "window" in arrays.state:
+        width = arrays.state["window"].shape[1]
+        history = mx.concatenate([arrays.state["window"][0], inputs[1:]])
+        arrays.state["window"] = mx.stack([history[step : step + width] for step in range(steps)])
+    return arrays
 
 
 def path_of(sampling: Sampling, vocab_size: int, *, full: bool = False) -> str:
@@ -183,9 +196,9 @@ def _views(row: Sequence) -> list[tuple[int, int]]:
     return views
 
 
-def _looks_back(row: Sequence) -> int:
-    """How many of its last tokens the row's penalties look at; at least 1."""
-    return max((min(size, prompt + len(row.tokens)) for size, prompt in _views(row)), default=1) or 1
+def _looks_back(row: Sequence, ahead: int) -> int:
+    """How many of its last tokens the row's penalties look at after ``ahead`` new ones; at least 1."""
+    return max((min(size, prompt + len(row.tokens) + ahead) for size, prompt in _views(row)), default=1) or 1
 
 
 def _window_steps(row: Sequence, width: int) -> float:

@@ -39,7 +39,7 @@ class Sequence:
     mlx-lm does. ``limit`` is the most tokens it may generate: ``max_tokens``, or what the context leaves.
     ``cached_tokens`` counts prompt tokens that were there already when its prompt was first computed.
     ``text`` is set only for rows with stop strings: the raw text, cut before the match. Times are seconds of the
-    engine's clock.
+    engine's clock. ``accepted_draft_tokens`` counts tokens that a draft model had proposed; None where there is none.
     """
 
     key: Hashable
@@ -64,6 +64,7 @@ class Sequence:
     first_token_at: float | None = None
     finished_at: float | None = None
     full: bool = False
+    accepted_draft_tokens: int | None = None
 
     @property
     def ended(self) -> bool:
