@@ -126,7 +126,7 @@ class Scheduler:
             return []
         wanted = max(self.free, self.prompt_concurrency)
         for ticket in self._wave():
-            if len(self._prefilling) == self.prompt_concurrency or staged >= wanted or not self._may_hold(ticket):
+            if staged >= wanted or not self._may_hold(ticket):
                 break
             self._waiting.remove(ticket)
             self._prefilling.append(ticket)
@@ -139,7 +139,8 @@ class Scheduler:
         padding. Since the first always goes, none waits for longer than there are tickets before it."""
         near = list(islice(self._waiting, LOOK_AHEAD * self.prompt_concurrency))
         first = near[0].length
-        return [near[0], *sorted(near[1:], key=lambda ticket: abs(ticket.length - first))]
+        chosen = sorted(range(len(near)), key=lambda place: (place > 0, abs(near[place].length - first)))
+        return [near[place] for place in sorted(chosen[: self.prompt_concurrency])]
 
     def prefilled(self, tickets: list[Ticket]) -> None:
         """These prompts are computed: their rows may start."""
