@@ -35,7 +35,8 @@ class LoadedModel:
     ``vocab_size`` is the width of the logits; ``context_length`` the most tokens a row may hold, None where the
     config does not say. ``make_cache`` gives a model's caches for one row. ``unbatchable`` is why rows must run one at
     a time, None where they need not. ``padded_prefill`` says that prompts of different lengths may be prefilled
-    together, ``prefixes`` that several may go on from copies of one prompt's caches.
+    together, ``prefixes`` that several may go on from copies of one prompt's caches. ``weights`` are the arrays by name
+    that it has from its files and not from an adapter: what others of the same files can share.
     """
 
     name: str
@@ -52,6 +53,12 @@ class LoadedModel:
     prefixes: bool = True
     revision: str | None = None
     adapter_path: str | None = None
+    weights: Mapping[str, mx.array] = field(default_factory=dict, repr=False)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that can be shared."""
+        return sum(int(array.nbytes) for array in self.weights.values())
 
     def new_cache(self) -> list[Cache]:
         """Empty caches for one row, one per layer."""
