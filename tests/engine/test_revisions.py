@@ -84,6 +84,6 @@ def test_names_that_are_none(name: str) -> None:
 
 
 def test_a_revision_that_is_not_there(hub: Callable[[str], Path]) -> None:
-    """The model is named without it."""
-    with pytest.raises(ModelLoadError, match=f"model '{NAME}'.*v9"):
+    """Model and revision are named apart."""
+    with pytest.raises(ModelLoadError, match=f"revision 'v9' of model '{NAME}' is not on this machine"):
         load_model(f"{NAME}@v9")

@@ -301,8 +301,9 @@ def _hub_message(name: str, revision: str | None, error: Exception) -> str:
         return f"model '{name}' has no revision '{revision}'"
     if isinstance(error, hub_errors.RepositoryNotFoundError):
         return f"no folder '{name}' here and no such model on huggingface.co (or it is private: set HF_TOKEN)"
+    which = f"model '{name}'" if revision is None else f"revision '{revision}' of model '{name}'"
     return (
-        f"model '{name}' is not on this machine and the Hugging Face hub cannot be reached "
+        f"{which} is not on this machine and the Hugging Face hub cannot be reached "
         f"({_one_line(error)}): check the network, or give the path of a folder"
     )
 
