@@ -20,7 +20,7 @@ __all__ = ["Models"]
 class Models:
     """What is loaded and what may be, in the order in which the compute thread is told of it.
 
-    With one group, or without a limit, there is nothing to decide: each is loaded when it has work, and stays.
+    With one group, without a limit, or with all of them loaded there is nothing to decide.
     """
 
     def __init__(
@@ -38,11 +38,14 @@ class Models:
         self._asked: dict[Group, Future[Size]] = {}
         self._loading: dict[Group, Future[ServedModel]] = {}
         self._unknown: set[Group] = set()
+        self._victims: dict[Group, list[Group]] = {}
 
     @property
     def all_fit(self) -> bool:
         """Whether there is nothing to decide, as far as is known."""
-        return len(self._groups) == 1 or (bool(self.warm.sizes) and self.warm.budget is None)
+        if len(self._groups) == 1 or len(self.warm.loaded) == len(self._groups):
+            return True
+        return bool(self.warm.sizes) and self.warm.budget is None
 
     def ask(self, group: Group) -> Future[Size]:
         """The size of a group's weights, which may have to be fetched from the hub for that."""
@@ -63,10 +66,11 @@ class Models:
             return set(self._groups)
         for group in work.keys() - self.warm.sizes.keys() - self._unknown:
             self.ask(group)
-        return self.warm.takeable(work, busy, self._clock()) | self._unknown
+        self._victims = self.warm.takeable(work, busy, self._clock())
+        return self._victims.keys() | self._unknown
 
-    def load(self, group: Group, busy: Set[Group] = frozenset()) -> Future[ServedModel]:
-        """Have a group loaded, and before that unloaded what must make room for it, none of it ``busy``."""
+    def load(self, group: Group) -> Future[ServedModel]:
+        """Have a group loaded that fits or that may be taken, after the unloading of what must make room for it."""
         self._settle()
         self._unknown.discard(group)
         if group in self._loading:
@@ -74,7 +78,9 @@ class Models:
         if group in self.warm.loaded:
             return self._compute.load(group)
         if group in self.warm.sizes:
-            for victim in self.warm.load(group, busy, self._clock()):
+            victims = self._victims.pop(group, [])
+            self.warm.load(group, victims, self._clock())
+            for victim in victims:
                 self._compute.unload(victim)
         self._loading[group] = self._compute.load(group)
         return self._loading[group]
@@ -90,6 +96,8 @@ class Models:
                 else:
                     self._unknown.add(group)
         for group, loading in list(self._loading.items()):
+            if group in self.warm.loaded:
+                self.warm.loaded[group] = self._clock()  # its time begins when it is loaded
             if loading.done():
                 del self._loading[group]
                 self.warm.budget = self._compute.budget

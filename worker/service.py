@@ -232,14 +232,10 @@ class Service:
         # Asked for only where models have to take turns.
         filled = [] if self.models.all_fit else self.rq.filled(ready)
         work = {self._group_of[name]: places[name] for name in reversed(filled)}  # the highest priority is told last
-        takeable = self.models.takeable(work, self._busy)
+        takeable = self.models.takeable(work, {held.group for held in list(self.held.values())})
         self._waiting = not takeable.issuperset(work)
         ready = [name for name in ready if self._group_of[name] in takeable]
         return sorted(ready, key=lambda name: (places[name], self._takes.get(self._group_of[name], 0.0)))
-
-    @property
-    def _busy(self) -> set[Group]:
-        return {held.group for held in list(self.held.values())}
 
     def _begin(self, shard: ShardJob) -> None:
         lease = self.rq.begin(shard)
@@ -272,7 +268,7 @@ class Service:
             taken_at=self._now(),
         )
         self.held[held.job_id] = held
-        self.intake.put(held, self.models.load(held.group, self._busy))
+        self.intake.put(held, self.models.load(held.group))
         self.rq.show_state(busy=True)
 
     def _pause(self) -> None:

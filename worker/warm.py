@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from jobs.shard import Group
@@ -59,16 +59,15 @@ class Warm:
         self._bound = bound
         self._waiting_since: dict[Group, float] = {}
 
-    def load(self, group: Group, busy: Set[Group], now: float) -> list[Group]:
-        """Count a group as loaded; the groups to unload for it, none of them ``busy``."""
-        victims = self.victims(group, busy) or []
+    def load(self, group: Group, victims: Iterable[Group], now: float) -> None:
+        """Count a group as loaded in place of others."""
         for victim in victims:
             del self.loaded[victim]
         self.loaded[group] = now
-        return victims
 
-    def takeable(self, work: Mapping[Group, int], busy: Set[Group], now: float) -> set[Group]:
-        """The groups whose shards may be taken now: loaded ones, and at most one that is to be loaded.
+    def takeable(self, work: Mapping[Group, int], busy: Set[Group], now: float) -> dict[Group, list[Group]]:
+        """The groups whose shards may be taken now, and what must be unloaded for each: loaded ones, for which that is
+        nothing, and at most one that is to be loaded.
 
         ``work`` has the groups with shards in their queues, and the highest priority among those (0 is the highest).
         ``busy`` are groups that shards are held of. Groups whose size is not known wait.
@@ -76,14 +75,13 @@ class Warm:
         for group in [group for group in self.loaded if group in busy]:
             self.loaded[group] = self.loaded.pop(group)
         self._waiting_since = {group: self._waiting_since.get(group, now) for group in work if group not in self.loaded}
-        loaded = set(self.loaded)
         for group in sorted(self._waiting_since, key=lambda cold: (work[cold], self._waiting_since[cold])):
-            kept = {other for other in loaded if self._protected(other, group, work, busy, now)}
+            kept = {other for other in self.loaded if self._protected(other, group, work, busy, now)}
             victims = self.victims(group, kept) if group in self.sizes else None
             if victims is not None:
-                open_groups = loaded.difference(victims)
-                return open_groups if busy & set(victims) else open_groups | {group}
-        return loaded
+                takeable: dict[Group, list[Group]] = {other: [] for other in self.loaded if other not in victims}
+                return takeable if busy & set(victims) else {**takeable, group: victims}
+        return {group: [] for group in self.loaded}
 
     def victims(self, group: Group, kept: Set[Group] = frozenset()) -> list[Group] | None:
         """The groups to unload so that ``group`` can be loaded, the least recently used first; None: there is no room
