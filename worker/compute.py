@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from jobs.errors import ModelLoadError
 from jobs.shard import Group
 from worker.held import LineKey
-from worker.warm import Size, readable, share_out
+from worker.warm import Size, readable, refuse_too_large, share_out
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
@@ -81,8 +81,9 @@ class Compute(threading.Thread):
     (None: no limit), known once a size was asked for or a model loaded.
 
     What the weights leave of the budget goes to the engines in equal parts, idle ones included. Parts change when
-    models come and go, not with the work. A row that is larger than a part and fits what all of them have together is
-    not refused: it runs alone on its engine, and the budget may be passed by as much while others are at work.
+    models come and go, not with the work; prefixes that no longer fit into a part are dropped. A row larger than a
+    part that fits into all of them together is not refused: it runs alone on its engine, and the budget may be passed
+    by as much while others are at work.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Compute(threading.Thread):
         self._wake = wake
         self.budget = settings.memory_limit
         self.loaded: Mapping[Group, Size] = MappingProxyType({})
+        self._sizes: dict[Group, Size] = {}
         self._engines: dict[Group, Engine] = {}
         self._served: dict[Group, ServedModel] = {}
         self._past = (0, 0, 0)
@@ -242,15 +244,11 @@ class Compute(threading.Thread):
             return self.loaded[group]
         settings = self.settings
         self.budget = memory_budget(settings.memory_limit)
-        size = Size(*weight_bytes(group.model, revision=settings.revision, adapter_path=group.adapter_path))
-        total, limit = size.base + size.own, self.budget
-        if limit is not None and total > limit:
-            whose = "the memory limit" if settings.memory_limit is not None else "what the device recommends"
-            raise ModelLoadError(
-                f"model '{group.model}' has {readable(total)} of weights, and {whose} is {readable(limit)}: "
-                "raise --memory-limit, or use a smaller or quantised model"
-            )
-        return size
+        if group not in self._sizes:  # the hub is not asked again for every load
+            found = weight_bytes(group.model, revision=settings.revision, adapter_path=group.adapter_path)
+            self._sizes[group] = Size(*found)
+        refuse_too_large(group, self._sizes[group], self.budget, given=settings.memory_limit is not None)
+        return self._sizes[group]
 
     def _load(self, group: Group) -> ServedModel:
         if group not in self._served:
@@ -262,7 +260,8 @@ class Compute(threading.Thread):
             base = self._engines[group].model.weight_bytes
             shared = any(other.model == group.model for other in self.loaded)
             own = max(0, active_memory() - before - (0 if shared else base))
-            self.loaded = MappingProxyType({**self.loaded, group: Size(base, own)})
+            self._sizes[group] = Size(base, own)
+            self.loaded = MappingProxyType({**self.loaded, group: self._sizes[group]})
             self._share_memory()
             log.info("loaded %s in %.1f s", group.key, time.monotonic() - started, extra={"action": "model_loaded"})
         return self._served[group]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
+from jobs.errors import ModelLoadError
 from jobs.shard import Group
 
-__all__ = ["HURRY", "STARVATION_S", "Size", "Warm", "readable", "share_out"]
+__all__ = ["HURRY", "STARVATION_S", "Size", "Warm", "readable", "refuse_too_large", "share_out"]
 
 STARVATION_S = 120.0
 """A model with work waits at most this long for others that have as much, and is then left in memory as long."""
@@ -38,6 +39,21 @@ def share_out(sizes: Mapping[Group, Size]) -> dict[Group, int]:
 def readable(size: int) -> str:
     """Bytes for a person."""
     return f"{size / 2**30:.1f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def refuse_too_large(group: Group, size: Size, budget: int | None, *, given: bool) -> None:
+    """Check that a group fits at least alone; ``given`` says that the user set the budget.
+
+    Raises:
+        ModelLoadError: it does not.
+    """
+    total = size.base + size.own
+    if budget is not None and total > budget:
+        whose = "the memory limit" if given else "what the device recommends"
+        raise ModelLoadError(
+            f"model '{group.model}' has {readable(total)} of weights, and {whose} is {readable(budget)}: "
+            "raise --memory-limit, or use a smaller or quantised model"
+        )
 
 
 class Warm:

@@ -8,8 +8,9 @@ from collections.abc import Set
 
 import pytest
 
+from jobs.errors import ModelLoadError
 from jobs.shard import Group
-from worker.warm import HURRY, STARVATION_S, Size, Warm, share_out
+from worker.warm import HURRY, STARVATION_S, Size, Warm, refuse_too_large, share_out
 
 A, B, C = Group("a"), Group("b"), Group("c")
 TUNED, RETUNED = Group("a", "lora"), Group("a", "lora-2")
@@ -75,6 +76,15 @@ def test_a_model_too_large_for_the_budget_displaces_nobody() -> None:
     """It is let through for its load to fail: its lines must be told."""
     warm = policy(100, {**SIXTIES, B: Size(101)}, A)
     assert warm.takeable({A: NORMAL, B: NORMAL}, {A}, 1.0) == {A: [], B: []}
+
+
+@pytest.mark.parametrize(("given", "whose"), [(True, "the memory limit"), (False, "what the device recommends")])
+def test_a_refusal_names_both_sizes_and_the_flag(given: bool, whose: str) -> None:
+    """Weights and limit for a person, whichever limit it is; what fits alone, or has no limit, is not refused."""
+    with pytest.raises(ModelLoadError, match=rf"'a' has 3\.5 GiB of weights, and {whose} is 2\.0 GiB: raise --memory-"):
+        refuse_too_large(A, Size(3 << 30, 1 << 29), 2 << 30, given=given)
+    refuse_too_large(A, Size(2 << 30), 2 << 30, given=given)
+    refuse_too_large(A, Size(2 << 30), None, given=given)
 
 
 def test_adapters_share_their_base() -> None:
