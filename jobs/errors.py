@@ -57,10 +57,14 @@ class WaitTimeoutError(PromptmillError):
 
 
 class ModelLoadError(PromptmillError):
-    """A model, tokenizer or adapter cannot be loaded on this host."""
+    """A model, tokenizer or adapter cannot be loaded on this host; ``field`` of a line is what names the culprit."""
 
     code = "model_load_failed"
     exit_status = 5
+
+    def __init__(self, message: str, field: str = "model") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class StaleAttemptError(PromptmillError):

@@ -68,13 +68,13 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
 )  # fmt: skip
 @click.option(
     "--model", "models", multiple=True, required=True, envvar="PROMPTMILL_MODEL", metavar="MODEL",
-    help="Model to serve: a folder or a Hugging Face repository. May be given several times.",
+    help="Model to serve: a folder, or a Hugging Face repository as NAME or NAME@REVISION. May be given several times.",
 )  # fmt: skip
 @click.option(
     "--adapter-path", "adapters", multiple=True, metavar="PATH",
     help="Adapter that lines may ask for by adapter_path. May be given several times.",
 )  # fmt: skip
-@click.option("--revision", help="Revision of the models on the Hub.")
+@click.option("--revision", help="Revision of the Hub's models that are named without one.")
 @click.option("--trust-remote-code", is_flag=True, help="Let tokenizers run code from the model's repository.")
 @click.option(
     "--decode-concurrency", type=click.IntRange(1, 4096),
@@ -118,7 +118,8 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
 @click.option("--max-context", type=click.IntRange(1), help="Context length in tokens.  [default: the model's own]")
 @click.option(
     "--memory-limit", type=Size(), metavar="SIZE",
-    help="Memory for the model and its caches, such as 48G.  [default: what the device recommends]",
+    help="Memory for the models and their caches, such as 48G; models that do not fit together take turns.  "
+    "[default: what the device recommends]",
 )  # fmt: skip
 @click.option(
     "--prefix-memory", type=Size(), metavar="SIZE",
@@ -130,7 +131,10 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     help="Memory that macOS keeps wired for large models, which are slow without.  [default: none]",
 )  # fmt: skip
 @click.option(
-    "--preload/--no-preload", default=True, show_default=True, help="Load the models at start, or when first needed."
+    "--preload/--no-preload",
+    default=True,
+    show_default=True,
+    help="Load the models at start, as many as fit together, or when first needed.",
 )
 @click.option("--burst", is_flag=True, help="End when the queues are empty.")
 @click.option("--max-idle-time", type=click.FloatRange(0), metavar="SECONDS", help="End after this long without work.")

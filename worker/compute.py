@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jobs.errors import ModelLoadError
 from jobs.shard import Group
 from worker.held import LineKey
+from worker.warm import Size, readable, refuse_too_large, share_out
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
@@ -30,6 +33,8 @@ __all__ = [
     "ServedModel",
     "Snapshot",
 ]
+
+T = TypeVar("T")
 
 log = logging.getLogger("promptmill.worker")
 
@@ -67,9 +72,9 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A loaded model: its engine for the compute thread, its preparer and assembler for the others."""
+    """What the other threads need of a loaded model. Its weights are not in here: whoever still holds this when the
+    model is unloaded keeps none of them in memory."""
 
-    engine: Engine
     preparer: Any
     assembler: Any
     revision: str | None
@@ -87,10 +92,17 @@ class Snapshot:
 
 
 class Compute(threading.Thread):
-    """Owns MLX: loads models and steps their engines.
+    """Owns MLX: loads and unloads models as it is told, and steps their engines.
 
     ``on_finished(group, finished)`` is called in this thread for each line that ends; it must not block.
     ``failure`` holds the exception that ended the thread, if one did: the worker then hands back and exits.
+    ``loaded`` has the measured sizes of the loaded models; ``budget`` is the memory for all of them and their caches
+    (None: no limit), known once a size was asked for or a model loaded.
+
+    What the weights leave of the budget goes to the engines in equal parts, idle ones included. Parts change when
+    models come and go, not with the work; prefixes that no longer fit into a part are dropped. A row larger than a
+    part that fits into all of them together is not refused: it runs alone on its engine, and the budget may be passed
+    by as much while others are at work.
     """
 
     def __init__(
@@ -103,8 +115,13 @@ class Compute(threading.Thread):
         self.loading: Group | None = None
         self._on_finished = on_finished
         self._wake = wake
+        self.budget = settings.memory_limit
+        self.loaded: Mapping[Group, Size] = MappingProxyType({})
+        self._sizes: dict[Group, Size] = {}
+        self._engines: dict[Group, Engine] = {}
         self._served: dict[Group, ServedModel] = {}
         self._draft: LoadedModel | None = None
+        self._past = (0, 0, 0)
         self._failed: dict[Group, tuple[float, ModelLoadError]] = {}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._snapshot_at = 0.0
@@ -116,12 +133,23 @@ class Compute(threading.Thread):
     def load(self, group: Group) -> Future[ServedModel]:
         """Ask for a model; the future fails with ModelLoadError when it cannot be loaded."""
         future: Future[ServedModel] = Future()
-        self._commands.put(lambda: self._load(group, future))
+        self._commands.put(lambda: self._attempt(group, future, self._load))
         return future
+
+    def size(self, group: Group) -> Future[Size]:
+        """Ask for the size of a model's weights, going by its files; fails with ModelLoadError when it has none."""
+        future: Future[Size] = Future()
+        self._commands.put(lambda: self._attempt(group, future, self._estimate))
+        return future
+
+    def unload(self, group: Group) -> None:
+        """Let go of a model that no shard is held of any more. What an engine still has, of shards lost to other
+        workers, is dropped."""
+        self._commands.put(lambda: self._unload(group))
 
     def add(self, group: Group, line: Any) -> None:
         """Queue a prepared line on its model's engine."""
-        self._commands.put(lambda: self._served[group].engine.add(line))
+        self._commands.put(lambda: self._add(group, line))
 
     def cancel(self, group: Group, key: LineKey) -> None:
         """Drop a line at the next step, if it is there; what was generated of it is reported as cancelled."""
@@ -145,13 +173,13 @@ class Compute(threading.Thread):
     @property
     def capacity(self) -> int:
         """The most lines that one of the models decodes together; the usual number while none is loaded."""
-        capacities = [served.engine.capacity for served in list(self._served.values())]
+        capacities = [engine.capacity for engine in list(self._engines.values())]
         return max(capacities, default=min(self.settings.decode_concurrency, DECODE_CONCURRENCY))
 
     @property
     def idle(self) -> bool:
         """Nothing begun is left to finish, and no command waits."""
-        return self._commands.empty() and not any(served.engine.has_work for served in list(self._served.values()))
+        return self._commands.empty() and not any(engine.has_work for engine in list(self._engines.values()))
 
     def served(self, group: Group) -> ServedModel:
         """A model that was loaded."""
@@ -174,13 +202,13 @@ class Compute(threading.Thread):
         if self._used_mlx:
             from worker.engine.lm import end_thread
 
-            for served in self._served.values():
-                served.engine.close()
+            for engine in self._engines.values():
+                engine.close()
             end_thread()
 
     def _obey(self) -> bool:
         """Carry out waiting commands; with nothing to generate, wait for one. False: stop."""
-        block = not any(served.engine.has_work for served in self._served.values())
+        block = not any(engine.has_work for engine in self._engines.values())
         while True:
             if block:
                 self._take_snapshot(force=True)
@@ -195,46 +223,113 @@ class Compute(threading.Thread):
             block = False
 
     def _step(self) -> None:
-        for group, served in self._served.items():
-            if served.engine.has_work:
-                for finished in served.engine.step():
+        for group, engine in self._engines.items():
+            if engine.has_work:
+                for finished in engine.step():
                     self._on_finished(group, finished)
         self._count_pending()
         self._take_snapshot()
 
     def _count_pending(self) -> None:
-        self._pending = sum(served.engine.pending for served in self._served.values())
+        self._pending = sum(engine.pending for engine in self._engines.values())
 
-    def _load(self, group: Group, future: Future[ServedModel]) -> None:
-        if group in self._served:
-            future.set_result(self._served[group])
-            return
+    def _attempt(self, group: Group, future: Future[T], work: Callable[[Group], T]) -> None:
+        """Do what may take long and may fail; a failure stands for a while."""
         since, failed = self._failed.get(group, (0.0, None))
         if failed is not None and time.monotonic() - since < LOAD_BACKOFF_S:
             future.set_exception(failed)
             return
+        if group in self._engines:
+            future.set_result(work(group))  # it is known already
+            return
         self.loading = group
         self._used_mlx = True
+        failure = None
         try:
-            started = time.monotonic()
-            self._served[group] = self._make(group)
-            log.info("loaded %s in %.1f s", group.key, time.monotonic() - started, extra={"action": "model_loaded"})
-            future.set_result(self._served[group])
+            result = work(group)
         except Exception as error:
             # Whatever goes wrong with one model, the others are served on.
             if not isinstance(error, ModelLoadError):
                 log.exception("%s cannot be loaded", group.key, extra={"action": "model_load_failed"})
                 error = ModelLoadError(f"model '{group.model}' cannot be loaded: {error}")
-            self._failed[group] = (time.monotonic(), error)
-            future.set_exception(error)
-        finally:
-            self.loading = None
+            # A new one, without the traceback: its frames would keep what was loaded so far.
+            failure = ModelLoadError(str(error), error.field)
+        self.loading = None
+        if failure is None:
+            self._failed.pop(group, None)
+            future.set_result(result)
+        else:
+            self._failed[group] = (time.monotonic(), failure)
+            gc.collect()
+            future.set_exception(failure)
+
+    def _estimate(self, group: Group) -> Size:
+        from worker.engine.lm import memory_budget, weight_bytes
+
+        if group in self.loaded:
+            return self.loaded[group]
+        settings = self.settings
+        self.budget = memory_budget(settings.memory_limit)
+        if group not in self._sizes:  # the hub is not asked again for every load
+            found = weight_bytes(group.model, revision=settings.revision, adapter_path=group.adapter_path)
+            self._sizes[group] = Size(*found)
+        refuse_too_large(group, self._sizes[group], self.budget, given=settings.memory_limit is not None)
+        return self._sizes[group]
+
+    def _load(self, group: Group) -> ServedModel:
+        if group not in self._served:
+            from worker.engine.lm import active_memory
+
+            self._estimate(group)  # refuses what can never fit
+            started, before = time.monotonic(), active_memory()
+            self._engines[group], self._served[group] = self._make(group)
+            base = self._engines[group].model.weight_bytes
+            shared = any(other.model == group.model for other in self.loaded)
+            own = max(0, active_memory() - before - (0 if shared else base))
+            self._sizes[group] = Size(base, own)
+            self.loaded = MappingProxyType({**self.loaded, group: self._sizes[group]})
+            self._share_memory()
+            log.info("loaded %s in %.1f s", group.key, time.monotonic() - started, extra={"action": "model_loaded"})
+        return self._served[group]
+
+    def _unload(self, group: Group) -> None:
+        from worker.engine.lm import active_memory, free_memory
+
+        engine = self._engines.pop(group, None)
+        if engine is None:
+            return
+        del self._served[group]
+        rows, slots, tokens = self._past
+        self._past = (
+            rows + engine.stats.decode_rows,
+            slots + engine.stats.decode_slots,
+            tokens + engine.stats.completion_tokens,
+        )
+        before = active_memory()
+        engine.close()
+        del engine
+        free_memory()
+        after = active_memory()
+        self.loaded = MappingProxyType({other: size for other, size in self.loaded.items() if other != group})
+        self._share_memory()
+        message = "unloaded %s: freed %s, %s still in use"
+        log.info(message, group.key, readable(before - after), readable(after), extra={"action": "model_unloaded"})
+
+    def _share_memory(self) -> None:
+        if self.budget is not None:
+            caches = max(0, self.budget - sum(share_out(self.loaded).values()))
+            for engine in self._engines.values():
+                engine.set_memory(caches // len(self._engines), caches)
+
+    def _add(self, group: Group, line: Any) -> None:
+        if group in self._engines:  # a shard can be lost to another worker while it is prepared
+            self._engines[group].add(line)
 
     def _cancel(self, group: Group, key: LineKey) -> None:
-        if group in self._served:  # a line can be lost to another worker before its model is loaded
-            self._served[group].engine.cancel(key)
+        if group in self._engines:  # or before its model is loaded
+            self._engines[group].cancel(key)
 
-    def _make(self, group: Group) -> ServedModel:
+    def _make(self, group: Group) -> tuple[Engine, ServedModel]:
         from worker.engine.engine import Engine
         from worker.engine.lm import cache_budget, load_model, set_wired_limit
         from worker.engine.prompts import Preparer
@@ -259,6 +354,7 @@ class Compute(threading.Thread):
             trust_remote_code=settings.trust_remote_code,
             modes=modes,
             draft=self._draft_model(),
+            share=next((engine.model for other, engine in self._engines.items() if other.model == group.model), None),
         )
         memory, rows = cache_budget(settings.memory_limit), settings.decode_concurrency
         if settings.autotune is not None:
@@ -273,7 +369,7 @@ class Compute(threading.Thread):
             prefix_memory=settings.prefix_memory,
         )
         preparer = Preparer(model, max_context=settings.max_context)
-        return ServedModel(engine, preparer, TextAssembler(model.tokenizer), model.revision)
+        return engine, ServedModel(preparer, TextAssembler(model.tokenizer), model.revision)
 
     def _draft_model(self) -> LoadedModel | None:
         """The draft model of all models, loaded once."""
@@ -286,8 +382,8 @@ class Compute(threading.Thread):
 
     def _drop_pending(self) -> list[LineKey]:
         dropped: list[LineKey] = []
-        for served in self._served.values():
-            dropped += cast("list[LineKey]", served.engine.drop_pending())
+        for engine in self._engines.values():
+            dropped += cast("list[LineKey]", engine.drop_pending())
         return dropped
 
     def _take_snapshot(self, *, force: bool = False) -> None:
@@ -295,11 +391,11 @@ class Compute(threading.Thread):
         if not force and now - self._snapshot_at < SNAPSHOT_S:
             return
         self._snapshot_at = now
-        engines = [served.engine for served in self._served.values()]
+        engines, (rows, slots, tokens) = list(self._engines.values()), self._past
         self.snapshot = Snapshot(
             in_flight=tuple(line for engine in engines for line in engine.snapshot()),
-            decode_rows=sum(engine.stats.decode_rows for engine in engines),
-            decode_slots=sum(engine.stats.decode_slots for engine in engines),
-            completion_tokens=sum(engine.stats.completion_tokens for engine in engines),
+            decode_rows=rows + sum(engine.stats.decode_rows for engine in engines),
+            decode_slots=slots + sum(engine.stats.decode_slots for engine in engines),
+            completion_tokens=tokens + sum(engine.stats.completion_tokens for engine in engines),
             memory_bytes=engines[0].memory_bytes if engines else 0,
         )

@@ -43,9 +43,9 @@ class Intake(threading.Thread):
         """Lines taken and not yet with the engine; written by the main thread and this one in turns, read by all."""
         self._count_lock = threading.Lock()
 
-    def put(self, held: HeldShard) -> None:
+    def put(self, held: HeldShard, loading: Future[ServedModel]) -> None:
         self._count(len(held.remaining))
-        self._queue.put((held, self._compute.load(held.group)))
+        self._queue.put((held, loading))
 
     def stop(self) -> None:
         """Take nothing more; lines not yet prepared stay with their shard."""

@@ -169,6 +169,13 @@ class ShardWorker(BaseWorker):
     def show_state(self, *, busy: bool) -> None:
         self.set_state(WorkerStatus.BUSY if busy else WorkerStatus.IDLE)
 
+    def filled(self, queues: Sequence[str]) -> list[str]:
+        """Those of some queues that have jobs waiting."""
+        with self.connection.pipeline(transaction=False) as pipe:
+            for queue in queues:
+                pipe.llen(f"rq:queue:{queue}")
+            return [queue for queue, length in zip(queues, pipe.execute(), strict=True) if length]
+
     # --- one shard's way ---
 
     def take(self, queues: Sequence[str]) -> ShardJob | None:

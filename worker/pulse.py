@@ -14,6 +14,7 @@ import redis.exceptions
 
 from jobs.keys import worker_key
 from worker.lease import RENEW_S
+from worker.warm import share_out
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -82,6 +83,7 @@ class Pulse(threading.Thread):
             "state": word,
             "model": loading.key if loading is not None else None,
             "models": [group.key for group in service.settings.groups],
+            "loaded": [{"model": group.key, "bytes": size} for group, size in share_out(compute.loaded).items()],
             "queues": service.rq.queue_names(),
             "pid": os.getpid(),
             "hostname": socket.gethostname(),

@@ -18,6 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -33,8 +34,10 @@ from worker.compute import LOAD_BACKOFF_S, Compute, EngineSettings
 from worker.held import HeldShard, LineKey
 from worker.intake import Intake
 from worker.lease import LEASE_S, MAINTENANCE_S, RENEW_S, ShardJob, ShardWorker
+from worker.models import Models
 from worker.pulse import Pulse
 from worker.recycle import RECYCLE
+from worker.warm import STARVATION_S
 from worker.writer import End, EndedLine, FailedLine, Writer
 
 if TYPE_CHECKING:
@@ -65,6 +68,7 @@ class ServiceSettings:
     drain_s: float = 30.0
     parent: int | None = None
     recycle_after_tokens: int | None = None
+    starvation_s: float = STARVATION_S
     engine: EngineSettings = field(default_factory=EngineSettings)
 
 
@@ -90,6 +94,7 @@ class Service:
         self.rq = ShardWorker(self.store, list(self._group_of), self.name)
         self.held: dict[str, HeldShard] = {}
         self.compute = Compute(settings.engine, self._line_finished, self._wake)
+        self.models = Models(self.compute, settings.groups, bound=settings.starvation_s)
         self.writer = Writer(self.store, self.name, self._shard_ended)
         self.intake = Intake(self.compute, self.writer, self._load_failed, now=now)
         self.pulse = Pulse(pulse_connection, self)
@@ -100,6 +105,7 @@ class Service:
         self._takes: dict[Group, float] = {}
         self._recycling = False
         self._tokens = 0
+        self._waiting = False
         self._idle_since = time.monotonic()
         self._maintained_at = -MAINTENANCE_S
         self._redis_seen_at = self._recover_from = 0.0
@@ -134,13 +140,17 @@ class Service:
         return RECYCLE if self._recycling and not self._signals else status
 
     def _preload(self) -> bool:
-        """Load every model; False when none could be."""
+        """Load the models that fit together, in the order they were given; False when none could be loaded."""
         loaded = 0
         for group in self.settings.groups:
-            loading = self.compute.load(group)
-            while not loading.done() and not self._stopping():
-                self._pause()
-            if not loading.done():
+            if not self.models.all_fit and not self._done(self.models.ask(group)):
+                return True
+            if not self.models.fits(group):
+                message = "%s does not fit beside the others: it is loaded when it has work and it is its turn"
+                log.info(message, group.key, extra={"action": "model_left_cold"})
+                continue
+            loading = self.models.load(group)
+            if not self._done(loading):
                 return True
             error = loading.exception()
             if error is None:
@@ -148,6 +158,12 @@ class Service:
             else:
                 log.error("%s: %s", group.key, error, extra={"action": "model_load_failed"})
         return loaded > 0
+
+    def _done(self, future: Future[Any]) -> bool:
+        """Wait for the compute thread; False when the worker is stopping."""
+        while not future.done() and not self._stopping():
+            self._pause()
+        return future.done()
 
     def _serve(self) -> None:
         self._idle_since = time.monotonic()
@@ -188,7 +204,7 @@ class Service:
         return not all(thread.is_alive() for thread in (self.compute, self.writer, self.intake, self.pulse))
 
     def _idle_for_good(self) -> bool:
-        if self.held:
+        if self.held or self._waiting:  # or a model with work whose turn it is not yet
             self._idle_since = time.monotonic()
             return False
         idle = time.monotonic() - self._idle_since
@@ -230,6 +246,12 @@ class Service:
         ready = [name for name, group in self._group_of.items() if self._not_before.get(group, 0.0) <= now]
         groups = len(self.settings.groups)
         places = {name: place // groups for place, name in enumerate(self._group_of)}
+        # Asked for only where models have to take turns.
+        filled = [] if self.models.all_fit else self.rq.filled(ready)
+        work = {self._group_of[name]: places[name] for name in reversed(filled)}  # the highest priority is told last
+        takeable = self.models.takeable(work, {held.group for held in list(self.held.values())})
+        self._waiting = not takeable.issuperset(work)
+        ready = [name for name in ready if self._group_of[name] in takeable]
         return sorted(ready, key=lambda name: (places[name], self._takes.get(self._group_of[name], 0.0)))
 
     def _begin(self, shard: ShardJob) -> None:
@@ -263,7 +285,7 @@ class Service:
             taken_at=self._now(),
         )
         self.held[held.job_id] = held
-        self.intake.put(held)
+        self.intake.put(held, self.models.load(held.group))
         self.rq.show_state(busy=True)
 
     def _pause(self) -> None:
@@ -314,7 +336,7 @@ class Service:
         if hopeless:
             for line in held.todo():
                 self.writer.put(
-                    FailedLine(held, line.index, error.code, f"line {line.line}: {error}", "model", self._now())
+                    FailedLine(held, line.index, error.code, f"line {line.line}: {error}", error.field, self._now())
                 )
             return
         self._not_before[held.group] = time.monotonic() + LOAD_BACKOFF_S

@@ -9,6 +9,7 @@ from typing import Any, cast
 import orjson
 import pytest
 
+from jobs.batch import queue_name
 from jobs.connect import connect
 from jobs.errors import ModelLoadError
 from jobs.keys import BatchKeys
@@ -16,7 +17,7 @@ from jobs.results import ordered_records
 from jobs.shard import Group
 from jobs.store import Store
 from tests.pool import MODEL, make_batch, prompts
-from worker.compute import ServedModel, Snapshot
+from worker.compute import EngineSettings, ServedModel, Snapshot
 from worker.held import HeldShard
 from worker.lease import LEASE_S
 from worker.service import Service, ServiceSettings
@@ -134,6 +135,21 @@ def test_after_an_outage_leases_get_time_to_be_renewed(store: Store, make_servic
     service._maintained_at = -1e9
     service._maintain()
     assert store.connection.zcard(registry) == 0
+
+
+def test_a_worker_is_not_idle_while_a_cold_model_waits(store: Store, server_url: str) -> None:
+    """Work of a model whose turn it is not yet keeps a --burst worker from ending."""
+    settings = ServiceSettings((Group(MODEL), Group("other")), burst=True, engine=EngineSettings(memory_limit=1))
+    service = Service(store.connection, connect(server_url), settings)
+    service._idle_since = -1e9
+    batch = make_batch(store, prompts(1))
+    assert not service._take_one()  # the size of the model is not known yet
+    assert not service._idle_for_good()
+    store.discard(batch)
+    store.connection.delete(f"rq:queue:{queue_name(MODEL, 'normal')}")
+    service._idle_since = -1e9
+    assert not service._take_one()
+    assert service._idle_for_good()
 
 
 def test_a_lost_shard_of_a_model_never_loaded_is_let_go(store: Store, make_service: MakeService) -> None:

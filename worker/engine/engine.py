@@ -68,17 +68,16 @@ class Engine:
         self.stats = EngineStats()
         self._clock = clock
         self._step_size = prefill_step_size
-        memory = memory_limit if memory_limit is not None else cache_budget()
-        kept = prefix_budget(prefix_memory, memory) if model.prefixes else 0
-        self._prefixes = Prefixes(kept, model.cache_cost, batch_caches.shorten)
+        self._prefix_memory = prefix_memory if model.prefixes else 0
+        self._prefixes = Prefixes(0, model.cache_cost, batch_caches.shorten)
         self._scheduler = Scheduler(
             decode_concurrency=decode_concurrency if model.batchable else 1,
             prompt_concurrency=prompt_concurrency if model.batchable else 1,
-            memory=None if memory is None else memory - kept,
             row_bytes=model.cache_cost,
             padding=model.padded_prefill,
             assign=self._prefixes.assign,
         )
+        self.set_memory(memory_limit if memory_limit is not None else cache_budget())
         compiled = mx.default_device() != mx.cpu if compile is None else compile
         self._sampler = Sampler(mx.compile if compiled else None)
         self._batch = batch_of(model, self._sampler)
@@ -186,6 +185,15 @@ class Engine:
     def memory_bytes(self) -> int:
         """Bytes that MLX holds for arrays of this process: models, caches and prefixes."""
         return int(mx.get_active_memory())
+
+    def set_memory(self, memory: int | None, most: int | None = None) -> None:
+        """From now on caches may take ``memory`` bytes (None: no limit), and up to ``most`` where it is one row that
+        needs them (None: no more than ``memory``). Rows that have begun go on; prefixes that no longer fit are dropped.
+        """
+        kept = prefix_budget(self._prefix_memory, memory)
+        self._prefixes.limit(kept)
+        self._scheduler.memory = None if memory is None else memory - kept
+        self._scheduler.most = None if most is None else most - kept
 
     def close(self) -> None:
         """Forget all lines and give the caches' memory back. Nothing more is reported of the lines."""

@@ -5,6 +5,7 @@ Everything here runs in the thread that owns the engine; MLX arrays belong to th
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import shutil
@@ -17,9 +18,15 @@ from typing import Any
 
 import mlx.core as mx
 from huggingface_hub import errors as hub_errors, snapshot_download
-from mlx_lm import load as load_with_mlx_lm
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
-from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_config, load_tokenizer
+from mlx_lm.utils import (
+    DEFAULT_ALLOW_PATTERNS,
+    load_adapters,
+    load_config,
+    load_model as load_with_mlx_lm,
+    load_tokenizer,
+)
 
 from jobs.errors import ModelLoadError
 from worker.engine import caches as batch_caches
@@ -29,14 +36,18 @@ from worker.engine.solo import ALL_TOGETHER, SoloModes, fitted
 
 __all__ = [
     "LoadedModel",
+    "active_memory",
     "cache_budget",
     "compiler_present",
     "describe_model",
     "end_thread",
+    "free_memory",
     "load_draft",
     "load_model",
     "measure",
+    "memory_budget",
     "set_wired_limit",
+    "weight_bytes",
 ]
 
 log = logging.getLogger(__name__)
@@ -49,8 +60,9 @@ CONTEXT_KEYS = (
     "seq_length",
     "n_ctx",
 )
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_NAME = re.compile(r"(?P<repository>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>\S+))?")
 TOKENIZER_PATTERNS = [pattern for pattern in DEFAULT_ALLOW_PATTERNS if not pattern.endswith(".safetensors")]
+ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors")
 KEPT_BY_RINGS = 4
 """Of a text longer than its ring the first tokens that stay, as with ``mlx_lm.generate``: attention leans on them."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -64,20 +76,34 @@ def load_model(
     trust_remote_code: bool = False,
     modes: SoloModes = ALL_TOGETHER,
     draft: LoadedModel | None = None,
+    share: LoadedModel | None = None,
 ) -> LoadedModel:
     """Load a model from a folder or the Hugging Face hub, and measure it with a tiny forward. With ``modes`` or a
     ``draft`` model, see :func:`load_draft`, its rows run one at a time.
 
+    ``name_or_path`` may end in ``@`` and a revision of the hub, else ``revision`` is taken. The weights are those of
+    ``share``, a model loaded from the same files with or without an adapter, as far as it has them in memory.
+
     Raises:
         ModelLoadError: with what is missing or unsupported, and the remedy.
     """
-    parts = _loaded(name_or_path, revision, adapter_path, trust_remote_code)
+    model, tokenizer, config, commit, weights = _loaded(name_or_path, revision, adapter_path, trust_remote_code, share)
     try:
-        return measure(name_or_path, *parts[:3], revision=parts[3], adapter_path=adapter_path, modes=modes, draft=draft)
+        loaded = measure(
+            name_or_path,
+            model,
+            tokenizer,
+            config,
+            revision=commit,
+            adapter_path=adapter_path,
+            modes=modes,
+            draft=draft,
+        )
     except ModelLoadError:
         raise
     except Exception as error:
         raise ModelLoadError(f"model '{name_or_path}' was loaded but cannot run: {_one_line(error)}") from error
+    return replace(loaded, weights=weights)
 
 
 def load_draft(name_or_path: str, *, trust_remote_code: bool = False) -> LoadedModel:
@@ -87,17 +113,21 @@ def load_draft(name_or_path: str, *, trust_remote_code: bool = False) -> LoadedM
         ModelLoadError: as :func:`load_model`.
     """
     try:
-        parts = _loaded(name_or_path, None, None, trust_remote_code)
-        return _weighed(name_or_path, *parts[:3], revision=parts[3])
+        model, tokenizer, config, commit, _ = _loaded(name_or_path, None, None, trust_remote_code)
+        return _weighed(name_or_path, model, tokenizer, config, revision=commit)
     except Exception as error:
         reason = str(error) if isinstance(error, ModelLoadError) else _one_line(error)
         raise ModelLoadError(f"--draft-model: {reason}") from error
 
 
 def _loaded(
-    name_or_path: str, revision: str | None, adapter_path: str | None, trust_remote_code: bool
-) -> tuple[Any, Any, dict[str, Any], str | None]:
-    """A model, its tokenizer, its config and, of one from the hub, its commit."""
+    name_or_path: str,
+    revision: str | None,
+    adapter_path: str | None,
+    trust_remote_code: bool,
+    share: LoadedModel | None = None,
+) -> tuple[Any, Any, dict[str, Any], str | None, dict[str, mx.array]]:
+    """A model, its tokenizer, its config, of one from the hub its commit, and the weights that others can share."""
     if not compiler_present():
         # The models' own code is compiled in places: without a compiler their first forward would fail.
         log.warning("no g++ on this machine: MLX runs without compiled kernels", extra={"action": "compile_disabled"})
@@ -106,17 +136,53 @@ def _loaded(
     _check_folder(name_or_path, folder)
     if adapter_path is not None:
         _check_adapter(adapter_path)
+    # The revision's name may have come to mean another commit since.
+    shared = share.weights if share is not None and share.revision == commit else {}
     try:
-        model, tokenizer, config = load_with_mlx_lm(
-            str(folder),
-            tokenizer_config={"trust_remote_code": trust_remote_code},
-            adapter_path=adapter_path,
-            return_config=True,
-            trust_remote_code=trust_remote_code,
+        model, config = load_with_mlx_lm(folder, lazy=True, trust_remote_code=trust_remote_code)
+        model.load_weights(list(shared.items()), strict=False)
+        tokenizer = load_tokenizer(
+            folder, {"trust_remote_code": trust_remote_code}, eos_token_ids=config.get("eos_token_id")
         )
+        weights = _with_adapter(name_or_path, model, adapter_path)
+        mx.eval(list(weights.values()))
+    except ModelLoadError:
+        raise
     except Exception as error:
         raise ModelLoadError(_load_message(name_or_path, error)) from error
-    return model, tokenizer, config, commit
+    return model, tokenizer, config, commit, weights
+
+
+def _with_adapter(name: str, model: Any, adapter_path: str | None) -> dict[str, mx.array]:
+    """Put the adapter, if any, on a model whose arrays are not yet read; those of them that are still its own."""
+    weights = dict(tree_flatten(model.parameters()))
+    if adapter_path is None:
+        return weights
+    try:
+        load_adapters(model, adapter_path)
+        model.eval()
+        kept = {id(array) for _, array in tree_flatten(model.parameters())}
+        weights = {key: array for key, array in weights.items() if id(array) in kept}
+        mx.eval([array for _, array in tree_flatten(model.parameters()) if id(array) not in map(id, weights.values())])
+    except Exception as error:
+        message = f"adapter '{adapter_path}' cannot be put on model '{name}': {_one_line(error, lines=2)}"
+        raise ModelLoadError(message, "adapter_path") from error
+    return weights
+
+
+def weight_bytes(name_or_path: str, *, revision: str | None = None, adapter_path: str | None = None) -> tuple[int, int]:
+    """Bytes of a model's weights and of an adapter's, going by their files.
+
+    Raises:
+        ModelLoadError: when either is not there.
+    """
+    folder, _ = _locate(name_or_path, revision)
+    _check_folder(name_or_path, folder)
+    model = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+    if adapter_path is None:
+        return model, 0
+    _check_adapter(adapter_path)
+    return model, (Path(adapter_path) / "adapters.safetensors").stat().st_size
 
 
 def describe_model(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> LoadedModel:
@@ -220,18 +286,33 @@ def compiler_present(which: Callable[[str], str | None] = shutil.which) -> bool:
     return mx.default_device() != mx.cpu or sys.platform == "darwin" or which("g++") is not None
 
 
-def cache_budget(limit: int | None = None) -> int | None:
-    """Bytes that caches may take: ``limit``, else nine tenths of what the device recommends, less what is in use (the
-    models).
+def memory_budget(limit: int | None = None) -> int | None:
+    """Bytes for models and caches: ``limit``, else nine tenths of what the device recommends.
 
     None where neither says anything: the CPU build recommends nothing.
     """
-    if limit is not None:
-        return max(0, limit - int(mx.get_active_memory()))
     recommended = mx.device_info().get("max_recommended_working_set_size")
-    if not recommended:
-        return None
-    return max(0, int(0.9 * int(recommended)) - int(mx.get_active_memory()))
+    if limit is not None or not recommended:
+        return limit
+    return int(0.9 * int(recommended))
+
+
+def cache_budget(limit: int | None = None) -> int | None:
+    """Bytes that caches may take: :func:`memory_budget` less what is in use (the models)."""
+    budget = memory_budget(limit)
+    return None if budget is None else max(0, budget - int(mx.get_active_memory()))
+
+
+def active_memory() -> int:
+    """Bytes that MLX holds for arrays, once the work under way is done."""
+    mx.synchronize()
+    return int(mx.get_active_memory())
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more: models have reference cycles, and MLX keeps freed buffers."""
+    gc.collect()
+    mx.clear_cache()
 
 
 def set_wired_limit(limit: int) -> None:
@@ -266,12 +347,14 @@ def _locate(name: str, revision: str | None, patterns: list[str] = DEFAULT_ALLOW
     path = Path(name).expanduser()
     if path.exists():
         return path, None
-    if not HUB_NAME.fullmatch(name) or name.startswith("."):
+    found = HUB_NAME.fullmatch(name)
+    if found is None or name.startswith("."):
         raise ModelLoadError(f"no model at '{name}': the folder does not exist")
+    revision = found["revision"] or revision
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(found["repository"], revision=revision, allow_patterns=patterns))
     except Exception as error:
-        raise ModelLoadError(_hub_message(name, revision, error)) from error
+        raise ModelLoadError(_hub_message(found["repository"], revision, error)) from error
     return folder, folder.name if folder.parent.name == "snapshots" else None
 
 
@@ -282,8 +365,9 @@ def _hub_message(name: str, revision: str | None, error: Exception) -> str:
         return f"model '{name}' has no revision '{revision}'"
     if isinstance(error, hub_errors.RepositoryNotFoundError):
         return f"no folder '{name}' here and no such model on huggingface.co (or it is private: set HF_TOKEN)"
+    which = f"model '{name}'" if revision is None else f"revision '{revision}' of model '{name}'"
     return (
-        f"model '{name}' is not on this machine and the Hugging Face hub cannot be reached "
+        f"{which} is not on this machine and the Hugging Face hub cannot be reached "
         f"({_one_line(error)}): check the network, or give the path of a folder"
     )
 
@@ -300,9 +384,9 @@ def _check_folder(name: str, folder: Path, *, weights: bool = True) -> None:
 
 
 def _check_adapter(adapter_path: str) -> None:
-    for file in ("adapter_config.json", "adapters.safetensors"):
+    for file in ADAPTER_FILES:
         if not (Path(adapter_path) / file).is_file():
-            raise ModelLoadError(f"'{adapter_path}' is no adapter: it has no {file}")
+            raise ModelLoadError(f"'{adapter_path}' is no adapter: it has no {file}", "adapter_path")
 
 
 def _load_message(name: str, error: Exception) -> str:
@@ -314,6 +398,7 @@ def _load_message(name: str, error: Exception) -> str:
     return f"model '{name}' cannot be loaded: {text}"
 
 
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+def _one_line(error: BaseException, lines: int = 1) -> str:
+    """The error's kind and the first ``lines`` lines of what it says."""
+    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:lines])
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

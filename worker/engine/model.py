@@ -39,9 +39,10 @@ class LoadedModel:
     ``vocab_size`` is the width of the logits; ``context_length`` the most tokens a row may hold, None where the
     config does not say. ``make_cache`` gives a model's caches for one row. ``unbatchable`` is why rows must run one at
     a time, None where they need not. ``padded_prefill`` says that prompts of different lengths may be prefilled
-    together, ``prefixes`` that several may go on from copies of one prompt's caches. ``quantise`` puts caches that have
-    taken in tokens into fewer bits, in place. ``draft`` is a model that proposes ``num_draft_tokens`` tokens at a time:
-    its caches are part of a row's, behind the model's own.
+    together, ``prefixes`` that several may go on from copies of one prompt's caches. ``weights`` are the arrays by name
+    that it has from its files and not from an adapter: what others of the same files can share. ``quantise`` puts
+    caches that have taken in tokens into fewer bits, in place. ``draft`` is a model that proposes ``num_draft_tokens``
+    tokens at a time: its caches are part of a row's, behind the model's own.
     """
 
     name: str
@@ -61,6 +62,12 @@ class LoadedModel:
     quantise: Callable[[list[Cache]], None] | None = field(default=None, repr=False)
     draft: LoadedModel | None = None
     num_draft_tokens: int = 0
+    weights: Mapping[str, mx.array] = field(default_factory=dict, repr=False)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that can be shared."""
+        return sum(int(array.nbytes) for array in self.weights.values())
 
     def new_cache(self) -> list[Cache]:
         """Empty caches for one row, one per layer."""

@@ -167,6 +167,11 @@ class Prefixes:
         """Bytes of the prefixes that are kept, those still to be computed included."""
         return sum(prefix.size for prefix in self._kept.values())
 
+    def limit(self, budget: int) -> None:
+        """Keep within another budget from now on."""
+        self.budget = budget
+        self._evict()
+
     def see(self, prompt: tuple[int, ...]) -> None:
         """Take notice of a prompt that is going to be computed."""
         if self.budget:

@@ -68,6 +68,8 @@ class Scheduler:
         self.decode_concurrency = decode_concurrency
         self.prompt_concurrency = prompt_concurrency
         self.memory = memory
+        self.most: int | None = None
+        """What one row may take when it runs alone, where that is more than ``memory``."""
         self._row_bytes = row_bytes
         self._padding = padding
         self._assign = assign
@@ -99,11 +101,12 @@ class Scheduler:
     def too_large(self, ticket: Ticket) -> str | None:
         """Why the ticket can never run, even alone; None when it can."""
         needed = self._row_bytes(ticket.end)
-        if self.memory is None or needed <= self.memory:
+        most = self.memory if self.most is None else self.most
+        if most is None or needed <= most:
             return None
         return (
             f"a row of {ticket.end} tokens (prompt and max_tokens) needs {needed} bytes of cache, "
-            f"and the memory limit leaves {self.memory}"
+            f"and the memory limit leaves {most}"
         )
 
     def add(self, ticket: Ticket) -> None:
