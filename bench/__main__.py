@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from bench import endtoend, engine, report
+from bench import endtoend, engine, prefixes, report
 from bench.models import ROOT, SHAPES
 from bench.record import append, read
 
@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _step("end to end", began)
     whole = quick if options.quick else endtoend.MODEL
     for item in endtoend.measure(run, whole, options.repeats, quick=options.quick):
+        append(path, [item])
+    _step("shared prefixes", began)
+    for item in prefixes.measure(run, whole, 1 if options.quick else min(options.repeats, 2), quick=options.quick):
         append(path, [item])
     _step("submitting", began)
     sizes = ["1000"] if options.quick else ["100000"]

@@ -39,7 +39,7 @@ from submit.workers import Workers
 __all__ = ["measure"]
 
 MODEL = "small"
-LINES = 256
+LINES = 128
 NEW_TOKENS = 128
 POLL_S = 0.02
 LOOK_S = 1.0
@@ -52,7 +52,7 @@ def measure(run: str, model: str, repeats: int, *, quick: bool = False) -> Itera
     saved(model)
     for number in range(repeats):
         task = Task(model, QUICK.lines if quick else LINES, QUICK.new_tokens if quick else NEW_TOKENS, number)
-        alone = run_side("own", task)[0]
+        alone = run_side("alone", task)[0]
         whole = end_to_end(task)
         ratio = (whole.tokens / whole.seconds) / (alone.tokens / alone.seconds)
         print(f"{model:6} round {number + 1}/{repeats}  end to end {ratio:.3f} of the engine alone", file=sys.stderr)

@@ -32,6 +32,7 @@ GOALS = {"nano": 0.6, "small": 0.85, "wide": 0.85}
 """Promptmill with rows' own parameters, as a share of the limit."""
 OCCUPANCY_GOAL = 0.95
 END_TO_END_GOAL = 0.95
+PREFIX_GOAL = 5.0
 NOTHING = "—"
 
 NOTES = """\
@@ -41,7 +42,9 @@ NOTES = """\
 - Every line: a prompt of 20-60 random tokens, {new_tokens} new tokens, no end of text, and its own temperature, top_p,
   top_k, min_p, repetition and presence penalty. All sides of a round have the same lines, the slow ones fewer of them:
   {lines}.
-- Every side ran in a process of its own with {blas}, 32 rows at a time, after a short warm-up with other values.
+- Every side ran in a process of its own with {blas}, 32 rows at a time, after a short warm-up with other values. What
+  takes minutes was measured in one round only (no ±). Promptmill's sampling is compiled, as it is on a GPU; end to end
+  the worker and the engine beside it run as they do on this machine, which is uncompiled on a CPU.
 - "Cold": no value was seen before. mlx-lm compiles its filters anew for each, here with the C++ compiler. "Compiled
   before": the same process does the same lines a second time. "One at a time" is compiled before too.
   Promptmill's values were never seen before.
@@ -104,9 +107,12 @@ def render(run: Run) -> str:
         parts += [_rates(engine, models), "## Against the limit and the peers", _ratios(engine, models)]
         parts.append(_notes(run, engine, models))
     whole = summarise(run.measurements, "endtoend")
-    goals = [*_engine_goals(engine, models), *_whole_goals(whole)]
+    prefixes = summarise(run.measurements, "prefixes")
+    goals = [*_engine_goals(engine, models), *_whole_goals(whole), *_prefix_goals(prefixes)]
     if whole:
         parts += ["## End to end: `submit` to records in Redis", _whole(whole)]
+    if prefixes:
+        parts += ["## Shared prefixes: lines that begin with the same 1000 tokens", _prefixes(run, prefixes)]
     if goals:
         parts += ["## Goals", _table(["what", "goal", "measured", ""], goals)]
     return "\n\n".join(parts) + "\n"
@@ -175,6 +181,28 @@ def _whole(whole: dict[tuple[str, str], Summary]) -> str:
         if side == "end_to_end"
     ]
     return _table(["model", "lines", "engine alone, tokens/s", "end to end, tokens/s", "occupancy"], rows)
+
+
+def _prefix_goals(prefixes: dict[tuple[str, str], Summary]) -> list[list[str]]:
+    return [
+        _goal(
+            f"{model}: shared prefixes, times as fast", PREFIX_GOAL, on.median / prefixes[model, "prefixes_off"].median
+        )
+        for (model, side), on in prefixes.items()
+        if side == "prefixes_on"
+    ]
+
+
+def _prefixes(run: Run, prefixes: dict[tuple[str, str], Summary]) -> str:
+    rows = []
+    for (model, side), on in prefixes.items():
+        if side != "prefixes_on":
+            continue
+        off = prefixes[model, "prefixes_off"]
+        cached = [item.extra["cached"] for item in run.measurements if item.side == side and item.model == model]
+        rows.append([model, str(on.lines), off.text, on.text, f"{statistics.median(cached):.2f}"])
+    head = ["model", "lines", "each in full, tokens/s", "computed once, tokens/s", "prompt tokens cached"]
+    return _table(head, rows) + "\n\nGreedy rows; both sides gave the same tokens."
 
 
 def _notes(run: Run, engine: dict[tuple[str, str], Summary], models: Sequence[str]) -> str:

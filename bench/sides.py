@@ -19,7 +19,7 @@ from bench.models import ROOT
 from bench.record import child_environment
 from bench.task import Measured, Task
 
-__all__ = ["SIDES", "run_side"]
+__all__ = ["ENGINE_SIDES", "SIDES", "run_side"]
 
 SIDES = {
     "limit": ("bench.peers", "limit"),
@@ -29,8 +29,13 @@ SIDES = {
     "mlx-lm-server": ("bench.server", "serve"),
     "greedy": ("bench.mill", "greedy"),
     "own": ("bench.mill", "own"),
+    "alone": ("bench.mill", "alone"),
+    "prefixes-off": ("bench.mill", "prefixes_off"),
+    "prefixes-on": ("bench.mill", "prefixes_on"),
 }
 """Where each side is; a module is imported only by the process that runs one of its sides."""
+ENGINE_SIDES = tuple(SIDES)[: list(SIDES).index("own") + 1]
+"""Those of the engine's benchmark; the others are for ``endtoend`` and ``prefixes``."""
 
 TIMEOUT_S = 3600
 

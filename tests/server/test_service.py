@@ -174,8 +174,7 @@ def test_a_batch_of_lines_is_kept_ahead_of_what_the_model_decodes_together(
     """However many lines the loaded model takes at a time, as many wait for it, in shards of 50."""
     make_batch(store, prompts(300))
     service = make_service()
-    engine = SimpleNamespace(capacity=capacity)
-    service.compute._served[Group(MODEL)] = cast("ServedModel", SimpleNamespace(engine=engine))
+    service.compute._engines[Group(MODEL)] = cast("Any", SimpleNamespace(capacity=capacity))
     while service._take_one():
         pass
     assert len(service.held) == shards
