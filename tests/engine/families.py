@@ -63,6 +63,20 @@ DEEPSEEK = {
     "num_experts_per_tok": 2,
     "first_k_dense_replace": 1,
 }
+LONGCAT = {
+    **LOW_RANK,
+    "attention_method": "MLA",
+    "zero_expert_type": "identity",
+    "ffn_hidden_size": 128,
+    "moe_topk": 2,
+    "expert_ffn_hidden_size": 64,
+    "n_routed_experts": 4,
+    "zero_expert_num": 2,
+    "num_layers": 2,
+    "mla_scale_q_lora": True,
+    "mla_scale_kv_lora": True,
+    "attention_bias": False,
+}
 DELTA = {
     "linear_num_value_heads": 4,
     "linear_num_key_heads": 2,
@@ -119,22 +133,7 @@ FAMILIES: dict[str, Family] = {
     # The same, compressed; two caches per layer in the last ones.
     "deepseek_v3": Family(DEEPSEEK),
     "deepseek_v32": Family({**DEEPSEEK, "index_head_dim": 32, "index_n_heads": 2, "index_topk": 8}),
-    "longcat_flash": Family(
-        {
-            **LOW_RANK,
-            "attention_method": "MLA",
-            "zero_expert_type": "identity",
-            "ffn_hidden_size": 128,
-            "moe_topk": 2,
-            "expert_ffn_hidden_size": 64,
-            "n_routed_experts": 4,
-            "zero_expert_num": 2,
-            "num_layers": 2,
-            "mla_scale_q_lora": True,
-            "mla_scale_kv_lora": True,
-            "attention_bias": False,
-        }
-    ),
+    "longcat_flash": Family(LONGCAT),
     # Sliding windows.
     "gemma3_text": Family(
         {"num_hidden_layers": 4, "sliding_window": WINDOW, "sliding_window_pattern": 2}, prefixes="exact"
@@ -415,6 +414,40 @@ FAMILIES: dict[str, Family] = {
             "layer_types": ["linear_attention", "full_attention"],
         },
         padded=False,
+        prefixes="exact",
+    ),
+    "longcat_flash_ngram": Family(
+        {**LONGCAT, "ngram_vocab_size_ratio": 3, "emb_neighbor_num": 2, "emb_split_num": 2},
+        padded=False,
+        prefixes="exact",
+    ),
+    "qwen3_5": Family(
+        {
+            "text_config": {
+                **COMMON,
+                **DELTA,
+                "model_type": "qwen3_5_text",
+                "full_attention_interval": 2,
+                "tie_word_embeddings": True,
+            }
+        },
+        prefixes="exact",
+    ),
+    "lfm2_moe": Family(
+        {
+            **EXPERTS,
+            "num_hidden_layers": 3,
+            "use_expert_bias": True,
+            "num_dense_layers": 1,
+            "norm_eps": 1e-5,
+            "conv_bias": False,
+            "conv_L_cache": 3,
+            "layer_types": ["conv", "full_attention", "conv"],
+        },
+        prefixes="exact",
+    ),
+    "gear": Family(
+        {"num_hidden_layers": 3, "layer_types": ["conv_mixer", *WINDOWS], "sliding_window": WINDOW},
         prefixes="exact",
     ),
     "recurrent_gemma": Family(
