@@ -10,7 +10,7 @@ from bench import longrun
 from bench.longrun import TOLERANCE, Plan
 from worker.engine.decode import SETTLE_EVERY
 
-PLAN = Plan(tokens=2700, rows=8, every=SETTLE_EVERY, longest=16, deck=24)
+PLAN = Plan(tokens=1800, rows=8, every=SETTLE_EVERY, longest=16, deck=24)
 
 
 @pytest.fixture
@@ -29,12 +29,11 @@ def test_memory_is_flat(name: str, narrow: None) -> None:
 
 
 def test_a_leak_is_seen(narrow: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When no part of the caches is evaluated for its own sake their graphs grow: the count of live buffers shows it,
-    and bytes would not."""
+    """When no part of the caches is evaluated for its own sake their graphs grow, and the count of live buffers
+    shows it."""
     monkeypatch.setattr("worker.engine.decode.SETTLE_EVERY", 10**9)
     grown = longrun.growth(longrun.run(longrun.hybrid(), PLAN))
     assert grown["live_buffers"] > 5 * TOLERANCE, grown
-    assert grown["active_bytes"] < TOLERANCE, grown
 
 
 def test_too_few_samples_tell_nothing() -> None:
