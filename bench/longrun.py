@@ -59,7 +59,8 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """The state of the process after ``tokens`` generated tokens. ``active_bytes`` is what MLX holds, its buffer cache
-    not included, ``resident_bytes`` the memory of the process, ``live_buffers`` see :func:`live_buffers`."""
+    not included, ``resident_bytes`` the memory of the process, ``live_buffers`` what :func:`live_buffers` counts beyond
+    those from before the run, the model's among them."""
 
     number: int
     tokens: int
@@ -162,6 +163,8 @@ def run(model: LoadedModel, plan: Plan, report: Callable[[Sample], None] = lambd
     engine = Engine(model, decode_concurrency=plan.rows, prefix_memory=4 * model.cache_cost(plan.longest))
     source = lines(model.vocab_size, plan)
     samples: list[Sample] = []
+    gc.collect()
+    before = live_buffers()
     began = time.perf_counter()
     while engine.stats.completion_tokens < plan.tokens:
         while engine.pending < plan.rows:
@@ -172,13 +175,13 @@ def run(model: LoadedModel, plan: Plan, report: Callable[[Sample], None] = lambd
         if engine.stats.recoveries:
             raise RuntimeError("a step failed: memory was given up on the way, and the run says nothing")
         if engine.stats.decode_steps >= (len(samples) + 1) * plan.every:
-            samples.append(_sample(engine, len(samples) + 1, time.perf_counter() - began))
+            samples.append(_sample(engine, len(samples) + 1, time.perf_counter() - began, before))
             report(samples[-1])
     engine.close()
     return samples
 
 
-def _sample(engine: Engine, number: int, seconds: float) -> Sample:
+def _sample(engine: Engine, number: int, seconds: float, before: int) -> Sample:
     mx.synchronize()
     stats = engine.stats
     return Sample(
@@ -188,7 +191,7 @@ def _sample(engine: Engine, number: int, seconds: float) -> Sample:
         seconds=seconds,
         active_bytes=int(mx.get_active_memory()),
         resident_bytes=_resident_bytes(),
-        live_buffers=live_buffers(),
+        live_buffers=live_buffers() - before,
     )
 
 
