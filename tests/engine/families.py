@@ -77,13 +77,8 @@ LONGCAT = {
     "mla_scale_kv_lora": True,
     "attention_bias": False,
 }
-DELTA = {
-    "linear_num_value_heads": 4,
-    "linear_num_key_heads": 2,
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 32,
-    "linear_conv_kernel_dim": 4,
-}
+DELTA = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 32}
+DELTA |= {"linear_value_head_dim": 32, "linear_conv_kernel_dim": 4}
 WINDOWS = ["sliding_attention", "full_attention"]
 WINDOW = 12
 """Tokens of sliding windows: most prompts are longer."""
@@ -100,9 +95,7 @@ FAMILIES: dict[str, Family] = {
     "mixtral": Family({"num_local_experts": 4}),
     "smollm3": Family({"num_hidden_layers": 4}),
     "ernie4_5": Family({"use_bias": False, "tie_word_embeddings": True}),
-    "bailing_moe": Family(
-        {**EXPERTS, "num_shared_experts": 1, "first_k_dense_replace": 1},
-    ),
+    "bailing_moe": Family({**EXPERTS, "num_shared_experts": 1, "first_k_dense_replace": 1}),
     "glm4_moe": Family(
         {
             "moe_intermediate_size": 64,
@@ -234,13 +227,7 @@ FAMILIES: dict[str, Family] = {
     ),
     # Recurrent state, alone and between attention.
     "mamba": Family(
-        {
-            "state_size": 16,
-            "conv_kernel": 4,
-            "use_bias": False,
-            "use_conv_bias": True,
-            "time_step_rank": 8,
-        },
+        {"state_size": 16, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True, "time_step_rank": 8},
         padded=False,
         prefixes="exact",
     ),
@@ -305,13 +292,7 @@ FAMILIES: dict[str, Family] = {
         prefixes="exact",
     ),
     "falcon_h1": Family(
-        {
-            "mamba_d_head": 32,
-            "mamba_d_ssm": 128,
-            "mamba_d_state": 16,
-            "mamba_n_heads": 4,
-            "mamba_chunk_size": 16,
-        },
+        {"mamba_d_head": 32, "mamba_d_ssm": 128, "mamba_d_state": 16, "mamba_n_heads": 4, "mamba_chunk_size": 16},
         prefixes="exact",
     ),
     "nemotron_h": Family(
