@@ -1,8 +1,7 @@
-"""Tiny models with random weights, one per kind of architecture, and short ways to run lines on them."""
+"""Tiny models with random weights, one per family of mlx-lm, and short ways to run lines on them."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,64 +9,17 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import ArraysCache
 
 from jobs.params import Sampling
+from tests.engine import families
 from worker.engine.engine import Engine
 from worker.engine.lm import load_model, measure
 from worker.engine.model import LoadedModel
 from worker.engine.sequence import Finished, PreparedLine
 
 POCKET = Path(__file__).parents[2] / "examples" / "pocket" / "model"
-COMMON = {
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 256,
-    "max_position_embeddings": 4096,
-}
-EXPERTS = {
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "moe_intermediate_size": 64,
-    "norm_topk_prob": True,
-}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "qwen3": {"head_dim": 16, "tie_word_embeddings": False, "rope_theta": 10000.0},
-    "llama": {"tie_word_embeddings": False},
-    "gemma3_text": {"num_hidden_layers": 4, "head_dim": 16, "sliding_window": 12, "sliding_window_pattern": 2},
-    "qwen3_moe": {"head_dim": 16, "tie_word_embeddings": False, "rope_theta": 10000.0, **EXPERTS},
-    "lfm2": {
-        "num_hidden_layers": 4,
-        "norm_eps": 1e-5,
-        "conv_bias": False,
-        "conv_L_cache": 3,
-        "block_dim": 64,
-        "block_ff_dim": 128,
-        "block_multiple_of": 16,
-        "block_ffn_dim_multiplier": 1.0,
-        "block_auto_adjust_ff_dim": False,
-        "layer_types": ["conv", "full_attention", "conv", "conv"],
-    },
-    "mamba2": {
-        "num_heads": 4,
-        "head_dim": 32,
-        "state_size": 16,
-        "layer_norm_epsilon": 1e-5,
-        "conv_kernel": 4,
-        "n_groups": 1,
-        "use_bias": False,
-        "use_conv_bias": True,
-        "tie_word_embeddings": False,
-        "time_step_limit": [0.001, 100.0],
-        "time_step_rank": "auto",
-    },
-}
 
 
 class LetterDetokenizer:
@@ -126,22 +78,21 @@ def successor(size: int = 256) -> mx.array:
 
 
 def build(kind: str, **changes: Any) -> LoadedModel:
-    """A model of ``kind`` with random float32 weights, spread wide so that the best token is clearly the best."""
-    config = {**COMMON, **CONFIGS[kind], "model_type": kind, **changes}
-    module = importlib.import_module(f"mlx_lm.models.{kind}")
-    mx.random.seed(11)
-    model = module.Model(module.ModelArgs.from_dict(config))
+    """A model of ``kind`` with random float32 weights, spread so that the best token is clearly the best."""
+    model = families.new_model(kind, **changes)
     model.eval()
-    spread = [(name, value * 3 if value.ndim > 1 else value) for name, value in leaves(model)]
-    model.load_weights(spread)
+    model.load_weights([(name, _spread(name, value)) for name, value in tree_flatten(model.parameters())])
     mx.eval(model.parameters())
-    return measure(kind, model, LetterTokenizer(), config)
+    return measure(kind, model, LetterTokenizer(), families.config_of(kind, **changes))
 
 
-def leaves(model: Any) -> list[tuple[str, mx.array]]:
-    from mlx.utils import tree_flatten
-
-    return list(tree_flatten(model.parameters()))
+def _spread(name: str, weights: mx.array) -> mx.array:
+    if "embed" in name:  # a model that has them for its output too would say every token again
+        return weights * 0.1
+    if weights.size > 1 and "norm" not in name and mx.all(weights == weights.flatten()[0]):
+        # Zeros to be loaded over, of routers, convolutions, token shifts: they would switch those off.
+        return weights + 0.5 * mx.random.normal(weights.shape)
+    return weights * 3 if weights.ndim > 1 else weights
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,44 @@
+"""A long run takes no more memory at its end than in its middle; and what is watched for that would show a leak."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bench import longrun
+from bench.longrun import TOLERANCE, Plan
+from worker.engine.decode import SETTLE_EVERY
+
+PLAN = Plan(tokens=1800, rows=8, every=SETTLE_EVERY, longest=16, deck=24)
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wasted columns are given up soon: in a run this short they would not have come to their usual number."""
+    monkeypatch.setattr("worker.engine.decode.MOST_WASTED", 16)
+
+
+@pytest.mark.parametrize("name", longrun.MODELS)
+def test_memory_is_flat(name: str, narrow: None) -> None:
+    """Live buffers do not grow, with rows of all kinds coming and going and prefixes given up; nor do bytes, beyond
+    what one step of the caches' growth, 256 columns, makes of them in so short a run."""
+    grown = longrun.growth(longrun.run(longrun.MODELS[name](), PLAN))
+    assert grown["live_buffers"] < TOLERANCE, grown
+    assert max(grown.values()) < 0.5, grown
+
+
+def test_a_leak_is_seen(narrow: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When no part of the caches is evaluated for its own sake their graphs grow, and the count of live buffers
+    shows it."""
+    monkeypatch.setattr("worker.engine.decode.SETTLE_EVERY", 10**9)
+    grown = longrun.growth(longrun.run(longrun.hybrid(), PLAN))
+    assert grown["live_buffers"] > 5 * TOLERANCE, grown
+
+
+def test_too_few_samples_tell_nothing() -> None:
+    """A verdict needs three samples in each third."""
+    sample: Any = longrun.Sample(1, 50, 7, 0.1, 1000, 1000, 10)
+    with pytest.raises(ValueError, match="take more tokens"):
+        longrun.growth([sample] * 8)
+    assert set(longrun.growth([sample] * 9).values()) == {0.0}
