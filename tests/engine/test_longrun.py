@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from bench import longrun
-from bench.longrun import TOLERANCE, Plan
+from bench.longrun import Plan
 from worker.engine.decode import SETTLE_EVERY
 
 PLAN = Plan(tokens=1800, rows=8, every=SETTLE_EVERY, longest=16, deck=24)
+NOISE = 0.2
+"""A batch this small has some fifty buffers, and ten more or less with the lines that happen to be in it."""
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def test_memory_is_flat(name: str, narrow: None) -> None:
     """Live buffers do not grow, with rows of all kinds coming and going and prefixes given up; nor do bytes, beyond
     what one step of the caches' growth, 256 columns, makes of them in so short a run."""
     grown = longrun.growth(longrun.run(longrun.MODELS[name](), PLAN))
-    assert grown["live_buffers"] < TOLERANCE, grown
+    assert grown["live_buffers"] < NOISE, grown
     assert max(grown.values()) < 0.5, grown
 
 
@@ -33,7 +35,7 @@ def test_a_leak_is_seen(narrow: None, monkeypatch: pytest.MonkeyPatch) -> None:
     shows it."""
     monkeypatch.setattr("worker.engine.decode.SETTLE_EVERY", 10**9)
     grown = longrun.growth(longrun.run(longrun.hybrid(), PLAN))
-    assert grown["live_buffers"] > 5 * TOLERANCE, grown
+    assert grown["live_buffers"] > 2 * NOISE, grown
 
 
 def test_too_few_samples_tell_nothing() -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
 from jobs.errors import ModelLoadError
-from tests.engine.conftest import build, leaves as weights
+from tests.engine.conftest import build
 from worker.engine.caches import leaves
 from worker.engine.engine import Engine
 from worker.engine.lm import load_draft, load_model, measure
@@ -194,7 +195,8 @@ def near(target: LoadedModel) -> LoadedModel:
     twin = build("qwen3")
     mx.random.seed(5)
     noisy = [
-        (name, value + 0.03 * mx.std(value) * mx.random.normal(value.shape)) for name, value in weights(twin.model)
+        (name, value + 0.03 * mx.std(value) * mx.random.normal(value.shape))
+        for name, value in tree_flatten(twin.model.parameters())
     ]
     twin.model.load_weights(noisy)
     mx.eval(twin.model.parameters())
