@@ -42,12 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _step("shared prefixes", began)
     for item in prefixes.measure(run, whole, 1 if options.quick else min(options.repeats, 2), quick=options.quick):
         append(path, [item])
-    _step("shared prefixes", began)
-    for item in prefixes.measure(run, whole, 1 if options.quick else min(options.repeats, 2), quick=options.quick):
-        append(path, [item])
-    _step("shared prefixes", began)
-    for item in prefixes.measure(run, whole, 1 if options.quick else min(options.repeats, 2), quick=options.quick):
-        append(path, [item])
     _step("submitting", began)
     sizes = ["1000"] if options.quick else ["100000"]
     subprocess.run([sys.executable, "bench/submit.py", "--lines", *sizes], cwd=ROOT, check=True)

@@ -33,8 +33,6 @@ GOALS = {"nano": 0.6, "small": 0.85, "wide": 0.85}
 OCCUPANCY_GOAL = 0.95
 END_TO_END_GOAL = 0.95
 PREFIX_GOAL = 5.0
-PREFIX_GOAL = 5.0
-PREFIX_GOAL = 5.0
 NOTHING = "—"
 
 NOTES = """\
@@ -115,10 +113,6 @@ def render(run: Run) -> str:
         parts += ["## End to end: `submit` to records in Redis", _whole(whole)]
     if prefixes:
         parts += ["## Shared prefixes: lines that begin with the same 1000 tokens", _prefixes(run, prefixes)]
-    if prefixes:
-        parts += ["## Shared prefixes: lines that begin with the same 1000 tokens", _prefixes(run, prefixes)]
-    if prefixes:
-        parts += ["## Shared prefixes: lines that begin with the same 1000 tokens", _prefixes(run, prefixes)]
     if goals:
         parts += ["## Goals", _table(["what", "goal", "measured", ""], goals)]
     return "\n\n".join(parts) + "\n"
@@ -187,50 +181,6 @@ def _whole(whole: dict[tuple[str, str], Summary]) -> str:
         if side == "end_to_end"
     ]
     return _table(["model", "lines", "engine alone, tokens/s", "end to end, tokens/s", "occupancy"], rows)
-
-
-def _prefix_goals(prefixes: dict[tuple[str, str], Summary]) -> list[list[str]]:
-    return [
-        _goal(
-            f"{model}: shared prefixes, times as fast", PREFIX_GOAL, on.median / prefixes[model, "prefixes_off"].median
-        )
-        for (model, side), on in prefixes.items()
-        if side == "prefixes_on"
-    ]
-
-
-def _prefixes(run: Run, prefixes: dict[tuple[str, str], Summary]) -> str:
-    rows = []
-    for (model, side), on in prefixes.items():
-        if side != "prefixes_on":
-            continue
-        off = prefixes[model, "prefixes_off"]
-        cached = [item.extra["cached"] for item in run.measurements if item.side == side and item.model == model]
-        rows.append([model, str(on.lines), off.text, on.text, f"{statistics.median(cached):.2f}"])
-    head = ["model", "lines", "each in full, tokens/s", "computed once, tokens/s", "prompt tokens cached"]
-    return _table(head, rows) + "\n\nGreedy rows; both sides gave the same tokens."
-
-
-def _prefix_goals(prefixes: dict[tuple[str, str], Summary]) -> list[list[str]]:
-    return [
-        _goal(
-            f"{model}: shared prefixes, times as fast", PREFIX_GOAL, on.median / prefixes[model, "prefixes_off"].median
-        )
-        for (model, side), on in prefixes.items()
-        if side == "prefixes_on"
-    ]
-
-
-def _prefixes(run: Run, prefixes: dict[tuple[str, str], Summary]) -> str:
-    rows = []
-    for (model, side), on in prefixes.items():
-        if side != "prefixes_on":
-            continue
-        off = prefixes[model, "prefixes_off"]
-        cached = [item.extra["cached"] for item in run.measurements if item.side == side and item.model == model]
-        rows.append([model, str(on.lines), off.text, on.text, f"{statistics.median(cached):.2f}"])
-    head = ["model", "lines", "each in full, tokens/s", "computed once, tokens/s", "prompt tokens cached"]
-    return _table(head, rows) + "\n\nGreedy rows; both sides gave the same tokens."
 
 
 def _prefix_goals(prefixes: dict[tuple[str, str], Summary]) -> list[list[str]]:
