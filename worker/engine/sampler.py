@@ -29,6 +29,9 @@ TOP_LOGPROBS = 20
 """The most alternatives a line can ask for; always that many are computed, so that the number makes no new graph."""
 BLOCKS = 64
 """Members of a block of a long sum."""
+ROUND = 1.5 * 2.0**23
+EXP2 = (1.0, 0.69314718, 0.24022646, 0.05550329, 0.00961852, 0.00133998699, 0.00015337585)
+"""2^x for x between -1/2 and 1/2 as a polynomial: least squares on Chebyshev points, off by 2e-8 at most."""
 UNIFORMS = 3
 """Random numbers per row and step: XTC's coin, and two for a draw of two levels."""
 
@@ -276,13 +279,30 @@ def _mass(logits: mx.array, top: mx.array) -> mx.array:
 
     In two levels: MLX adds up a long row one by one, and loses four digits on the way.
     """
-    odds = _exp(logits.astype(mx.float32) - top.astype(mx.float32))
+    odds = _exp_of_many(logits.astype(mx.float32) - top.astype(mx.float32))
     return _grid(odds, BLOCKS).sum(axis=1).sum(axis=-1, keepdims=True)
 
 
 def _exp(scores: mx.array) -> mx.array:
     """exp, as a power of e: MLX's CPU build is three times as quick with that, and closer to the truth."""
     return mx.power(math.e, scores)
+
+
+def _exp_of_many(scores: mx.array) -> mx.array:
+    """exp of float32 scores up to 0, within 4e-6 and exactly 0 for -inf, in simple operations.
+
+    2^y is 2^n, written into the bits of a float, times a polynomial of what is left of y, at most a half. Adding
+    ``ROUND`` leaves n in the lowest bits of a float. Compiled, that is one pass over a vocabulary at twice the speed of
+    the C library's functions, which MLX's CPU build calls for one number after the other.
+    """
+    exponent = mx.maximum(scores * math.log2(math.e), -127.0)
+    rounded = exponent + ROUND
+    rest = exponent - (rounded - ROUND)
+    value = mx.array(EXP2[-1])
+    for factor in EXP2[-2::-1]:
+        value = value * rest + factor
+    power = mx.left_shift(rounded.view(mx.int32), 23) + (127 << 23)
+    return value * power.view(mx.float32)
 
 
 def _grid(weights: mx.array, size: int) -> mx.array:
@@ -378,7 +398,7 @@ def draw_filtered(
 def draw_dense(logits: mx.array, temperature: mx.array, uniforms: mx.array) -> mx.array:
     """Tokens ``[rows]`` drawn from the whole vocabulary."""
     wide = logits.astype(mx.float32)
-    weights = _exp((wide - wide.max(axis=-1, keepdims=True)) / temperature[:, None])
+    weights = _exp_of_many((wide - wide.max(axis=-1, keepdims=True)) / temperature[:, None])
     return pick(weights, uniforms[:, 1:])[:, 0]
 
 
