@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-__all__ = ["CANDIDATES", "Features", "Sampled", "Sampler", "best", "survivors"]
+__all__ = ["CANDIDATES", "Features", "Sampled", "Sampler", "best", "mass", "survivors"]
 
 CANDIDATES = 256
 """How many of the best tokens the filters look at. A constant: a row's tokens must not depend on its batch."""
@@ -132,7 +132,7 @@ def sample(features: Features, logits: mx.array, state: Arrays, params: Arrays) 
             tokens = _either(params["dense"], draw_dense(logits, params["temperature"], uniforms), tokens)
         if features.candidates:
             ids, values = best(logits, CANDIDATES)
-            total = _mass(logits, values[:, :1]) if features.mass else None
+            total = mass(logits, values[:, :1]) if features.mass else None
             whole = ids.shape[-1] == logits.shape[-1]
             picked, covered = draw_filtered(ids, values, total, params, uniforms, whole=whole, xtc=features.xtc)
             tokens = _either(params["candidates"], picked, tokens)
@@ -274,7 +274,7 @@ def _block_members(logits: mx.array, count: int, size: int) -> mx.array:
     return (chosen[:, None, :] + offsets[None, :, None]).reshape(rows, -1)
 
 
-def _mass(logits: mx.array, top: mx.array) -> mx.array:
+def mass(logits: mx.array, top: mx.array) -> mx.array:
     """``[rows, 1]``: the sum over the vocabulary of exp(logit - best logit); ``top [rows, 1]`` are the best.
 
     In two levels: MLX adds up a long row one by one, and loses four digits on the way.
