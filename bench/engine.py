@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from bench.record import RESULTS, Machine, Measurement, append, find_openblas, n
 from bench.sides import ENGINE_SIDES, run_side
 from bench.task import Measured, Task
 
-__all__ = ["PLANS", "Plan", "add_options", "measure", "opened"]
+__all__ = ["PLANS", "Plan", "add_options", "measure", "measurement", "opened", "run_by_itself"]
 
 REPEATS = 3
 QUICK = Task("nano", 8, 8, 0)
@@ -117,6 +117,19 @@ def opened(options: argparse.Namespace) -> tuple[str, Path]:
         _say(f"warning: the load average is {machine.load}: others use this machine, and the numbers will show it")
     append(path, [machine])
     return machine.run, path
+
+
+def run_by_itself(prog: str, doc: str | None, usual: str, measure: Callable[..., Iterator[Measurement]]) -> None:
+    """The command line of a benchmark of one model, ``usual`` where it is not given; ``measure`` takes the run, the
+    model, the rounds and ``quick``."""
+    parser = argparse.ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=SHAPES, help=f"[default: {usual}, quick: {QUICK.model}]")
+    add_options(parser)
+    options = parser.parse_args()
+    run, path = opened(options)
+    model = options.model or (QUICK.model if options.quick else usual)
+    for item in measure(run, model, options.repeats, quick=options.quick):
+        append(path, [item])
 
 
 def _say(text: str, end: str = "\n") -> None:

@@ -5,13 +5,11 @@ python -m bench.prefixes [--model NAME] [--repeats N] [--quick]
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from bench.engine import QUICK, add_options, measurement, opened
-from bench.models import SHAPES
-from bench.record import Measurement, append
+from bench.engine import QUICK, measurement, run_by_itself
+from bench.record import Measurement
 from bench.sides import run_side
 from bench.task import Task
 
@@ -39,18 +37,5 @@ def measure(run: str, model: str, repeats: int, *, quick: bool = False) -> Itera
             yield measurement("prefixes", run, task, number, item)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.prefixes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", choices=SHAPES, help=f"[default: {MODEL}, quick: {QUICK.model}]")
-    add_options(parser)
-    options = parser.parse_args(arguments)
-    run, path = opened(options)
-    model = options.model or (QUICK.model if options.quick else MODEL)
-    for item in measure(run, model, options.repeats, quick=options.quick):
-        append(path, [item])
-
-
 if __name__ == "__main__":
-    main()
+    run_by_itself("python -m bench.prefixes", __doc__, MODEL, measure)
