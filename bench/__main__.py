@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from bench import endtoend, engine, prefixes, report
+from bench import endtoend, engine, prefixes, profile, report
 from bench.models import ROOT, SHAPES
 from bench.record import append, read
 
@@ -35,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models = options.model or ([quick] if options.quick else list(SHAPES))
     for item in engine.measure(run, models, None, options.repeats, quick=options.quick):
         append(path, [item])
+    _step("profiles", began)
+    for model in models:
+        for item in profile.measure(run, model, 1, quick=options.quick):
+            append(path, [item])
     _step("end to end", began)
     whole = quick if options.quick else endtoend.MODEL
     for item in endtoend.measure(run, whole, options.repeats, quick=options.quick):

@@ -16,7 +16,7 @@ from worker.engine.engine import Engine
 from worker.engine.lm import measure
 from worker.engine.sequence import PreparedLine
 
-__all__ = ["alone", "greedy", "own", "prefixes_off", "prefixes_on"]
+__all__ = ["alone", "engine_of", "greedy", "line_of", "own", "prefixes_off", "prefixes_on"]
 
 WARM_TOKENS = 4
 SHARED_TOKENS = 1000
@@ -48,7 +48,7 @@ def prefixes_on(task: Task) -> list[Measured]:
 
 
 def _measured(name: str, task: Task, *, sampled: bool, compile: bool | None) -> Measured:
-    engine = _engine(task, compile=compile)
+    engine = engine_of(task, compile=compile)
     _run(engine, make_work(CONCURRENCY, task.vocab, -1 - task.seed), WARM_TOKENS, sampled=sampled)
     return _run(engine, task.rows, task.new_tokens, sampled=sampled, name=name)
 
@@ -58,7 +58,7 @@ def _prefixed(name: str, task: Task, memory: int | None) -> Measured:
     draw = random.Random(f"shared/{task.seed}")
     shared = tuple(draw.randrange(FIRST_TOKEN, task.vocab) for _ in range(SHARED_TOKENS))
     rows = [replace(row, prompt=(*shared, *row.prompt)) for row in task.rows]
-    engine = _engine(task, compile=None, prefix_memory=memory)
+    engine = engine_of(task, compile=None, prefix_memory=memory)
     _run(engine, make_work(CONCURRENCY, task.vocab, -1 - task.seed), WARM_TOKENS, sampled=False)
     prompts, cached = engine.stats.prompt_tokens, engine.stats.cached_tokens
     measured = _run(engine, rows, task.new_tokens, sampled=False, name=name)
@@ -66,7 +66,8 @@ def _prefixed(name: str, task: Task, memory: int | None) -> Measured:
     return replace(measured, extra={**measured.extra, "cached": share})
 
 
-def _engine(task: Task, **options: Any) -> Engine:
+def engine_of(task: Task, **options: Any) -> Engine:
+    """An engine with the task's model."""
     model, tokenizer = build(task.model)
     loaded = measure(task.model, model, tokenizer, SHAPES[task.model].config)
     return Engine(loaded, decode_concurrency=CONCURRENCY, **options)
@@ -75,7 +76,7 @@ def _engine(task: Task, **options: Any) -> Engine:
 def _run(engine: Engine, rows: list[Row], new_tokens: int, *, sampled: bool, name: str = "") -> Measured:
     stats = engine.stats
     repeated = stats.repeated_rows
-    lines = [_line(number, row, new_tokens, sampled) for number, row in enumerate(rows)]
+    lines = [line_of(number, row, new_tokens, sampled) for number, row in enumerate(rows)]
     tokens = waiting_rows = waiting_steps = 0
     texts: dict[Any, list[int]] = {}
     began = time.perf_counter()
@@ -100,7 +101,8 @@ def _run(engine: Engine, rows: list[Row], new_tokens: int, *, sampled: bool, nam
     return Measured(name, tokens, seconds, len(rows), occupancy, extra)
 
 
-def _line(number: int, row: Row, new_tokens: int, sampled: bool) -> PreparedLine:
+def line_of(number: int, row: Row, new_tokens: int, sampled: bool) -> PreparedLine:
+    """A row of the work as the engine takes it."""
     fields = row.fields if sampled else {}
     sampling = Sampling(max_tokens=new_tokens, ignore_eos=True, seed=row.seed, **fields)
     return PreparedLine(number, row.prompt, sampling, frozenset())

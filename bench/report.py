@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.models import SHAPES
+from bench.profile import PARTS
 from bench.record import RESULTS, Measurement, Run, read
 
 __all__ = ["GOALS", "LABELS", "Summary", "render", "summarise", "write"]
@@ -49,6 +50,12 @@ NOTES = """\
   before": the same process does the same lines a second time. "One at a time" is compiled before too.
   Promptmill's values were never seen before.
 """
+
+
+PROFILE_NOTE = """
+
+Steps of 32 rows without prompts, the sides in turns within one process, medians; the limit's rows are as wide as the
+batch. Then the sampler's parts one by one, and all of it compiled and not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,9 @@ def render(run: Run) -> str:
         parts += ["![Tokens per second as a share of the limit](engine.png)", "## The engine, tokens/s"]
         parts += [_rates(engine, models), "## Against the limit and the peers", _ratios(engine, models)]
         parts.append(_notes(run, engine, models))
+    profiles = [item for item in run.measurements if item.bench == "profile"]
+    if profiles:
+        parts += ["## Where the time of a decode step goes, ms", _profiles(profiles)]
     whole = summarise(run.measurements, "endtoend")
     prefixes = summarise(run.measurements, "prefixes")
     goals = [*_engine_goals(engine, models), *_whole_goals(whole), *_prefix_goals(prefixes)]
@@ -181,6 +191,17 @@ def _whole(whole: dict[tuple[str, str], Summary]) -> str:
         if side == "end_to_end"
     ]
     return _table(["model", "lines", "engine alone, tokens/s", "end to end, tokens/s", "occupancy"], rows)
+
+
+def _profiles(profiles: Sequence[Measurement]) -> str:
+    rows = []
+    for item in profiles:
+        found = item.extra
+        steps = [f"{found[name]:.2f}" for name in ("limit", "greedy", "own")]
+        shares = [f"{found[f'ratio_{name}']:.2f}" for name in ("greedy", "own")]
+        rows.append([item.model, *steps, *shares, *(f"{found[part]:.2f}" for part in PARTS)])
+    head = ["model", "step of the limit", "greedy", "own params", "limit/greedy", "limit/own", *PARTS.values()]
+    return _table(head, rows) + PROFILE_NOTE
 
 
 def _prefix_goals(prefixes: dict[tuple[str, str], Summary]) -> list[list[str]]:

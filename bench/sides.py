@@ -32,10 +32,11 @@ SIDES = {
     "alone": ("bench.mill", "alone"),
     "prefixes-off": ("bench.mill", "prefixes_off"),
     "prefixes-on": ("bench.mill", "prefixes_on"),
+    "profile": ("bench.profile", "profile"),
 }
 """Where each side is; a module is imported only by the process that runs one of its sides."""
 ENGINE_SIDES = tuple(SIDES)[: list(SIDES).index("own") + 1]
-"""Those of the engine's benchmark; the others are for ``endtoend`` and ``prefixes``."""
+"""Those of the engine's benchmark; the others are for ``endtoend``, ``prefixes`` and ``profile``."""
 
 TIMEOUT_S = 3600
 
