@@ -111,7 +111,7 @@ def detail(
     waiting = activity(batch, queues, states)
     facts.append(("status", batch.status if waiting is None else f"{batch.status}, {waiting}"))
     facts += [(label, _printable(text)) for label, text in _described(batch) if text]
-    facts += _counted(batch, now, recent)
+    facts += _counted(batch, now, recent, waiting)
     facts += [(label, f"{_local(batch.times[name])} ({duration(now - batch.times[name])} ago)")
               for label, name in (("submitted", "created"), ("started", "started"), ("ended", "completed"))
               if name in batch.times]  # fmt: skip
@@ -135,7 +135,7 @@ def _json(value: Any) -> str:
     return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
-def _counted(batch: Batch, now: float, recent: Rates | None) -> list[tuple[str, str]]:
+def _counted(batch: Batch, now: float, recent: Rates | None, waiting: str | None) -> list[tuple[str, str]]:
     lines = f"{batch.finished:,} of {batch.total:,} done"
     if batch.failed:
         lines += f", {batch.failed:,} failed"
@@ -148,7 +148,7 @@ def _counted(batch: Batch, now: float, recent: Rates | None) -> list[tuple[str, 
     tokens += f", {usage.completion_tokens:,} generated"
     per_second, eta = _pace(batch, now, recent)
     pace = [] if per_second is None else [f"{rate(per_second)} tok/s"]
-    pace += [] if eta is None else [f"{duration(eta)} left"]
+    pace += [] if eta is None or waiting is not None else [f"{duration(eta)} left"]
     return [("lines", lines), ("tokens", tokens), *([("rate", ", ".join(pace))] if pace else [])]
 
 

@@ -19,7 +19,7 @@ import orjson
 
 from jobs.batch import Batch, new_batch_id
 from jobs.embedded import data_folder, embedded_server
-from jobs.errors import BatchNotFoundError, RefusedError
+from jobs.errors import BatchNotFoundError, ModelLoadError, RefusedError
 from jobs.keys import BatchKeys, run_key
 from jobs.line import Defaults
 from jobs.store import Store
@@ -34,7 +34,7 @@ from submit.submitter import Order, submit
 from submit.summary import Tally, exit_status, summary
 from submit.supervisor import Supervisor
 from submit.text import plural
-from submit.workers import NO_WORKER
+from submit.workers import NO_WORKER, RUN_ENDED
 
 __all__ = ["INTERRUPTED", "RunRequest", "run"]
 
@@ -102,7 +102,8 @@ class _Run:
     # As the one who is told of progress:
 
     def update(self, batch: Batch, waiting: str | None = None) -> None:
-        self.progress.update(batch, "starting the worker" if waiting == NO_WORKER else waiting)
+        none = waiting is not None and waiting.startswith((NO_WORKER, RUN_ENDED))
+        self.progress.update(batch, "starting the worker" if none else waiting)
 
     def note(self, text: str) -> None:
         self.progress.note(text)
@@ -253,6 +254,13 @@ class _Run:
             self.progress.close(done)
         except KeyboardInterrupt:
             self.note("stopping: lines that were begun are finished first; Ctrl-C again ends at once")
+            raise
+        except (ModelLoadError, RefusedError):
+            # The next run has other flags or another model, and nothing would ever finish this batch.
+            latest = self.store.batch(batch.id)
+            if latest.finished == latest.rejected:
+                supervisor.stop()
+                self._discard(latest)
             raise
         finally:
             supervisor.stop()

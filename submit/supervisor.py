@@ -24,6 +24,7 @@ TAIL_LINES = 12
 TAIL_BYTES = 8192
 
 _ERROR_LINE = re.compile(r"^\S+ ERROR (.*)$", re.MULTILINE)
+_WARNING_LINE = re.compile(rb"^\S+ WARNING (.*)\n", re.MULTILINE)
 
 
 class Supervisor:
@@ -44,7 +45,8 @@ class Supervisor:
         self._say = say
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
-        self._log_start = 0
+        self._log_start = self._read_to = 0
+        self._said: set[str] = set()
         self._deaths = 0
         self._finished_at_death = -1
         self._restart_at = 0.0
@@ -53,7 +55,7 @@ class Supervisor:
         """Start the worker."""
         try:
             with self._log.open("ab") as output:
-                self._log_start = output.tell()
+                self._log_start = self._read_to = output.tell()
                 self._process = subprocess.Popen(
                     self._command,
                     stdin=subprocess.DEVNULL,
@@ -73,6 +75,7 @@ class Supervisor:
             RefusedError: it does not take its flags.
             PromptmillError: it died again and again.
         """
+        self._pass_on()
         if batch.done:
             return
         if self._process is None:
@@ -88,6 +91,22 @@ class Supervisor:
         if status == RefusedError.exit_status:
             raise RefusedError(f"the worker did not start:\n{self.tail()}")
         self._died(status, batch.finished)
+
+    def _pass_on(self) -> None:
+        """Say what the worker warns of, each warning once: its log is nothing that anybody looks at."""
+        try:
+            with self._log.open("rb") as file:
+                file.seek(self._read_to)
+                text = file.read()
+        except OSError:
+            return  # the log is looked at again when the worker dies, and then it is said that it cannot be read
+        whole = text[: text.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        for found in _WARNING_LINE.findall(whole):
+            warning = found.decode(errors="replace")
+            if warning not in self._said:
+                self._said.add(warning)
+                self._say(warning)
 
     def _died(self, status: int, finished: int) -> None:
         self._deaths = 1 if finished > self._finished_at_death else self._deaths + 1

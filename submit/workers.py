@@ -15,9 +15,10 @@ from jobs.keys import BatchKeys, worker_key
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["NO_WORKER", "LineInFlight", "WorkerState", "Workers", "activity"]
+__all__ = ["NO_WORKER", "RUN_ENDED", "LineInFlight", "WorkerState", "Workers", "activity"]
 
 NO_WORKER = "waiting for a worker"
+RUN_ENDED = "waiting for its `promptmill run` to be started again"
 
 SCAN_STEP = 5000
 RESCAN_S = 5.0
@@ -136,6 +137,11 @@ class Workers:
         return frozenset(queue.decode() for queue in found)
 
 
+def served_by(queue: str, pool: str | None) -> str:
+    """The model of a queue, with the adapter if there is one: what stands behind the priority and the pool."""
+    return queue.split(":", 3 if pool is not None else 2)[-1]
+
+
 def activity(batch: Batch, queues: frozenset[str], states: Iterable[WorkerState]) -> str | None:
     """Why nothing of a batch seems to happen, for a person; None while its lines are generated, or it is done."""
     states = list(states)
@@ -146,9 +152,12 @@ def activity(batch: Batch, queues: frozenset[str], states: Iterable[WorkerState]
     if loading:
         model = loading[0].model
         return f"loading {model}" if model else "loading the model"
-    if not serving:
-        return NO_WORKER
+    unserved = queues.difference(*(state.queues for state in serving))
+    if not serving and batch.pool is not None:
+        return RUN_ENDED
+    others = any(state.in_flight for state in serving)
+    if unserved and not others:
+        return f"{NO_WORKER} that serves {', '.join(sorted(served_by(queue, batch.pool) for queue in unserved))}"
     if all(state.state == "draining" for state in serving):
         return f"{NO_WORKER}: the one at hand is stopping"
-    others = any(state.in_flight for state in serving)
     return "waiting: workers are busy with other batches" if others else None

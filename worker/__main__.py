@@ -15,8 +15,8 @@ if __name__ == "__main__":
         status = main()
         if status == RECYCLE:
             status = start_afresh()
-    except SystemExit:  # by SIGTERM, before anything was taken or after all of it was handed back
-        status = 0
+    except SystemExit as end:  # by SIGTERM, before anything was taken or after all of it was handed back
+        status = end.code if isinstance(end.code, int) else 1
     if any(thread.name == THREAD_NAME for thread in threading.enumerate()):
         # MLX is still at work, loading a model: if the interpreter went down under it, the process would abort.
         logging.shutdown()

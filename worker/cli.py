@@ -75,7 +75,7 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     help="Adapter that lines may ask for by adapter_path. May be given several times.",
 )  # fmt: skip
 @click.option("--revision", help="Revision of the Hub's models that are named without one.")
-@click.option("--trust-remote-code", is_flag=True, help="Let tokenizers run code from the model's repository.")
+@click.option("--trust-remote-code", is_flag=True, help="Let models and tokenizers run code from their repositories.")
 @click.option(
     "--decode-concurrency", type=click.IntRange(1, 4096),
     help=f"Most lines decoded together.  [default: {DECODE_CONCURRENCY}]",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import queue
 import threading
@@ -42,6 +41,8 @@ SNAPSHOT_S = 0.5
 DECODE_CONCURRENCY = 32
 LOAD_BACKOFF_S = 60.0
 """A model that could not be loaded is not tried again for this long; it is said of each shard at once."""
+SHORT_ROW = 256
+"""Tokens of a line that any worker should have room for; it warns where it has not."""
 THREAD_NAME = "compute"
 
 
@@ -125,7 +126,7 @@ class Compute(threading.Thread):
         self._failed: dict[Group, tuple[float, ModelLoadError]] = {}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._snapshot_at = 0.0
-        self._pending = 0
+        self._pending: dict[Group, int] = {}
         self._used_mlx = False
 
     # --- called from other threads ---
@@ -165,16 +166,14 @@ class Compute(threading.Thread):
         """End after the current step."""
         self._commands.put(None)
 
-    @property
-    def waiting(self) -> int:
-        """Lines queued on engines and not begun."""
-        return self._pending + self._commands.qsize()
+    def waiting(self, group: Group) -> int:
+        """Lines queued on a model's engine and not begun."""
+        return self._pending.get(group, 0) + self._commands.qsize()
 
-    @property
-    def capacity(self) -> int:
-        """The most lines that one of the models decodes together; the usual number while none is loaded."""
-        capacities = [engine.capacity for engine in list(self._engines.values())]
-        return max(capacities, default=min(self.settings.decode_concurrency, DECODE_CONCURRENCY))
+    def capacity(self, group: Group) -> int:
+        """The most lines of a model that are decoded together; the usual number while it is not loaded."""
+        engine = self._engines.get(group)
+        return engine.capacity if engine is not None else min(self.settings.decode_concurrency, DECODE_CONCURRENCY)
 
     @property
     def idle(self) -> bool:
@@ -231,7 +230,7 @@ class Compute(threading.Thread):
         self._take_snapshot()
 
     def _count_pending(self) -> None:
-        self._pending = sum(engine.pending for engine in self._engines.values())
+        self._pending = {group: engine.pending for group, engine in self._engines.items()}
 
     def _attempt(self, group: Group, future: Future[T], work: Callable[[Group], T]) -> None:
         """Do what may take long and may fail; a failure stands for a while."""
@@ -242,6 +241,8 @@ class Compute(threading.Thread):
         if group in self._engines:
             future.set_result(work(group))  # it is known already
             return
+        from worker.engine.lm import free_memory
+
         self.loading = group
         self._used_mlx = True
         failure = None
@@ -260,7 +261,7 @@ class Compute(threading.Thread):
             future.set_result(result)
         else:
             self._failed[group] = (time.monotonic(), failure)
-            gc.collect()
+            free_memory()
             future.set_exception(failure)
 
     def _estimate(self, group: Group) -> Size:
@@ -270,6 +271,8 @@ class Compute(threading.Thread):
             return self.loaded[group]
         settings = self.settings
         self.budget = memory_budget(settings.memory_limit)
+        if self.budget is not None and self._draft is not None:
+            self.budget -= self._draft.weight_bytes
         if group not in self._sizes:  # the hub is not asked again for every load
             found = weight_bytes(group.model, revision=settings.revision, adapter_path=group.adapter_path)
             self._sizes[group] = Size(*found)
@@ -280,9 +283,10 @@ class Compute(threading.Thread):
         if group not in self._served:
             from worker.engine.lm import active_memory
 
+            draft = self._draft_model()
             self._estimate(group)  # refuses what can never fit
             started, before = time.monotonic(), active_memory()
-            self._engines[group], self._served[group] = self._make(group)
+            self._engines[group], self._served[group] = self._make(group, draft)
             base = self._engines[group].model.weight_bytes
             shared = any(other.model == group.model for other in self.loaded)
             own = max(0, active_memory() - before - (0 if shared else base))
@@ -315,11 +319,24 @@ class Compute(threading.Thread):
         message = "unloaded %s: freed %s, %s still in use"
         log.info(message, group.key, readable(before - after), readable(after), extra={"action": "model_unloaded"})
 
+    def _caches_part(self, group: Group) -> int | None:
+        """What a group that is about to be loaded will have for its caches; None: no limit."""
+        if self.budget is None:
+            return None
+        sizes = {**self.loaded, group: self._sizes[group]}
+        return max(0, self.budget - sum(share_out(sizes).values())) // len(sizes)
+
     def _share_memory(self) -> None:
-        if self.budget is not None:
-            caches = max(0, self.budget - sum(share_out(self.loaded).values()))
-            for engine in self._engines.values():
-                engine.set_memory(caches // len(self._engines), caches)
+        if self.budget is None:
+            return
+        caches = max(0, self.budget - sum(share_out(self.loaded).values()))
+        for group, engine in self._engines.items():
+            engine.set_memory(caches // len(self._engines), caches)
+            if caches < engine.model.cache_cost(SHORT_ROW):
+                message = (
+                    "%s: the weights leave %s for caches, too little for a line of %d tokens; raise --memory-limit"
+                )
+                log.warning(message, group.key, readable(caches), SHORT_ROW, extra={"action": "no_room_for_caches"})
 
     def _add(self, group: Group, line: Any) -> None:
         if group in self._engines:  # a shard can be lost to another worker while it is prepared
@@ -329,9 +346,9 @@ class Compute(threading.Thread):
         if group in self._engines:  # or before its model is loaded
             self._engines[group].cancel(key)
 
-    def _make(self, group: Group) -> tuple[Engine, ServedModel]:
+    def _make(self, group: Group, draft: LoadedModel | None) -> tuple[Engine, ServedModel]:
         from worker.engine.engine import Engine
-        from worker.engine.lm import cache_budget, load_model, set_wired_limit
+        from worker.engine.lm import load_model, set_wired_limit
         from worker.engine.prompts import Preparer
         from worker.engine.solo import SoloModes
         from worker.engine.text import TextAssembler
@@ -340,6 +357,7 @@ class Compute(threading.Thread):
         settings = self.settings
         if settings.wired_limit is not None:
             set_wired_limit(settings.wired_limit)
+        kin = [engine.model for other, engine in self._engines.items() if other.model == group.model]
         modes = SoloModes(
             max_kv_size=settings.max_kv_size,
             kv_bits=settings.kv_bits,
@@ -353,10 +371,10 @@ class Compute(threading.Thread):
             adapter_path=group.adapter_path,
             trust_remote_code=settings.trust_remote_code,
             modes=modes,
-            draft=self._draft_model(),
-            share=next((engine.model for other, engine in self._engines.items() if other.model == group.model), None),
+            draft=draft,
+            share=max(kin, key=lambda other: len(other.weights), default=None),
         )
-        memory, rows = cache_budget(settings.memory_limit), settings.decode_concurrency
+        memory, rows = self._caches_part(group), settings.decode_concurrency
         if settings.autotune is not None:
             rows = tuned_rows(model, settings, memory, TunedFile(settings.autotune))
         engine = Engine(

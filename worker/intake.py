@@ -6,11 +6,12 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 
 from jobs.errors import LineError, ModelLoadError, ProblemLine
-from jobs.shard import ShardLine
+from jobs.shard import Group, ShardLine
 from worker.compute import Compute, ServedModel
 from worker.held import HeldShard
 from worker.writer import FailedLine, Writer
@@ -39,12 +40,11 @@ class Intake(threading.Thread):
         self._compute, self._writer, self._on_load_failed, self._now = compute, writer, on_load_failed, now
         self._queue: queue.SimpleQueue[tuple[HeldShard, Future[ServedModel]] | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
-        self.unprepared = 0
-        """Lines taken and not yet with the engine; written by the main thread and this one in turns, read by all."""
+        self._unprepared: Counter[Group] = Counter()
         self._count_lock = threading.Lock()
 
     def put(self, held: HeldShard, loading: Future[ServedModel]) -> None:
-        self._count(len(held.remaining))
+        self._count(held.group, len(held.remaining))
         self._queue.put((held, loading))
 
     def stop(self) -> None:
@@ -62,7 +62,7 @@ class Intake(threading.Thread):
             try:
                 served = loading.result()
             except ModelLoadError as error:
-                self._count(-len(todo))
+                self._count(held.group, -len(todo))
                 self._on_load_failed(held, error)
                 continue
             except CancelledError:
@@ -71,7 +71,7 @@ class Intake(threading.Thread):
                 if self._stopped.is_set():
                     return
                 self._prepare(held, served, line)
-                self._count(-1)
+                self._count(held.group, -1)
 
     def _prepare(self, held: HeldShard, served: ServedModel, line: ShardLine) -> None:
         try:
@@ -90,6 +90,11 @@ class Intake(threading.Thread):
             FailedLine(held, line.index, code, ProblemLine(line.line, code, param, message).text, param, self._now())
         )
 
-    def _count(self, change: int) -> None:
+    def unprepared(self, group: Group) -> int:
+        """Lines taken for a model and not yet with its engine."""
         with self._count_lock:
-            self.unprepared += change
+            return self._unprepared[group]
+
+    def _count(self, group: Group, change: int) -> None:
+        with self._count_lock:
+            self._unprepared[group] += change

@@ -106,3 +106,4 @@ class Models:
                     self.warm.loaded[group] = self._clock()
                 else:
                     self.warm.loaded.pop(group, None)
+                    self.warm.sizes.pop(group, None)  # to be asked for again: nothing is to go for it in vain

@@ -125,39 +125,34 @@ class Service:
             for thread in (self.compute, self.writer, self.intake, self.pulse):
                 thread.start()
             try:
-                if self.settings.preload and not self._preload():
+                failed = self._preload() if self.settings.preload else []
+                if len(failed) == len(self.settings.groups):
                     return ModelLoadError.exit_status
-                log.info(
-                    "%s serves %s",
-                    self.name,
-                    ", ".join(group.key for group in self.settings.groups),
-                    extra={"action": "ready"},
-                )
+                served = [group.key for group in self.settings.groups if group not in failed]
+                log.info("%s serves %s", self.name, ", ".join(served), extra={"action": "ready"})
                 self._serve()
                 status = 1 if self._broken() else 0
             finally:
                 self._end()
         return RECYCLE if self._recycling and not self._signals else status
 
-    def _preload(self) -> bool:
-        """Load the models that fit together, in the order they were given; False when none could be loaded."""
-        loaded = 0
+    def _preload(self) -> list[Group]:
+        """Load the models that fit together, in the order they were given; those that cannot be loaded."""
+        failed = []
         for group in self.settings.groups:
             if not self.models.all_fit and not self._done(self.models.ask(group)):
-                return True
+                break
             if not self.models.fits(group):
                 message = "%s does not fit beside the others: it is loaded when it has work and it is its turn"
                 log.info(message, group.key, extra={"action": "model_left_cold"})
                 continue
             loading = self.models.load(group)
             if not self._done(loading):
-                return True
-            error = loading.exception()
-            if error is None:
-                loaded += 1
-            else:
-                log.error("%s: %s", group.key, error, extra={"action": "model_load_failed"})
-        return loaded > 0
+                break
+            if (error := loading.exception()) is not None:
+                log.error("%s", error, extra={"action": "model_load_failed"})
+                failed.append(group)
+        return failed
 
     def _done(self, future: Future[Any]) -> bool:
         """Wait for the compute thread; False when the worker is stopping."""
@@ -226,13 +221,13 @@ class Service:
             self._recover_from = now + LEASE_S
         self._redis_seen_at = now
 
-    def _wanted(self) -> bool:
-        """Whether another shard is needed: always one batch of lines ahead, so that no shard's end drains the batch."""
-        return self.compute.waiting + self.intake.unprepared < max(self.compute.capacity, LEAST_AHEAD)
+    def _wanted(self, group: Group) -> bool:
+        """Whether another shard of a model is needed: always one batch of lines ahead, so that no shard's end drains
+        the batch."""
+        ahead = self.compute.waiting(group) + self.intake.unprepared(group)
+        return ahead < max(self.compute.capacity(group), LEAST_AHEAD)
 
     def _take_one(self) -> bool:
-        if not self._wanted():
-            return False
         shard = self.rq.take(queues) if (queues := self._queues_in_turn()) else None
         if shard is None:
             return False
@@ -251,7 +246,7 @@ class Service:
         work = {self._group_of[name]: places[name] for name in reversed(filled)}  # the highest priority is told last
         takeable = self.models.takeable(work, {held.group for held in list(self.held.values())})
         self._waiting = not takeable.issuperset(work)
-        ready = [name for name in ready if self._group_of[name] in takeable]
+        ready = [name for name in ready if (group := self._group_of[name]) in takeable and self._wanted(group)]
         return sorted(ready, key=lambda name: (places[name], self._takes.get(self._group_of[name], 0.0)))
 
     def _begin(self, shard: ShardJob) -> None:

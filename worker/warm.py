@@ -11,7 +11,8 @@ from jobs.shard import Group
 __all__ = ["HURRY", "STARVATION_S", "Size", "Warm", "readable", "refuse_too_large", "share_out"]
 
 STARVATION_S = 120.0
-"""A model with work waits at most this long for others that have as much, and is then left in memory as long."""
+"""A model with work waits this long for others that have as much, and what is loaded is safe from it as long; so it
+waits at most twice as long until the others are told to make room."""
 HURRY = 10
 """Work of a higher priority, or for models that have none left in their queues, waits this many times less."""
 CACHES_PART = 10
@@ -62,8 +63,9 @@ class Warm:
     A cold model that fits beside the loaded ones is loaded as soon as it has work. One that needs the room of others
     waits until they have nothing to do, but not for ever: after ``bound`` seconds nothing more is taken for those, what
     is held of them is finished, and they are unloaded. A model that has just been loaded is safe from that for as long,
-    so that two busy ones alternate in long slices. Work of a higher priority waits a tenth of it, and work of a lower
-    one until there is nothing of the higher left, as it does within one model. Times are seconds of one clock.
+    so that two busy ones alternate in long slices; while one that has waited so long finds no room for that reason,
+    nothing goes for any other. Work of a higher priority waits a tenth of it, and work of a lower one until there is
+    nothing of the higher left, as it does within one model. Times are seconds of one clock.
     """
 
     def __init__(self, *, bound: float = STARVATION_S) -> None:
@@ -78,7 +80,7 @@ class Warm:
     def load(self, group: Group, victims: Iterable[Group], now: float) -> None:
         """Count a group as loaded in place of others."""
         for victim in victims:
-            del self.loaded[victim]
+            self.loaded.pop(victim, None)  # its own load may have failed since it was chosen
         self.loaded[group] = now
 
     def takeable(self, work: Mapping[Group, int], busy: Set[Group], now: float) -> dict[Group, list[Group]]:
@@ -91,12 +93,15 @@ class Warm:
         for group in [group for group in self.loaded if group in busy]:
             self.loaded[group] = self.loaded.pop(group)
         self._waiting_since = {group: self._waiting_since.get(group, now) for group in work if group not in self.loaded}
+        overdue = False
         for group in sorted(self._waiting_since, key=lambda cold: (work[cold], self._waiting_since[cold])):
-            kept = {other for other in self.loaded if self._protected(other, group, work, busy, now)}
+            kept = {other for other in self.loaded if overdue or self._protected(other, group, work, busy, now)}
             victims = self.victims(group, kept) if group in self.sizes else None
             if victims is not None:
                 takeable: dict[Group, list[Group]] = {other: [] for other in self.loaded if other not in victims}
                 return takeable if busy & set(victims) else {**takeable, group: victims}
+            # Nothing goes for those behind it in the line: else small ones in rotation might hold it off for ever.
+            overdue = overdue or now - self._waiting_since[group] >= self._bound
         return {group: [] for group in self.loaded}
 
     def victims(self, group: Group, kept: Set[Group] = frozenset()) -> list[Group] | None:

@@ -247,9 +247,9 @@ def run_stats(item: EndedLine, held: HeldShard) -> RunStats:
         prompt_tokens=first.prompt_tokens,
         completion_tokens=sum(sequence.completion_tokens for sequence in sequences),
         cached_tokens=first.cached_tokens,
-        time_to_first_token_s=max((first.first_token_at or begun) - begun, 0.0),
+        time_to_first_token_s=first.prefill_s or 0.0,
         prefill_s=first.prefill_s or 0.0,
         decode_s=max(sequence.decode_s or 0.0 for sequence in sequences),
-        queue_s=max(held.taken_at - held.committed_at, 0.0) + max(begun - first.submitted_at, 0.0),
+        queue_s=max(held.taken_at - held.committed_at, 0.0) + max(begun - first.submitted_at, 0.0) + first.waited_s,
         accepted_draft_tokens=sum(accepted) if accepted else None,
     )

@@ -23,16 +23,20 @@ WORKER_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("draft-model", str, "Worker: small model of the same vocabulary that proposes tokens."),
     ("num-draft-tokens", click.IntRange(1, 64), "Worker: tokens proposed at a time."),
     ("max-context", click.IntRange(1), "Worker: context length in tokens."),
-    ("memory-limit", str, "Worker: memory for the model and its caches, such as 48G."),
+    ("memory-limit", str, "Worker: memory for the models and their caches, such as 48G."),
+    ("prefix-memory", str, "Worker: memory for beginnings that prompts share; 0 computes every prompt in full."),
     ("revision", str, "Worker: revision of the models on the Hub."),
+)
+WORKER_SWITCHES = (
+    ("autotune", "Worker: measure how many lines to decode together, and remember it."),
+    ("trust-remote-code", "Worker: let models and tokenizers run code from their repositories."),
 )
 
 
 def worker_options(command: Any) -> Any:
     """Add the flags that go to the worker as they are."""
-    command = click.option(
-        "--trust-remote-code", is_flag=True, help="Worker: let tokenizers run code from the model's repository."
-    )(command)
+    for name, text in reversed(WORKER_SWITCHES):
+        command = click.option(f"--{name}", is_flag=True, help=text)(command)
     for name, kind, text in reversed(WORKER_OPTIONS):
         command = click.option(f"--{name}", type=kind, help=text)(command)
     return command
@@ -105,7 +109,7 @@ def command(
     names = [name for name, _, _ in WORKER_OPTIONS]
     values = ((name, flags.pop(name.replace("-", "_"))) for name in names)
     worker_flags = [f"--{name}={value}" for name, value in values if value is not None]
-    worker_flags += ["--trust-remote-code"] if flags.pop("trust_remote_code") else []
+    worker_flags += [f"--{name}" for name, _ in WORKER_SWITCHES if flags.pop(name.replace("-", "_"))]
     request = RunRequest(
         source=file,
         out=out,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,17 @@ def test_an_adapter_shares_its_base(kind: str, base_first: bool, tmp_path: Path,
     assert active_memory() - loaded < own + 64_000 < base / 2
     assert active_memory() - start < base + own + 128_000
     assert {path: greedy(run, line_of, model) for path, model in zip(paths, (first, second), strict=True)} == expected
+
+
+def test_a_folder_written_anew_shares_nothing(tmp_path: Path) -> None:
+    """Weights that were replaced on disk since a model was loaded are read, not taken from that model."""
+    folder = Path(shutil.copytree(POCKET, tmp_path / "model"))
+    first = load_model(str(folder))
+    name = next(iter(first.weights))
+    assert load_model(str(folder), share=first).weights[name] is first.weights[name]
+    (file,) = folder.glob("*.safetensors")
+    os.utime(file, ns=(0, 0))
+    assert load_model(str(folder), share=first).weights[name] is not first.weights[name]
 
 
 def test_adapters_of_a_quantised_model(quantised: Path, tmp_path: Path, run: Any, line_of: Any) -> None:

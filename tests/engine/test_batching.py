@@ -104,6 +104,31 @@ def test_only_the_guilty_line_fails(markov: Any, line_of: Any, run: Any) -> None
     assert engine.capacity == 4
 
 
+def test_a_row_may_end_in_its_trial(markov: Any, line_of: Any, run: Any) -> None:
+    """What breaks the step is the computation of what would come after the end of a text: nobody is guilty."""
+    model = markov(poison=40)
+    lines = [line_of("a", [35], eos=[40], max_tokens=20), line_of("b", [1], max_tokens=20)]
+    done = run(model, lines, decode_concurrency=4, breaks=True)
+    assert (done["a"].error, done["a"].sequences[0].tokens) == (None, [36, 37, 38, 39, 40])
+    assert done["a"].sequences[0].stop_reason == "eos"
+    assert (done["b"].error, done["b"].sequences[0].tokens) == (None, list(range(2, 22)))
+
+
+def test_a_line_cancelled_before_its_trial(markov: Any, line_of: Any, run: Any) -> None:
+    """It ends as cancelled, and the others go on."""
+    engine = Engine(markov(poison=40), decode_concurrency=4)
+    for key, start in (("guilty", 36), ("a", 1), ("b", 2)):
+        engine.add(line_of(key, [start], max_tokens=20))
+    done: dict[Any, Any] = {}
+    while not engine.stats.recoveries:
+        done |= {finished.key: finished for finished in engine.step()}
+    engine.cancel("b")
+    done |= run(engine, [], breaks=True)
+    assert done["guilty"].error.code == "internal_error"
+    assert done["a"].sequences[0].tokens == list(range(2, 22))
+    assert done["b"].sequences[0].stop_reason == "cancelled"
+
+
 def test_guilty_prompt(markov: Any, line_of: Any, run: Any) -> None:
     """The same holds for a line that breaks the prefill, and for one with several choices."""
     model = markov(poison=40)

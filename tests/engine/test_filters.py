@@ -74,9 +74,9 @@ class Case:
         """Ids that survive among the ``count`` best tokens, and whether these cover the filters."""
         logits = mx.array(self.logits[None]).astype(mx.bfloat16 if self.half else mx.float32)
         ids, values = best(logits, count)
-        total = mass(logits, values[:, :1])
         whole = count >= len(self.logits)
-        _, kept, covered = survivors(ids, values, total, self.params(), mx.zeros((1, 1)), whole=whole)
+        total = None if whole else mass(logits, values[:, :1])
+        _, kept, covered = survivors(ids, values, total, self.params(), mx.zeros((1, 1)), whole=whole, xtc=self.xtc)
         return np.array(ids)[0][np.array(kept)[0]], bool(covered.item())
 
     def on_a_border(self) -> bool:

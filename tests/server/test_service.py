@@ -180,6 +180,18 @@ def test_a_batch_of_lines_is_kept_ahead_of_what_the_model_decodes_together(
     assert len(service.held) == shards
 
 
+def test_a_model_with_much_ahead_holds_off_no_other(store: Store, server_url: str) -> None:
+    """How many lines wait is asked of each model: another one's shard is taken while the first has enough."""
+    other = Group("examples/pocket/other")
+    make_batch(store, prompts(50))
+    make_batch(store, prompts(50), defaults={"model": other.model})
+    service = Service(store.connection, connect(server_url), ServiceSettings((Group(MODEL), other), name="mini"))
+    service.intake._count(Group(MODEL), 1000)
+    assert service._take_one()
+    assert [held.group for held in service.held.values()] == [other]
+    assert not service._take_one()
+
+
 def test_occupancy_is_of_the_rows_there_was_room_for(make_service: MakeService) -> None:
     """What is published is the part of rows that were filled since the last beat, whatever the models' batches are."""
     service = make_service()

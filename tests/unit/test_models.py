@@ -119,6 +119,22 @@ def test_a_failed_load_takes_no_room(models: Models, compute: Answers) -> None:
     assert models.takeable({B: NORMAL}, {A}) == {B}
 
 
+def test_nothing_goes_again_for_a_model_whose_load_failed(models: Models, compute: Answers) -> None:
+    """Its size is asked for anew, and while that is refused its shards are told so without unloading anything."""
+    loaded(models, compute, A, 60)
+    loaded(models, compute, B, 60)
+    models.takeable({A: NORMAL}, set())
+    compute.asked.clear()
+    failing = models.load(A)
+    failing.set_exception(ModelLoadError("the weights are broken"))
+    compute.loaded.pop(A, None)
+    assert models.takeable({A: NORMAL}, {B}) == {B}
+    compute.futures["size", A].set_exception(ModelLoadError("the weights are broken"))
+    assert models.takeable({A: NORMAL}, {B}) == {A, B}
+    models.load(A)
+    assert ("unload", B) not in compute.asked[1:]
+
+
 def test_the_time_of_a_model_begins_when_it_is_loaded(models: Models, compute: Answers, clock: list[float]) -> None:
     """One that took long to load is not sent away as soon as it is there."""
     models.takeable({A: NORMAL, B: NORMAL}, set())

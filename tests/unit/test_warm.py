@@ -170,6 +170,22 @@ def test_a_small_model_is_not_held_up_by_a_large_one_that_waits() -> None:
     assert opened(warm, work, {A}, STARVATION_S) == set()
 
 
+def test_small_models_in_rotation_do_not_hold_off_a_large_one() -> None:
+    """All have work without end, and one of the small ones is always new: the large one's time comes all the same."""
+    large, *small = groups = [Group(name) for name in ("large", "s1", "s2", "s3", "s4")]
+    warm = policy(100, {group: Size(90 if group is large else 40) for group in groups})
+    warm.load(small[0], [], 0.0)
+    warm.load(small[1], [], STARVATION_S / 2)
+    work = dict.fromkeys(groups, NORMAL)
+    for second in range(int(STARVATION_S / 2), int(3 * STARVATION_S)):
+        for group, victims in warm.takeable(work, set(), float(second)).items():
+            if group not in warm.loaded:
+                warm.load(group, victims, float(second))
+        if large in warm.loaded:
+            return
+    raise AssertionError("the large model was never loaded")
+
+
 def test_what_has_work_is_kept_before_what_is_idle() -> None:
     """A model whose next shard waits in its queue is not the one to go, though it was used longest ago."""
     warm = policy(100, {A: Size(30), B: Size(30), C: Size(60)}, A, B)

@@ -247,6 +247,8 @@ class Engine:
             rows, inputs = [], []
             for ticket, count in wanted:
                 for row in ticket.owner.sequences[:count]:
+                    if row.first_token_at is None:
+                        row.waited_s = self._clock() - group.ready_at
                     rows.append(row)
                     inputs.append(ticket.owner.tokens[-1])
                     self._tickets[row] = ticket
@@ -276,6 +278,7 @@ class Engine:
         if group.columns >= self._step_size:
             mx.clear_cache()  # chunks of many widths leave buffers behind that nothing else can use
         if group.makes is None:
+            group.ready_at = self._clock()
             self._scheduler.prefilled([ticket for ticket in group.tickets if ticket.rows])
             self._ready.append(group)
             return
@@ -441,7 +444,8 @@ class Engine:
         line, rows = self._suspects.popleft()
         try:
             for row in rows:
-                try_alone(self.model, self._sampler, row, self._step_size, self._accept)
+                if not row.ended:  # as one is that was cancelled meanwhile
+                    try_alone(self.model, self._sampler, row, self._step_size, self._accept)
         except Exception as error:
             log.exception("line %r fails by itself", line.prepared.key, extra={"action": "line_failed"})
             self._fail(line, internal_error(error))

@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,14 +87,14 @@ def load_model(
     Raises:
         ModelLoadError: with what is missing or unsupported, and the remedy.
     """
-    model, tokenizer, config, commit, weights = _loaded(name_or_path, revision, adapter_path, trust_remote_code, share)
+    parts = _loaded(name_or_path, revision, adapter_path, trust_remote_code, share)
     try:
         loaded = measure(
             name_or_path,
-            model,
-            tokenizer,
-            config,
-            revision=commit,
+            parts.model,
+            parts.tokenizer,
+            parts.config,
+            revision=parts.commit,
             adapter_path=adapter_path,
             modes=modes,
             draft=draft,
@@ -103,7 +103,7 @@ def load_model(
         raise
     except Exception as error:
         raise ModelLoadError(f"model '{name_or_path}' was loaded but cannot run: {_one_line(error)}") from error
-    return replace(loaded, weights=weights)
+    return replace(loaded, weights=parts.weights, files=parts.files)
 
 
 def load_draft(name_or_path: str, *, trust_remote_code: bool = False) -> LoadedModel:
@@ -113,11 +113,25 @@ def load_draft(name_or_path: str, *, trust_remote_code: bool = False) -> LoadedM
         ModelLoadError: as :func:`load_model`.
     """
     try:
-        model, tokenizer, config, commit, _ = _loaded(name_or_path, None, None, trust_remote_code)
-        return _weighed(name_or_path, model, tokenizer, config, revision=commit)
+        parts = _loaded(name_or_path, None, None, trust_remote_code)
+        weighed = _weighed(name_or_path, parts.model, parts.tokenizer, parts.config, revision=parts.commit)
+        return replace(weighed, weights=parts.weights)
     except Exception as error:
         reason = str(error) if isinstance(error, ModelLoadError) else _one_line(error)
         raise ModelLoadError(f"--draft-model: {reason}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A model, its tokenizer and config, of one from the hub its commit, the weights that others can share, and the
+    files they are from."""
+
+    model: Any
+    tokenizer: Any
+    config: dict[str, Any]
+    commit: str | None
+    weights: dict[str, mx.array]
+    files: tuple[tuple[str, int, int], ...]
 
 
 def _loaded(
@@ -126,8 +140,7 @@ def _loaded(
     adapter_path: str | None,
     trust_remote_code: bool,
     share: LoadedModel | None = None,
-) -> tuple[Any, Any, dict[str, Any], str | None, dict[str, mx.array]]:
-    """A model, its tokenizer, its config, of one from the hub its commit, and the weights that others can share."""
+) -> _Parts:
     if not compiler_present():
         # The models' own code is compiled in places: without a compiler their first forward would fail.
         log.warning("no g++ on this machine: MLX runs without compiled kernels", extra={"action": "compile_disabled"})
@@ -136,8 +149,10 @@ def _loaded(
     _check_folder(name_or_path, folder)
     if adapter_path is not None:
         _check_adapter(adapter_path)
-    # The revision's name may have come to mean another commit since.
-    shared = share.weights if share is not None and share.revision == commit else {}
+    # A revision's name may have come to mean another commit since, and a folder may have been written anew.
+    stats = [(file.name, file.stat()) for file in sorted(folder.glob("*")) if file.suffix in (".safetensors", ".json")]
+    files = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    shared = share.weights if share is not None and share.files == files else {}
     try:
         model, config = load_with_mlx_lm(folder, lazy=True, trust_remote_code=trust_remote_code)
         model.load_weights(list(shared.items()), strict=False)
@@ -150,7 +165,7 @@ def _loaded(
         raise
     except Exception as error:
         raise ModelLoadError(_load_message(name_or_path, error)) from error
-    return model, tokenizer, config, commit, weights
+    return _Parts(model, tokenizer, config, commit, weights, files)
 
 
 def _with_adapter(name: str, model: Any, adapter_path: str | None) -> dict[str, mx.array]:
@@ -163,7 +178,8 @@ def _with_adapter(name: str, model: Any, adapter_path: str | None) -> dict[str, 
         model.eval()
         kept = {id(array) for _, array in tree_flatten(model.parameters())}
         weights = {key: array for key, array in weights.items() if id(array) in kept}
-        mx.eval([array for _, array in tree_flatten(model.parameters()) if id(array) not in map(id, weights.values())])
+        base = set(map(id, weights.values()))
+        mx.eval([array for _, array in tree_flatten(model.parameters()) if id(array) not in base])
     except Exception as error:
         message = f"adapter '{adapter_path}' cannot be put on model '{name}': {_one_line(error, lines=2)}"
         raise ModelLoadError(message, "adapter_path") from error

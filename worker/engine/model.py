@@ -40,9 +40,9 @@ class LoadedModel:
     config does not say. ``make_cache`` gives a model's caches for one row. ``unbatchable`` is why rows must run one at
     a time, None where they need not. ``padded_prefill`` says that prompts of different lengths may be prefilled
     together, ``prefixes`` that several may go on from copies of one prompt's caches. ``weights`` are the arrays by name
-    that it has from its files and not from an adapter: what others of the same files can share. ``quantise`` puts
-    caches that have taken in tokens into fewer bits, in place. ``draft`` is a model that proposes ``num_draft_tokens``
-    tokens at a time: its caches are part of a row's, behind the model's own.
+    that it has from its ``files`` (name, bytes, time) and not from an adapter: what others of the same files can share.
+    ``quantise`` puts caches that have taken in tokens into fewer bits, in place. ``draft`` is a model that proposes
+    ``num_draft_tokens`` tokens at a time: its caches are part of a row's, behind the model's own.
     """
 
     name: str
@@ -63,6 +63,7 @@ class LoadedModel:
     draft: LoadedModel | None = None
     num_draft_tokens: int = 0
     weights: Mapping[str, mx.array] = field(default_factory=dict, repr=False)
+    files: tuple[tuple[str, int, int], ...] = field(default=(), repr=False)
 
     @property
     def weight_bytes(self) -> int:

@@ -35,7 +35,7 @@ class PrefillGroup:
     A ticket's ``owner`` is its :class:`Prompt`. All tickets have the same prefix, or none; one that they have must be
     computed before the first :meth:`advance`. When :attr:`done`, rows are taken out with :meth:`take`. ``makes`` is
     the prefix that the group is computed for, see :meth:`of_prefix`; ``tokens`` is how many tokens the group computes,
-    and ``columns`` the same with padding.
+    and ``columns`` the same with padding. ``ready_at`` is the engine's: when the prompts were computed.
     """
 
     def __init__(self, model: LoadedModel, tickets: list[Ticket], makes: Prefix | None = None) -> None:
@@ -44,6 +44,7 @@ class PrefillGroup:
         self.tickets = list(tickets)
         self.makes = makes
         self.done = False
+        self.ready_at = 0.0
         self._prefix: Prefix | None = tickets[0].prefix
         self._skipped = 0 if self._prefix is None else len(self._prefix)
         self._model = model
@@ -66,8 +67,9 @@ class PrefillGroup:
         return cls(model, [Ticket(Prompt(list(prefix.tokens)), length, end, 0, prefix=prefix.parent)], prefix)
 
     def prefilled(self, ticket: Ticket) -> int:
-        """How many of the ticket's tokens are computed, those of its prefix among them."""
-        return self._skipped + min(ticket.length, self._position) if self._caches else 0
+        """How many of the ticket's tokens are computed, those of its prefix among them, and once all are also the one
+        that is left to the first step of decoding."""
+        return self._skipped + min(ticket.length, self._position) + int(self.done) if self._caches else 0
 
     def advance(self, step_size: int) -> int:
         """Compute one chunk of at most ``step_size`` tokens over all rows; the tokens it had, padding included.

@@ -56,3 +56,5 @@ def try_alone(
                 row.full = True
                 return
             accept(taken)
+        if row.ended:
+            return

@@ -39,7 +39,8 @@ class Sequence:
     mlx-lm does. ``limit`` is the most tokens it may generate: ``max_tokens``, or what the context leaves.
     ``cached_tokens`` counts prompt tokens that were there already when its prompt was first computed.
     ``text`` is set only for rows with stop strings: the raw text, cut before the match. Times are seconds of the
-    engine's clock. ``accepted_draft_tokens`` counts tokens that a draft model had proposed; None where there is none.
+    engine's clock; ``waited_s`` is how long the prompt, computed ahead, waited for a free row.
+    ``accepted_draft_tokens`` counts tokens that a draft model had proposed; None where there is none.
     """
 
     key: Hashable
@@ -61,6 +62,7 @@ class Sequence:
     cached_tokens: int = 0
     submitted_at: float = 0.0
     prefill_started: float | None = None
+    waited_s: float = 0.0
     first_token_at: float | None = None
     finished_at: float | None = None
     full: bool = False
@@ -84,15 +86,12 @@ class Sequence:
         return self.tokens[:-1] if self.stop_reason == "eos" else self.tokens
 
     @property
-    def time_to_first_token_s(self) -> float | None:
-        return None if self.first_token_at is None else self.first_token_at - self.submitted_at
-
-    @property
     def prefill_s(self) -> float | None:
-        """From the first chunk of the prompt to the first token, decode steps in between included."""
+        """From the first chunk of the prompt to the first token, with the decode steps of other rows in between but
+        without ``waited_s``."""
         if self.prefill_started is None or self.first_token_at is None:
             return None
-        return self.first_token_at - self.prefill_started
+        return self.first_token_at - self.prefill_started - self.waited_s
 
     @property
     def decode_s(self) -> float | None:
