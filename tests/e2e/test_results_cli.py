@@ -109,7 +109,7 @@ def test_follow_ends_with_the_batch_and_a_summary(
     late.join()
     errors = tmp_path / "out.errors.jsonl"
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "0 of 4 lines done; waiting for a worker"
+    assert said[0] == "0 of 4 lines done; waiting for a worker that serves pocket"
     assert "4 lines: 2 succeeded, 2 failed (2 internal_error)" in said
     assert "ended by: 2 eos" in said
     assert said[-2:] == [f"results: {out}", f"errors: {errors}"]

@@ -302,7 +302,13 @@ def test_progress_hears_why_a_batch_waits(store: Store, tmp_path: Path) -> None:
         sleep=steps.sleep,
     )
     states = list(dict.fromkeys(told.states))
-    assert states == [(0, "waiting for a worker"), (0, "loading pocket"), (0, None), (1, None), (2, None)]
+    assert states == [
+        (0, "waiting for a worker that serves pocket"),
+        (0, "loading pocket"),
+        (0, None),
+        (1, None),
+        (2, None),
+    ]
 
 
 def test_workers_are_found_and_forgotten(store: Store) -> None:

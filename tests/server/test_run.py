@@ -103,11 +103,19 @@ def test_run_again_repeats_nothing(store: Store, start: Run, tmp_path: Path, sai
     assert len(batches(store)) == 1
 
 
-def test_an_unfinished_batch_is_gone_on_with(store: Store, start: Run, tmp_path: Path, said: io.StringIO) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run gives up with the first death of its worker."""
+    monkeypatch.setattr("submit.supervisor.MOST_DEATHS", 1)
+
+
+def test_an_unfinished_batch_is_gone_on_with(
+    store: Store, start: Run, tmp_path: Path, said: io.StringIO, impatient: None
+) -> None:
     """Lines that have a record keep it; the others are run."""
     write(tmp_path / "in.jsonl", prompts(6))
-    with pytest.raises(ModelLoadError):
-        start(worker=("sh", "-c", "exit 5"))
+    with pytest.raises(PromptmillError, match="died"):
+        start(worker=("false",))
     (batch_id,) = batches(store)
     work(store, batch_id, only=[4, 1], answer=lambda job: [Choice(0, "first", "eos")])
     assert start() == 0
@@ -218,11 +226,37 @@ def test_a_file_of_bad_lines_only_needs_no_worker(start: Run, tmp_path: Path) ->
     assert ids(tmp_path / "out.errors.jsonl") == ["bad"]
 
 
-def test_an_upload_that_was_cut_short_starts_over(store: Store, start: Run, tmp_path: Path) -> None:
+def test_a_worker_that_cannot_start_leaves_no_batch(store: Store, start: Run, tmp_path: Path) -> None:
+    """A model that cannot be loaded, or a wrong flag: nothing would ever finish the batch, so it is gone."""
+    write(tmp_path / "in.jsonl", prompts(3))
+    for status, error in ((5, ModelLoadError), (2, RefusedError)):
+        with pytest.raises(error):
+            start(worker=("sh", "-c", f"exit {status}"))
+        assert batches(store) == []
+    assert start() == 0
+    assert len(ids(tmp_path / "out.jsonl")) == 3
+
+
+def test_what_the_worker_warns_of_is_said_once(start: Run, tmp_path: Path, said: io.StringIO, impatient: None) -> None:
+    """Its log is nothing that anybody looks at while all goes well."""
+    write(tmp_path / "in.jsonl", prompts(2))
+    warns = (
+        'for i in 1 2; do echo "2026-11-21T10:00:00 WARNING pocket runs one row at a time" >&2; done; sleep 1; exit 1'
+    )
+    with pytest.raises(PromptmillError, match="died"):
+        start(worker=("sh", "-c", warns))
+    assert said.getvalue().count("pocket runs one row at a time") == 1
+
+
+def test_an_upload_that_was_cut_short_starts_over(
+    store: Store, start: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A batch that never became live is removed, and the prompts are submitted again."""
     write(tmp_path / "in.jsonl", prompts(3))
-    with pytest.raises(ModelLoadError):
-        start(worker=("sh", "-c", "exit 5"))
+    with monkeypatch.context() as impatient:
+        impatient.setattr("submit.supervisor.MOST_DEATHS", 1)
+        with pytest.raises(PromptmillError, match="died"):
+            start(worker=("false",))
     (cut,) = batches(store)
     store.connection.hset(f"promptmill:b:{cut}", "status", "validating")
     (tmp_path / "out.jsonl").unlink()

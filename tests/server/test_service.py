@@ -21,6 +21,7 @@ from worker.compute import EngineSettings, ServedModel, Snapshot
 from worker.held import HeldShard
 from worker.lease import LEASE_S
 from worker.service import Service, ServiceSettings
+from worker.warm import Size
 from worker.writer import EndedLine, FailedLine
 
 MakeService = Callable[..., Service]
@@ -186,6 +187,7 @@ def test_a_model_with_much_ahead_holds_off_no_other(store: Store, server_url: st
     make_batch(store, prompts(50))
     make_batch(store, prompts(50), defaults={"model": other.model})
     service = Service(store.connection, connect(server_url), ServiceSettings((Group(MODEL), other), name="mini"))
+    service.models.warm.sizes[other] = Size(1)  # there is no limit, so both fit
     service.intake._count(Group(MODEL), 1000)
     assert service._take_one()
     assert [held.group for held in service.held.values()] == [other]

@@ -121,18 +121,17 @@ def test_a_failed_load_takes_no_room(models: Models, compute: Answers) -> None:
 
 def test_nothing_goes_again_for_a_model_whose_load_failed(models: Models, compute: Answers) -> None:
     """Its size is asked for anew, and while that is refused its shards are told so without unloading anything."""
-    loaded(models, compute, A, 60)
-    loaded(models, compute, B, 60)
+    broken = ModelLoadError("the weights are broken")
     models.takeable({A: NORMAL}, set())
-    compute.asked.clear()
-    failing = models.load(A)
-    failing.set_exception(ModelLoadError("the weights are broken"))
-    compute.loaded.pop(A, None)
-    assert models.takeable({A: NORMAL}, {B}) == {B}
-    compute.futures["size", A].set_exception(ModelLoadError("the weights are broken"))
-    assert models.takeable({A: NORMAL}, {B}) == {A, B}
+    compute.tell(A, 60)
+    assert models.takeable({A: NORMAL}, set()) == {A}
+    models.load(A).set_exception(broken)
+    loaded(models, compute, B, 60)
+    assert models.takeable({A: NORMAL, B: NORMAL}, {B}) == {B}
+    compute.futures["size", A].set_exception(broken)
+    assert models.takeable({A: NORMAL, B: NORMAL}, {B}) == {A, B}
     models.load(A)
-    assert ("unload", B) not in compute.asked[1:]
+    assert ("unload", B) not in compute.asked
 
 
 def test_the_time_of_a_model_begins_when_it_is_loaded(models: Models, compute: Answers, clock: list[float]) -> None:

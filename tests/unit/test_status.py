@@ -13,7 +13,7 @@ from submit.overview import batch_object, batch_table, detail
 from submit.progress import Rates
 from submit.screen import watch
 from submit.text import cells
-from submit.workers import LineInFlight, WorkerState, activity, parse_state
+from submit.workers import RUN_ENDED, LineInFlight, WorkerState, activity, parse_state
 
 NOW = 1_790_000_300.0
 QUEUE = "promptmill:normal:org/pocket"
@@ -134,8 +134,8 @@ def test_the_json_object_has_the_lines_in_flight() -> None:
 @pytest.mark.parametrize(
     ("states", "expected"),
     [
-        ([], "waiting for a worker"),
-        ([worker("idle", queues=("promptmill:normal:other",))], "waiting for a worker"),
+        ([], "waiting for a worker that serves org/pocket"),
+        ([worker("idle", queues=("promptmill:normal:other",))], "waiting for a worker that serves org/pocket"),
         ([worker("loading")], "loading org/pocket"),
         ([worker("draining")], "waiting for a worker: the one at hand is stopping"),
         ([worker("busy", OTHERS)], "waiting: workers are busy with other batches"),
@@ -146,6 +146,19 @@ def test_the_json_object_has_the_lines_in_flight() -> None:
 def test_why_a_batch_waits(states: list[WorkerState], expected: str | None) -> None:
     """No worker on its queues, a model that loads, a worker that stops, or other work first."""
     assert activity(RUNNING, QUEUES, states) == expected
+
+
+def test_a_batch_waits_for_the_adapter_that_nobody_serves() -> None:
+    """What is left is named once the workers at hand have done their part."""
+    queues = QUEUES | {"promptmill:normal:org/pocket+lora"}
+    assert activity(RUNNING, queues, [worker("idle")]) == "waiting for a worker that serves org/pocket+lora"
+    assert activity(RUNNING, queues, [worker("busy", DECODING)]) is None
+
+
+def test_the_batch_of_a_run_that_ended_says_so() -> None:
+    """Nobody else serves its queues; the same command goes on with it."""
+    batch = replace(RUNNING, pool="b_1")
+    assert activity(batch, frozenset({"promptmill:normal:b_1:org/pocket"}), [worker("idle")]) == RUN_ENDED
 
 
 def test_a_done_batch_waits_for_nothing() -> None:
