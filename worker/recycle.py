@@ -1,7 +1,7 @@
 """Starting a worker afresh in place: same process id, interpreter, flags and environment, and all memory given back.
 
-No supervisor is needed, and none notices: the process never ends. A SIGTERM on the way is not lost: it is held back
-from before the program is replaced until the new one listens, which then ends with status 0, having taken nothing.
+No supervisor is needed, and none notices: the process never ends. A SIGTERM on the way is not lost: the worker holds it
+back once it has decided, no other thread ever takes one, and the new program ends with status 0 when it listens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-__all__ = ["RECYCLE", "listen", "start_afresh"]
+__all__ = ["HELD_BACK", "RECYCLE", "listen", "start_afresh"]
 
 log = logging.getLogger("promptmill.worker")
 

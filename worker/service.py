@@ -36,7 +36,7 @@ from worker.intake import Intake
 from worker.lease import LEASE_S, MAINTENANCE_S, RENEW_S, ShardJob, ShardWorker
 from worker.models import Models
 from worker.pulse import Pulse
-from worker.recycle import RECYCLE
+from worker.recycle import HELD_BACK, RECYCLE
 from worker.warm import STARVATION_S
 from worker.writer import End, EndedLine, FailedLine, Writer
 
@@ -122,8 +122,11 @@ class Service:
         handed back and closed, and the process should start afresh."""
         self.rq.start()
         with self._handling_signals():
+            # The threads, and those they start, never take a SIGTERM: only this one is asked to stop.
+            signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
             for thread in (self.compute, self.writer, self.intake, self.pulse):
                 thread.start()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
             try:
                 failed = self._preload() if self.settings.preload else []
                 if len(failed) == len(self.settings.groups):
@@ -392,5 +395,7 @@ class Service:
         try:
             yield
         finally:
+            if self._recycling:  # one that comes from now on is for the next life
+                signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
             for number, handler in before.items():
                 signal.signal(number, handler)
