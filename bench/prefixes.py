@@ -17,7 +17,7 @@ __all__ = ["measure"]
 
 MODEL = "small"
 LINES = 64
-NEW_TOKENS = 32
+NEW_TOKENS = 16
 SIDES = ("prefixes-off", "prefixes-on")
 
 
