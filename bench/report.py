@@ -234,8 +234,9 @@ def _prefixes(run: Run, prefixes: dict[tuple[str, str], Summary]) -> str:
         off = prefixes[model, "prefixes_off"]
         cached = [item.extra["cached"] for item in run.measurements if item.side == side and item.model == model]
         rows.append([model, str(on.lines), off.text, on.text, f"{statistics.median(cached):.2f}"])
+    new = next(item.new_tokens for item in run.measurements if item.bench == "prefixes")
     head = ["model", "lines", "each in full, tokens/s", "computed once, tokens/s", "prompt tokens cached"]
-    return _table(head, rows) + "\n\nGreedy rows; both sides gave the same tokens."
+    return _table(head, rows) + f"\n\nGreedy rows, {new} new tokens each; both sides gave the same tokens."
 
 
 def _notes(run: Run, engine: dict[tuple[str, str], Summary], models: Sequence[str]) -> str:
