@@ -47,6 +47,10 @@ class Choice:
         return fields
 
 
+SHORTEST_DECODE_S = 1e-3
+"""No step of a model is shorter: what took less was one step, and has no rate."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunStats:
     """Measured by the engine for one line; seconds, and tokens of all its choices. ``accepted_draft_tokens`` is
@@ -65,8 +69,9 @@ class RunStats:
         return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens).as_dict()
 
     def stats(self) -> dict[str, float | None]:
-        # One token says nothing about decoding: it comes with the prompt.
-        rate = self.completion_tokens / self.decode_s if self.completion_tokens > 1 and self.decode_s > 0 else None
+        # One token says nothing about decoding: it comes with the prompt. So do all that a draft model had right there.
+        timed = self.completion_tokens > 1 and self.decode_s >= SHORTEST_DECODE_S
+        rate = self.completion_tokens / self.decode_s if timed else None
         drafted = {} if self.accepted_draft_tokens is None else {"accepted_draft_tokens": self.accepted_draft_tokens}
         return {
             "time_to_first_token_s": round(self.time_to_first_token_s, 4),

@@ -381,3 +381,10 @@ def test_missing_seed_is_drawn_once_per_batch_and_line() -> None:
     assert job({"prompt": "x"}).sampling.seed == derived_seed("b_1", 3)
     assert len({derived_seed(batch, index) for batch in ("b_1", "b_2") for index in range(100)}) == 200
     assert job({"prompt": "x", "seed": 0}).sampling.seed == 0
+
+
+def test_a_rate_needs_more_than_one_step() -> None:
+    """A text that came all at once, as with a draft model that was right, has no tokens per second."""
+    assert RunStats(5, 40, 0, 0.1, 0.1, 2.0, 0.0).stats()["tokens_per_second"] == 20.0
+    assert RunStats(5, 4, 0, 0.1, 0.1, 2e-5, 0.0).stats()["tokens_per_second"] is None
+    assert RunStats(5, 1, 0, 0.1, 0.1, 0.0, 0.0).stats()["tokens_per_second"] is None
