@@ -88,9 +88,14 @@ def batch_object(batch: Batch, now: float, states: Sequence[WorkerState], queues
     return {
         **batch.as_dict(now),
         "waiting": activity(batch, queues, states),
-        "workers": [state.as_dict() for state in states if queues & set(state.queues) and not batch.done],
+        "workers": [state.as_dict() for state in _serving(batch, states, queues)],
         "in_flight": [{**line.as_dict(), "worker": state.name} for state, line in _in_flight(batch, states)],
     }
+
+
+def _serving(batch: Batch, states: Sequence[WorkerState], queues: frozenset[str]) -> list[WorkerState]:
+    """The workers that may take from a batch's queues, while there is anything to take."""
+    return [state for state in states if queues & set(state.queues) and not batch.done]
 
 
 def _in_flight(batch: Batch, states: Sequence[WorkerState]) -> list[tuple[WorkerState, LineInFlight]]:
@@ -115,7 +120,7 @@ def detail(
     facts += [(label, f"{_local(batch.times[name])} ({duration(now - batch.times[name])} ago)")
               for label, name in (("submitted", "created"), ("started", "started"), ("ended", "completed"))
               if name in batch.times]  # fmt: skip
-    facts += [("worker", _worker(state)) for state in states if queues & set(state.queues) and not batch.done]
+    facts += [("worker", _worker(state)) for state in _serving(batch, states, queues)]
     lines = [f"{label:<10}{text}" for label, text in facts]
     return lines + _flight_lines(batch, states)
 

@@ -259,7 +259,6 @@ class _Run:
             # The next run has other flags or another model, and nothing would ever finish this batch.
             latest = self.store.batch(batch.id)
             if latest.finished == latest.rejected:
-                supervisor.stop()
                 self._discard(latest)
             raise
         finally:

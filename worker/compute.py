@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from jobs.errors import ModelLoadError
 from jobs.shard import Group
 from worker.held import LineKey
-from worker.warm import Size, readable, refuse_too_large, share_out
+from worker.warm import Size, left_for_caches, readable, refuse_too_large
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
@@ -324,12 +324,12 @@ class Compute(threading.Thread):
         if self.budget is None:
             return None
         sizes = {**self.loaded, group: self._sizes[group]}
-        return max(0, self.budget - sum(share_out(sizes).values())) // len(sizes)
+        return left_for_caches(self.budget, sizes) // len(sizes)
 
     def _share_memory(self) -> None:
         if self.budget is None:
             return
-        caches = max(0, self.budget - sum(share_out(self.loaded).values()))
+        caches = left_for_caches(self.budget, self.loaded)
         for group, engine in self._engines.items():
             engine.set_memory(caches // len(self._engines), caches)
             if caches < engine.model.cache_cost(SHORT_ROW):

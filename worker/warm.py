@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jobs.errors import ModelLoadError
 from jobs.shard import Group
 
-__all__ = ["HURRY", "STARVATION_S", "Size", "Warm", "readable", "refuse_too_large", "share_out"]
+__all__ = ["HURRY", "STARVATION_S", "Size", "Warm", "left_for_caches", "readable", "refuse_too_large", "share_out"]
 
 STARVATION_S = 120.0
 """A model with work waits this long for others that have as much, and what is loaded is safe from it as long; so it
@@ -35,6 +35,11 @@ def share_out(sizes: Mapping[Group, Size]) -> dict[Group, int]:
         found[group] = size.own + (0 if group.model in seen else size.base)
         seen.add(group.model)
     return found
+
+
+def left_for_caches(budget: int, sizes: Mapping[Group, Size]) -> int:
+    """Bytes of a budget that the weights of these groups leave."""
+    return max(0, budget - sum(share_out(sizes).values()))
 
 
 def readable(size: int) -> str:

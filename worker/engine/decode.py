@@ -125,7 +125,7 @@ class DecodeBatch:
         rows = {slot: row for slot, row in enumerate(self._rows) if row is not None}
         spent = [row for row in rows.values() if len(row.tokens) + 1 >= row.limit]
         if spent:
-            self._retire(lambda row: len(row.tokens) + 1 >= row.limit)
+            self._retire(spent.__contains__)
         return StepResult(rows, spent, self._sampled)
 
     def join(self, rows: Items[Sequence], caches: list[Cache], inputs: Items[int]) -> None:

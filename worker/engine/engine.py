@@ -22,7 +22,7 @@ from worker.engine.model import LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
 from worker.engine.prefixes import Prefixes, prefix_budget
 from worker.engine.recovery import to_try, try_alone
-from worker.engine.sampler import Sampler
+from worker.engine.sampler import suited
 from worker.engine.scheduler import Scheduler, Ticket
 from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, Sequence, sequences_of
 from worker.engine.text import StopMatcher, TextStream
@@ -78,8 +78,7 @@ class Engine:
             assign=self._prefixes.assign,
         )
         self.set_memory(memory_limit if memory_limit is not None else cache_budget())
-        compiled = mx.default_device() != mx.cpu if compile is None else compile
-        self._sampler = Sampler(mx.compile if compiled else None)
+        self._sampler = suited(compile)
         self._batch = batch_of(model, self._sampler)
         self._lines: dict[Hashable, Line] = {}
         self._begun = 0

@@ -313,9 +313,9 @@ def memory_budget(limit: int | None = None) -> int | None:
     return int(0.9 * int(recommended))
 
 
-def cache_budget(limit: int | None = None) -> int | None:
+def cache_budget() -> int | None:
     """Bytes that caches may take: :func:`memory_budget` less what is in use (the models)."""
-    budget = memory_budget(limit)
+    budget = memory_budget()
     return None if budget is None else max(0, budget - int(mx.get_active_memory()))
 
 

@@ -97,6 +97,12 @@ class PrefillGroup:
             self._finish()
         return rows * width
 
+    def complete(self, step_size: int) -> None:
+        """Compute all that is left, in chunks of at most ``step_size`` tokens, and wait for it."""
+        while not self.done:
+            self.advance(step_size)
+            mx.eval(self.arrays())
+
     def _begin(self) -> None:
         if not self._model.batchable:
             self._caches = self._model.new_cache()

@@ -69,7 +69,8 @@ def try_prefixes(model: LoadedModel) -> bool:
     prompts = [[*shared, *tail] for tail in tails]
     expected = [_alone(model, prompt) for prompt in prompts]
     prefix = Prefix(shared)
-    group = _computed(PrefillGroup.of_prefix(model, prefix))
+    group = PrefillGroup.of_prefix(model, prefix)
+    group.complete(CHUNK)
     prefix.caches = batch_caches.pack(group.take([(group.tickets[0], 1)]))
     groups = [prompts] if model.padded_prefill else [[prompt] for prompt in prompts]
     return _distance(expected, _together(model, groups, prefix)) < _tolerance(expected)
@@ -103,7 +104,8 @@ def _together(model: LoadedModel, groups: list[list[list[int]]], prefix: Prefix 
         tickets = [
             Ticket(Prompt(prompt), len(prompt) - 1 - skipped, len(prompt), 0, prefix=prefix) for prompt in prompts
         ]
-        group = _computed(PrefillGroup(model, tickets))
+        group = PrefillGroup(model, tickets)
+        group.complete(CHUNK * len(tickets))
         caches = group.take([(ticket, 1) for ticket in tickets])
         if batch:
             batch_caches.extend(batch, caches, rows, len(prompts))
@@ -112,13 +114,6 @@ def _together(model: LoadedModel, groups: list[list[list[int]]], prefix: Prefix 
         rows += len(prompts)
     last = [prompt[-1:] for prompts in groups for prompt in prompts]
     return model.forward(mx.array(last), batch)[:, -1]
-
-
-def _computed(group: PrefillGroup) -> PrefillGroup:
-    while not group.done:
-        group.advance(CHUNK * len(group.tickets))
-        mx.eval(group.arrays())
-    return group
 
 
 def _distance(expected: list[mx.array], found: mx.array) -> float:

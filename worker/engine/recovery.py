@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import mlx.core as mx
-
 from worker.engine.decode import Taken
 from worker.engine.draft import batch_of
 from worker.engine.model import LoadedModel
@@ -41,9 +39,7 @@ def try_alone(
     """
     tokens = [*row.prompt, *row.tokens]
     group = PrefillGroup(model, [Ticket(Prompt(tokens), len(tokens) - 1, len(tokens), 0)])
-    while not group.done:
-        group.advance(step_size)
-        mx.eval(group.arrays())
+    group.complete(step_size)
     batch = batch_of(model, sampler)
     batch.join([row], group.take([(group.tickets[0], 1)]), tokens[-1:])
     for _ in range(STEPS):

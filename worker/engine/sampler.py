@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-__all__ = ["CANDIDATES", "Features", "Sampled", "Sampler", "best", "mass", "survivors"]
+__all__ = ["CANDIDATES", "Features", "Sampled", "Sampler", "best", "mass", "suited", "survivors"]
 
 CANDIDATES = 256
 """How many of the best tokens the filters look at. A constant: a row's tokens must not depend on its batch."""
@@ -117,6 +117,12 @@ class Sampler:
             return sample(features, logits, state, params)
 
         return step
+
+
+def suited(compile: bool | None = None) -> Sampler:
+    """A sampler that compiles its steps or not; None: as suits the device, which is on a GPU only."""
+    compiled = mx.default_device() != mx.cpu if compile is None else compile
+    return Sampler(mx.compile if compiled else None)
 
 
 def sample(features: Features, logits: mx.array, state: Arrays, params: Arrays) -> dict[str, mx.array]:

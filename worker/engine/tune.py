@@ -24,7 +24,7 @@ from worker.engine.decode import DecodeBatch
 from worker.engine.ladder import Curve, climb
 from worker.engine.model import LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
-from worker.engine.sampler import Sampler
+from worker.engine.sampler import Sampler, suited
 from worker.engine.scheduler import Ticket
 from worker.engine.sequence import Sequence
 
@@ -87,10 +87,8 @@ def tune(
     tokens = [(31 * place + 7) % model.vocab_size for place in range(length)]
     mx.synchronize()  # steps of other models may be under way
     prompt = PrefillGroup(model, [Ticket(Prompt(tokens), length - 1, length + steps, rows=1)])
-    while not prompt.done:
-        prompt.advance(CHUNK)
-        mx.eval(prompt.arrays())
-    sampler = Sampler(mx.compile if mx.default_device() != mx.cpu else None)
+    prompt.complete(CHUNK)
+    sampler = suited()
 
     def measure(rows: int) -> float | None:
         try:
