@@ -57,10 +57,11 @@ def translated(url: str) -> Iterator[None]:
         raise RedisError(f"Redis at {address} refused a command: {error}") from None
 
 
-def connect(url: str, *, patient: bool = False) -> Redis:
+def connect(url: str, *, patient: bool = False, timeout_s: float = COMMAND_TIMEOUT_S) -> Redis:
     """An open connection pool to ``url``, checked with a PING; replies are bytes.
 
-    ``patient`` suits workers: retries with backoff on each command, for longer outages.
+    ``patient`` suits workers: retries with backoff on each command, for longer outages. A server that is silent for
+    ``timeout_s`` is taken for gone.
 
     Raises:
         RedisError: unreachable, refused, or older than Redis 6.2 (RQ's safe dequeue needs its BLMOVE).
@@ -76,7 +77,7 @@ def connect(url: str, *, patient: bool = False) -> Redis:
             url,
             **network,
             health_check_interval=30,
-            socket_timeout=COMMAND_TIMEOUT_S,
+            socket_timeout=timeout_s,
             retry=Retry(ExponentialBackoff(cap=2, base=0.05), 8 if patient else 2),
             protocol=2,
         )

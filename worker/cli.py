@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from jobs.errors import PromptmillError
 from jobs.settings import read_settings
 from jobs.shard import Group
 from worker.compute import DECODE_CONCURRENCY, EngineSettings
+from worker.held import MAX_ATTEMPTS
+from worker.lease import machine
 from worker.service import Service, ServiceSettings
+from worker.trouble import without_trouble
 from worker.tuned import FILE as TUNED_FILE, MOST_ROWS
 
 __all__ = ["command", "main"]
@@ -31,6 +35,8 @@ SOLO_FLAGS = {
     "num_draft_tokens": "draft_model",
 }
 """Flags of modes in which lines run one at a time, each with the one that it does nothing without."""
+MARKS_TIMEOUT_S = 1.0
+"""Generation waits for one short command per wave of lines, and for no longer than this."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -146,6 +152,10 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     "--recycle-after-tokens", type=click.IntRange(1), metavar="TOKENS",
     help="After so many generated tokens drain, start afresh in place and go on: all memory is given back.",
 )  # fmt: skip
+@click.option(
+    "--max-attempts", type=click.IntRange(1, 100), default=MAX_ATTEMPTS, show_default=True,
+    help="Attempts at a line that ends its worker, or fails for a reason that may pass; then it gets an error record.",
+)  # fmt: skip
 @click.option("--name", help="Name of this worker.  [default: the host's]")
 @click.option(
     "--redis", "redis_url", metavar="URL", envvar=["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
@@ -197,6 +207,7 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
         drain_s=flags["drain"],
         parent=flags["parent"],
         recycle_after_tokens=flags["recycle_after_tokens"],
+        max_attempts=flags["max_attempts"],
         engine=engine,
     )
 
@@ -232,7 +243,10 @@ def serve(url: str, settings: ServiceSettings) -> int:
     from jobs.connect import connect, translated
 
     with translated(url):
-        return Service(connect(url, patient=True), connect(url), settings).run()
+        connection = connect(url, patient=True)
+        settings = replace(settings, groups=without_trouble(connection, machine(), settings.groups))
+        marks = connect(url, timeout_s=MARKS_TIMEOUT_S)
+        return Service(connection, connect(url), settings, marks_connection=marks).run()
 
 
 def _embedded() -> contextlib.AbstractContextManager[str]:

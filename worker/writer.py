@@ -70,7 +70,8 @@ class FailedLine:
 class Writer(threading.Thread):
     """Stores records under their attempt's fence, and finishes shards.
 
-    ``on_ended(held, end)`` is called when a shard is done with.
+    ``on_ended(held, end)`` is called when a shard is done with, ``on_retry(held, index)`` when a line is to be tried
+    again.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Writer(threading.Thread):
         store: Store,
         name: str,
         on_ended: Callable[[HeldShard, End], None],
+        on_retry: Callable[[HeldShard, int], None] = lambda held, index: None,
         *,
         sleep: Callable[[float], Any] | None = None,
     ) -> None:
@@ -85,6 +87,7 @@ class Writer(threading.Thread):
         self.store = store
         self.worker_name = name
         self._on_ended = on_ended
+        self._on_retry = on_retry
         self._queue: queue.SimpleQueue[EndedLine | FailedLine | HeldShard | None] = queue.SimpleQueue()
         self._given_up = threading.Event()
         self._sleep = sleep or self._given_up.wait
@@ -127,11 +130,33 @@ class Writer(threading.Thread):
         for item in items:
             held = item if isinstance(item, HeldShard) else item.held
             shards[held.job_id] = held
-            if not isinstance(item, HeldShard) and not held.ended.is_set():
+            if not isinstance(item, HeldShard) and not held.ended.is_set() and not self._tried_again(item):
                 lines[held.job_id].append(self._record(item))
         for job_id, held in shards.items():
             if not held.ended.is_set():
                 self._store(held, lines[job_id])
+
+    def _tried_again(self, item: EndedLine | FailedLine) -> bool:
+        """Whether a line gets another attempt: it failed for a reason that may pass, and not too often yet."""
+        held, failure = item.held, item.finished.error if isinstance(item, EndedLine) else None
+        if failure is None or not failure.passing or held.attempt_at(item.index) >= held.max_attempts:
+            return False
+        attempt = held.attempt
+        try:
+            attempt.tries[item.index] = self.persistently(lambda: self.store.fail(attempt, item.index))
+        except StaleAttemptError as stale:
+            if held.attempt is not attempt:  # this worker itself took it up again meanwhile
+                return self._tried_again(item)
+            self._lost(held, stale)
+            return True
+        except redis.exceptions.RedisError as error:
+            log.error("gave up noting a failed attempt at line %d of %s: %s", item.index, held.job_id, error)
+            return True
+        message = "attempt %d at line %d of %s failed: %s; trying it again by itself"
+        arguments = (attempt.tries.get(item.index, 1), item.index, held.job_id, failure.message)
+        log.warning(message, *arguments, extra={"action": "line_retried"})
+        self._on_retry(held, item.index)
+        return True
 
     def _store(self, held: HeldShard, lines: list[FinishedLine]) -> None:
         attempt = held.attempt
@@ -146,10 +171,13 @@ class Writer(threading.Thread):
             if held.attempt is not attempt:  # this worker itself took it up again meanwhile
                 self._store(held, lines)
                 return
-            log.warning("%s; its lines are dropped here", stale, extra={"action": "lease_lost"})
-            self._end(held, End.LOST)
+            self._lost(held, stale)
         except redis.exceptions.RedisError as error:
             log.error("gave up storing %d records of %s: %s", len(lines), held.job_id, error)
+
+    def _lost(self, held: HeldShard, stale: StaleAttemptError) -> None:
+        log.warning("%s; its lines are dropped here", stale, extra={"action": "lease_lost"})
+        self._end(held, End.LOST)
 
     def _end(self, held: HeldShard, end: End) -> None:
         held.ended.set()
@@ -195,7 +223,7 @@ class Writer(threading.Thread):
             code=code,
             message=message,
             param=param,
-            attempt=held.attempt.attempt,
+            attempt=held.attempt_at(item.index),
             finished_at=item.at,
             worker=self.worker_name,
             model=held.group.model,
@@ -229,7 +257,7 @@ class Writer(threading.Thread):
             batch_id=held.attempt.batch_id,
             model_revision=item.served.revision,
             worker=self.worker_name,
-            attempt=held.attempt.attempt,
+            attempt=held.attempt_at(item.index),
             created_at=item.at - generated_for,
             finished_at=item.at,
         )
