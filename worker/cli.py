@@ -35,6 +35,7 @@ SOLO_FLAGS = {
     "num_draft_tokens": "draft_model",
 }
 """Flags of modes in which lines run one at a time, each with the one that it does nothing without."""
+COMMAND_TIMEOUT_S = 5.0
 MARKS_TIMEOUT_S = 1.0
 """Generation waits for one short command per wave of lines, and for no longer than this."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -243,10 +244,11 @@ def serve(url: str, settings: ServiceSettings) -> int:
     from jobs.connect import connect, translated
 
     with translated(url):
-        connection = connect(url, patient=True)
+        connection = connect(url, timeout_s=COMMAND_TIMEOUT_S, retries=1)
         settings = replace(settings, groups=without_trouble(connection, machine(), settings.groups))
-        marks = connect(url, timeout_s=MARKS_TIMEOUT_S)
-        return Service(connection, connect(url), settings, marks_connection=marks).run()
+        marks = connect(url, timeout_s=MARKS_TIMEOUT_S, retries=1)
+        pulse = connect(url, timeout_s=COMMAND_TIMEOUT_S, retries=1)
+        return Service(connection, pulse, settings, marks_connection=marks).run()
 
 
 def _embedded() -> contextlib.AbstractContextManager[str]:

@@ -382,7 +382,8 @@ class Service:
         self.writer.give_up()
         self.writer.join(timeout=5.0)
         for held in list(self.held.values()):
-            self._return(held)
+            if not self._return(held):
+                break  # Redis is out, and each try takes its time: all other leases run out as well
         self.pulse.stop()
         try:
             if self.compute.failure is not None and self.compute.failed_group is not None:
@@ -404,8 +405,9 @@ class Service:
                 return  # a model can take minutes to load, and nothing else is under way
             self._pause()
 
-    def _return(self, held: HeldShard, *, front: bool = True) -> None:
-        """Hand a shard back: its finished lines keep their records, the others go to the next worker."""
+    def _return(self, held: HeldShard, *, front: bool = True) -> bool:
+        """Hand a shard back: its finished lines keep their records, the others go to the next worker. False: Redis is
+        out, and the lease expires by itself."""
         held.ended.set()
         self._forget(held)
         try:
@@ -414,6 +416,8 @@ class Service:
                 self.rq.hand_back(held.lease, held.queue, front=front)
         except redis.exceptions.RedisError as error:
             log.warning("cannot hand back %s: %s; its lease expires by itself", held.job_id, error)
+            return False
+        return True
 
     @contextmanager
     def _handling_signals(self) -> Iterator[None]:
