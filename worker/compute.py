@@ -99,6 +99,7 @@ class Compute(threading.Thread):
 
     ``on_finished(group, finished)`` is called in this thread for each line that ends; it must not block.
     ``on_begin(keys)`` is called in this thread before lines begin, and what it does is waited for.
+    ``unstored()`` is how many ended lines have no stored record yet, None while Redis is out.
     ``failure`` holds the exception that ended the thread, if one did, and ``failed_group`` the model that was at work
     then: the worker hands back and exits.
     ``loaded`` has the measured sizes of the loaded models; ``budget`` is the memory for all of them and their caches
@@ -116,6 +117,7 @@ class Compute(threading.Thread):
         on_finished: Callable[[Group, Finished], None],
         wake: Callable[[], None],
         on_begin: Callable[[list[LineKey]], None] = lambda keys: None,
+        unstored: Callable[[], int | None] = lambda: 0,
     ) -> None:
         super().__init__(name=THREAD_NAME, daemon=True)
         self.settings = settings
@@ -126,7 +128,7 @@ class Compute(threading.Thread):
         self._on_finished = on_finished
         self._on_begin = on_begin
         self._wake = wake
-        self._isolation = Isolation()
+        self._isolation = Isolation(unstored)
         self._failing: dict[Group, set[Any]] = {}
         self.budget = settings.memory_limit
         self.loaded: Mapping[Group, Size] = MappingProxyType({})

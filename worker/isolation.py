@@ -11,6 +11,8 @@ from jobs.shard import Group
 
 __all__ = ["Isolation"]
 
+LOOK_S = 0.01
+
 
 class Admitting(Protocol):
     """What an engine must be able to do: see :class:`worker.engine.engine.Engine`."""
@@ -37,11 +39,15 @@ class Waiting:
 class Isolation:
     """Decides, before each round of the engines, what may begin. Lines are begun in the order they came.
 
-    While one waits, no other line begins anywhere; it begins when all that were under way have ended.
+    While one waits, no other line begins anywhere; it begins when all that were under way have ended, and when
+    ``unstored()``, the number of ended lines whose records are not yet stored, is 0: those would count as under way.
+    While Redis is out it is None, and suspects wait until it is back, holding off nothing.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self, unstored: Callable[[], int | None] = lambda: 0, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._unstored, self._clock = unstored, clock
         self._waiting: list[Waiting] = []
         self._running: tuple[Group, Hashable] | None = None
 
@@ -53,10 +59,10 @@ class Isolation:
         self._waiting.append(Waiting(group, line, self._clock() + after_s))
 
     def due_in(self) -> float | None:
-        """Seconds until a line may begin; None when none waits."""
+        """Seconds until it is worth a look whether a line may begin; None when none waits."""
         if not self._waiting:
             return None
-        return max(0.0, min(item.not_before for item in self._waiting) - self._clock())
+        return max(LOOK_S, min(item.not_before for item in self._waiting) - self._clock())
 
     def drop(self, key: Hashable | None = None) -> list[Hashable]:
         """Forget the waiting line of this key, or all of them; the keys of those forgotten."""
@@ -70,15 +76,17 @@ class Isolation:
             group, key = self._running
             if group not in engines or key not in engines[group]:
                 self._running = None
-        chosen = None
-        if self._running is None:
-            now = self._clock()
-            chosen = next((item for item in self._waiting if item.not_before <= now and item.group in engines), None)
+        unstored = self._unstored()
+        chosen = self._due(engines) if self._running is None and unstored is not None else None
         alone = self._running is not None or chosen is not None
-        if chosen is not None and not any(engine.begun for engine in engines.values()):
+        if chosen is not None and unstored == 0 and not any(engine.begun for engine in engines.values()):
             self._waiting.remove(chosen)
             self._running = (chosen.group, chosen.line.key)
             engines[chosen.group].add(chosen.line)
         for group, engine in engines.items():
             mine = self._running is not None and self._running[0] == group
             engine.admit(frozenset({self._running[1]} if mine and self._running else ()) if alone else None)
+
+    def _due(self, engines: Mapping[Group, Admitting]) -> Waiting | None:
+        now = self._clock()
+        return next((item for item in self._waiting if item.not_before <= now and item.group in engines), None)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError, RedisError, TimeoutError as RedisTimeoutError
 from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job, JobStatus
@@ -43,6 +44,7 @@ LEASE_S = 30
 """A shard whose worker has not renewed its lease for this long is given to another."""
 RENEW_S = 10.0
 MAINTENANCE_S = 5.0
+LISTEN_AGAIN_S = 2.0
 RECOVERY_LOCK_MS = 10_000
 ORPHAN_S = 15.0
 """A job that was dequeued but not begun for this long lost its worker in between."""
@@ -176,6 +178,13 @@ class ShardWorker(BaseWorker):
     def _set_connection(self, connection: Redis) -> Redis:
         """As it is: RQ would have it wait for a silent server for a minute."""
         return connection
+
+    def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
+        """Go on listening for RQ's commands after an outage, silent ones included, which would end RQ's own thread."""
+        if not isinstance(exc, RedisConnectionError | RedisTimeoutError):
+            raise exc
+        log.debug("not listening for commands: %s", exc)
+        time.sleep(LISTEN_AGAIN_S)
 
     def start(self) -> None:
         """Register with RQ and listen for its commands (``shutdown``).

@@ -102,7 +102,7 @@ class Service:
         self.held: dict[str, HeldShard] = {}
         self._life = f"{self.name}/{uuid.uuid4().hex}"
         marks = Marks(self.store, marks_connection or pulse_connection, self._life, self.held)
-        self.compute = Compute(settings.engine, self._line_finished, self._wake, marks.begin)
+        self.compute = Compute(settings.engine, self._line_finished, self._wake, marks.begin, self._unstored)
         self.models = Models(self.compute, settings.groups, bound=settings.starvation_s)
         self.writer = Writer(self.store, self.name, self._shard_ended, self._retry)
         self.intake = Intake(self.compute, self.writer, self._load_failed, now=now)
@@ -310,6 +310,9 @@ class Service:
 
     def _wake(self) -> None:
         self._event.set()
+
+    def _unstored(self) -> int | None:
+        return self.writer.unstored
 
     def _line_finished(self, group: Group, finished: Finished) -> None:
         """Compute thread: a line has ended."""

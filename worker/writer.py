@@ -90,10 +90,20 @@ class Writer(threading.Thread):
         self._on_retry = on_retry
         self._queue: queue.SimpleQueue[EndedLine | FailedLine | HeldShard | None] = queue.SimpleQueue()
         self._given_up = threading.Event()
+        self._count_lock = threading.Lock()
+        self._unstored = 0
+        self._out = False
         self._sleep = sleep or self._given_up.wait
 
     def put(self, line: EndedLine | FailedLine) -> None:
+        with self._count_lock:
+            self._unstored += 1
         self._queue.put(line)
+
+    @property
+    def unstored(self) -> int | None:
+        """Lines that were put here and are not dealt with yet; None while Redis is out."""
+        return None if self._out else self._unstored
 
     def check(self, held: HeldShard) -> None:
         """Finish the shard if no line of it is left: one whose lines all ended in earlier attempts."""
@@ -111,6 +121,8 @@ class Writer(threading.Thread):
         while True:
             items = self._gather()
             self._write([item for item in items if item is not None])
+            with self._count_lock:
+                self._unstored -= sum(isinstance(item, EndedLine | FailedLine) for item in items)
             if None in items:
                 return
 
@@ -188,10 +200,13 @@ class Writer(threading.Thread):
         attempt = 0
         while True:
             try:
-                return step()
+                done = step()
+                self._out = False
+                return done
             except redis.exceptions.RedisError as error:
                 if self._given_up.is_set():
                     raise
+                self._out = True
                 pause = RETRY_S[min(attempt, len(RETRY_S) - 1)]
                 log.warning("Redis is out (%s); trying again in %.1f s", error, pause, extra={"action": "redis_out"})
                 self._sleep(pause)
