@@ -1,7 +1,8 @@
 """The storage layer: batches, shards and records in Redis, and RQ's jobs beside them.
 
 Writers: a submitter creates a batch, uploads shards and commits; a worker claims a shard, writes records
-under its fence and finishes it. Readers: :mod:`jobs.results`. Nothing else knows the keys.
+under its fence and finishes it. Readers: :mod:`jobs.results`. A batch's end before its time is in
+:mod:`jobs.ending`, its second life in :mod:`jobs.retrying`. Nothing else knows the keys.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import orjson
 
 from jobs.batch import Batch, parse_batch, queue_name
 from jobs.errors import BatchNotFoundError, StaleAttemptError
-from jobs.keys import BATCHES, UPLOADING, BatchKeys
+from jobs.keys import BATCHES, EXPIRING, UPLOADING, BatchKeys
 from jobs.scripts import CLAIM, COMMIT, FINISH, REJECT, RELEASE, SWEEP, TAKE, WRITE
 from jobs.shard import Group, pack
 
@@ -30,6 +31,7 @@ __all__ = [
     "Attempt",
     "FinishedLine",
     "NewBatch",
+    "RqJobs",
     "Store",
     "UploadedShard",
 ]
@@ -152,9 +154,9 @@ class Store:
             for queue, queued in by_queue.items():
                 pipe.sadd(keys.queues, queue)
                 pipe.zadd(keys.pending(queue), {keys.job_id(shard.number): shard.number for shard in queued})
-                jobs = _RqJobs(self.connection, queue, batch.id)
+                jobs = RqJobs(self.connection, queue, batch.id)
                 for shard in queued:
-                    jobs.save(pipe, keys.job_id(shard.number), shard)
+                    jobs.save(pipe, shard.number, shard.lines)
             pipe.zadd(UPLOADING, {batch.id: self.now()}, xx=True)
             pipe.execute()
 
@@ -169,13 +171,24 @@ class Store:
         )
         self.connection.zadd(UPLOADING, {batch_id: self.now()}, xx=True)
 
-    def commit(self, batch_id: str, *, total: int, shards: int, groups: Iterable[Group], digest: str = "") -> bool:
+    def commit(
+        self,
+        batch_id: str,
+        *,
+        total: int,
+        shards: int,
+        groups: Iterable[Group],
+        digest: str = "",
+        expires_in: float | None = None,
+    ) -> bool:
         """Make an uploaded batch live, all of it in one step. False: it was swept meanwhile."""
         keys, now = BatchKeys(batch_id), self.now()
         fields: list[str | bytes | int] = ["total", total, "shards", shards, "digest", digest]
         fields += ["models", orjson.dumps(sorted({group.model for group in groups}))]
-        arguments = [batch_id, repr(now), keys.pending(""), *fields]
-        return bool(self._commit(keys=[keys.info, UPLOADING, keys.queues, "rq:queues", BATCHES], args=arguments))
+        lifetime = "" if expires_in is None else repr(expires_in)
+        arguments = [batch_id, repr(now), keys.pending(""), lifetime, *fields]
+        wanted = [keys.info, UPLOADING, keys.queues, "rq:queues", BATCHES, EXPIRING]
+        return bool(self._commit(keys=wanted, args=arguments))
 
     def discard(self, batch_id: str, shards: int = 0) -> None:
         """Remove a batch and all it left: uploads given up, batches purged.
@@ -184,16 +197,17 @@ class Store:
         removed the table that names them.
         """
         keys = BatchKeys(batch_id)
-        doomed = [keys.info, keys.table, keys.fences, keys.attempts, keys.finished, keys.queues]
+        doomed = [keys.info, keys.table, keys.fences, keys.attempts, keys.finished, keys.queues, keys.retried]
         for queue in cast("set[bytes]", self.connection.smembers(keys.queues)):
             doomed.append(keys.pending(queue.decode()))
         rows = cast("list[bytes]", self.connection.zrange(keys.table, 0, -1))
         for number in {*range(shards), *(orjson.loads(row)[0] for row in rows)}:
             doomed += [keys.payload(number), keys.records(number), keys.compacted(number)]
-            doomed += [keys.load_failures(number), f"rq:job:{keys.job_id(number)}"]
+            doomed += [keys.tries(number), keys.load_failures(number), f"rq:job:{keys.job_id(number)}"]
         with self.connection.pipeline(transaction=False) as pipe:
             pipe.zrem(UPLOADING, batch_id)
             pipe.zrem(BATCHES, batch_id)
+            pipe.zrem(EXPIRING, batch_id)
             for start in range(0, len(doomed), 500):
                 pipe.unlink(*doomed[start : start + 500])
             pipe.execute()
@@ -326,7 +340,7 @@ def _row(number: int, group: int, first_index: int, lines: int) -> bytes:
     return orjson.dumps([number, group, first_index, lines])
 
 
-class _RqJobs:
+class RqJobs:
     """RQ's side of a queue's shards: jobs that RQ's tools understand, with our function and JSON arguments."""
 
     def __init__(self, connection: Redis, queue: str, batch_id: str) -> None:
@@ -347,9 +361,10 @@ class _RqJobs:
         self._model.retries_left = RETRIES
         self._model.enqueue_at_front_on_retry = True
 
-    def save(self, pipe: Any, job_id: str, shard: UploadedShard) -> None:
+    def save(self, pipe: Any, number: int, lines: int) -> None:
+        """Store the job of a shard; it runs once its id is in a queue."""
         job = copy.copy(self._model)
-        job.id = job_id
-        job.args = (self._batch_id, shard.number, shard.lines)
-        job.description = f"{shard.lines} lines of {self._batch_id}"
+        job.id = BatchKeys(self._batch_id).job_id(number)
+        job.args = (self._batch_id, number, lines)
+        job.description = f"{lines} lines of {self._batch_id}"
         job.save(pipeline=pipe)

@@ -30,6 +30,7 @@ from jobs.errors import BatchNotFoundError, LineError, ModelLoadError, RefusedEr
 from jobs.line import Defaults
 from jobs.shard import Group, decode_lines
 from jobs.store import Store
+from jobs.upkeep import upkeep
 from worker.compute import LOAD_BACKOFF_S, Compute, EngineSettings
 from worker.held import HeldShard, LineKey
 from worker.intake import Intake
@@ -214,7 +215,7 @@ class Service:
             self._maintained_at = time.monotonic()
             if self._now() >= self._recover_from:
                 self.rq.recover()
-            self.store.sweep()
+            upkeep(self.store)
 
     def _note_outage(self) -> None:
         """Redis has just answered. If it had not for long, or this machine slept, every lease may look abandoned
@@ -268,7 +269,7 @@ class Service:
             self.rq.acknowledge(lease, 0.0)
             return
         held = self.held.get(lease.job_id)
-        if held is not None:
+        if held is not None and not held.ended.is_set():
             # Our own lease ran out, as when the machine slept: what is generated goes on under the new one.
             held.lease, held.attempt = lease, attempt
             return
