@@ -53,11 +53,12 @@ if ARGV[2] == 'expired' then
 end
 local counted = redis.call('HMGET', KEYS[1], 'total', 'completed', 'failed')
 local unrun = (counted[1] or 0) - (counted[2] or 0) - (counted[3] or 0)
+-- What only removes goes first: after it, a server that is out of memory takes the rest of a script too.
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('HSET', KEYS[1], 'status', ARGV[2], ARGV[2] .. '_at', ARGV[3], 'unrun', string.format('%d', unrun))
 if ARGV[2] == 'cancelled' then redis.call('HSET', KEYS[1], 'cancelling_at', ARGV[3]) end
 redis.call('HINCRBY', KEYS[1], 'failed', unrun)
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('ZREM', KEYS[3], ARGV[1])
 for _, queue in ipairs(redis.call('SMEMBERS', KEYS[4])) do redis.call('DEL', ARGV[4] .. queue) end
 clear(KEYS[4], ARGV[1])
 return status

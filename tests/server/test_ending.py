@@ -101,6 +101,19 @@ def test_cancel_says_what_is_no_use(store: Store) -> None:
         cancel(store, "b_missing")
 
 
+def test_a_server_without_memory_takes_a_cancel(store: Store) -> None:
+    """It makes room there: jobs go."""
+    batch_id = make_batch(store, prompts(60))
+    other = make_batch(store, prompts(1))
+    store.connection.config_set("maxmemory", 1)
+    try:
+        cancel(store, batch_id)
+    finally:
+        store.connection.config_set("maxmemory", 0)
+    assert store.batch(batch_id).failed == 60
+    assert store.connection.lrange(f"rq:queue:{QUEUE}", 0, -1) == [f"{other}-0".encode()]
+
+
 def test_reading_goes_on_in_the_middle_of_unrun_lines(store: Store) -> None:
     """A reader that was cut off goes on behind the last record it took."""
     batch_id = make_batch(store, prompts(120))
