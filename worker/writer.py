@@ -151,7 +151,7 @@ class Writer(threading.Thread):
     def _tried_again(self, item: EndedLine | FailedLine) -> bool:
         """Whether a line gets another attempt: it failed for a reason that may pass, and not too often yet."""
         held, failure = item.held, item.finished.error if isinstance(item, EndedLine) else None
-        if failure is None or not failure.passing or held.attempt_at(item.index) >= held.max_attempts:
+        if failure is None or not failure.passing or held.last(item.index):
             return False
         attempt = held.attempt
         try:
