@@ -13,7 +13,7 @@ from jobs import retrying
 from jobs.batch import queue_name
 from jobs.ending import cancel
 from jobs.errors import LineError, RefusedError, StaleAttemptError
-from jobs.keys import UPLOADING, BatchKeys
+from jobs.keys import UPLOADING
 from jobs.line import Job
 from jobs.record import Choice
 from jobs.results import finished_records, ordered_records
