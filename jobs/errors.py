@@ -13,6 +13,7 @@ __all__ = [
     "PromptmillError",
     "RedisError",
     "RefusedError",
+    "SickModelError",
     "StaleAttemptError",
     "WaitTimeoutError",
 ]
@@ -65,6 +66,12 @@ class ModelLoadError(PromptmillError):
     def __init__(self, message: str, field: str = "model") -> None:
         super().__init__(message)
         self.field = field
+
+
+class SickModelError(PromptmillError):
+    """A model that worked fails whatever it is given, as when its device was lost: its process must start afresh."""
+
+    code = "internal_error"
 
 
 class StaleAttemptError(PromptmillError):

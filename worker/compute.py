@@ -13,11 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from jobs.errors import ModelLoadError, PromptmillError
+from jobs.errors import ModelLoadError, SickModelError
 from jobs.shard import Group
 from worker.held import LineKey
 from worker.isolation import Isolation
-from worker.trouble import SICK_AFTER
 from worker.warm import Size, left_for_caches, readable, refuse_too_large
 
 if TYPE_CHECKING:
@@ -129,7 +128,6 @@ class Compute(threading.Thread):
         self._on_begin = on_begin
         self._wake = wake
         self._isolation = Isolation(unstored)
-        self._failing: dict[Group, set[Any]] = {}
         self.budget = settings.memory_limit
         self.loaded: Mapping[Group, Size] = MappingProxyType({})
         self._sizes: dict[Group, Size] = {}
@@ -212,6 +210,9 @@ class Compute(threading.Thread):
         try:
             while self._obey():
                 self._step()
+        except SickModelError as error:
+            log.error("%s: %s", self.failed_group and self.failed_group.key, error, extra={"action": "model_sick"})
+            self.failure = error
         except BaseException as error:
             log.exception("the engine cannot go on", extra={"action": "engine_failed"})
             self.failure = error
@@ -251,27 +252,9 @@ class Compute(threading.Thread):
                 self.failed_group = group
                 for finished in engine.step():
                     self._on_finished(group, finished)
-                    self._judge(group, finished)
         self.failed_group = None
         self._count_pending()
         self._take_snapshot()
-
-    def _judge(self, group: Group, finished: Finished) -> None:
-        """Give up where line after line fails by itself: it is not the lines.
-
-        Raises:
-            PromptmillError: so it is.
-        """
-        if finished.error is None:
-            self._failing.pop(group, None)
-        elif finished.error.passing:
-            failing = self._failing.setdefault(group, set())
-            failing.add(finished.key)
-            if len(failing) >= SICK_AFTER:
-                raise PromptmillError(
-                    f"{group.key}: {SICK_AFTER} lines in a row failed by themselves, the last with: "
-                    f"{finished.error.message}"
-                )
 
     def _count_pending(self) -> None:
         self._pending = {group: engine.pending for group, engine in self._engines.items()}

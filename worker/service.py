@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 import redis.exceptions
 
 from jobs.batch import PRIORITIES, queue_name
-from jobs.errors import BatchNotFoundError, LineError, ModelLoadError, RefusedError
+from jobs.errors import BatchNotFoundError, LineError, ModelLoadError, RefusedError, SickModelError
 from jobs.line import Defaults
 from jobs.shard import Group, decode_lines
 from jobs.store import Store
@@ -416,8 +416,9 @@ class Service:
         held.ended.set()
         self._forget(held)
         try:
-            # After a failure of the engine the attempt counts: one of these lines may have caused it.
-            if self.store.release(held.attempt, clean=self.compute.failure is None):
+            # After other failures of the engine the attempt counts: one of these lines may have caused it.
+            clean = isinstance(self.compute.failure, SickModelError | None)
+            if self.store.release(held.attempt, clean=clean):
                 self.rq.hand_back(held.lease, held.queue, front=front)
         except redis.exceptions.RedisError as error:
             log.warning("cannot hand back %s: %s; its lease expires by itself", held.job_id, error)

@@ -13,13 +13,10 @@ from jobs.shard import Group
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["SICK_AFTER", "TROUBLE_LIMIT", "note_trouble", "without_trouble"]
+__all__ = ["TROUBLE_LIMIT", "note_trouble", "without_trouble"]
 
 log = logging.getLogger("promptmill.worker")
 
-SICK_AFTER = 3
-"""So many lines that fail one after another, each by itself and with no good one between them, are not to blame: the
-model is, or its device, and a new process is the remedy."""
 TROUBLE_LIMIT = 3
 TROUBLE_S = 3600
 

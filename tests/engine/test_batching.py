@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import ChunkedKVCache, KVCache
 
+from jobs.errors import SickModelError
 from worker.engine.engine import Engine
 
 
@@ -266,3 +267,38 @@ def test_close_forgets_everything(markov: Any, line_of: Any) -> None:
     engine.step()
     engine.close()
     assert (engine.has_work, engine.pending, engine.active, engine.step()) == (False, 0, 0, [])
+
+
+def test_a_model_that_fails_at_everything_is_not_blamed_on_a_line(
+    markov: Any, line_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine gives up with the reason; no line has failed, and all of them are still there."""
+    model = markov()
+    engine = Engine(model, decode_concurrency=4)
+    for index in range(6):
+        engine.add(line_of(index, [1, 2], max_tokens=50))
+    finished = [engine.step() for _ in range(3)]
+
+    def lost(*_: Any) -> None:
+        raise RuntimeError("the device was lost")
+
+    monkeypatch.setattr(type(model.model), "__call__", lost)
+    with pytest.raises(SickModelError, match="at the simplest prompt too: RuntimeError: the device was lost"):
+        steps_until(engine, lambda: False, limit=5)
+    assert not any(finished)
+    assert all(index in engine for index in range(6))
+
+
+def test_a_step_that_fails_with_nothing_under_way_does_not_fail_for_ever(
+    markov: Any, line_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is in order and no line has begun: the exception goes to whoever runs the engine."""
+    engine = Engine(markov())
+    engine.add(line_of("a", [1, 2], max_tokens=3))
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine, "_start_rows", broken)
+    with pytest.raises(ZeroDivisionError):
+        engine.step()

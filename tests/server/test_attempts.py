@@ -17,12 +17,11 @@ from jobs.results import ordered_records
 from jobs.shard import Group
 from jobs.store import Attempt, FinishedLine, Store
 from tests.pool import MODEL, make_batch, prompts
-from worker.compute import Compute, EngineSettings
 from worker.engine.sequence import Failure, Finished
 from worker.held import HeldShard
 from worker.marks import QUIET_S, Marks
 from worker.service import Service, ServiceSettings
-from worker.trouble import SICK_AFTER, TROUBLE_LIMIT, note_trouble, without_trouble
+from worker.trouble import TROUBLE_LIMIT, note_trouble, without_trouble
 from worker.writer import EndedLine
 
 
@@ -195,20 +194,6 @@ def test_lines_that_begin_in_an_outage_are_noted_after_it(store: Store, service:
     marks.begin([held.key(2)])
     assert sorted(asked[-1]) == [0, 1, 2]
     assert claimed(store, held.attempt.batch_id, "two").tries == {0: 1, 1: 1, 2: 1}
-
-
-def test_lines_failing_one_after_another_are_the_models_fault() -> None:
-    """Three different ones with no good one between end the engine; one line failing again does not."""
-    compute = Compute(EngineSettings(), lambda group, finished: None, lambda: None)
-    group, passing = Group(MODEL), Failure("internal_error", "RuntimeError: device lost", passing=True)
-    for _ in range(SICK_AFTER):
-        compute._judge(group, Finished("a", [], passing))
-    compute._judge(group, Finished("b", [], passing))
-    compute._judge(group, Finished("c", []))
-    compute._judge(group, Finished("a", [], passing))
-    compute._judge(group, Finished("b", [], passing))
-    with pytest.raises(Exception, match="3 lines in a row failed by themselves, the last with: RuntimeError"):
-        compute._judge(group, Finished("c", [], passing))
 
 
 def test_a_model_that_ends_its_workers_is_no_longer_served(store: Store, caplog: pytest.LogCaptureFixture) -> None:

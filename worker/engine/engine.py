@@ -21,7 +21,7 @@ from worker.engine.lm import cache_budget
 from worker.engine.model import LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
 from worker.engine.prefixes import Prefixes, prefix_budget
-from worker.engine.recovery import to_try, try_alone
+from worker.engine.recovery import to_try, try_alone, try_model
 from worker.engine.sampler import suited
 from worker.engine.scheduler import Scheduler, Ticket
 from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, Sequence, sequences_of
@@ -178,6 +178,9 @@ class Engine:
         Returns:
             The lines that ended. An exception of MLX or the model never leaves here: the line that causes it fails
             with ``internal_error``, and the others go on.
+
+        Raises:
+            SickModelError: the model fails whatever it is given; the lines are still here, none of them to blame.
         """
         self._cancel_lines()
         if self._suspects:
@@ -187,6 +190,9 @@ class Engine:
                 self._advance()
             except Exception:
                 self._recover()
+                if not self._suspects:
+                    try_model(self.model, self._sampler)
+                    raise  # no line can be to blame, and the next step would fail again
         finished, self._finished = self._finished, []
         return finished
 
@@ -464,6 +470,7 @@ class Engine:
                 if not row.ended:  # as one is that was cancelled meanwhile
                     try_alone(self.model, self._sampler, row, self._step_size, self._accept)
         except Exception as error:
+            try_model(self.model, self._sampler)
             log.exception("line %r fails by itself", line.prepared.key, extra={"action": "line_failed"})
             self._fail(line, internal_error(error))
             self._guilty_found = True

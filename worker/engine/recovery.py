@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from jobs.errors import SickModelError
+from jobs.params import Sampling
 from worker.engine.decode import Taken
 from worker.engine.draft import batch_of
 from worker.engine.model import LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
 from worker.engine.sampler import Sampler
 from worker.engine.scheduler import Ticket
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import PreparedLine, Sequence, sequences_of
 
-__all__ = ["to_try", "try_alone"]
+__all__ = ["to_try", "try_alone", "try_model"]
 
 STEPS = 2
 """A step that failed was, at most, computing what comes after the one token that had not been read."""
@@ -54,3 +56,17 @@ def try_alone(
             accept(taken)
         if row.ended:
             return
+
+
+def try_model(model: LoadedModel, sampler: Sampler) -> None:
+    """See whether a model that failed at a line still does the simplest one: two tokens after one.
+
+    Raises:
+        SickModelError: it does not, so the line was not to blame.
+    """
+    simplest = PreparedLine("trial", (0,), Sampling(max_tokens=STEPS, seed=0, ignore_eos=True), frozenset())
+    [row] = sequences_of(simplest, None, 0.0)
+    try:
+        try_alone(model, sampler, row, 1, lambda taken: row.tokens.append(taken.token))
+    except Exception as error:
+        raise SickModelError(f"the model fails at the simplest prompt too: {type(error).__name__}: {error}") from error

@@ -1,0 +1,59 @@
+"""A worker that cannot go on: it hands back, says why, and leaves with a status that its supervisor understands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+
+from jobs.store import Store
+from tests.mixed import audit, records
+
+ROOT = Path(__file__).parents[2]
+MODEL = str(ROOT / "examples" / "pocket" / "model")
+DEADLINE_S = 90.0
+
+
+def worker(url: str, module: str) -> subprocess.CompletedProcess[str]:
+    """A worker that ends when the queues are empty, if not before."""
+    return subprocess.run(
+        [sys.executable, "-m", module, "--redis", url, "--model", MODEL, "--burst"],
+        capture_output=True, text=True, timeout=DEADLINE_S, check=False, cwd=ROOT,
+    )  # fmt: skip
+
+
+def promptmill(url: str, *arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "submit.cli", *arguments, "--redis", url],
+        capture_output=True, text=True, timeout=DEADLINE_S, check=True,
+    ).stdout.strip()  # fmt: skip
+
+
+def test_a_device_that_fails_ends_the_worker_and_at_last_the_model(
+    store: Store, server_url: str, tmp_path: Path
+) -> None:
+    """Status 1 with the reason and all lines handed back, three times; then 5: the model is no longer served on this
+    machine. No line is charged for it, and a worker in order finishes them."""
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(
+        b"".join(orjson.dumps({"id": str(n), "prompt": "Once", "max_tokens": 4}) + b"\n" for n in range(40))
+    )
+    batch = promptmill(server_url, "submit", str(source), "--model", MODEL)
+    for _ in range(3):
+        done = worker(server_url, "tests.sick_worker")
+        assert done.returncode == 1
+        assert "the model fails at the simplest prompt too: RuntimeError: [METAL] Command buffer" in done.stderr
+        assert store.connection.keys("rq:wip:*") == []
+    refused = worker(server_url, "worker")
+    assert refused.returncode == 5
+    assert "is not served here: it ended its worker 3 times within the hour" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    [key] = store.connection.keys("promptmill:trouble:*")
+    store.connection.delete(key)
+    assert worker(server_url, "worker").returncode == 0
+    out = tmp_path / "out.jsonl"
+    promptmill(server_url, "results", batch, "-o", str(out))
+    assert audit(source, out, tmp_path / "out.errors.jsonl") == []
+    assert {record["attempt"] for record in records(out)} == {1}
