@@ -5,7 +5,7 @@ Threads, and who may touch what:
 - main: takes and claims shards, recovery, signals. Never MLX.
 - intake: checks, renders and tokenises lines.
 - compute: MLX, alone.
-- writer: text, records, Redis writes.
+- writer: Redis writes; beside it the scribe: text, records, the spool.
 - pulse: leases and the published state; it must never wait for any of the others.
 """
 
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import redis.exceptions
@@ -37,6 +38,7 @@ from worker.lease import LEASE_S, MAINTENANCE_S, RENEW_S, ShardJob, ShardWorker
 from worker.models import Models
 from worker.pulse import Pulse
 from worker.recycle import HELD_BACK, RECYCLE
+from worker.spool import SPOOL_KEEP_S, Spool
 from worker.warm import STARVATION_S
 from worker.writer import End, EndedLine, FailedLine, Writer
 
@@ -69,6 +71,9 @@ class ServiceSettings:
     parent: int | None = None
     recycle_after_tokens: int | None = None
     starvation_s: float = STARVATION_S
+    spool: Path | None = None
+    """Folder in which finished records are kept for ``spool_keep_s``; None: they are not."""
+    spool_keep_s: float = SPOOL_KEEP_S
     engine: EngineSettings = field(default_factory=EngineSettings)
 
 
@@ -95,7 +100,8 @@ class Service:
         self.held: dict[str, HeldShard] = {}
         self.compute = Compute(settings.engine, self._line_finished, self._wake)
         self.models = Models(self.compute, settings.groups, bound=settings.starvation_s)
-        self.writer = Writer(self.store, self.name, self._shard_ended)
+        self.spool = None if settings.spool is None else Spool(settings.spool, self.name, settings.spool_keep_s)
+        self.writer = Writer(self.store, self.name, self._shard_ended, self.spool)
         self.intake = Intake(self.compute, self.writer, self._load_failed, now=now)
         self.pulse = Pulse(pulse_connection, self)
         self._now = now
@@ -128,6 +134,8 @@ class Service:
                 thread.start()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
             try:
+                if self.spool is not None:  # before anybody claims those shards, and their records are stale
+                    self.spool.offer(self.store, self._stopping)
                 failed = self._preload() if self.settings.preload else []
                 if len(failed) == len(self.settings.groups):
                     return ModelLoadError.exit_status
@@ -215,6 +223,8 @@ class Service:
             if self._now() >= self._recover_from:
                 self.rq.recover()
             self.store.sweep()
+            if self.spool is not None:
+                self.spool.sweep()
 
     def _note_outage(self) -> None:
         """Redis has just answered. If it had not for long, or this machine slept, every lease may look abandoned
@@ -275,6 +285,7 @@ class Service:
         held = HeldShard(
             lease=lease,
             attempt=attempt,
+            batch=batch,
             group=self._group_of[shard.queue],
             queue=shard.queue,
             defaults=defaults,
@@ -350,12 +361,9 @@ class Service:
         # MLX must not be in use while the interpreter goes down: the process would abort. A load is not waited for:
         # the process is ended under it (worker.__main__).
         self.compute.join(timeout=30.0 if self.compute.loading is None else 0.0)
-        self.writer.stop()
-        self.writer.join(timeout=10.0)
-        self.writer.give_up()
-        self.writer.join(timeout=5.0)
-        for held in list(self.held.values()):
-            self._return(held)
+        if self.writer.end():
+            for held in list(self.held.values()):
+                self._return(held)
         self.pulse.stop()
         try:
             self.rq.end()

@@ -1,4 +1,7 @@
-"""The writer thread: turns ended lines into records and stores them, whatever Redis is doing at the moment."""
+"""The writer: turns ended lines into records, spools them, and stores them, whatever Redis is doing at the moment.
+
+Two threads, so that the spool is complete while Redis is out: one writes records down, one delivers them.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ import redis.exceptions
 
 from jobs.errors import LineError, StaleAttemptError
 from jobs.record import Choice, RunStats, error_record, result_record
+from jobs.spool import SpoolEntry
 from jobs.store import FinishedLine, Store
 from worker.held import HeldShard
+from worker.spool import Spool
 
 if TYPE_CHECKING:
     from worker.compute import ServedModel
@@ -32,6 +37,8 @@ log = logging.getLogger("promptmill.worker")
 GATHER_S = 0.05
 """How long finished lines may wait for others, so that one round trip stores many."""
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+END_S = 10.0
+"""How long a worker that ends waits for Redis to take its last records."""
 
 
 class End(enum.Enum):
@@ -70,7 +77,7 @@ class FailedLine:
 class Writer(threading.Thread):
     """Stores records under their attempt's fence, and finishes shards.
 
-    ``on_ended(held, end)`` is called when a shard is done with.
+    ``on_ended(held, end)`` is called when a shard is done with. Records go to the ``spool`` first, if there is one.
     """
 
     def __init__(
@@ -78,6 +85,7 @@ class Writer(threading.Thread):
         store: Store,
         name: str,
         on_ended: Callable[[HeldShard, End], None],
+        spool: Spool | None = None,
         *,
         sleep: Callable[[float], Any] | None = None,
     ) -> None:
@@ -85,9 +93,14 @@ class Writer(threading.Thread):
         self.store = store
         self.worker_name = name
         self._on_ended = on_ended
+        self._spool = spool
         self._queue: queue.SimpleQueue[EndedLine | FailedLine | HeldShard | None] = queue.SimpleQueue()
+        self._written: queue.SimpleQueue[tuple[HeldShard, FinishedLine | None] | None] = queue.SimpleQueue()
         self._given_up = threading.Event()
         self._sleep = sleep or self._given_up.wait
+        self._made = self._settled = 0
+        self._error: redis.exceptions.RedisError | None = None
+        self._out_since: int | None = None
 
     def put(self, line: EndedLine | FailedLine) -> None:
         self._queue.put(line)
@@ -104,12 +117,39 @@ class Writer(threading.Thread):
         """Do not wait for Redis any longer."""
         self._given_up.set()
 
-    def run(self) -> None:
-        while True:
-            items = self._gather()
-            self._write([item for item in items if item is not None])
-            if None in items:
-                return
+    def end(self, patience: float = END_S) -> bool:
+        """Store what is left, waiting so many seconds for a Redis that is out.
+
+        False: records wait in the spool for this host's next worker. Their shards must not be handed back, or those
+        records would be stale.
+        """
+        self.stop()
+        self.join(timeout=patience)
+        self.give_up()
+        self.join(timeout=patience / 2)
+        left = self._made - self._settled
+        if self._spool is not None:
+            self._spool.close(delivered=not left)
+        if not left:
+            return True
+        if self._spool is None or not self._spool.usable:
+            log.error("%d records could not be delivered; their lines are generated again", left)
+            return True
+        message = "%d records are not delivered: they are in %s, and this host's next worker with that --spool delivers"
+        log.warning(message + " them", left, self._spool.folder, extra={"action": "records_left"})
+        return False
+
+    # --- writing down ---
+
+    def _scribe(self) -> None:
+        try:
+            while True:
+                items = self._gather()
+                self._write_down([item for item in items if item is not None])
+                if None in items:
+                    return
+        finally:
+            self._written.put(None)
 
     def _gather(self) -> list[EndedLine | FailedLine | HeldShard | None]:
         items = [self._queue.get()]
@@ -121,16 +161,54 @@ class Writer(threading.Thread):
                 break
         return items
 
-    def _write(self, items: list[EndedLine | FailedLine | HeldShard]) -> None:
-        lines: dict[str, list[FinishedLine]] = defaultdict(list)
-        shards: dict[str, HeldShard] = {}
+    def _write_down(self, items: list[EndedLine | FailedLine | HeldShard]) -> None:
+        written: list[tuple[HeldShard, FinishedLine | None]] = []
+        entries: dict[str, list[SpoolEntry]] = defaultdict(list)
+        batches = {}
         for item in items:
             held = item if isinstance(item, HeldShard) else item.held
+            if isinstance(item, HeldShard):
+                written.append((held, None))
+            elif not held.ended.is_set():
+                line, job, attempt = self._record(item), held.jobs.get(item.index), held.attempt
+                written.append((held, line))
+                batches[held.batch.id] = held.batch
+                chat = job is None or job.prompt is None
+                entries[held.batch.id].append(SpoolEntry(attempt.number, attempt.fence, chat, line))
+        if self._spool is not None:
+            for batch_id, batch in batches.items():
+                self._spool.append(batch, entries[batch_id])
+        self._made += sum(len(lines) for lines in entries.values())
+        for pair in written:
+            self._written.put(pair)
+
+    # --- delivering ---
+
+    def run(self) -> None:
+        scribe = threading.Thread(target=self._scribe, name="scribe", daemon=True)
+        scribe.start()
+        while True:
+            pairs = [self._written.get()]
+            while not self._written.empty():
+                pairs.append(self._written.get())
+            self._deliver([pair for pair in pairs if pair is not None])
+            if self._written.empty():
+                self._note_return()
+            if None in pairs:
+                break
+        scribe.join()
+
+    def _deliver(self, pairs: list[tuple[HeldShard, FinishedLine | None]]) -> None:
+        lines: dict[str, list[FinishedLine]] = defaultdict(list)
+        shards: dict[str, HeldShard] = {}
+        for held, line in pairs:
             shards[held.job_id] = held
-            if not isinstance(item, HeldShard) and not held.ended.is_set():
-                lines[held.job_id].append(self._record(item))
+            if line is not None:
+                lines[held.job_id].append(line)
         for job_id, held in shards.items():
-            if not held.ended.is_set():
+            if held.ended.is_set():
+                self._settled += len(lines[job_id])
+            else:
                 self._store(held, lines[job_id])
 
     def _store(self, held: HeldShard, lines: list[FinishedLine]) -> None:
@@ -139,6 +217,8 @@ class Writer(threading.Thread):
             if lines:
                 self.persistently(lambda: self.store.write(held.attempt, lines))
                 held.remaining.difference_update(line.index for line in lines)
+                self._settled += len(lines)
+                lines = []
             if not held.remaining:
                 finished = self.persistently(lambda: self.store.finish(held.attempt, len(held.lines)))
                 self._end(held, End.FINISHED if finished else End.INCOMPLETE)
@@ -147,9 +227,11 @@ class Writer(threading.Thread):
                 self._store(held, lines)
                 return
             log.warning("%s; its lines are dropped here", stale, extra={"action": "lease_lost"})
+            self._settled += len(lines)
             self._end(held, End.LOST)
         except redis.exceptions.RedisError as error:
-            log.error("gave up storing %d records of %s: %s", len(lines), held.job_id, error)
+            if not self._given_up.is_set():
+                log.error("shard %s is stored, but not closed in RQ's books: %s", held.job_id, error)
 
     def _end(self, held: HeldShard, end: End) -> None:
         held.ended.set()
@@ -158,16 +240,39 @@ class Writer(threading.Thread):
     def persistently(self, step: Callable[[], T]) -> T:
         """Try until Redis takes it: what was generated is not thrown away because Redis is out for minutes."""
         attempt = 0
-        while True:
+        while self._error is None or not self._given_up.is_set():
             try:
-                return step()
+                result = step()
             except redis.exceptions.RedisError as error:
-                if self._given_up.is_set():
-                    raise
-                pause = RETRY_S[min(attempt, len(RETRY_S) - 1)]
-                log.warning("Redis is out (%s); trying again in %.1f s", error, pause, extra={"action": "redis_out"})
-                self._sleep(pause)
+                self._note_outage(error)
+                self._error = error
+                self._sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
                 attempt += 1
+            else:
+                self._error = None
+                return result
+        raise self._error
+
+    def _note_outage(self, error: redis.exceptions.RedisError) -> None:
+        if self._out_since is not None:
+            return
+        self._out_since = self._settled
+        kept = "memory" if self._spool is None or not self._spool.usable else f"{self._spool.folder}"
+        if isinstance(error, redis.exceptions.OutOfMemoryError):
+            message = "Redis is full: purge batches or raise its maxmemory; until then finished records are kept in %s"
+            log.error(message, kept, extra={"action": "redis_full"})
+        else:
+            message = "Redis is out (%s); until it is back finished records are kept in %s"
+            log.warning(message, error, kept, extra={"action": "redis_out"})
+
+    def _note_return(self) -> None:
+        if self._out_since is None or self._error is not None:
+            return
+        delivered = self._settled - self._out_since
+        self._out_since = None
+        log.warning("Redis is back: delivered %d records", delivered, extra={"action": "redis_back"})
+
+    # --- records ---
 
     def _record(self, item: EndedLine | FailedLine) -> FinishedLine:
         if isinstance(item, FailedLine):
