@@ -98,7 +98,7 @@ class Writer(threading.Thread):
         self._written: queue.SimpleQueue[tuple[HeldShard, FinishedLine | None] | None] = queue.SimpleQueue()
         self._given_up = threading.Event()
         self._sleep = sleep or self._given_up.wait
-        self._made = self._settled = 0
+        self._made = self._delivered = self._dropped = 0
         self._error: redis.exceptions.RedisError | None = None
         self._out_since: int | None = None
 
@@ -127,7 +127,7 @@ class Writer(threading.Thread):
         self.join(timeout=patience)
         self.give_up()
         self.join(timeout=patience / 2)
-        left = self._made - self._settled
+        left = self._made - self._delivered - self._dropped
         if self._spool is not None:
             self._spool.close(delivered=not left)
         if not left:
@@ -207,7 +207,7 @@ class Writer(threading.Thread):
                 lines[held.job_id].append(line)
         for job_id, held in shards.items():
             if held.ended.is_set():
-                self._settled += len(lines[job_id])
+                self._dropped += len(lines[job_id])
             else:
                 self._store(held, lines[job_id])
 
@@ -217,7 +217,7 @@ class Writer(threading.Thread):
             if lines:
                 self.persistently(lambda: self.store.write(held.attempt, lines))
                 held.remaining.difference_update(line.index for line in lines)
-                self._settled += len(lines)
+                self._delivered += len(lines)
                 lines = []
             if not held.remaining:
                 finished = self.persistently(lambda: self.store.finish(held.attempt, len(held.lines)))
@@ -227,7 +227,7 @@ class Writer(threading.Thread):
                 self._store(held, lines)
                 return
             log.warning("%s; its lines are dropped here", stale, extra={"action": "lease_lost"})
-            self._settled += len(lines)
+            self._dropped += len(lines)
             self._end(held, End.LOST)
         except redis.exceptions.RedisError as error:
             if not self._given_up.is_set():
@@ -243,6 +243,9 @@ class Writer(threading.Thread):
         while self._error is None or not self._given_up.is_set():
             try:
                 result = step()
+            except StaleAttemptError:
+                self._error = None
+                raise
             except redis.exceptions.RedisError as error:
                 self._note_outage(error)
                 self._error = error
@@ -256,7 +259,7 @@ class Writer(threading.Thread):
     def _note_outage(self, error: redis.exceptions.RedisError) -> None:
         if self._out_since is not None:
             return
-        self._out_since = self._settled
+        self._out_since = self._delivered
         kept = "memory" if self._spool is None or not self._spool.usable else f"{self._spool.folder}"
         if isinstance(error, redis.exceptions.OutOfMemoryError):
             message = "Redis is full: purge batches or raise its maxmemory; until then finished records are kept in %s"
@@ -268,7 +271,7 @@ class Writer(threading.Thread):
     def _note_return(self) -> None:
         if self._out_since is None or self._error is not None:
             return
-        delivered = self._settled - self._out_since
+        delivered = self._delivered - self._out_since
         self._out_since = None
         log.warning("Redis is back: delivered %d records", delivered, extra={"action": "redis_back"})
 
