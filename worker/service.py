@@ -134,8 +134,7 @@ class Service:
                 thread.start()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
             try:
-                if self.spool is not None:  # before anybody claims those shards, and their records are stale
-                    self.spool.offer(self.store, self._stopping)
+                self._offer_left()
                 failed = self._preload() if self.settings.preload else []
                 if len(failed) == len(self.settings.groups):
                     return ModelLoadError.exit_status
@@ -220,11 +219,18 @@ class Service:
     def _maintain(self) -> None:
         if time.monotonic() - self._maintained_at >= MAINTENANCE_S:
             self._maintained_at = time.monotonic()
+            self._offer_left()
             if self._now() >= self._recover_from:
                 self.rq.recover()
             self.store.sweep()
             if self.spool is not None:
                 self.spool.sweep()
+
+    def _offer_left(self) -> None:
+        """Deliver what dead workers left in the spool, before anybody claims their shards and those records are
+        stale."""
+        if self.spool is not None:
+            self.spool.offer(self.store, self._stopping)
 
     def _note_outage(self) -> None:
         """Redis has just answered. If it had not for long, or this machine slept, every lease may look abandoned

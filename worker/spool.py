@@ -60,6 +60,8 @@ class Spool:
         self._files: OrderedDict[str, int] = OrderedDict()
         self._failed_at: float | None = None
         self._swept_at: float | None = None
+        self._offered_all = False
+        self._offer_put_off = False
 
     @property
     def usable(self) -> bool:
@@ -143,21 +145,23 @@ class Spool:
 
     def offer(self, store: Store, stop: Callable[[], bool] = lambda: False) -> int:
         """Store what dead workers finished and could not deliver, as far as it is still wanted; how many records
-        were offered. Redis takes each at most once, and none of an attempt that another has followed."""
+        were offered. Redis takes each at most once, and none of an attempt that another has followed.
+
+        Done once in a life. Where Redis is out meanwhile, the next call goes on.
+        """
+        if self._offered_all:
+            return 0
         offered = 0
-        for stem, paths in self._left().items():
-            with self._dead(stem) as dead:
-                for path in paths if dead else ():
-                    try:
-                        offered += self._offer_file(store, path, stop)
-                    except OSError as error:
-                        log.warning("%s cannot be read: %s", path, error, extra={"action": "spool_unreadable"})
-                    except redis.exceptions.RedisError as error:
-                        message = "what is in %s waits for the next start, because Redis is out: %s"
-                        log.warning(message, self.folder, error, extra={"action": "redis_out"})
-                        return offered
-                    if stop():
-                        return offered
+        try:
+            for stem, paths in self._left().items():
+                with self._dead(stem) as dead:
+                    offered += sum(self._offer_file(store, path, stop) for path in paths if dead and not stop())
+            self._offered_all = True
+        except redis.exceptions.RedisError as error:
+            if not self._offer_put_off:
+                self._offer_put_off = True
+                message = "what an earlier worker left in %s waits until Redis takes it: %s"
+                log.warning(message, self.folder, error, extra={"action": "redis_out"})
         if offered:
             message = "offered Redis %d records that an earlier worker left in %s"
             log.info(message, offered, self.folder, extra={"action": "spool_offered"})
@@ -189,22 +193,14 @@ class Spool:
     def _offer_file(self, store: Store, path: Path, stop: Callable[[], bool]) -> int:
         try:
             batch = store.batch(read_header(path).batch_id)
+            offered = _offer_records(store, path, batch.id, stop) if batch.status == "in_progress" else 0
+            if not stop():
+                _mark_offered(path)
         except BatchNotFoundError:
             return 0  # it may be another Redis's: then that one's next worker offers it
-        offered = 0
-        if batch.status == "in_progress":
-            wanted: dict[tuple[int, int], bool] = {}
-            for shard, fence, lines in _parcels(path, batch.id):
-                if stop():
-                    return offered
-                attempt = Attempt(batch_id=batch.id, number=shard, fence=fence, attempt=0, finished=frozenset())
-                if (shard, fence) not in wanted:
-                    wanted[shard, fence] = store.unfinished(attempt)
-                if wanted[shard, fence]:
-                    with suppress(StaleAttemptError):
-                        store.write(attempt, lines)
-                        offered += len(lines)
-        _mark_offered(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:  # on the disk, or what Redis says of the batch
+            log.warning("%s cannot be offered: %s", path, error, extra={"action": "spool_unreadable"})
+            return 0
         return offered
 
     # --- what nobody needs any more ---
@@ -226,6 +222,22 @@ class Spool:
 
     def _lock_path(self, stem: str) -> Path:
         return self.folder / f"{stem}.lock"
+
+
+def _offer_records(store: Store, path: Path, batch_id: str, stop: Callable[[], bool]) -> int:
+    offered = 0
+    wanted: dict[tuple[int, int], bool] = {}
+    for shard, fence, lines in _parcels(path, batch_id):
+        attempt = Attempt(batch_id=batch_id, number=shard, fence=fence, attempt=0, finished=frozenset())
+        if (shard, fence) not in wanted:
+            wanted[shard, fence] = store.unfinished(attempt)
+        if wanted[shard, fence]:
+            with suppress(StaleAttemptError):
+                store.write(attempt, lines)
+                offered += len(lines)
+        if stop():
+            break
+    return offered
 
 
 def _parcels(path: Path, batch_id: str) -> Iterator[tuple[int, int, list[FinishedLine]]]:

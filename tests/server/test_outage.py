@@ -243,3 +243,18 @@ def test_damaged_files_are_offered_as_far_as_they_are_sound(
     assert Spool(tmp_path / "spool", "next").offer(store) == 1
     assert store.batch(batch).failed == 1
     assert len(said(caplog, "spool_damaged")) == 2
+
+
+def test_what_a_full_redis_does_not_take_is_offered_again(
+    server: PrivateServer, store: Store, make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker asks again until it is taken, and says so once."""
+    batch = make_batch(store, prompts(2))
+    leave(store, make_service(), tmp_path / "spool", batch)
+    spool = Spool(tmp_path / "spool", "next")
+    server.configure("maxmemory", 1)
+    assert spool.offer(store) == spool.offer(store) == 0
+    assert len(said(caplog, "redis_out")) == 1
+    server.configure("maxmemory", 0)
+    assert spool.offer(store) == 2
+    assert store.batch(batch).failed == 2
