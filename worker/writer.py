@@ -135,8 +135,10 @@ class Writer(threading.Thread):
         if self._spool is None or not self._spool.usable:
             log.error("%d records could not be delivered; their lines are generated again", left)
             return True
-        message = "%d records are not delivered: they are in %s, and this host's next worker with that --spool delivers"
-        log.warning(message + " them", left, self._spool.folder, extra={"action": "records_left"})
+        message = (
+            "%d records are not delivered: they are in %s; this host's next worker with that --spool delivers them"
+        )
+        log.warning(message, left, self._spool.folder, extra={"action": "records_left"})
         return False
 
     # --- writing down ---

@@ -137,9 +137,7 @@ def test_a_worker_that_ends_in_an_outage_leaves_its_records_to_the_next(
     until(lambda: spooled(tmp_path / "spool", batch) == [0, 1], "the records are in the spool")
     assert not service.writer.end(0.2)
     [left] = said(caplog, "records_left")
-    assert left.startswith(
-        f"2 records are not delivered: they are in {tmp_path / 'spool'}, and this host's next worker"
-    )
+    assert left.startswith(f"2 records are not delivered: they are in {tmp_path / 'spool'}; this host's next worker")
     server.start()
     other = make_service()
     assert other.spool is not None
