@@ -57,10 +57,11 @@ def translated(url: str) -> Iterator[None]:
         raise RedisError(f"Redis at {address} refused a command: {error}") from None
 
 
-def connect(url: str, *, patient: bool = False) -> Redis:
+def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2) -> Redis:
     """An open connection pool to ``url``, checked with a PING; replies are bytes.
 
-    ``patient`` suits workers: retries with backoff on each command, for longer outages.
+    A server that is silent for ``timeout_s`` is taken for gone, after so many ``retries``. For a worker both are small:
+    it rides out an outage by itself, and must hear of it soon.
 
     Raises:
         RedisError: unreachable, refused, or older than Redis 6.2 (RQ's safe dequeue needs its BLMOVE).
@@ -76,8 +77,8 @@ def connect(url: str, *, patient: bool = False) -> Redis:
             url,
             **network,
             health_check_interval=30,
-            socket_timeout=COMMAND_TIMEOUT_S,
-            retry=Retry(ExponentialBackoff(cap=2, base=0.05), 8 if patient else 2),
+            socket_timeout=timeout_s,
+            retry=Retry(ExponentialBackoff(cap=2, base=0.05), retries),
             protocol=2,
         )
     except (ValueError, TypeError) as error:

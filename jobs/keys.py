@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BATCHES", "PREFIX", "UPLOADING", "BatchKeys", "run_key", "worker_key"]
+__all__ = ["BATCHES", "PREFIX", "UPLOADING", "BatchKeys", "run_key", "trouble_key", "worker_key"]
 
 PREFIX = "promptmill:"
 BATCHES = PREFIX + "batches"
@@ -16,6 +16,11 @@ UPLOADING = PREFIX + "uploading"
 def worker_key(name: str) -> str:
     """JSON of what a worker is doing, refreshed every second, gone soon after it."""
     return f"{PREFIX}worker:{name}"
+
+
+def trouble_key(machine: str, group: str) -> str:
+    """Hash, gone after an hour: how often a model ended its worker on a machine, and how the last time."""
+    return f"{PREFIX}trouble:{machine}:{group}"
 
 
 def run_key(digest: str) -> str:
@@ -45,11 +50,6 @@ class BatchKeys:
         return f"{self.info}:fence"
 
     @property
-    def attempts(self) -> str:
-        """Hash: shard number -> attempts that count: claims less clean hand-backs."""
-        return f"{self.info}:try"
-
-    @property
     def finished(self) -> str:
         """List: ``number:index`` of lines in the order their records were stored."""
         return f"{self.info}:f"
@@ -74,6 +74,14 @@ class BatchKeys:
     def compacted(self, number: int) -> str:
         """String: the shard's records, compressed, once it is done."""
         return f"{self.info}:d:{number}"
+
+    def flights(self, number: int) -> str:
+        """Hash: index -> the life of a worker that has begun this line and not ended it."""
+        return f"{self.info}:fl:{number}"
+
+    def tries(self, number: int) -> str:
+        """Hash: index -> attempts at this line that failed; ``d`` and index -> how many of them a worker died in."""
+        return f"{self.info}:try:{number}"
 
     def load_failures(self, number: int) -> str:
         """Set: workers on which the shard's model could not be loaded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CLAIM", "COMMIT", "FINISH", "REJECT", "RELEASE", "SWEEP", "TAKE", "WRITE"]
+__all__ = ["BEGIN", "CLAIM", "COMMIT", "FAIL", "FINISH", "REJECT", "RELEASE", "SWEEP", "TAKE", "WRITE"]
 
 COMMIT = """
 -- Make an uploaded batch live: list it, push its jobs to their queues and start its clock, in one step.
@@ -69,34 +69,72 @@ end
 return false
 """
 
-CLAIM = """
+_CHARGE = """
+-- Lines that were begun and not ended when their worker died have had an attempt. They are suspects from now on.
+local function charge(flights, tries, records, living)
+  local begun = redis.call('HGETALL', flights)
+  for i = 1, #begun, 2 do
+    if begun[i + 1] ~= living then
+      if redis.call('HEXISTS', records, begun[i]) == 0 then
+        redis.call('HINCRBY', tries, begun[i], 1)
+        redis.call('HINCRBY', tries, 'd' .. begun[i], 1)
+      end
+      redis.call('HDEL', flights, begun[i])
+    end
+  end
+end
+"""
+
+CLAIM = (
+    _CHARGE
+    + """
 -- Begin an attempt at a shard: a new fence shuts out every earlier attempt.
--- KEYS: info, fences, attempts, compacted, records.  ARGV: shard number, now.
--- Returns {fence, attempt, index, index, ...} with the lines that already have a record; {0} if nothing is to do.
+-- KEYS: info, fences, tries, compacted, records, flights.  ARGV: shard number, now, the claiming worker's life.
+-- Returns {fence, indices that have a record, tries as a flat hash}; {0} if nothing is to do.
+-- Who claims its own shard again, as after a sleep, has not died: its lines are still under way.
 local status = redis.call('HGET', KEYS[1], 'status')
 if status ~= 'in_progress' or redis.call('EXISTS', KEYS[4]) == 1 then return {0} end
 redis.call('HSETNX', KEYS[1], 'started_at', ARGV[2])
 local fence = redis.call('HINCRBY', KEYS[2], ARGV[1], 1)
-local attempt = redis.call('HINCRBY', KEYS[3], ARGV[1], 1)
-local reply = {fence, attempt}
-for _, index in ipairs(redis.call('HKEYS', KEYS[5])) do reply[#reply + 1] = tonumber(index) end
-return reply
+charge(KEYS[6], KEYS[3], KEYS[5], ARGV[3])
+return {fence, redis.call('HKEYS', KEYS[5]), redis.call('HGETALL', KEYS[3])}
 """
+)
 
-RELEASE = """
--- End an attempt without a result: its later writes are stale. One that is stale already changes nothing.
--- KEYS: fences, attempts.  ARGV: shard number, fence, 1 if it shall not count as an attempt.
+BEGIN = """
+-- Note that lines begin, before they do, unless the attempt is stale.
+-- KEYS: fences, flights.  ARGV: shard number, fence, the worker's life, then indices.
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
-redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
-if ARGV[3] == '1' then redis.call('HINCRBY', KEYS[2], ARGV[1], -1) end
+for i = 4, #ARGV do redis.call('HSET', KEYS[2], ARGV[i], ARGV[3]) end
 return 1
 """
 
+FAIL = """
+-- Note that an attempt at one line failed for a reason that may pass.
+-- KEYS: fences, flights, tries.  ARGV: shard number, fence, index.  Returns its failed attempts; 0: stale.
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HDEL', KEYS[2], ARGV[3])
+return redis.call('HINCRBY', KEYS[3], ARGV[3], 1)
+"""
+
+RELEASE = (
+    _CHARGE
+    + """
+-- End an attempt without a result: its later writes are stale. One that is stale already changes nothing.
+-- KEYS: fences, flights, tries, records.  ARGV: shard number, fence, 1 if its lines shall not count as tried.
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
+if ARGV[3] == '1' then redis.call('DEL', KEYS[2]) else charge(KEYS[2], KEYS[3], KEYS[4], '') end
+return 1
+"""
+)
+
 WRITE = """
 -- Store finished lines of a shard, unless the attempt is stale. Counts change with the record, in the same step.
--- KEYS: info, fences, records, finished.
+-- KEYS: info, fences, records, finished, flights.
 -- ARGV: shard number, fence, then per line: index, 1 or 0 (completed or failed), prompt, completion, cached, record.
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
+if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' then return 0 end
 local completed, failed, prompt, completion, cached = 0, 0, 0, 0, 0
 for i = 3, #ARGV, 6 do
   if redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 5]) == 1 then
@@ -106,6 +144,7 @@ for i = 3, #ARGV, 6 do
     cached = cached + tonumber(ARGV[i + 4])
     redis.call('RPUSH', KEYS[4], ARGV[1] .. ':' .. ARGV[i])
   end
+  redis.call('HDEL', KEYS[5], ARGV[i])
 end
 redis.call('HINCRBY', KEYS[1], 'completed', completed)
 redis.call('HINCRBY', KEYS[1], 'failed', failed)
@@ -117,12 +156,14 @@ return 1
 
 FINISH = """
 -- Compact a shard whose lines all have records; the last shard completes its batch.
--- KEYS: info, fences, records, compacted.  ARGV: shard number, fence, lines, now, compacted records.
+-- KEYS: info, fences, records, compacted, flights, tries.
+-- ARGV: shard number, fence, lines, now, compacted records.
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
 if redis.call('EXISTS', KEYS[4]) == 1 then return 1 end
+if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' then return 0 end
 if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[3]) then return -1 end
 redis.call('SET', KEYS[4], ARGV[5])
-redis.call('DEL', KEYS[3])
+redis.call('DEL', KEYS[3], KEYS[5], KEYS[6])
 if redis.call('HINCRBY', KEYS[1], 'shards_done', 1) == tonumber(redis.call('HGET', KEYS[1], 'shards')) then
   redis.call('HSET', KEYS[1], 'status', 'completed', 'finalizing_at', ARGV[4], 'completed_at', ARGV[4])
 end

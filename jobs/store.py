@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
@@ -17,7 +17,7 @@ import orjson
 from jobs.batch import Batch, parse_batch, queue_name
 from jobs.errors import BatchNotFoundError, StaleAttemptError
 from jobs.keys import BATCHES, UPLOADING, BatchKeys
-from jobs.scripts import CLAIM, COMMIT, FINISH, REJECT, RELEASE, SWEEP, TAKE, WRITE
+from jobs.scripts import BEGIN, CLAIM, COMMIT, FAIL, FINISH, REJECT, RELEASE, SWEEP, TAKE, WRITE
 from jobs.shard import Group, pack
 
 if TYPE_CHECKING:
@@ -74,13 +74,17 @@ class UploadedShard:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A claim on a shard: the fence all its writes carry, how often it was begun, the lines already finished."""
+    """A claim on a shard: the fence all its writes carry, the lines already finished, and what befell the others.
+
+    ``tries`` counts the failed attempts at a line, ``deaths`` those of them in which its worker died.
+    """
 
     batch_id: str
     number: int
     fence: int
-    attempt: int
-    finished: frozenset[int]
+    finished: frozenset[int] = frozenset()
+    tries: dict[int, int] = field(default_factory=dict)
+    deaths: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +100,35 @@ class FinishedLine:
 
 
 class Store:
-    """Batches in one Redis. ``connection`` replies with bytes; ``now`` gives seconds since the epoch."""
+    """Batches in one Redis. ``connection`` replies with bytes; ``now`` gives seconds since the epoch.
 
-    def __init__(self, connection: Redis, *, now: Callable[[], float] = time.time) -> None:
+    ``server_time`` gives the same by the server's clock: what several machines compare must come from one of them.
+    """
+
+    def __init__(
+        self,
+        connection: Redis,
+        *,
+        now: Callable[[], float] = time.time,
+        server_time: Callable[[], float] | None = None,
+    ) -> None:
         self.connection = connection
         self.now = now
+        self.server_time = server_time or self._server_time
         self._commit = connection.register_script(COMMIT)
         self._reject = connection.register_script(REJECT)
         self._sweep = connection.register_script(SWEEP)
         self._take = connection.register_script(TAKE)
         self._claim = connection.register_script(CLAIM)
+        self._begin = connection.register_script(BEGIN)
+        self._fail = connection.register_script(FAIL)
         self._write = connection.register_script(WRITE)
         self._finish = connection.register_script(FINISH)
         self._release = connection.register_script(RELEASE)
+
+    def _server_time(self) -> float:
+        seconds, micros = self.connection.time()
+        return seconds + micros / 1e6
 
     # --- the submitter's side ---
 
@@ -131,7 +151,7 @@ class Store:
                     "validating_at": repr(now),
                 },
             )
-            pipe.zadd(UPLOADING, {batch.id: now})
+            pipe.zadd(UPLOADING, {batch.id: self.server_time()})
             pipe.execute()
 
     def upload(self, batch: NewBatch, shards: Sequence[UploadedShard]) -> None:
@@ -143,6 +163,7 @@ class Store:
         by_queue: dict[str, list[UploadedShard]] = {}
         for shard in shards:
             by_queue.setdefault(queue_name(shard.group.key, batch.priority, batch.pool), []).append(shard)
+        alive_at = self.server_time()
         with self.connection.pipeline(transaction=False) as pipe:
             if shards:
                 # The table goes first: whatever else arrives, discard() finds by it.
@@ -155,7 +176,7 @@ class Store:
                 jobs = _RqJobs(self.connection, queue, batch.id)
                 for shard in queued:
                     jobs.save(pipe, keys.job_id(shard.number), shard)
-            pipe.zadd(UPLOADING, {batch.id: self.now()}, xx=True)
+            pipe.zadd(UPLOADING, {batch.id: alive_at}, xx=True)
             pipe.execute()
 
     def upload_rejected(self, batch_id: str, number: int, records: Sequence[FinishedLine]) -> None:
@@ -167,7 +188,7 @@ class Store:
             keys=[keys.info, keys.table, keys.finished, keys.compacted(number)],
             args=[number, row, packed, *(line.index for line in records)],
         )
-        self.connection.zadd(UPLOADING, {batch_id: self.now()}, xx=True)
+        self.connection.zadd(UPLOADING, {batch_id: self.server_time()}, xx=True)
 
     def commit(self, batch_id: str, *, total: int, shards: int, groups: Iterable[Group], digest: str = "") -> bool:
         """Make an uploaded batch live, all of it in one step. False: it was swept meanwhile."""
@@ -184,13 +205,14 @@ class Store:
         removed the table that names them.
         """
         keys = BatchKeys(batch_id)
-        doomed = [keys.info, keys.table, keys.fences, keys.attempts, keys.finished, keys.queues]
+        doomed = [keys.info, keys.table, keys.fences, keys.finished, keys.queues]
         for queue in cast("set[bytes]", self.connection.smembers(keys.queues)):
             doomed.append(keys.pending(queue.decode()))
         rows = cast("list[bytes]", self.connection.zrange(keys.table, 0, -1))
         for number in {*range(shards), *(orjson.loads(row)[0] for row in rows)}:
             doomed += [keys.payload(number), keys.records(number), keys.compacted(number)]
-            doomed += [keys.load_failures(number), f"rq:job:{keys.job_id(number)}"]
+            doomed += [keys.flights(number), keys.tries(number), keys.load_failures(number)]
+            doomed.append(f"rq:job:{keys.job_id(number)}")
         with self.connection.pipeline(transaction=False) as pipe:
             pipe.zrem(UPLOADING, batch_id)
             pipe.zrem(BATCHES, batch_id)
@@ -200,7 +222,7 @@ class Store:
 
     def sweep(self) -> list[str]:
         """Discard uploads whose submitter died; the ids of those swept."""
-        silent = self.now() - UPLOAD_LEASE_S
+        silent = self.server_time() - UPLOAD_LEASE_S
         stale = [item.decode() for item in cast("list[bytes]", self.connection.zrangebyscore(UPLOADING, 0, silent))]
         swept = []
         for batch_id in stale:
@@ -224,28 +246,86 @@ class Store:
         """A shard's packed lines; None when the batch was purged."""
         return cast("bytes | None", self.connection.get(BatchKeys(batch_id).payload(number)))
 
-    def claim(self, batch_id: str, number: int) -> Attempt | None:
-        """Begin an attempt at a shard; None when it is done or its batch no longer runs."""
+    def claim(self, batch_id: str, number: int, life: str = "") -> Attempt | None:
+        """Begin an attempt at a shard; None when it is done or its batch no longer runs.
+
+        ``life`` names the claiming worker's process for as long as it lives: lines that it has under way from an
+        earlier claim stay so, and those of any other are taken for interrupted by its death.
+        """
         keys = BatchKeys(batch_id)
         reply = cast(
-            "list[int]",
+            "list[Any]",
             self._claim(
-                keys=[keys.info, keys.fences, keys.attempts, keys.compacted(number), keys.records(number)],
-                args=[number, repr(self.now())],
+                keys=[
+                    keys.info,
+                    keys.fences,
+                    keys.tries(number),
+                    keys.compacted(number),
+                    keys.records(number),
+                    keys.flights(number),
+                ],
+                args=[number, repr(self.now()), life],
             ),
         )
         if reply == [0]:
             return None
-        return Attempt(batch_id, number, reply[0], reply[1], frozenset(reply[2:]))
+        fence, finished, flat = reply
+        counts = {name.decode(): int(count) for name, count in zip(flat[::2], flat[1::2], strict=True)}
+        return Attempt(
+            batch_id,
+            number,
+            fence,
+            frozenset(map(int, finished)),
+            {int(name): count for name, count in counts.items() if not name.startswith("d")},
+            {int(name[1:]): count for name, count in counts.items() if name.startswith("d")},
+        )
+
+    def begin(self, attempt: Attempt, indices: Iterable[int], life: str, connection: Redis) -> bool:
+        """Note that lines of a shard begin: should the worker die in them, they are known. False: the attempt is stale.
+
+        ``connection`` is the calling thread's own.
+        """
+        keys = BatchKeys(attempt.batch_id)
+        arguments: list[Any] = [attempt.number, attempt.fence, life, *indices]
+        wanted = [keys.fences, keys.flights(attempt.number)]
+        return bool(self._begin(keys=wanted, args=arguments, client=connection))
+
+    def fail(self, attempt: Attempt, index: int) -> int:
+        """Note that an attempt at a line failed; how many have.
+
+        Raises:
+            StaleAttemptError: the lease was taken over; nothing was changed.
+        """
+        keys = BatchKeys(attempt.batch_id)
+        wanted = [keys.fences, keys.flights(attempt.number), keys.tries(attempt.number)]
+        failed = self._fail(keys=wanted, args=[attempt.number, attempt.fence, index])
+        if not failed:
+            raise _stale(attempt)
+        return int(cast("int", failed))
 
     def release(self, attempt: Attempt, *, clean: bool = True) -> bool:
-        """Hand an attempt back: later writes of it are stale. A ``clean`` one does not count as an attempt.
+        """Hand an attempt back: later writes of it are stale. After a ``clean`` end no line of it counts as tried.
 
         False: it was stale already, and nothing was changed: the shard is another attempt's.
         """
         keys = BatchKeys(attempt.batch_id)
-        arguments = [attempt.number, attempt.fence, int(clean)]
-        return bool(self._release(keys=[keys.fences, keys.attempts], args=arguments))
+        number = attempt.number
+        wanted = [keys.fences, keys.flights(number), keys.tries(number), keys.records(number)]
+        return bool(self._release(keys=wanted, args=[number, attempt.fence, int(clean)]))
+
+    def standing(self, attempts: Sequence[Attempt], connection: Redis) -> list[bool]:
+        """Whether each attempt is still the shard's, and its batch runs; ``connection`` is the calling thread's own."""
+        with connection.pipeline(transaction=False) as pipe:
+            for attempt in attempts:
+                keys = BatchKeys(attempt.batch_id)
+                pipe.hget(keys.info, "status")
+                pipe.hget(keys.fences, str(attempt.number))
+            found = pipe.execute()
+        pairs = zip(found[::2], found[1::2], attempts, strict=True)
+        return [
+            status == b"in_progress" and fence is not None and int(fence) == attempt.fence
+            for status, fence, attempt in pairs
+        ]
 
     def write(self, attempt: Attempt, lines: Sequence[FinishedLine]) -> None:
         """Store records of finished lines.
@@ -258,9 +338,10 @@ class Store:
         for line in lines:
             arguments += [line.index, int(line.ok), line.prompt_tokens, line.completion_tokens]
             arguments += [line.cached_tokens, line.record]
-        wanted = [keys.info, keys.fences, keys.records(attempt.number), keys.finished]
+        number = attempt.number
+        wanted = [keys.info, keys.fences, keys.records(number), keys.finished, keys.flights(number)]
         if not self._write(keys=wanted, args=arguments):
-            raise StaleAttemptError(f"shard {attempt.batch_id}-{attempt.number} was taken over by another attempt")
+            raise _stale(attempt)
 
     def finish(self, attempt: Attempt, lines: int) -> bool:
         """Compact a shard of ``lines`` lines once each has its record; False while one is missing.
@@ -272,11 +353,18 @@ class Store:
         records = cast("dict[bytes, bytes]", self.connection.hgetall(keys.records(attempt.number)))
         ordered = [records[index] for index in sorted(records, key=int)]
         done = self._finish(
-            keys=[keys.info, keys.fences, keys.records(attempt.number), keys.compacted(attempt.number)],
+            keys=[
+                keys.info,
+                keys.fences,
+                keys.records(attempt.number),
+                keys.compacted(attempt.number),
+                keys.flights(attempt.number),
+                keys.tries(attempt.number),
+            ],
             args=[attempt.number, attempt.fence, lines, repr(self.now()), pack(b"\n".join(ordered))],
         )
         if done == 0:
-            raise StaleAttemptError(f"shard {attempt.batch_id}-{attempt.number} was taken over by another attempt")
+            raise _stale(attempt)
         return bool(done == 1)
 
     def unfinished(self, attempt: Attempt) -> bool:
@@ -329,6 +417,11 @@ class Store:
                 if batch.name == name:
                     return batch
             raise
+
+
+def _stale(attempt: Attempt) -> StaleAttemptError:
+    shard = f"{attempt.batch_id}-{attempt.number}"
+    return StaleAttemptError(f"shard {shard} is no longer this attempt's: it was taken over, or its batch has ended")
 
 
 def _row(number: int, group: int, first_index: int, lines: int) -> bytes:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from jobs.errors import PromptmillError, RefusedError
 from jobs.settings import read_settings
 from jobs.shard import Group
 from worker.compute import DECODE_CONCURRENCY, EngineSettings
+from worker.held import MAX_ATTEMPTS
+from worker.lease import machine
 from worker.service import Service, ServiceSettings
+from worker.trouble import without_trouble
 from worker.tuned import FILE as TUNED_FILE, MOST_ROWS
 
 __all__ = ["command", "main"]
@@ -32,6 +36,9 @@ SOLO_FLAGS = {
     "num_draft_tokens": "draft_model",
 }
 """Flags of modes in which lines run one at a time, each with the one that it does nothing without."""
+COMMAND_TIMEOUT_S = 5.0
+MARKS_TIMEOUT_S = 1.0
+"""Generation waits for one short command per wave of lines, and for no longer than this."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -168,6 +175,10 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     "--spool-keep", type=Duration(), default="14d", show_default=True, metavar="DURATION",
     help="Remove a batch's records from there when the last is so old.",
 )  # fmt: skip
+@click.option(
+    "--max-attempts", type=click.IntRange(1, 100), default=MAX_ATTEMPTS, show_default=True,
+    help="Attempts at a line that ends its worker, or fails for a reason that may pass; then it gets an error record.",
+)  # fmt: skip
 @click.option("--name", help="Name of this worker.  [default: the host's]")
 @click.option(
     "--redis", "redis_url", metavar="URL", envvar=["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
@@ -221,6 +232,7 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
         recycle_after_tokens=flags["recycle_after_tokens"],
         spool=flags["spool"] or _data_folder() / "spool",
         spool_keep_s=flags["spool_keep"],
+        max_attempts=flags["max_attempts"],
         engine=engine,
     )
 
@@ -256,7 +268,11 @@ def serve(url: str, settings: ServiceSettings) -> int:
     from jobs.connect import connect, translated
 
     with translated(url):
-        return Service(connect(url, patient=True), connect(url), settings).run()
+        connection = connect(url, timeout_s=COMMAND_TIMEOUT_S, retries=1)
+        settings = replace(settings, groups=without_trouble(connection, machine(), settings.groups))
+        marks = connect(url, timeout_s=MARKS_TIMEOUT_S, retries=1)
+        pulse = connect(url, timeout_s=COMMAND_TIMEOUT_S, retries=1)
+        return Service(connection, pulse, settings, marks_connection=marks).run()
 
 
 def _embedded() -> contextlib.AbstractContextManager[str]:

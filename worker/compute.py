@@ -6,16 +6,18 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from jobs.errors import ModelLoadError
+from jobs.errors import ModelLoadError, PromptmillError
 from jobs.shard import Group
 from worker.held import LineKey
+from worker.isolation import Isolation
+from worker.trouble import SICK_AFTER
 from worker.warm import Size, left_for_caches, readable, refuse_too_large
 
 if TYPE_CHECKING:
@@ -96,7 +98,10 @@ class Compute(threading.Thread):
     """Owns MLX: loads and unloads models as it is told, and steps their engines.
 
     ``on_finished(group, finished)`` is called in this thread for each line that ends; it must not block.
-    ``failure`` holds the exception that ended the thread, if one did: the worker then hands back and exits.
+    ``on_begin(keys)`` is called in this thread before lines begin, and what it does is waited for.
+    ``unstored()`` is how many ended lines have no stored record yet, None while Redis is out.
+    ``failure`` holds the exception that ended the thread, if one did, and ``failed_group`` the model that was at work
+    then: the worker hands back and exits.
     ``loaded`` has the measured sizes of the loaded models; ``budget`` is the memory for all of them and their caches
     (None: no limit), known once a size was asked for or a model loaded.
 
@@ -107,15 +112,24 @@ class Compute(threading.Thread):
     """
 
     def __init__(
-        self, settings: EngineSettings, on_finished: Callable[[Group, Finished], None], wake: Callable[[], None]
+        self,
+        settings: EngineSettings,
+        on_finished: Callable[[Group, Finished], None],
+        wake: Callable[[], None],
+        on_begin: Callable[[list[LineKey]], None] = lambda keys: None,
+        unstored: Callable[[], int | None] = lambda: 0,
     ) -> None:
         super().__init__(name=THREAD_NAME, daemon=True)
         self.settings = settings
         self.failure: BaseException | None = None
+        self.failed_group: Group | None = None
         self.snapshot = Snapshot()
         self.loading: Group | None = None
         self._on_finished = on_finished
+        self._on_begin = on_begin
         self._wake = wake
+        self._isolation = Isolation(unstored)
+        self._failing: dict[Group, set[Any]] = {}
         self.budget = settings.memory_limit
         self.loaded: Mapping[Group, Size] = MappingProxyType({})
         self._sizes: dict[Group, Size] = {}
@@ -148,9 +162,13 @@ class Compute(threading.Thread):
         workers, is dropped."""
         self._commands.put(lambda: self._unload(group))
 
-    def add(self, group: Group, line: Any) -> None:
-        """Queue a prepared line on its model's engine."""
-        self._commands.put(lambda: self._add(group, line))
+    def add(self, group: Group, line: Any, *, alone: bool = False, after_s: float = 0.0) -> None:
+        """Queue a prepared line on its model's engine; with ``alone`` it runs with nothing beside it, ``after_s``
+        seconds from now at the earliest."""
+        if alone:
+            self._commands.put(lambda: self._isolation.add(group, line, after_s))
+        else:
+            self._commands.put(lambda: self._add(group, line))
 
     def cancel(self, group: Group, key: LineKey) -> None:
         """Drop a line at the next step, if it is there; what was generated of it is reported as cancelled."""
@@ -178,7 +196,11 @@ class Compute(threading.Thread):
     @property
     def idle(self) -> bool:
         """Nothing begun is left to finish, and no command waits."""
-        return self._commands.empty() and not any(engine.has_work for engine in list(self._engines.values()))
+        return (
+            self._commands.empty()
+            and not self._isolation
+            and not any(engine.has_work for engine in list(self._engines.values()))
+        )
 
     def served(self, group: Group) -> ServedModel:
         """A model that was loaded."""
@@ -207,27 +229,49 @@ class Compute(threading.Thread):
 
     def _obey(self) -> bool:
         """Carry out waiting commands; with nothing to generate, wait for one. False: stop."""
-        block = not any(engine.has_work for engine in self._engines.values())
+        busy = any(engine.has_work for engine in self._engines.values())
+        wait = 0.0 if busy else self._isolation.due_in()
         while True:
-            if block:
+            if wait != 0.0:
                 self._take_snapshot(force=True)
             try:
-                command = self._commands.get(block=block)
+                command = self._commands.get(block=wait != 0.0, timeout=wait)
             except queue.Empty:
                 return True
             if command is None:
                 return False
             command()
             self._count_pending()
-            block = False
+            wait = 0.0
 
     def _step(self) -> None:
+        self._isolation.arrange(self._engines)
         for group, engine in self._engines.items():
             if engine.has_work:
+                self.failed_group = group
                 for finished in engine.step():
                     self._on_finished(group, finished)
+                    self._judge(group, finished)
+        self.failed_group = None
         self._count_pending()
         self._take_snapshot()
+
+    def _judge(self, group: Group, finished: Finished) -> None:
+        """Give up where line after line fails by itself: it is not the lines.
+
+        Raises:
+            PromptmillError: so it is.
+        """
+        if finished.error is None:
+            self._failing.pop(group, None)
+        elif finished.error.passing:
+            failing = self._failing.setdefault(group, set())
+            failing.add(finished.key)
+            if len(failing) >= SICK_AFTER:
+                raise PromptmillError(
+                    f"{group.key}: {SICK_AFTER} lines in a row failed by themselves, the last with: "
+                    f"{finished.error.message}"
+                )
 
     def _count_pending(self) -> None:
         self._pending = {group: engine.pending for group, engine in self._engines.items()}
@@ -287,6 +331,7 @@ class Compute(threading.Thread):
             self._estimate(group)  # refuses what can never fit
             started, before = time.monotonic(), active_memory()
             self._engines[group], self._served[group] = self._make(group, draft)
+            self._engines[group].on_begin = cast("Callable[[list[Hashable]], None]", self._on_begin)
             base = self._engines[group].model.weight_bytes
             shared = any(other.model == group.model for other in self.loaded)
             own = max(0, active_memory() - before - (0 if shared else base))
@@ -340,9 +385,15 @@ class Compute(threading.Thread):
 
     def _add(self, group: Group, line: Any) -> None:
         if group in self._engines:  # a shard can be lost to another worker while it is prepared
-            self._engines[group].add(line)
+            try:
+                self._engines[group].add(line)
+            except ValueError as error:
+                from worker.engine.sequence import Failure, Finished
+
+                self._on_finished(group, Finished(line.key, [], Failure("internal_error", str(error))))
 
     def _cancel(self, group: Group, key: LineKey) -> None:
+        self._isolation.drop(key)
         if group in self._engines:  # or before its model is loaded
             self._engines[group].cancel(key)
 
@@ -399,7 +450,7 @@ class Compute(threading.Thread):
         return self._draft
 
     def _drop_pending(self) -> list[LineKey]:
-        dropped: list[LineKey] = []
+        dropped = cast("list[LineKey]", self._isolation.drop())
         for engine in self._engines.values():
             dropped += cast("list[LineKey]", engine.drop_pending())
         return dropped

@@ -15,7 +15,9 @@ from jobs.store import Attempt
 if TYPE_CHECKING:
     from worker.lease import Lease
 
-__all__ = ["HeldShard", "LineKey"]
+__all__ = ["MAX_ATTEMPTS", "HeldShard", "LineKey"]
+
+MAX_ATTEMPTS = 3
 
 LineKey = tuple[str, int, int]
 """A line's identity in this process: (RQ job id of its shard, fence it was taken under, index in the batch)."""
@@ -39,6 +41,7 @@ class HeldShard:
     committed_at: float
     lines: list[ShardLine]
     taken_at: float
+    max_attempts: int = MAX_ATTEMPTS
     remaining: set[int] = field(default_factory=set)
     jobs: dict[int, Job] = field(default_factory=dict)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -51,6 +54,18 @@ class HeldShard:
     @property
     def job_id(self) -> str:
         return self.lease.job_id
+
+    def attempt_at(self, index: int) -> int:
+        """The number of the attempt at a line, from 1: of the one under way, or of the last there was."""
+        return min(self.attempt.tries.get(index, 0) + 1, self.max_attempts)
+
+    def hopeless(self, index: int) -> bool:
+        """Whether all attempts that a line gets have failed."""
+        return self.attempt.tries.get(index, 0) >= self.max_attempts
+
+    def suspect(self, index: int) -> bool:
+        """Whether a worker died while it had this line under way, or an attempt at it failed."""
+        return self.attempt.tries.get(index, 0) > 0
 
     def key(self, index: int) -> LineKey:
         return (self.job_id, self.taken_under, index)

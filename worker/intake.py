@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
 
 from jobs.errors import LineError, ModelLoadError, ProblemLine
 from jobs.shard import Group, ShardLine
@@ -19,6 +20,19 @@ from worker.writer import FailedLine, Writer
 __all__ = ["Intake"]
 
 log = logging.getLogger("promptmill.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A shard to prepare, or one line of it that is tried again ``after_s`` seconds from now."""
+
+    held: HeldShard
+    loading: Future[ServedModel]
+    again: int | None = None
+    after_s: float = 0.0
+
+    def todo(self) -> list[ShardLine]:
+        return [line for line in self.held.todo() if self.again in (None, line.index)]
 
 
 class Intake(threading.Thread):
@@ -38,14 +52,19 @@ class Intake(threading.Thread):
     ) -> None:
         super().__init__(name="intake", daemon=True)
         self._compute, self._writer, self._on_load_failed, self._now = compute, writer, on_load_failed, now
-        self._queue: queue.SimpleQueue[tuple[HeldShard, Future[ServedModel]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._unprepared: Counter[Group] = Counter()
         self._count_lock = threading.Lock()
 
     def put(self, held: HeldShard, loading: Future[ServedModel]) -> None:
         self._count(held.group, len(held.remaining))
-        self._queue.put((held, loading))
+        self._queue.put(Work(held, loading))
+
+    def put_again(self, held: HeldShard, loading: Future[ServedModel], index: int, after_s: float) -> None:
+        """Try a line once more."""
+        self._count(held.group, 1)
+        self._queue.put(Work(held, loading, index, after_s))
 
     def stop(self) -> None:
         """Take nothing more; lines not yet prepared stay with their shard."""
@@ -53,14 +72,13 @@ class Intake(threading.Thread):
         self._queue.put(None)
 
     def run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            held, loading = item
-            todo = held.todo()
+        while (work := self._queue.get()) is not None:
+            held, todo = work.held, work.todo()
             if not todo:
                 self._writer.check(held)
                 continue
             try:
-                served = loading.result()
+                served = work.loading.result()
             except ModelLoadError as error:
                 self._count(held.group, -len(todo))
                 self._on_load_failed(held, error)
@@ -70,10 +88,15 @@ class Intake(threading.Thread):
             for line in todo:
                 if self._stopped.is_set():
                     return
-                self._prepare(held, served, line)
+                self._prepare(held, served, line, work.after_s)
                 self._count(held.group, -1)
 
-    def _prepare(self, held: HeldShard, served: ServedModel, line: ShardLine) -> None:
+    def _prepare(self, held: HeldShard, served: ServedModel, line: ShardLine, after_s: float) -> None:
+        if held.hopeless(line.index):
+            deaths, tries = held.attempt.deaths.get(line.index, 0), held.attempt.tries[line.index]
+            message = f"{deaths} of {tries} attempts at this line ended with the death of their worker"
+            self._fail(held, line, "worker_crashed" if deaths else "internal_error", message, None)
+            return
         try:
             prepared = served.preparer.prepare(held.job(line), key=held.key(line.index))
         except LineError as error:
@@ -83,7 +106,7 @@ class Intake(threading.Thread):
             log.exception("line %d of %s cannot be prepared", line.line, held.attempt.batch_id)
             self._fail(held, line, "internal_error", f"the prompt cannot be prepared: {error}", None)
         else:
-            self._compute.add(held.group, prepared)
+            self._compute.add(held.group, prepared, alone=held.suspect(line.index), after_s=after_s)
 
     def _fail(self, held: HeldShard, line: ShardLine, code: str, message: str, param: str | None) -> None:
         self._writer.put(

@@ -12,15 +12,15 @@ import logging
 import os
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError, RedisError, TimeoutError as RedisTimeoutError
 from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
-from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.registry import StartedJobRegistry
@@ -34,8 +34,9 @@ from jobs.store import JOB_FUNCTION, Store
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.client import Pipeline
 
-__all__ = ["LEASE_S", "MAINTENANCE_S", "RENEW_S", "Lease", "ShardJob", "ShardWorker"]
+__all__ = ["LEASE_S", "MAINTENANCE_S", "ORPHAN_S", "RENEW_S", "Lease", "ShardJob", "ShardWorker"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -43,35 +44,72 @@ LEASE_S = 30
 """A shard whose worker has not renewed its lease for this long is given to another."""
 RENEW_S = 10.0
 MAINTENANCE_S = 5.0
+LISTEN_AGAIN_S = 2.0
 RECOVERY_LOCK_MS = 10_000
 ORPHAN_S = 15.0
 """A job that was dequeued but not begun for this long lost its worker in between."""
 
-REQUEUE = """
--- Put a job that was dequeued and never begun back to the front of its queue, once.
--- KEYS: intermediate list, queue list.  ARGV: job id.
-if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
-redis.call('LPUSH', KEYS[2], ARGV[1])
-return 1
+RENEW = """
+-- Renew leases by the server's clock, those that are still there. What is removed first frees memory, so that a full
+-- server, which refuses to begin with anything that adds, lets the rest of the script through.
+-- KEYS: started registry, then per lease: execution, the job's executions.
+-- ARGV: seconds, then per lease: the registry's entry, execution id.
+if redis.replicate_commands then redis.replicate_commands() end
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+for i = 2, #ARGV, 2 do
+  if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then
+    redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i])
+    redis.call('HSET', KEYS[i], 'last_heartbeat', now)
+    redis.call('EXPIRE', KEYS[i], ARGV[1])
+    redis.call('ZADD', KEYS[i + 1], now + ARGV[1], ARGV[i + 1])
+    redis.call('EXPIRE', KEYS[i + 1], ARGV[1])
+  end
+end
 """
 
-
 RECOVER = """
--- Give jobs whose leases have run out back to their queue, each once, unless another lease on it lives.
+-- Give jobs whose workers died back to their queue, each once: those whose leases have run out, unless another lease on
+-- them lives, and those dequeued but never begun for some time. All by the server's clock.
 -- RQ's own clean-up does this in several steps, and calls functions that it finds named in the job's hash.
--- KEYS: started registry, queue list.  ARGV: now, the prefix of jobs' hashes.  Returns the jobs given back.
+-- KEYS: started registry, queue list, intermediate list, hash of when jobs were first seen there.
+-- ARGV: the prefix of jobs' hashes, seconds for which a job may be dequeued and not begun, then the registry's entries
+-- of workers that are known to be dead.  Returns the jobs given back.
+if redis.replicate_commands then redis.replicate_commands() end
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local held, back = {}, {}
-for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[1], '+inf')) do
+local function give_back(id)
+  if held[id] or redis.call('EXISTS', ARGV[1] .. id) == 0 then return end
+  held[id] = true
+  redis.call('HSET', ARGV[1] .. id, 'status', 'queued')
+  redis.call('LPUSH', KEYS[2], id)
+  back[#back + 1] = id
+end
+local dead = {}
+for i = 3, #ARGV do
+  if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then dead[#dead + 1] = ARGV[i] end
+end
+for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf')) do
   held[entry:match('^[^:]*')] = true
 end
-for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])) do
-  local id = entry:match('^[^:]*')
+for _, entry in ipairs(dead) do give_back(entry:match('^[^:]*')) end
+for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
   redis.call('ZREM', KEYS[1], entry)
-  if not held[id] and redis.call('EXISTS', ARGV[2] .. id) == 1 then
-    held[id] = true
-    redis.call('HSET', ARGV[2] .. id, 'status', 'queued')
-    redis.call('LPUSH', KEYS[2], id)
-    back[#back + 1] = id
+  give_back(entry:match('^[^:]*'))
+end
+local seen = {}
+local listed = redis.call('HGETALL', KEYS[4])
+for i = 1, #listed, 2 do seen[listed[i]] = tonumber(listed[i + 1]) end
+redis.call('DEL', KEYS[4])
+for _, id in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
+  if held[id] then
+    redis.call('LREM', KEYS[3], 1, id)
+  elseif now - (seen[id] or now) > tonumber(ARGV[2]) then
+    redis.call('LREM', KEYS[3], 1, id)
+    give_back(id)
+  else
+    redis.call('HSET', KEYS[4], id, seen[id] or now)
   end
 end
 return back
@@ -131,11 +169,22 @@ class ShardWorker(BaseWorker):
     def __init__(self, store: Store, queues: Sequence[str], name: str) -> None:
         super().__init__(list(queues), name=name, connection=store.connection, serializer=JSONSerializer, worker_ttl=60)
         self.store = store
-        self._requeue_orphan = store.connection.register_script(REQUEUE)
+        self._renew_leases = store.connection.register_script(RENEW)
         self._recover_leases = store.connection.register_script(RECOVER)
         self._hand_back = store.connection.register_script(HAND_BACK)
 
     # --- life ---
+
+    def _set_connection(self, connection: Redis) -> Redis:
+        """As it is: RQ would have it wait for a silent server for a minute."""
+        return connection
+
+    def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
+        """Go on listening for RQ's commands after an outage, silent ones included, which would end RQ's own thread."""
+        if not isinstance(exc, RedisConnectionError | RedisTimeoutError):
+            raise exc
+        log.debug("not listening for commands: %s", exc)
+        time.sleep(LISTEN_AGAIN_S)
 
     def start(self) -> None:
         """Register with RQ and listen for its commands (``shutdown``).
@@ -146,15 +195,18 @@ class ShardWorker(BaseWorker):
         if self.connection.hget(self.key, "machine") == machine().encode():
             self.connection.delete(self.key)  # our process id, so it is gone: a container's first process has always 1
         try:
-            self.register_birth()
+            self._register()
         except ValueError:
             raise RefusedError(
                 f"a worker named {self.name} is registered already: give this one another --name, or wait two minutes "
                 "if that one was killed"
             ) from None
-        self.connection.hset(self.key, "machine", machine())
         self.subscribe()
         self.set_state(WorkerStatus.IDLE)
+
+    def _register(self) -> None:
+        self.register_birth()
+        self.connection.hset(self.key, "machine", machine())
 
     def end(self) -> None:
         """Deregister."""
@@ -214,18 +266,38 @@ class ShardWorker(BaseWorker):
             execution = Execution.create(job, LEASE_S, pipeline=pipe, worker_name=self.name)
             job.prepare_for_execution(self.name, pipeline=pipe)
             pipe.lrem(queue.intermediate_queue_key, 1, job.id)
-            # Else a later stay in that list would look as if it had begun with this one.
-            pipe.delete(queue.intermediate_queue.get_first_seen_key(job.id))
+            lease = Lease(job, execution)
+            self._renew([lease], pipe)  # RQ wrote the time of this machine's clock
             pipe.execute()
-        return Lease(job, execution)
+        return lease
 
     def renew(self, leases: Iterable[Lease], connection: Redis) -> None:
-        """Renew the worker's registration and each lease, on the connection of a thread that never touches MLX."""
+        """Renew each lease and the worker's registration, on the connection of a thread that never touches MLX.
+
+        A server that has forgotten the worker, as after FLUSHALL, gets to know it again.
+        """
         with connection.pipeline() as pipe:
-            self.heartbeat(pipeline=pipe)
-            for lease in leases:
-                lease.execution.heartbeat(lease.job.started_job_registry, LEASE_S, pipeline=pipe)
+            self._renew(leases, pipe)
             pipe.execute()
+        # Apart from the leases: a server that is full renews those, and refuses this.
+        if connection.hexists(self.key, "machine"):
+            with connection.pipeline() as pipe:
+                self.heartbeat(pipeline=pipe)
+                pipe.execute()
+        else:
+            connection.delete(self.key)
+            self._register()
+
+    def _renew(self, leases: Iterable[Lease], pipe: Pipeline) -> None:
+        by_registry: dict[str, list[Lease]] = defaultdict(list)
+        for lease in leases:
+            by_registry[lease.job.started_job_registry.key].append(lease)
+        for registry, held in by_registry.items():
+            keys, arguments = [registry], [str(LEASE_S)]
+            for lease in held:
+                keys += [lease.execution.key, lease.executions_key]
+                arguments += [lease.execution.composite_key, lease.execution.id]
+            self._renew_leases(keys=keys, args=arguments, client=pipe)
 
     def acknowledge(self, lease: Lease, seconds: float) -> None:
         """The shard is done: its job leaves RQ. ``seconds`` is how long it was held."""
@@ -261,13 +333,15 @@ class ShardWorker(BaseWorker):
             registry = StartedJobRegistry(
                 queue.name, connection=self.connection, serializer=JSONSerializer, job_class=Job
             )
-            self._expire_local_dead(registry, alive or process_alive)
-            for job_id in self._recover_leases(keys=[registry.key, queue.key], args=[repr(time.time()), "rq:job:"]):
-                log.info("lease of %s has run out; queued again", job_id.decode(), extra={"action": "recover"})
-            self._recover_orphans(queue, registry)
+            dead = self._locally_dead(registry, alive or process_alive)
+            keys = [registry.key, queue.key, queue.intermediate_queue_key, f"{PREFIX}dequeued:{queue.name}"]
+            for job_id in self._recover_leases(keys=keys, args=["rq:job:", ORPHAN_S, *dead]):
+                log.info("%s lost its worker; queued again", job_id.decode(), extra={"action": "recover"})
             self.connection.delete(lock)
 
-    def _expire_local_dead(self, registry: StartedJobRegistry, alive: Callable[[int], bool]) -> None:
+    def _locally_dead(self, registry: StartedJobRegistry, alive: Callable[[int], bool]) -> list[str]:
+        """The registry's entries of workers of this machine whose process is gone."""
+        dead = []
         here = machine().encode()
         for job_id, execution_id in registry.get_job_and_execution_ids(cleanup=False):
             holder = cast("bytes | None", self.connection.hget(f"rq:execution:{job_id}:{execution_id}", "worker_name"))
@@ -277,18 +351,8 @@ class ShardWorker(BaseWorker):
                 continue
             if self.connection.hget(f"{self.redis_worker_namespace_prefix}{name}", "machine") == here:
                 log.info("worker %s is gone; taking back %s", name, job_id, extra={"action": "recover"})
-                self.connection.zadd(registry.key, {f"{job_id}:{execution_id}": 0}, xx=True)
-
-    def _recover_orphans(self, queue: Queue, registry: StartedJobRegistry) -> None:
-        waiting: IntermediateQueue = queue.intermediate_queue
-        started = set(registry.get_job_ids(cleanup=False))
-        for job_id in waiting.get_job_ids():
-            if job_id in started or waiting.set_first_seen(job_id):
-                continue
-            seen = waiting.get_first_seen(job_id)
-            if seen is not None and self.store.now() - seen.timestamp() > ORPHAN_S:
-                self._requeue_orphan(keys=[waiting.key, queue.key], args=[job_id])
-                self.connection.delete(waiting.get_first_seen_key(job_id))
+                dead.append(f"{job_id}:{execution_id}")
+        return dead
 
     def served_by(self, queue: str) -> frozenset[str]:
         """Names of the live workers on a queue, this one among them."""

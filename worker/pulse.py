@@ -19,6 +19,7 @@ from worker.warm import share_out
 if TYPE_CHECKING:
     from redis import Redis
 
+    from jobs.store import Attempt
     from worker.service import Service
 
 __all__ = ["Pulse"]
@@ -39,6 +40,7 @@ class Pulse(threading.Thread):
         self._service = service
         self._stopped = threading.Event()
         self._renewed_at = 0.0
+        self._gone: dict[str, Attempt] = {}
         self._last = (0, 0, 0, time.monotonic())
 
     def stop(self) -> None:
@@ -51,7 +53,7 @@ class Pulse(threading.Thread):
             try:
                 self._beat()
             except redis.exceptions.RedisError as error:
-                log.warning("no pulse: %s", error, extra={"action": "redis_out"})
+                log.debug("no pulse: %s", error, extra={"action": "redis_out"})
         try:
             self._connection.delete(worker_key(self._service.name))
         except redis.exceptions.RedisError:
@@ -62,8 +64,21 @@ class Pulse(threading.Thread):
         if now - self._renewed_at >= RENEW_S:
             self._service.rq.renew([held.lease for held in list(self._service.held.values())], self._connection)
             self._renewed_at = now
+        self._let_go()
         state = orjson.dumps(self._state(now))
         self._connection.set(worker_key(self._service.name), state, ex=PUBLISHED_FOR_S)
+
+    def _let_go(self) -> None:
+        """Drop shards that are no longer ours, or whose batch has ended, within a second or two."""
+        held = [held for held in list(self._service.held.values()) if not held.ended.is_set()]
+        attempts = [shard.attempt for shard in held]
+        standing = self._service.store.standing(attempts, self._connection) if held else []
+        gone = {shard.job_id: attempt for shard, attempt, ok in zip(held, attempts, standing, strict=True) if not ok}
+        for shard in held:
+            # Seen twice: this worker may be about to take the shard up again, under a fence not yet noted here.
+            if shard.job_id in gone and self._gone.get(shard.job_id) is shard.attempt:
+                self._service.let_go(shard)
+        self._gone = gone
 
     def _state(self, now: float) -> dict[str, Any]:
         service = self._service

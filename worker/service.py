@@ -17,6 +17,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -32,13 +33,15 @@ from jobs.line import Defaults
 from jobs.shard import Group, decode_lines
 from jobs.store import Store
 from worker.compute import LOAD_BACKOFF_S, Compute, EngineSettings
-from worker.held import HeldShard, LineKey
+from worker.held import MAX_ATTEMPTS, HeldShard, LineKey
 from worker.intake import Intake
-from worker.lease import LEASE_S, MAINTENANCE_S, RENEW_S, ShardJob, ShardWorker
+from worker.lease import LEASE_S, MAINTENANCE_S, RENEW_S, ShardJob, ShardWorker, machine
+from worker.marks import Marks
 from worker.models import Models
 from worker.pulse import Pulse
 from worker.recycle import HELD_BACK, RECYCLE
 from worker.spool import SPOOL_KEEP_S, Spool
+from worker.trouble import note_trouble
 from worker.warm import STARVATION_S
 from worker.writer import End, EndedLine, FailedLine, Writer
 
@@ -53,6 +56,8 @@ log = logging.getLogger("promptmill.worker")
 
 POLL_S = 0.1
 REDIS_BACKOFF_S = 2.0
+RETRY_BASE_S, RETRY_MOST_S = 1.0, 60.0
+"""A line is tried again after this long, doubled for each attempt."""
 LEAST_AHEAD = 8
 """Lines kept ahead of a smaller batch: short ones would run out between two looks."""
 
@@ -70,6 +75,7 @@ class ServiceSettings:
     drain_s: float = 30.0
     parent: int | None = None
     recycle_after_tokens: int | None = None
+    max_attempts: int = MAX_ATTEMPTS
     starvation_s: float = STARVATION_S
     spool: Path | None = None
     """Folder in which finished records are kept for ``spool_keep_s``; None: they are not."""
@@ -86,6 +92,7 @@ class Service:
         pulse_connection: Redis,
         settings: ServiceSettings,
         *,
+        marks_connection: Redis | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
@@ -98,10 +105,12 @@ class Service:
         }
         self.rq = ShardWorker(self.store, list(self._group_of), self.name)
         self.held: dict[str, HeldShard] = {}
-        self.compute = Compute(settings.engine, self._line_finished, self._wake)
+        self._life = f"{self.name}/{uuid.uuid4().hex}"
+        marks = Marks(self.store, marks_connection or pulse_connection, self._life, self.held)
+        self.compute = Compute(settings.engine, self._line_finished, self._wake, marks.begin, self._unstored)
         self.models = Models(self.compute, settings.groups, bound=settings.starvation_s)
         self.spool = None if settings.spool is None else Spool(settings.spool, self.name, settings.spool_keep_s)
-        self.writer = Writer(self.store, self.name, self._shard_ended, self.spool)
+        self.writer = Writer(self.store, self.name, self._shard_ended, self._retry, self.spool)
         self.intake = Intake(self.compute, self.writer, self._load_failed, now=now)
         self.pulse = Pulse(pulse_connection, self)
         self._now = now
@@ -114,7 +123,9 @@ class Service:
         self._waiting = False
         self._idle_since = time.monotonic()
         self._maintained_at = -MAINTENANCE_S
-        self._redis_seen_at = self._recover_from = 0.0
+        self._redis_seen_at = 0.0
+        self._redis_out = False
+        self._recover_from = float(-LEASE_S)
 
     @property
     def draining(self) -> bool:
@@ -183,7 +194,9 @@ class Service:
                 if not suspended and self._take_one():
                     continue
             except redis.exceptions.RedisError as error:
-                log.warning("Redis is out: %s; trying again", error, extra={"action": "redis_out"})
+                if not self._redis_out:
+                    log.warning("Redis is out: %s; trying again and again", error, extra={"action": "redis_out"})
+                self._redis_out = True
                 self._event.wait(REDIS_BACKOFF_S)
                 continue
             if self._idle_for_good():
@@ -220,7 +233,7 @@ class Service:
         if time.monotonic() - self._maintained_at >= MAINTENANCE_S:
             self._maintained_at = time.monotonic()
             self._offer_left()
-            if self._now() >= self._recover_from:
+            if time.monotonic() >= self._recover_from:
                 self.rq.recover()
             self.store.sweep()
             if self.spool is not None:
@@ -235,10 +248,13 @@ class Service:
     def _note_outage(self) -> None:
         """Redis has just answered. If it had not for long, or this machine slept, every lease may look abandoned
         although its holder lives: the holders get the time of a lease to renew them."""
-        now = self._now()
-        if now - self._redis_seen_at > RENEW_S:
-            self._recover_from = now + LEASE_S
+        now = self._now()  # not the monotonic clock, which may stand still in a machine's sleep
+        if abs(now - self._redis_seen_at) > RENEW_S:
+            self._recover_from = time.monotonic() + LEASE_S
         self._redis_seen_at = now
+        if self._redis_out:
+            self._redis_out = False
+            log.warning("Redis is back", extra={"action": "redis_back"})
 
     def _wanted(self, group: Group) -> bool:
         """Whether another shard of a model is needed: always one batch of lines ahead, so that no shard's end drains
@@ -272,7 +288,11 @@ class Service:
         lease = self.rq.begin(shard)
         try:
             batch = self.store.batch(shard.batch_id)
-            attempt = self.store.claim(shard.batch_id, shard.number)
+            attempt = self.store.claim(shard.batch_id, shard.number, self._life)
+            if attempt is not None and (held := self.held.get(lease.job_id)) is not None:
+                # Our own lease ran out, as when the machine slept: what is generated goes on under the new one.
+                held.lease, held.attempt = lease, attempt
+                return
             payload = self.store.payload(shard.batch_id, shard.number)
             if attempt is None or payload is None:
                 self.rq.acknowledge(lease, 0.0)
@@ -282,11 +302,6 @@ class Service:
         except (BatchNotFoundError, RefusedError, LineError, ValueError, KeyError, TypeError) as error:
             log.warning("refused shard %s: %s", lease.job_id, error, extra={"action": "refuse_shard"})
             self.rq.acknowledge(lease, 0.0)
-            return
-        held = self.held.get(lease.job_id)
-        if held is not None:
-            # Our own lease ran out, as when the machine slept: what is generated goes on under the new one.
-            held.lease, held.attempt = lease, attempt
             return
         held = HeldShard(
             lease=lease,
@@ -298,6 +313,7 @@ class Service:
             committed_at=batch.times.get("in_progress", self._now()),
             lines=lines,
             taken_at=self._now(),
+            max_attempts=self.settings.max_attempts,
         )
         self.held[held.job_id] = held
         self.intake.put(held, self.models.load(held.group))
@@ -311,6 +327,9 @@ class Service:
 
     def _wake(self) -> None:
         self._event.set()
+
+    def _unstored(self) -> int | None:
+        return self.writer.unstored
 
     def _line_finished(self, group: Group, finished: Finished) -> None:
         """Compute thread: a line has ended."""
@@ -336,6 +355,17 @@ class Service:
             for index in held.remaining:
                 self.compute.cancel(held.group, held.key(index))
         self._wake()
+
+    def let_go(self, held: HeldShard) -> None:
+        """Pulse thread: the shard was taken over, or its batch has ended."""
+        held.ended.set()
+        log.info("%s is no longer this worker's; its lines are dropped", held.job_id, extra={"action": "let_go"})
+        self._shard_ended(held, End.LOST)
+
+    def _retry(self, held: HeldShard, index: int) -> None:
+        """Writer thread: an attempt at a line failed, and it gets another one."""
+        after_s = min(RETRY_BASE_S * 2 ** (held.attempt_at(index) - 2), RETRY_MOST_S)
+        self.intake.put_again(held, self.compute.load(held.group), index, after_s)
 
     def _forget(self, held: HeldShard) -> None:
         if self.held.get(held.job_id) is held:
@@ -369,9 +399,13 @@ class Service:
         self.compute.join(timeout=30.0 if self.compute.loading is None else 0.0)
         if self.writer.end():
             for held in list(self.held.values()):
-                self._return(held)
+                if not self._return(held):
+                    break  # Redis is out, and each try takes its time: all other leases run out as well
         self.pulse.stop()
         try:
+            if self.compute.failure is not None and self.compute.failed_group is not None:
+                reason = str(self.compute.failure) or type(self.compute.failure).__name__
+                note_trouble(self.store.connection, machine(), self.compute.failed_group, reason)
             self.rq.end()
         except redis.exceptions.RedisError as error:
             log.warning("cannot deregister: %s; the registration expires by itself", error)
@@ -388,8 +422,9 @@ class Service:
                 return  # a model can take minutes to load, and nothing else is under way
             self._pause()
 
-    def _return(self, held: HeldShard, *, front: bool = True) -> None:
-        """Hand a shard back: its finished lines keep their records, the others go to the next worker."""
+    def _return(self, held: HeldShard, *, front: bool = True) -> bool:
+        """Hand a shard back: its finished lines keep their records, the others go to the next worker. False: Redis is
+        out, and the lease expires by itself."""
         held.ended.set()
         self._forget(held)
         try:
@@ -398,6 +433,8 @@ class Service:
                 self.rq.hand_back(held.lease, held.queue, front=front)
         except redis.exceptions.RedisError as error:
             log.warning("cannot hand back %s: %s; its lease expires by itself", held.job_id, error)
+            return False
+        return True
 
     @contextmanager
     def _handling_signals(self) -> Iterator[None]:

@@ -228,7 +228,7 @@ def _offer_records(store: Store, path: Path, batch_id: str, stop: Callable[[], b
     offered = 0
     wanted: dict[tuple[int, int], bool] = {}
     for shard, fence, lines in _parcels(path, batch_id):
-        attempt = Attempt(batch_id=batch_id, number=shard, fence=fence, attempt=0, finished=frozenset())
+        attempt = Attempt(batch_id=batch_id, number=shard, fence=fence)
         if (shard, fence) not in wanted:
             wanted[shard, fence] = store.unfinished(attempt)
         if wanted[shard, fence]:

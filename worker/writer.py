@@ -74,10 +74,15 @@ class FailedLine:
     at: float
 
 
+Outcome = FinishedLine | EndedLine | None
+"""What the scribe hands over of a shard: a record, a line to try again, or only the question whether it is done."""
+
+
 class Writer(threading.Thread):
     """Stores records under their attempt's fence, and finishes shards.
 
-    ``on_ended(held, end)`` is called when a shard is done with. Records go to the ``spool`` first, if there is one.
+    ``on_ended(held, end)`` is called when a shard is done with, ``on_retry(held, index)`` when a line is to be tried
+    again. Records go to the ``spool`` first, if there is one.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Writer(threading.Thread):
         store: Store,
         name: str,
         on_ended: Callable[[HeldShard, End], None],
+        on_retry: Callable[[HeldShard, int], None] = lambda held, index: None,
         spool: Spool | None = None,
         *,
         sleep: Callable[[float], Any] | None = None,
@@ -93,17 +99,26 @@ class Writer(threading.Thread):
         self.store = store
         self.worker_name = name
         self._on_ended = on_ended
+        self._on_retry = on_retry
         self._spool = spool
         self._queue: queue.SimpleQueue[EndedLine | FailedLine | HeldShard | None] = queue.SimpleQueue()
-        self._written: queue.SimpleQueue[tuple[HeldShard, FinishedLine | None] | None] = queue.SimpleQueue()
+        self._written: queue.SimpleQueue[tuple[HeldShard, Outcome] | None] = queue.SimpleQueue()
         self._given_up = threading.Event()
+        self._count_lock = threading.Lock()
+        self._unstored = self._delivered = 0
         self._sleep = sleep or self._given_up.wait
-        self._made = self._delivered = self._dropped = 0
         self._error: redis.exceptions.RedisError | None = None
         self._out_since: int | None = None
 
     def put(self, line: EndedLine | FailedLine) -> None:
+        with self._count_lock:
+            self._unstored += 1
         self._queue.put(line)
+
+    @property
+    def unstored(self) -> int | None:
+        """Lines that were put here and are not dealt with yet; None while Redis is out."""
+        return None if self._error is not None else self._unstored
 
     def check(self, held: HeldShard) -> None:
         """Finish the shard if no line of it is left: one whose lines all ended in earlier attempts."""
@@ -127,7 +142,7 @@ class Writer(threading.Thread):
         self.join(timeout=patience)
         self.give_up()
         self.join(timeout=patience / 2)
-        left = self._made - self._delivered - self._dropped
+        left = self._unstored
         if self._spool is not None:
             self._spool.close(delivered=not left)
         if not left:
@@ -164,14 +179,18 @@ class Writer(threading.Thread):
         return items
 
     def _write_down(self, items: list[EndedLine | FailedLine | HeldShard]) -> None:
-        written: list[tuple[HeldShard, FinishedLine | None]] = []
+        written: list[tuple[HeldShard, Outcome]] = []
         entries: dict[str, list[SpoolEntry]] = defaultdict(list)
         batches = {}
         for item in items:
             held = item if isinstance(item, HeldShard) else item.held
             if isinstance(item, HeldShard):
                 written.append((held, None))
-            elif not held.ended.is_set():
+            elif held.ended.is_set():
+                self._settle(1)
+            elif isinstance(item, EndedLine) and _may_pass(item):
+                written.append((held, item))
+            else:
                 line, job, attempt = self._record(item), held.jobs.get(item.index), held.attempt
                 written.append((held, line))
                 batches[held.batch.id] = held.batch
@@ -180,7 +199,6 @@ class Writer(threading.Thread):
         if self._spool is not None:
             for batch_id, batch in batches.items():
                 self._spool.append(batch, entries[batch_id])
-        self._made += sum(len(lines) for lines in entries.values())
         for pair in written:
             self._written.put(pair)
 
@@ -200,18 +218,46 @@ class Writer(threading.Thread):
                 break
         scribe.join()
 
-    def _deliver(self, pairs: list[tuple[HeldShard, FinishedLine | None]]) -> None:
+    def _deliver(self, pairs: list[tuple[HeldShard, Outcome]]) -> None:
         lines: dict[str, list[FinishedLine]] = defaultdict(list)
         shards: dict[str, HeldShard] = {}
-        for held, line in pairs:
+        for held, outcome in pairs:
             shards[held.job_id] = held
-            if line is not None:
-                lines[held.job_id].append(line)
+            if isinstance(outcome, EndedLine):
+                if not held.ended.is_set():
+                    self._try_again(outcome)
+                self._settle(1)
+            elif outcome is not None:
+                lines[held.job_id].append(outcome)
         for job_id, held in shards.items():
             if held.ended.is_set():
-                self._dropped += len(lines[job_id])
+                self._settle(len(lines[job_id]))
             else:
                 self._store(held, lines[job_id])
+
+    def _settle(self, lines: int) -> None:
+        with self._count_lock:
+            self._unstored -= lines
+
+    def _try_again(self, item: EndedLine) -> None:
+        """Give a line another attempt."""
+        held, attempt, failure = item.held, item.held.attempt, item.finished.error
+        try:
+            attempt.tries[item.index] = self.persistently(lambda: self.store.fail(attempt, item.index))
+        except StaleAttemptError as stale:
+            if held.attempt is not attempt:  # this worker itself took it up again meanwhile
+                self._try_again(item)
+            else:
+                self._lost(held, stale)
+            return
+        except redis.exceptions.RedisError as error:
+            log.error("gave up noting a failed attempt at line %d of %s: %s", item.index, held.job_id, error)
+            return
+        message = "attempt %d at line %d of %s failed: %s; trying it again by itself"
+        reason = failure.message if failure is not None else ""
+        arguments = (attempt.tries.get(item.index, 1), item.index, held.job_id, reason)
+        log.warning(message, *arguments, extra={"action": "line_retried"})
+        self._on_retry(held, item.index)
 
     def _store(self, held: HeldShard, lines: list[FinishedLine]) -> None:
         attempt = held.attempt
@@ -220,6 +266,7 @@ class Writer(threading.Thread):
                 self.persistently(lambda: self.store.write(held.attempt, lines))
                 held.remaining.difference_update(line.index for line in lines)
                 self._delivered += len(lines)
+                self._settle(len(lines))
                 lines = []
             if not held.remaining:
                 finished = self.persistently(lambda: self.store.finish(held.attempt, len(held.lines)))
@@ -228,12 +275,15 @@ class Writer(threading.Thread):
             if held.attempt is not attempt:  # this worker itself took it up again meanwhile
                 self._store(held, lines)
                 return
-            log.warning("%s; its lines are dropped here", stale, extra={"action": "lease_lost"})
-            self._dropped += len(lines)
-            self._end(held, End.LOST)
+            self._settle(len(lines))
+            self._lost(held, stale)
         except redis.exceptions.RedisError as error:
             if not self._given_up.is_set():
                 log.error("shard %s is stored, but not closed in RQ's books: %s", held.job_id, error)
+
+    def _lost(self, held: HeldShard, stale: StaleAttemptError) -> None:
+        log.warning("%s; its lines are dropped here", stale, extra={"action": "lease_lost"})
+        self._end(held, End.LOST)
 
     def _end(self, held: HeldShard, end: End) -> None:
         held.ended.set()
@@ -305,7 +355,7 @@ class Writer(threading.Thread):
             code=code,
             message=message,
             param=param,
-            attempt=held.attempt.attempt,
+            attempt=held.attempt_at(item.index),
             finished_at=item.at,
             worker=self.worker_name,
             model=held.group.model,
@@ -339,12 +389,18 @@ class Writer(threading.Thread):
             batch_id=held.attempt.batch_id,
             model_revision=item.served.revision,
             worker=self.worker_name,
-            attempt=held.attempt.attempt,
+            attempt=held.attempt_at(item.index),
             created_at=item.at - generated_for,
             finished_at=item.at,
         )
         usage = (stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens)
         return FinishedLine(item.index, True, *usage, record)
+
+
+def _may_pass(item: EndedLine) -> bool:
+    """Whether a line gets another attempt: it failed for a reason that may pass, and not too often yet."""
+    failure = item.finished.error
+    return failure is not None and failure.passing and item.held.attempt_at(item.index) < item.held.max_attempts
 
 
 def run_stats(item: EndedLine, held: HeldShard) -> RunStats:

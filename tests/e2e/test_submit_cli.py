@@ -234,5 +234,5 @@ def test_interrupted_upload_never_runs(store: Store, server_url: str, sent: sign
         assert process.stdout.read() == b""
     assert store.batches() == []
     assert store.connection.keys("rq:queue:*") == []
-    Store(store.connection, now=lambda: time.time() + 1000).sweep()
+    Store(store.connection, server_time=lambda: time.time() + 1000).sweep()
     assert store.connection.keys("*") == []

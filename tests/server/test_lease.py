@@ -12,9 +12,10 @@ from rq.serializers import JSONSerializer
 
 from jobs.batch import new_batch_id, queue_name
 from jobs.errors import RefusedError, StaleAttemptError
+from jobs.keys import PREFIX
 from jobs.shard import Group, ShardLine, encode_lines
 from jobs.store import Attempt, FinishedLine, NewBatch, Store, UploadedShard
-from worker.lease import Lease, ShardJob, ShardWorker, machine
+from worker.lease import ORPHAN_S, Lease, ShardJob, ShardWorker, machine
 
 MODEL = Group("pocket")
 QUEUE = queue_name(MODEL.key, "normal")
@@ -221,10 +222,11 @@ def test_recovery_calls_nothing_that_redis_names(
 def test_a_hand_back_counts_as_an_attempt_only_after_a_failure(store: Store) -> None:
     """A clean one leaves the count of attempts as it was."""
     batch = live_batch(store)
-    for clean, attempt in ((True, 1), (False, 1), (True, 2)):
+    for clean, tries in ((True, {}), (False, {}), (True, {1: 1})):
         claimed = store.claim(batch, 0)
         assert claimed is not None
-        assert claimed.attempt == attempt
+        assert claimed.tries == claimed.deaths == tries
+        assert store.begin(claimed, [1], "one", store.connection)
         assert store.release(claimed, clean=clean)
 
 
@@ -242,14 +244,14 @@ def test_a_name_in_use_is_refused(make_worker: Callable[..., ShardWorker], store
 def test_a_job_dequeued_and_never_begun_comes_back(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
     """A worker that died between pop and lease leaves its job in the intermediate list; recovery requeues it."""
     live_batch(store)
-    clock = [store.now()]
-    patient = ShardWorker(Store(store.connection, now=lambda: clock[0]), [QUEUE], "mini.1")
-    assert patient.take([QUEUE]) is not None
-    patient.recover()
-    assert patient.take([QUEUE]) is None
-    clock[0] += 20
-    patient.recover()
-    assert patient.take([QUEUE]) is not None
+    worker = make_worker()
+    shard = worker.take([QUEUE])
+    assert shard is not None
+    worker.recover()
+    assert worker.take([QUEUE]) is None
+    store.connection.hset(f"{PREFIX}dequeued:{QUEUE}", shard.job.id, store.server_time() - ORPHAN_S - 1)
+    worker.recover()
+    assert worker.take([QUEUE]) is not None
 
 
 def test_renewal_keeps_the_lease(store: Store, make_worker: Callable[..., ShardWorker]) -> None:

@@ -109,7 +109,7 @@ def test_a_worker_that_takes_its_own_shard_up_again_goes_on_with_it(store: Store
     key = held.key(0)
     assert held_by(service) is held
     assert held.key(0) == key
-    assert held.attempt.attempt == 2
+    assert held.attempt.fence == 2
     fail(service, held, 0)
     fail(service, held, 1)
     write_all(service)
@@ -131,8 +131,7 @@ def test_after_an_outage_leases_get_time_to_be_renewed(store: Store, make_servic
     service._note_outage()
     service._maintain()
     assert store.connection.zcard(registry) == 1
-    clock[0] += LEASE_S
-    service._redis_seen_at = clock[0]
+    service._recover_from -= LEASE_S
     service._maintained_at = -1e9
     service._maintain()
     assert store.connection.zcard(registry) == 0

@@ -143,7 +143,7 @@ def test_submitters_discard_needs_no_table(store: Store) -> None:
 def test_silent_uploads_are_swept_and_can_no_longer_be_committed(store: Store) -> None:
     """After the lease a sweep removes the upload; its submitter learns it at commit."""
     upload(store, new_batch())
-    later = Store(store.connection, now=lambda: time.time() + UPLOAD_LEASE_S + 5)
+    later = Store(store.connection, server_time=lambda: time.time() + UPLOAD_LEASE_S + 5)
     assert store.sweep() == []
     assert later.sweep() == ["b_1"]
     assert all_keys(store) == set()
@@ -154,7 +154,7 @@ def test_silent_uploads_are_swept_and_can_no_longer_be_committed(store: Store) -
 def test_signs_of_life_keep_an_upload(store: Store) -> None:
     """Each upload, even of nothing, starts the lease again; live batches are never swept."""
     now = [1000.0]
-    clocked = Store(store.connection, now=lambda: now[0])
+    clocked = Store(store.connection, server_time=lambda: now[0])
     live(clocked, "b_0")
     batch = new_batch()
     upload(clocked, batch)
@@ -176,7 +176,7 @@ def test_upload_that_is_being_swept_cannot_be_committed(store: Store) -> None:
             assert not store.commit(batch_id, total=4, shards=2, groups=[MODEL])
             super().discard(batch_id, shards)
 
-    assert Interrupted(store.connection, now=lambda: time.time() + UPLOAD_LEASE_S + 5).sweep() == ["b_1"]
+    assert Interrupted(store.connection, server_time=lambda: time.time() + UPLOAD_LEASE_S + 5).sweep() == ["b_1"]
     assert store.take([QUEUE]) is None
     assert all_keys(store) == set()
 
@@ -281,7 +281,7 @@ def test_stale_attempts_cannot_write_or_finish(store: Store) -> None:
         store.write(zombie, [record(1)])
     with pytest.raises(StaleAttemptError):
         store.finish(zombie, 2)
-    assert (store.batch("b_1").completed, heir.attempt) == (1, 2)
+    assert (store.batch("b_1").completed, heir.fence) == (1, 2)
     store.write(heir, [record(1)])
     assert store.finish(heir, 2)
 
@@ -290,10 +290,11 @@ def test_handed_back_attempts_are_stale_and_do_not_count(store: Store) -> None:
     """A worker that stops cleanly leaves no mark on the shard."""
     live(store)
     attempt = claimed(store, 0)
+    store.begin(attempt, [0, 1], "one", store.connection)
     store.release(attempt)
     with pytest.raises(StaleAttemptError):
         store.write(attempt, [record(0)])
-    assert claimed(store, 0).attempt == 1
+    assert claimed(store, 0).tries == {}
 
 
 def test_shard_is_finished_only_when_each_line_has_a_record(store: Store) -> None:

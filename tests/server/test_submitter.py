@@ -240,7 +240,7 @@ def test_upload_that_was_swept_says_so(store: Store) -> None:
 
     def lines() -> Iterator[dict[str, Any]]:
         yield from prompts(2 * CHUNK_LINES)
-        late = Store(store.connection, now=lambda: time.time() + UPLOAD_LEASE_S + 5)
+        late = Store(store.connection, server_time=lambda: time.time() + UPLOAD_LEASE_S + 5)
         assert len(late.sweep()) == 1
         yield from ({"prompt": "x"} for _ in range(2 * CHUNK_LINES))
 
@@ -251,7 +251,7 @@ def test_upload_that_was_swept_says_so(store: Store) -> None:
 
 def test_submitting_sweeps_what_others_left(store: Store) -> None:
     """A submitter killed in the middle of an upload is cleaned up by the next one."""
-    dead = Store(store.connection, now=lambda: time.time() - UPLOAD_LEASE_S - 5)
+    dead = Store(store.connection, server_time=lambda: time.time() - UPLOAD_LEASE_S - 5)
     dead.create(NewBatch("b_dead", None, "a", "normal", {}, {}))
     done = send(store, prompts(1))
     assert [batch.id for batch in store.batches()] == [done.batch_id]

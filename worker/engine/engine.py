@@ -66,6 +66,8 @@ class Engine:
         self.model = model
         self.context = max_context if max_context is not None else model.context_length
         self.stats = EngineStats()
+        self.on_begin: Callable[[list[Hashable]], None] = lambda keys: None
+        """Called with the keys of lines that begin, before anything is computed of them."""
         self._clock = clock
         self._step_size = prefill_step_size
         self._prefix_memory = prefix_memory if model.prefixes else 0
@@ -98,6 +100,15 @@ class Engine:
     def pending(self) -> int:
         """Lines queued and not begun."""
         return len(self._lines) - self._begun
+
+    @property
+    def begun(self) -> int:
+        """Lines under way."""
+        return self._begun
+
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether a line of this key is here and has not ended."""
+        return key in self._lines
 
     @property
     def active(self) -> int:
@@ -147,6 +158,10 @@ class Engine:
         those of lines that have ended, are ignored."""
         if key in self._lines:
             self._cancelled[key] = reason
+
+    def admit(self, only: frozenset[Hashable] | None) -> None:
+        """From now on only these lines begin; None: all. Lines under way go on."""
+        self._scheduler.admits = None if only is None else lambda ticket: ticket.owner.sequences[0].key in only
 
     def drop_pending(self) -> list[Hashable]:
         """Forget the lines that have not begun, and report nothing more of them; their keys."""
@@ -288,6 +303,9 @@ class Engine:
     def _begin_groups(self) -> None:
         now = self._clock()
         groups = self._scheduler.begin()
+        keys = dict.fromkeys(ticket.owner.sequences[0].key for tickets in groups for ticket in tickets)
+        if fresh := [key for key in keys if not self._lines[key].begun]:
+            self.on_begin(fresh)
         for tickets in groups:
             for ticket in tickets:
                 self.stats.cached_tokens += ticket.cached

@@ -69,5 +69,5 @@ def in_flight(line: Line, places: dict[Ticket, PrefillGroup]) -> InFlight:
 
 
 def internal_error(error: Exception) -> Failure:
-    """What a line that breaks the engine fails with."""
-    return Failure("internal_error", f"{type(error).__name__}: {error}")
+    """What a line that breaks the engine fails with. It may have been the device's fault, or short of memory."""
+    return Failure("internal_error", f"{type(error).__name__}: {error}", passing=True)

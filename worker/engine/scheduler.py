@@ -70,6 +70,8 @@ class Scheduler:
         self.memory = memory
         self.most: int | None = None
         """What one row may take when it runs alone, where that is more than ``memory``."""
+        self.admits: Callable[[Ticket], bool] | None = None
+        """Which waiting tickets may begin; None: all of them."""
         self._row_bytes = row_bytes
         self._padding = padding
         self._assign = assign
@@ -140,7 +142,9 @@ class Scheduler:
     def _wave(self) -> list[Ticket]:
         """The ticket that waits first, and of those behind it the ones nearest to it in length, which waste the least
         padding. Since the first always goes, none waits for longer than there are tickets before it."""
-        near = list(islice(self._waiting, LOOK_AHEAD * self.prompt_concurrency))
+        near = list(islice(filter(self.admits, self._waiting), LOOK_AHEAD * self.prompt_concurrency))
+        if not near:
+            return []
         first = near[0].length
         chosen = sorted(range(len(near)), key=lambda place: (place > 0, abs(near[place].length - first)))
         return [near[place] for place in sorted(chosen[: self.prompt_concurrency])]

@@ -107,10 +107,11 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a line failed: a code of the contract and a message."""
+    """Why a line failed: a code of the contract and a message. ``passing`` if another attempt may fare better."""
 
     code: str
     message: str
+    passing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,91 @@
+"""Which lines an engine begins, and who is told of it first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs.shard import Group
+from worker.compute import Compute, EngineSettings
+from worker.engine.engine import Engine
+from worker.engine.sequence import Finished
+
+
+def test_begun_lines_are_told_before_anything_is_computed_of_them(markov: Any, line_of: Any) -> None:
+    """Each key once, while the model has not yet seen its prompt; a row that begins again is not told again."""
+    model = markov()
+    engine = Engine(model, decode_concurrency=4, prompt_concurrency=2)
+    told: list[Any] = []
+
+    def tell(keys: list[Any]) -> None:
+        assert sum(rows for rows, columns in model.model.calls if columns > 1) == len(told)
+        assert all(key not in told for key in keys)
+        told.extend(keys)
+
+    engine.on_begin = tell
+    for index in range(6):
+        engine.add(line_of(index, range(1, 4), max_tokens=3))
+    while engine.has_work:
+        engine.step()
+    assert sorted(told) == list(range(6))
+
+
+def test_only_admitted_lines_begin(markov: Any, line_of: Any) -> None:
+    """Those under way go on, the others wait in their order, and begin when all are admitted again."""
+    engine = Engine(markov(), decode_concurrency=4)
+    engine.add(line_of("first", [1], max_tokens=20))
+    engine.step()
+    engine.admit(frozenset())
+    for key in ("a", "b", "c"):
+        engine.add(line_of(key, [1], max_tokens=2))
+    for _ in range(5):
+        engine.step()
+    assert engine.begun == 1
+    engine.admit(frozenset({"b"}))
+    ended = [finished.key for _ in range(6) for finished in engine.step()]
+    assert ended == ["b"]
+    assert "a" in engine
+    assert "b" not in engine
+    engine.admit(None)
+    ended = [finished.key for _ in range(40) for finished in engine.step()]
+    assert sorted(ended) == ["a", "c", "first"]
+    assert not engine.has_work
+
+
+@pytest.fixture
+def compute(markov: Any) -> Any:
+    """A compute thread that is not started, with one engine; ``ended`` collects what ended."""
+    ended: list[Finished] = []
+    made = Compute(EngineSettings(), lambda group, finished: ended.append(finished), lambda: None)
+    made._engines[Group("m")] = Engine(markov(), decode_concurrency=4)
+    return made, ended
+
+
+def test_suspects_run_by_themselves_on_the_real_engine(compute: Any, line_of: Any) -> None:
+    """No step has a suspect and another line; all of them end."""
+    made, ended = compute
+    group = Group("m")
+    for index in range(6):
+        made.add(group, line_of(index, [1, 2], max_tokens=4), alone=index % 2 == 1)
+    together = []
+    for _ in range(100):
+        made._obey() if not made._commands.empty() else None
+        made._step()
+        together.append({line.key for line in made._engines[group].snapshot()})
+        if len(ended) == 6:
+            break
+    assert sorted(finished.key for finished in ended) == list(range(6))
+    assert all(len(keys) == 1 for keys in together if keys & {1, 3, 5})
+    assert any(len(keys) == 3 for keys in together)
+    assert made.idle
+
+
+def test_a_line_that_cannot_be_queued_fails_by_itself(compute: Any, line_of: Any) -> None:
+    """A token that the model does not have ends its line, not the thread."""
+    made, ended = compute
+    made.add(Group("m"), line_of("bad", [100_000], max_tokens=2))
+    made._obey()
+    [finished] = ended
+    assert finished.error.code == "internal_error"
+    assert "100000" in finished.error.message

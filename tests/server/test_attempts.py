@@ -1,0 +1,244 @@
+"""Attempts at lines on a real server: what is charged to whom, and what a worker does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+import pytest
+from redis.exceptions import ConnectionError as OutError
+
+from jobs.connect import connect
+from jobs.errors import ModelLoadError, StaleAttemptError
+from jobs.keys import trouble_key
+from jobs.results import ordered_records
+from jobs.shard import Group
+from jobs.store import Attempt, FinishedLine, Store
+from tests.pool import MODEL, make_batch, prompts
+from worker.compute import Compute, EngineSettings
+from worker.engine.sequence import Failure, Finished
+from worker.held import HeldShard
+from worker.marks import QUIET_S, Marks
+from worker.service import Service, ServiceSettings
+from worker.trouble import SICK_AFTER, TROUBLE_LIMIT, note_trouble, without_trouble
+from worker.writer import EndedLine
+
+
+def claimed(store: Store, batch: str, life: str = "") -> Attempt:
+    attempt = store.claim(batch, 0, life)
+    assert attempt is not None
+    return attempt
+
+
+def record(index: int) -> FinishedLine:
+    return FinishedLine(index, True, 1, 1, 0, b'{"id":"x","index":%d}' % index)
+
+
+def test_lines_under_way_at_a_death_are_charged_and_only_they(store: Store) -> None:
+    """The next claim finds an attempt at the lines that were begun and had no record; others count as never tried."""
+    batch = make_batch(store, prompts(4))
+    first = claimed(store, batch, "one")
+    store.begin(first, [0, 1], "one", store.connection)
+    store.write(first, [record(0)])
+    second = claimed(store, batch, "two")
+    assert second.finished == {0}
+    assert second.tries == second.deaths == {1: 1}
+    assert claimed(store, batch, "three").tries == {1: 1}
+
+
+def test_a_worker_that_takes_its_own_shard_again_is_not_charged(store: Store) -> None:
+    """It has slept, not died; a namesake with another life has."""
+    batch = make_batch(store, prompts(2))
+    store.begin(claimed(store, batch, "one"), [0], "one", store.connection)
+    assert claimed(store, batch, "one").tries == {}
+    assert claimed(store, batch, "another").tries == {0: 1}
+
+
+def test_stale_attempts_begin_and_fail_nothing(store: Store) -> None:
+    """Their lines are another attempt's."""
+    batch = make_batch(store, prompts(2))
+    stale, current = claimed(store, batch), claimed(store, batch)
+    assert not store.begin(stale, [0], "one", store.connection)
+    with pytest.raises(StaleAttemptError):
+        store.fail(stale, 0)
+    assert store.fail(current, 0) == 1
+    assert store.fail(current, 0) == 2
+    assert claimed(store, batch).tries == {0: 2}
+
+
+def test_a_batch_that_ended_takes_no_records(store: Store) -> None:
+    """Whatever ended it counts its lines: what comes later would count them again."""
+    batch = make_batch(store, prompts(2))
+    attempt = claimed(store, batch)
+    assert store.standing([attempt], store.connection) == [True]
+    store.connection.hset(f"promptmill:b:{batch}", "status", "cancelled")
+    with pytest.raises(StaleAttemptError):
+        store.write(attempt, [record(0)])
+    with pytest.raises(StaleAttemptError):
+        store.finish(attempt, 2)
+    assert store.standing([attempt], store.connection) == [False]
+
+
+@pytest.fixture
+def service(store: Store, server_url: str) -> Iterator[Service]:
+    """A worker for MODEL whose threads are not started."""
+    connection = connect(server_url)
+    yield Service(store.connection, connection, ServiceSettings((Group(MODEL),), name="mini"))
+    connection.close()
+
+
+def held_by(service: Service) -> HeldShard:
+    assert service._take_one()
+    [held] = service.held.values()
+    return held
+
+
+def prepare_all(service: Service) -> list[tuple[int, bool]]:
+    """Let the intake prepare what it has: (index, whether it is to run alone) of each line the engine gets."""
+    given: list[tuple[int, bool]] = []
+    preparer = SimpleNamespace(prepare=lambda job, key: SimpleNamespace(key=key))
+    loaded: Any = SimpleNamespace(result=lambda: SimpleNamespace(preparer=preparer))
+    compute: Any = SimpleNamespace(add=lambda group, line, alone, after_s: given.append((line.key[2], alone)))
+    while not service.intake._queue.empty():
+        work = service.intake._queue.get()
+        assert work is not None
+        service.intake._compute = compute
+        object.__setattr__(work, "loading", loaded)
+        service.intake._queue.put(work)
+        service.intake._queue.put(None)
+        service.intake.run()
+    return given
+
+
+def write_all(service: Service) -> None:
+    service.writer.stop()
+    service.writer.run()
+
+
+def test_suspects_run_alone_and_the_hopeless_not_at_all(store: Store, service: Service) -> None:
+    """After one death a line is a suspect; after three it fails with worker_crashed, and its neighbours go on."""
+    batch = make_batch(store, prompts(3))
+    for death in range(3):
+        attempt = claimed(store, batch, f"life {death}")
+        store.begin(attempt, [0, 1] if death == 0 else [0], f"life {death}", store.connection)
+    held_by(service)
+    assert prepare_all(service) == [(1, True), (2, False)]
+    write_all(service)
+    [raw] = [orjson.loads(record.raw) for record in ordered_records(store.connection, batch)]
+    assert (raw["id"], raw["error"]["code"], raw["attempt"]) == ("row-0", "worker_crashed", 3)
+    assert "3 of 3 attempts" in raw["error"]["message"]
+
+
+def ended(held: HeldShard, index: int, failure: Failure | None) -> Any:
+    return EndedLine(held, index, SimpleNamespace(), Finished(held.key(index), [], failure), 0.0)  # type: ignore[arg-type]
+
+
+def test_a_failure_that_may_pass_is_tried_again_alone(store: Store, service: Service) -> None:
+    """Each time counted, until the last attempt fails: its record says which attempt it was and what went wrong."""
+    batch = make_batch(store, prompts(2))
+    held = held_by(service)
+    prepare_all(service)
+    for attempt in (1, 2, 3):
+        assert held.attempt_at(1) == attempt
+        service.writer.put(ended(held, 1, Failure("internal_error", "no memory", passing=True)))
+        write_all(service)
+        assert prepare_all(service) == ([(1, True)] if attempt < 3 else [])
+    [raw] = [orjson.loads(record.raw) for record in ordered_records(store.connection, batch)]
+    assert (raw["id"], raw["error"]["message"], raw["attempt"]) == ("row-1", "no memory", 3)
+
+
+def test_a_failure_for_good_is_not_tried_again(store: Store, service: Service) -> None:
+    """What the line asks for cannot be had, here or anywhere."""
+    batch = make_batch(store, prompts(1))
+    held = held_by(service)
+    prepare_all(service)
+    service.writer.put(ended(held, 0, Failure("context_length_exceeded", "too long")))
+    write_all(service)
+    [raw] = [orjson.loads(record.raw) for record in ordered_records(store.connection, batch)]
+    assert (raw["error"]["code"], raw["attempt"]) == ("context_length_exceeded", 1)
+
+
+def test_a_shard_of_an_ended_batch_is_let_go(store: Store, service: Service) -> None:
+    """At the second look, so that a shard that is just being taken up again is not dropped."""
+    batch = make_batch(store, prompts(2))
+    held = held_by(service)
+    service.pulse._let_go()
+    store.connection.hset(f"promptmill:b:{batch}", "status", "cancelled")
+    service.pulse._let_go()
+    assert service.held
+    service.pulse._let_go()
+    assert not service.held
+    assert held.ended.is_set()
+
+
+def test_lines_that_begin_in_an_outage_are_noted_after_it(store: Store, service: Service) -> None:
+    """Generation does not wait for a Redis that is out, and is not told twice within seconds."""
+    make_batch(store, prompts(3))
+    held = held_by(service)
+    now, out, asked = [0.0], [True], []
+
+    class Flaky(Store):
+        def begin(self, attempt: Attempt, indices: Any, life: str, connection: Any) -> bool:
+            asked.append(list(indices))
+            if out[0]:
+                raise OutError("gone")
+            return super().begin(attempt, indices, life, connection)
+
+    marks = Marks(Flaky(store.connection), store.connection, "one", service.held, clock=lambda: now[0])
+    marks.begin([held.key(0)])
+    out[0] = False
+    marks.begin([held.key(1)])
+    assert asked == [[0]]
+    now[0] += QUIET_S
+    marks.begin([held.key(2)])
+    assert sorted(asked[-1]) == [0, 1, 2]
+    assert claimed(store, held.attempt.batch_id, "two").tries == {0: 1, 1: 1, 2: 1}
+
+
+def test_lines_failing_one_after_another_are_the_models_fault() -> None:
+    """Three different ones with no good one between end the engine; one line failing again does not."""
+    compute = Compute(EngineSettings(), lambda group, finished: None, lambda: None)
+    group, passing = Group(MODEL), Failure("internal_error", "RuntimeError: device lost", passing=True)
+    for _ in range(SICK_AFTER):
+        compute._judge(group, Finished("a", [], passing))
+    compute._judge(group, Finished("b", [], passing))
+    compute._judge(group, Finished("c", []))
+    compute._judge(group, Finished("a", [], passing))
+    compute._judge(group, Finished("b", [], passing))
+    with pytest.raises(Exception, match="3 lines in a row failed by themselves, the last with: RuntimeError"):
+        compute._judge(group, Finished("c", [], passing))
+
+
+def test_a_model_that_ends_its_workers_is_no_longer_served(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """After three times within the hour on this machine; others are served, and elsewhere it is too."""
+    sick, well = Group("sick"), Group("well")
+    for _ in range(TROUBLE_LIMIT):
+        assert without_trouble(store.connection, "here", [sick, well]) == (sick, well)
+        note_trouble(store.connection, "here", sick, "device lost")
+    assert without_trouble(store.connection, "here", [sick, well]) == (well,)
+    assert "sick is not served here: it ended its worker 3 times" in caplog.text
+    assert "device lost" in caplog.text
+    assert without_trouble(store.connection, "there", [sick]) == (sick,)
+    with pytest.raises(ModelLoadError, match="in Redis"):
+        without_trouble(store.connection, "here", [sick])
+    assert 3000 < store.connection.ttl(trouble_key("here", "sick")) <= 3600
+
+
+def test_a_worker_whose_engine_failed_leaves_word(
+    store: Store, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its end the model that was at work is noted, and lines under way count as tried."""
+    batch = make_batch(store, prompts(2))
+    service.rq.start()
+    held = held_by(service)
+    store.begin(held.attempt, [1], service._life, store.connection)
+    service.compute.failure, service.compute.failed_group = RuntimeError("device lost"), held.group
+    monkeypatch.setattr(service.writer, "join", lambda timeout: None)
+    monkeypatch.setattr(service.compute, "join", lambda timeout: None)
+    monkeypatch.setattr(service.pulse, "stop", lambda: None)
+    service._end()
+    assert claimed(store, batch, "two").tries == {1: 1}
+    [key] = store.connection.keys("promptmill:trouble:*")
+    assert store.connection.hget(key, "reason") == b"device lost"

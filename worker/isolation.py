@@ -1,0 +1,92 @@
+"""Lines that may bring their worker down: they run one at a time, with nothing beside them. Policy only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jobs.shard import Group
+
+__all__ = ["Isolation"]
+
+LOOK_S = 0.01
+
+
+class Admitting(Protocol):
+    """What an engine must be able to do: see :class:`worker.engine.engine.Engine`."""
+
+    @property
+    def begun(self) -> int: ...
+
+    def __contains__(self, key: Hashable) -> bool: ...
+
+    def add(self, line: Any) -> None: ...
+
+    def admit(self, only: frozenset[Hashable] | None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A line that is to run alone, and when at the earliest."""
+
+    group: Group
+    line: Any
+    not_before: float
+
+
+class Isolation:
+    """Decides, before each round of the engines, what may begin. Lines are begun in the order they came.
+
+    While one waits, no other line begins anywhere; it begins when all that were under way have ended, and when
+    ``unstored()``, the number of ended lines whose records are not yet stored, is 0: those would count as under way.
+    While Redis is out it is None, and suspects wait until it is back, holding off nothing.
+    """
+
+    def __init__(
+        self, unstored: Callable[[], int | None] = lambda: 0, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._unstored, self._clock = unstored, clock
+        self._waiting: list[Waiting] = []
+        self._running: tuple[Group, Hashable] | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, group: Group, line: Any, after_s: float = 0.0) -> None:
+        """Run ``line`` alone, ``after_s`` seconds from now at the earliest."""
+        self._waiting.append(Waiting(group, line, self._clock() + after_s))
+
+    def due_in(self) -> float | None:
+        """Seconds until it is worth a look whether a line may begin; None when none waits."""
+        if not self._waiting:
+            return None
+        return max(LOOK_S, min(item.not_before for item in self._waiting) - self._clock())
+
+    def drop(self, key: Hashable | None = None) -> list[Hashable]:
+        """Forget the waiting line of this key, or all of them; the keys of those forgotten."""
+        dropped = [item for item in self._waiting if key is None or item.line.key == key]
+        self._waiting = [item for item in self._waiting if item not in dropped]
+        return [item.line.key for item in dropped]
+
+    def arrange(self, engines: Mapping[Group, Admitting]) -> None:
+        """Let each engine begin what it may."""
+        if self._running is not None:
+            group, key = self._running
+            if group not in engines or key not in engines[group]:
+                self._running = None
+        unstored = self._unstored()
+        chosen = self._due(engines) if self._running is None and unstored is not None else None
+        alone = self._running is not None or chosen is not None
+        if chosen is not None and unstored == 0 and not any(engine.begun for engine in engines.values()):
+            self._waiting.remove(chosen)
+            self._running = (chosen.group, chosen.line.key)
+            engines[chosen.group].add(chosen.line)
+        for group, engine in engines.items():
+            mine = self._running is not None and self._running[0] == group
+            engine.admit(frozenset({self._running[1]} if mine and self._running else ()) if alone else None)
+
+    def _due(self, engines: Mapping[Group, Admitting]) -> Waiting | None:
+        now = self._clock()
+        return next((item for item in self._waiting if item.not_before <= now and item.group in engines), None)

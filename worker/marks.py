@@ -1,0 +1,72 @@
+"""Which lines are under way, kept in Redis: should the worker die, one of them may have been the cause."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import redis.exceptions
+
+from jobs.store import Store
+from worker.held import HeldShard, LineKey
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+__all__ = ["Marks"]
+
+log = logging.getLogger("promptmill.worker")
+
+QUIET_S = 5.0
+QUIET_RATIO = 20
+"""A Redis that did not answer is left alone for so long, and for so many times what it took to find out: generation
+must not wait for it."""
+
+
+class Marks:
+    """Notes lines before they begin, in one round trip per shard. It is called by the compute thread alone, and has a
+    connection of its own with a short timeout.
+
+    What begins while Redis is out is noted with the first lines that begin when it is back.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        connection: Redis,
+        life: str,
+        held: Mapping[str, HeldShard],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._connection, self._life, self._held, self._clock = store, connection, life, held, clock
+        self._missed: set[LineKey] = set()
+        self._quiet_until = 0.0
+
+    def begin(self, keys: Iterable[LineKey]) -> None:
+        """Note that these lines begin now."""
+        wanted = self._missed.union(keys)
+        begun = self._clock()
+        if begun >= self._quiet_until:
+            try:
+                self._note(wanted)
+            except redis.exceptions.RedisError as error:
+                log.debug("lines under way cannot be noted: %s", error)
+                now = self._clock()
+                self._quiet_until = now + max(QUIET_S, QUIET_RATIO * (now - begun))
+            else:
+                wanted = set()
+        self._missed = wanted
+
+    def _note(self, keys: Iterable[LineKey]) -> None:
+        by_shard: dict[str, list[int]] = defaultdict(list)
+        for job_id, fence, index in keys:
+            held = self._held.get(job_id)
+            if held is not None and held.taken_under == fence and index in held.remaining:
+                by_shard[job_id].append(index)
+        for job_id, indices in by_shard.items():
+            if (held := self._held.get(job_id)) is not None:
+                self._store.begin(held.attempt, indices, self._life, self._connection)
