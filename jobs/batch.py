@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["DONE", "PRIORITIES", "STATUSES", "Batch", "Usage", "new_batch_id", "queue_name", "timestamp"]
+__all__ = ["DONE", "ENDED", "PRIORITIES", "STATUSES", "Batch", "Usage", "new_batch_id", "queue_name", "timestamp"]
 
 STATUSES = (
     "validating",
@@ -24,6 +24,7 @@ STATUSES = (
     "cancelled",
 )
 DONE = frozenset({"failed", "completed", "expired", "cancelled"})
+ENDED = frozenset({"cancelled", "expired"})
 PRIORITIES = ("high", "normal", "low")
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -82,6 +83,22 @@ class Batch:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pool: str | None = None
+    unrun: int = 0
+    """Lines of ``failed`` that were not finished when the batch was cancelled or expired: none has a stored record."""
+    carried: int = 0
+    """Lines of ``completed`` that were so before the batch was last retried."""
+    carried_tokens: int = 0
+    """Tokens generated before that."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was cancelled or expired: every line without a record failed by that."""
+        return self.status in ENDED
+
+    @property
+    def ended_at(self) -> float | None:
+        """When it was completed, cancelled or expired; None while it runs."""
+        return self.times.get(self.status) if self.done else None
 
     @property
     def finished(self) -> int:
@@ -95,19 +112,20 @@ class Batch:
     def elapsed(self, now: float) -> float:
         """Seconds from the first line's start to the end, or to ``now`` while it runs."""
         start = self.times.get("started")
-        return 0.0 if start is None else max(self.times.get("completed", now) - start, 0.0)
+        end = now if self.ended_at is None else self.ended_at
+        return 0.0 if start is None else max(end - start, 0.0)
 
     def rates(self, now: float) -> dict[str, float | None]:
-        """Lines and tokens per second since the batch began, and the seconds left at that rate."""
+        """Lines and tokens per second since the batch (or its retry) began, and the seconds left at that rate."""
         elapsed = self.elapsed(now)
-        worked = self.finished - self.rejected
+        worked = self.finished - self.rejected - self.unrun - self.carried
         if elapsed <= 0 or worked <= 0:
             return {"lines_per_second": None, "completion_tokens_per_second": None, "eta_s": None}
         rate = worked / elapsed
         eta = None if self.done else round((self.total - self.finished) / rate, 1)
         return {
             "lines_per_second": round(rate, 3),
-            "completion_tokens_per_second": round(self.usage.completion_tokens / elapsed, 3),
+            "completion_tokens_per_second": round((self.usage.completion_tokens - self.carried_tokens) / elapsed, 3),
             "eta_s": eta,
         }
 
@@ -154,4 +172,7 @@ def parse_batch(batch_id: str, stored: Mapping[bytes, bytes]) -> Batch:
         defaults=orjson.loads(text.get("defaults", "{}")),
         metadata=orjson.loads(text.get("metadata", "{}")),
         pool=text.get("pool") or None,
+        unrun=int(text.get("unrun", 0)),
+        carried=int(text.get("carried", 0)),
+        carried_tokens=int(text.get("carried_tokens", 0)),
     )

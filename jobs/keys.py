@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BATCHES", "PREFIX", "UPLOADING", "BatchKeys", "run_key", "trouble_key", "worker_key"]
+__all__ = ["BATCHES", "EXPIRING", "PREFIX", "UPLOADING", "BatchKeys", "run_key", "trouble_key", "worker_key"]
 
 PREFIX = "promptmill:"
 BATCHES = PREFIX + "batches"
 """Sorted set of batch ids by creation time."""
 UPLOADING = PREFIX + "uploading"
-"""Sorted set of batches being uploaded, by the last sign of life of their submitter."""
+"""Sorted set of batches being uploaded or retried, by the last sign of life of who does it."""
+EXPIRING = PREFIX + "expiring"
+"""Sorted set of batches that end by themselves, by the time at which they do (of Redis' clock)."""
 
 
 def worker_key(name: str) -> str:
@@ -80,8 +82,14 @@ class BatchKeys:
         return f"{self.info}:fl:{number}"
 
     def tries(self, number: int) -> str:
-        """Hash: index -> attempts at this line that failed; ``d`` and index -> how many of them a worker died in."""
+        """Hash: index -> attempts at this line that failed; ``d`` and index -> how many of them a worker died in; ``b``
+        and index -> how many there were when the batch was retried: those no longer speak against the line."""
         return f"{self.info}:try:{number}"
+
+    @property
+    def retried(self) -> str:
+        """Hash: ``number:index`` of lines run again -> length of :attr:`finished` then: earlier places are void."""
+        return f"{self.info}:again"
 
     def load_failures(self, number: int) -> str:
         """Set: workers on which the shard's model could not be loaded."""

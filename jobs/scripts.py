@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
-__all__ = ["BEGIN", "CLAIM", "COMMIT", "FAIL", "FINISH", "REJECT", "RELEASE", "SWEEP", "TAKE", "WRITE"]
+__all__ = [
+    "BEGIN",
+    "CLAIM",
+    "COMMIT",
+    "ENQUEUE",
+    "FAIL",
+    "FINISH",
+    "REJECT",
+    "RELEASE",
+    "SWEEP",
+    "TAKE",
+    "WRITE",
+]
 
-COMMIT = """
+ENQUEUE = """
+-- Part of scripts: push a batch's pending jobs to their queues, in order.
+local function enqueue(queues, known, prefix)
+  for _, queue in ipairs(redis.call('SMEMBERS', queues)) do
+    local pending = prefix .. queue
+    local key = 'rq:queue:' .. queue
+    redis.call('SADD', known, key)
+    while true do
+      local popped = redis.call('ZPOPMIN', pending, 1000)
+      if #popped == 0 then break end
+      local ids = {}
+      for i = 1, #popped, 2 do ids[#ids + 1] = popped[i] end
+      redis.call('RPUSH', key, unpack(ids))
+    end
+  end
+end
+"""
+
+COMMIT = (
+    ENQUEUE
+    + """
 -- Make an uploaded batch live: list it, push its jobs to their queues and start its clock, in one step.
 -- A client that lost the reply sends it again: a batch that is live already stays as it is.
--- KEYS: info, uploading, queues, rq:queues, batches.
--- ARGV: batch id, now, pending prefix, then info fields and values.
+-- KEYS: info, uploading, queues, rq:queues, batches, expiring.
+-- ARGV: batch id, now, pending prefix, seconds until it expires or nothing, then info fields and values.
+if redis.replicate_commands then redis.replicate_commands() end
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status or status == 'failed' then return 0 end
 if status ~= 'validating' then return 1 end
@@ -16,33 +49,31 @@ if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then return 0 end
 -- A server that is out of memory refuses this line, and has changed nothing yet.
 redis.call('ZADD', KEYS[5], ARGV[2], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
-for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+for i = 5, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 status = 'in_progress'
 if redis.call('HGET', KEYS[1], 'shards') == redis.call('HGET', KEYS[1], 'shards_done') then
   status = 'completed'
   redis.call('HSET', KEYS[1], 'completed_at', ARGV[2])
 end
 redis.call('HSET', KEYS[1], 'status', status, 'in_progress_at', ARGV[2])
-for _, queue in ipairs(redis.call('SMEMBERS', KEYS[3])) do
-  local pending = ARGV[3] .. queue
-  local key = 'rq:queue:' .. queue
-  redis.call('SADD', KEYS[4], key)
-  while true do
-    local popped = redis.call('ZPOPMIN', pending, 1000)
-    if #popped == 0 then break end
-    local ids = {}
-    for i = 1, #popped, 2 do ids[#ids + 1] = popped[i] end
-    redis.call('RPUSH', key, unpack(ids))
-  end
+if ARGV[4] ~= '' and status == 'in_progress' then
+  local time = redis.call('TIME')
+  local at = string.format('%.6f', time[1] + time[2] / 1000000 + tonumber(ARGV[4]))
+  redis.call('HSET', KEYS[1], 'expires_at', at)
+  redis.call('ZADD', KEYS[6], at, ARGV[1])
 end
+enqueue(KEYS[3], KEYS[4], ARGV[3])
 return 1
 """
+)
 
 SWEEP = """
 -- Give up an upload that is silent still: from here on it cannot be committed, and may be removed in peace.
 -- KEYS: info, uploading.  ARGV: batch id, the time before which a sign of life is too old.
 local seen = redis.call('ZSCORE', KEYS[2], ARGV[1])
 if not seen or tonumber(seen) > tonumber(ARGV[2]) then return 0 end
+-- A live batch is here while it is retried: that is gone on with, see jobs/retrying.py.
+if redis.call('HGET', KEYS[1], 'status') == 'in_progress' then return 0 end
 redis.call('HSET', KEYS[1], 'status', 'failed')
 return 1
 """
@@ -133,8 +164,8 @@ WRITE = """
 -- Store finished lines of a shard, unless the attempt is stale. Counts change with the record, in the same step.
 -- KEYS: info, fences, records, finished, flights.
 -- ARGV: shard number, fence, then per line: index, 1 or 0 (completed or failed), prompt, completion, cached, record.
-if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
 if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' then return 0 end
+if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
 local completed, failed, prompt, completion, cached = 0, 0, 0, 0, 0
 for i = 3, #ARGV, 6 do
   if redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 5]) == 1 then
@@ -160,6 +191,7 @@ FINISH = """
 -- ARGV: shard number, fence, lines, now, compacted records.
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
 if redis.call('EXISTS', KEYS[4]) == 1 then return 1 end
+-- Only now: a finish that is sent again may have completed the batch already.
 if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' then return 0 end
 if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[3]) then return -1 end
 redis.call('SET', KEYS[4], ARGV[5])

@@ -1,7 +1,8 @@
 """The storage layer: batches, shards and records in Redis, and RQ's jobs beside them.
 
 Writers: a submitter creates a batch, uploads shards and commits; a worker claims a shard, writes records
-under its fence and finishes it. Readers: :mod:`jobs.results`. Nothing else knows the keys.
+under its fence and finishes it. Readers: :mod:`jobs.results`. A batch's end before its time is in
+:mod:`jobs.ending`, its second life in :mod:`jobs.retrying`. Nothing else knows the keys.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import orjson
 
 from jobs.batch import Batch, parse_batch, queue_name
 from jobs.errors import BatchNotFoundError, StaleAttemptError
-from jobs.keys import BATCHES, UPLOADING, BatchKeys
+from jobs.keys import BATCHES, EXPIRING, UPLOADING, BatchKeys
 from jobs.scripts import BEGIN, CLAIM, COMMIT, FAIL, FINISH, REJECT, RELEASE, SWEEP, TAKE, WRITE
 from jobs.shard import Group, pack
 
@@ -30,6 +31,7 @@ __all__ = [
     "Attempt",
     "FinishedLine",
     "NewBatch",
+    "RqJobs",
     "Store",
     "UploadedShard",
 ]
@@ -76,7 +78,8 @@ class UploadedShard:
 class Attempt:
     """A claim on a shard: the fence all its writes carry, the lines already finished, and what befell the others.
 
-    ``tries`` counts the failed attempts at a line, ``deaths`` those of them in which its worker died.
+    ``tries`` counts the failed attempts at a line, ``deaths`` those of them in which its worker died, and ``forgiven``
+    those before the batch was retried.
     """
 
     batch_id: str
@@ -85,6 +88,11 @@ class Attempt:
     finished: frozenset[int] = frozenset()
     tries: dict[int, int] = field(default_factory=dict)
     deaths: dict[int, int] = field(default_factory=dict)
+    forgiven: dict[int, int] = field(default_factory=dict)
+
+    def failures(self, index: int) -> int:
+        """Attempts that speak against a line."""
+        return self.tries.get(index, 0) - self.forgiven.get(index, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +181,9 @@ class Store:
             for queue, queued in by_queue.items():
                 pipe.sadd(keys.queues, queue)
                 pipe.zadd(keys.pending(queue), {keys.job_id(shard.number): shard.number for shard in queued})
-                jobs = _RqJobs(self.connection, queue, batch.id)
+                jobs = RqJobs(self.connection, queue, batch.id)
                 for shard in queued:
-                    jobs.save(pipe, keys.job_id(shard.number), shard)
+                    jobs.save(pipe, shard.number, shard.lines)
             pipe.zadd(UPLOADING, {batch.id: alive_at}, xx=True)
             pipe.execute()
 
@@ -190,13 +198,24 @@ class Store:
         )
         self.connection.zadd(UPLOADING, {batch_id: self.server_time()}, xx=True)
 
-    def commit(self, batch_id: str, *, total: int, shards: int, groups: Iterable[Group], digest: str = "") -> bool:
+    def commit(
+        self,
+        batch_id: str,
+        *,
+        total: int,
+        shards: int,
+        groups: Iterable[Group],
+        digest: str = "",
+        expires_in: float | None = None,
+    ) -> bool:
         """Make an uploaded batch live, all of it in one step. False: it was swept meanwhile."""
         keys, now = BatchKeys(batch_id), self.now()
         fields: list[str | bytes | int] = ["total", total, "shards", shards, "digest", digest]
         fields += ["models", orjson.dumps(sorted({group.model for group in groups}))]
-        arguments = [batch_id, repr(now), keys.pending(""), *fields]
-        return bool(self._commit(keys=[keys.info, UPLOADING, keys.queues, "rq:queues", BATCHES], args=arguments))
+        lifetime = "" if expires_in is None else repr(expires_in)
+        arguments = [batch_id, repr(now), keys.pending(""), lifetime, *fields]
+        wanted = [keys.info, UPLOADING, keys.queues, "rq:queues", BATCHES, EXPIRING]
+        return bool(self._commit(keys=wanted, args=arguments))
 
     def discard(self, batch_id: str, shards: int = 0) -> None:
         """Remove a batch and all it left: uploads given up, batches purged.
@@ -205,7 +224,7 @@ class Store:
         removed the table that names them.
         """
         keys = BatchKeys(batch_id)
-        doomed = [keys.info, keys.table, keys.fences, keys.finished, keys.queues]
+        doomed = [keys.info, keys.table, keys.fences, keys.finished, keys.queues, keys.retried]
         for queue in cast("set[bytes]", self.connection.smembers(keys.queues)):
             doomed.append(keys.pending(queue.decode()))
         rows = cast("list[bytes]", self.connection.zrange(keys.table, 0, -1))
@@ -216,6 +235,7 @@ class Store:
         with self.connection.pipeline(transaction=False) as pipe:
             pipe.zrem(UPLOADING, batch_id)
             pipe.zrem(BATCHES, batch_id)
+            pipe.zrem(EXPIRING, batch_id)
             for start in range(0, len(doomed), 500):
                 pipe.unlink(*doomed[start : start + 500])
             pipe.execute()
@@ -276,8 +296,9 @@ class Store:
             number,
             fence,
             frozenset(map(int, finished)),
-            {int(name): count for name, count in counts.items() if not name.startswith("d")},
+            {int(name): count for name, count in counts.items() if name.isdigit()},
             {int(name[1:]): count for name, count in counts.items() if name.startswith("d")},
+            {int(name[1:]): count for name, count in counts.items() if name.startswith("b")},
         )
 
     def begin(self, attempt: Attempt, indices: Iterable[int], life: str, connection: Redis) -> bool:
@@ -428,7 +449,7 @@ def _row(number: int, group: int, first_index: int, lines: int) -> bytes:
     return orjson.dumps([number, group, first_index, lines])
 
 
-class _RqJobs:
+class RqJobs:
     """RQ's side of a queue's shards: jobs that RQ's tools understand, with our function and JSON arguments."""
 
     def __init__(self, connection: Redis, queue: str, batch_id: str) -> None:
@@ -449,9 +470,10 @@ class _RqJobs:
         self._model.retries_left = RETRIES
         self._model.enqueue_at_front_on_retry = True
 
-    def save(self, pipe: Any, job_id: str, shard: UploadedShard) -> None:
+    def save(self, pipe: Any, number: int, lines: int) -> None:
+        """Store the job of a shard; it runs once its id is in a queue."""
         job = copy.copy(self._model)
-        job.id = job_id
-        job.args = (self._batch_id, shard.number, shard.lines)
-        job.description = f"{shard.lines} lines of {self._batch_id}"
+        job.id = BatchKeys(self._batch_id).job_id(number)
+        job.args = (self._batch_id, number, lines)
+        job.description = f"{lines} lines of {self._batch_id}"
         job.save(pipeline=pipe)

@@ -23,9 +23,11 @@ import orjson
 from jobs.batch import Batch
 from jobs.connect import connect, translated
 from jobs.embedded import data_folder, embedded_server
+from jobs.ending import cancel, current
 from jobs.errors import BatchNotFoundError, LineError, RefusedError, WaitTimeoutError
 from jobs.line import Defaults
 from jobs.results import StoredRecord, finished_records, ordered_records
+from jobs.retrying import retry
 from jobs.store import Store
 from submit.reader import PromptFile, PromptObjects
 from submit.submitter import Order, Submitted, submit
@@ -86,13 +88,15 @@ class Client:
         priority: str = "normal",
         on_bad_line: str = "reject",
         metadata: Mapping[str, Any] | None = None,
+        expires_in: float | None = None,
         **parameters: Any,
     ) -> BatchHandle:
         """Enqueue a file (a path; ``.gz`` and ``.zst`` by suffix, ``-`` is stdin) or an iterable of dicts.
 
         ``parameters`` are those of a line (``temperature=0.7``, ``system_prompt="..."``), for lines that do
         not say them. ``priority`` is ``high``, ``normal`` or ``low``. With ``on_bad_line="skip"`` bad lines
-        become error records and the rest runs.
+        become error records and the rest runs. ``expires_in`` seconds after it was enqueued the batch ends: lines
+        not finished by then fail as ``expired``.
 
         Raises:
             LineError: a parameter that does not exist, or a value out of its range.
@@ -105,6 +109,7 @@ class Client:
             priority=priority,
             on_bad_line=on_bad_line,
             metadata=metadata or {},
+            expires_in=expires_in,
         )
         with self._open():
             submitted = _submit(self._store, prompts, order)
@@ -150,7 +155,26 @@ class BatchHandle:
             BatchNotFoundError: it was purged.
         """
         with self._client._open():
-            return self._client._store.batch(self.id)
+            return current(self._client._store, self.id)
+
+    def cancel(self) -> Batch:
+        """End the batch now; every finished line is kept, the others fail as ``cancelled``.
+
+        Raises:
+            RefusedError: it is over already. One that was cancelled before stays so.
+        """
+        with self._client._open():
+            cancel(self._client._store, self.id)
+        return self.status()
+
+    def retry(self) -> int:
+        """Run the lines that failed again, in this batch; how many they are. Those refused at submission are not run.
+
+        Raises:
+            RefusedError: the batch is not done.
+        """
+        with self._client._open():
+            return retry(self._client._store, self.id)
 
     def wait(self, timeout: float | None = None) -> Batch:
         """Wait until the batch is done, at most ``timeout`` seconds.
@@ -193,7 +217,7 @@ class BatchHandle:
                     yield from ordered_records(connection, self.id)
                     return
                 for record in finished_records(connection, self.id, start=position):
-                    position += 1
+                    position = record.after
                     yield record
             if batch is None or batch.done:
                 return

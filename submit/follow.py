@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from jobs.batch import Batch
+from jobs.ending import current
 from jobs.errors import WaitTimeoutError
 from jobs.results import StoredRecord, finished_records, ordered_records
 from jobs.store import Store
@@ -49,13 +50,13 @@ class Follower:
 
     def poll(self, take: Callable[[StoredRecord], None]) -> Batch:
         """Hand over new records; the batch as it was just before, so that a batch that is done has given all."""
-        batch = self._store.batch(self._batch_id)
+        batch = current(self._store, self._batch_id)
         records = finished_records(self._store.connection, self._batch_id, start=self._position)
         try:
             # The generator reads Redis between two records; only a record that was taken counts.
             for record in records:
                 take(record)
-                self._position += 1
+                self._position = record.after
         except KeyError:
             # Records can be gone while their places are still listed: when the batch is being purged.
             self._store.batch(self._batch_id)
@@ -107,7 +108,7 @@ def write_results(
             loop = _Loop(store, batch_id, progress, clock, sleep)
             batch = loop.run(take, output.flush, timeout, poll_s, on_poll)
         else:
-            batch = store.batch(batch_id)
+            batch = current(store, batch_id)
             for record in ordered_records(store.connection, batch_id):
                 take(record)
         output.close()

@@ -117,9 +117,14 @@ def detail(
     facts.append(("status", batch.status if waiting is None else f"{batch.status}, {waiting}"))
     facts += [(label, _printable(text)) for label, text in _described(batch) if text]
     facts += _counted(batch, now, recent, waiting)
+    moments = {"submitted": "created", "retried": "retried", "started": "started"}
+    if batch.done:
+        moments["ended"] = batch.status
     facts += [(label, f"{_local(batch.times[name])} ({duration(now - batch.times[name])} ago)")
-              for label, name in (("submitted", "created"), ("started", "started"), ("ended", "completed"))
-              if name in batch.times]  # fmt: skip
+              for label, name in moments.items() if name in batch.times]  # fmt: skip
+    if not batch.done and "expires" in batch.times:
+        at = batch.times["expires"]
+        facts.append(("expires", f"{_local(at)} (in {duration(at - now)})"))
     facts += [("worker", _worker(state)) for state in _serving(batch, states, queues)]
     lines = [f"{label:<10}{text}" for label, text in facts]
     return lines + _flight_lines(batch, states)
@@ -146,6 +151,8 @@ def _counted(batch: Batch, now: float, recent: Rates | None, waiting: str | None
         lines += f", {batch.failed:,} failed"
     if batch.rejected:
         lines += f" ({batch.rejected:,} of them refused at submission)"
+    if batch.unrun:
+        lines += f" ({batch.unrun:,} of them not run: the batch was {batch.status})"
     usage = batch.usage
     tokens = f"{usage.prompt_tokens:,} prompt"
     if usage.cached_tokens:

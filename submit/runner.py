@@ -180,7 +180,10 @@ class _Run:
         elif batch.status == "completed":
             self.note(f"batch {batch.id} is complete already: writing its results again")
         else:
-            self.note(f"batch {batch.id} was {batch.status}; --restart runs its lines again")
+            self.note(
+                f"batch {batch.id} was {batch.status}: `promptmill retry {batch.id}` lets this command go on with it; "
+                "--restart runs all lines again"
+            )
 
     def _shown_source(self) -> str:
         return "standard input" if self.request.source == "-" else self.request.source

@@ -13,6 +13,7 @@ from jobs.batch import PRIORITIES, new_batch_id
 from jobs.errors import InputError, ProblemLine, RedisError, RefusedError
 from jobs.line import Defaults
 from jobs.store import UPLOAD_LEASE_S, NewBatch, Store
+from jobs.upkeep import upkeep
 from submit.checker import Problems, checked
 from submit.packing import Packing
 from submit.reader import Prompts
@@ -39,6 +40,8 @@ class Order:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pool: str | None = None
     batch_id: str | None = None
+    expires_in: float | None = None
+    """Seconds from when the batch is live after which it ends by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ def submit(
         RedisError: the upload was silent for too long and was given up.
     """
     batch = _new_batch(prompts, order, new_id)
-    store.sweep()
+    upkeep(store)
     packing = Packing(batch.id, now)
     problems = Problems()
     total = 0
@@ -99,7 +102,14 @@ def submit(
         uploader.put(packing.rest())
         groups = packing.groups
         if not uploader.commit(
-            lambda: store.commit(batch.id, total=total, shards=packing.shards, groups=groups, digest=prompts.digest)
+            lambda: store.commit(
+                batch.id,
+                total=total,
+                shards=packing.shards,
+                groups=groups,
+                digest=prompts.digest,
+                expires_in=order.expires_in,
+            )
         ):
             raise RedisError(
                 f"the upload was silent for more than {UPLOAD_LEASE_S:.0f} s and was swept as dead; "
@@ -127,6 +137,9 @@ def _new_batch(prompts: Prompts, order: Order, new_id: Callable[[], str]) -> New
     name = order.name
     if name is not None and not (1 <= len(name) <= MAX_NAME_LENGTH and name.isprintable()):
         raise RefusedError(f"a batch's name must have 1 to {MAX_NAME_LENGTH} printable characters")
+    lifetime = order.expires_in
+    if lifetime is not None and not 0 < lifetime < float("inf"):
+        raise RefusedError(f"a batch expires after a number of seconds above 0, not {lifetime!r:.40}")
     return NewBatch(
         id=order.batch_id or new_id(),
         name=name,

@@ -57,15 +57,19 @@ class HeldShard:
 
     def attempt_at(self, index: int) -> int:
         """The number of the attempt at a line, from 1: of the one under way, or of the last there was."""
-        return min(self.attempt.tries.get(index, 0) + 1, self.max_attempts)
+        return self.attempt.tries.get(index, 0) + (0 if self.hopeless(index) else 1)
+
+    def last(self, index: int) -> bool:
+        """Whether the attempt under way is the last that a line gets."""
+        return self.attempt.failures(index) + 1 >= self.max_attempts
 
     def hopeless(self, index: int) -> bool:
         """Whether all attempts that a line gets have failed."""
-        return self.attempt.tries.get(index, 0) >= self.max_attempts
+        return self.attempt.failures(index) >= self.max_attempts
 
     def suspect(self, index: int) -> bool:
         """Whether a worker died while it had this line under way, or an attempt at it failed."""
-        return self.attempt.tries.get(index, 0) > 0
+        return self.attempt.failures(index) > 0
 
     def key(self, index: int) -> LineKey:
         return (self.job_id, self.taken_under, index)

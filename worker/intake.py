@@ -93,7 +93,7 @@ class Intake(threading.Thread):
 
     def _prepare(self, held: HeldShard, served: ServedModel, line: ShardLine, after_s: float) -> None:
         if held.hopeless(line.index):
-            deaths, tries = held.attempt.deaths.get(line.index, 0), held.attempt.tries[line.index]
+            deaths, tries = held.attempt.deaths.get(line.index, 0), held.attempt.failures(line.index)
             message = f"{deaths} of {tries} attempts at this line ended with the death of their worker"
             self._fail(held, line, "worker_crashed" if deaths else "internal_error", message, None)
             return

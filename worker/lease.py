@@ -115,6 +115,15 @@ end
 return back
 """
 
+ACKNOWLEDGE = """
+-- End a lease and remove its job; a job that is another's by now (taken back, or retried) stays.
+-- KEYS: started registry, job, execution, the job's executions.  ARGV: the registry's entry.
+redis.call('DEL', KEYS[3])
+if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('DEL', KEYS[2], KEYS[4])
+return 1
+"""
+
 HAND_BACK = """
 -- Give up a lease and put its job back into its queue; a lease that was taken back already changes nothing.
 -- KEYS: started registry, queue list, job, execution, the job's executions.
@@ -171,6 +180,7 @@ class ShardWorker(BaseWorker):
         self.store = store
         self._renew_leases = store.connection.register_script(RENEW)
         self._recover_leases = store.connection.register_script(RECOVER)
+        self._acknowledge = store.connection.register_script(ACKNOWLEDGE)
         self._hand_back = store.connection.register_script(HAND_BACK)
 
     # --- life ---
@@ -301,13 +311,14 @@ class ShardWorker(BaseWorker):
 
     def acknowledge(self, lease: Lease, seconds: float) -> None:
         """The shard is done: its job leaves RQ. ``seconds`` is how long it was held."""
-        with self.connection.pipeline() as pipe:
-            lease.execution.delete(job=lease.job, pipeline=pipe)
-            pipe.hincrby(self.key, "successful_job_count", 1)
-            pipe.hincrbyfloat(self.key, "total_working_time", seconds)
-            # Not RQ's own delete(): it stumbles over the executions that dead workers left behind.
-            pipe.delete(lease.job.key, lease.executions_key)
-            pipe.execute()
+        job, execution = lease.job, lease.execution
+        # Not RQ's own delete(): it stumbles over the executions that dead workers left behind.
+        keys = [job.started_job_registry.key, job.key, execution.key, lease.executions_key]
+        if self._acknowledge(keys=keys, args=[execution.composite_key]):
+            with self.connection.pipeline() as pipe:
+                pipe.hincrby(self.key, "successful_job_count", 1)
+                pipe.hincrbyfloat(self.key, "total_working_time", seconds)
+                pipe.execute()
 
     def hand_back(self, lease: Lease, queue: str, *, front: bool = True) -> None:
         """Give a shard back to its queue at once; nothing happens when the lease was taken back already."""

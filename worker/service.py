@@ -32,6 +32,7 @@ from jobs.errors import BatchNotFoundError, LineError, ModelLoadError, RefusedEr
 from jobs.line import Defaults
 from jobs.shard import Group, decode_lines
 from jobs.store import Store
+from jobs.upkeep import upkeep
 from worker.compute import LOAD_BACKOFF_S, Compute, EngineSettings
 from worker.held import MAX_ATTEMPTS, HeldShard, LineKey
 from worker.intake import Intake
@@ -235,7 +236,7 @@ class Service:
             self._offer_left()
             if time.monotonic() >= self._recover_from:
                 self.rq.recover()
-            self.store.sweep()
+            upkeep(self.store)
             if self.spool is not None:
                 self.spool.sweep()
 
@@ -289,7 +290,8 @@ class Service:
         try:
             batch = self.store.batch(shard.batch_id)
             attempt = self.store.claim(shard.batch_id, shard.number, self._life)
-            if attempt is not None and (held := self.held.get(lease.job_id)) is not None:
+            held = self.held.get(lease.job_id)
+            if attempt is not None and held is not None and not held.ended.is_set():
                 # Our own lease ran out, as when the machine slept: what is generated goes on under the new one.
                 held.lease, held.attempt = lease, attempt
                 return
@@ -364,7 +366,7 @@ class Service:
 
     def _retry(self, held: HeldShard, index: int) -> None:
         """Writer thread: an attempt at a line failed, and it gets another one."""
-        after_s = min(RETRY_BASE_S * 2 ** (held.attempt_at(index) - 2), RETRY_MOST_S)
+        after_s = min(RETRY_BASE_S * 2 ** (held.attempt.failures(index) - 1), RETRY_MOST_S)
         self.intake.put_again(held, self.compute.load(held.group), index, after_s)
 
     def _forget(self, held: HeldShard) -> None:

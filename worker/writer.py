@@ -400,7 +400,7 @@ class Writer(threading.Thread):
 def _may_pass(item: EndedLine) -> bool:
     """Whether a line gets another attempt: it failed for a reason that may pass, and not too often yet."""
     failure = item.finished.error
-    return failure is not None and failure.passing and item.held.attempt_at(item.index) < item.held.max_attempts
+    return failure is not None and failure.passing and not item.held.last(item.index)
 
 
 def run_stats(item: EndedLine, held: HeldShard) -> RunStats:

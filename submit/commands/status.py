@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import orjson
 
+from jobs.ending import current, expire_due
 from submit.options import json_option, open_store, redis_option
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def _list_frame(store: Store) -> Frame:
     windows: dict[str, Window] = {}
 
     def frame(width: int | None) -> tuple[list[str], bool]:
+        expire_due(store)
         now, batches = store.now(), store.batches()
         rates = {batch.id: windows.setdefault(batch.id, Window()).add(now, batch) for batch in batches}
         return batch_table(batches, now, rates=rates, width=width), False
@@ -71,7 +73,7 @@ def _detail_frame(store: Store, batch_id: str) -> Frame:
     workers, window = Workers(store.connection), Window()
 
     def frame(width: int | None) -> tuple[list[str], bool]:
-        now, batch = store.now(), store.batch(batch_id)
+        now, batch = store.now(), current(store, batch_id)
         queues = workers.queues_of(batch_id)
         recent = window.add(now, batch)
         return detail(batch, now, workers.read(), queues, recent=recent), batch.done
@@ -89,8 +91,9 @@ def _json_frame(store: Store, name: str | None) -> Frame:
     def frame(_width: int | None) -> tuple[list[str], bool]:
         now = store.now()
         if batch_id is None:
+            expire_due(store)
             return [orjson.dumps([batch.as_dict(now) for batch in store.batches()]).decode()], False
-        batch = store.batch(batch_id)
+        batch = current(store, batch_id)
         found = batch_object(batch, now, workers.read(), workers.queues_of(batch_id))
         return [orjson.dumps(found).decode()], batch.done
 

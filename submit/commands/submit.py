@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 @click.option("--name", help="A name for the batch, by which other commands find it too.")
 @click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
 @click.option(
+    "--expires-in",
+    metavar="DURATION",
+    help="End the batch after this long (90s, 15m, 2h); lines not finished by then get an error record.",
+)
+@click.option(
     "--on-bad-line",
     type=click.Choice(("reject", "skip")),
     default="reject",
@@ -43,6 +48,7 @@ def command(
     file: str,
     name: str | None,
     priority: str,
+    expires_in: str | None,
     on_bad_line: str,
     metadata: str | None,
     wait: bool,
@@ -65,7 +71,14 @@ def command(
 
     with json_errors(as_json) as answer:
         limit = _waiting(file, wait=wait, out=out, timeout=timeout)
-        order = Order(defaults_from(flags), name, priority, on_bad_line, _object("--metadata", metadata))
+        order = Order(
+            defaults=defaults_from(flags),
+            name=name,
+            priority=priority,
+            on_bad_line=on_bad_line,
+            metadata=_object("--metadata", metadata),
+            expires_in=None if expires_in is None else parse_duration(expires_in),
+        )
         with PromptFile(file) as prompts, open_store(redis_url) as store:
             with read_display(prompts.size) as progress:
                 submitted = submit(store, prompts, order, progress=progress)

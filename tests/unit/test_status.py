@@ -231,3 +231,14 @@ def test_watching_into_a_pipe_is_plain() -> None:
     watch(frame, stream, environ={"TERM": "xterm"}, sleep=lambda _s: None)
     assert stream.getvalue() == "one\ntwo\nthree\n"
     assert widths == [None, None]
+
+
+def test_ended_batches_say_when_and_live_ones_when_they_will() -> None:
+    """A cancelled batch has its end, a running one the time at which it expires."""
+    ended = replace(RUNNING, status="cancelled", times={"created": NOW - 310, "cancelled": NOW - 60})
+    (line,) = (line for line in detail(ended, NOW, [], QUEUES) if line.startswith("ended"))
+    assert line.endswith("(1m00s ago)")
+    live = replace(RUNNING, times={**RUNNING.times, "in_progress": NOW - 300, "expires": NOW + 90})
+    shown = detail(live, NOW, [], QUEUES)
+    assert [line for line in shown if line.startswith("ended")] == []
+    assert [line[-10:] for line in shown if line.startswith("expires")] == ["(in 1m30s)"]

@@ -1,0 +1,119 @@
+"""Ending a batch before its time: cancelled by its owner, or expired.
+
+It takes one step in Redis and nobody's cooperation: from then on no shard of it can be claimed and no record
+written. Lines that have none by then get theirs when they are read, see :mod:`jobs.results`.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from jobs.batch import Batch
+from jobs.errors import RefusedError
+from jobs.keys import EXPIRING, UPLOADING, BatchKeys
+from jobs.store import Store
+
+__all__ = ["CLEAR", "cancel", "current", "expire_due"]
+
+CLEAR = """
+-- Part of scripts: take a batch's jobs out of its queues; out of very long ones workers drop them one by one.
+local function clear(queues, batch_id)
+  local prefix = batch_id .. '-'
+  for _, queue in ipairs(redis.call('SMEMBERS', queues)) do
+    local key = 'rq:queue:' .. queue
+    local ids, kept = {}, {}
+    if redis.call('LLEN', key) <= 100000 then ids = redis.call('LRANGE', key, 0, -1) end
+    for _, id in ipairs(ids) do
+      if id:sub(1, #prefix) == prefix then redis.call('DEL', 'rq:job:' .. id) else kept[#kept + 1] = id end
+    end
+    if #kept < #ids then
+      redis.call('DEL', key)
+      for i = 1, #kept, 1000 do redis.call('RPUSH', key, unpack(kept, i, math.min(i + 999, #kept))) end
+    end
+  end
+end
+"""
+
+END = (
+    CLEAR
+    + """
+-- End a batch that is in progress; what it was before is returned.
+-- KEYS: info, uploading, expiring, queues.  ARGV: batch id, cancelled or expired, now, pending prefix.
+if redis.replicate_commands then redis.replicate_commands() end
+local status = redis.call('HGET', KEYS[1], 'status')
+if status ~= 'in_progress' then
+  redis.call('ZREM', KEYS[3], ARGV[1])
+  return status
+end
+if ARGV[2] == 'expired' then
+  -- Redis' clock alone counts, and it may have been retried since somebody looked.
+  local time = redis.call('TIME')
+  local at = redis.call('HGET', KEYS[1], 'expires_at')
+  if not at or tonumber(at) > time[1] + time[2] / 1000000 then return 'early' end
+end
+local counted = redis.call('HMGET', KEYS[1], 'total', 'completed', 'failed')
+local unrun = (counted[1] or 0) - (counted[2] or 0) - (counted[3] or 0)
+-- What only removes goes first: after it, a server that is out of memory takes the rest of a script too.
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('HSET', KEYS[1], 'status', ARGV[2], ARGV[2] .. '_at', ARGV[3], 'unrun', string.format('%d', unrun))
+if ARGV[2] == 'cancelled' then redis.call('HSET', KEYS[1], 'cancelling_at', ARGV[3]) end
+redis.call('HINCRBY', KEYS[1], 'failed', unrun)
+for _, queue in ipairs(redis.call('SMEMBERS', KEYS[4])) do redis.call('DEL', ARGV[4] .. queue) end
+clear(KEYS[4], ARGV[1])
+return status
+"""
+)
+
+
+def cancel(store: Store, batch_id: str) -> bool:
+    """Cancel a batch; every finished line is kept. False: it was cancelled already.
+
+    Raises:
+        BatchNotFoundError: there is no such batch.
+        RefusedError: it is over, or is still being submitted.
+    """
+    before = _end(store, batch_id, "cancelled")
+    if before in ("in_progress", "cancelled"):
+        return before == "in_progress"
+    if before is None:
+        store.batch(batch_id)  # says that there is none
+    if before == "validating":
+        raise RefusedError(f"batch {batch_id} is still being submitted; stop its submit instead")
+    raise RefusedError(f"batch {batch_id} is {before} already: there is nothing to cancel")
+
+
+def expire_due(store: Store) -> list[str]:
+    """End the batches whose time is up, by Redis' clock; their ids."""
+    seconds, micros = store.connection.time()
+    due = cast("list[bytes]", store.connection.zrangebyscore(EXPIRING, "-inf", seconds + micros / 1e6))
+    return [batch_id for batch_id in (item.decode() for item in due) if _expire(store, batch_id)]
+
+
+def current(store: Store, batch_id: str) -> Batch:
+    """The batch as it is now: one whose time is up has ended, although no worker may be there to end it.
+
+    Raises:
+        BatchNotFoundError: there is none.
+    """
+    batch = store.batch(batch_id)
+    if batch.done or store.now() < batch.times.get("expires", float("inf")):
+        return batch
+    return store.batch(batch_id) if _expire(store, batch_id) else batch
+
+
+def _expire(store: Store, batch_id: str) -> bool:
+    return _end(store, batch_id, "expired") == "in_progress"
+
+
+def _end(store: Store, batch_id: str, status: str) -> str | None:
+    """One step; the status before it."""
+    keys = BatchKeys(batch_id)
+    before = cast(
+        "bytes | None",
+        store.connection.register_script(END)(
+            keys=[keys.info, UPLOADING, EXPIRING, keys.queues],
+            args=[batch_id, status, repr(store.now()), keys.pending("")],
+        ),
+    )
+    return None if before is None else before.decode()

@@ -1,0 +1,215 @@
+"""Running a batch's failed lines once more, in the same batch, under their ids and indices.
+
+BEGIN makes the batch live again and every earlier attempt stale; REOPEN takes one shard's failures back, so that each
+line either has its record or waits; SEND queues all reopened shards at once. Whoever retries gives a sign of life
+with each step: :func:`resume` goes on for one that died, and a step sent twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import orjson
+
+from jobs.batch import Batch, queue_name
+from jobs.ending import CLEAR
+from jobs.errors import PromptmillError, RefusedError
+from jobs.keys import EXPIRING, UPLOADING, BatchKeys
+from jobs.line import Defaults, check_line
+from jobs.scripts import ENQUEUE
+from jobs.shard import Group, decode_lines, unpack
+from jobs.store import REJECTED_GROUP, UPLOAD_LEASE_S, RqJobs, Store
+
+__all__ = ["resume", "retry"]
+
+log = logging.getLogger("promptmill.jobs")
+
+BEGIN = (
+    CLEAR
+    + """
+-- Make a batch that is done live again, with nothing to do yet; 0 where it runs, or was never live.
+-- KEYS: info, uploading, expiring, queues, fences.  ARGV: batch id, now.
+local status = redis.call('HGET', KEYS[1], 'status')
+if status == 'in_progress' and redis.call('ZSCORE', KEYS[2], ARGV[1]) then
+  redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
+  return 1
+end
+if status ~= 'completed' and status ~= 'cancelled' and status ~= 'expired' then return 0 end
+redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+local counted = redis.call('HMGET', KEYS[1], 'completed', 'completion_tokens', 'unrun')
+-- Lines that never got a record wait from here on; the others as their shards are reopened.
+redis.call('HINCRBY', KEYS[1], 'failed', -(counted[3] or 0))
+redis.call('HDEL', KEYS[1], 'unrun', 'completed_at', 'cancelled_at', 'cancelling_at', 'expired_at', 'expires_at',
+  'finalizing_at', 'started_at')
+redis.call('HSET', KEYS[1], 'status', 'in_progress', 'retried_at', ARGV[2], 'carried', counted[1] or 0,
+  'carried_tokens', counted[2] or 0)
+for _, shard in ipairs(redis.call('HKEYS', KEYS[5])) do redis.call('HINCRBY', KEYS[5], shard, 1) end
+clear(KEYS[4], ARGV[1])
+return 1
+"""
+)
+
+REOPEN = """
+-- Take back a shard's failures and have its job pend; -1 where the retry is over.
+-- KEYS: info, uploading, finished, retried, compacted, records, tries, load failures, pending, started registry,
+-- the job's executions, flights.
+-- ARGV: batch id, now, shard number, job id, failures, then index and attempt of each, then index and record of others.
+if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' or not redis.call('ZSCORE', KEYS[2], ARGV[1]) then
+  return -1
+end
+redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
+local others = 6 + 2 * tonumber(ARGV[5])
+local packed = redis.call('DEL', KEYS[5]) == 1
+if packed then
+  for i = others, #ARGV, 2 do redis.call('HSET', KEYS[6], ARGV[i], ARGV[i + 1]) end
+  redis.call('HINCRBY', KEYS[1], 'shards_done', -1)
+end
+local length, taken = redis.call('LLEN', KEYS[3]), 0
+for i = 6, others - 1, 2 do
+  if packed or redis.call('HDEL', KEYS[6], ARGV[i]) == 1 then
+    taken = taken + 1
+    redis.call('HSET', KEYS[4], ARGV[3] .. ':' .. ARGV[i], length)
+    redis.call('HSET', KEYS[7], ARGV[i], ARGV[i + 1], 'b' .. ARGV[i], ARGV[i + 1])
+    redis.call('HDEL', KEYS[7], 'd' .. ARGV[i])
+  end
+end
+redis.call('HINCRBY', KEYS[1], 'failed', -taken)
+redis.call('DEL', KEYS[8], KEYS[11], KEYS[12])
+-- A worker that still holds the old lease must not acknowledge the new job away.
+for _, entry in ipairs(redis.call('ZRANGE', KEYS[10], 0, -1)) do
+  if entry:sub(1, #ARGV[4] + 1) == ARGV[4] .. ':' then redis.call('ZREM', KEYS[10], entry) end
+end
+redis.call('ZADD', KEYS[9], ARGV[3], ARGV[4])
+return taken
+"""
+
+SEND = (
+    ENQUEUE
+    + """
+-- Queue what was reopened, all at once: until then no worker can complete the batch.
+-- KEYS: info, uploading, queues, rq:queues.  ARGV: batch id, now, pending prefix.
+if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' or redis.call('ZREM', KEYS[2], ARGV[1]) == 0 then
+  return 0
+end
+enqueue(KEYS[3], KEYS[4], ARGV[3])
+if redis.call('HGET', KEYS[1], 'shards') == redis.call('HGET', KEYS[1], 'shards_done') then
+  redis.call('HSET', KEYS[1], 'status', 'completed', 'completed_at', ARGV[2])
+end
+return 1
+"""
+)
+
+
+def retry(store: Store, batch_id: str) -> int:
+    """Have a batch's failed lines run again; how many wait now. Lines refused at submission are left alone.
+
+    Raises:
+        BatchNotFoundError: there is no such batch.
+        RefusedError: it is not done, or was cancelled meanwhile.
+    """
+    batch = store.batch(batch_id)
+    if batch.done and batch.failed == batch.rejected:
+        return 0
+    keys = BatchKeys(batch_id)
+    wanted = [keys.info, UPLOADING, EXPIRING, keys.queues, keys.fences]
+    if not _run(store, BEGIN, wanted, [batch_id, repr(store.server_time())]):
+        raise RefusedError(f"batch {batch_id} is {batch.status}: retry it when it is done")
+    for shard in _open_shards(store, batch):
+        if not _reopen(store, batch_id, shard):
+            break  # the next step finds out why
+    waiting = store.batch(batch_id)
+    arguments = [batch_id, repr(store.now()), keys.pending("")]
+    if not _run(store, SEND, [keys.info, UPLOADING, keys.queues, "rq:queues"], arguments):
+        latest = store.batch(batch_id)
+        if latest.ended:
+            raise RefusedError(f"batch {batch_id} was {latest.status} while it was retried; retry it again")
+    return waiting.total - waiting.finished
+
+
+def resume(store: Store) -> list[str]:
+    """Go on with retries whose client has been silent for the time of an upload's lease; their batches' ids."""
+    silent = store.server_time() - UPLOAD_LEASE_S
+    stale = [item.decode() for item in cast("list[bytes]", store.connection.zrangebyscore(UPLOADING, 0, silent))]
+    found = [batch_id for batch_id in stale if _status(store, batch_id) == b"in_progress"]
+    for batch_id in found:
+        try:
+            retry(store, batch_id)
+        except (PromptmillError, ValueError, KeyError, TypeError) as error:
+            # One batch that cannot be read must not end who looks after all of them.
+            log.warning("the retry of %s cannot go on: %s", batch_id, error, extra={"action": "retry_stuck"})
+    return found
+
+
+def _status(store: Store, batch_id: str) -> bytes | None:
+    return cast("bytes | None", store.connection.hget(BatchKeys(batch_id).info, "status"))
+
+
+def _run(store: Store, script: str, keys: list[str], arguments: list[Any]) -> int:
+    return cast("int", store.connection.register_script(script)(keys=keys, args=arguments))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """A shard with lines to run: its queue, its lines, its failures' attempts and its other records, by index."""
+
+    number: int
+    queue: str
+    lines: int
+    failures: dict[int, int]
+    others: dict[int, bytes]
+
+
+def _open_shards(store: Store, batch: Batch) -> Iterator[_Shard]:
+    """The shards that have a failed line, or are not done."""
+    keys, queues = BatchKeys(batch.id), dict[int, str]()
+    for row in cast("list[bytes]", store.connection.zrange(keys.table, 0, -1)):
+        number, group, _first, lines = orjson.loads(row)
+        if group == REJECTED_GROUP:
+            continue
+        packed = cast("bytes | None", store.connection.get(keys.compacted(number)))
+        if packed is not None:
+            raws = unpack(packed).split(b"\n")
+        else:
+            raws = list(cast("dict[bytes, bytes]", store.connection.hgetall(keys.records(number))).values())
+        records = [(orjson.loads(raw), raw) for raw in raws]
+        failures = {record["index"]: record.get("attempt", 0) for record, _ in records if "error" in record}
+        others = {record["index"]: raw for record, raw in records if "error" not in record}
+        if packed is not None and not failures:
+            continue
+        if group not in queues:
+            queues[group] = queue_name(_group(store, batch, number).key, batch.priority, batch.pool)
+        yield _Shard(number, queues[group], lines, failures, others)
+
+
+def _group(store: Store, batch: Batch, number: int) -> Group:
+    """What all lines of a shard share, read from its first one."""
+    payload = store.payload(batch.id, number)
+    if payload is None:
+        raise RefusedError(f"the prompts of batch {batch.id} are no longer in Redis: submit them again")
+    line = decode_lines(payload)[0]
+    defaults = Defaults(batch.defaults)
+    job = check_line(line.raw).job(index=line.index, line=line.line, batch_id=batch.id, defaults=defaults)
+    return Group(job.model, job.adapter_path)
+
+
+def _reopen(store: Store, batch_id: str, shard: _Shard) -> bool:
+    keys, number = BatchKeys(batch_id), shard.number
+    job_id = keys.job_id(number)
+    wanted = [keys.info, UPLOADING, keys.finished, keys.retried, keys.compacted(number), keys.records(number)]
+    wanted += [keys.tries(number), keys.load_failures(number), keys.pending(shard.queue)]
+    wanted += [f"rq:wip:{shard.queue}", f"rq:executions:{job_id}", keys.flights(number)]
+    arguments: list[Any] = [batch_id, repr(store.server_time()), number, job_id, len(shard.failures)]
+    for index, attempt in shard.failures.items():
+        arguments += [index, attempt]
+    for index, raw in shard.others.items():
+        arguments += [index, raw]
+    if _run(store, REOPEN, wanted, arguments) < 0:
+        return False
+    with store.connection.pipeline(transaction=False) as pipe:
+        RqJobs(store.connection, shard.queue, batch_id).save(pipe, number, shard.lines)
+        pipe.execute()
+    return True

@@ -1,0 +1,44 @@
+"""Lines that a cancelled or expired batch left without a record: what each of them gets when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from jobs.batch import Batch
+from jobs.errors import LineError
+from jobs.line import Defaults, check_line
+from jobs.record import error_record
+from jobs.shard import ShardLine, decode_lines
+
+__all__ = ["unrun_records"]
+
+MESSAGES = {
+    "cancelled": "the batch was cancelled before this line was finished",
+    "expired": "the batch expired before this line was finished",
+}
+
+
+def unrun_records(batch: Batch, payload: bytes, known: Container[int]) -> dict[int, bytes]:
+    """Error records of a shard's lines, by index; those in ``known`` have one already."""
+    defaults = Defaults(batch.defaults)
+    lines = (line for line in decode_lines(payload) if line.index not in known)
+    return {line.index: _record(batch, line, defaults) for line in lines}
+
+
+def _record(batch: Batch, line: ShardLine, defaults: Defaults) -> bytes:
+    try:
+        job = check_line(line.raw).job(index=line.index, line=line.line, batch_id=batch.id, defaults=defaults)
+    except LineError:
+        job = None  # somebody wrote it to Redis past the submitter's checks
+    return error_record(
+        line_id=f"line-{line.line}" if job is None else job.id,
+        index=line.index,
+        batch_id=batch.id,
+        code=batch.status,
+        message=MESSAGES[batch.status],
+        attempt=0,
+        finished_at=batch.ended_at or 0.0,
+        model=None if job is None else job.model,
+        endpoint=None if job is None else job.endpoint,
+        metadata=None if job is None else job.metadata,
+    )

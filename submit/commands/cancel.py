@@ -1,0 +1,49 @@
+"""``promptmill cancel``: ends batches that are running or waiting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+import orjson
+
+from jobs.errors import RefusedError
+from submit.options import json_option, open_store, redis_option
+from submit.text import plural
+
+if TYPE_CHECKING:
+    from jobs.batch import Batch
+
+
+@click.command("cancel", short_help="End a batch now; finished lines are kept.")
+@click.argument("names", metavar="BATCH...", nargs=-1, required=True)
+@redis_option
+@json_option
+def command(names: tuple[str, ...], redis_url: str | None, as_json: bool) -> int:
+    """End each BATCH (an id or a name) at once. Finished lines are kept; the others get an error record, `cancelled`.
+
+    --json prints each batch as a line of JSON.
+
+    Exit statuses: 0 all are cancelled, 2 one was over already, is still being submitted, or is unknown.
+    """
+    from jobs.ending import cancel
+
+    status = 0
+    with open_store(redis_url) as store:
+        for batch_id in dict.fromkeys([store.find(name).id for name in names]):
+            try:
+                now = cancel(store, batch_id)
+            except RefusedError as error:
+                click.echo(f"promptmill: {error}", err=True)
+                status = error.exit_status
+                continue
+            batch = store.batch(batch_id)
+            click.echo(_said(batch) if now else f"batch {batch_id} was cancelled already", err=True)
+            if as_json:
+                click.echo(orjson.dumps(batch.as_dict(store.now())).decode())
+    return status
+
+
+def _said(batch: Batch) -> str:
+    kept = batch.finished - batch.unrun
+    return f"batch {batch.id} is cancelled: {kept:,} of {plural(batch.total, 'line')} finished, {batch.unrun:,} not run"
