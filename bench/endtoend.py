@@ -108,6 +108,7 @@ def _worker(store: Store, model: str, folder: Path) -> Iterator[None]:
     url = f"unix://{folder / 'server' / 'redis.sock'}"
     command = [sys.executable, "-P", "-m", "worker", "--redis", url, "--model", str(saved(model))]
     command += ["--decode-concurrency", str(CONCURRENCY), f"--exit-with-parent={os.getpid()}"]
+    command += ["--spool", str(folder / "spool")]
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, cwd=ROOT, env=child_environment(str(temporary)), stdout=file, stderr=file

@@ -388,6 +388,15 @@ class Store:
             raise _stale(attempt)
         return bool(done == 1)
 
+    def unfinished(self, attempt: Attempt) -> bool:
+        """Whether a shard still waits for records of this attempt: it is neither another's nor done."""
+        keys = BatchKeys(attempt.batch_id)
+        with self.connection.pipeline(transaction=False) as pipe:
+            pipe.hget(keys.fences, str(attempt.number))
+            pipe.exists(keys.compacted(attempt.number))
+            fence, done = pipe.execute()
+        return fence == b"%d" % attempt.fence and not done
+
     def note_load_failure(self, batch_id: str, number: int, worker: str) -> frozenset[str]:
         """Remember that ``worker`` cannot load a shard's model; all workers that could not."""
         key = BatchKeys(batch_id).load_failures(number)

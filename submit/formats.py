@@ -22,7 +22,7 @@ from jobs.store import Store
 from submit.envelopes import choices_of, endpoint_of, envelope
 from submit.inputs import Inputs
 
-__all__ = ["FORMATS", "Format", "make_format"]
+__all__ = ["FORMATS", "Format", "make_format", "plain_format"]
 
 FORMATS = ("native", "openai", "chat", "completions")
 
@@ -45,15 +45,23 @@ def make_format(name: str, store: Store, batch: Batch) -> Format:
     Raises:
         RefusedError: there is no such format.
     """
-    if name == "native":
-        return Format(name, _native, errors_apart=True, keeps_failures=True)
     inputs = _lazily(lambda: Inputs(store, batch))
-    if name == "openai":
-        return Format(name, lambda record: _openai(record, inputs), errors_apart=False, keeps_failures=True)
+    if plain := plain_format(name, lambda index: endpoint_of(inputs().job(index).prompt)):
+        return plain
     examples = {"chat": _chat, "completions": _completion}.get(name)
     if examples is None:
         raise RefusedError(f"no format '{name}': take one of {', '.join(FORMATS)}")
     return Format(name, lambda record: _training(record, inputs, examples), errors_apart=False, keeps_failures=False)
+
+
+def plain_format(name: str, endpoint: Callable[[int], str]) -> Format | None:
+    """A format that needs no prompts; None for the others. ``endpoint(index)`` is asked for a line that was not in
+    OpenAI's format."""
+    if name == "native":
+        return Format(name, _native, errors_apart=True, keeps_failures=True)
+    if name == "openai":
+        return Format(name, lambda record: _openai(record, endpoint), errors_apart=False, keeps_failures=True)
+    return None
 
 
 def _lazily(make: Callable[[], Inputs]) -> Callable[[], Inputs]:
@@ -71,8 +79,8 @@ def _native(record: StoredRecord) -> bytes:
     return record.raw + b"\n"
 
 
-def _openai(record: StoredRecord, inputs: Callable[[], Inputs]) -> bytes:
-    wrapped = envelope(orjson.loads(record.raw), lambda index: endpoint_of(inputs().job(index).prompt))
+def _openai(record: StoredRecord, endpoint: Callable[[int], str]) -> bytes:
+    wrapped = envelope(orjson.loads(record.raw), endpoint)
     return orjson.dumps(wrapped, option=orjson.OPT_APPEND_NEWLINE)
 
 

@@ -14,6 +14,14 @@ from jobs.connect import connect
 from jobs.store import Store
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _spool_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Workers that tests start keep their records away from this user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROMPTMILL_WORKER_SPOOL", str(tmp_path_factory.mktemp("spool")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def _server_session() -> Iterator[str]:
     # In /tmp: the path of a socket may not be long, and pytest's folders are.

@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from jobs.errors import PromptmillError
+from jobs.duration import parse_duration
+from jobs.errors import PromptmillError, RefusedError
 from jobs.settings import read_settings
 from jobs.shard import Group
 from worker.compute import DECODE_CONCURRENCY, EngineSettings
@@ -53,6 +54,18 @@ class Size(click.ParamType[int]):
         if match is None:
             self.fail(f"{value!r} is not a size: write 48G, 512M or a number of bytes", param, ctx)
         return int(float(match[1]) * _UNITS[match[2]])
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, of ``90s``, ``12h`` or ``14d``."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return parse_duration(str(value))
+        except RefusedError as error:
+            self.fail(str(error), param, ctx)
 
 
 def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
@@ -154,6 +167,15 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     help="After so many generated tokens drain, start afresh in place and go on: all memory is given back.",
 )  # fmt: skip
 @click.option(
+    "--spool", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+    help="Folder in which finished records are kept on this machine's disk too, for times without Redis: "
+    "`promptmill results BATCH --from-spool DIR` reads it.  [default: spool in the data folder]",
+)  # fmt: skip
+@click.option(
+    "--spool-keep", type=Duration(), default="14d", show_default=True, metavar="DURATION",
+    help="Remove a batch's records from there when the last is so old.",
+)  # fmt: skip
+@click.option(
     "--max-attempts", type=click.IntRange(1, 100), default=MAX_ATTEMPTS, show_default=True,
     help="Attempts at a line that ends its worker, or fails for a reason that may pass; then it gets an error record.",
 )  # fmt: skip
@@ -208,6 +230,8 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
         drain_s=flags["drain"],
         parent=flags["parent"],
         recycle_after_tokens=flags["recycle_after_tokens"],
+        spool=flags["spool"] or _data_folder() / "spool",
+        spool_keep_s=flags["spool_keep"],
         max_attempts=flags["max_attempts"],
         engine=engine,
     )

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from jobs.batch import Batch
 from jobs.errors import LineError
 from jobs.line import Defaults, Job, check_line
 from jobs.shard import Group, ShardLine
@@ -33,6 +34,7 @@ class HeldShard:
 
     lease: Lease
     attempt: Attempt
+    batch: Batch
     group: Group
     queue: str
     defaults: Defaults

@@ -5,7 +5,7 @@ Threads, and who may touch what:
 - main: takes and claims shards, recovery, signals. Never MLX.
 - intake: checks, renders and tokenises lines.
 - compute: MLX, alone.
-- writer: text, records, Redis writes.
+- writer: Redis writes; beside it the scribe: text, records, the spool.
 - pulse: leases and the published state; it must never wait for any of the others.
 """
 
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import redis.exceptions
@@ -40,6 +41,7 @@ from worker.marks import Marks
 from worker.models import Models
 from worker.pulse import Pulse
 from worker.recycle import HELD_BACK, RECYCLE
+from worker.spool import SPOOL_KEEP_S, Spool
 from worker.trouble import note_trouble
 from worker.warm import STARVATION_S
 from worker.writer import End, EndedLine, FailedLine, Writer
@@ -76,6 +78,9 @@ class ServiceSettings:
     recycle_after_tokens: int | None = None
     max_attempts: int = MAX_ATTEMPTS
     starvation_s: float = STARVATION_S
+    spool: Path | None = None
+    """Folder in which finished records are kept for ``spool_keep_s``; None: they are not."""
+    spool_keep_s: float = SPOOL_KEEP_S
     engine: EngineSettings = field(default_factory=EngineSettings)
 
 
@@ -105,7 +110,8 @@ class Service:
         marks = Marks(self.store, marks_connection or pulse_connection, self._life, self.held)
         self.compute = Compute(settings.engine, self._line_finished, self._wake, marks.begin, self._unstored)
         self.models = Models(self.compute, settings.groups, bound=settings.starvation_s)
-        self.writer = Writer(self.store, self.name, self._shard_ended, self._retry)
+        self.spool = None if settings.spool is None else Spool(settings.spool, self.name, settings.spool_keep_s)
+        self.writer = Writer(self.store, self.name, self._shard_ended, self._retry, self.spool)
         self.intake = Intake(self.compute, self.writer, self._load_failed, now=now)
         self.pulse = Pulse(pulse_connection, self)
         self._now = now
@@ -140,6 +146,7 @@ class Service:
                 thread.start()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
             try:
+                self._offer_left()
                 failed = self._preload() if self.settings.preload else []
                 if len(failed) == len(self.settings.groups):
                     return ModelLoadError.exit_status
@@ -226,9 +233,18 @@ class Service:
     def _maintain(self) -> None:
         if time.monotonic() - self._maintained_at >= MAINTENANCE_S:
             self._maintained_at = time.monotonic()
+            self._offer_left()
             if time.monotonic() >= self._recover_from:
                 self.rq.recover()
             upkeep(self.store)
+            if self.spool is not None:
+                self.spool.sweep()
+
+    def _offer_left(self) -> None:
+        """Deliver what dead workers left in the spool, before anybody claims their shards and those records are
+        stale."""
+        if self.spool is not None:
+            self.spool.offer(self.store, self._stopping)
 
     def _note_outage(self) -> None:
         """Redis has just answered. If it had not for long, or this machine slept, every lease may look abandoned
@@ -292,6 +308,7 @@ class Service:
         held = HeldShard(
             lease=lease,
             attempt=attempt,
+            batch=batch,
             group=self._group_of[shard.queue],
             queue=shard.queue,
             defaults=defaults,
@@ -382,13 +399,10 @@ class Service:
         # MLX must not be in use while the interpreter goes down: the process would abort. A load is not waited for:
         # the process is ended under it (worker.__main__).
         self.compute.join(timeout=30.0 if self.compute.loading is None else 0.0)
-        self.writer.stop()
-        self.writer.join(timeout=10.0)
-        self.writer.give_up()
-        self.writer.join(timeout=5.0)
-        for held in list(self.held.values()):
-            if not self._return(held):
-                break  # Redis is out, and each try takes its time: all other leases run out as well
+        if self.writer.end():
+            for held in list(self.held.values()):
+                if not self._return(held):
+                    break  # Redis is out, and each try takes its time: all other leases run out as well
         self.pulse.stop()
         try:
             if self.compute.failure is not None and self.compute.failed_group is not None:

@@ -1,4 +1,7 @@
-"""The writer thread: turns ended lines into records and stores them, whatever Redis is doing at the moment."""
+"""The writer: turns ended lines into records, spools them, and stores them, whatever Redis is doing at the moment.
+
+Two threads, so that the spool is complete while Redis is out: one writes records down, one delivers them.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ import redis.exceptions
 
 from jobs.errors import LineError, StaleAttemptError
 from jobs.record import Choice, RunStats, error_record, result_record
+from jobs.spool import SpoolEntry
 from jobs.store import FinishedLine, Store
 from worker.held import HeldShard
+from worker.spool import Spool
 
 if TYPE_CHECKING:
     from worker.compute import ServedModel
@@ -32,6 +37,8 @@ log = logging.getLogger("promptmill.worker")
 GATHER_S = 0.05
 """How long finished lines may wait for others, so that one round trip stores many."""
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+END_S = 10.0
+"""How long a worker that ends waits for Redis to take its last records."""
 
 
 class End(enum.Enum):
@@ -67,11 +74,15 @@ class FailedLine:
     at: float
 
 
+Outcome = FinishedLine | EndedLine | None
+"""What the scribe hands over of a shard: a record, a line to try again, or only the question whether it is done."""
+
+
 class Writer(threading.Thread):
     """Stores records under their attempt's fence, and finishes shards.
 
     ``on_ended(held, end)`` is called when a shard is done with, ``on_retry(held, index)`` when a line is to be tried
-    again.
+    again. Records go to the ``spool`` first, if there is one.
     """
 
     def __init__(
@@ -80,6 +91,7 @@ class Writer(threading.Thread):
         name: str,
         on_ended: Callable[[HeldShard, End], None],
         on_retry: Callable[[HeldShard, int], None] = lambda held, index: None,
+        spool: Spool | None = None,
         *,
         sleep: Callable[[float], Any] | None = None,
     ) -> None:
@@ -88,12 +100,15 @@ class Writer(threading.Thread):
         self.worker_name = name
         self._on_ended = on_ended
         self._on_retry = on_retry
+        self._spool = spool
         self._queue: queue.SimpleQueue[EndedLine | FailedLine | HeldShard | None] = queue.SimpleQueue()
+        self._written: queue.SimpleQueue[tuple[HeldShard, Outcome] | None] = queue.SimpleQueue()
         self._given_up = threading.Event()
         self._count_lock = threading.Lock()
-        self._unstored = 0
-        self._out = False
+        self._unstored = self._delivered = 0
         self._sleep = sleep or self._given_up.wait
+        self._error: redis.exceptions.RedisError | None = None
+        self._out_since: int | None = None
 
     def put(self, line: EndedLine | FailedLine) -> None:
         with self._count_lock:
@@ -103,7 +118,7 @@ class Writer(threading.Thread):
     @property
     def unstored(self) -> int | None:
         """Lines that were put here and are not dealt with yet; None while Redis is out."""
-        return None if self._out else self._unstored
+        return None if self._error is not None else self._unstored
 
     def check(self, held: HeldShard) -> None:
         """Finish the shard if no line of it is left: one whose lines all ended in earlier attempts."""
@@ -117,14 +132,41 @@ class Writer(threading.Thread):
         """Do not wait for Redis any longer."""
         self._given_up.set()
 
-    def run(self) -> None:
-        while True:
-            items = self._gather()
-            self._write([item for item in items if item is not None])
-            with self._count_lock:
-                self._unstored -= sum(isinstance(item, EndedLine | FailedLine) for item in items)
-            if None in items:
-                return
+    def end(self, patience: float = END_S) -> bool:
+        """Store what is left, waiting so many seconds for a Redis that is out.
+
+        False: records wait in the spool for this host's next worker. Their shards must not be handed back, or those
+        records would be stale.
+        """
+        self.stop()
+        self.join(timeout=patience)
+        self.give_up()
+        self.join(timeout=patience / 2)
+        left = self._unstored
+        if self._spool is not None:
+            self._spool.close(delivered=not left)
+        if not left:
+            return True
+        if self._spool is None or not self._spool.usable:
+            log.error("%d records could not be delivered; their lines are generated again", left)
+            return True
+        message = (
+            "%d records are not delivered: they are in %s; this host's next worker with that --spool delivers them"
+        )
+        log.warning(message, left, self._spool.folder, extra={"action": "records_left"})
+        return False
+
+    # --- writing down ---
+
+    def _scribe(self) -> None:
+        try:
+            while True:
+                items = self._gather()
+                self._write_down([item for item in items if item is not None])
+                if None in items:
+                    return
+        finally:
+            self._written.put(None)
 
     def _gather(self) -> list[EndedLine | FailedLine | HeldShard | None]:
         items = [self._queue.get()]
@@ -136,39 +178,86 @@ class Writer(threading.Thread):
                 break
         return items
 
-    def _write(self, items: list[EndedLine | FailedLine | HeldShard]) -> None:
-        lines: dict[str, list[FinishedLine]] = defaultdict(list)
-        shards: dict[str, HeldShard] = {}
+    def _write_down(self, items: list[EndedLine | FailedLine | HeldShard]) -> None:
+        written: list[tuple[HeldShard, Outcome]] = []
+        entries: dict[str, list[SpoolEntry]] = defaultdict(list)
+        batches = {}
         for item in items:
             held = item if isinstance(item, HeldShard) else item.held
+            if isinstance(item, HeldShard):
+                written.append((held, None))
+            elif held.ended.is_set():
+                self._settle(1)
+            elif isinstance(item, EndedLine) and _may_pass(item):
+                written.append((held, item))
+            else:
+                line, job, attempt = self._record(item), held.jobs.get(item.index), held.attempt
+                written.append((held, line))
+                batches[held.batch.id] = held.batch
+                chat = job is None or job.prompt is None
+                entries[held.batch.id].append(SpoolEntry(attempt.number, attempt.fence, chat, line))
+        if self._spool is not None:
+            for batch_id, batch in batches.items():
+                self._spool.append(batch, entries[batch_id])
+        for pair in written:
+            self._written.put(pair)
+
+    # --- delivering ---
+
+    def run(self) -> None:
+        scribe = threading.Thread(target=self._scribe, name="scribe", daemon=True)
+        scribe.start()
+        while True:
+            pairs = [self._written.get()]
+            while not self._written.empty():
+                pairs.append(self._written.get())
+            self._deliver([pair for pair in pairs if pair is not None])
+            if self._written.empty():
+                self._note_return()
+            if None in pairs:
+                break
+        scribe.join()
+
+    def _deliver(self, pairs: list[tuple[HeldShard, Outcome]]) -> None:
+        lines: dict[str, list[FinishedLine]] = defaultdict(list)
+        shards: dict[str, HeldShard] = {}
+        for held, outcome in pairs:
             shards[held.job_id] = held
-            if not isinstance(item, HeldShard) and not held.ended.is_set() and not self._tried_again(item):
-                lines[held.job_id].append(self._record(item))
+            if isinstance(outcome, EndedLine):
+                if not held.ended.is_set():
+                    self._try_again(outcome)
+                self._settle(1)
+            elif outcome is not None:
+                lines[held.job_id].append(outcome)
         for job_id, held in shards.items():
-            if not held.ended.is_set():
+            if held.ended.is_set():
+                self._settle(len(lines[job_id]))
+            else:
                 self._store(held, lines[job_id])
 
-    def _tried_again(self, item: EndedLine | FailedLine) -> bool:
-        """Whether a line gets another attempt: it failed for a reason that may pass, and not too often yet."""
-        held, failure = item.held, item.finished.error if isinstance(item, EndedLine) else None
-        if failure is None or not failure.passing or held.last(item.index):
-            return False
-        attempt = held.attempt
+    def _settle(self, lines: int) -> None:
+        with self._count_lock:
+            self._unstored -= lines
+
+    def _try_again(self, item: EndedLine) -> None:
+        """Give a line another attempt."""
+        held, attempt, failure = item.held, item.held.attempt, item.finished.error
         try:
             attempt.tries[item.index] = self.persistently(lambda: self.store.fail(attempt, item.index))
         except StaleAttemptError as stale:
             if held.attempt is not attempt:  # this worker itself took it up again meanwhile
-                return self._tried_again(item)
-            self._lost(held, stale)
-            return True
+                self._try_again(item)
+            else:
+                self._lost(held, stale)
+            return
         except redis.exceptions.RedisError as error:
             log.error("gave up noting a failed attempt at line %d of %s: %s", item.index, held.job_id, error)
-            return True
+            return
         message = "attempt %d at line %d of %s failed: %s; trying it again by itself"
-        arguments = (attempt.tries.get(item.index, 1), item.index, held.job_id, failure.message)
+        reason = failure.message if failure is not None else ""
+        arguments = (attempt.tries.get(item.index, 1), item.index, held.job_id, reason)
         log.warning(message, *arguments, extra={"action": "line_retried"})
         self._on_retry(held, item.index)
-        return True
 
     def _store(self, held: HeldShard, lines: list[FinishedLine]) -> None:
         attempt = held.attempt
@@ -176,6 +265,9 @@ class Writer(threading.Thread):
             if lines:
                 self.persistently(lambda: self.store.write(held.attempt, lines))
                 held.remaining.difference_update(line.index for line in lines)
+                self._delivered += len(lines)
+                self._settle(len(lines))
+                lines = []
             if not held.remaining:
                 finished = self.persistently(lambda: self.store.finish(held.attempt, len(held.lines)))
                 self._end(held, End.FINISHED if finished else End.INCOMPLETE)
@@ -183,9 +275,11 @@ class Writer(threading.Thread):
             if held.attempt is not attempt:  # this worker itself took it up again meanwhile
                 self._store(held, lines)
                 return
+            self._settle(len(lines))
             self._lost(held, stale)
         except redis.exceptions.RedisError as error:
-            log.error("gave up storing %d records of %s: %s", len(lines), held.job_id, error)
+            if not self._given_up.is_set():
+                log.error("shard %s is stored, but not closed in RQ's books: %s", held.job_id, error)
 
     def _lost(self, held: HeldShard, stale: StaleAttemptError) -> None:
         log.warning("%s; its lines are dropped here", stale, extra={"action": "lease_lost"})
@@ -198,19 +292,42 @@ class Writer(threading.Thread):
     def persistently(self, step: Callable[[], T]) -> T:
         """Try until Redis takes it: what was generated is not thrown away because Redis is out for minutes."""
         attempt = 0
-        while True:
+        while self._error is None or not self._given_up.is_set():
             try:
-                done = step()
-                self._out = False
-                return done
+                result = step()
+            except StaleAttemptError:
+                self._error = None
+                raise
             except redis.exceptions.RedisError as error:
-                if self._given_up.is_set():
-                    raise
-                self._out = True
-                pause = RETRY_S[min(attempt, len(RETRY_S) - 1)]
-                log.warning("Redis is out (%s); trying again in %.1f s", error, pause, extra={"action": "redis_out"})
-                self._sleep(pause)
+                self._note_outage(error)
+                self._error = error
+                self._sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
                 attempt += 1
+            else:
+                self._error = None
+                return result
+        raise self._error
+
+    def _note_outage(self, error: redis.exceptions.RedisError) -> None:
+        if self._out_since is not None:
+            return
+        self._out_since = self._delivered
+        kept = "memory" if self._spool is None or not self._spool.usable else f"{self._spool.folder}"
+        if isinstance(error, redis.exceptions.OutOfMemoryError):
+            message = "Redis is full: purge batches or raise its maxmemory; until then finished records are kept in %s"
+            log.error(message, kept, extra={"action": "redis_full"})
+        else:
+            message = "Redis is out (%s); until it is back finished records are kept in %s"
+            log.warning(message, error, kept, extra={"action": "redis_out"})
+
+    def _note_return(self) -> None:
+        if self._out_since is None or self._error is not None:
+            return
+        delivered = self._delivered - self._out_since
+        self._out_since = None
+        log.warning("Redis is back: delivered %d records", delivered, extra={"action": "redis_back"})
+
+    # --- records ---
 
     def _record(self, item: EndedLine | FailedLine) -> FinishedLine:
         if isinstance(item, FailedLine):
@@ -278,6 +395,12 @@ class Writer(threading.Thread):
         )
         usage = (stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens)
         return FinishedLine(item.index, True, *usage, record)
+
+
+def _may_pass(item: EndedLine) -> bool:
+    """Whether a line gets another attempt: it failed for a reason that may pass, and not too often yet."""
+    failure = item.finished.error
+    return failure is not None and failure.passing and not item.held.last(item.index)
 
 
 def run_stats(item: EndedLine, held: HeldShard) -> RunStats:

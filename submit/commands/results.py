@@ -17,6 +17,7 @@ from submit.text import parse_duration, plural
 
 @click.command("results", short_help="Write a batch's results to a file.")
 @click.argument("name", metavar="BATCH")
+@click.argument("more", metavar="[DIR]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "-o",
     "--output",
@@ -43,15 +44,25 @@ from submit.text import parse_duration, plural
     "training data for mlx_lm.lora, of the lines that succeeded.",
 )
 @click.option("--timeout", metavar="DURATION", help="With --follow: give up after this long (90s, 15m, 2h).")
+@click.option(
+    "--from-spool",
+    "spools",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="DIR [DIR]...",
+    help="Without Redis, from what workers kept on their disks: spool folders, folders or files in them.",
+)
 @redis_option
 @json_option
 def command(
     name: str,
+    more: tuple[Path, ...],
     out: Path | None,
     errors: Path | None,
     follow: bool,
     fmt: str,
     timeout: str | None,
+    spools: tuple[Path, ...],
     redis_url: str | None,
     as_json: bool,
 ) -> int:
@@ -59,6 +70,9 @@ def command(
 
     In the order of the input, as far as they are there; with --follow in the order of finishing, live.
     Each line's record goes to OUT or to ERR, never to both. --json prints a summary and needs -o.
+
+    With --from-spool no Redis is asked: BATCH is found in the folders given, one record per line is written, and
+    stderr says how many lines are missing.
 
     Exit statuses: 0 all lines succeeded, 1 some failed or are missing, 4 not done within --timeout.
     """
@@ -72,6 +86,12 @@ def command(
         raise RefusedError("--timeout goes with --follow: without it nothing is waited for")
     if as_json and out is None:
         raise RefusedError("--json prints a summary on stdout: give the results a file with -o")
+    if more and not spools:
+        raise RefusedError(f"'{more[0]}' is one argument too many: folders come after --from-spool")
+    if spools:
+        if follow:
+            raise RefusedError("--follow goes with Redis: a spool holds what is finished already")
+        return _from_spools(name, [*spools, *more], out, errors, fmt, as_json)
     limit = None if timeout is None else parse_duration(timeout)
     begun, tally = time.monotonic(), Tally()
     with open_store(redis_url) as store:
@@ -113,6 +133,26 @@ def command(
     return exit_status(batch, tally)
 
 
+def _from_spools(name: str, folders: list[Path], out: Path | None, errors: Path | None, fmt: str, as_json: bool) -> int:
+    from submit.from_spool import write_spooled
+    from submit.output import default_errors
+    from submit.summary import Tally
+
+    tally = Tally()
+    found = write_spooled(name, folders, out, errors=errors, fmt=fmt, observe=tally.add)
+    failed = sum(tally.failures.values())
+    if failed and fmt == "native" and errors is None and out is not None:
+        errors = default_errors(out)
+    shown_errors = errors if failed and fmt == "native" else None
+    if as_json:
+        paths = {"results": str(out), "errors": None if shown_errors is None else str(shown_errors)}
+        click.echo(orjson.dumps({**found.as_dict(), "failed_by_code": dict(tally.failures), **paths}).decode())
+    for text in found.notes():
+        click.echo(text, err=True)
+    _say_failed(failed, fmt, shown_errors)
+    return 0 if found.complete and not failed else 1
+
+
 def _say(batch_id: str, status: str, missing: int, failed: int, fmt: str, errors: Path | None) -> None:
     """What a reader of the results should know that is not in them."""
     if status == "validating":
@@ -121,6 +161,10 @@ def _say(batch_id: str, status: str, missing: int, failed: int, fmt: str, errors
         remedy = "; --follow waits for them" if status == "in_progress" else ""
         verb = "is" if missing == 1 else "are"
         click.echo(f"{plural(missing, 'line')} {verb} missing: batch {batch_id} is {status}{remedy}", err=True)
+    _say_failed(failed, fmt, errors)
+
+
+def _say_failed(failed: int, fmt: str, errors: Path | None) -> None:
     if failed:
         where = f"their records are in {errors}" if errors is not None else "their records are with the others"
         if fmt in ("chat", "completions"):

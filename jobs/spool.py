@@ -1,0 +1,141 @@
+"""The spool's files: every record that a worker finished, on its own disk, whatever becomes of Redis.
+
+``FOLDER/BATCH_ID/WORKER.LIFE.jsonl`` holds what one life of a worker finished of one batch: a line about the batch,
+then a line per record, which comes last in it and as it was stored. A life's files are its own as long as it holds the
+lock of ``FOLDER/WORKER.LIFE.lock``; what a later worker has offered to Redis is renamed to ``*.offered.jsonl``.
+Any line may be damaged or cut off: readers pass over it and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from jobs.batch import Batch
+from jobs.store import FinishedLine
+
+__all__ = [
+    "OFFERED",
+    "SUFFIX",
+    "SpoolEntry",
+    "SpoolHeader",
+    "encode_entry",
+    "encode_header",
+    "read_entries",
+    "read_header",
+]
+
+VERSION = 1
+SUFFIX = ".jsonl"
+OFFERED = ".offered.jsonl"
+LONGEST_LINE = 256 * 2**20
+"""Bytes; what is longer is no record of ours, but a damaged disk's."""
+RECORD = b'"record":'
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolHeader:
+    """What a file says of its batch; ``total`` is 0 and ``name`` None where the line about it is damaged."""
+
+    batch_id: str
+    name: str | None = None
+    source: str = ""
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolEntry:
+    """A finished line, under which claim on which shard it was finished, and whether it asked for a conversation."""
+
+    shard: int
+    fence: int
+    chat: bool
+    line: FinishedLine
+
+
+def encode_header(batch: Batch) -> bytes:
+    """The first line of a file."""
+    fields = {
+        "promptmill_spool": VERSION,
+        "batch_id": batch.id,
+        "name": batch.name,
+        "source": batch.source,
+        "total": batch.total,
+        "created_at": batch.times.get("created"),
+    }
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def encode_entry(entry: SpoolEntry) -> bytes:
+    """The line of one record."""
+    line = entry.line
+    fields = {
+        "shard": entry.shard,
+        "fence": entry.fence,
+        "ok": line.ok,
+        "chat": entry.chat,
+        "usage": [line.prompt_tokens, line.completion_tokens, line.cached_tokens],
+        "record": orjson.Fragment(line.record),
+    }
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def read_header(path: Path) -> SpoolHeader:
+    """What the file's first line says; where it is damaged, what its folder is called.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        raw = file.readline(LONGEST_LINE)
+    try:
+        fields = orjson.loads(raw)
+        name, source = fields["name"], fields["source"]
+        if _ints(fields["promptmill_spool"], fields["total"]) and _texts(fields["batch_id"], name or "", source):
+            return SpoolHeader(fields["batch_id"], name, source, fields["total"])
+    except (ValueError, KeyError, TypeError):
+        pass  # a header that is no JSON is as good as one that lacks its fields
+    return SpoolHeader(path.parent.name)
+
+
+def read_entries(
+    file: BinaryIO, batch_id: str, on_damage: Callable[[], None] = lambda: None
+) -> Iterator[tuple[int, SpoolEntry]]:
+    """The sound lines of a file about that batch, from where it stands: (offset, entry). Reads a line at a time."""
+    offset = file.tell()
+    while raw := file.readline(LONGEST_LINE):
+        entry = _entry(raw, batch_id)
+        if entry is not None:
+            yield offset, entry
+        elif offset > 0 or not raw.startswith(b'{"promptmill_spool":'):
+            on_damage()
+        offset += len(raw)
+
+
+def _entry(raw: bytes, batch_id: str) -> SpoolEntry | None:
+    try:
+        fields = orjson.loads(raw)
+        record, index, shard, fence = fields["record"], fields["record"]["index"], fields["shard"], fields["fence"]
+        prompt, completion, cached = fields["usage"]
+        if not (_ints(shard, fence, index, prompt, completion, cached) and _texts(record["id"])):
+            return None
+        if record["batch_id"] != batch_id or fields["ok"] is not ("error" not in record):
+            return None
+        # Numbers alone stand before the record, so its name cannot be part of a text.
+        text = raw[raw.index(RECORD) + len(RECORD) : raw.rindex(b"}")]
+        line = FinishedLine(index, fields["ok"], prompt, completion, cached, text)
+        return SpoolEntry(shard, fence, bool(fields["chat"]), line)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _ints(*values: Any) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def _texts(*values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)

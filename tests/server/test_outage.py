@@ -1,0 +1,258 @@
+"""Redis away, full or lost for good: what the writer and the spool make of it, on a server of the test's own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.connect import connect
+from jobs.shard import Group
+from jobs.spool import read_entries
+from jobs.store import Store
+from tests.pool import MODEL, make_batch, prompts
+from tests.private import PrivateServer
+from tests.waiting import until
+from worker.held import HeldShard
+from worker.service import Service, ServiceSettings
+from worker.spool import Spool
+from worker.writer import FailedLine
+
+MakeService = Callable[[], Service]
+
+
+@pytest.fixture
+def server() -> Iterator[PrivateServer]:
+    """A server that the test may stop."""
+    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
+        made = PrivateServer(Path(folder))
+        made.start()
+        yield made
+        made.stop()
+
+
+@pytest.fixture
+def store(server: PrivateServer) -> Iterator[Store]:
+    """The storage layer on that server."""
+    connection = connect(server.url)
+    yield Store(connection)
+    connection.close()
+
+
+@pytest.fixture
+def make_service(server: PrivateServer, tmp_path: Path) -> Iterator[MakeService]:
+    """Workers for MODEL with one spool folder; of their threads the writer may be started."""
+    made: list[Service] = []
+
+    def make() -> Service:
+        settings = ServiceSettings((Group(MODEL),), name=f"mini{len(made)}", spool=tmp_path / "spool")
+        made.append(Service(connect(server.url), connect(server.url), settings))
+        return made[-1]
+
+    yield make
+    for service in made:
+        service.writer.give_up()
+        if service.writer.is_alive():
+            service.writer.end(1.0)
+
+
+def take(service: Service) -> HeldShard:
+    """Take a shard; the one that the worker now holds."""
+    assert service._take_one()
+    [held] = service.held.values()
+    return held
+
+
+def fail(service: Service, held: HeldShard, index: int) -> None:
+    service.writer.put(FailedLine(held, index, "internal_error", "no", None, 0.0))
+
+
+def spooled(folder: Path, batch_id: str) -> list[int]:
+    """Indices of the records in the spool, offered or not."""
+    found = []
+    for path in folder.glob(f"{batch_id}/*.jsonl"):
+        with path.open("rb") as file:
+            found += [entry.line.index for _, entry in read_entries(file, batch_id)]
+    return sorted(found)
+
+
+def said(caplog: pytest.LogCaptureFixture, *actions: str) -> list[str]:
+    """What the log says of these actions."""
+    return [record.getMessage() for record in caplog.records if getattr(record, "action", None) in actions]
+
+
+def test_records_wait_in_the_spool_and_are_delivered(
+    server: PrivateServer, store: Store, make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While Redis is out records are written down one after the other; when it is back all are stored. Said once."""
+    batch, service = make_batch(store, prompts(3)), make_service()
+    held = take(service)
+    service.writer.start()
+    server.stop()
+    fail(service, held, 0)
+    until(lambda: said(caplog, "redis_out"), "the outage is noticed")
+    for index in (1, 2):
+        fail(service, held, index)
+        until(lambda index=index: index in spooled(tmp_path / "spool", batch), "the record is in the spool")
+    server.start()
+    until(lambda: said(caplog, "redis_back"), "all is delivered")
+    assert store.batch(batch).status == "completed"
+    [out] = said(caplog, "redis_out")
+    assert out.endswith(f"until it is back finished records are kept in {tmp_path / 'spool'}")
+    assert said(caplog, "redis_back") == ["Redis is back: delivered 3 records"]
+
+
+def test_a_full_redis_is_an_outage_with_its_own_remedy(
+    server: PrivateServer, store: Store, make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Out of memory: nothing is thrown away, and what to do is said once."""
+    batch, service = make_batch(store, prompts(2)), make_service()
+    held = take(service)
+    service.writer.start()
+    server.configure("maxmemory", 1)
+    fail(service, held, 0)
+    fail(service, held, 1)
+    until(lambda: said(caplog, "redis_full"), "it is noticed")
+    assert spooled(tmp_path / "spool", batch) == [0, 1]
+    assert store.batch(batch).failed == 0
+    server.configure("maxmemory", 0)
+    until(lambda: said(caplog, "redis_back"), "all is delivered")
+    assert store.batch(batch).status == "completed"
+    [full] = said(caplog, "redis_full")
+    assert full.startswith("Redis is full: purge batches or raise its maxmemory; until then finished records are kept")
+
+
+def test_a_worker_that_ends_in_an_outage_leaves_its_records_to_the_next(
+    server: PrivateServer, store: Store, make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The shard is not handed back, so that the next worker's offer is not stale; it then finds the lines done."""
+    batch, service = make_batch(store, prompts(3)), make_service()
+    held = take(service)
+    service.writer.start()
+    server.stop()
+    fail(service, held, 0)
+    fail(service, held, 1)
+    until(lambda: spooled(tmp_path / "spool", batch) == [0, 1], "the records are in the spool")
+    assert not service.writer.end(0.2)
+    [left] = said(caplog, "records_left")
+    assert left.startswith(f"2 records are not delivered: they are in {tmp_path / 'spool'}; this host's next worker")
+    server.start()
+    other = make_service()
+    assert other.spool is not None
+    assert other.spool.offer(store) == 2
+    assert store.batch(batch).failed == 2
+    assert other.spool.offer(store) == 0
+    attempt = store.claim(batch, 0)
+    assert attempt is not None
+    assert attempt.finished == {0, 1}
+
+
+def test_a_worker_that_ends_in_peace_leaves_nothing_to_offer(
+    store: Store, make_service: MakeService, tmp_path: Path
+) -> None:
+    """What was delivered stays for the day that Redis is lost, and is never offered again."""
+    batch, service = make_batch(store, prompts(2)), make_service()
+    held = take(service)
+    service.writer.start()
+    fail(service, held, 0)
+    assert service.writer.end()
+    assert spooled(tmp_path / "spool", batch) == [0]
+    assert [path.name.endswith(".offered.jsonl") for path in tmp_path.glob("spool/*/*")] == [True]
+    assert list(tmp_path.glob("spool/*.lock")) == []
+
+
+def leave(store: Store, service: Service, folder: Path, batch: str) -> None:
+    """Let a worker die after it wrote two records down, and before it delivered them."""
+    held = take(service)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service.writer, "_deliver", lambda pairs: None)
+        service.writer.start()
+        fail(service, held, 0)
+        fail(service, held, 1)
+        service.writer.stop()
+        service.writer.join()
+    assert service.spool is not None
+    service.spool.close(delivered=False)
+    assert spooled(folder, batch) == [0, 1]
+
+
+def test_records_of_an_attempt_that_another_followed_are_not_stored(
+    store: Store, make_service: MakeService, tmp_path: Path
+) -> None:
+    """The fence is asked: they are void, and offered no second time."""
+    batch = make_batch(store, prompts(2))
+    leave(store, make_service(), tmp_path / "spool", batch)
+    assert store.claim(batch, 0) is not None
+    spool = Spool(tmp_path / "spool", "next")
+    assert spool.offer(store) == 0
+    assert store.batch(batch).failed == 0
+    assert [path.name.endswith(".offered.jsonl") for path in tmp_path.glob("spool/*/*")] == [True]
+
+
+def test_records_of_a_shard_that_is_done_are_not_counted_again(
+    store: Store, make_service: MakeService, tmp_path: Path
+) -> None:
+    """A worker that dies just after it finished a shard: its fence is still the shard's."""
+    batch, service = make_batch(store, [*prompts(2), {"prompt": "x", "model": "other"}]), make_service()
+    leave(store, service, tmp_path / "spool", batch)
+    [held] = service.held.values()
+    [path] = tmp_path.glob("spool/*/*.jsonl")
+    with path.open("rb") as file:
+        lines = [entry.line for _, entry in read_entries(file, batch)]
+    store.write(held.attempt, lines)
+    assert store.finish(held.attempt, len(lines))
+    assert Spool(tmp_path / "spool", "next").offer(store) == 0
+    assert store.batch(batch).failed == 2
+
+
+def test_what_is_not_this_redis_or_not_dead_is_left_alone(
+    store: Store, make_service: MakeService, tmp_path: Path
+) -> None:
+    """A living worker's files, and those of batches that this Redis does not know, wait for whom they concern."""
+    service = make_service()
+    batch = make_batch(store, prompts(2))
+    leave(store, service, tmp_path / "spool", batch)
+    [path] = tmp_path.glob("spool/*/*.jsonl")
+    info = f"promptmill:b:{batch}"
+    store.connection.rename(info, "elsewhere")
+    assert Spool(tmp_path / "spool", "next").offer(store) == 0
+    assert path.exists()
+    store.connection.rename("elsewhere", info)
+    living = Spool(tmp_path / "spool", "living", life="x")
+    with path.open("rb") as file:
+        [_, (_, entry)] = read_entries(file, batch)
+    assert living.append(store.batch(batch), [entry])
+    assert Spool(tmp_path / "spool", "next").offer(store) == 2
+    assert (path.parent / "living.x.jsonl").exists()
+    living.close(delivered=False)
+
+
+def test_damaged_files_are_offered_as_far_as_they_are_sound(
+    store: Store, make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A torn end hides nothing before it, and a file that is none of ours stops nobody."""
+    batch = make_batch(store, prompts(2))
+    leave(store, make_service(), tmp_path / "spool", batch)
+    [path] = tmp_path.glob("spool/*/*.jsonl")
+    path.write_bytes(path.read_bytes()[:-9])
+    (path.parent / "a.jsonl").write_bytes(b"\x00" * 1000)
+    assert Spool(tmp_path / "spool", "next").offer(store) == 1
+    assert store.batch(batch).failed == 1
+    assert len(said(caplog, "spool_damaged")) == 2
+
+
+def test_what_a_full_redis_does_not_take_is_offered_again(
+    server: PrivateServer, store: Store, make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker asks again until it is taken, and says so once."""
+    batch = make_batch(store, prompts(2))
+    leave(store, make_service(), tmp_path / "spool", batch)
+    spool = Spool(tmp_path / "spool", "next")
+    server.configure("maxmemory", 1)
+    assert spool.offer(store) == spool.offer(store) == 0
+    assert len(said(caplog, "redis_out")) == 1
+    server.configure("maxmemory", 0)
+    assert spool.offer(store) == 2
+    assert store.batch(batch).failed == 2

@@ -1,0 +1,308 @@
+"""The spool: what this worker finished, on its own disk before it goes to Redis. The files are those of jobs.spool."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import time
+import uuid
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import redis.exceptions
+
+from jobs.batch import Batch
+from jobs.errors import BatchNotFoundError, StaleAttemptError
+from jobs.spool import OFFERED, SUFFIX, SpoolEntry, encode_entry, encode_header, read_entries, read_header
+from jobs.store import Attempt, FinishedLine, Store
+
+__all__ = ["SPOOL_KEEP_S", "Spool"]
+
+log = logging.getLogger("promptmill.worker")
+
+SPOOL_KEEP_S = 14 * 86400.0
+SWEEP_S = 3600.0
+RETRY_S = 30.0
+"""How long a disk that refused a record is left alone."""
+OPEN_FILES = 32
+OFFERED_BYTES = 4 * 2**20
+"""Records offered to Redis at a time, or a single longer one."""
+BATCH_FOLDER = re.compile(r"b_[0-9A-Z]{26}")
+"""Only folders with names that batches have are ever removed, wherever ``--spool`` points."""
+
+
+class Spool:
+    """One life's part of a spool folder. :meth:`append` never raises: without a disk the worker goes on.
+
+    ``clock`` gives seconds, ``now`` seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        worker: str,
+        keep_s: float = SPOOL_KEEP_S,
+        *,
+        life: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.folder = folder
+        # A process id comes again, a life does not.
+        self._stem = f"{_safe(worker)}.{life or uuid.uuid4().hex[:12]}"
+        self._keep_s = keep_s
+        self._clock, self._now = clock, now
+        self._lock: int | None = None
+        self._files: OrderedDict[str, int] = OrderedDict()
+        self._failed_at: float | None = None
+        self._swept_at: float | None = None
+        self._offered_all = False
+        self._offer_put_off = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether the last record went into it."""
+        return self._failed_at is None
+
+    # --- what this life finishes ---
+
+    def append(self, batch: Batch, entries: Sequence[SpoolEntry]) -> bool:
+        """Write records down; False where the disk does not take them, which is said once."""
+        if self._failed_at is not None and self._clock() - self._failed_at < RETRY_S:
+            return False
+        try:
+            _write(self._file(batch), b"".join(map(encode_entry, entries)))
+        except OSError as error:
+            # The next record finds out whether a part of these was written: see _open.
+            self._close(batch.id)
+            if self._failed_at is None:
+                message = "records cannot be kept in %s: %s; the worker goes on without, and tries again"
+                log.warning(message, self.folder, error, extra={"action": "spool_failed"})
+            self._failed_at = self._clock()
+            return False
+        if self._failed_at is not None:
+            self._failed_at = None
+            log.warning("records are kept in %s again", self.folder, extra={"action": "spool_back"})
+        return True
+
+    def close(self, *, delivered: bool) -> None:
+        """End this life: others may offer what it left, unless all of it was delivered."""
+        for batch_id in list(self._files):
+            self._close(batch_id)
+        if self._lock is None:
+            return
+        if delivered:
+            with suppress(OSError):
+                for path in self.folder.glob(f"*/{self._stem}{SUFFIX}"):
+                    _mark_offered(path)
+                self._lock_path(self._stem).unlink()
+        os.close(self._lock)
+        self._lock = None
+
+    def _file(self, batch: Batch) -> int:
+        descriptor = self._files.get(batch.id)
+        if descriptor is not None and os.fstat(descriptor).st_nlink == 0:  # somebody removed it
+            self._close(batch.id)
+            descriptor = None
+        if descriptor is None:
+            descriptor = self._files[batch.id] = self._open(batch)
+        self._files.move_to_end(batch.id)
+        if len(self._files) > OPEN_FILES:
+            self._close(next(iter(self._files)))
+        return descriptor
+
+    def _open(self, batch: Batch) -> int:
+        if self._lock is None:
+            _make_folder(self.folder)
+            self._lock = _take(self._lock_path(self._stem))
+        folder = self.folder / _safe(batch.id)
+        _make_folder(folder)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        descriptor = os.open(folder / f"{self._stem}{SUFFIX}", flags, 0o600)
+        try:
+            os.fchmod(descriptor, 0o600)
+            size = os.fstat(descriptor).st_size
+            if size == 0:
+                _write(descriptor, encode_header(batch))
+            elif os.pread(descriptor, 1, size - 1) != b"\n":
+                _write(descriptor, b"\n")  # a line was cut off when the disk was full: it must not spoil the next
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _close(self, batch_id: str) -> None:
+        descriptor = self._files.pop(batch_id, None)
+        if descriptor is not None:
+            with suppress(OSError):
+                os.close(descriptor)
+
+    # --- what earlier lives left ---
+
+    def offer(self, store: Store, stop: Callable[[], bool] = lambda: False) -> int:
+        """Store what dead workers finished and could not deliver, as far as it is still wanted; how many records
+        were offered. Redis takes each at most once, and none of an attempt that another has followed.
+
+        Done once in a life. Where Redis is out meanwhile, the next call goes on.
+        """
+        if self._offered_all:
+            return 0
+        offered = 0
+        try:
+            for stem, paths in self._left().items():
+                with self._dead(stem) as dead:
+                    offered += sum(self._offer_file(store, path, stop) for path in paths if dead and not stop())
+            self._offered_all = True
+        except redis.exceptions.RedisError as error:
+            if not self._offer_put_off:
+                self._offer_put_off = True
+                message = "what an earlier worker left in %s waits until Redis takes it: %s"
+                log.warning(message, self.folder, error, extra={"action": "redis_out"})
+        if offered:
+            message = "offered Redis %d records that an earlier worker left in %s"
+            log.info(message, offered, self.folder, extra={"action": "spool_offered"})
+        return offered
+
+    def _left(self) -> dict[str, list[Path]]:
+        """Files that were not offered yet, by the life that wrote them."""
+        left: dict[str, list[Path]] = defaultdict(list)
+        for path in sorted(self.folder.glob(f"b_*/*{SUFFIX}")):
+            if not path.name.endswith(OFFERED) and path.is_file():
+                left[path.name.removesuffix(SUFFIX)].append(path)
+        return left
+
+    @contextmanager
+    def _dead(self, stem: str) -> Iterator[bool]:
+        """Whether a life is over; while the block runs nobody else offers its files."""
+        try:
+            lock = _take(self._lock_path(stem))
+        except OSError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            if not any(self.folder.glob(f"b_*/{stem}{SUFFIX}")):
+                self._lock_path(stem).unlink(missing_ok=True)
+            os.close(lock)
+
+    def _offer_file(self, store: Store, path: Path, stop: Callable[[], bool]) -> int:
+        try:
+            batch = store.batch(read_header(path).batch_id)
+            offered = _offer_records(store, path, batch.id, stop) if batch.status == "in_progress" else 0
+            if not stop():
+                _mark_offered(path)
+        except BatchNotFoundError:
+            return 0  # it may be another Redis's: then that one's next worker offers it
+        except (OSError, ValueError, KeyError, TypeError) as error:  # on the disk, or what Redis says of the batch
+            log.warning("%s cannot be offered: %s", path, error, extra={"action": "spool_unreadable"})
+            return 0
+        return offered
+
+    # --- what nobody needs any more ---
+
+    def sweep(self) -> None:
+        """Remove what was not written to for as long as it is kept; looks once an hour."""
+        if self._swept_at is not None and self._clock() - self._swept_at < SWEEP_S:
+            return
+        self._swept_at = self._clock()
+        before = self._now() - self._keep_s
+        with suppress(OSError):  # what cannot be removed now is looked at again
+            for path in self.folder.glob("*.lock"):
+                if path.stat().st_mtime < before:
+                    with self._dead(path.name.removesuffix(".lock")):
+                        pass
+            for folder in self.folder.iterdir():
+                if BATCH_FOLDER.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
+                    _remove_old(folder, before)
+
+    def _lock_path(self, stem: str) -> Path:
+        return self.folder / f"{stem}.lock"
+
+
+def _offer_records(store: Store, path: Path, batch_id: str, stop: Callable[[], bool]) -> int:
+    offered = 0
+    wanted: dict[tuple[int, int], bool] = {}
+    for shard, fence, lines in _parcels(path, batch_id):
+        attempt = Attempt(batch_id=batch_id, number=shard, fence=fence)
+        if (shard, fence) not in wanted:
+            wanted[shard, fence] = store.unfinished(attempt)
+        if wanted[shard, fence]:
+            with suppress(StaleAttemptError):
+                store.write(attempt, lines)
+                offered += len(lines)
+        if stop():
+            break
+    return offered
+
+
+def _parcels(path: Path, batch_id: str) -> Iterator[tuple[int, int, list[FinishedLine]]]:
+    """The records of a file as (shard, fence, lines): neighbours together, so many at a time."""
+    lines: list[FinishedLine] = []
+    key, size, damaged = (-1, -1), 0, 0
+
+    def count() -> None:
+        nonlocal damaged
+        damaged += 1
+
+    with path.open("rb") as file:
+        for _, entry in read_entries(file, batch_id, count):
+            if lines and (key != (entry.shard, entry.fence) or size > OFFERED_BYTES):
+                yield *key, lines
+                lines, size = [], 0
+            key = (entry.shard, entry.fence)
+            lines.append(entry.line)
+            size += len(entry.line.record)
+    if lines:
+        yield *key, lines
+    if damaged:
+        log.warning("%s: %d damaged lines are passed over", path, damaged, extra={"action": "spool_damaged"})
+
+
+def _remove_old(folder: Path, before: float) -> None:
+    files = [path for path in folder.iterdir() if path.name.endswith(SUFFIX)]
+    if max(path.lstat().st_mtime for path in (folder, *files)) < before:
+        for path in files:
+            path.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _mark_offered(path: Path) -> None:
+    path.rename(path.with_name(path.name.removesuffix(SUFFIX) + OFFERED))
+
+
+def _make_folder(folder: Path) -> None:
+    """A folder for this user alone, whatever the umask; one that is there stays as it is."""
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+
+
+def _take(path: Path) -> int:
+    """The lock file's descriptor, locked.
+
+    Raises:
+        OSError: somebody else holds it, or it cannot be made.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _safe(name: str) -> str:
+    """A name as part of a path: nothing in it leads out of the folder."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".")[:128] or "_"
