@@ -142,10 +142,12 @@ return 1
 
 FAIL = """
 -- Note that an attempt at one line failed for a reason that may pass.
--- KEYS: fences, flights, tries.  ARGV: shard number, fence, index.  Returns its failed attempts; 0: stale.
+-- KEYS: fences, flights, tries.  ARGV: shard number, fence, index, the failed attempts before this one: sent twice it
+-- counts once.  Returns its failed attempts; 0: stale.
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[2], ARGV[3])
-return redis.call('HINCRBY', KEYS[3], ARGV[3], 1)
+redis.call('HSET', KEYS[3], ARGV[3], ARGV[4] + 1)
+return ARGV[4] + 1
 """
 
 RELEASE = (
@@ -162,10 +164,11 @@ return 1
 
 WRITE = """
 -- Store finished lines of a shard, unless the attempt is stale. Counts change with the record, in the same step.
--- KEYS: info, fences, records, finished, flights.
+-- KEYS: info, fences, records, finished, flights, compacted.
 -- ARGV: shard number, fence, then per line: index, 1 or 0 (completed or failed), prompt, completion, cached, record.
 if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' then return 0 end
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
+if redis.call('EXISTS', KEYS[6]) == 1 then return 1 end
 local completed, failed, prompt, completion, cached = 0, 0, 0, 0, 0
 for i = 3, #ARGV, 6 do
   if redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 5]) == 1 then

@@ -319,7 +319,8 @@ class Store:
         """
         keys = BatchKeys(attempt.batch_id)
         wanted = [keys.fences, keys.flights(attempt.number), keys.tries(attempt.number)]
-        failed = self._fail(keys=wanted, args=[attempt.number, attempt.fence, index])
+        before = attempt.tries.get(index, 0)
+        failed = self._fail(keys=wanted, args=[attempt.number, attempt.fence, index, before])
         if not failed:
             raise _stale(attempt)
         return int(cast("int", failed))
@@ -361,6 +362,7 @@ class Store:
             arguments += [line.cached_tokens, line.record]
         number = attempt.number
         wanted = [keys.info, keys.fences, keys.records(number), keys.finished, keys.flights(number)]
+        wanted.append(keys.compacted(number))
         if not self._write(keys=wanted, args=arguments):
             raise _stale(attempt)
 

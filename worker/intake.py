@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from jobs.errors import LineError, ModelLoadError, ProblemLine
 from jobs.shard import Group, ShardLine
 from worker.compute import Compute, ServedModel
+from worker.ended import FailedLine
 from worker.held import HeldShard
-from worker.writer import FailedLine, Writer
+from worker.writer import Writer
 
 __all__ = ["Intake"]
 

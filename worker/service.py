@@ -34,6 +34,7 @@ from jobs.shard import Group, decode_lines
 from jobs.store import Store
 from jobs.upkeep import upkeep
 from worker.compute import LOAD_BACKOFF_S, Compute, EngineSettings
+from worker.ended import EndedLine, FailedLine
 from worker.held import MAX_ATTEMPTS, HeldShard, LineKey
 from worker.intake import Intake
 from worker.lease import LEASE_S, MAINTENANCE_S, RENEW_S, ShardJob, ShardWorker, machine
@@ -44,7 +45,7 @@ from worker.recycle import HELD_BACK, RECYCLE
 from worker.spool import SPOOL_KEEP_S, Spool
 from worker.trouble import note_trouble
 from worker.warm import STARVATION_S
-from worker.writer import End, EndedLine, FailedLine, Writer
+from worker.writer import End, Writer
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -196,7 +197,7 @@ class Service:
                     continue
             except redis.exceptions.RedisError as error:
                 if not self._redis_out:
-                    log.warning("Redis is out: %s; trying again and again", error, extra={"action": "redis_out"})
+                    log.info("no shards can be taken: %s; trying again and again", error, extra={"action": "redis_out"})
                 self._redis_out = True
                 self._event.wait(REDIS_BACKOFF_S)
                 continue
@@ -255,7 +256,7 @@ class Service:
         self._redis_seen_at = now
         if self._redis_out:
             self._redis_out = False
-            log.warning("Redis is back", extra={"action": "redis_back"})
+            log.info("Redis answers again", extra={"action": "redis_back"})
 
     def _wanted(self, group: Group) -> bool:
         """Whether another shard of a model is needed: always one batch of lines ahead, so that no shard's end drains

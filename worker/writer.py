@@ -12,23 +12,18 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import redis.exceptions
 
-from jobs.errors import LineError, StaleAttemptError
-from jobs.record import Choice, RunStats, error_record, result_record
+from jobs.errors import StaleAttemptError
 from jobs.spool import SpoolEntry
 from jobs.store import FinishedLine, Store
+from worker.ended import EndedLine, FailedLine, may_pass, record_of
 from worker.held import HeldShard
 from worker.spool import Spool
 
-if TYPE_CHECKING:
-    from worker.compute import ServedModel
-    from worker.engine.sequence import Finished
-
-__all__ = ["End", "EndedLine", "FailedLine", "Writer"]
+__all__ = ["End", "Writer"]
 
 T = TypeVar("T")
 
@@ -49,29 +44,6 @@ class End(enum.Enum):
     """Its lease went to another worker, and whatever this one still does for it is void."""
     INCOMPLETE = "incomplete"
     """Redis no longer has all records that were stored, as after a crash: the rest must be generated again."""
-
-
-@dataclass(frozen=True, slots=True)
-class EndedLine:
-    """A line the engine is done with."""
-
-    held: HeldShard
-    index: int
-    served: ServedModel
-    finished: Finished
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class FailedLine:
-    """A line that failed outside the engine: it could not be read, prepared, or its model not loaded."""
-
-    held: HeldShard
-    index: int
-    code: str
-    message: str
-    param: str | None
-    at: float
 
 
 Outcome = FinishedLine | EndedLine | None
@@ -188,10 +160,10 @@ class Writer(threading.Thread):
                 written.append((held, None))
             elif held.ended.is_set():
                 self._settle(1)
-            elif isinstance(item, EndedLine) and _may_pass(item):
+            elif isinstance(item, EndedLine) and may_pass(item):
                 written.append((held, item))
             else:
-                line, job, attempt = self._record(item), held.jobs.get(item.index), held.attempt
+                line, job, attempt = record_of(item, self.worker_name), held.jobs.get(item.index), held.attempt
                 written.append((held, line))
                 batches[held.batch.id] = held.batch
                 chat = job is None or job.prompt is None
@@ -326,96 +298,3 @@ class Writer(threading.Thread):
         delivered = self._delivered - self._out_since
         self._out_since = None
         log.warning("Redis is back: delivered %d records", delivered, extra={"action": "redis_back"})
-
-    # --- records ---
-
-    def _record(self, item: EndedLine | FailedLine) -> FinishedLine:
-        if isinstance(item, FailedLine):
-            return self._failure(item, item.code, item.message, item.param)
-        if item.finished.error is not None:
-            return self._failure(item, item.finished.error.code, item.finished.error.message, None)
-        try:
-            return self._result(item)
-        except Exception as error:
-            # A tokenizer can raise anything on odd tokens: that is this line's failure, nobody else's.
-            log.exception("line %d of %s cannot be written down", item.index, item.held.job_id)
-            return self._failure(item, "internal_error", f"the result cannot be written down: {error}", None)
-
-    def _failure(self, item: EndedLine | FailedLine, code: str, message: str, param: str | None) -> FinishedLine:
-        held = item.held
-        line = next(line for line in held.lines if line.index == item.index)
-        try:
-            job = held.job(line)
-        except LineError:
-            job = None
-        record = error_record(
-            line_id=job.id if job is not None else f"line-{line.line}",
-            index=item.index,
-            batch_id=held.attempt.batch_id,
-            code=code,
-            message=message,
-            param=param,
-            attempt=held.attempt_at(item.index),
-            finished_at=item.at,
-            worker=self.worker_name,
-            model=held.group.model,
-            endpoint=job.endpoint if job is not None else None,
-            metadata=job.metadata if job is not None else None,
-        )
-        return FinishedLine(item.index, False, 0, 0, 0, record)
-
-    def _result(self, item: EndedLine) -> FinishedLine:
-        held, job, sequences = item.held, item.held.jobs[item.index], item.finished.sequences
-        choices = []
-        for sequence in sequences:
-            text = item.served.assembler.assemble(sequence)
-            choices.append(
-                Choice(
-                    index=sequence.choice,
-                    text=text.text,
-                    reasoning=text.reasoning,
-                    stop_reason=text.stop_reason,
-                    stop_string=text.stop_string,
-                    logprobs=text.logprobs,
-                )
-            )
-        stats = run_stats(item, held)
-        ended_at = max(sequence.finished_at or 0.0 for sequence in sequences)
-        generated_for = ended_at - (sequences[0].prefill_started or ended_at)
-        record = result_record(
-            job,
-            choices,
-            stats,
-            batch_id=held.attempt.batch_id,
-            model_revision=item.served.revision,
-            worker=self.worker_name,
-            attempt=held.attempt_at(item.index),
-            created_at=item.at - generated_for,
-            finished_at=item.at,
-        )
-        usage = (stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens)
-        return FinishedLine(item.index, True, *usage, record)
-
-
-def _may_pass(item: EndedLine) -> bool:
-    """Whether a line gets another attempt: it failed for a reason that may pass, and not too often yet."""
-    failure = item.finished.error
-    return failure is not None and failure.passing and not item.held.last(item.index)
-
-
-def run_stats(item: EndedLine, held: HeldShard) -> RunStats:
-    """The line's statistics; with n > 1 tokens are summed and times are those of the longest choice."""
-    sequences = item.finished.sequences
-    first = sequences[0]
-    accepted = [seq.accepted_draft_tokens for seq in sequences if seq.accepted_draft_tokens is not None]
-    begun = first.prefill_started if first.prefill_started is not None else first.submitted_at
-    return RunStats(
-        prompt_tokens=first.prompt_tokens,
-        completion_tokens=sum(sequence.completion_tokens for sequence in sequences),
-        cached_tokens=first.cached_tokens,
-        time_to_first_token_s=first.prefill_s or 0.0,
-        prefill_s=first.prefill_s or 0.0,
-        decode_s=max(sequence.decode_s or 0.0 for sequence in sequences),
-        queue_s=max(held.taken_at - held.committed_at, 0.0) + max(begun - first.submitted_at, 0.0) + first.waited_s,
-        accepted_draft_tokens=sum(accepted) if accepted else None,
-    )

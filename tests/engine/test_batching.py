@@ -279,7 +279,7 @@ def test_a_model_that_fails_at_everything_is_not_blamed_on_a_line(
         engine.add(line_of(index, [1, 2], max_tokens=50))
     finished = [engine.step() for _ in range(3)]
 
-    def lost(*_: Any) -> None:
+    def lost(*_: Any, **__: Any) -> None:
         raise RuntimeError("the device was lost")
 
     monkeypatch.setattr(type(model.model), "__call__", lost)

@@ -17,12 +17,12 @@ from jobs.results import ordered_records
 from jobs.shard import Group
 from jobs.store import Attempt, FinishedLine, Store
 from tests.pool import MODEL, make_batch, prompts
+from worker.ended import EndedLine
 from worker.engine.sequence import Failure, Finished
 from worker.held import HeldShard
 from worker.marks import QUIET_S, Marks
 from worker.service import Service, ServiceSettings
 from worker.trouble import TROUBLE_LIMIT, note_trouble, without_trouble
-from worker.writer import EndedLine
 
 
 def claimed(store: Store, batch: str, life: str = "") -> Attempt:
@@ -63,7 +63,8 @@ def test_stale_attempts_begin_and_fail_nothing(store: Store) -> None:
     with pytest.raises(StaleAttemptError):
         store.fail(stale, 0)
     assert store.fail(current, 0) == 1
-    assert store.fail(current, 0) == 2
+    assert store.fail(current, 0) == 1  # sent again
+    assert store.fail(claimed(store, batch), 0) == 2
     assert claimed(store, batch).tries == {0: 2}
 
 

@@ -15,10 +15,10 @@ from jobs.store import Store
 from tests.pool import MODEL, make_batch, prompts
 from tests.private import PrivateServer
 from tests.waiting import until
+from worker.ended import FailedLine
 from worker.held import HeldShard
 from worker.service import Service, ServiceSettings
 from worker.spool import Spool
-from worker.writer import FailedLine
 
 MakeService = Callable[[], Service]
 

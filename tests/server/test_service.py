@@ -18,11 +18,11 @@ from jobs.shard import Group
 from jobs.store import Store
 from tests.pool import MODEL, make_batch, prompts
 from worker.compute import EngineSettings, ServedModel, Snapshot
+from worker.ended import EndedLine, FailedLine
 from worker.held import HeldShard
 from worker.lease import LEASE_S
 from worker.service import Service, ServiceSettings
 from worker.warm import Size
-from worker.writer import EndedLine, FailedLine
 
 MakeService = Callable[..., Service]
 
