@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import redis.exceptions
 
-from jobs.batch import PRIORITIES, queue_name
 from jobs.errors import BatchNotFoundError, LineError, ModelLoadError, RefusedError, SickModelError
 from jobs.line import Defaults
 from jobs.shard import Group, decode_lines
@@ -44,6 +43,7 @@ from worker.pulse import Pulse
 from worker.recycle import HELD_BACK, RECYCLE
 from worker.spool import SPOOL_KEEP_S, Spool
 from worker.trouble import note_trouble
+from worker.turns import Turns
 from worker.warm import STARVATION_S
 from worker.writer import End, Writer
 
@@ -100,17 +100,19 @@ class Service:
         self.settings = settings
         self.name = f"{settings.name or socket.gethostname().split('.')[0]}.{os.getpid()}"
         self.store = Store(connection, now=now)
-        self._group_of = {
-            queue_name(group.key, priority, settings.pool): group
-            for priority in PRIORITIES
-            for group in settings.groups
-        }
-        self.rq = ShardWorker(self.store, list(self._group_of), self.name)
         self.held: dict[str, HeldShard] = {}
         self._life = f"{self.name}/{uuid.uuid4().hex}"
         marks = Marks(self.store, marks_connection or pulse_connection, self._life, self.held)
         self.compute = Compute(settings.engine, self._line_finished, self._wake, marks.begin, self._unstored)
         self.models = Models(self.compute, settings.groups, bound=settings.starvation_s)
+        self.turns = Turns(
+            settings.groups,
+            settings.pool,
+            models=self.models,
+            filled=lambda queues: self.rq.filled(queues),
+            wanted=self._wanted,
+        )
+        self.rq = ShardWorker(self.store, self.turns.queues, self.name)
         self.spool = None if settings.spool is None else Spool(settings.spool, self.name, settings.spool_keep_s)
         self.writer = Writer(self.store, self.name, self._shard_ended, self._retry, self.spool)
         self.intake = Intake(self.compute, self.writer, self._load_failed, now=now)
@@ -118,11 +120,8 @@ class Service:
         self._now = now
         self._event = threading.Event()
         self._signals = 0
-        self._not_before: dict[Group, float] = {}
-        self._takes: dict[Group, float] = {}
         self._recycling = False
         self._tokens = 0
-        self._waiting = False
         self._idle_since = time.monotonic()
         self._maintained_at = -MAINTENANCE_S
         self._redis_seen_at = 0.0
@@ -224,7 +223,7 @@ class Service:
         return not all(thread.is_alive() for thread in (self.compute, self.writer, self.intake, self.pulse))
 
     def _idle_for_good(self) -> bool:
-        if self.held or self._waiting:  # or a model with work whose turn it is not yet
+        if self.held or self.turns.waiting:  # or a model with work whose turn it is not yet
             self._idle_since = time.monotonic()
             return False
         idle = time.monotonic() - self._idle_since
@@ -265,26 +264,13 @@ class Service:
         return ahead < max(self.compute.capacity(group), LEAST_AHEAD)
 
     def _take_one(self) -> bool:
-        shard = self.rq.take(queues) if (queues := self._queues_in_turn()) else None
+        queues = self.turns.choose({held.group for held in list(self.held.values())})
+        shard = self.rq.take(queues) if queues else None
         if shard is None:
             return False
-        self._takes[self._group_of[shard.queue]] = time.monotonic()
+        self.turns.taken(shard.queue)
         self._begin(shard)
         return True
-
-    def _queues_in_turn(self) -> list[str]:
-        """Queues to take from, higher priorities first, and within one the model that has waited longest."""
-        now = time.monotonic()
-        ready = [name for name, group in self._group_of.items() if self._not_before.get(group, 0.0) <= now]
-        groups = len(self.settings.groups)
-        places = {name: place // groups for place, name in enumerate(self._group_of)}
-        # Asked for only where models have to take turns.
-        filled = [] if self.models.all_fit else self.rq.filled(ready)
-        work = {self._group_of[name]: places[name] for name in reversed(filled)}  # the highest priority is told last
-        takeable = self.models.takeable(work, {held.group for held in list(self.held.values())})
-        self._waiting = not takeable.issuperset(work)
-        ready = [name for name in ready if (group := self._group_of[name]) in takeable and self._wanted(group)]
-        return sorted(ready, key=lambda name: (places[name], self._takes.get(self._group_of[name], 0.0)))
 
     def _begin(self, shard: ShardJob) -> None:
         lease = self.rq.begin(shard)
@@ -310,7 +296,7 @@ class Service:
             lease=lease,
             attempt=attempt,
             batch=batch,
-            group=self._group_of[shard.queue],
+            group=self.turns.group_of(shard.queue),
             queue=shard.queue,
             defaults=defaults,
             committed_at=batch.times.get("in_progress", self._now()),
@@ -387,7 +373,7 @@ class Service:
                     FailedLine(held, line.index, error.code, f"line {line.line}: {error}", error.field, self._now())
                 )
             return
-        self._not_before[held.group] = time.monotonic() + LOAD_BACKOFF_S
+        self.turns.put_off(held.group, LOAD_BACKOFF_S)
         self._return(held, front=False)
 
     # --- the end ---
