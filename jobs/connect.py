@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from jobs.errors import RedisError
+from jobs.errors import RedisError, RefusedError
 
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["connect", "redacted", "translated"]
+__all__ = ["connect", "foreign_data", "redacted", "refusing", "translated"]
 
 COMMAND_TIMEOUT_S = 10.0
 """A server that is silent for so long is taken for gone: nothing of ours blocks in Redis."""
 MINIMUM_VERSION = (6, 2)
+_FOREIGN_DATA = re.compile("WRONGTYPE|not an integer|not a (valid )?float|would overflow|attempt to ")
+"""What Redis says, and Lua in it, where a value is of another type than a command needs."""
 
 
 def redacted(url: str) -> str:
@@ -55,6 +58,25 @@ def translated(url: str) -> Iterator[None]:
         ) from None
     except errors.ResponseError as error:
         raise RedisError(f"Redis at {address} refused a command: {error}") from None
+
+
+def foreign_data(error: Exception) -> bool:
+    """Whether a command failed because somebody put something else where our data should be: that is to be refused.
+    All other errors are an outage, or for the server's operator."""
+    return _FOREIGN_DATA.search(str(error)) is not None
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn the errors of commands that met data of another kind into a :class:`RefusedError`."""
+    import redis.exceptions as errors
+
+    try:
+        yield
+    except errors.ResponseError as error:
+        if not foreign_data(error):
+            raise
+        raise RefusedError(f"what Redis keeps of {what} is damaged: {error}") from None
 
 
 def connect(url: str, *, patient: bool = False) -> Redis:

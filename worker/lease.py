@@ -15,22 +15,24 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from redis.exceptions import RedisError
-from rq.exceptions import NoSuchJobError
+from redis.exceptions import RedisError, ResponseError
 from rq.executions import Execution
 from rq.intermediate_queue import IntermediateQueue
-from rq.job import Job, JobStatus
+from rq.job import Job
 from rq.queue import Queue
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 from rq.worker.base import BaseWorker, WorkerStatus
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
+from jobs.connect import foreign_data, refusing
 from jobs.errors import RefusedError
 from jobs.keys import PREFIX
-from jobs.store import JOB_FUNCTION, Store
+from jobs.store import Store
+from worker.entries import CLEAN, ShardJob, read_job, short_field
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -44,6 +46,8 @@ LEASE_S = 30
 RENEW_S = 10.0
 MAINTENANCE_S = 5.0
 RECOVERY_LOCK_MS = 10_000
+MOST_CLEANED = 10_000
+"""Entries of a registry that are looked at in one go: a pool has a handful."""
 ORPHAN_S = 15.0
 """A job that was dequeued but not begun for this long lost its worker in between."""
 
@@ -67,7 +71,7 @@ end
 for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])) do
   local id = entry:match('^[^:]*')
   redis.call('ZREM', KEYS[1], entry)
-  if not held[id] and redis.call('EXISTS', ARGV[2] .. id) == 1 then
+  if not held[id] and redis.call('TYPE', ARGV[2] .. id).ok == 'hash' then
     held[id] = true
     redis.call('HSET', ARGV[2] .. id, 'status', 'queued')
     redis.call('LPUSH', KEYS[2], id)
@@ -75,6 +79,12 @@ for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])) do
   end
 end
 return back
+"""
+
+MARK_FAILED = """
+-- Let RQ's tools show a refused job as failed, if there is one.
+-- KEYS: job.
+if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], 'status', 'failed') end
 """
 
 HAND_BACK = """
@@ -96,17 +106,6 @@ def machine() -> str:
     with contextlib.suppress(OSError):  # Linux alone has it
         space = str(Path("/proc/self/ns/pid").readlink())
     return f"{uuid.getnode():012x}{space}"
-
-
-@dataclass(frozen=True, slots=True)
-class ShardJob:
-    """A dequeued RQ job, checked to be one of ours."""
-
-    job: Job
-    queue: str
-    batch_id: str
-    number: int
-    lines: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +133,9 @@ class ShardWorker(BaseWorker):
         self._requeue_orphan = store.connection.register_script(REQUEUE)
         self._recover_leases = store.connection.register_script(RECOVER)
         self._hand_back = store.connection.register_script(HAND_BACK)
+        self._clean = store.connection.register_script(CLEAN)
+        self._mark_failed = store.connection.register_script(MARK_FAILED)
+        self._unsound: set[str] = set()
 
     # --- life ---
 
@@ -174,38 +176,34 @@ class ShardWorker(BaseWorker):
         with self.connection.pipeline(transaction=False) as pipe:
             for queue in queues:
                 pipe.llen(f"rq:queue:{queue}")
-            return [queue for queue, length in zip(queues, pipe.execute(), strict=True) if length]
+            lengths = pipe.execute(raise_on_error=False)
+        for error in lengths:
+            if isinstance(error, RedisError) and not foreign_data(error):
+                raise error
+        return [queue for queue, length in zip(queues, lengths, strict=True) if isinstance(length, int) and length]
 
     # --- one shard's way ---
 
     def take(self, queues: Sequence[str]) -> ShardJob | None:
         """The next shard's job, in RQ's safe way; it stays in the intermediate list until :meth:`begin`.
 
-        Jobs that are not ours (a foreign function, other arguments, pickled data) are refused and logged.
+        Entries that are not ours (a foreign function, other arguments, pickled data, keys of another type) are
+        refused and logged.
         """
         while found := self.store.take(queues):
             queue, job_id = found
             try:
-                return self._checked(queue, Job.fetch(job_id, connection=self.connection, serializer=JSONSerializer))
-            except NoSuchJobError:
+                shard = read_job(self.connection, queue, job_id)
+            except RefusedError as error:
+                log.warning("refused job %.80r of queue %s: %s", job_id, queue, error, extra={"action": "refuse_job"})
                 self._drop(queue, job_id)
-            except RedisError:
-                raise
-            except Exception as error:  # whoever may write to Redis can make RQ's parsing raise anything
-                log.warning("refused job %s of queue %s: %s", job_id, queue, error, extra={"action": "refuse_job"})
-                self._drop(queue, job_id)
-                self.connection.hset(f"rq:job:{job_id}", "status", JobStatus.FAILED.value)
+                with contextlib.suppress(ResponseError):  # it may be no hash at all
+                    self._mark_failed(keys=[f"rq:job:{job_id}"])
+                continue
+            if shard is not None:
+                return shard
+            self._drop(queue, job_id)
         return None
-
-    def _checked(self, queue: str, job: Job) -> ShardJob:
-        if job.func_name != JOB_FUNCTION:
-            raise RefusedError(f"its function is {job.func_name!r}, not promptmill's")
-        batch_id, number, lines = job.args
-        if not (isinstance(batch_id, str) and type(number) is int and type(lines) is int and not job.kwargs):
-            raise RefusedError("its arguments are not a shard's")
-        if job.id != f"{batch_id}-{number}":
-            raise RefusedError("its id is not its shard's")
-        return ShardJob(job, queue, batch_id, number, lines)
 
     def begin(self, shard: ShardJob) -> Lease:
         """Take the lease: from now on a lost worker's shard comes back by itself."""
@@ -246,6 +244,13 @@ class ShardWorker(BaseWorker):
     def _drop(self, queue: str, job_id: str) -> None:
         Queue(queue, connection=self.connection).intermediate_queue.remove(job_id)
 
+    def handle_payload(self, message: Any) -> None:
+        """A command that came by RQ's channel (``shutdown``); one that is none leaves the listening thread alive."""
+        try:
+            super().handle_payload(message)
+        except Exception as error:  # whoever may publish can make RQ's parsing raise anything
+            log.warning("refused a command: %.200s", error, extra={"action": "refuse_command"})
+
     # --- recovery ---
 
     def recover(self, *, alive: Callable[[int], bool] | None = None) -> None:
@@ -258,42 +263,84 @@ class ShardWorker(BaseWorker):
             lock = f"{PREFIX}recover:{queue.name}"
             if not self.connection.set(lock, self.name, nx=True, px=RECOVERY_LOCK_MS):
                 continue
-            registry = StartedJobRegistry(
-                queue.name, connection=self.connection, serializer=JSONSerializer, job_class=Job
-            )
-            self._expire_local_dead(registry, alive or process_alive)
-            for job_id in self._recover_leases(keys=[registry.key, queue.key], args=[repr(time.time()), "rq:job:"]):
-                log.info("lease of %s has run out; queued again", job_id.decode(), extra={"action": "recover"})
-            self._recover_orphans(queue, registry)
+            try:
+                with refusing(f"queue {queue.name}"):
+                    self._recover(queue, alive or process_alive)
+            except RefusedError as error:
+                if queue.name not in self._unsound:  # said once, not every few seconds
+                    log.warning("%s; remove that key: nothing of this queue is served", error)
+                self._unsound.add(queue.name)
+            else:
+                self._unsound.discard(queue.name)
             self.connection.delete(lock)
+
+    def _recover(self, queue: Queue, alive: Callable[[int], bool]) -> None:
+        registry = StartedJobRegistry(queue.name, connection=self.connection, serializer=JSONSerializer, job_class=Job)
+        self.connection.llen(queue.key)  # which fails where it is no list
+        for entry in self._clean(keys=[registry.key, queue.intermediate_queue_key], args=[MOST_CLEANED]):
+            log.warning("refused entry %.80r of RQ's registries", entry, extra={"action": "refuse_job"})
+        self._expire_local_dead(registry, alive)
+        for job_id in self._recover_leases(keys=[registry.key, queue.key], args=[repr(time.time()), "rq:job:"]):
+            log.info("lease of %s has run out; queued again", job_id.decode(), extra={"action": "recover"})
+        self._recover_orphans(queue, registry)
 
     def _expire_local_dead(self, registry: StartedJobRegistry, alive: Callable[[int], bool]) -> None:
         here = machine().encode()
-        for job_id, execution_id in registry.get_job_and_execution_ids(cleanup=False):
-            holder = cast("bytes | None", self.connection.hget(f"rq:execution:{job_id}:{execution_id}", "worker_name"))
-            name = (holder or b"").decode(errors="replace")
+        for entry in cast("list[bytes]", self.connection.zrange(registry.key, 0, MOST_CLEANED - 1)):
+            name = self._short(f"rq:execution:{entry.decode(errors='replace')}", "worker_name").decode(errors="replace")
             pid = name.rpartition(".")[2]
-            if not pid.isdecimal() or alive(int(pid)):
+            if not (pid.isascii() and pid.isdecimal() and len(pid) < 20) or alive(int(pid)):
                 continue
-            if self.connection.hget(f"{self.redis_worker_namespace_prefix}{name}", "machine") == here:
-                log.info("worker %s is gone; taking back %s", name, job_id, extra={"action": "recover"})
-                self.connection.zadd(registry.key, {f"{job_id}:{execution_id}": 0}, xx=True)
+            if self._short(f"{self.redis_worker_namespace_prefix}{name}", "machine") == here:
+                log.info("worker %s is gone; taking back %s", name, entry.decode(), extra={"action": "recover"})
+                self.connection.zadd(registry.key, {entry: 0}, xx=True)
+
+    def _short(self, key: str, field: str) -> bytes:
+        """A field of a hash of RQ's; empty where there is none that could be RQ's."""
+        try:
+            with refusing(key):
+                return short_field(self.connection, key, field, 1024) or b""
+        except RefusedError:
+            return b""
 
     def _recover_orphans(self, queue: Queue, registry: StartedJobRegistry) -> None:
         waiting: IntermediateQueue = queue.intermediate_queue
-        started = set(registry.get_job_ids(cleanup=False))
-        for job_id in waiting.get_job_ids():
-            if job_id in started or waiting.set_first_seen(job_id):
+        started = {
+            entry.partition(b":")[0] for entry in cast("list[bytes]", self.connection.zrange(registry.key, 0, -1))
+        }
+        for entry in cast("list[bytes]", self.connection.lrange(waiting.key, 0, MOST_CLEANED - 1)):
+            job_id = entry.decode(errors="replace")
+            if entry in started or waiting.set_first_seen(job_id):
                 continue
-            seen = waiting.get_first_seen(job_id)
-            if seen is not None and self.store.now() - seen.timestamp() > ORPHAN_S:
+            seen = cast("bytes", self.connection.getrange(waiting.get_first_seen_key(job_id), 0, 63))
+            if self.store.now() - _seconds(seen) > ORPHAN_S:
                 self._requeue_orphan(keys=[waiting.key, queue.key], args=[job_id])
                 self.connection.delete(waiting.get_first_seen_key(job_id))
 
     def served_by(self, queue: str) -> frozenset[str]:
         """Names of the live workers on a queue, this one among them."""
-        workers = BaseWorker.all(queue=Queue(queue, connection=self.connection))
-        return frozenset(worker.name for worker in workers) | {self.name}
+        start = self.redis_worker_namespace_prefix
+        keys = [key for key in self._registered(queue) if key.startswith(start)]
+        with self.connection.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.exists(key)
+            alive = pipe.execute()
+        return frozenset(key.removeprefix(start) for key, exists in zip(keys, alive, strict=True) if exists) | {
+            self.name
+        }
+
+    def _registered(self, queue: str) -> list[str]:
+        """Keys of the workers that RQ lists for a queue; whatever else is listed comes with them."""
+        found = cast("set[bytes]", self.connection.smembers(WORKERS_BY_QUEUE_KEY % queue))
+        return [item.decode(errors="replace") for item in found]
+
+
+def _seconds(text: bytes) -> float:
+    """A time as RQ writes it; long ago where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def process_alive(pid: int) -> bool:

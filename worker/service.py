@@ -214,7 +214,10 @@ class Service:
             self._maintained_at = time.monotonic()
             if self._now() >= self._recover_from:
                 self.rq.recover()
-            self.store.sweep()
+            try:
+                self.store.sweep()
+            except RefusedError as error:
+                log.warning("cannot sweep: %s", error, extra={"action": "refuse_uploads"})
 
     def _note_outage(self) -> None:
         """Redis has just answered. If it had not for long, or this machine slept, every lease may look abandoned
