@@ -21,6 +21,9 @@ MINIMUM_VERSION = (6, 2)
 _FOREIGN_DATA = re.compile("WRONGTYPE|not an integer|not a (valid )?float|would overflow|attempt to ")
 """What Redis says, and Lua in it, where a value is of another type than a command needs."""
 
+_IN_SCRIPT = re.compile("ACL failure|executing the script can't")
+"""What it says where a script does something that its user may not do."""
+
 
 def redacted(url: str) -> str:
     """The URL without its password, fit for messages and logs."""
@@ -48,8 +51,10 @@ def translated(url: str) -> Iterator[None]:
     address = redacted(url)
     try:
         yield
-    except (errors.AuthenticationError, errors.NoPermissionError) as error:
+    except errors.AuthenticationError as error:
         raise RedisError(f"Redis at {address} refused the user: {error}; check the URL's user and password") from None
+    except errors.NoPermissionError as error:
+        raise RedisError(_not_allowed(url, error)) from None
     except errors.OutOfMemoryError:
         raise RedisError(f"Redis at {address} is out of memory; purge old batches or raise its maxmemory") from None
     except (errors.ConnectionError, errors.TimeoutError) as error:
@@ -57,7 +62,17 @@ def translated(url: str) -> Iterator[None]:
             f"cannot reach Redis at {address}: {error}; start it, or give its address with --redis"
         ) from None
     except errors.ResponseError as error:
+        if _IN_SCRIPT.search(str(error)):
+            raise RedisError(_not_allowed(url, error)) from None
         raise RedisError(f"Redis at {address} refused a command: {error}") from None
+
+
+def _not_allowed(url: str, error: Exception) -> str:
+    user = urlsplit(url).username or "default"
+    return (
+        f"Redis at {redacted(url)} does not allow user '{user}' what is needed: {error}; "
+        "give it the rules of deploy/redis/users.acl"
+    )
 
 
 def foreign_data(error: Exception) -> bool:

@@ -17,6 +17,7 @@ from jobs.errors import PromptmillError
 from jobs.settings import read_settings
 from jobs.shard import Group
 from worker.compute import DECODE_CONCURRENCY, EngineSettings
+from worker.permissions import check_permissions
 from worker.service import Service, ServiceSettings
 from worker.tuned import FILE as TUNED_FILE, MOST_ROWS
 
@@ -232,7 +233,9 @@ def serve(url: str, settings: ServiceSettings) -> int:
     from jobs.connect import connect, translated
 
     with translated(url):
-        return Service(connect(url, patient=True), connect(url), settings).run()
+        service = Service(connect(url, patient=True), connect(url), settings)
+        check_permissions(service.store.connection, service.name)
+        return service.run()
 
 
 def _embedded() -> contextlib.AbstractContextManager[str]:
