@@ -119,7 +119,6 @@ def test_client_certificates(server: TlsServer) -> None:
     assert "ssl_certfile" in refused.stderr
 
 
-@pytest.mark.parametrize("program", ["submit.cli", "worker"])
 @pytest.mark.parametrize(
     ("case", "remedy"),
     [
@@ -132,7 +131,7 @@ def test_client_certificates(server: TlsServer) -> None:
         ("an unknown setting", "nonsense"),
     ],
 )
-def test_what_does_not_fit_is_said(server: TlsServer, server_url: str, program: str, case: str, remedy: str) -> None:
+def test_what_does_not_fit_is_said(server: TlsServer, case: str, remedy: str) -> None:
     """One line with the remedy, exit status 3, and no password."""
     ca = f"ssl_ca_certs={server.folder}/ca.crt"
     plain = server.url().replace("rediss:", "redis:").partition("?")[0]
@@ -145,13 +144,12 @@ def test_what_does_not_fit_is_said(server: TlsServer, server_url: str, program: 
         "no such file": server.url("ssl_ca_certs=/nonexistent/ca.crt"),
         "an unknown setting": server.url(ca, "nonsense=1"),
     }[case]
-    arguments = ["status"] if program == "submit.cli" else ["--model", MODEL, "--burst"]
     if case == "TLS to a server without":
         port = free_port()
         with running_server("--port", str(port), "--bind", "127.0.0.1"):
-            done = command(server.url(ca, port=port), *arguments, program=program)
+            done = command(server.url(ca, port=port), "status")
     else:
-        done = command(url, *arguments, program=program)
+        done = command(url, "status")
     assert done.returncode == 3, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert remedy in done.stderr
