@@ -46,7 +46,7 @@ LEASE_S = 30
 RENEW_S = 10.0
 MAINTENANCE_S = 5.0
 RECOVERY_LOCK_MS = 10_000
-MOST_CLEANED = 10_000
+MOST_CLEANED = 1000
 """Entries of a registry that are looked at in one go: a pool has a handful."""
 ORPHAN_S = 15.0
 """A job that was dequeued but not begun for this long lost its worker in between."""
