@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,21 @@ from typing import Any
 
 import orjson
 
-__all__ = ["DONE", "ENDED", "PRIORITIES", "STATUSES", "Batch", "Usage", "new_batch_id", "queue_name", "timestamp"]
+from jobs.errors import RefusedError
+
+__all__ = [
+    "DONE",
+    "ENDED",
+    "PRIORITIES",
+    "STATUSES",
+    "Batch",
+    "Usage",
+    "is_batch_id",
+    "new_batch_id",
+    "parse_batch",
+    "queue_name",
+    "timestamp",
+]
 
 STATUSES = (
     "validating",
@@ -28,12 +43,19 @@ ENDED = frozenset({"cancelled", "expired"})
 PRIORITIES = ("high", "normal", "low")
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_BATCH_ID = re.compile(f"b_[{_CROCKFORD}]{{26}}")
+_YEAR_9999 = 253_402_300_799
 
 
 def new_batch_id(now: Callable[[], float] = time.time, entropy: Callable[[int], bytes] = os.urandom) -> str:
     """A fresh batch id: ``b_`` and a ULID, so that ids sort by the time of submission."""
     value = int(now() * 1000) << 80 | int.from_bytes(entropy(10), "big")
     return "b_" + "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+def is_batch_id(text: str) -> bool:
+    """Whether ``text`` may be what :func:`new_batch_id` made."""
+    return _BATCH_ID.fullmatch(text) is not None
 
 
 def timestamp(seconds: float) -> str:
@@ -149,16 +171,29 @@ class Batch:
 
 
 def parse_batch(batch_id: str, stored: Mapping[bytes, bytes]) -> Batch:
-    """The batch of a Redis hash, as :mod:`jobs.store` writes it."""
+    """The batch of a Redis hash, as :mod:`jobs.store` writes it.
+
+    Raises:
+        RefusedError: the hash is not one that it wrote.
+    """
+    try:
+        return _parsed(batch_id, stored)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RefusedError(f"what Redis keeps of batch '{batch_id}' is damaged: {error}") from None
+
+
+def _parsed(batch_id: str, stored: Mapping[bytes, bytes]) -> Batch:
     text = {key.decode(): value.decode() for key, value in stored.items()}
     times = {key.removesuffix("_at"): float(value) for key, value in text.items() if key.endswith("_at")}
+    if text["status"] not in STATUSES or not all(0 <= at <= _YEAR_9999 for at in times.values()):
+        raise ValueError("a status or a time that cannot be")
     return Batch(
         id=batch_id,
         status=text["status"],
         name=text.get("name") or None,
         source=text.get("source", ""),
         priority=text.get("priority", "normal"),
-        models=tuple(orjson.loads(text.get("models", "[]"))),
+        models=tuple(_strings(text.get("models", "[]"))),
         times=times,
         total=int(text.get("total", 0)),
         completed=int(text.get("completed", 0)),
@@ -169,10 +204,24 @@ def parse_batch(batch_id: str, stored: Mapping[bytes, bytes]) -> Batch:
             int(text.get("completion_tokens", 0)),
             int(text.get("cached_tokens", 0)),
         ),
-        defaults=orjson.loads(text.get("defaults", "{}")),
-        metadata=orjson.loads(text.get("metadata", "{}")),
+        defaults=_object(text.get("defaults", "{}")),
+        metadata=_object(text.get("metadata", "{}")),
         pool=text.get("pool") or None,
         unrun=int(text.get("unrun", 0)),
         carried=int(text.get("carried", 0)),
         carried_tokens=int(text.get("carried_tokens", 0)),
     )
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = orjson.loads(text)
+    if not isinstance(value, dict):
+        raise TypeError("a JSON object is needed")
+    return value
+
+
+def _strings(text: str) -> list[str]:
+    value = orjson.loads(text)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TypeError("a JSON list of strings is needed")
+    return value

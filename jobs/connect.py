@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
-from jobs.errors import RedisError
+from jobs.errors import RedisError, RefusedError
 
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["connect", "redacted", "translated"]
+__all__ = ["connect", "foreign_data", "redacted", "refusing", "translated"]
 
 COMMAND_TIMEOUT_S = 10.0
 """A server that is silent for so long is taken for gone: nothing of ours blocks in Redis."""
 MINIMUM_VERSION = (6, 2)
+_FOREIGN_DATA = re.compile("WRONGTYPE|not an integer|not a (valid )?float|would overflow|attempt to ")
+"""What Redis says, and Lua in it, where a value is of another type than a command needs."""
+
+_PLAIN_SETTING = re.compile("db|username|ssl_(ca_certs|ca_path|cert_reqs|certfile|check_hostname|keyfile)|.*timeout")
+"""Settings in a URL whose values may be shown."""
+_IN_SCRIPT = re.compile("ACL failure|executing the script can't")
+"""What it says where a script does something that its user may not do."""
 
 
 def redacted(url: str) -> str:
-    """The URL without its password, fit for messages and logs."""
+    """The URL without what may be secret, fit for messages and logs."""
     try:
         parts = urlsplit(url)
-        password = parts.password
+        parts.port  # noqa: B018 (raises where it is no number)
     except ValueError:
         return "(an invalid URL)"
-    query = "&".join(
-        "password=***" if item.startswith("password=") else item for item in parts.query.split("&") if item
-    )
-    netloc = parts.netloc
-    if password is not None:
-        user = parts.username or ""
-        netloc = f"{user}:***@{netloc.rpartition('@')[2]}"
-    text = urlunsplit((parts.scheme, netloc, parts.path, query, ""))
-    return text if netloc else text.replace(":/", ":///", 1)
+    rest = f"{parts.path}?{parts.query}#{parts.fragment}"
+    if "@" in rest and (parts.netloc or parts.scheme != "unix"):
+        return "(an invalid URL)"  # most likely a password with a / or # in it, which is to be %-encoded
+    login, at, host = parts.netloc.rpartition("@")
+    user, colon, _ = login.partition(":")
+    # A name without a password may well be a token.
+    shown = f"{user}:***" if colon else "***" if at else ""
+    query = "&".join(_redacted_setting(item) for item in parts.query.split("&") if item)
+    text = urlunsplit((parts.scheme, f"{shown}{at}{host}", parts.path, query, ""))
+    return text if parts.netloc else text.replace(":/", ":///", 1)
+
+
+def _redacted_setting(item: str) -> str:
+    name, _, value = item.partition("=")
+    return f"{name}=***" if value and not _PLAIN_SETTING.fullmatch(unquote(name)) else item
 
 
 @contextlib.contextmanager
@@ -45,16 +59,64 @@ def translated(url: str) -> Iterator[None]:
     address = redacted(url)
     try:
         yield
-    except (errors.AuthenticationError, errors.NoPermissionError) as error:
+    except errors.AuthenticationError as error:
         raise RedisError(f"Redis at {address} refused the user: {error}; check the URL's user and password") from None
+    except errors.NoPermissionError as error:
+        raise RedisError(_not_allowed(url, error)) from None
     except errors.OutOfMemoryError:
         raise RedisError(f"Redis at {address} is out of memory; purge old batches or raise its maxmemory") from None
     except (errors.ConnectionError, errors.TimeoutError) as error:
-        raise RedisError(
-            f"cannot reach Redis at {address}: {error}; start it, or give its address with --redis"
-        ) from None
+        raise RedisError(f"cannot reach Redis at {address}: {error}; {_remedy(url, str(error))}") from None
     except errors.ResponseError as error:
+        if _IN_SCRIPT.search(str(error)):
+            raise RedisError(_not_allowed(url, error)) from None
         raise RedisError(f"Redis at {address} refused a command: {error}") from None
+
+
+def _remedy(url: str, said: str) -> str:
+    """What to do where no connection came about, by what was said of it."""
+    if not url.startswith("rediss:"):
+        closed = url.startswith("redis:") and ("closed by server" in said or "reset by peer" in said)
+        otherwise = "if it wants TLS, write rediss://" if closed else "give its address with --redis"
+        return f"start it, or {otherwise}"
+    if re.search("mismatch|not valid for", said):
+        return "name the host as its certificate does"
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return "add ?ssl_ca_certs=FILE with the certificate of its authority to the URL"
+    if re.search("WRONG_VERSION_NUMBER|RECORD_LAYER", said):
+        return "it does not speak TLS there: write redis://, or give its TLS port"
+    if re.search("No such file|Permission denied|PEM", said):
+        return "see that the files of ssl_ca_certs, ssl_certfile and ssl_keyfile in the URL are there and in order"
+    if re.search("(?i)alert|closed by server|reset by peer|EOF", said):
+        return "if it wants a certificate of its clients, add ssl_certfile=FILE&ssl_keyfile=FILE to the URL"
+    return "start it, give its address with --redis, or write redis:// if it does not speak TLS"
+
+
+def _not_allowed(url: str, error: Exception) -> str:
+    user = urlsplit(url).username or "default"
+    return (
+        f"Redis at {redacted(url)} does not allow user '{user}' what is needed: {error}; "
+        "give it the rules of deploy/redis/users.acl"
+    )
+
+
+def foreign_data(error: Exception) -> bool:
+    """Whether a command failed because somebody put something else where our data should be: that is to be refused.
+    All other errors are an outage, or for the server's operator."""
+    return _FOREIGN_DATA.search(str(error)) is not None
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn the errors of commands that met data of another kind into a :class:`RefusedError`."""
+    import redis.exceptions as errors
+
+    try:
+        yield
+    except errors.ResponseError as error:
+        if not foreign_data(error):
+            raise
+        raise RefusedError(f"what Redis keeps of {what} is damaged: {error}") from None
 
 
 def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2) -> Redis:
@@ -82,9 +144,15 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2)
             protocol=2,
         )
     except (ValueError, TypeError) as error:
-        raise RedisError(f"{redacted(url)} is not a Redis URL: {error}") from None
+        # Others may quote a part of the password.
+        harmless = str(error).startswith(("Redis URL must", "Invalid value for"))
+        why = str(error) if harmless else "what is special in a user or password is to be %-encoded"
+        raise RedisError(f"{redacted(url)} is not a Redis URL: {why}") from None
     with translated(url):
-        version = str(client.info("server").get("redis_version", "0"))
+        try:
+            version = str(client.info("server").get("redis_version", "0"))
+        except TypeError as error:  # a setting in the URL that is none is found here first
+            raise RedisError(f"{redacted(url)} is not a Redis URL: {error}") from None
     if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
         raise RedisError(f"Redis at {redacted(url)} is version {version}; 6.2 or later is needed")
     return client

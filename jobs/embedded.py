@@ -30,7 +30,7 @@ from urllib.parse import quote
 
 from jobs.errors import RedisError
 
-__all__ = ["data_folder", "embedded_server"]
+__all__ = ["data_folder", "embedded_server", "private_folder"]
 
 USERS_LOCK = "users.lock"
 GUARDIAN_LOCK = "guardian.lock"
@@ -88,7 +88,7 @@ def embedded_server(
     """
     with contextlib.ExitStack() as stack:
         with _explained(folder):
-            folder = _prepared(folder)
+            folder = private_folder(folder)
             users = open_lock(folder / USERS_LOCK)
             # Closed, not unlocked: unlocking would take the lock from forked processes that share it.
             stack.callback(os.close, users)
@@ -161,7 +161,7 @@ def is_held(path: Path) -> bool:
         os.close(descriptor)
 
 
-def _prepared(folder: Path) -> Path:
+def private_folder(folder: Path) -> Path:
     """The folder, made if need be and closed to other users; resolved, so that each has one name only."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = folder.resolve()

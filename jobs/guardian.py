@@ -153,6 +153,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 cwd=self._folder,
                 pass_fds=[inherited],
+                umask=0o077,
             )
         finally:
             os.close(inherited)

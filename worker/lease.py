@@ -18,19 +18,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from redis.exceptions import ConnectionError as RedisConnectionError, RedisError, TimeoutError as RedisTimeoutError
-from rq.exceptions import NoSuchJobError
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+    RedisError,
+    ResponseError,
+    TimeoutError as RedisTimeoutError,
+)
 from rq.executions import Execution
-from rq.job import Job, JobStatus
+from rq.job import Job
 from rq.queue import Queue
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 from rq.worker.base import BaseWorker, WorkerStatus
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
+from jobs.connect import foreign_data, refusing
 from jobs.errors import RefusedError
 from jobs.keys import PREFIX
-from jobs.store import JOB_FUNCTION, Store
+from jobs.store import Store
+from worker.entries import CLEAN, ShardJob, read_job, short_field
+from worker.scripts import ACKNOWLEDGE, HAND_BACK, MARK_FAILED, RECOVER, RENEW
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -46,95 +54,10 @@ RENEW_S = 10.0
 MAINTENANCE_S = 5.0
 LISTEN_AGAIN_S = 2.0
 RECOVERY_LOCK_MS = 10_000
+MOST_CLEANED = 1000
+"""Entries of a registry that are looked at in one go: a pool has a handful."""
 ORPHAN_S = 15.0
 """A job that was dequeued but not begun for this long lost its worker in between."""
-
-RENEW = """
--- Renew leases by the server's clock, those that are still there. What is removed first frees memory, so that a full
--- server, which refuses to begin with anything that adds, lets the rest of the script through.
--- KEYS: started registry, then per lease: execution, the job's executions.
--- ARGV: seconds, then per lease: the registry's entry, execution id.
-if redis.replicate_commands then redis.replicate_commands() end
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
-for i = 2, #ARGV, 2 do
-  if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then
-    redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i])
-    redis.call('HSET', KEYS[i], 'last_heartbeat', now)
-    redis.call('EXPIRE', KEYS[i], ARGV[1])
-    redis.call('ZADD', KEYS[i + 1], now + ARGV[1], ARGV[i + 1])
-    redis.call('EXPIRE', KEYS[i + 1], ARGV[1])
-  end
-end
-"""
-
-RECOVER = """
--- Give jobs whose workers died back to their queue, each once: those whose leases have run out, unless another lease on
--- them lives, and those dequeued but never begun for some time. All by the server's clock.
--- RQ's own clean-up does this in several steps, and calls functions that it finds named in the job's hash.
--- KEYS: started registry, queue list, intermediate list, hash of when jobs were first seen there.
--- ARGV: the prefix of jobs' hashes, seconds for which a job may be dequeued and not begun, then the registry's entries
--- of workers that are known to be dead.  Returns the jobs given back.
-if redis.replicate_commands then redis.replicate_commands() end
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
-local held, back = {}, {}
-local function give_back(id)
-  if held[id] or redis.call('EXISTS', ARGV[1] .. id) == 0 then return end
-  held[id] = true
-  redis.call('HSET', ARGV[1] .. id, 'status', 'queued')
-  redis.call('LPUSH', KEYS[2], id)
-  back[#back + 1] = id
-end
-local dead = {}
-for i = 3, #ARGV do
-  if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then dead[#dead + 1] = ARGV[i] end
-end
-for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf')) do
-  held[entry:match('^[^:]*')] = true
-end
-for _, entry in ipairs(dead) do give_back(entry:match('^[^:]*')) end
-for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
-  redis.call('ZREM', KEYS[1], entry)
-  give_back(entry:match('^[^:]*'))
-end
-local seen = {}
-local listed = redis.call('HGETALL', KEYS[4])
-for i = 1, #listed, 2 do seen[listed[i]] = tonumber(listed[i + 1]) end
-redis.call('DEL', KEYS[4])
-for _, id in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
-  if held[id] then
-    redis.call('LREM', KEYS[3], 1, id)
-  elseif now - (seen[id] or now) > tonumber(ARGV[2]) then
-    redis.call('LREM', KEYS[3], 1, id)
-    give_back(id)
-  else
-    redis.call('HSET', KEYS[4], id, seen[id] or now)
-  end
-end
-return back
-"""
-
-ACKNOWLEDGE = """
--- End a lease and remove its job; a job that is another's by now (taken back, or retried) stays.
--- KEYS: started registry, job, execution, the job's executions.  ARGV: the registry's entry.
-redis.call('DEL', KEYS[3])
-if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then return 0 end
-redis.call('DEL', KEYS[2], KEYS[4])
-return 1
-"""
-
-HAND_BACK = """
--- Give up a lease and put its job back into its queue; a lease that was taken back already changes nothing.
--- KEYS: started registry, queue list, job, execution, the job's executions.
--- ARGV: the registry's entry, job id, LPUSH or RPUSH.
-if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then return 0 end
-redis.call('DEL', KEYS[4], KEYS[5])
-if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
-redis.call('HSET', KEYS[3], 'status', 'queued')
-redis.call(ARGV[3], KEYS[2], ARGV[2])
-return 1
-"""
 
 
 def machine() -> str:
@@ -143,17 +66,6 @@ def machine() -> str:
     with contextlib.suppress(OSError):  # Linux alone has it
         space = str(Path("/proc/self/ns/pid").readlink())
     return f"{uuid.getnode():012x}{space}"
-
-
-@dataclass(frozen=True, slots=True)
-class ShardJob:
-    """A dequeued RQ job, checked to be one of ours."""
-
-    job: Job
-    queue: str
-    batch_id: str
-    number: int
-    lines: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +94,9 @@ class ShardWorker(BaseWorker):
         self._recover_leases = store.connection.register_script(RECOVER)
         self._acknowledge = store.connection.register_script(ACKNOWLEDGE)
         self._hand_back = store.connection.register_script(HAND_BACK)
+        self._clean = store.connection.register_script(CLEAN)
+        self._mark_failed = store.connection.register_script(MARK_FAILED)
+        self._unsound: set[str] = set()
 
     # --- life ---
 
@@ -236,38 +151,34 @@ class ShardWorker(BaseWorker):
         with self.connection.pipeline(transaction=False) as pipe:
             for queue in queues:
                 pipe.llen(f"rq:queue:{queue}")
-            return [queue for queue, length in zip(queues, pipe.execute(), strict=True) if length]
+            lengths = pipe.execute(raise_on_error=False)
+        for error in lengths:
+            if isinstance(error, RedisError) and not foreign_data(error):
+                raise error
+        return [queue for queue, length in zip(queues, lengths, strict=True) if isinstance(length, int) and length]
 
     # --- one shard's way ---
 
     def take(self, queues: Sequence[str]) -> ShardJob | None:
         """The next shard's job, in RQ's safe way; it stays in the intermediate list until :meth:`begin`.
 
-        Jobs that are not ours (a foreign function, other arguments, pickled data) are refused and logged.
+        Entries that are not ours (a foreign function, other arguments, pickled data, keys of another type) are
+        refused and logged.
         """
         while found := self.store.take(queues):
             queue, job_id = found
             try:
-                return self._checked(queue, Job.fetch(job_id, connection=self.connection, serializer=JSONSerializer))
-            except NoSuchJobError:
+                shard = read_job(self.connection, queue, job_id)
+            except RefusedError as error:
+                log.warning("refused job %.80r of queue %s: %s", job_id, queue, error, extra={"action": "refuse_job"})
                 self._drop(queue, job_id)
-            except RedisError:
-                raise
-            except Exception as error:  # whoever may write to Redis can make RQ's parsing raise anything
-                log.warning("refused job %s of queue %s: %s", job_id, queue, error, extra={"action": "refuse_job"})
-                self._drop(queue, job_id)
-                self.connection.hset(f"rq:job:{job_id}", "status", JobStatus.FAILED.value)
+                with contextlib.suppress(ResponseError):  # it may be no hash at all
+                    self._mark_failed(keys=[f"rq:job:{job_id}"])
+                continue
+            if shard is not None:
+                return shard
+            self._drop(queue, job_id)
         return None
-
-    def _checked(self, queue: str, job: Job) -> ShardJob:
-        if job.func_name != JOB_FUNCTION:
-            raise RefusedError(f"its function is {job.func_name!r}, not promptmill's")
-        batch_id, number, lines = job.args
-        if not (isinstance(batch_id, str) and type(number) is int and type(lines) is int and not job.kwargs):
-            raise RefusedError("its arguments are not a shard's")
-        if job.id != f"{batch_id}-{number}":
-            raise RefusedError("its id is not its shard's")
-        return ShardJob(job, queue, batch_id, number, lines)
 
     def begin(self, shard: ShardJob) -> Lease:
         """Take the lease: from now on a lost worker's shard comes back by itself."""
@@ -329,6 +240,13 @@ class ShardWorker(BaseWorker):
     def _drop(self, queue: str, job_id: str) -> None:
         Queue(queue, connection=self.connection).intermediate_queue.remove(job_id)
 
+    def handle_payload(self, message: Any) -> None:
+        """A command that came by RQ's channel (``shutdown``); one that is none leaves the listening thread alive."""
+        try:
+            super().handle_payload(message)
+        except Exception as error:  # whoever may publish can make RQ's parsing raise anything
+            log.warning("refused a command: %.200s", error, extra={"action": "refuse_command"})
+
     # --- recovery ---
 
     def recover(self, *, alive: Callable[[int], bool] | None = None) -> None:
@@ -341,34 +259,65 @@ class ShardWorker(BaseWorker):
             lock = f"{PREFIX}recover:{queue.name}"
             if not self.connection.set(lock, self.name, nx=True, px=RECOVERY_LOCK_MS):
                 continue
-            registry = StartedJobRegistry(
-                queue.name, connection=self.connection, serializer=JSONSerializer, job_class=Job
-            )
-            dead = self._locally_dead(registry, alive or process_alive)
-            keys = [registry.key, queue.key, queue.intermediate_queue_key, f"{PREFIX}dequeued:{queue.name}"]
-            for job_id in self._recover_leases(keys=keys, args=["rq:job:", ORPHAN_S, *dead]):
-                log.info("%s lost its worker; queued again", job_id.decode(), extra={"action": "recover"})
+            try:
+                with refusing(f"queue {queue.name}"):
+                    self._recover(queue, alive or process_alive)
+            except RefusedError as error:
+                if queue.name not in self._unsound:  # said once, not every few seconds
+                    log.warning("%s; remove that key: nothing of this queue is served", error)
+                self._unsound.add(queue.name)
+            else:
+                self._unsound.discard(queue.name)
             self.connection.delete(lock)
 
-    def _locally_dead(self, registry: StartedJobRegistry, alive: Callable[[int], bool]) -> list[str]:
+    def _recover(self, queue: Queue, alive: Callable[[int], bool]) -> None:
+        registry = StartedJobRegistry(queue.name, connection=self.connection, serializer=JSONSerializer, job_class=Job)
+        self.connection.llen(queue.key)  # which fails where it is no list
+        for entry in self._clean(keys=[registry.key, queue.intermediate_queue_key], args=[MOST_CLEANED]):
+            log.warning("refused entry %.80r of RQ's registries", entry, extra={"action": "refuse_job"})
+        dead = self._locally_dead(registry, alive)
+        keys = [registry.key, queue.key, queue.intermediate_queue_key, f"{PREFIX}dequeued:{queue.name}"]
+        for job_id in self._recover_leases(keys=keys, args=["rq:job:", ORPHAN_S, *dead]):
+            log.info("%s lost its worker; queued again", job_id.decode(), extra={"action": "recover"})
+
+    def _locally_dead(self, registry: StartedJobRegistry, alive: Callable[[int], bool]) -> list[bytes]:
         """The registry's entries of workers of this machine whose process is gone."""
         dead = []
         here = machine().encode()
-        for job_id, execution_id in registry.get_job_and_execution_ids(cleanup=False):
-            holder = cast("bytes | None", self.connection.hget(f"rq:execution:{job_id}:{execution_id}", "worker_name"))
-            name = (holder or b"").decode(errors="replace")
+        for entry in cast("list[bytes]", self.connection.zrange(registry.key, 0, MOST_CLEANED - 1)):
+            name = self._short(f"rq:execution:{entry.decode(errors='replace')}", "worker_name").decode(errors="replace")
             pid = name.rpartition(".")[2]
-            if not pid.isdecimal() or alive(int(pid)):
+            if not (pid.isascii() and pid.isdecimal() and len(pid) < 20) or alive(int(pid)):
                 continue
-            if self.connection.hget(f"{self.redis_worker_namespace_prefix}{name}", "machine") == here:
-                log.info("worker %s is gone; taking back %s", name, job_id, extra={"action": "recover"})
-                dead.append(f"{job_id}:{execution_id}")
+            if self._short(f"{self.redis_worker_namespace_prefix}{name}", "machine") == here:
+                log.info("worker %s is gone; taking back %s", name, entry.decode(), extra={"action": "recover"})
+                dead.append(entry)
         return dead
+
+    def _short(self, key: str, field: str) -> bytes:
+        """A field of a hash of RQ's; empty where there is none that could be RQ's."""
+        try:
+            with refusing(key):
+                return short_field(self.connection, key, field, 1024) or b""
+        except RefusedError:
+            return b""
 
     def served_by(self, queue: str) -> frozenset[str]:
         """Names of the live workers on a queue, this one among them."""
-        workers = BaseWorker.all(queue=Queue(queue, connection=self.connection))
-        return frozenset(worker.name for worker in workers) | {self.name}
+        start = self.redis_worker_namespace_prefix
+        keys = [key for key in self._registered(queue) if key.startswith(start)]
+        with self.connection.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.exists(key)
+            alive = pipe.execute()
+        return frozenset(key.removeprefix(start) for key, exists in zip(keys, alive, strict=True) if exists) | {
+            self.name
+        }
+
+    def _registered(self, queue: str) -> list[str]:
+        """Keys of the workers that RQ lists for a queue; whatever else is listed comes with them."""
+        found = cast("set[bytes]", self.connection.smembers(WORKERS_BY_QUEUE_KEY % queue))
+        return [item.decode(errors="replace") for item in found]
 
 
 def process_alive(pid: int) -> bool:

@@ -236,7 +236,10 @@ class Service:
             self._offer_left()
             if time.monotonic() >= self._recover_from:
                 self.rq.recover()
-            upkeep(self.store)
+            try:
+                upkeep(self.store)
+            except RefusedError as error:
+                log.warning("%s", error, extra={"action": "refuse_upkeep"})
             if self.spool is not None:
                 self.spool.sweep()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from jobs.embedded import private_folder
 from worker.engine.ladder import Curve
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class TunedFile:
         entries.append({"key": dict(key), "rates": rates, "reach": curve.reach, "measured_on": self._today()})
         draft = self.path.with_suffix(f".{os.getpid()}")
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(self.path.parent)
             draft.write_bytes(orjson.dumps(entries, option=orjson.OPT_INDENT_2))
             draft.replace(self.path)
         except OSError as error:

@@ -1,0 +1,221 @@
+"""Whatever somebody puts into Redis: it is refused and said, and the next good shard is served."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from typing import Any
+
+import orjson
+import pytest
+
+from jobs.batch import new_batch_id, queue_name
+from jobs.connect import connect
+from jobs.errors import RefusedError
+from jobs.keys import BATCHES, UPLOADING, BatchKeys, worker_key
+from jobs.shard import Group
+from jobs.store import JOB_FUNCTION, Store
+from submit.workers import Workers
+from tests.hostile import ENTRIES, job_data, put_job
+from tests.pool import MODEL, make_batch, prompts
+from worker.service import Service, ServiceSettings
+
+QUEUE = queue_name(MODEL, "normal")
+LIST = f"rq:queue:{QUEUE}"
+
+
+@pytest.fixture
+def service(store: Store, server_url: str) -> Service:
+    """A worker for MODEL whose threads are not started."""
+    return Service(store.connection, connect(server_url), ServiceSettings((Group(MODEL),), name="mini"))
+
+
+def takes_the_next(service: Service) -> bool:
+    """Whether the worker takes the one good shard, however many bad ones lie before it."""
+    for _ in range(50):
+        service._take_one()
+        if service.held:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_hostile_entry_is_refused_and_the_next_shard_served(
+    name: str, store: Store, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, it leaves the queue, and nothing that it names is imported, called or unpacked."""
+    ENTRIES[name](store.connection, QUEUE)
+    batch = make_batch(store, prompts(1))
+    with caplog.at_level(logging.WARNING, "promptmill.worker"):
+        assert takes_the_next(service)
+    assert list(service.held) == [f"{batch}-0"]
+    assert {record.__dict__["action"] for record in caplog.records} <= {"refuse_job", "refuse_shard"}
+    assert len(caplog.records) == 1
+    assert len(caplog.text) < 2000
+    assert store.connection.llen(LIST) == 0
+    assert store.connection.llen(f"{LIST}:intermediate") == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        None,
+        {},
+        "call",
+        [JOB_FUNCTION],
+        ["os.system", None, ["B", 0, 1], {}],
+        [[JOB_FUNCTION], None, ["B", 0, 1], {}],
+        [JOB_FUNCTION, "os", ["B", 0, 1], {}],
+        [JOB_FUNCTION, None, ["B", 0, 1], {"a": 1}],
+        [JOB_FUNCTION, None, ["B", 0, 1], []],
+        [JOB_FUNCTION, None, {"B": 0}, {}],
+        [JOB_FUNCTION, None, 5, {}],
+        [JOB_FUNCTION, None, ["B", 0], {}],
+        [JOB_FUNCTION, None, ["B", 1, 1], {}],
+        [JOB_FUNCTION, None, ["B", -1, 1], {}],
+        [JOB_FUNCTION, None, ["B", "0", 1], {}],
+        [JOB_FUNCTION, None, ["B", 0.0, 1], {}],
+        [JOB_FUNCTION, None, ["B", False, 1], {}],
+        [JOB_FUNCTION, None, ["B", 0, 0], {}],
+        [JOB_FUNCTION, None, ["B", 0, 10**15], {}],
+        [JOB_FUNCTION, None, ["b_01J00000000000000000000000", 0, 1], {}],
+    ],
+)
+def test_a_call_that_is_no_shards_is_refused(
+    call: Any, store: Store, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job under the id of a shard needs the one function and the shard's own arguments, of their own types."""
+    batch_id = new_batch_id()
+    data = orjson.dumps(call).replace(b'"B"', f'"{batch_id}"'.encode())
+    put_job(store.connection, QUEUE, f"{batch_id}-0", zlib.compress(data))
+    make_batch(store, prompts(1))
+    assert takes_the_next(service)
+    assert [record.__dict__["action"] for record in caplog.records] == ["refuse_job"]
+    assert store.connection.hget(f"rq:job:{batch_id}-0", "status") == b"failed"
+
+
+def test_torn_data_is_refused(store: Store, service: Service) -> None:
+    """Data that ends early is no call, whatever its beginning says."""
+    batch_id = new_batch_id()
+    put_job(store.connection, QUEUE, f"{batch_id}-0", job_data(batch_id)[:-3])
+    assert service.rq.take([QUEUE]) is None
+
+
+@pytest.mark.parametrize("key", [LIST, f"{LIST}:intermediate", f"rq:wip:{QUEUE}"])
+def test_a_queue_of_another_type_stops_no_other(
+    key: str, store: Store, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other queues are served; that one is named in the log, once."""
+    store.connection.set(key, "x")
+    batch = make_batch(store, prompts(1), priority="low")
+    assert takes_the_next(service)
+    assert list(service.held) == [f"{batch}-0"]
+    for _ in range(2):
+        service.rq.recover()
+    assert [QUEUE in record.message for record in caplog.records] == [True]
+    assert service.rq.filled([QUEUE]) == []
+
+
+def test_hostile_registries_do_not_stop_recovery(
+    store: Store, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Entries that are no leases or jobs of ours are removed unread, and dead workers' shards come back."""
+    connection, registry = store.connection, f"rq:wip:{QUEUE}"
+    batch = make_batch(store, prompts(1))
+    assert service._take_one()
+    [held] = service.held.values()
+    connection.zadd(registry, {held.lease.execution.composite_key: 1})
+    listed = f"{new_batch_id()}-0"
+    connection.set(f"rq:job:{listed}", "x")
+    connection.set(f"rq:execution:{listed}:abc", "x")
+    for entry in (b"", b"\xff\xfe", b"no colon", b"a:b:c", b":", b"x" * 1_000_000, f"{listed}:abc".encode()):
+        connection.zadd(registry, {entry: 1})
+    for entry in (b"", b"\xff", b"y" * 1_000_000, listed.encode()):
+        connection.rpush(f"{LIST}:intermediate", entry)
+    seen = f"{LIST}:intermediate:first_seen:{listed}"
+    connection.set(seen, "no number")
+    service.rq.recover()
+    assert connection.zrange(registry, 0, -1) == []
+    assert f"{batch}-0".encode() in connection.lrange(LIST, 0, -1)
+    assert len(caplog.text) < 3000
+    service.held.clear()
+    assert takes_the_next(service)
+
+
+@pytest.mark.parametrize(
+    "worker_name", [b"x." + b"9" * 5000, "x.\u0663".encode(), b"\xff.1", b"x." + b"9" * 19, b"z" * 1_000_000, b""]
+)
+def test_hostile_names_of_holders_do_not_stop_recovery(store: Store, service: Service, worker_name: bytes) -> None:
+    """Whatever an execution says of its worker, the next look at the leases is as good as the last."""
+    make_batch(store, prompts(1))
+    assert service._take_one()
+    [held] = service.held.values()
+    store.connection.hset(held.lease.execution.key, "worker_name", worker_name)
+    service.rq.recover()
+    assert store.connection.zcard(f"rq:wip:{QUEUE}") == 1
+
+
+def test_hostile_workers_of_rq_are_no_workers(store: Store, service: Service) -> None:
+    """Only those whose keys exist count as serving a queue; nothing of their hashes is parsed."""
+    for member in (b"\xff", b"x", b"rq:worker:", b"rq:worker:gone", b"rq:worker:odd"):
+        store.connection.sadd(f"rq:workers:{QUEUE}", member)
+    store.connection.hset("rq:worker:odd", mapping={"pid": "x", "birth": "never", "queues": b"\xff"})
+    assert service.rq.served_by(QUEUE) == {"odd", "mini." + service.name.rpartition(".")[2]}
+    keys = BatchKeys(new_batch_id())
+    store.connection.sadd(keys.load_failures(0), b"\xff")
+    assert len(store.note_load_failure(keys.batch_id, 0, "mini")) == 2
+
+
+def test_hostile_uploads_are_swept_or_left(store: Store, service: Service) -> None:
+    """What is listed among the uploads and is none is taken off the list; a list of another type is only said."""
+    store.connection.zadd(UPLOADING, {b"\xff": 1, b"x": 1, b"wrong": 1})
+    store.connection.rpush(BatchKeys("wrong").info, "x")
+    store.connection.hset(BatchKeys("x").info, "status", "validating")
+    store.connection.zadd(BatchKeys("x").table, {b"{}": 1})
+    store.sweep()
+    assert store.connection.zcard(UPLOADING) == 0
+    store.connection.set(UPLOADING, "x")
+    with pytest.raises(RefusedError):
+        store.sweep()
+    service._maintain()
+
+
+def test_hostile_batches_are_left_out_of_the_list(store: Store) -> None:
+    """`status` shows the batches that are; one asked for by name is said to be damaged."""
+    good = make_batch(store, prompts(1))
+    bad = [new_batch_id() for _ in range(3)]
+    store.connection.zadd(BATCHES, {b"\xff": 1, **dict.fromkeys(bad, 1)})
+    store.connection.rpush(BatchKeys(bad[0]).info, "x")
+    store.connection.hset(BatchKeys(bad[1]).info, mapping={"status": "in_progress", "created_at": "nan"})
+    store.connection.hset(BatchKeys(bad[2]).info, mapping={"status": "\x1b[2J"})
+    assert [batch.id for batch in store.batches()] == [good]
+    for batch_id in bad:
+        with pytest.raises(RefusedError, match="damaged"):
+            store.batch(batch_id)
+
+
+def test_hostile_states_of_workers_are_not_shown(store: Store) -> None:
+    """Only what a worker would publish is read; what could move a terminal's cursor is replaced."""
+    connection = store.connection
+    good: dict[str, Any] = {"name": "mini\x1b[2J", "state": "busy", "queues": [QUEUE], "in_flight": []}
+    bad: list[Any] = [
+        5, [], {}, {**good, "name": {}}, {**good, "queues": [[1]]}, {**good, "queues": 5}, {**good, "models": [5]},
+        {**good, "occupancy": "x"}, {**good, "occupancy": -1}, {**good, "tokens_per_second": 1e300},
+        {**good, "memory_bytes": 1.5}, {**good, "in_flight": [5]}, {**good, "in_flight": [{"batch_id": "b"}]},
+        {**good, "in_flight": [{"batch_id": "b", "index": 1e308, "phase": "decode"}]}, {**good, "model": []},
+    ]  # fmt: skip
+    for number, state in enumerate(bad):
+        connection.set(worker_key(f"bad{number}"), orjson.dumps(state))
+    connection.set(worker_key("deep"), b"[" * 100_000)
+    connection.set(worker_key("text"), b"\xff")
+    connection.setrange(worker_key("giant"), 300_000_000, "x")
+    connection.rpush(worker_key("list"), "x")
+    connection.set(worker_key("good"), orjson.dumps(good))
+    assert [state.name for state in Workers(connection).read()] == ["mini?[2J"]
+
+
+def test_a_hostile_command_leaves_the_worker_listening(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """What is published on a worker's channel and is no command is refused, and raises nothing."""
+    for data in (b"x", b"[" * 100_000, b"5", b"{}", b'{"command": {}}', b"\xff"):
+        service.rq.handle_payload({"type": "message", "channel": b"c", "data": data})
+    assert sum(record.name == "promptmill.worker" for record in caplog.records) == 5

