@@ -19,9 +19,10 @@ from jobs.ending import CLEAR
 from jobs.errors import PromptmillError, RefusedError
 from jobs.keys import EXPIRING, UPLOADING, BatchKeys
 from jobs.line import Defaults, check_line
+from jobs.rqjobs import RqJobs
 from jobs.scripts import ENQUEUE
 from jobs.shard import Group, decode_lines, unpack
-from jobs.store import REJECTED_GROUP, UPLOAD_LEASE_S, RqJobs, Store
+from jobs.store import REJECTED_GROUP, UPLOAD_LEASE_S, Store
 
 __all__ = ["resume", "retry"]
 

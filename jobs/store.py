@@ -8,7 +8,6 @@ under its fence and finishes it. Readers: :mod:`jobs.results`. A batch's end bef
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from jobs.batch import Batch, parse_batch, queue_name
 from jobs.connect import foreign_data, refusing
 from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
 from jobs.keys import BATCHES, EXPIRING, UPLOADING, BatchKeys
+from jobs.rqjobs import RqJobs
 from jobs.scripts import BEGIN, CLAIM, COMMIT, FAIL, FINISH, REJECT, RELEASE, SWEEP, TAKE, WRITE
 from jobs.shard import MAX_PAYLOAD_BYTES, Group, pack
 
@@ -27,19 +27,14 @@ if TYPE_CHECKING:
     from redis import Redis
 
 __all__ = [
-    "JOB_FUNCTION",
     "REJECTED_GROUP",
     "UPLOAD_LEASE_S",
     "Attempt",
     "FinishedLine",
     "NewBatch",
-    "RqJobs",
     "Store",
     "UploadedShard",
 ]
-
-JOB_FUNCTION = "worker.tasks.run_shard"
-"""The only function a promptmill worker acts on, whatever a job's hash says."""
 
 UPLOAD_LEASE_S = 120.0
 """An upload whose submitter has shown no sign of life for this long is swept."""
@@ -49,9 +44,6 @@ REJECTED_GROUP = -1
 
 MAX_JOB_ID_BYTES = 64
 """An RQ job's id is its batch's, 28 characters, and a number."""
-
-RETRIES = 1_000_000
-"""RQ's own retry counter is no limit of ours: it only makes RQ requeue an abandoned shard, never fail it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,33 +471,3 @@ def _stale(attempt: Attempt) -> StaleAttemptError:
 
 def _row(number: int, group: int, first_index: int, lines: int) -> bytes:
     return orjson.dumps([number, group, first_index, lines])
-
-
-class RqJobs:
-    """RQ's side of a queue's shards: jobs that RQ's tools understand, with our function and JSON arguments."""
-
-    def __init__(self, connection: Redis, queue: str, batch_id: str) -> None:
-        from rq.job import Job, JobStatus
-        from rq.serializers import JSONSerializer
-
-        self._batch_id = batch_id
-        # Made once and copied: making a job takes RQ longer than all else that is done for a shard.
-        self._model = Job.create(
-            JOB_FUNCTION,
-            connection=connection,
-            origin=queue,
-            status=JobStatus.QUEUED,
-            timeout=-1,
-            result_ttl=0,
-            serializer=JSONSerializer,
-        )
-        self._model.retries_left = RETRIES
-        self._model.enqueue_at_front_on_retry = True
-
-    def save(self, pipe: Any, number: int, lines: int) -> None:
-        """Store the job of a shard; it runs once its id is in a queue."""
-        job = copy.copy(self._model)
-        job.id = BatchKeys(self._batch_id).job_id(number)
-        job.args = (self._batch_id, number, lines)
-        job.description = f"{lines} lines of {self._batch_id}"
-        job.save(pipeline=pipe)

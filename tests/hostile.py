@@ -13,8 +13,8 @@ from redis import Redis
 
 from jobs.batch import new_batch_id
 from jobs.keys import BatchKeys
+from jobs.rqjobs import JOB_FUNCTION
 from jobs.shard import pack
-from jobs.store import JOB_FUNCTION
 
 __all__ = ["ENTRIES", "Canary", "job_data", "put_job"]
 

@@ -16,8 +16,8 @@ from rq.serializers import JSONSerializer
 from jobs.batch import is_batch_id
 from jobs.connect import refusing
 from jobs.errors import RefusedError
+from jobs.rqjobs import JOB_FUNCTION
 from jobs.shard import MAX_INDEX, MAX_SHARD_LINES
-from jobs.store import JOB_FUNCTION
 
 if TYPE_CHECKING:
     from redis import Redis

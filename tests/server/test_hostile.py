@@ -13,8 +13,9 @@ from jobs.batch import new_batch_id, queue_name
 from jobs.connect import connect
 from jobs.errors import RefusedError
 from jobs.keys import BATCHES, UPLOADING, BatchKeys, worker_key
+from jobs.rqjobs import JOB_FUNCTION
 from jobs.shard import Group
-from jobs.store import JOB_FUNCTION, Store
+from jobs.store import Store
 from submit.workers import Workers
 from tests.hostile import ENTRIES, job_data, put_job
 from tests.pool import MODEL, make_batch, prompts
