@@ -48,7 +48,7 @@ class BatchKeys:
 
     @property
     def fences(self) -> str:
-        """Hash: shard number -> fence, the number of times it was claimed."""
+        """Hash: shard number -> fence: microseconds of the server's clock at its last claim, or more."""
         return f"{self.info}:fence"
 
     @property

@@ -137,10 +137,14 @@ CLAIM = (
 -- KEYS: info, fences, tries, compacted, records, flights.  ARGV: shard number, now, the claiming worker's life.
 -- Returns {fence, indices that have a record, tries as a flat hash}; {0} if nothing is to do.
 -- Who claims its own shard again, as after a sleep, has not died: its lines are still under way.
+if redis.replicate_commands then redis.replicate_commands() end
 local status = redis.call('HGET', KEYS[1], 'status')
 if status ~= 'in_progress' or redis.call('EXISTS', KEYS[4]) == 1 then return {0} end
 redis.call('HSETNX', KEYS[1], 'started_at', ARGV[2])
-local fence = redis.call('HINCRBY', KEYS[2], ARGV[1], 1)
+-- A server that lost its last second, as in a power cut, has forgotten fences too: the time makes this one new.
+local time = redis.call('TIME')
+local fence = math.max((redis.call('HGET', KEYS[2], ARGV[1]) or 0) + 1, time[1] * 1000000 + time[2])
+redis.call('HSET', KEYS[2], ARGV[1], string.format('%.0f', fence))
 charge(KEYS[6], KEYS[3], KEYS[5], ARGV[3])
 return {fence, redis.call('HKEYS', KEYS[5]), redis.call('HGETALL', KEYS[3])}
 """
