@@ -97,7 +97,7 @@ class Compute(threading.Thread):
     """Owns MLX: loads and unloads models as it is told, and steps their engines.
 
     ``on_finished(group, finished)`` is called in this thread for each line that ends; it must not block.
-    ``on_begin(keys)`` is called in this thread before lines begin, and what it does is waited for.
+    ``on_begin(keys)`` is called in this thread before lines begin, and gives those that shall not.
     ``unstored()`` is how many ended lines have no stored record yet, None while Redis is out.
     ``failure`` holds the exception that ended the thread, if one did, and ``failed_group`` the model that was at work
     then: the worker hands back and exits.
@@ -115,7 +115,7 @@ class Compute(threading.Thread):
         settings: EngineSettings,
         on_finished: Callable[[Group, Finished], None],
         wake: Callable[[], None],
-        on_begin: Callable[[list[LineKey]], None] = lambda keys: None,
+        on_begin: Callable[[list[LineKey]], frozenset[LineKey]] = lambda keys: frozenset(),
         unstored: Callable[[], int | None] = lambda: 0,
     ) -> None:
         super().__init__(name=THREAD_NAME, daemon=True)
@@ -314,7 +314,7 @@ class Compute(threading.Thread):
             self._estimate(group)  # refuses what can never fit
             started, before = time.monotonic(), active_memory()
             self._engines[group], self._served[group] = self._make(group, draft)
-            self._engines[group].on_begin = cast("Callable[[list[Hashable]], None]", self._on_begin)
+            self._engines[group].on_begin = cast("Callable[[list[Hashable]], frozenset[Hashable]]", self._on_begin)
             base = self._engines[group].model.weight_bytes
             shared = any(other.model == group.model for other in self.loaded)
             own = max(0, active_memory() - before - (0 if shared else base))

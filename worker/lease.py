@@ -38,7 +38,7 @@ from jobs.errors import RefusedError
 from jobs.keys import PREFIX
 from jobs.store import Store
 from worker.entries import CLEAN, ShardJob, read_job, short_field
-from worker.scripts import ACKNOWLEDGE, HAND_BACK, MARK_FAILED, RECOVER, RENEW
+from worker.scripts import ACKNOWLEDGE, HAND_BACK, MARK_FAILED, RECOVER, RENEW, UNDO
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -94,6 +94,7 @@ class ShardWorker(BaseWorker):
         self._recover_leases = store.connection.register_script(RECOVER)
         self._acknowledge = store.connection.register_script(ACKNOWLEDGE)
         self._hand_back = store.connection.register_script(HAND_BACK)
+        self._undo = store.connection.register_script(UNDO)
         self._clean = store.connection.register_script(CLEAN)
         self._mark_failed = store.connection.register_script(MARK_FAILED)
         self._unsound: set[str] = set()
@@ -180,16 +181,22 @@ class ShardWorker(BaseWorker):
             self._drop(queue, job_id)
         return None
 
-    def begin(self, shard: ShardJob) -> Lease:
-        """Take the lease: from now on a lost worker's shard comes back by itself."""
+    def begin(self, shard: ShardJob) -> Lease | None:
+        """Take the lease: from now on a lost worker's shard comes back by itself. None: it was given to another since
+        it was taken, as when this worker slept in between."""
         job, queue = shard.job, Queue(shard.queue, connection=self.connection)
         with self.connection.pipeline() as pipe:
             execution = Execution.create(job, LEASE_S, pipeline=pipe, worker_name=self.name)
             job.prepare_for_execution(self.name, pipeline=pipe)
-            pipe.lrem(queue.intermediate_queue_key, 1, job.id)
             lease = Lease(job, execution)
             self._renew([lease], pipe)  # RQ wrote the time of this machine's clock
-            pipe.execute()
+            pipe.lrem(queue.intermediate_queue_key, 1, job.id)
+            *_, ours = pipe.execute()
+        if not ours:
+            keys = [job.started_job_registry.key, job.key, execution.key, lease.executions_key]
+            self._undo(keys=keys, args=[execution.composite_key, execution.id])
+            log.info("%s was given to another worker meanwhile", job.id, extra={"action": "not_begun"})
+            return None
         return lease
 
     def renew(self, leases: Iterable[Lease], connection: Redis) -> None:

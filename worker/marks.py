@@ -20,6 +20,7 @@ __all__ = ["Marks"]
 
 log = logging.getLogger("promptmill.worker")
 
+CLAIM_S = 0.05
 QUIET_S = 5.0
 QUIET_RATIO = 20
 """A Redis that did not answer is left alone for so long, and for so many times what it took to find out: generation
@@ -30,7 +31,8 @@ class Marks:
     """Notes lines before they begin, in one round trip per shard. It is called by the compute thread alone, and has a
     connection of its own with a short timeout.
 
-    What begins while Redis is out is noted with the first lines that begin when it is back.
+    What begins while Redis is out is noted with the first lines that begin when it is back. Shards that turn out to be
+    another's, as after a sleep, are let go by ``let_go``, and their lines do not begin.
     """
 
     def __init__(
@@ -39,20 +41,24 @@ class Marks:
         connection: Redis,
         life: str,
         held: Mapping[str, HeldShard],
+        let_go: Callable[[HeldShard], None],
         *,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._store, self._connection, self._life, self._held, self._clock = store, connection, life, held, clock
+        self._store, self._connection, self._life, self._held = store, connection, life, held
+        self._let_go, self._clock, self._sleep = let_go, clock, sleep
         self._missed: set[LineKey] = set()
         self._quiet_until = 0.0
 
-    def begin(self, keys: Iterable[LineKey]) -> None:
-        """Note that these lines begin now."""
+    def begin(self, keys: Iterable[LineKey]) -> frozenset[LineKey]:
+        """Note that these lines begin now; those that shall not."""
+        refused: frozenset[LineKey] = frozenset()
         wanted = self._missed.union(keys)
         begun = self._clock()
         if begun >= self._quiet_until:
             try:
-                self._note(wanted)
+                refused = self._note(wanted)
             except redis.exceptions.RedisError as error:
                 log.debug("lines under way cannot be noted: %s", error)
                 now = self._clock()
@@ -60,13 +66,23 @@ class Marks:
             else:
                 wanted = set()
         self._missed = wanted
+        return refused
 
-    def _note(self, keys: Iterable[LineKey]) -> None:
+    def _note(self, keys: Iterable[LineKey]) -> frozenset[LineKey]:
         by_shard: dict[str, list[int]] = defaultdict(list)
         for job_id, fence, index in keys:
             held = self._held.get(job_id)
             if held is not None and held.taken_under == fence and index in held.remaining:
                 by_shard[job_id].append(index)
         for job_id, indices in by_shard.items():
-            if (held := self._held.get(job_id)) is not None:
-                self._store.begin(held.attempt, indices, self._life, self._connection)
+            held = self._held.get(job_id)
+            if held is not None and not self._ours(held, indices):
+                self._let_go(held)
+        # Also those let go a moment ago by another thread.
+        return frozenset(key for key in keys if key[0] not in self._held or self._held[key[0]].ended.is_set())
+
+    def _ours(self, held: HeldShard, indices: list[int]) -> bool:
+        if self._store.begin(held.attempt, indices, self._life, self._connection):
+            return True
+        self._sleep(CLAIM_S)  # the worker may be about to take it up again, under a fence not yet noted here
+        return self._store.begin(held.attempt, indices, self._life, self._connection)

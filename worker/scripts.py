@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ACKNOWLEDGE", "HAND_BACK", "MARK_FAILED", "RECOVER", "RENEW"]
+__all__ = ["ACKNOWLEDGE", "HAND_BACK", "MARK_FAILED", "RECOVER", "RENEW", "UNDO"]
 
 RENEW = """
 -- Renew leases by the server's clock, those that are still there. What is removed first frees memory, so that a full
@@ -95,4 +95,13 @@ if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
 redis.call('HSET', KEYS[3], 'status', 'queued')
 redis.call(ARGV[3], KEYS[2], ARGV[2])
 return 1
+"""
+
+UNDO = """
+-- Undo a lease on a job that was no longer this worker's to begin: another has it, or has finished it.
+-- KEYS: started registry, job, execution, the job's executions.  ARGV: the registry's entry, execution id.
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('DEL', KEYS[3])
+redis.call('ZREM', KEYS[4], ARGV[2])
+if redis.call('HEXISTS', KEYS[2], 'data') == 0 then redis.call('DEL', KEYS[2]) end
 """

@@ -102,7 +102,7 @@ class Service:
         self.store = Store(connection, now=now)
         self.held: dict[str, HeldShard] = {}
         self._life = f"{self.name}/{uuid.uuid4().hex}"
-        marks = Marks(self.store, marks_connection or pulse_connection, self._life, self.held)
+        marks = Marks(self.store, marks_connection or pulse_connection, self._life, self.held, self.let_go)
         self.compute = Compute(settings.engine, self._line_finished, self._wake, marks.begin, self._unstored)
         self.models = Models(self.compute, settings.groups, bound=settings.starvation_s)
         self.turns = Turns(
@@ -277,6 +277,8 @@ class Service:
 
     def _begin(self, shard: ShardJob) -> None:
         lease = self.rq.begin(shard)
+        if lease is None:
+            return
         try:
             batch = self.store.batch(shard.batch_id)
             attempt = self.store.claim(shard.batch_id, shard.number, self._life)
@@ -349,7 +351,7 @@ class Service:
         self._wake()
 
     def let_go(self, held: HeldShard) -> None:
-        """Pulse thread: the shard was taken over, or its batch has ended."""
+        """Pulse or compute thread: the shard was taken over, or its batch has ended."""
         held.ended.set()
         log.info("%s is no longer this worker's; its lines are dropped", held.job_id, extra={"action": "let_go"})
         self._shard_ended(held, End.LOST)

@@ -18,10 +18,11 @@ def test_begun_lines_are_told_before_anything_is_computed_of_them(markov: Any, l
     engine = Engine(model, decode_concurrency=4, prompt_concurrency=2)
     told: list[Any] = []
 
-    def tell(keys: list[Any]) -> None:
+    def tell(keys: list[Any]) -> frozenset[Any]:
         assert sum(rows for rows, columns in model.model.calls if columns > 1) == len(told)
         assert all(key not in told for key in keys)
         told.extend(keys)
+        return frozenset()
 
     engine.on_begin = tell
     for index in range(6):
@@ -29,6 +30,23 @@ def test_begun_lines_are_told_before_anything_is_computed_of_them(markov: Any, l
     while engine.has_work:
         engine.step()
     assert sorted(told) == list(range(6))
+
+
+def test_lines_that_shall_not_begin_are_cancelled(markov: Any, line_of: Any) -> None:
+    """Nothing is computed of them; the others of their wave go on."""
+    model = markov()
+    engine = Engine(model, decode_concurrency=4, prompt_concurrency=4)
+    engine.on_begin = lambda keys: frozenset(keys) & {1, 2}
+    for index in range(4):
+        engine.add(line_of(index, range(1, 4), max_tokens=3))
+    ended: dict[Any, Any] = {}
+    while engine.has_work:
+        ended |= {finished.key: finished.sequences[0] for finished in engine.step()}
+    assert {key: row.stop_reason for key, row in ended.items()} == {
+        0: "max_tokens", 1: "cancelled", 2: "cancelled", 3: "max_tokens"
+    }  # fmt: skip
+    assert sum(rows for rows, columns in model.model.calls if columns > 1) == 2
+    assert engine.stats.prompt_tokens == 6
 
 
 def test_only_admitted_lines_begin(markov: Any, line_of: Any) -> None:

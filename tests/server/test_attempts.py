@@ -186,7 +186,8 @@ def test_lines_that_begin_in_an_outage_are_noted_after_it(store: Store, service:
                 raise OutError("gone")
             return super().begin(attempt, indices, life, connection)
 
-    marks = Marks(Flaky(store.connection), store.connection, "one", service.held, clock=lambda: now[0])
+    flaky = Flaky(store.connection)
+    marks = Marks(flaky, store.connection, "one", service.held, service.let_go, clock=lambda: now[0])
     marks.begin([held.key(0)])
     out[0] = False
     marks.begin([held.key(1)])
@@ -195,6 +196,20 @@ def test_lines_that_begin_in_an_outage_are_noted_after_it(store: Store, service:
     marks.begin([held.key(2)])
     assert sorted(asked[-1]) == [0, 1, 2]
     assert claimed(store, held.attempt.batch_id, "two").tries == {0: 1, 1: 1, 2: 1}
+
+
+def test_lines_of_a_shard_that_is_anothers_do_not_begin(store: Store, service: Service) -> None:
+    """A worker that wakes up finds out before it generates anything more, and lets the shard go."""
+    make_batch(store, prompts(2))
+    held = held_by(service)
+    waits: list[float] = []
+    marks = Marks(store, store.connection, "one", service.held, service.let_go, sleep=waits.append)
+    assert marks.begin([held.key(0)]) == frozenset()
+    claimed(store, held.attempt.batch_id, "two")
+    assert marks.begin([held.key(1)]) == {held.key(1)}
+    assert len(waits) == 1
+    assert service.held == {}
+    assert held.ended.is_set()
 
 
 def test_a_model_that_ends_its_workers_is_no_longer_served(store: Store, caplog: pytest.LogCaptureFixture) -> None:

@@ -118,6 +118,28 @@ def test_an_expired_lease_returns_the_shard_and_fences_out_its_holder(
     assert store.batch(batch).completed == 2
 
 
+def test_a_job_given_to_another_meanwhile_is_not_begun(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
+    """A worker that slept between the dequeue and the lease leaves alone the other one's lease, and what it finished."""
+    batch = live_batch(store)
+    sleeper, other = make_worker("far.1"), make_worker("near.2")
+    shard = sleeper.take([QUEUE])
+    assert shard is not None
+    other.recover()
+    store.connection.hset(f"{PREFIX}dequeued:{QUEUE}", shard.job.id, store.server_time() - ORPHAN_S - 1)
+    other.recover()
+    again = other.take([QUEUE])
+    assert again is not None
+    lease = other.begin(again)
+    assert lease is not None
+    assert sleeper.begin(shard) is None
+    registry = StartedJobRegistry(QUEUE, connection=store.connection)
+    assert registry.get_job_and_execution_ids(cleanup=False) == [(lease.job_id, lease.execution.id)]
+    other.acknowledge(lease, 0.0)
+    assert sleeper.begin(shard) is None
+    assert store.connection.keys("rq:job:*") == store.connection.keys("rq:execution*") == []
+    assert store.batch(batch).status == "in_progress"
+
+
 def test_a_live_lease_is_left_alone(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
     """Recovery does not touch a shard whose lease still runs."""
     live_batch(store)
@@ -201,6 +223,7 @@ def test_a_job_with_a_live_lease_is_not_queued_for_a_dead_one(
     batch = live_batch(store)
     dead, living = make_worker("far.1"), make_worker("near.2")
     lease, _ = lost(store, dead, batch)
+    store.connection.rpush(f"rq:queue:{QUEUE}:intermediate", lease.job_id)
     living.begin(ShardJob(lease.job, QUEUE, batch, 0, 2))
     living.recover()
     assert living.take([QUEUE]) is None

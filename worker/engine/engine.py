@@ -16,7 +16,7 @@ import mlx.core as mx
 from worker.engine import caches as batch_caches
 from worker.engine.decode import StepResult, Taken
 from worker.engine.draft import batch_of
-from worker.engine.lines import EngineStats, Line, in_flight, internal_error
+from worker.engine.lines import EngineStats, Line, check_tokens, in_flight, internal_error
 from worker.engine.lm import cache_budget
 from worker.engine.model import LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
@@ -66,8 +66,9 @@ class Engine:
         self.model = model
         self.context = max_context if max_context is not None else model.context_length
         self.stats = EngineStats()
-        self.on_begin: Callable[[list[Hashable]], None] = lambda keys: None
-        """Called with the keys of lines that begin, before anything is computed of them."""
+        self.on_begin: Callable[[list[Hashable]], frozenset[Hashable]] = lambda keys: frozenset()
+        """Called with the keys of lines that begin, before anything is computed of them; those it gives back are
+        cancelled instead."""
         self._clock = clock
         self._step_size = prefill_step_size
         self._prefix_memory = prefix_memory if model.prefixes else 0
@@ -137,7 +138,7 @@ class Engine:
         """
         if line.key in self._lines:
             raise ValueError(f"a line with key {line.key!r} is already in the engine")
-        self._check_tokens(line)
+        check_tokens(line, self.model.vocab_size)
         if self.context is not None and len(line.prompt) >= self.context:
             message = f"the prompt has {len(line.prompt)} tokens and the context {self.context}"
             self._reject(line.key, Failure("context_length_exceeded", message))
@@ -228,12 +229,6 @@ class Engine:
         self._matchers.clear()
         mx.clear_cache()
 
-    def _check_tokens(self, line: PreparedLine) -> None:
-        """Refuse ids beyond the vocabulary: in a step they would read and write beyond the arrays."""
-        largest = max(0, *line.prompt, *line.eos, *line.sampling.logit_bias)
-        if largest >= self.model.vocab_size:
-            raise ValueError(f"token id {largest} is not in the model's vocabulary of {self.model.vocab_size}")
-
     # -- one round ----------------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
@@ -311,7 +306,7 @@ class Engine:
         groups = self._scheduler.begin()
         keys = dict.fromkeys(ticket.owner.sequences[0].key for tickets in groups for ticket in tickets)
         if fresh := [key for key in keys if not self._lines[key].begun]:
-            self.on_begin(fresh)
+            groups = self._without(groups, self.on_begin(fresh))
         for tickets in groups:
             for ticket in tickets:
                 self.stats.cached_tokens += ticket.cached
@@ -325,6 +320,12 @@ class Engine:
                     self.stats.prompt_tokens += len(line.prepared.prompt)
         self._groups.extend(PrefillGroup.of_prefix(self.model, prefix) for prefix in self._prefixes.planned())
         self._groups.extend(PrefillGroup(self.model, tickets) for tickets in groups)
+
+    def _without(self, groups: list[list[Ticket]], refused: frozenset[Hashable]) -> list[list[Ticket]]:
+        for key in refused:
+            self.cancel(key)
+        kept = ([one for one in tickets if one.owner.sequences[0].key not in refused] for tickets in groups)
+        return [tickets for tickets in kept if tickets]
 
     def _collect(self, result: StepResult) -> None:
         for taken in result.read():

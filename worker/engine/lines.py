@@ -8,7 +8,7 @@ from worker.engine.prefill import PrefillGroup
 from worker.engine.scheduler import Ticket
 from worker.engine.sequence import Failure, InFlight, PreparedLine, Sequence
 
-__all__ = ["EngineStats", "Line", "in_flight", "internal_error"]
+__all__ = ["EngineStats", "Line", "check_tokens", "in_flight", "internal_error"]
 
 
 @dataclass(slots=True)
@@ -52,6 +52,17 @@ class Line:
     @property
     def unfinished(self) -> list[Sequence]:
         return [seq for seq in self.sequences if not seq.ended]
+
+
+def check_tokens(line: PreparedLine, vocab_size: int) -> None:
+    """Refuse ids beyond the vocabulary: in a step they would read and write beyond the arrays.
+
+    Raises:
+        ValueError: there is one.
+    """
+    largest = max(0, *line.prompt, *line.eos, *line.sampling.logit_bias)
+    if largest >= vocab_size:
+        raise ValueError(f"token id {largest} is not in the model's vocabulary of {vocab_size}")
 
 
 def in_flight(line: Line, places: dict[Ticket, PrefillGroup]) -> InFlight:
