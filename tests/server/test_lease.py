@@ -119,7 +119,7 @@ def test_an_expired_lease_returns_the_shard_and_fences_out_its_holder(
 
 
 def test_a_job_given_to_another_meanwhile_is_not_begun(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
-    """A worker that slept between the dequeue and the lease leaves alone the other one's lease, and what it finished."""
+    """A worker that slept between dequeue and lease leaves alone the other one's lease, and what it finished."""
     batch = live_batch(store)
     sleeper, other = make_worker("far.1"), make_worker("near.2")
     shard = sleeper.take([QUEUE])
