@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo
 
-.PHONY: demo test check unit bench lock clean
+.PHONY: demo test check unit faults bench lock clean
 
 $(READY): pyproject.toml requirements.lock
 ifneq ($(shell command -v uv),)
@@ -37,6 +37,19 @@ check: $(READY)
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The whole fault matrix with the leases of production, about a quarter of an hour, and docs/faults.md. With SEED or
+# MINUTES: random faults on a busy pool instead; with LINES: one batch of so many lines under faults.
+FAULTS_ROWS := $(VENV)/faults.jsonl
+STORM := $(foreach flag,SEED MINUTES LINES EVERY WORKERS,$(if $($(flag)),--$(shell echo $(flag) | tr A-Z a-z) $($(flag))))
+faults: $(READY)
+ifneq ($(strip $(STORM)),)
+	$(BIN)/python -m tests.e2e.faults.storm $(STORM)
+else
+	rm -f $(FAULTS_ROWS)
+	FAULTS=30 FAULTS_TABLE=$(FAULTS_ROWS) $(BIN)/python -m pytest tests/e2e/faults
+	$(BIN)/python -m tests.e2e.faults.table $(FAULTS_ROWS) docs/faults.md
+endif
 
 # All benchmarks, about an hour on two cores: let nothing else run beside them.
 bench: $(READY)

@@ -1,0 +1,72 @@
+"""Lines that do harm: to the process, to the engine, to the memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.faults.auditor import Audit
+from tests.e2e.faults.pool import Pool, Submitted, job_lines
+from tests.e2e.faults.table import Case
+
+LINES = 120
+HARMFUL = 60
+MOST_ATTEMPTS = 3
+
+
+def through(pool: Pool, harm: str, count: int = 1) -> tuple[Submitted, int]:
+    """Run a batch with ``count`` harmful lines in its middle, dead workers being started again; how many died."""
+    lines = job_lines(LINES)
+    for line in lines[HARMFUL : HARMFUL + count]:
+        line["prompt"] = f"{harm} {line['id']}"
+    deaths = 0
+    pool.ready(pool.worker())
+    batch = pool.submit(lines)
+
+    def over() -> bool:
+        nonlocal deaths
+        if not pool.workers[-1].alive:
+            deaths += 1
+            pool.worker()
+        return pool.done(batch)
+
+    pool.until(over, f"{batch.id} is done", 60)
+    pool.settled()
+    return batch, deaths
+
+
+def begun(pool: Pool, index: int) -> int:
+    """How often a line was begun."""
+    return sum(event.event == "begin" and event.index == index for event in pool.events())
+
+
+def check(pool: Pool, case: Case, batch: Submitted, deaths: int, codes: dict[str, set[str]]) -> Audit:
+    """The harmful lines failed, their neighbours did not, and little was generated again."""
+    most = pool.rows * deaths + MOST_ATTEMPTS - 1  # what fails by itself is tried again
+    return case.check(batch, most_regenerated=most, codes=codes)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("count", [1, 2])
+def test_line_that_kills_its_worker(count: int, pool: Pool, case: Case) -> None:
+    """It fails with worker_crashed after three attempts; its neighbours finish."""
+    batch, deaths = through(pool, "poison", count)
+    codes = {f"row-{HARMFUL + number}": {"worker_crashed"} for number in range(count)}
+    found = check(pool, case, batch, deaths, codes)
+    case.note(f"kills its worker, {count} such", "mid batch", found, most=pool.rows * deaths)
+    assert [begun(pool, HARMFUL + number) for number in range(count)] == [MOST_ATTEMPTS] * count
+
+
+@pytest.mark.faults
+def test_line_that_breaks_the_engine(pool: Pool, case: Case) -> None:
+    """It fails by itself; its neighbours finish."""
+    batch, deaths = through(pool, "explode")
+    found = check(pool, case, batch, deaths, {f"row-{HARMFUL}": {"worker_crashed", "internal_error"}})
+    case.note("breaks the engine", "mid batch", found, most=pool.rows * deaths)
+
+
+@pytest.mark.faults
+def test_line_that_needs_all_memory(pool: Pool, case: Case) -> None:
+    """It breaks what runs beside it; by itself it succeeds, and so do its neighbours."""
+    batch, deaths = through(pool, "oom")
+    found = check(pool, case, batch, deaths, {})
+    case.note("needs all memory", "mid batch", found, most=pool.rows * deaths)

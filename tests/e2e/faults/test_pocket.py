@@ -1,0 +1,105 @@
+"""The real worker with the real engine on the pocket model: files that cannot be written, and a worker that dies."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.faults.auditor import Audit
+from tests.e2e.faults.pool import DEADLINE_S, ROOT, Pool
+from tests.e2e.faults.table import Case
+from tests.mixed import audit, records
+
+POCKET = str(ROOT / "examples" / "pocket" / "model")
+LINES = 60
+
+
+def run(pool: Pool, source: Path, out: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`promptmill run` to its end."""
+    command = [sys.executable, "-P", "-m", "submit.cli", "run", str(source), "-o", str(out), "--model", POCKET]
+    environ = {**os.environ, "PROMPTMILL_DATA_DIR": str(pool.folder / "data")}
+    return subprocess.run(
+        [*command, "--redis", pool.server.url], capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+        env=environ, **options,
+    )  # fmt: skip
+
+
+def lines() -> list[dict[str, Any]]:
+    """Lines of a handful of tokens."""
+    return [{"id": f"row-{n}", "prompt": "Once upon a time", "max_tokens": 4, "seed": n} for n in range(LINES)]
+
+
+def complete(pool: Pool, source: Path, out: Path) -> None:
+    """Run again to the end: each line has one record, and none was generated a second time."""
+    done = run(pool, source, out)
+    assert done.returncode == 0, done.stderr
+    assert audit(source, out, out.with_suffix(".errors.jsonl")) == []
+    assert {record["attempt"] for record in records(out)} == {1}
+    (batch,) = pool.store.batches()
+    assert (batch.total, batch.completed, batch.failed) == (LINES, LINES, 0)
+
+
+def test_disk_is_full(pool: Pool, case: Case) -> None:
+    """OUT cannot grow: it is said which file that is and why, without a traceback; with room again the same command
+    goes on."""
+    source, out = pool.write(lines()), pool.folder / "out.jsonl"
+    size = 16 * 1024  # of about 40 that OUT needs
+    full = run(pool, source, out, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
+    assert full.returncode != 0
+    assert "Traceback" not in full.stderr
+    assert str(out) in full.stderr
+    complete(pool, source, out)
+    case.note("disk full (real engine)", "while OUT is written", Audit(lines=LINES, records=LINES))
+
+
+@pytest.mark.faults
+def test_worker_killed(pool: Pool, case: Case) -> None:
+    """SIGKILL in the middle of a batch; another worker of this host sees that the process is gone, and goes on."""
+    jobs = [{"id": f"row-{n}", "prompt": "Once", "max_tokens": 60, "ignore_eos": True, "seed": n} for n in range(200)]
+    source, out = pool.write(jobs), pool.folder / "out.jsonl"
+    command = [sys.executable, "-P", "-m", "worker", "--redis", pool.server.url, "--model", POCKET]
+    with subprocess.Popen([*command, "--decode-concurrency", "8"], stderr=subprocess.DEVNULL) as victim:
+        batch = pool.command("submit", str(source), "--model", POCKET).stdout.strip()
+        pool.until(lambda: pool.store.batch(batch).completed > 10, "some lines are done")
+        victim.kill()
+    killed = time.monotonic()
+    before = pool.store.batch(batch).completed
+    with subprocess.Popen([*command, "--burst"], stderr=subprocess.DEVNULL) as heir:
+        pool.until(lambda: pool.store.batch(batch).completed > before, "the heir is at work")
+        recovery = round(time.monotonic() - killed, 2)
+        assert heir.wait(DEADLINE_S) == 0
+    pool.settled()
+    pool.command("results", batch, "-o", str(out))
+    assert audit(source, out, out.with_suffix(".errors.jsonl")) == []
+    case.note("kill (real engine, same host)", "mid batch", Audit(lines=200, records=200), recovery=recovery)
+
+
+@pytest.mark.faults
+def test_torn_last_line(pool: Pool, case: Case) -> None:
+    """OUT ends in the middle of a record, as after a power cut: the same command makes it whole."""
+    source, out = pool.write(lines()), pool.folder / "out.jsonl"
+    assert run(pool, source, out).returncode == 0
+    whole = out.read_bytes()
+    out.write_bytes(whole[: len(whole) // 2])
+    complete(pool, source, out)
+    assert out.read_bytes() == whole
+    case.note("torn last line (real engine)", "OUT", Audit(lines=LINES, records=LINES))
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_is_read_only(pool: Pool) -> None:
+    """It is said before anything is generated, and nothing is left in Redis."""
+    folder = pool.folder / "locked"
+    folder.mkdir(mode=0o500)
+    refused = run(pool, pool.write(lines()), folder / "out.jsonl")
+    assert refused.returncode == 2
+    assert str(folder) in refused.stderr
+    assert pool.store.batches() == []
