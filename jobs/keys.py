@@ -21,7 +21,8 @@ def worker_key(name: str) -> str:
 
 
 def trouble_key(machine: str, group: str) -> str:
-    """Hash, gone after an hour: how often a model ended its worker on a machine, and how the last time."""
+    """Set, gone after an hour: the lines, and the lives of workers, with which a model failed on a machine; the newest
+    reason is in a string beside it."""
     return f"{PREFIX}trouble:{machine}:{group}"
 
 
@@ -83,7 +84,8 @@ class BatchKeys:
 
     def tries(self, number: int) -> str:
         """Hash: index -> attempts at this line that failed; ``d`` and index -> how many of them a worker died in; ``b``
-        and index -> how many there were when the batch was retried: those no longer speak against the line."""
+        and index -> how many there were when the batch was retried: those no longer speak against the line; ``s`` and
+        index -> it runs alone."""
         return f"{self.info}:try:{number}"
 
     @property

@@ -8,6 +8,7 @@ under its fence and finishes it. Readers: :mod:`jobs.results`. A batch's end bef
 from __future__ import annotations
 
 import contextlib
+import enum
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ __all__ = [
     "NewBatch",
     "Store",
     "UploadedShard",
+    "Verdict",
 ]
 
 UPLOAD_LEASE_S = 120.0
@@ -76,7 +78,7 @@ class Attempt:
     """A claim on a shard: the fence all its writes carry, the lines already finished, and what befell the others.
 
     ``tries`` counts the failed attempts at a line, ``deaths`` those of them in which its worker died, and ``forgiven``
-    those before the batch was retried.
+    those before the batch was retried. ``suspects`` are others that run alone.
     """
 
     batch_id: str
@@ -86,10 +88,22 @@ class Attempt:
     tries: dict[int, int] = field(default_factory=dict)
     deaths: dict[int, int] = field(default_factory=dict)
     forgiven: dict[int, int] = field(default_factory=dict)
+    suspects: frozenset[int] = frozenset()
 
     def failures(self, index: int) -> int:
         """Attempts that speak against a line."""
         return self.tries.get(index, 0) - self.forgiven.get(index, 0)
+
+
+class Verdict(enum.IntEnum):
+    """What the end of an attempt says of its lines that were under way."""
+
+    INNOCENT = 0
+    """Nothing."""
+    SUSPECT = 1
+    """They run alone from now on."""
+    GUILTY = 2
+    """They have had an attempt, which failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +325,7 @@ class Store:
             {int(name): count for name, count in counts.items() if name.isdigit()},
             {int(name[1:]): count for name, count in counts.items() if name.startswith("d")},
             {int(name[1:]): count for name, count in counts.items() if name.startswith("b")},
+            frozenset(int(name[1:]) for name in counts if name.startswith("s")),
         )
 
     def begin(self, attempt: Attempt, indices: Iterable[int], life: str, connection: Redis) -> bool:
@@ -337,15 +352,15 @@ class Store:
             raise _stale(attempt)
         return int(cast("int", failed))
 
-    def release(self, attempt: Attempt, *, clean: bool = True) -> bool:
-        """Hand an attempt back: later writes of it are stale. After a ``clean`` end no line of it counts as tried.
+    def release(self, attempt: Attempt, verdict: Verdict = Verdict.INNOCENT) -> bool:
+        """Hand an attempt back: later writes of it are stale.
 
         False: it was stale already, and nothing was changed: the shard is another attempt's.
         """
         keys = BatchKeys(attempt.batch_id)
         number = attempt.number
         wanted = [keys.fences, keys.flights(number), keys.tries(number), keys.records(number)]
-        return bool(self._release(keys=wanted, args=[number, attempt.fence, int(clean)]))
+        return bool(self._release(keys=wanted, args=[number, attempt.fence, int(verdict)]))
 
     def standing(self, attempts: Sequence[Attempt], connection: Redis) -> list[bool]:
         """Whether each attempt is still the shard's, and its batch runs; ``connection`` is the calling thread's own."""

@@ -103,3 +103,8 @@ def work(store: Store, batch_id: str, *, only: Iterable[int] | None = None, answ
 def publish(store: Store, name: str, **state: Any) -> None:
     """Publish a worker's state as workers do."""
     store.connection.set(worker_key(name), orjson.dumps({"name": name, "state": "idle", **state}), ex=15)
+
+
+def watched(store: Store, queue: str = f"promptmill:normal:{MODEL}") -> None:
+    """As if a worker had looked after the queue's leases just now, and for long."""
+    store.connection.hset(f"promptmill:watch:{queue}", mapping={"seen": store.server_time(), "from": 0})

@@ -1,4 +1,4 @@
-"""A worker whose device fails at every step: ``python -m tests.sick_worker FLAGS``."""
+"""A worker whose device fails as soon as its model is loaded: ``python -m tests.sick_worker FLAGS``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ def fail(*_: Any) -> NoReturn:
     raise RuntimeError("[METAL] Command buffer execution failed")
 
 
-if __name__ == "__main__":
-    engine.Engine._advance = fail  # type: ignore[method-assign]
+def warm_up(_self: engine.Engine) -> None:
+    """Pass, and let everything fail from now on."""
+    engine.Engine._collect = fail  # type: ignore[method-assign]
     engine.try_alone = recovery.try_alone = fail  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    engine.Engine.warm_up = warm_up  # type: ignore[method-assign]
     sys.exit(main())

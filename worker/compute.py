@@ -100,7 +100,7 @@ class Compute(threading.Thread):
     ``on_begin(keys)`` is called in this thread before lines begin, and gives those that shall not.
     ``unstored()`` is how many ended lines have no stored record yet, None while Redis is out.
     ``failure`` holds the exception that ended the thread, if one did, and ``failed_group`` the model that was at work
-    then: the worker hands back and exits.
+    then, ``alone`` the line if it was the only one under way: the worker hands back and exits.
     ``loaded`` has the measured sizes of the loaded models; ``budget`` is the memory for all of them and their caches
     (None: no limit), known once a size was asked for or a model loaded.
 
@@ -122,6 +122,7 @@ class Compute(threading.Thread):
         self.settings = settings
         self.failure: BaseException | None = None
         self.failed_group: Group | None = None
+        self.alone: LineKey | None = None
         self.snapshot = Snapshot()
         self.loading: Group | None = None
         self._on_finished = on_finished
@@ -160,11 +161,11 @@ class Compute(threading.Thread):
         workers, is dropped."""
         self._commands.put(lambda: self._unload(group))
 
-    def add(self, group: Group, line: Any, *, alone: bool = False, after_s: float = 0.0) -> None:
+    def add(self, group: Group, line: Any, *, alone: bool = False, after_s: float = 0.0, tries: int = 0) -> None:
         """Queue a prepared line on its model's engine; with ``alone`` it runs with nothing beside it, ``after_s``
-        seconds from now at the earliest."""
+        seconds from now at the earliest, those that failed less often first."""
         if alone:
-            self._commands.put(lambda: self._isolation.add(group, line, after_s))
+            self._commands.put(lambda: self._isolation.add(group, line, after_s, tries))
         else:
             self._commands.put(lambda: self._add(group, line))
 
@@ -211,6 +212,7 @@ class Compute(threading.Thread):
             while self._obey():
                 self._step()
         except SickModelError as error:
+            self.alone = cast("LineKey | None", self._isolation.running)
             log.error("%s: %s", self.failed_group and self.failed_group.key, error, extra={"action": "model_sick"})
             self.failure = error
         except BaseException as error:
@@ -314,6 +316,7 @@ class Compute(threading.Thread):
             self._estimate(group)  # refuses what can never fit
             started, before = time.monotonic(), active_memory()
             self._engines[group], self._served[group] = self._make(group, draft)
+            self._engines[group].warm_up()
             self._engines[group].on_begin = cast("Callable[[list[Hashable]], frozenset[Hashable]]", self._on_begin)
             base = self._engines[group].model.weight_bytes
             shared = any(other.model == group.model for other in self.loaded)
@@ -443,6 +446,7 @@ class Compute(threading.Thread):
         if not force and now - self._snapshot_at < SNAPSHOT_S:
             return
         self._snapshot_at = now
+        self._on_begin([])  # what could not be noted when it began
         engines, (rows, slots, tokens) = list(self._engines.values()), self._past
         self.snapshot = Snapshot(
             in_flight=tuple(line for engine in engines for line in engine.snapshot()),

@@ -68,8 +68,9 @@ class HeldShard:
         return self.attempt.failures(index) >= self.max_attempts
 
     def suspect(self, index: int) -> bool:
-        """Whether a worker died while it had this line under way, or an attempt at it failed."""
-        return self.attempt.failures(index) > 0
+        """Whether a worker died while it had this line under way, or an attempt at it failed, or it may have been what
+        ended a model."""
+        return self.attempt.failures(index) > 0 or index in self.attempt.suspects
 
     def key(self, index: int) -> LineKey:
         return (self.job_id, self.taken_under, index)

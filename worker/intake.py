@@ -89,7 +89,8 @@ class Intake(threading.Thread):
             for line in todo:
                 if self._stopped.is_set():
                     return
-                self._prepare(held, served, line, work.after_s)
+                if not held.ended.is_set():  # else it is another's, or its batch has ended
+                    self._prepare(held, served, line, work.after_s)
                 self._count(held.group, -1)
 
     def _prepare(self, held: HeldShard, served: ServedModel, line: ShardLine, after_s: float) -> None:
@@ -107,7 +108,8 @@ class Intake(threading.Thread):
             log.exception("line %d of %s cannot be prepared", line.line, held.attempt.batch_id)
             self._fail(held, line, "internal_error", f"the prompt cannot be prepared: {error}", None)
         else:
-            self._compute.add(held.group, prepared, alone=held.suspect(line.index), after_s=after_s)
+            tries = held.attempt.failures(line.index)
+            self._compute.add(held.group, prepared, alone=held.suspect(line.index), after_s=after_s, tries=tries)
 
     def _fail(self, held: HeldShard, line: ShardLine, code: str, message: str, param: str | None) -> None:
         self._writer.put(

@@ -34,10 +34,12 @@ class Waiting:
     group: Group
     line: Any
     not_before: float
+    tries: int
 
 
 class Isolation:
-    """Decides, before each round of the engines, what may begin. Lines are begun in the order they came.
+    """Decides, before each round of the engines, what may begin. Lines that failed less often go first: where all of
+    them fail, it is not them, and that is found out before any has failed often.
 
     While one waits, no other line begins anywhere; it begins when all that were under way have ended, and when
     ``unstored()``, the number of ended lines whose records are not yet stored, is 0: those would count as under way.
@@ -54,9 +56,14 @@ class Isolation:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, group: Group, line: Any, after_s: float = 0.0) -> None:
-        """Run ``line`` alone, ``after_s`` seconds from now at the earliest."""
-        self._waiting.append(Waiting(group, line, self._clock() + after_s))
+    def add(self, group: Group, line: Any, after_s: float = 0.0, tries: int = 0) -> None:
+        """Run ``line``, which failed ``tries`` times, alone, ``after_s`` seconds from now at the earliest."""
+        self._waiting.append(Waiting(group, line, self._clock() + after_s, tries))
+
+    @property
+    def running(self) -> Hashable | None:
+        """The key of the line that runs alone."""
+        return None if self._running is None else self._running[1]
 
     def due_in(self) -> float | None:
         """Seconds until it is worth a look whether a line may begin; None when none waits."""
@@ -89,4 +96,5 @@ class Isolation:
 
     def _due(self, engines: Mapping[Group, Admitting]) -> Waiting | None:
         now = self._clock()
-        return next((item for item in self._waiting if item.not_before <= now and item.group in engines), None)
+        due = [item for item in self._waiting if item.not_before <= now and item.group in engines]
+        return min(due, key=lambda item: item.tries, default=None)

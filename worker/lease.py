@@ -30,6 +30,7 @@ from rq.queue import Queue
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
+from rq.utils import now, utcformat
 from rq.worker.base import BaseWorker, WorkerStatus
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
@@ -38,13 +39,12 @@ from jobs.errors import RefusedError
 from jobs.keys import PREFIX
 from jobs.store import Store
 from worker.entries import CLEAN, ShardJob, read_job, short_field
-from worker.scripts import ACKNOWLEDGE, HAND_BACK, MARK_FAILED, RECOVER, RENEW, UNDO
+from worker.scripts import ACKNOWLEDGE, HAND_BACK, LEASE, MARK_FAILED, RECOVER, RENEW
 
 if TYPE_CHECKING:
     from redis import Redis
-    from redis.client import Pipeline
 
-__all__ = ["LEASE_S", "MAINTENANCE_S", "ORPHAN_S", "RENEW_S", "Lease", "ShardJob", "ShardWorker"]
+__all__ = ["LEASE_S", "MAINTENANCE_S", "ORPHAN_S", "RENEW_S", "UNWATCHED_S", "Lease", "ShardJob", "ShardWorker"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -53,6 +53,9 @@ LEASE_S = 30
 RENEW_S = 10.0
 MAINTENANCE_S = 5.0
 LISTEN_AGAIN_S = 2.0
+UNWATCHED_S = LEASE_S / 2
+"""Where no worker looked after leases for this long, one of them may have run out although its holder lives: they are
+renewed every 10 s, and last 30."""
 RECOVERY_LOCK_MS = 10_000
 MOST_CLEANED = 1000
 """Entries of a registry that are looked at in one go: a pool has a handful."""
@@ -94,7 +97,7 @@ class ShardWorker(BaseWorker):
         self._recover_leases = store.connection.register_script(RECOVER)
         self._acknowledge = store.connection.register_script(ACKNOWLEDGE)
         self._hand_back = store.connection.register_script(HAND_BACK)
-        self._undo = store.connection.register_script(UNDO)
+        self._begin = store.connection.register_script(LEASE)
         self._clean = store.connection.register_script(CLEAN)
         self._mark_failed = store.connection.register_script(MARK_FAILED)
         self._unsound: set[str] = set()
@@ -185,38 +188,17 @@ class ShardWorker(BaseWorker):
         """Take the lease: from now on a lost worker's shard comes back by itself. None: it was given to another since
         it was taken, as when this worker slept in between."""
         job, queue = shard.job, Queue(shard.queue, connection=self.connection)
-        with self.connection.pipeline() as pipe:
-            execution = Execution.create(job, LEASE_S, pipeline=pipe, worker_name=self.name)
-            job.prepare_for_execution(self.name, pipeline=pipe)
-            lease = Lease(job, execution)
-            self._renew([lease], pipe)  # RQ wrote the time of this machine's clock
-            pipe.lrem(queue.intermediate_queue_key, 1, job.id)
-            *_, ours = pipe.execute()
-        if not ours:
-            keys = [job.started_job_registry.key, job.key, execution.key, lease.executions_key]
-            self._undo(keys=keys, args=[execution.composite_key, execution.id])
-            log.info("%s was given to another worker meanwhile", job.id, extra={"action": "not_begun"})
-            return None
-        return lease
+        lease = Lease(job, Execution(uuid.uuid4().hex, job.id, self.connection, self.name))
+        keys = [job.started_job_registry.key, queue.intermediate_queue_key, job.key]
+        keys += [lease.execution.key, lease.executions_key]
+        arguments = [lease.execution.composite_key, lease.execution.id, job.id, LEASE_S, self.name, utcformat(now())]
+        if self._begin(keys=keys, args=arguments):
+            return lease
+        log.info("%s was given to another worker meanwhile", job.id, extra={"action": "not_begun"})
+        return None
 
     def renew(self, leases: Iterable[Lease], connection: Redis) -> None:
-        """Renew each lease and the worker's registration, on the connection of a thread that never touches MLX.
-
-        A server that has forgotten the worker, as after FLUSHALL, gets to know it again.
-        """
-        with connection.pipeline() as pipe:
-            self._renew(leases, pipe)
-            pipe.execute()
-        # Apart from the leases: a server that is full renews those, and refuses this.
-        if connection.hexists(self.key, "machine"):
-            with connection.pipeline() as pipe:
-                self.heartbeat(pipeline=pipe)
-                pipe.execute()
-        else:
-            connection.delete(self.key)
-            self._register()
-
-    def _renew(self, leases: Iterable[Lease], pipe: Pipeline) -> None:
+        """Renew each lease, on the connection of a thread that never touches MLX."""
         by_registry: dict[str, list[Lease]] = defaultdict(list)
         for lease in leases:
             by_registry[lease.job.started_job_registry.key].append(lease)
@@ -225,7 +207,17 @@ class ShardWorker(BaseWorker):
             for lease in held:
                 keys += [lease.execution.key, lease.executions_key]
                 arguments += [lease.execution.composite_key, lease.execution.id]
-            self._renew_leases(keys=keys, args=arguments, client=pipe)
+            self._renew_leases(keys=keys, args=arguments, client=connection)
+
+    def show_alive(self, connection: Redis) -> None:
+        """Renew the registration. A server that has forgotten this worker, as after FLUSHALL, gets to know it again."""
+        if connection.hexists(self.key, "machine"):
+            with connection.pipeline() as pipe:
+                self.heartbeat(pipeline=pipe)
+                pipe.execute()
+        else:
+            connection.delete(self.key)
+            self._register()
 
     def acknowledge(self, lease: Lease, seconds: float) -> None:
         """The shard is done: its job leaves RQ. ``seconds`` is how long it was held."""
@@ -284,7 +276,8 @@ class ShardWorker(BaseWorker):
             log.warning("refused entry %.80r of RQ's registries", entry, extra={"action": "refuse_job"})
         dead = self._locally_dead(registry, alive)
         keys = [registry.key, queue.key, queue.intermediate_queue_key, f"{PREFIX}dequeued:{queue.name}"]
-        for job_id in self._recover_leases(keys=keys, args=["rq:job:", ORPHAN_S, *dead]):
+        keys.append(f"{PREFIX}watch:{queue.name}")
+        for job_id in self._recover_leases(keys=keys, args=["rq:job:", ORPHAN_S, LEASE_S, UNWATCHED_S, *dead]):
             log.info("%s lost its worker; queued again", job_id.decode(), extra={"action": "recover"})
 
     def _locally_dead(self, registry: StartedJobRegistry, alive: Callable[[int], bool]) -> list[bytes]:

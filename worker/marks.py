@@ -53,8 +53,9 @@ class Marks:
 
     def begin(self, keys: Iterable[LineKey]) -> frozenset[LineKey]:
         """Note that these lines begin now; those that shall not."""
+        if not (wanted := self._missed.union(keys)):
+            return frozenset()
         refused: frozenset[LineKey] = frozenset()
-        wanted = self._missed.union(keys)
         begun = self._clock()
         if begun >= self._quiet_until:
             try:
@@ -78,8 +79,12 @@ class Marks:
             held = self._held.get(job_id)
             if held is not None and not self._ours(held, indices):
                 self._let_go(held)
-        # Also those let go a moment ago by another thread.
-        return frozenset(key for key in keys if key[0] not in self._held or self._held[key[0]].ended.is_set())
+        return frozenset(key for key in keys if not self._wanted(key))
+
+    def _wanted(self, key: LineKey) -> bool:
+        """Whether a line's shard is still the one it was taken with."""
+        held = self._held.get(key[0])
+        return held is not None and held.taken_under == key[1] and not held.ended.is_set()
 
     def _ours(self, held: HeldShard, indices: list[int]) -> bool:
         if self._store.begin(held.attempt, indices, self._life, self._connection):

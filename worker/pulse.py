@@ -61,10 +61,14 @@ class Pulse(threading.Thread):
 
     def _beat(self) -> None:
         now = time.monotonic()
-        if now - self._renewed_at >= RENEW_S:
+        due = now - self._renewed_at >= RENEW_S
+        # What a server takes that is full goes first.
+        if due:
             self._service.rq.renew([held.lease for held in list(self._service.held.values())], self._connection)
-            self._renewed_at = now
         self._let_go()
+        if due:
+            self._renewed_at = now
+            self._service.rq.show_alive(self._connection)
         state = orjson.dumps(self._state(now))
         self._connection.set(worker_key(self._service.name), state, ex=PUBLISHED_FOR_S)
 

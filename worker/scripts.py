@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
-__all__ = ["ACKNOWLEDGE", "HAND_BACK", "MARK_FAILED", "RECOVER", "RENEW", "UNDO"]
+__all__ = ["ACKNOWLEDGE", "HAND_BACK", "LEASE", "MARK_FAILED", "RECOVER", "RENEW"]
+
+LEASE = """
+-- Begin a dequeued job: a lease by the server's clock, and what RQ's tools show of it. Sent twice it is one lease.
+-- Returns 0 if the job was given to another since it was dequeued.
+-- KEYS: started registry, intermediate list, job, execution, the job's executions.
+-- ARGV: the registry's entry, execution id, job id, seconds, worker's name, the time as RQ writes it.
+if redis.replicate_commands then redis.replicate_commands() end
+if redis.call('ZSCORE', KEYS[1], ARGV[1]) then return 1 end
+if redis.call('LREM', KEYS[2], 1, ARGV[3]) == 0 or redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+redis.call('ZADD', KEYS[1], now + ARGV[4], ARGV[1])
+redis.call('HSET', KEYS[4], 'id', ARGV[2], 'created_at', now, 'last_heartbeat', now, 'worker_name', ARGV[5])
+redis.call('EXPIRE', KEYS[4], ARGV[4])
+redis.call('ZADD', KEYS[5], now + ARGV[4], ARGV[2])
+redis.call('EXPIRE', KEYS[5], ARGV[4])
+redis.call('HSET', KEYS[3], 'status', 'started', 'worker_name', ARGV[5])
+redis.call('HSET', KEYS[3], 'started_at', ARGV[6], 'last_heartbeat', ARGV[6])
+return 1
+"""
 
 RENEW = """
 -- Renew leases by the server's clock, those that are still there. What is removed first frees memory, so that a full
@@ -27,9 +47,12 @@ RECOVER = """
 -- Give jobs whose workers died back to their queue, each once: those whose leases have run out, unless another lease on
 -- them lives, and those dequeued but never begun for some time. All by the server's clock.
 -- RQ's own clean-up does this in several steps, and calls functions that it finds named in the job's hash.
--- KEYS: started registry, queue list, intermediate list, hash of when jobs were first seen there.
--- ARGV: the prefix of jobs' hashes, seconds for which a job may be dequeued and not begun, then the registry's entries
--- of workers that are known to be dead.  Returns the jobs given back.
+-- Where nobody looked for a while, as after an outage, a sleep of all machines or a step of the clock, every lease may
+-- look abandoned although its holder lives: the holders get the time of a lease to renew them.
+-- KEYS: started registry, queue list, intermediate list, hash of when jobs were first seen there, hash of the watch.
+-- ARGV: the prefix of jobs' hashes, seconds for which a job may be dequeued and not begun, seconds of a lease, seconds
+-- after which nobody looked, then the registry's entries of workers that are known to be dead.
+-- Returns the jobs given back.
 if redis.replicate_commands then redis.replicate_commands() end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -41,15 +64,21 @@ local function give_back(id)
   redis.call('LPUSH', KEYS[2], id)
   back[#back + 1] = id
 end
+local watch = redis.call('HMGET', KEYS[5], 'seen', 'from')
+local seen_at, from = tonumber(watch[1] or 0) or 0, tonumber(watch[2] or 0) or 0
+if now - seen_at > tonumber(ARGV[4]) or seen_at > now then from = now + ARGV[3] end
+redis.call('DEL', KEYS[5])
+redis.call('HSET', KEYS[5], 'seen', now, 'from', from)
 local dead = {}
-for i = 3, #ARGV do
+for i = 5, #ARGV do
   if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then dead[#dead + 1] = ARGV[i] end
 end
 for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf')) do
   held[entry:match('^[^:]*')] = true
 end
 for _, entry in ipairs(dead) do give_back(entry:match('^[^:]*')) end
-for _, entry in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
+local over = now >= from and redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now) or {}
+for _, entry in ipairs(over) do
   redis.call('ZREM', KEYS[1], entry)
   give_back(entry:match('^[^:]*'))
 end
@@ -60,7 +89,7 @@ redis.call('DEL', KEYS[4])
 for _, id in ipairs(redis.call('LRANGE', KEYS[3], 0, 999)) do
   if held[id] then
     redis.call('LREM', KEYS[3], 1, id)
-  elseif now - (seen[id] or now) > tonumber(ARGV[2]) then
+  elseif now >= from and now - (seen[id] or now) > tonumber(ARGV[2]) then
     redis.call('LREM', KEYS[3], 1, id)
     give_back(id)
   else
@@ -95,13 +124,4 @@ if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
 redis.call('HSET', KEYS[3], 'status', 'queued')
 redis.call(ARGV[3], KEYS[2], ARGV[2])
 return 1
-"""
-
-UNDO = """
--- Undo a lease on a job that was no longer this worker's to begin: another has it, or has finished it.
--- KEYS: started registry, job, execution, the job's executions.  ARGV: the registry's entry, execution id.
-redis.call('ZREM', KEYS[1], ARGV[1])
-redis.call('DEL', KEYS[3])
-redis.call('ZREM', KEYS[4], ARGV[2])
-if redis.call('HEXISTS', KEYS[2], 'data') == 0 then redis.call('DEL', KEYS[2]) end
 """

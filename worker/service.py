@@ -30,13 +30,13 @@ import redis.exceptions
 from jobs.errors import BatchNotFoundError, LineError, ModelLoadError, RefusedError, SickModelError
 from jobs.line import Defaults
 from jobs.shard import Group, decode_lines
-from jobs.store import Store
+from jobs.store import Store, Verdict
 from jobs.upkeep import upkeep
 from worker.compute import LOAD_BACKOFF_S, Compute, EngineSettings
 from worker.ended import EndedLine, FailedLine
 from worker.held import MAX_ATTEMPTS, HeldShard, LineKey
 from worker.intake import Intake
-from worker.lease import LEASE_S, MAINTENANCE_S, RENEW_S, ShardJob, ShardWorker, machine
+from worker.lease import MAINTENANCE_S, ShardJob, ShardWorker, machine
 from worker.marks import Marks
 from worker.models import Models
 from worker.pulse import Pulse
@@ -124,9 +124,7 @@ class Service:
         self._tokens = 0
         self._idle_since = time.monotonic()
         self._maintained_at = -MAINTENANCE_S
-        self._redis_seen_at = 0.0
         self._redis_out = False
-        self._recover_from = float(-LEASE_S)
 
     @property
     def draining(self) -> bool:
@@ -184,16 +182,17 @@ class Service:
 
     def _serve(self) -> None:
         self._idle_since = time.monotonic()
-        self._redis_seen_at = self._now()
         while not self._stopping():
             try:
                 suspended = self.rq.suspended
-                self._note_outage()
                 self._maintain()
                 if self._worn():  # only now that Redis has answered: without it nothing can be handed back
                     return
                 if not suspended and self._take_one():
                     continue
+                if self._redis_out:
+                    self._redis_out = False
+                    log.info("Redis answers again", extra={"action": "redis_back"})
             except redis.exceptions.RedisError as error:
                 if not self._redis_out:
                     log.info("no shards can be taken: %s; trying again and again", error, extra={"action": "redis_out"})
@@ -234,8 +233,7 @@ class Service:
         if time.monotonic() - self._maintained_at >= MAINTENANCE_S:
             self._maintained_at = time.monotonic()
             self._offer_left()
-            if time.monotonic() >= self._recover_from:
-                self.rq.recover()
+            self.rq.recover()
             try:
                 upkeep(self.store)
             except RefusedError as error:
@@ -248,17 +246,6 @@ class Service:
         stale."""
         if self.spool is not None:
             self.spool.offer(self.store, self._stopping)
-
-    def _note_outage(self) -> None:
-        """Redis has just answered. If it had not for long, or this machine slept, every lease may look abandoned
-        although its holder lives: the holders get the time of a lease to renew them."""
-        now = self._now()  # not the monotonic clock, which may stand still in a machine's sleep
-        if abs(now - self._redis_seen_at) > RENEW_S:
-            self._recover_from = time.monotonic() + LEASE_S
-        self._redis_seen_at = now
-        if self._redis_out:
-            self._redis_out = False
-            log.info("Redis answers again", extra={"action": "redis_back"})
 
     def _wanted(self, group: Group) -> bool:
         """Whether another shard of a model is needed: always one batch of lines ahead, so that no shard's end drains
@@ -346,7 +333,7 @@ class Service:
                 self.rq.show_state(busy=False)
         elif end is End.LOST:
             # The lease stays: when it runs out, recovery sees whether anybody else has the shard.
-            for index in held.remaining:
+            for index in tuple(held.remaining):  # other threads may change it
                 self.compute.cancel(held.group, held.key(index))
         self._wake()
 
@@ -399,7 +386,9 @@ class Service:
         try:
             if self.compute.failure is not None and self.compute.failed_group is not None:
                 reason = str(self.compute.failure) or type(self.compute.failure).__name__
-                note_trouble(self.store.connection, machine(), self.compute.failed_group, reason)
+                # A line that fails its model again and again is one trouble, not many.
+                what = "{}:{}:{}".format(*self.compute.alone) if self.compute.alone is not None else self._life
+                note_trouble(self.store.connection, machine(), self.compute.failed_group, what, reason)
             self.rq.end()
         except redis.exceptions.RedisError as error:
             log.warning("cannot deregister: %s; the registration expires by itself", error)
@@ -422,14 +411,23 @@ class Service:
         held.ended.set()
         self._forget(held)
         try:
-            # After other failures of the engine the attempt counts: one of these lines may have caused it.
-            clean = isinstance(self.compute.failure, SickModelError | None)
-            if self.store.release(held.attempt, clean=clean):
-                self.rq.hand_back(held.lease, held.queue, front=front)
+            self.store.release(held.attempt, self._verdict(held))
+            # Whether or not it was stale: RQ's books say whether the job is still this worker's.
+            self.rq.hand_back(held.lease, held.queue, front=front)
         except redis.exceptions.RedisError as error:
             log.warning("cannot hand back %s: %s; its lease expires by itself", held.job_id, error)
             return False
         return True
+
+    def _verdict(self, held: HeldShard) -> Verdict:
+        """What the end of this worker says of the lines of a shard that were under way."""
+        compute = self.compute
+        if compute.failure is None:
+            return Verdict.INNOCENT
+        # One that was alone when its model failed, or whatever a failure that nobody foresaw was about.
+        if not isinstance(compute.failure, SickModelError) or (compute.alone or ("",))[0] == held.job_id:
+            return Verdict.GUILTY
+        return Verdict.SUSPECT
 
     @contextmanager
     def _handling_signals(self) -> Iterator[None]:

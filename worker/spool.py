@@ -60,7 +60,7 @@ class Spool:
         self._files: OrderedDict[str, int] = OrderedDict()
         self._failed_at: float | None = None
         self._swept_at: float | None = None
-        self._offered_all = False
+        self._looked_at: set[Path] = set()
         self._offer_put_off = False
 
     @property
@@ -147,16 +147,17 @@ class Spool:
         """Store what dead workers finished and could not deliver, as far as it is still wanted; how many records
         were offered. Redis takes each at most once, and none of an attempt that another has followed.
 
-        Done once in a life. Where Redis is out meanwhile, the next call goes on.
+        To be called again and again, before lost shards are taken back: workers die at any time.
         """
-        if self._offered_all:
-            return 0
         offered = 0
         try:
             for stem, paths in self._left().items():
                 with self._dead(stem) as dead:
-                    offered += sum(self._offer_file(store, path, stop) for path in paths if dead and not stop())
-            self._offered_all = True
+                    for path in paths if dead else ():
+                        if not stop():
+                            offered += self._offer_file(store, path, stop)
+                            self._looked_at.add(path)
+            self._offer_put_off = False
         except redis.exceptions.RedisError as error:
             if not self._offer_put_off:
                 self._offer_put_off = True
@@ -171,8 +172,10 @@ class Spool:
         """Files that were not offered yet, by the life that wrote them."""
         left: dict[str, list[Path]] = defaultdict(list)
         for path in sorted(self.folder.glob(f"b_*/*{SUFFIX}")):
-            if not path.name.endswith(OFFERED) and path.is_file():
-                left[path.name.removesuffix(SUFFIX)].append(path)
+            stem = path.name.removesuffix(SUFFIX)
+            if stem == self._stem or path.name.endswith(OFFERED) or path in self._looked_at or not path.is_file():
+                continue
+            left[stem].append(path)
         return left
 
     @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from jobs.errors import ModelLoadError
 from jobs.keys import trouble_key
@@ -17,17 +17,18 @@ __all__ = ["TROUBLE_LIMIT", "note_trouble", "without_trouble"]
 
 log = logging.getLogger("promptmill.worker")
 
-TROUBLE_LIMIT = 3
+TROUBLE_LIMIT = 5
 TROUBLE_S = 3600
 
 
-def note_trouble(connection: Redis, machine: str, group: Group, reason: str) -> None:
-    """Remember for an hour that a worker of this machine ended because of a model."""
+def note_trouble(connection: Redis, machine: str, group: Group, what: str, reason: str) -> None:
+    """Remember for an hour that a worker of this machine ended because of a model; ``what`` names the line it had
+    under way alone, or this worker's life. The same again is no further trouble."""
     key = trouble_key(machine, group.key)
     with connection.pipeline() as pipe:
-        pipe.hincrby(key, "count", 1)
-        pipe.hset(key, "reason", reason[:500])
+        pipe.sadd(key, what)
         pipe.expire(key, TROUBLE_S)
+        pipe.set(f"{key}:reason", reason[:500], ex=TROUBLE_S)
         pipe.execute()
 
 
@@ -40,14 +41,18 @@ def without_trouble(connection: Redis, machine: str, groups: Sequence[Group]) ->
     good, bad = [], []
     for group in groups:
         key = trouble_key(machine, group.key)
-        count, reason = cast("list[bytes | None]", connection.hmget(key, ["count", "reason"]))
-        if count is None or int(count) < TROUBLE_LIMIT:
+        with connection.pipeline() as pipe:
+            pipe.scard(key)
+            pipe.getrange(f"{key}:reason", 0, 500)
+            pipe.ttl(key)
+            count, reason, seconds = pipe.execute(raise_on_error=False)
+        if not isinstance(count, int) or count < TROUBLE_LIMIT:  # somebody may have put something else there
             good.append(group)
             continue
-        minutes = max(1, round(connection.ttl(key) / 60))
+        said = reason.decode(errors="replace") if isinstance(reason, bytes) else "an unknown reason"
         bad.append(
-            f"{group.key} is not served here: it ended its worker {int(count)} times within the hour, the last time by "
-            f"{(reason or b'').decode(errors='replace')}; mend it, and wait {minutes} min or delete '{key}' in Redis"
+            f"{group.key} is not served here: it ended its worker again and again within the hour, the last time by: "
+            f"{said}; mend it, and wait {max(1, round(seconds / 60))} min or delete '{key}' in Redis"
         )
     for message in bad if good else []:
         log.error("%s", message, extra={"action": "model_in_trouble"})

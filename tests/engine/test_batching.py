@@ -283,7 +283,7 @@ def test_a_model_that_fails_at_everything_is_not_blamed_on_a_line(
         raise RuntimeError("the device was lost")
 
     monkeypatch.setattr(type(model.model), "__call__", lost)
-    with pytest.raises(SickModelError, match="at the simplest prompt too: RuntimeError: the device was lost"):
+    with pytest.raises(SickModelError, match="at the simplest prompt: RuntimeError: the device was lost"):
         steps_until(engine, lambda: False, limit=5)
     assert not any(finished)
     assert all(index in engine for index in range(6))

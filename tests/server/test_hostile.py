@@ -18,7 +18,7 @@ from jobs.shard import Group
 from jobs.store import Store
 from submit.workers import Workers
 from tests.hostile import ENTRIES, job_data, put_job
-from tests.pool import MODEL, make_batch, prompts
+from tests.pool import MODEL, make_batch, prompts, watched
 from worker.service import Service, ServiceSettings
 
 QUEUE = queue_name(MODEL, "normal")
@@ -112,6 +112,7 @@ def test_a_queue_of_another_type_stops_no_other(
     assert takes_the_next(service)
     assert list(service.held) == [f"{batch}-0"]
     for _ in range(2):
+        watched(store, QUEUE)
         service.rq.recover()
     assert [QUEUE in record.message for record in caplog.records] == [True]
     assert service.rq.filled([QUEUE]) == []
@@ -135,6 +136,7 @@ def test_hostile_registries_do_not_stop_recovery(
         connection.rpush(f"{LIST}:intermediate", entry)
     seen = f"{LIST}:intermediate:first_seen:{listed}"
     connection.set(seen, "no number")
+    watched(store, QUEUE)
     service.rq.recover()
     assert connection.zrange(registry, 0, -1) == []
     assert f"{batch}-0".encode() in connection.lrange(LIST, 0, -1)
@@ -152,6 +154,7 @@ def test_hostile_names_of_holders_do_not_stop_recovery(store: Store, service: Se
     assert service._take_one()
     [held] = service.held.values()
     store.connection.hset(held.lease.execution.key, "worker_name", worker_name)
+    watched(store, QUEUE)
     service.rq.recover()
     assert store.connection.zcard(f"rq:wip:{QUEUE}") == 1
 

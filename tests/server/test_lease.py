@@ -11,10 +11,13 @@ from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from jobs.batch import new_batch_id, queue_name
+from jobs.connect import connect
 from jobs.errors import RefusedError, StaleAttemptError
 from jobs.keys import PREFIX
 from jobs.shard import Group, ShardLine, encode_lines
-from jobs.store import Attempt, FinishedLine, NewBatch, Store, UploadedShard
+from jobs.store import Attempt, FinishedLine, NewBatch, Store, UploadedShard, Verdict
+from tests.pool import watched
+from tests.proxy import Proxy
 from worker.lease import ORPHAN_S, Lease, ShardJob, ShardWorker, machine
 
 MODEL = Group("pocket")
@@ -105,6 +108,7 @@ def test_an_expired_lease_returns_the_shard_and_fences_out_its_holder(
     old = store.claim(batch, 0)
     assert old is not None
     store.connection.zadd(lease.job.started_job_registry.key, {lease.execution.composite_key: 1})
+    watched(store)
     second.recover()
     again = second.take([QUEUE])
     assert again is not None
@@ -118,14 +122,37 @@ def test_an_expired_lease_returns_the_shard_and_fences_out_its_holder(
     assert store.batch(batch).completed == 2
 
 
+def test_a_lease_whose_reply_is_lost_is_taken_once(store: Store, server_url: str) -> None:
+    """The client sends the command again: the job is leased once, and in no other place."""
+    live_batch(store)
+    proxy = Proxy(server_url)
+    try:
+        with connect(proxy.url) as connection:
+            worker = ShardWorker(Store(connection), [QUEUE], "mini.1")
+            shard = worker.take([QUEUE])
+            assert shard is not None
+            worker._begin(keys=["a", "b", "c", "d", "e"], args=["", "", "", 1, "", ""])  # the script is known there
+            proxy.lose_next_reply()
+            lease = worker.begin(shard)
+            assert proxy.lost == 1
+    finally:
+        proxy.close()
+    assert lease is not None
+    registry = StartedJobRegistry(QUEUE, connection=store.connection)
+    assert registry.get_job_and_execution_ids(cleanup=False) == [(lease.job_id, lease.execution.id)]
+    assert store.connection.llen(f"rq:queue:{QUEUE}:intermediate") == 0
+
+
 def test_a_job_given_to_another_meanwhile_is_not_begun(store: Store, make_worker: Callable[..., ShardWorker]) -> None:
     """A worker that slept between dequeue and lease leaves alone the other one's lease, and what it finished."""
     batch = live_batch(store)
     sleeper, other = make_worker("far.1"), make_worker("near.2")
     shard = sleeper.take([QUEUE])
     assert shard is not None
+    watched(store)
     other.recover()
     store.connection.hset(f"{PREFIX}dequeued:{QUEUE}", shard.job.id, store.server_time() - ORPHAN_S - 1)
+    watched(store)
     other.recover()
     again = other.take([QUEUE])
     assert again is not None
@@ -147,6 +174,7 @@ def test_a_live_lease_is_left_alone(store: Store, make_worker: Callable[..., Sha
     shard = first.take([QUEUE])
     assert shard is not None
     first.begin(shard)
+    watched(store)
     second.recover()
     assert second.take([QUEUE]) is None
 
@@ -159,6 +187,7 @@ def test_a_dead_process_of_this_host_is_not_waited_for(store: Store, make_worker
     shard = dead.take([QUEUE])
     assert shard is not None
     dead.begin(shard)
+    watched(store)
     living.recover()
     assert living.take([QUEUE]) is not None
 
@@ -171,6 +200,7 @@ def test_a_namesake_on_another_machine_is_left_alone(store: Store, make_worker: 
     shard = there.take([QUEUE])
     assert shard is not None
     there.begin(shard)
+    watched(store)
     here.recover()
     assert here.take([QUEUE]) is None
 
@@ -180,6 +210,7 @@ def test_what_dead_workers_left_does_not_hinder_the_next(store: Store, make_work
     batch = live_batch(store)
     dead, living = make_worker("far.1"), make_worker("near.2")
     lost(store, dead, batch)
+    watched(store)
     living.recover()
     shard = living.take([QUEUE])
     assert shard is not None
@@ -204,6 +235,7 @@ def test_a_zombie_hands_nothing_back(store: Store, make_worker: Callable[..., Sh
     batch = live_batch(store)
     zombie, living = make_worker("far.1"), make_worker("near.2")
     lease, old = lost(store, zombie, batch)
+    watched(store)
     living.recover()
     shard = living.take([QUEUE])
     assert shard is not None
@@ -225,6 +257,7 @@ def test_a_job_with_a_live_lease_is_not_queued_for_a_dead_one(
     lease, _ = lost(store, dead, batch)
     store.connection.rpush(f"rq:queue:{QUEUE}:intermediate", lease.job_id)
     living.begin(ShardJob(lease.job, QUEUE, batch, 0, 2))
+    watched(store)
     living.recover()
     assert living.take([QUEUE]) is None
 
@@ -237,20 +270,27 @@ def test_recovery_calls_nothing_that_redis_names(
     dead, living = make_worker("far.1"), make_worker("near.2")
     lease, _ = lost(store, dead, batch)
     store.connection.hset(lease.job.key, "failure_callback_name", "builtins.print")
+    watched(store)
     living.recover()
     assert living.take([QUEUE]) is not None
     assert capfd.readouterr().out == ""
 
 
 def test_a_hand_back_counts_as_an_attempt_only_after_a_failure(store: Store) -> None:
-    """A clean one leaves the count of attempts as it was."""
+    """An innocent one leaves the count of attempts as it was; after others its lines under way run alone."""
     batch = live_batch(store)
-    for clean, tries in ((True, {}), (False, {}), (True, {1: 1})):
+    for verdict, tries, suspects in (
+        (Verdict.INNOCENT, {}, set()),
+        (Verdict.SUSPECT, {}, set()),
+        (Verdict.GUILTY, {}, {1}),
+        (Verdict.INNOCENT, {1: 1}, {1}),
+    ):
         claimed = store.claim(batch, 0)
         assert claimed is not None
         assert claimed.tries == claimed.deaths == tries
+        assert claimed.suspects == suspects
         assert store.begin(claimed, [1], "one", store.connection)
-        assert store.release(claimed, clean=clean)
+        assert store.release(claimed, verdict)
 
 
 def test_a_name_in_use_is_refused(make_worker: Callable[..., ShardWorker], store: Store) -> None:
@@ -270,9 +310,11 @@ def test_a_job_dequeued_and_never_begun_comes_back(store: Store, make_worker: Ca
     worker = make_worker()
     shard = worker.take([QUEUE])
     assert shard is not None
+    watched(store)
     worker.recover()
     assert worker.take([QUEUE]) is None
     store.connection.hset(f"{PREFIX}dequeued:{QUEUE}", shard.job.id, store.server_time() - ORPHAN_S - 1)
+    watched(store)
     worker.recover()
     assert worker.take([QUEUE]) is not None
 

@@ -16,11 +16,11 @@ from jobs.keys import BatchKeys
 from jobs.results import ordered_records
 from jobs.shard import Group
 from jobs.store import Store
-from tests.pool import MODEL, make_batch, prompts
+from tests.pool import MODEL, make_batch, prompts, watched
 from worker.compute import EngineSettings, ServedModel, Snapshot
 from worker.ended import EndedLine, FailedLine
 from worker.held import HeldShard
-from worker.lease import LEASE_S
+from worker.lease import LEASE_S, UNWATCHED_S
 from worker.service import Service, ServiceSettings
 from worker.warm import Size
 
@@ -105,6 +105,7 @@ def test_a_worker_that_takes_its_own_shard_up_again_goes_on_with_it(store: Store
     held = held_by(service)
     registry = held.lease.job.started_job_registry.key
     store.connection.zadd(registry, {held.lease.execution.composite_key: 1})
+    watched(store)
     service.rq.recover()
     key = held.key(0)
     assert held_by(service) is held
@@ -118,22 +119,21 @@ def test_a_worker_that_takes_its_own_shard_up_again_goes_on_with_it(store: Store
     assert store.connection.keys("rq:job:*") == []
 
 
-def test_after_an_outage_leases_get_time_to_be_renewed(store: Store, make_service: MakeService) -> None:
-    """Where Redis was away longer than a lease, all look abandoned at its return: nobody's shard is taken at once."""
+def test_leases_that_nobody_watched_get_time_to_be_renewed(store: Store, make_service: MakeService) -> None:
+    """After an outage, a sleep of all machines or a step of the clock all leases look abandoned: nobody's shard is
+    taken at once, and that of a dead worker when the time of a lease is over."""
     make_batch(store, prompts(1))
-    clock = [1000.0]
-    service = make_service(now=lambda: clock[0])
+    service = make_service()
     held = held_by(service)
-    registry = held.lease.job.started_job_registry.key
-    store.connection.zadd(registry, {held.lease.execution.composite_key: 1})
-    service._redis_seen_at = clock[0]
-    clock[0] += 60
-    service._note_outage()
-    service._maintain()
-    assert store.connection.zcard(registry) == 1
-    service._recover_from -= LEASE_S
-    service._maintained_at = -1e9
-    service._maintain()
+    registry, watch = held.lease.job.started_job_registry.key, f"promptmill:watch:{held.queue}"
+    for seen in (0.0, store.server_time() - UNWATCHED_S - 1, store.server_time() + 3600):
+        store.connection.zadd(registry, {held.lease.execution.composite_key: 1})
+        store.connection.hset(watch, mapping={"seen": seen, "from": 0})
+        service.rq.recover()
+        assert store.connection.zcard(registry) == 1
+        assert float(store.connection.hget(watch, "from")) > store.server_time() + LEASE_S - 2
+    store.connection.hset(watch, "from", store.server_time() - 1)
+    service.rq.recover()
     assert store.connection.zcard(registry) == 0
 
 

@@ -207,6 +207,14 @@ class Engine:
         """Bytes that MLX holds for arrays of this process: models, caches and prefixes."""
         return int(mx.get_active_memory())
 
+    def warm_up(self) -> None:
+        """See that the model works, before any line could be blamed.
+
+        Raises:
+            SickModelError: it does not.
+        """
+        try_model(self.model, self._sampler)
+
     def set_memory(self, memory: int | None, most: int | None = None) -> None:
         """From now on caches may take ``memory`` bytes (None: no limit), and up to ``most`` where it is one row that
         needs them (None: no more than ``memory``). Rows that have begun go on; prefixes that no longer fit are dropped.

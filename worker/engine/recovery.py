@@ -59,14 +59,14 @@ def try_alone(
 
 
 def try_model(model: LoadedModel, sampler: Sampler) -> None:
-    """See whether a model that failed at a line still does the simplest one: two tokens after one.
+    """See whether a model does the simplest prompt: two tokens after one.
 
     Raises:
-        SickModelError: it does not, so the line was not to blame.
+        SickModelError: it does not, so no line is to blame.
     """
     simplest = PreparedLine("trial", (0,), Sampling(max_tokens=STEPS, seed=0, ignore_eos=True), frozenset())
     [row] = sequences_of(simplest, None, 0.0)
     try:
         try_alone(model, sampler, row, 1, lambda taken: row.tokens.append(taken.token))
     except Exception as error:
-        raise SickModelError(f"the model fails at the simplest prompt too: {type(error).__name__}: {error}") from error
+        raise SickModelError(f"the model fails at the simplest prompt: {type(error).__name__}: {error}") from error

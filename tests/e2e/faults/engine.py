@@ -166,6 +166,9 @@ class StubEngine:
     def set_memory(self, *_: Any) -> None:
         pass
 
+    def warm_up(self) -> None:
+        pass
+
     def add(self, line: PreparedLine) -> None:
         if line.key in self._waiting or line.key in self._rows:
             raise ValueError(f"a line with key {line.key!r} is already in the engine")
@@ -256,6 +259,7 @@ class StubEngine:
             self._log.event("fault", phase="poison", action="kill")
             os.kill(os.getpid(), signal.SIGKILL)
         if "sick" in row.prompt:
+            self._log.event("fault", phase="sick", action="end")
             raise SickModelError("the model fails at the simplest prompt too")
         if "explode" in row.prompt:
             return Failure("internal_error", "this line explodes", passing=True)

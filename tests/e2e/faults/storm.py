@@ -27,7 +27,7 @@ DRAIN_S = "10"
 OUTAGE_S = 2.0
 END_S = 300.0
 LEFT_S = 90.0
-HARMS = {"poison": "worker_crashed", "explode": "internal_error"}
+HARMS = {"poison": "worker_crashed", "explode": "internal_error", "sick": "worker_crashed"}
 """What some lines do, and the code they fail with in the end."""
 ATTEMPTS = 3
 
@@ -79,7 +79,8 @@ class Storm:
     def freeze(self) -> None:
         """SIGSTOP a worker for some seconds, shorter or longer than its leases."""
         victim, seconds = self.draw.choice(self.running), self.draw.uniform(0.5, 2.5) * self.pool.lease
-        self._costs(victim)
+        if seconds > 0.8 * self.pool.lease:  # else its leases live on
+            self._costs(victim)
         victim.signal(signal.SIGSTOP)
         threading.Timer(seconds, victim.signal, [signal.SIGCONT]).start()
 
@@ -113,7 +114,7 @@ class Storm:
         """Lines that may have been generated again: those in flight at the faults that lose them, and those begun so
         shortly before the server was killed that it may not have known of them any more, and further attempts."""
         forgotten = sum(begun_since(seen, at - UNSAVED_S, at) for at in self._server_kills)
-        deaths = [(event.pid, event.at) for event in seen if event.phase == "poison"]
+        deaths = [(event.pid, event.at) for event in seen if event.phase in ("poison", "sick")]
         lost = sum(in_flight(seen, pid, at) for pid, at in self._lost + deaths)
         return forgotten + lost + (ATTEMPTS - 1) * self.harmful
 

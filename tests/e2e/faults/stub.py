@@ -100,7 +100,13 @@ def inject(faults: Faults, log: Log) -> None:
 
 def hurry(lease: int) -> None:
     """Shorten what recovery waits for, in the proportions of the real numbers."""
-    values = {"LEASE_S": lease, "RENEW_S": lease / 3, "MAINTENANCE_S": lease / 6, "ORPHAN_S": lease / 2}
+    values = {
+        "LEASE_S": lease,
+        "RENEW_S": lease / 3,
+        "MAINTENANCE_S": lease / 6,
+        "ORPHAN_S": lease / 2,
+        "UNWATCHED_S": lease / 2,
+    }
     set_everywhere("worker", {**values, "RECOVERY_LOCK_MS": lease * 333})
 
 
