@@ -37,6 +37,7 @@ SOLO_FLAGS = {
     "num_draft_tokens": "draft_model",
 }
 """Flags of modes in which lines run one at a time, each with the one that it does nothing without."""
+LEAST_KEPT_S = 60.0
 COMMAND_TIMEOUT_S = 5.0
 MARKS_TIMEOUT_S = 1.0
 """Generation waits for one short command per wave of lines, and for no longer than this."""
@@ -64,9 +65,12 @@ class Duration(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return parse_duration(str(value))
+            seconds = parse_duration(str(value))
         except RefusedError as error:
             self.fail(str(error), param, ctx)
+        if seconds < LEAST_KEPT_S:
+            self.fail(f"{value} is too short: give at least a minute", param, ctx)
+        return seconds
 
 
 def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:

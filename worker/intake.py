@@ -86,7 +86,8 @@ class Intake(threading.Thread):
                 continue
             except CancelledError:
                 return
-            for line in todo:
+            # Those that failed less often first: see worker/isolation.py.
+            for line in sorted(todo, key=lambda line: held.attempt.failures(line.index)):
                 if self._stopped.is_set():
                     return
                 if not held.ended.is_set():  # else it is another's, or its batch has ended
@@ -98,6 +99,8 @@ class Intake(threading.Thread):
             deaths, tries = held.attempt.deaths.get(line.index, 0), held.attempt.failures(line.index)
             message = f"{deaths} of {tries} attempts at this line ended with the death of their worker"
             self._fail(held, line, "worker_crashed" if deaths else "internal_error", message, None)
+            said = "line %d of %s is given up: %s"
+            log.warning(said, line.line, held.attempt.batch_id, message, extra={"action": "line_given_up"})
             return
         try:
             prepared = served.preparer.prepare(held.job(line), key=held.key(line.index))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from redis.exceptions import (
     ConnectionError as RedisConnectionError,
+    OutOfMemoryError,
     RedisError,
     ResponseError,
     TimeoutError as RedisTimeoutError,
@@ -148,7 +149,8 @@ class ShardWorker(BaseWorker):
         return bool(is_suspended(self.connection))
 
     def show_state(self, *, busy: bool) -> None:
-        self.set_state(WorkerStatus.BUSY if busy else WorkerStatus.IDLE)
+        with contextlib.suppress(OutOfMemoryError):
+            self.set_state(WorkerStatus.BUSY if busy else WorkerStatus.IDLE)
 
     def filled(self, queues: Sequence[str]) -> list[str]:
         """Those of some queues that have jobs waiting."""
@@ -224,8 +226,10 @@ class ShardWorker(BaseWorker):
         job, execution = lease.job, lease.execution
         # Not RQ's own delete(): it stumbles over the executions that dead workers left behind.
         keys = [job.started_job_registry.key, job.key, execution.key, lease.executions_key]
-        if self._acknowledge(keys=keys, args=[execution.composite_key]):
-            with self.connection.pipeline() as pipe:
+        acknowledged = self._acknowledge(keys=keys, args=[execution.composite_key])
+        # What a server that is full refuses is for RQ's tools only.
+        with contextlib.suppress(OutOfMemoryError), self.connection.pipeline() as pipe:
+            if acknowledged:
                 pipe.hincrby(self.key, "successful_job_count", 1)
                 pipe.hincrbyfloat(self.key, "total_working_time", seconds)
                 pipe.execute()

@@ -27,7 +27,7 @@ __all__ = ["Pulse"]
 log = logging.getLogger("promptmill.worker")
 
 PUBLISH_S = 1.0
-PUBLISHED_FOR_S = 15
+PUBLISHED_FOR_S = 6
 SHOWN_LINES = 256
 
 

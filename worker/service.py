@@ -124,7 +124,6 @@ class Service:
         self._tokens = 0
         self._idle_since = time.monotonic()
         self._maintained_at = -MAINTENANCE_S
-        self._redis_out = False
 
     @property
     def draining(self) -> bool:
@@ -144,6 +143,8 @@ class Service:
                 thread.start()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
             try:
+                if self.spool is not None:
+                    self.spool.open()
                 self._offer_left()
                 failed = self._preload() if self.settings.preload else []
                 if len(failed) == len(self.settings.groups):
@@ -190,13 +191,8 @@ class Service:
                     return
                 if not suspended and self._take_one():
                     continue
-                if self._redis_out:
-                    self._redis_out = False
-                    log.info("Redis answers again", extra={"action": "redis_back"})
             except redis.exceptions.RedisError as error:
-                if not self._redis_out:
-                    log.info("no shards can be taken: %s; trying again and again", error, extra={"action": "redis_out"})
-                self._redis_out = True
+                log.debug("no shards can be taken: %s", error, extra={"action": "redis_out"})
                 self._event.wait(REDIS_BACKOFF_S)
                 continue
             if self._idle_for_good():
@@ -372,16 +368,20 @@ class Service:
 
     def _end(self) -> None:
         """Let begun lines finish within the drain limit, hand back the rest, and leave RQ's books in order."""
+        if self._signals:
+            log.info("stopping: lines that were begun are finished first", extra={"action": "drain"})
         self.intake.stop()
         self._drain()
         self.compute.stop()
         # MLX must not be in use while the interpreter goes down: the process would abort. A load is not waited for:
         # the process is ended under it (worker.__main__).
         self.compute.join(timeout=30.0 if self.compute.loading is None else 0.0)
+        left = list(self.held.values())
         if self.writer.end():
-            for held in list(self.held.values()):
-                if not self._return(held):
-                    break  # Redis is out, and each try takes its time: all other leases run out as well
+            while left and self._return(left[0]):  # once Redis is out, each further try takes its time in vain
+                del left[0]
+        if self.spool is not None and self.compute.failure is None:
+            self.spool.leave([held.attempt for held in left])
         self.pulse.stop()
         try:
             if self.compute.failure is not None and self.compute.failed_group is not None:

@@ -9,10 +9,11 @@ import re
 import time
 import uuid
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import orjson
 import redis.exceptions
 
 from jobs.batch import Batch
@@ -79,15 +80,30 @@ class Spool:
         except OSError as error:
             # The next record finds out whether a part of these was written: see _open.
             self._close(batch.id)
-            if self._failed_at is None:
-                message = "records cannot be kept in %s: %s; the worker goes on without, and tries again"
-                log.warning(message, self.folder, error, extra={"action": "spool_failed"})
-            self._failed_at = self._clock()
+            self._note_failure(error)
             return False
         if self._failed_at is not None:
             self._failed_at = None
             log.warning("records are kept in %s again", self.folder, extra={"action": "spool_back"})
         return True
+
+    def open(self) -> None:
+        """Find out, before there is anything to keep, whether it can be."""
+        try:
+            self._begin()
+        except OSError as error:
+            self._note_failure(error)
+
+    def _note_failure(self, error: OSError) -> None:
+        if self._failed_at is None:
+            message = "records cannot be kept in %s: %s; the worker goes on without, and tries again"
+            log.warning(message, self.folder, error, extra={"action": "spool_failed"})
+        self._failed_at = self._clock()
+
+    def _begin(self) -> None:
+        if self._lock is None:
+            _make_folder(self.folder)
+            self._lock = _take(self._lock_path(self._stem))
 
     def close(self, *, delivered: bool) -> None:
         """End this life: others may offer what it left, unless all of it was delivered."""
@@ -103,6 +119,21 @@ class Spool:
         os.close(self._lock)
         self._lock = None
 
+    def leave(self, attempts: Iterable[Attempt]) -> None:
+        """Note shards that could not be handed back at a clean end: whoever offers this life's records does it."""
+        rows = [[attempt.batch_id, attempt.number, attempt.fence] for attempt in attempts]
+        if not rows:
+            return
+        try:
+            _make_folder(self.folder)
+            lock = _take(self._lock_path(self._stem))
+            try:
+                _write(lock, orjson.dumps(rows))
+            finally:
+                os.close(lock)
+        except OSError as error:
+            log.warning("shards that cannot be handed back cannot be noted in %s: %s", self.folder, error)
+
     def _file(self, batch: Batch) -> int:
         descriptor = self._files.get(batch.id)
         if descriptor is not None and os.fstat(descriptor).st_nlink == 0:  # somebody removed it
@@ -116,9 +147,7 @@ class Spool:
         return descriptor
 
     def _open(self, batch: Batch) -> int:
-        if self._lock is None:
-            _make_folder(self.folder)
-            self._lock = _take(self._lock_path(self._stem))
+        self._begin()
         folder = self.folder / _safe(batch.id)
         _make_folder(folder)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
@@ -157,6 +186,8 @@ class Spool:
                         if not stop():
                             offered += self._offer_file(store, path, stop)
                             self._looked_at.add(path)
+                    if dead and not stop():
+                        self._hand_back(store, stem)
             self._offer_put_off = False
         except redis.exceptions.RedisError as error:
             if not self._offer_put_off:
@@ -176,7 +207,24 @@ class Spool:
             if stem == self._stem or path.name.endswith(OFFERED) or path in self._looked_at or not path.is_file():
                 continue
             left[stem].append(path)
+        for path in self.folder.glob("*.lock"):
+            with suppress(OSError):
+                if path.stat().st_size and path != self._lock_path(self._stem):
+                    left[path.name.removesuffix(".lock")].extend(())
         return left
+
+    def _hand_back(self, store: Store, stem: str) -> None:
+        """Hand back what a dead life could not, so that its lines do not count as tried; its jobs come by recovery."""
+        path = self._lock_path(stem)
+        try:
+            rows = orjson.loads(path.read_bytes() or b"[]")
+            attempts = [Attempt(str(batch_id), int(number), int(fence)) for batch_id, number, fence in rows]
+            os.truncate(path, 0)
+        except (OSError, ValueError, TypeError) as error:
+            log.debug("%s cannot be read: %s", path, error)
+            return
+        for attempt in attempts:
+            store.release(attempt)
 
     @contextmanager
     def _dead(self, stem: str) -> Iterator[bool]:

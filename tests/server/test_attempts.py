@@ -125,7 +125,7 @@ def test_suspects_run_alone_and_the_hopeless_not_at_all(store: Store, service: S
         attempt = claimed(store, batch, f"life {death}")
         store.begin(attempt, [0, 1] if death == 0 else [0], f"life {death}", store.connection)
     held_by(service)
-    assert prepare_all(service) == [(1, True), (2, False)]
+    assert prepare_all(service) == [(2, False), (1, True)]
     write_all(service)
     [raw] = [orjson.loads(record.raw) for record in ordered_records(store.connection, batch)]
     assert (raw["id"], raw["error"]["code"], raw["attempt"]) == ("row-0", "worker_crashed", 3)

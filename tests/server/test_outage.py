@@ -245,3 +245,24 @@ def test_what_a_full_redis_does_not_take_is_offered_again(
     server.configure("maxmemory", 0)
     assert spool.offer(store) == 2
     assert store.batch(batch).failed == 2
+
+
+def test_a_clean_stop_in_an_outage_charges_nobody(
+    server: Server, store: Store, make_service: MakeService, tmp_path: Path
+) -> None:
+    """The shard cannot be handed back; this host's next worker does it, and its lines under way do not count as tried."""
+    make_batch(store, prompts(3))
+    service = make_service()
+    held = take(service)
+    store.begin(held.attempt, [0, 1], service._life, store.connection)
+    server.stop()
+    assert service.spool is not None
+    service.spool.open()
+    service.spool.close(delivered=True)
+    service.spool.leave([held.attempt])
+    server.start()
+    Spool(tmp_path / "spool", "next").offer(store)
+    attempt = store.claim(held.attempt.batch_id, 0, "another")
+    assert attempt is not None
+    assert attempt.tries == {}
+    assert list((tmp_path / "spool").glob("*.lock")) == []
