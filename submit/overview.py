@@ -99,6 +99,8 @@ def _serving(batch: Batch, states: Sequence[WorkerState], queues: frozenset[str]
 
 
 def _in_flight(batch: Batch, states: Sequence[WorkerState]) -> list[tuple[WorkerState, LineInFlight]]:
+    if batch.done:
+        return []  # what a worker that died said last is shown for some seconds
     found = [(state, line) for state in states for line in state.lines_of(batch.id)]
     return sorted(found, key=lambda pair: pair[1].index)
 

@@ -30,8 +30,9 @@ def command(names: tuple[str, ...], redis_url: str | None, as_json: bool) -> int
 
     status = 0
     with open_store(redis_url) as store:
-        for batch_id in dict.fromkeys([store.find(name).id for name in names]):
+        for name in dict.fromkeys(names):
             try:
+                batch_id = store.find(name).id
                 now = cancel(store, batch_id)
             except RefusedError as error:
                 click.echo(f"promptmill: {error}", err=True)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import orjson
 
-from jobs.errors import RefusedError
+from jobs.errors import BatchNotFoundError, RefusedError
 from submit.formats import FORMATS
 from submit.options import json_option, open_store, redis_option
 from submit.text import parse_duration, plural
+
+if TYPE_CHECKING:
+    from jobs.store import Store
 
 
 @click.command("results", short_help="Write a batch's results to a file.")
@@ -95,7 +99,7 @@ def command(
     limit = None if timeout is None else parse_duration(timeout)
     begun, tally = time.monotonic(), Tally()
     with open_store(redis_url) as store:
-        batch_id = store.find(name).id
+        batch_id = _found(store, name)
         # Records on the same terminal would tear the bar to pieces.
         progress = Progress() if follow and not (out is None and sys.stdout.isatty()) else None
         try:
@@ -151,6 +155,14 @@ def _from_spools(name: str, folders: list[Path], out: Path | None, errors: Path 
         click.echo(text, err=True)
     _say_failed(failed, fmt, shown_errors)
     return 0 if found.complete and not failed else 1
+
+
+def _found(store: Store, name: str) -> str:
+    try:
+        return store.find(name).id
+    except BatchNotFoundError as error:
+        lost = f"if Redis was lost, `promptmill results {name} --from-spool DIR` reads what its workers kept"
+        raise BatchNotFoundError(f"{error}; {lost}") from None
 
 
 def _say(batch_id: str, status: str, missing: int, failed: int, fmt: str, errors: Path | None) -> None:

@@ -250,7 +250,7 @@ def test_what_a_full_redis_does_not_take_is_offered_again(
 def test_a_clean_stop_in_an_outage_charges_nobody(
     server: Server, store: Store, make_service: MakeService, tmp_path: Path
 ) -> None:
-    """The shard cannot be handed back; this host's next worker does it, and its lines under way do not count as tried."""
+    """The shard cannot be handed back; this host's next worker does it; its lines do not count as tried."""
     make_batch(store, prompts(3))
     service = make_service()
     held = take(service)
