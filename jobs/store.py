@@ -25,6 +25,7 @@ from jobs.shard import MAX_PAYLOAD_BYTES, Group, pack
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.client import Pipeline
 
 __all__ = [
     "REJECTED_GROUP",
@@ -328,11 +329,13 @@ class Store:
 
         Raises:
             StaleAttemptError: the lease was taken over; nothing was changed.
+            RefusedError: what Redis keeps of the shard is not ours.
         """
         keys = BatchKeys(attempt.batch_id)
         wanted = [keys.fences, keys.flights(attempt.number), keys.tries(attempt.number)]
         before = attempt.tries.get(index, 0)
-        failed = self._fail(keys=wanted, args=[attempt.number, attempt.fence, index, before])
+        with refusing(_shard(attempt)):
+            failed = self._fail(keys=wanted, args=[attempt.number, attempt.fence, index, before])
         if not failed:
             raise _stale(attempt)
         return int(cast("int", failed))
@@ -354,18 +357,16 @@ class Store:
                 keys = BatchKeys(attempt.batch_id)
                 pipe.hget(keys.info, "status")
                 pipe.hget(keys.fences, str(attempt.number))
-            found = pipe.execute()
+            found = _replies(pipe)
         pairs = zip(found[::2], found[1::2], attempts, strict=True)
-        return [
-            status == b"in_progress" and fence is not None and int(fence) == attempt.fence
-            for status, fence, attempt in pairs
-        ]
+        return [status == b"in_progress" and _holds(attempt, fence) for status, fence, attempt in pairs]
 
     def write(self, attempt: Attempt, lines: Sequence[FinishedLine]) -> None:
         """Store records of finished lines.
 
         Raises:
             StaleAttemptError: the lease was taken over; nothing was stored.
+            RefusedError: what Redis keeps of the shard is not ours.
         """
         keys = BatchKeys(attempt.batch_id)
         arguments: list[Any] = [attempt.number, attempt.fence]
@@ -375,7 +376,9 @@ class Store:
         number = attempt.number
         wanted = [keys.info, keys.fences, keys.records(number), keys.finished, keys.flights(number)]
         wanted.append(keys.compacted(number))
-        if not self._write(keys=wanted, args=arguments):
+        with refusing(_shard(attempt)):
+            stored = self._write(keys=wanted, args=arguments)
+        if not stored:
             raise _stale(attempt)
 
     def finish(self, attempt: Attempt, lines: int) -> bool:
@@ -383,33 +386,35 @@ class Store:
 
         Raises:
             StaleAttemptError: the lease was taken over; nothing was changed.
+            RefusedError: what Redis keeps of the shard is not ours.
         """
-        keys = BatchKeys(attempt.batch_id)
-        records = cast("dict[bytes, bytes]", self.connection.hgetall(keys.records(attempt.number)))
-        ordered = [records[index] for index in sorted(records, key=int)]
-        done = self._finish(
-            keys=[
-                keys.info,
-                keys.fences,
-                keys.records(attempt.number),
-                keys.compacted(attempt.number),
-                keys.flights(attempt.number),
-                keys.tries(attempt.number),
-            ],
-            args=[attempt.number, attempt.fence, lines, repr(self.now()), pack(b"\n".join(ordered))],
-        )
+        keys, number = BatchKeys(attempt.batch_id), attempt.number
+        wanted = [keys.info, keys.fences, keys.records(number), keys.compacted(number)]
+        wanted += [keys.flights(number), keys.tries(number)]
+        with refusing(_shard(attempt)):
+            records = cast("dict[bytes, bytes]", self.connection.hgetall(keys.records(number)))
+            try:
+                ordered = [records[index] for index in sorted(records, key=int)]
+            except ValueError as error:
+                raise RefusedError(f"what Redis keeps of {_shard(attempt)} is damaged: {error}") from None
+            arguments: list[Any] = [number, attempt.fence, lines, repr(self.now()), pack(b"\n".join(ordered))]
+            done = self._finish(keys=wanted, args=arguments)
         if done == 0:
             raise _stale(attempt)
         return bool(done == 1)
 
     def unfinished(self, attempt: Attempt) -> bool:
-        """Whether a shard still waits for records of this attempt: it is neither another's nor done."""
+        """Whether a shard still waits for records of this attempt: it is neither another's nor done.
+
+        Raises:
+            RefusedError: what Redis keeps of the shard is not ours.
+        """
         keys = BatchKeys(attempt.batch_id)
-        with self.connection.pipeline(transaction=False) as pipe:
+        with refusing(_shard(attempt)), self.connection.pipeline(transaction=False) as pipe:
             pipe.hget(keys.fences, str(attempt.number))
             pipe.exists(keys.compacted(attempt.number))
             fence, done = pipe.execute()
-        return fence == b"%d" % attempt.fence and not done
+        return _holds(attempt, fence) and not done
 
     def note_load_failure(self, batch_id: str, number: int, worker: str) -> frozenset[str]:
         """Remember that ``worker`` cannot load a shard's model; all workers that could not."""
@@ -439,11 +444,9 @@ class Store:
         with self.connection.pipeline(transaction=False) as pipe:
             for batch_id in ids:
                 pipe.hgetall(BatchKeys(batch_id).info)
-            found = pipe.execute(raise_on_error=False)
+            found = _replies(pipe)
         batches = []
         for batch_id, info in zip(ids, found, strict=True):
-            if isinstance(info, Exception) and not foreign_data(info):
-                raise info
             if isinstance(info, dict) and b"status" in info:
                 with contextlib.suppress(RefusedError):
                     batches.append(parse_batch(batch_id, info))
@@ -464,9 +467,28 @@ class Store:
             raise
 
 
+def _replies(pipe: Pipeline) -> list[Any]:
+    """A pipeline's replies; where a command met data of another kind its error is among them."""
+    found = pipe.execute(raise_on_error=False)
+    for reply in found:
+        if isinstance(reply, Exception) and not foreign_data(reply):
+            raise reply
+    return found
+
+
+def _holds(attempt: Attempt, fence: Any) -> bool:
+    """Whether a shard's fence, as Redis gives it, is the attempt's."""
+    return bool(fence == b"%d" % attempt.fence)
+
+
+def _shard(attempt: Attempt) -> str:
+    return f"shard {attempt.batch_id}-{attempt.number}"
+
+
 def _stale(attempt: Attempt) -> StaleAttemptError:
-    shard = f"{attempt.batch_id}-{attempt.number}"
-    return StaleAttemptError(f"shard {shard} is no longer this attempt's: it was taken over, or its batch has ended")
+    return StaleAttemptError(
+        f"{_shard(attempt)} is no longer this attempt's: it was taken over, or its batch has ended"
+    )
 
 
 def _row(number: int, group: int, first_index: int, lines: int) -> bytes:
