@@ -7,7 +7,6 @@ under its fence and finishes it. Readers: :mod:`jobs.results`. A batch's end bef
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
-from jobs.batch import Batch, parse_batch, queue_name
-from jobs.connect import foreign_data, refusing
+from jobs.batch import Batch, queue_name
+from jobs.connect import refusing, replies
 from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
+from jobs.info import MAX_GIVEN_BYTES, read_batch, read_batches
 from jobs.keys import BATCHES, EXPIRING, UPLOADING, BatchKeys
 from jobs.rqjobs import RqJobs
 from jobs.scripts import BEGIN, CLAIM, COMMIT, FAIL, FINISH, REJECT, RELEASE, SWEEP, TAKE, WRITE
@@ -25,7 +25,6 @@ from jobs.shard import MAX_PAYLOAD_BYTES, Group, pack
 
 if TYPE_CHECKING:
     from redis import Redis
-    from redis.client import Pipeline
 
 __all__ = [
     "REJECTED_GROUP",
@@ -139,8 +138,18 @@ class Store:
     # --- the submitter's side ---
 
     def create(self, batch: NewBatch) -> None:
-        """Begin an upload: the batch exists as ``validating`` and nothing of it can run."""
+        """Begin an upload: the batch exists as ``validating`` and nothing of it can run.
+
+        Raises:
+            RefusedError: its defaults and metadata are too large.
+        """
         keys, now = BatchKeys(batch.id), self.now()
+        defaults, metadata = orjson.dumps(dict(batch.defaults)), orjson.dumps(dict(batch.metadata))
+        if len(defaults) + len(metadata) > MAX_GIVEN_BYTES:
+            raise RefusedError(
+                f"the batch's defaults and metadata have {len(defaults) + len(metadata)} bytes; at most "
+                f"{MAX_GIVEN_BYTES} are taken: give in the lines what is so long"
+            )
         with self.connection.pipeline() as pipe:
             pipe.hset(
                 keys.info,
@@ -150,8 +159,8 @@ class Store:
                     "source": batch.source,
                     "priority": batch.priority,
                     "pool": batch.pool or "",
-                    "defaults": orjson.dumps(dict(batch.defaults)),
-                    "metadata": orjson.dumps(dict(batch.metadata)),
+                    "defaults": defaults,
+                    "metadata": metadata,
                     "shards_done": 0,
                     "created_at": repr(now),
                     "validating_at": repr(now),
@@ -357,7 +366,7 @@ class Store:
                 keys = BatchKeys(attempt.batch_id)
                 pipe.hget(keys.info, "status")
                 pipe.hget(keys.fences, str(attempt.number))
-            found = _replies(pipe)
+            found = replies(pipe)
         pairs = zip(found[::2], found[1::2], attempts, strict=True)
         return [status == b"in_progress" and _holds(attempt, fence) for status, fence, attempt in pairs]
 
@@ -431,26 +440,12 @@ class Store:
             BatchNotFoundError: there is none.
             RefusedError: what Redis keeps under its name is no batch.
         """
-        with refusing(f"batch '{batch_id}'"):
-            stored = cast("dict[bytes, bytes]", self.connection.hgetall(BatchKeys(batch_id).info))
-        if b"status" not in stored:
-            raise BatchNotFoundError(f"no batch '{batch_id}' here; `promptmill status` lists them")
-        return parse_batch(batch_id, stored)
+        return read_batch(self.connection, batch_id)
 
     def batches(self) -> list[Batch]:
         """All live batches, oldest first; what is listed and is no batch is left out."""
         listed = cast("list[bytes]", self.connection.zrange(BATCHES, 0, -1))
-        ids = [item.decode(errors="replace") for item in listed]
-        with self.connection.pipeline(transaction=False) as pipe:
-            for batch_id in ids:
-                pipe.hgetall(BatchKeys(batch_id).info)
-            found = _replies(pipe)
-        batches = []
-        for batch_id, info in zip(ids, found, strict=True):
-            if isinstance(info, dict) and b"status" in info:
-                with contextlib.suppress(RefusedError):
-                    batches.append(parse_batch(batch_id, info))
-        return batches
+        return read_batches(self.connection, [item.decode(errors="replace") for item in listed])
 
     def find(self, name: str) -> Batch:
         """The batch of this id, else the newest of this name.
@@ -465,15 +460,6 @@ class Store:
                 if batch.name == name:
                     return batch
             raise
-
-
-def _replies(pipe: Pipeline) -> list[Any]:
-    """A pipeline's replies; where a command met data of another kind its error is among them."""
-    found = pipe.execute(raise_on_error=False)
-    for reply in found:
-        if isinstance(reply, Exception) and not foreign_data(reply):
-            raise reply
-    return found
 
 
 def _holds(attempt: Attempt, fence: Any) -> bool:

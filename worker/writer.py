@@ -286,7 +286,7 @@ class Writer(threading.Thread):
         self._out_since = self._delivered
         kept = "memory" if self._spool is None or not self._spool.usable else f"{self._spool.folder}"
         if isinstance(error, redis.exceptions.OutOfMemoryError):
-            message = "Redis is full: purge batches or raise its maxmemory; until then finished records are kept in %s"
+            message = "Redis is full: raise its maxmemory; until then finished records are kept in %s"
             log.error(message, kept, extra={"action": "redis_full"})
         else:
             message = "Redis is out (%s); until it is back finished records are kept in %s"

@@ -207,6 +207,31 @@ def test_hostile_batches_are_left_out_of_the_list(store: Store) -> None:
             store.batch(batch_id)
 
 
+@pytest.mark.parametrize("field", ["defaults", "x"])
+def test_a_giant_batch_is_not_loaded(store: Store, field: str) -> None:
+    """Whichever of its fields it is: asked for by name it is refused with its size, and lists go without it."""
+    batch_id = make_batch(store, prompts(1))
+    store.connection.hset(BatchKeys(batch_id).info, field, b"x" * 5_000_000)
+    with pytest.raises(RefusedError, match=r"50\d{5} bytes"):
+        store.batch(batch_id)
+    assert store.batches() == []
+
+
+def test_a_batch_of_many_fields_is_not_loaded(store: Store) -> None:
+    """Ours have two dozen."""
+    batch_id = make_batch(store, prompts(1))
+    store.connection.hset(BatchKeys(batch_id).info, mapping={str(number): "" for number in range(100)})
+    with pytest.raises(RefusedError, match="too many fields"):
+        store.batch(batch_id)
+
+
+def test_defaults_that_could_not_be_read_back_are_refused(store: Store) -> None:
+    """Before anything of the batch is stored."""
+    with pytest.raises(RefusedError, match="give in the lines"):
+        make_batch(store, prompts(1), metadata={"note": "x" * 3_000_000})
+    assert store.connection.keys("promptmill:*") == []
+
+
 def test_hostile_entries_of_what_expires_stop_no_other(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     """Each that is no batch is said once and taken off the list; the batch behind them expires."""
     good, text = (make_batch(store, prompts(1)) for _ in range(2))

@@ -110,7 +110,7 @@ def test_a_full_redis_is_an_outage_with_its_own_remedy(
     until(lambda: said(caplog, "redis_back"), "all is delivered")
     assert store.batch(batch).status == "completed"
     [full] = said(caplog, "redis_full")
-    assert full.startswith("Redis is full: purge batches or raise its maxmemory; until then finished records are kept")
+    assert full.startswith("Redis is full: raise its maxmemory; until then finished records are kept")
 
 
 def test_a_worker_that_ends_in_an_outage_leaves_its_records_to_the_next(
