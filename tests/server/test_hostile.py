@@ -6,6 +6,7 @@ import logging
 import time
 import zlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -26,6 +27,7 @@ from jobs.upkeep import upkeep
 from submit.workers import Workers
 from tests.hostile import ENTRIES, job_data, put_job
 from tests.pool import MODEL, make_batch, prompts, work
+from worker.ended import EndedLine, FailedLine
 from worker.service import Service, ServiceSettings
 
 QUEUE = queue_name(MODEL, "normal")
@@ -329,6 +331,64 @@ def test_a_hostile_fence_ends_its_attempt_alone(store: Store, fence: bytes | Non
     else:
         store.connection.hset(keys.fences, "0", fence)
     assert store.standing(held, store.connection) == [False, True]
+
+
+@pytest.mark.parametrize("key", ["records", "info", "finished"])
+def test_a_shard_that_cannot_be_stored_ends_alone(
+    store: Store, service: Service, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    """It is no outage: the shard is dropped and said, and the next one's records are stored."""
+    bad, good = (make_batch(store, prompts(1)) for _ in range(2))
+    for _ in range(2):
+        assert service._take_one()
+    held, other = service.held[f"{bad}-0"], service.held[f"{good}-0"]
+    keys = BatchKeys(bad)
+    if key == "info":
+        store.connection.hset(keys.info, "failed", "x")
+    else:
+        store.connection.set(keys.records(0) if key == "records" else keys.finished, "x")
+    for shard in (held, other):
+        service.writer.put(FailedLine(shard, 0, "internal_error", "no", None, 0.0))
+    service.writer.stop()
+    service.writer.run()
+    assert service.held == {}
+    assert service.writer.unstored == 0
+    assert store.batch(good).status == "completed"
+    assert [record.__dict__["action"] for record in caplog.records] == ["refuse_shard"]
+    assert store.connection.zcard(f"rq:wip:{QUEUE}") == 0
+
+
+def test_a_lease_that_cannot_be_closed_stops_no_writer(
+    store: Store, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was generated is stored all the same."""
+    batch_id = make_batch(store, prompts(1))
+    assert service._take_one()
+    [held] = service.held.values()
+    store.connection.delete(f"rq:wip:{QUEUE}")
+    store.connection.set(f"rq:wip:{QUEUE}", "x")
+    service.writer.put(FailedLine(held, 0, "internal_error", "no", None, 0.0))
+    service.writer.stop()
+    service.writer.run()
+    assert store.batch(batch_id).status == "completed"
+    assert [record.__dict__["action"] for record in caplog.records] == ["refuse_job"]
+
+
+def test_a_failed_attempt_that_cannot_be_noted_ends_its_shard(
+    store: Store, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As records that cannot be stored do."""
+    batch_id = make_batch(store, prompts(1))
+    assert service._take_one()
+    [held] = service.held.values()
+    store.connection.set(BatchKeys(batch_id).tries(0), "x")
+    failure: Any = SimpleNamespace(code="internal_error", message="no", passing=True)
+    service.writer.put(EndedLine(held, 0, None, SimpleNamespace(error=failure, sequences=[]), 0.0))
+    service.writer.stop()
+    service.writer.run()
+    assert [record.__dict__["action"] for record in caplog.records] == ["refuse_shard"]
+    assert service.held == {}
+    assert store.connection.zcard(f"rq:wip:{QUEUE}") == 0
 
 
 def test_hostile_states_of_workers_are_not_shown(store: Store) -> None:
