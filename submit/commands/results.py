@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 import orjson
 
+from jobs.duration import parse_duration
 from jobs.errors import RefusedError
 from submit.formats import FORMATS
 from submit.options import json_option, open_store, redis_option
-from submit.text import parse_duration, plural
+from submit.text import plural
 
 
 @click.command("results", short_help="Write a batch's results to a file.")
