@@ -181,7 +181,7 @@ def _open_shards(store: Store, batch: Batch) -> Iterator[_Shard]:
     """The shards that have a failed line, or are not done."""
     keys, queues = BatchKeys(batch.id), dict[int, str]()
     for row in cast("list[bytes]", store.connection.zrange(keys.table, 0, -1)):
-        number, group, _first, lines = orjson.loads(row)
+        number, group, _first, lines = map(int, orjson.loads(row))
         if group == REJECTED_GROUP:
             continue
         packed = _packed(store, keys, number)

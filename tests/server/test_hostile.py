@@ -287,7 +287,11 @@ def _odd_table(store: Store, keys: BatchKeys) -> None:
     store.connection.zadd(keys.table, {b"[1]": 0})
 
 
-DAMAGE = [_no_lines, _giant_records, _records_of_another_type, _odd_records, _odd_table]
+def _number_that_is_a_list(store: Store, keys: BatchKeys) -> None:
+    store.connection.zadd(keys.table, {b"[[1],0,0,1]": 1})
+
+
+DAMAGE = [_no_lines, _giant_records, _records_of_another_type, _odd_records, _odd_table, _number_that_is_a_list]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
