@@ -12,14 +12,15 @@ from jobs.errors import RedisError, RefusedError
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.client import Pipeline
 
-__all__ = ["connect", "foreign_data", "redacted", "refusing", "translated"]
+__all__ = ["connect", "foreign_data", "redacted", "refusing", "replies", "translated"]
 
 COMMAND_TIMEOUT_S = 10.0
 """A server that is silent for so long is taken for gone: nothing of ours blocks in Redis."""
 MINIMUM_VERSION = (6, 2)
-_FOREIGN_DATA = re.compile("WRONGTYPE|not an integer|not a (valid )?float|would overflow|attempt to ")
-"""What Redis says, and Lua in it, where a value is of another type than a command needs."""
+_FOREIGN_DATA = re.compile("WRONGTYPE|FOREIGN|not an integer|not a (valid )?float|would overflow|attempt to ")
+"""What Redis says, and Lua in it, where a value is of another type or size than a command needs."""
 
 _PLAIN_SETTING = re.compile("db|username|ssl_(ca_certs|ca_path|cert_reqs|certfile|check_hostname|keyfile)|.*timeout")
 """Settings in a URL whose values may be shown."""
@@ -64,7 +65,7 @@ def translated(url: str) -> Iterator[None]:
     except errors.NoPermissionError as error:
         raise RedisError(_not_allowed(url, error)) from None
     except errors.OutOfMemoryError:
-        raise RedisError(f"Redis at {address} is out of memory; purge old batches or raise its maxmemory") from None
+        raise RedisError(f"Redis at {address} is full: give it more memory, or raise its maxmemory") from None
     except (errors.ConnectionError, errors.TimeoutError) as error:
         raise RedisError(f"cannot reach Redis at {address}: {error}; {_remedy(url, str(error))}") from None
     except errors.ResponseError as error:
@@ -119,6 +120,15 @@ def refusing(what: str) -> Iterator[None]:
         raise RefusedError(f"what Redis keeps of {what} is damaged: {error}") from None
 
 
+def replies(pipe: Pipeline) -> list[Any]:
+    """A pipeline's replies; where a command met data of another kind its error is among them."""
+    found = pipe.execute(raise_on_error=False)
+    for reply in found:
+        if isinstance(reply, Exception) and not foreign_data(reply):
+            raise reply
+    return found
+
+
 def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2) -> Redis:
     """An open connection pool to ``url``, checked with a PING; replies are bytes.
 
@@ -126,7 +136,7 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2)
     it rides out an outage by itself, and must hear of it soon.
 
     Raises:
-        RedisError: unreachable, refused, or older than Redis 6.2 (RQ's safe dequeue needs its BLMOVE).
+        RedisError: unreachable, refused, or older than Redis 6.2 (safe dequeueing needs its LMOVE).
     """
     from redis import Redis
     from redis.backoff import ExponentialBackoff

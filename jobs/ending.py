@@ -6,14 +6,18 @@ written. Lines that have none by then get theirs when they are read, see :mod:`j
 
 from __future__ import annotations
 
+import logging
 from typing import cast
 
 from jobs.batch import Batch
+from jobs.connect import refusing
 from jobs.errors import RefusedError
 from jobs.keys import EXPIRING, UPLOADING, BatchKeys
 from jobs.store import Store
 
 __all__ = ["CLEAR", "cancel", "current", "expire_due"]
+
+log = logging.getLogger("promptmill.jobs")
 
 CLEAR = """
 -- Part of scripts: take a batch's jobs out of its queues; out of very long ones workers drop them one by one.
@@ -22,7 +26,9 @@ local function clear(queues, batch_id)
   for _, queue in ipairs(redis.call('SMEMBERS', queues)) do
     local key = 'rq:queue:' .. queue
     local ids, kept = {}, {}
-    if redis.call('LLEN', key) <= 100000 then ids = redis.call('LRANGE', key, 0, -1) end
+    if redis.call('TYPE', key).ok == 'list' and redis.call('LLEN', key) <= 100000 then
+      ids = redis.call('LRANGE', key, 0, -1)
+    end
     for _, id in ipairs(ids) do
       if id:sub(1, #prefix) == prefix then redis.call('DEL', 'rq:job:' .. id) else kept[#kept + 1] = id end
     end
@@ -59,7 +65,16 @@ redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('HSET', KEYS[1], 'status', ARGV[2], ARGV[2] .. '_at', ARGV[3], 'unrun', string.format('%d', unrun))
 if ARGV[2] == 'cancelled' then redis.call('HSET', KEYS[1], 'cancelling_at', ARGV[3]) end
 redis.call('HINCRBY', KEYS[1], 'failed', unrun)
-for _, queue in ipairs(redis.call('SMEMBERS', KEYS[4])) do redis.call('DEL', ARGV[4] .. queue) end
+-- Jobs that pend are those of a retry that has not queued them yet.
+for _, queue in ipairs(redis.call('SMEMBERS', KEYS[4])) do
+  while true do
+    local popped = redis.call('ZPOPMIN', ARGV[4] .. queue, 1000)
+    if #popped == 0 then break end
+    for i = 1, #popped, 2 do
+      if popped[i]:sub(1, #ARGV[1] + 1) == ARGV[1] .. '-' then redis.call('DEL', 'rq:job:' .. popped[i]) end
+    end
+  end
+end
 clear(KEYS[4], ARGV[1])
 return status
 """
@@ -84,10 +99,14 @@ def cancel(store: Store, batch_id: str) -> bool:
 
 
 def expire_due(store: Store) -> list[str]:
-    """End the batches whose time is up, by Redis' clock; their ids."""
-    seconds, micros = store.connection.time()
-    due = cast("list[bytes]", store.connection.zrangebyscore(EXPIRING, "-inf", seconds + micros / 1e6))
-    return [batch_id for batch_id in (item.decode() for item in due) if _expire(store, batch_id)]
+    """End the batches whose time is up, by Redis' clock; their ids. What is listed and is no batch is taken off."""
+    try:
+        with refusing(EXPIRING):
+            due = cast("list[bytes]", store.connection.zrangebyscore(EXPIRING, "-inf", store.server_time()))
+    except RefusedError as error:
+        log.warning("no batch expires: %s; delete that key", error, extra={"action": "refuse_expiry"})
+        return []
+    return [batch_id for batch_id in (_expire_listed(store, item) for item in due) if batch_id is not None]
 
 
 def current(store: Store, batch_id: str) -> Batch:
@@ -97,9 +116,21 @@ def current(store: Store, batch_id: str) -> Batch:
         BatchNotFoundError: there is none.
     """
     batch = store.batch(batch_id)
-    if batch.done or store.now() < batch.times.get("expires", float("inf")):
+    if batch.done or "expires" not in batch.times or store.server_time() < batch.times["expires"]:
         return batch
     return store.batch(batch_id) if _expire(store, batch_id) else batch
+
+
+def _expire_listed(store: Store, item: bytes) -> str | None:
+    """End the batch of an entry; its id, or None where it has not ended by this."""
+    try:
+        batch_id = item.decode()
+        return batch_id if _expire(store, batch_id) else None
+    except (RefusedError, ValueError) as error:
+        # Whoever put it there: it must not stop the others.
+        log.warning("%.80r cannot expire: %s", item, error, extra={"action": "refuse_expiry"})
+        store.connection.zrem(EXPIRING, item)
+        return None
 
 
 def _expire(store: Store, batch_id: str) -> bool:
@@ -109,11 +140,12 @@ def _expire(store: Store, batch_id: str) -> bool:
 def _end(store: Store, batch_id: str, status: str) -> str | None:
     """One step; the status before it."""
     keys = BatchKeys(batch_id)
-    before = cast(
-        "bytes | None",
-        store.connection.register_script(END)(
-            keys=[keys.info, UPLOADING, EXPIRING, keys.queues],
-            args=[batch_id, status, repr(store.now()), keys.pending("")],
-        ),
-    )
-    return None if before is None else before.decode()
+    with refusing(f"batch '{batch_id}'"):
+        before = cast(
+            "bytes | None",
+            store.connection.register_script(END)(
+                keys=[keys.info, UPLOADING, EXPIRING, keys.queues],
+                args=[batch_id, status, repr(store.now()), keys.pending("")],
+            ),
+        )
+    return None if before is None else before.decode(errors="replace")

@@ -15,13 +15,14 @@ from typing import Any, cast
 import orjson
 
 from jobs.batch import Batch, queue_name
+from jobs.connect import refusing
 from jobs.ending import CLEAR
 from jobs.errors import PromptmillError, RefusedError
 from jobs.keys import EXPIRING, UPLOADING, BatchKeys
 from jobs.line import Defaults, check_line
 from jobs.rqjobs import RqJobs
 from jobs.scripts import ENQUEUE
-from jobs.shard import Group, decode_lines, unpack
+from jobs.shard import MAX_SHARD_BYTES, Group, decode_lines, unpack
 from jobs.store import REJECTED_GROUP, UPLOAD_LEASE_S, Store
 
 __all__ = ["resume", "retry"]
@@ -110,7 +111,7 @@ def retry(store: Store, batch_id: str) -> int:
 
     Raises:
         BatchNotFoundError: there is no such batch.
-        RefusedError: it is not done, or was cancelled meanwhile.
+        RefusedError: it is not done, or was cancelled meanwhile; or what Redis keeps of it is damaged.
     """
     batch = store.batch(batch_id)
     if batch.done and batch.failed == batch.rejected:
@@ -119,9 +120,13 @@ def retry(store: Store, batch_id: str) -> int:
     wanted = [keys.info, UPLOADING, EXPIRING, keys.queues, keys.fences]
     if not _run(store, BEGIN, wanted, [batch_id, repr(store.server_time())]):
         raise RefusedError(f"batch {batch_id} is {batch.status}: retry it when it is done")
-    for shard in _open_shards(store, batch):
-        if not _reopen(store, batch_id, shard):
-            break  # the next step finds out why
+    try:
+        with refusing(f"batch '{batch_id}'"):
+            for shard in _open_shards(store, batch):
+                if not _reopen(store, batch_id, shard):
+                    break  # the next step finds out why
+    except (ValueError, LookupError, TypeError) as error:
+        raise RefusedError(f"what Redis keeps of batch '{batch_id}' is damaged: {error}") from None
     waiting = store.batch(batch_id)
     arguments = [batch_id, repr(store.now()), keys.pending("")]
     if not _run(store, SEND, [keys.info, UPLOADING, keys.queues, "rq:queues"], arguments):
@@ -132,21 +137,29 @@ def retry(store: Store, batch_id: str) -> int:
 
 
 def resume(store: Store) -> list[str]:
-    """Go on with retries whose client has been silent for the time of an upload's lease; their batches' ids."""
-    silent = store.server_time() - UPLOAD_LEASE_S
-    stale = [item.decode() for item in cast("list[bytes]", store.connection.zrangebyscore(UPLOADING, 0, silent))]
-    found = [batch_id for batch_id in stale if _status(store, batch_id) == b"in_progress"]
-    for batch_id in found:
+    """Go on with retries whose client has been silent for the time of an upload's lease; their batches' ids.
+
+    One that cannot be read ends nobody who looks after all of them: it is looked at again after that time. What is no
+    batch at all is taken off the list.
+    """
+    silent, resumed = store.server_time() - UPLOAD_LEASE_S, []
+    for item in cast("list[bytes]", store.connection.zrangebyscore(UPLOADING, 0, silent)):
         try:
-            retry(store, batch_id)
-        except (PromptmillError, ValueError, KeyError, TypeError) as error:
-            # One batch that cannot be read must not end who looks after all of them.
-            log.warning("the retry of %s cannot go on: %s", batch_id, error, extra={"action": "retry_stuck"})
-    return found
-
-
-def _status(store: Store, batch_id: str) -> bytes | None:
-    return cast("bytes | None", store.connection.hget(BatchKeys(batch_id).info, "status"))
+            batch = store.batch(item.decode())
+        except (RefusedError, ValueError) as error:
+            log.warning("%.80r is no upload or retry: %s", item, error, extra={"action": "refuse_retry"})
+            store.connection.zrem(UPLOADING, item)
+            continue
+        if batch.status != "in_progress":
+            continue
+        try:
+            with refusing(f"batch '{batch.id}'"):
+                retry(store, batch.id)
+            resumed.append(batch.id)
+        except PromptmillError as error:
+            message = "the retry of %s cannot go on: %s; cancel it, and retry it once that is mended"
+            log.warning(message, batch.id, error, extra={"action": "retry_stuck"})
+    return resumed
 
 
 def _run(store: Store, script: str, keys: list[str], arguments: list[Any]) -> int:
@@ -168,17 +181,17 @@ def _open_shards(store: Store, batch: Batch) -> Iterator[_Shard]:
     """The shards that have a failed line, or are not done."""
     keys, queues = BatchKeys(batch.id), dict[int, str]()
     for row in cast("list[bytes]", store.connection.zrange(keys.table, 0, -1)):
-        number, group, _first, lines = orjson.loads(row)
+        number, group, _first, lines = map(int, orjson.loads(row))
         if group == REJECTED_GROUP:
             continue
-        packed = cast("bytes | None", store.connection.get(keys.compacted(number)))
+        packed = _packed(store, keys, number)
         if packed is not None:
             raws = unpack(packed).split(b"\n")
         else:
             raws = list(cast("dict[bytes, bytes]", store.connection.hgetall(keys.records(number))).values())
         records = [(orjson.loads(raw), raw) for raw in raws]
-        failures = {record["index"]: record.get("attempt", 0) for record, _ in records if "error" in record}
-        others = {record["index"]: raw for record, raw in records if "error" not in record}
+        failures = {int(record["index"]): int(record.get("attempt", 0)) for record, _ in records if "error" in record}
+        others = {int(record["index"]): raw for record, raw in records if "error" not in record}
         if packed is not None and not failures:
             continue
         if group not in queues:
@@ -186,12 +199,20 @@ def _open_shards(store: Store, batch: Batch) -> Iterator[_Shard]:
         yield _Shard(number, queues[group], lines, failures, others)
 
 
+def _packed(store: Store, keys: BatchKeys, number: int) -> bytes | None:
+    """A shard's compressed records; None where it is not done."""
+    size = store.connection.strlen(keys.compacted(number))
+    if size > MAX_SHARD_BYTES:
+        raise RefusedError(f"the records of shard {keys.job_id(number)} have {size} bytes: more than any has")
+    return cast("bytes | None", store.connection.get(keys.compacted(number)))
+
+
 def _group(store: Store, batch: Batch, number: int) -> Group:
     """What all lines of a shard share, read from its first one."""
     payload = store.payload(batch.id, number)
     if payload is None:
         raise RefusedError(f"the prompts of batch {batch.id} are no longer in Redis: submit them again")
-    line = decode_lines(payload)[0]
+    line = decode_lines(payload)[0]  # IndexError: it is none of ours
     defaults = Defaults(batch.defaults)
     job = check_line(line.raw).job(index=line.index, line=line.line, batch_id=batch.id, defaults=defaults)
     return Group(job.model, job.adapter_path)

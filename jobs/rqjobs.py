@@ -16,7 +16,7 @@ JOB_FUNCTION = "worker.tasks.run_shard"
 """The only function a promptmill worker acts on, whatever a job's hash says."""
 
 RETRIES = 1_000_000
-"""RQ's own retry counter is no limit of ours: it only makes RQ requeue an abandoned shard, never fail it."""
+"""RQ's own retry counter is no limit of ours: a plain RQ worker that takes a shard by mistake puts it back."""
 
 
 class RqJobs:

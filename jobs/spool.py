@@ -25,6 +25,7 @@ __all__ = [
     "SpoolHeader",
     "encode_entry",
     "encode_header",
+    "open_spool",
     "read_entries",
     "read_header",
 ]
@@ -84,13 +85,26 @@ def encode_entry(entry: SpoolEntry) -> bytes:
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
 
+def open_spool(path: Path) -> BinaryIO:
+    """A file of a spool, also under the name that it has got since its folder was listed.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        # A worker that starts meanwhile renames what it has offered.
+        return path.with_name(path.name.removesuffix(SUFFIX) + OFFERED).open("rb")
+
+
 def read_header(path: Path) -> SpoolHeader:
     """What the file's first line says; where it is damaged, what its folder is called.
 
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_spool(path) as file:
         raw = file.readline(LONGEST_LINE)
     try:
         fields = orjson.loads(raw)

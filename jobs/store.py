@@ -7,7 +7,6 @@ under its fence and finishes it. Readers: :mod:`jobs.results`. A batch's end bef
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
-from jobs.batch import Batch, parse_batch, queue_name
-from jobs.connect import foreign_data, refusing
+from jobs.batch import Batch, queue_name
+from jobs.connect import refusing, replies
 from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
+from jobs.info import MAX_GIVEN_BYTES, read_batch, read_batches
 from jobs.keys import BATCHES, EXPIRING, UPLOADING, BatchKeys
 from jobs.rqjobs import RqJobs
 from jobs.scripts import BEGIN, CLAIM, COMMIT, FAIL, FINISH, REJECT, RELEASE, SWEEP, TAKE, WRITE
@@ -152,8 +152,18 @@ class Store:
     # --- the submitter's side ---
 
     def create(self, batch: NewBatch) -> None:
-        """Begin an upload: the batch exists as ``validating`` and nothing of it can run."""
+        """Begin an upload: the batch exists as ``validating`` and nothing of it can run.
+
+        Raises:
+            RefusedError: its defaults and metadata are too large.
+        """
         keys, now = BatchKeys(batch.id), self.now()
+        defaults, metadata = orjson.dumps(dict(batch.defaults)), orjson.dumps(dict(batch.metadata))
+        if len(defaults) + len(metadata) > MAX_GIVEN_BYTES:
+            raise RefusedError(
+                f"the batch's defaults and metadata have {len(defaults) + len(metadata)} bytes; at most "
+                f"{MAX_GIVEN_BYTES} are taken: give in the lines what is so long"
+            )
         with self.connection.pipeline() as pipe:
             pipe.hset(
                 keys.info,
@@ -163,8 +173,8 @@ class Store:
                     "source": batch.source,
                     "priority": batch.priority,
                     "pool": batch.pool or "",
-                    "defaults": orjson.dumps(dict(batch.defaults)),
-                    "metadata": orjson.dumps(dict(batch.metadata)),
+                    "defaults": defaults,
+                    "metadata": metadata,
                     "shards_done": 0,
                     "created_at": repr(now),
                     "validating_at": repr(now),
@@ -343,11 +353,13 @@ class Store:
 
         Raises:
             StaleAttemptError: the lease was taken over; nothing was changed.
+            RefusedError: what Redis keeps of the shard is not ours.
         """
         keys = BatchKeys(attempt.batch_id)
         wanted = [keys.fences, keys.flights(attempt.number), keys.tries(attempt.number)]
         before = attempt.tries.get(index, 0)
-        failed = self._fail(keys=wanted, args=[attempt.number, attempt.fence, index, before])
+        with refusing(_shard(attempt)):
+            failed = self._fail(keys=wanted, args=[attempt.number, attempt.fence, index, before])
         if not failed:
             raise _stale(attempt)
         return int(cast("int", failed))
@@ -369,18 +381,16 @@ class Store:
                 keys = BatchKeys(attempt.batch_id)
                 pipe.hget(keys.info, "status")
                 pipe.hget(keys.fences, str(attempt.number))
-            found = pipe.execute()
+            found = replies(pipe)
         pairs = zip(found[::2], found[1::2], attempts, strict=True)
-        return [
-            status == b"in_progress" and fence is not None and int(fence) == attempt.fence
-            for status, fence, attempt in pairs
-        ]
+        return [status == b"in_progress" and _holds(attempt, fence) for status, fence, attempt in pairs]
 
     def write(self, attempt: Attempt, lines: Sequence[FinishedLine]) -> None:
         """Store records of finished lines.
 
         Raises:
             StaleAttemptError: the lease was taken over; nothing was stored.
+            RefusedError: what Redis keeps of the shard is not ours.
         """
         keys = BatchKeys(attempt.batch_id)
         arguments: list[Any] = [attempt.number, attempt.fence]
@@ -390,7 +400,9 @@ class Store:
         number = attempt.number
         wanted = [keys.info, keys.fences, keys.records(number), keys.finished, keys.flights(number)]
         wanted.append(keys.compacted(number))
-        if not self._write(keys=wanted, args=arguments):
+        with refusing(_shard(attempt)):
+            stored = self._write(keys=wanted, args=arguments)
+        if not stored:
             raise _stale(attempt)
 
     def finish(self, attempt: Attempt, lines: int) -> bool:
@@ -398,33 +410,35 @@ class Store:
 
         Raises:
             StaleAttemptError: the lease was taken over; nothing was changed.
+            RefusedError: what Redis keeps of the shard is not ours.
         """
-        keys = BatchKeys(attempt.batch_id)
-        records = cast("dict[bytes, bytes]", self.connection.hgetall(keys.records(attempt.number)))
-        ordered = [records[index] for index in sorted(records, key=int)]
-        done = self._finish(
-            keys=[
-                keys.info,
-                keys.fences,
-                keys.records(attempt.number),
-                keys.compacted(attempt.number),
-                keys.flights(attempt.number),
-                keys.tries(attempt.number),
-            ],
-            args=[attempt.number, attempt.fence, lines, repr(self.now()), pack(b"\n".join(ordered))],
-        )
+        keys, number = BatchKeys(attempt.batch_id), attempt.number
+        wanted = [keys.info, keys.fences, keys.records(number), keys.compacted(number)]
+        wanted += [keys.flights(number), keys.tries(number)]
+        with refusing(_shard(attempt)):
+            records = cast("dict[bytes, bytes]", self.connection.hgetall(keys.records(number)))
+            try:
+                ordered = [records[index] for index in sorted(records, key=int)]
+            except ValueError as error:
+                raise RefusedError(f"what Redis keeps of {_shard(attempt)} is damaged: {error}") from None
+            arguments: list[Any] = [number, attempt.fence, lines, repr(self.now()), pack(b"\n".join(ordered))]
+            done = self._finish(keys=wanted, args=arguments)
         if done == 0:
             raise _stale(attempt)
         return bool(done == 1)
 
     def unfinished(self, attempt: Attempt) -> bool:
-        """Whether a shard still waits for records of this attempt: it is neither another's nor done."""
+        """Whether a shard still waits for records of this attempt: it is neither another's nor done.
+
+        Raises:
+            RefusedError: what Redis keeps of the shard is not ours.
+        """
         keys = BatchKeys(attempt.batch_id)
-        with self.connection.pipeline(transaction=False) as pipe:
+        with refusing(_shard(attempt)), self.connection.pipeline(transaction=False) as pipe:
             pipe.hget(keys.fences, str(attempt.number))
             pipe.exists(keys.compacted(attempt.number))
             fence, done = pipe.execute()
-        return fence == b"%d" % attempt.fence and not done
+        return _holds(attempt, fence) and not done
 
     def note_load_failure(self, batch_id: str, number: int, worker: str) -> frozenset[str]:
         """Remember that ``worker`` cannot load a shard's model; all workers that could not."""
@@ -441,28 +455,12 @@ class Store:
             BatchNotFoundError: there is none.
             RefusedError: what Redis keeps under its name is no batch.
         """
-        with refusing(f"batch '{batch_id}'"):
-            stored = cast("dict[bytes, bytes]", self.connection.hgetall(BatchKeys(batch_id).info))
-        if b"status" not in stored:
-            raise BatchNotFoundError(f"no batch '{batch_id}' here; `promptmill status` lists them")
-        return parse_batch(batch_id, stored)
+        return read_batch(self.connection, batch_id)
 
     def batches(self) -> list[Batch]:
         """All live batches, oldest first; what is listed and is no batch is left out."""
         listed = cast("list[bytes]", self.connection.zrange(BATCHES, 0, -1))
-        ids = [item.decode(errors="replace") for item in listed]
-        with self.connection.pipeline(transaction=False) as pipe:
-            for batch_id in ids:
-                pipe.hgetall(BatchKeys(batch_id).info)
-            found = pipe.execute(raise_on_error=False)
-        batches = []
-        for batch_id, info in zip(ids, found, strict=True):
-            if isinstance(info, Exception) and not foreign_data(info):
-                raise info
-            if isinstance(info, dict) and b"status" in info:
-                with contextlib.suppress(RefusedError):
-                    batches.append(parse_batch(batch_id, info))
-        return batches
+        return read_batches(self.connection, [item.decode(errors="replace") for item in listed])
 
     def find(self, name: str) -> Batch:
         """The batch of this id, else the newest of this name.
@@ -479,9 +477,19 @@ class Store:
             raise
 
 
+def _holds(attempt: Attempt, fence: Any) -> bool:
+    """Whether a shard's fence, as Redis gives it, is the attempt's."""
+    return bool(fence == b"%d" % attempt.fence)
+
+
+def _shard(attempt: Attempt) -> str:
+    return f"shard {attempt.batch_id}-{attempt.number}"
+
+
 def _stale(attempt: Attempt) -> StaleAttemptError:
-    shard = f"{attempt.batch_id}-{attempt.number}"
-    return StaleAttemptError(f"shard {shard} is no longer this attempt's: it was taken over, or its batch has ended")
+    return StaleAttemptError(
+        f"{_shard(attempt)} is no longer this attempt's: it was taken over, or its batch has ended"
+    )
 
 
 def _row(number: int, group: int, first_index: int, lines: int) -> bytes:

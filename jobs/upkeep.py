@@ -11,12 +11,12 @@ __all__ = ["upkeep"]
 
 
 def upkeep(store: Store) -> None:
-    """Remove dead uploads, go on with dead retries, and end batches whose time is up.
+    """End batches whose time is up, remove dead uploads, and go on with dead retries.
 
     Raises:
         RefusedError: somebody put something else where Redis keeps who is at it.
     """
     with refusing("uploads and batches that expire"):
+        expire_due(store)
         store.sweep()
         resume(store)
-        expire_due(store)

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 from jobs.errors import BatchNotFoundError, PromptmillError, RefusedError
 from jobs.line import CHAT_URL, COMPLETIONS_URL
 from jobs.results import StoredRecord
-from jobs.spool import SUFFIX, SpoolEntry, SpoolHeader, read_entries, read_header
+from jobs.spool import SUFFIX, SpoolEntry, SpoolHeader, open_spool, read_entries, read_header
 from submit.formats import plain_format
 from submit.output import Output
 from submit.text import plural
@@ -136,8 +136,9 @@ def _files_of(name: str, folders: Iterable[Path]) -> tuple[list[Path], SpoolHead
 
 def _paths(folder: Path) -> list[Path]:
     if folder.is_dir():
+        # Not is_file(): one that was renamed since is none under this name.
         return sorted(
-            path for pattern in (f"*{SUFFIX}", f"*/*{SUFFIX}") for path in folder.glob(pattern) if path.is_file()
+            path for pattern in (f"*{SUFFIX}", f"*/*{SUFFIX}") for path in folder.glob(pattern) if not path.is_dir()
         )
     if folder.is_file():
         return [folder]
@@ -159,7 +160,7 @@ class _Spools:
         """Find the best record of each line."""
         for number, path in enumerate(self._files):
             try:
-                with path.open("rb") as file:
+                with open_spool(path) as file:
                     for offset, entry in read_entries(file, self._batch_id, self._count_damaged):
                         self._consider(_Place(entry.line.ok, entry.fence, entry.chat, number, offset), entry)
             except OSError as error:
@@ -169,9 +170,12 @@ class _Spools:
         """A record per line, in the order of the input."""
         for index in sorted(self.places):
             place = self.places[index]
-            file = self._file(place.file)
-            file.seek(place.offset)
-            _, entry = next(read_entries(file, self._batch_id), (0, None))
+            try:
+                file = self._file(place.file)
+                file.seek(place.offset)
+                _, entry = next(read_entries(file, self._batch_id), (0, None))
+            except OSError:
+                entry = None
             if entry is None:
                 raise PromptmillError(
                     f"{self._files[place.file]} changed while it was read; run the same command again"
@@ -196,7 +200,7 @@ class _Spools:
 
     def _file(self, number: int) -> BinaryIO:
         if number not in self._open:
-            self._open[number] = self._files[number].open("rb")
+            self._open[number] = open_spool(self._files[number])
             if len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
         return self._open[number]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from jobs.duration import parse_duration
-
-__all__ = ["cells", "clip", "count", "duration", "parse_duration", "plural", "rate", "size", "table"]
+__all__ = ["cells", "clip", "count", "duration", "plural", "rate", "size", "table"]
 
 
 def duration(seconds: float | None) -> str:

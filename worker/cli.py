@@ -38,7 +38,8 @@ SOLO_FLAGS = {
 }
 """Flags of modes in which lines run one at a time, each with the one that it does nothing without."""
 LEAST_KEPT_S = 60.0
-COMMAND_TIMEOUT_S = 5.0
+REDIS_TIMEOUT_S = 5.0
+"""A worker rides out an outage by itself, and must hear of it soon."""
 MARKS_TIMEOUT_S = 1.0
 """Generation waits for one short command per wave of lines, and for no longer than this."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -273,10 +274,10 @@ def serve(url: str, settings: ServiceSettings) -> int:
     from jobs.connect import connect, translated
 
     with translated(url):
-        connection = connect(url, timeout_s=COMMAND_TIMEOUT_S, retries=1)
+        connection = connect(url, timeout_s=REDIS_TIMEOUT_S, retries=1)
         settings = replace(settings, groups=without_trouble(connection, machine(), settings.groups))
         marks = connect(url, timeout_s=MARKS_TIMEOUT_S, retries=1)
-        pulse = connect(url, timeout_s=COMMAND_TIMEOUT_S, retries=1)
+        pulse = connect(url, timeout_s=REDIS_TIMEOUT_S, retries=1)
         service = Service(connection, pulse, settings, marks_connection=marks)
         check_permissions(connection, service.name)
         return service.run()

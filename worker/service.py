@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import redis.exceptions
 
+from jobs.connect import refusing
 from jobs.errors import BatchNotFoundError, LineError, ModelLoadError, RefusedError, SickModelError
 from jobs.line import Defaults
 from jobs.shard import Group, decode_lines
@@ -323,15 +324,27 @@ class Service:
             log.warning("Redis lost records of %s; its lines go back", held.job_id, extra={"action": "records_lost"})
             self._return(held)
         self._forget(held)
-        if end is End.FINISHED:
-            self.writer.persistently(lambda: self.rq.acknowledge(held.lease, self._now() - held.taken_at))
-            if not self.held:
-                self.rq.show_state(busy=False)
-        elif end is End.LOST:
-            # The lease stays: when it runs out, recovery sees whether anybody else has the shard.
+        if end in (End.FINISHED, End.REFUSED):
+            self._acknowledge(held)
+        if end in (End.LOST, End.REFUSED):
+            # The lease of a lost one stays: when it runs out, recovery sees whether anybody else has the shard.
             for index in tuple(held.remaining):  # other threads may change it
                 self.compute.cancel(held.group, held.key(index))
         self._wake()
+
+    def _acknowledge(self, held: HeldShard) -> None:
+        """Writer thread: nothing of the shard is left to do, here or elsewhere."""
+
+        def step() -> None:
+            with refusing(f"job {held.job_id}"):
+                self.rq.acknowledge(held.lease, self._now() - held.taken_at)
+
+        try:
+            self.writer.persistently(step)
+        except RefusedError as error:
+            log.warning("%s", error, extra={"action": "refuse_job"})
+        if not self.held:
+            self.rq.show_state(busy=False)
 
     def let_go(self, held: HeldShard) -> None:
         """Pulse or compute thread: the shard was taken over, or its batch has ended."""

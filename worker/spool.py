@@ -17,7 +17,7 @@ import orjson
 import redis.exceptions
 
 from jobs.batch import Batch
-from jobs.errors import BatchNotFoundError, StaleAttemptError
+from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
 from jobs.spool import OFFERED, SUFFIX, SpoolEntry, encode_entry, encode_header, read_entries, read_header
 from jobs.store import Attempt, FinishedLine, Store
 
@@ -30,6 +30,7 @@ SWEEP_S = 3600.0
 RETRY_S = 30.0
 """How long a disk that refused a record is left alone."""
 OPEN_FILES = 32
+LOCK = ".lock"
 OFFERED_BYTES = 4 * 2**20
 """Records offered to Redis at a time, or a single longer one."""
 BATCH_FOLDER = re.compile(r"b_[0-9A-Z]{26}")
@@ -249,7 +250,7 @@ class Spool:
                 _mark_offered(path)
         except BatchNotFoundError:
             return 0  # it may be another Redis's: then that one's next worker offers it
-        except (OSError, ValueError, KeyError, TypeError) as error:  # on the disk, or what Redis says of the batch
+        except (RefusedError, OSError, ValueError, KeyError, TypeError) as error:  # the disk, or what Redis keeps of it
             log.warning("%s cannot be offered: %s", path, error, extra={"action": "spool_unreadable"})
             return 0
         return offered
@@ -262,17 +263,21 @@ class Spool:
             return
         self._swept_at = self._clock()
         before = self._now() - self._keep_s
-        with suppress(OSError):  # what cannot be removed now is looked at again
-            for path in self.folder.glob("*.lock"):
-                if path.stat().st_mtime < before:
-                    with self._dead(path.name.removesuffix(".lock")):
-                        pass
-            for folder in self.folder.iterdir():
-                if BATCH_FOLDER.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
-                    _remove_old(folder, before)
+        with suppress(OSError):
+            for path in self.folder.iterdir():
+                with suppress(OSError):  # what cannot be removed now is looked at again
+                    self._sweep(path, before)
+
+    def _sweep(self, path: Path, before: float) -> None:
+        if path.name.endswith(LOCK):
+            if path.stat().st_mtime < before:
+                with self._dead(path.name.removesuffix(LOCK)):
+                    pass
+        elif BATCH_FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            _remove_old(path, before)
 
     def _lock_path(self, stem: str) -> Path:
-        return self.folder / f"{stem}.lock"
+        return self.folder / f"{stem}{LOCK}"
 
 
 def _offer_records(store: Store, path: Path, batch_id: str, stop: Callable[[], bool]) -> int:

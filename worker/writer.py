@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import redis.exceptions
 
-from jobs.errors import StaleAttemptError
+from jobs.errors import RefusedError, StaleAttemptError
 from jobs.spool import SpoolEntry
 from jobs.store import FinishedLine, Store
 from worker.ended import EndedLine, FailedLine, may_pass, record_of
@@ -44,6 +44,8 @@ class End(enum.Enum):
     """Its lease went to another worker, and whatever this one still does for it is void."""
     INCOMPLETE = "incomplete"
     """Redis no longer has all records that were stored, as after a crash: the rest must be generated again."""
+    REFUSED = "refused"
+    """What Redis keeps of it is not ours: nothing can be stored."""
 
 
 Outcome = FinishedLine | EndedLine | None
@@ -222,6 +224,9 @@ class Writer(threading.Thread):
             else:
                 self._lost(held, stale)
             return
+        except RefusedError as error:
+            self._refused(held, error)
+            return
         except redis.exceptions.RedisError as error:
             log.error("gave up noting a failed attempt at line %d of %s: %s", item.index, held.job_id, error)
             return
@@ -249,25 +254,38 @@ class Writer(threading.Thread):
                 return
             self._settle(len(lines))
             self._lost(held, stale)
-        except redis.exceptions.RedisError as error:
-            if not self._given_up.is_set():
-                log.error("shard %s is stored, but not closed in RQ's books: %s", held.job_id, error)
+        except RefusedError as error:
+            self._settle(len(lines))
+            self._refused(held, error)
+        except redis.exceptions.RedisError:
+            pass  # given up: see end(), which says what is left
 
     def _lost(self, held: HeldShard, stale: StaleAttemptError) -> None:
         log.warning("%s; its lines are dropped here", stale, extra={"action": "lease_lost"})
         self._end(held, End.LOST)
 
+    def _refused(self, held: HeldShard, error: RefusedError) -> None:
+        log.error("%s; the shard is dropped", error, extra={"action": "refuse_shard"})
+        self._end(held, End.REFUSED)
+
     def _end(self, held: HeldShard, end: End) -> None:
         held.ended.set()
-        self._on_ended(held, end)
+        try:
+            self._on_ended(held, end)
+        except redis.exceptions.RedisError as error:
+            if not self._given_up.is_set():
+                log.error("shard %s has ended, but is not closed in RQ's books: %s", held.job_id, error)
 
     def persistently(self, step: Callable[[], T]) -> T:
-        """Try until Redis takes it: what was generated is not thrown away because Redis is out for minutes."""
+        """Try until Redis takes it: what was generated is not thrown away because Redis is out for minutes.
+
+        What is no outage is raised: :class:`StaleAttemptError`, :class:`RefusedError`.
+        """
         attempt = 0
         while self._error is None or not self._given_up.is_set():
             try:
                 result = step()
-            except StaleAttemptError:
+            except (StaleAttemptError, RefusedError):
                 self._error = None
                 raise
             except redis.exceptions.RedisError as error:
@@ -286,7 +304,7 @@ class Writer(threading.Thread):
         self._out_since = self._delivered
         kept = "memory" if self._spool is None or not self._spool.usable else f"{self._spool.folder}"
         if isinstance(error, redis.exceptions.OutOfMemoryError):
-            message = "Redis is full: purge batches or raise its maxmemory; until then finished records are kept in %s"
+            message = "Redis is full: raise its maxmemory; until then finished records are kept in %s"
             log.error(message, kept, extra={"action": "redis_full"})
         else:
             message = "Redis is out (%s); until it is back finished records are kept in %s"

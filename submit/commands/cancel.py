@@ -39,12 +39,12 @@ def command(names: tuple[str, ...], redis_url: str | None, as_json: bool) -> int
                 status = error.exit_status
                 continue
             batch = store.batch(batch_id)
-            click.echo(_said(batch) if now else f"batch {batch_id} was cancelled already", err=True)
+            click.echo(_said(batch, "is cancelled" if now else "was cancelled already"), err=True)
             if as_json:
                 click.echo(orjson.dumps(batch.as_dict(store.now())).decode())
     return status
 
 
-def _said(batch: Batch) -> str:
+def _said(batch: Batch, what: str) -> str:
     kept = batch.finished - batch.unrun
-    return f"batch {batch.id} is cancelled: {kept:,} of {plural(batch.total, 'line')} finished, {batch.unrun:,} not run"
+    return f"batch {batch.id} {what}: {kept:,} of {plural(batch.total, 'line')} finished, {batch.unrun:,} not run"

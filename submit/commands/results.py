@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import click
 import orjson
 
+from jobs.duration import parse_duration
 from jobs.errors import BatchNotFoundError, RefusedError
 from submit.formats import FORMATS
 from submit.options import json_option, open_store, redis_option
-from submit.text import parse_duration, plural
+from submit.text import plural
 
 if TYPE_CHECKING:
     from jobs.store import Store

@@ -9,10 +9,11 @@ import click
 import orjson
 
 from jobs.batch import PRIORITIES
+from jobs.duration import parse_duration
 from jobs.errors import RefusedError
 from submit.feedback import SHOWN_PROBLEMS, json_errors, read_display
 from submit.options import defaults_from, json_option, open_store, parameter_options, redis_option
-from submit.text import parse_duration, plural
+from submit.text import plural
 
 if TYPE_CHECKING:
     from jobs.store import Store

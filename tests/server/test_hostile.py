@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 import zlib
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -11,18 +14,29 @@ import pytest
 
 from jobs.batch import new_batch_id, queue_name
 from jobs.connect import connect
-from jobs.errors import RefusedError
-from jobs.keys import BATCHES, UPLOADING, BatchKeys, worker_key
+from jobs.ending import cancel, expire_due
+from jobs.errors import LineError, RefusedError
+from jobs.keys import BATCHES, EXPIRING, UPLOADING, BatchKeys, worker_key
+from jobs.line import Job
+from jobs.record import Choice
+from jobs.retrying import resume, retry
 from jobs.rqjobs import JOB_FUNCTION
-from jobs.shard import Group
-from jobs.store import Store
+from jobs.shard import Group, pack
+from jobs.store import UPLOAD_LEASE_S, Store
+from jobs.upkeep import upkeep
 from submit.workers import Workers
 from tests.hostile import ENTRIES, job_data, put_job
-from tests.pool import MODEL, make_batch, prompts, watched
+from tests.pool import MODEL, make_batch, prompts, watched, work
+from worker.ended import EndedLine, FailedLine
 from worker.service import Service, ServiceSettings
 
 QUEUE = queue_name(MODEL, "normal")
 LIST = f"rq:queue:{QUEUE}"
+
+
+def refuse(_job: Job) -> list[Choice]:
+    """Every line fails."""
+    raise LineError("internal_error", None, "no")
 
 
 @pytest.fixture
@@ -196,6 +210,192 @@ def test_hostile_batches_are_left_out_of_the_list(store: Store) -> None:
     for batch_id in bad:
         with pytest.raises(RefusedError, match="damaged"):
             store.batch(batch_id)
+
+
+@pytest.mark.parametrize("field", ["defaults", "x"])
+def test_a_giant_batch_is_not_loaded(store: Store, field: str) -> None:
+    """Whichever of its fields it is: asked for by name it is refused with its size, and lists go without it."""
+    batch_id = make_batch(store, prompts(1))
+    store.connection.hset(BatchKeys(batch_id).info, field, b"x" * 5_000_000)
+    with pytest.raises(RefusedError, match=r"50\d{5} bytes"):
+        store.batch(batch_id)
+    assert store.batches() == []
+
+
+def test_a_batch_of_many_fields_is_not_loaded(store: Store) -> None:
+    """Ours have two dozen."""
+    batch_id = make_batch(store, prompts(1))
+    store.connection.hset(BatchKeys(batch_id).info, mapping={str(number): "" for number in range(100)})
+    with pytest.raises(RefusedError, match="too many fields"):
+        store.batch(batch_id)
+
+
+def test_defaults_that_could_not_be_read_back_are_refused(store: Store) -> None:
+    """Before anything of the batch is stored."""
+    with pytest.raises(RefusedError, match="give in the lines"):
+        make_batch(store, prompts(1), metadata={"note": "x" * 3_000_000})
+    assert store.connection.keys("promptmill:*") == []
+
+
+def test_hostile_entries_of_what_expires_stop_no_other(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """Each that is no batch is said once and taken off the list; the batch behind them expires."""
+    good, text = (make_batch(store, prompts(1)) for _ in range(2))
+    store.connection.hset(BatchKeys(good).info, "expires_at", 3.0)
+    store.connection.hset(BatchKeys(text).info, "expires_at", "soon")
+    store.connection.rpush(BatchKeys("wrong").info, "x")
+    store.connection.zadd(EXPIRING, {b"\xff" * 1000: 1, "wrong": 1, text: 2, "gone": 2, good: 3})
+    assert expire_due(store) == [good]
+    assert store.connection.zcard(EXPIRING) == 0
+    assert [record.__dict__["action"] for record in caplog.records] == ["refuse_expiry"] * 3
+    assert len(caplog.text) < 2000
+
+
+def test_what_expires_may_be_of_another_type(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """It is said with its key, and the rest of the upkeep is done."""
+    store.connection.set(EXPIRING, "x")
+    store.connection.zadd(UPLOADING, {b"\xff": 1})
+    upkeep(store)
+    assert EXPIRING in caplog.text
+    assert store.connection.zcard(UPLOADING) == 0
+
+
+def test_a_queue_of_another_type_keeps_no_batch_from_ending(store: Store) -> None:
+    """The batch's other queues are cleared, and that one is left as it is."""
+    batch_id = make_batch(store, prompts(1))
+    store.connection.set("rq:queue:wrong", "x")
+    store.connection.sadd(BatchKeys(batch_id).queues, "wrong")
+    assert cancel(store, batch_id)
+    assert store.connection.llen(LIST) == 0
+    assert store.connection.get("rq:queue:wrong") == b"x"
+
+
+def _no_lines(store: Store, keys: BatchKeys) -> None:
+    store.connection.set(keys.payload(0), pack(b'{"runs":[]}'))
+
+
+def _giant_records(store: Store, keys: BatchKeys) -> None:
+    store.connection.setrange(keys.compacted(0), 200_000_000, "x")
+
+
+def _records_of_another_type(store: Store, keys: BatchKeys) -> None:
+    store.connection.delete(keys.compacted(0))
+    store.connection.set(keys.records(0), "x")
+
+
+def _odd_records(store: Store, keys: BatchKeys) -> None:
+    store.connection.set(keys.compacted(0), pack(b'{"index":[],"error":{}}'))
+
+
+def _odd_table(store: Store, keys: BatchKeys) -> None:
+    store.connection.zadd(keys.table, {b"[1]": 0})
+
+
+def _number_that_is_a_list(store: Store, keys: BatchKeys) -> None:
+    store.connection.zadd(keys.table, {b"[[1],0,0,1]": 1})
+
+
+DAMAGE = [_no_lines, _giant_records, _records_of_another_type, _odd_records, _odd_table, _number_that_is_a_list]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_batch_is_not_retried(store: Store, damage: Callable[[Store, BatchKeys], None]) -> None:
+    """Its retry is refused in words."""
+    batch_id = make_batch(store, prompts(1))
+    work(store, batch_id, answer=refuse)
+    damage(store, BatchKeys(batch_id))
+    with pytest.raises(RefusedError):
+        retry(store, batch_id)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_hostile_retries_stop_no_other(
+    store: Store, damage: Callable[[Store, BatchKeys], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was listed as a retry and is none is taken off; one that cannot go on is said, and the good one goes on."""
+    bad, good = (make_batch(store, prompts(1)) for _ in range(2))
+    for batch_id in (bad, good):
+        work(store, batch_id, answer=refuse)
+        store.connection.hset(BatchKeys(batch_id).info, "status", "in_progress")
+    damage(store, BatchKeys(bad))
+    store.connection.rpush(BatchKeys("wrong").info, "x")
+    store.connection.zadd(UPLOADING, {b"\xff": 1, "wrong": 1, bad: 2, good: 3})
+    late = Store(store.connection, server_time=lambda: time.time() + UPLOAD_LEASE_S + 5)
+    assert resume(late) == [good]
+    assert store.connection.zrange(UPLOADING, 0, -1) == [bad.encode()]
+    actions = [record.__dict__["action"] for record in caplog.records]
+    assert actions == ["refuse_retry", "refuse_retry", "retry_stuck"]
+    assert cancel(store, bad)
+
+
+@pytest.mark.parametrize("fence", [b"x", b"", b"9" * 5000, None])
+def test_a_hostile_fence_ends_its_attempt_alone(store: Store, fence: bytes | None) -> None:
+    """The pulse lets go of that shard, whatever stands where its fence was, and keeps the others."""
+    attempts = [store.claim(make_batch(store, prompts(1)), 0) for _ in range(2)]
+    held = [attempt for attempt in attempts if attempt is not None]
+    keys = BatchKeys(held[0].batch_id)
+    if fence is None:
+        store.connection.set(keys.fences, "x")
+    else:
+        store.connection.hset(keys.fences, "0", fence)
+    assert store.standing(held, store.connection) == [False, True]
+
+
+@pytest.mark.parametrize("key", ["records", "info", "finished"])
+def test_a_shard_that_cannot_be_stored_ends_alone(
+    store: Store, service: Service, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    """It is no outage: the shard is dropped and said, and the next one's records are stored."""
+    bad, good = (make_batch(store, prompts(1)) for _ in range(2))
+    for _ in range(2):
+        assert service._take_one()
+    held, other = service.held[f"{bad}-0"], service.held[f"{good}-0"]
+    keys = BatchKeys(bad)
+    if key == "info":
+        store.connection.hset(keys.info, "failed", "x")
+    else:
+        store.connection.set(keys.records(0) if key == "records" else keys.finished, "x")
+    for shard in (held, other):
+        service.writer.put(FailedLine(shard, 0, "internal_error", "no", None, 0.0))
+    service.writer.stop()
+    service.writer.run()
+    assert service.held == {}
+    assert service.writer.unstored == 0
+    assert store.batch(good).status == "completed"
+    assert [record.__dict__["action"] for record in caplog.records] == ["refuse_shard"]
+    assert store.connection.zcard(f"rq:wip:{QUEUE}") == 0
+
+
+def test_a_lease_that_cannot_be_closed_stops_no_writer(
+    store: Store, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was generated is stored all the same."""
+    batch_id = make_batch(store, prompts(1))
+    assert service._take_one()
+    [held] = service.held.values()
+    store.connection.delete(f"rq:wip:{QUEUE}")
+    store.connection.set(f"rq:wip:{QUEUE}", "x")
+    service.writer.put(FailedLine(held, 0, "internal_error", "no", None, 0.0))
+    service.writer.stop()
+    service.writer.run()
+    assert store.batch(batch_id).status == "completed"
+    assert [record.__dict__["action"] for record in caplog.records] == ["refuse_job"]
+
+
+def test_a_failed_attempt_that_cannot_be_noted_ends_its_shard(
+    store: Store, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As records that cannot be stored do."""
+    batch_id = make_batch(store, prompts(1))
+    assert service._take_one()
+    [held] = service.held.values()
+    store.connection.set(BatchKeys(batch_id).tries(0), "x")
+    failure: Any = SimpleNamespace(code="internal_error", message="no", passing=True)
+    service.writer.put(EndedLine(held, 0, None, SimpleNamespace(error=failure, sequences=[]), 0.0))
+    service.writer.stop()
+    service.writer.run()
+    assert [record.__dict__["action"] for record in caplog.records] == ["refuse_shard"]
+    assert service.held == {}
+    assert store.connection.zcard(f"rq:wip:{QUEUE}") == 0
 
 
 def test_hostile_states_of_workers_are_not_shown(store: Store) -> None:

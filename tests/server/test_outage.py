@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.connect import connect
+from jobs.keys import BatchKeys
 from jobs.shard import Group
 from jobs.spool import read_entries
 from jobs.store import Store
@@ -110,7 +111,7 @@ def test_a_full_redis_is_an_outage_with_its_own_remedy(
     until(lambda: said(caplog, "redis_back"), "all is delivered")
     assert store.batch(batch).status == "completed"
     [full] = said(caplog, "redis_full")
-    assert full.startswith("Redis is full: purge batches or raise its maxmemory; until then finished records are kept")
+    assert full.startswith("Redis is full: raise its maxmemory; until then finished records are kept")
 
 
 def test_a_worker_that_ends_in_an_outage_leaves_its_records_to_the_next(
@@ -230,6 +231,23 @@ def test_damaged_files_are_offered_as_far_as_they_are_sound(
     assert Spool(tmp_path / "spool", "next").offer(store) == 1
     assert store.batch(batch).failed == 1
     assert len(said(caplog, "spool_damaged")) == 2
+
+
+@pytest.mark.parametrize("key", ["info", "fences"])
+def test_a_damaged_batch_keeps_no_other_from_being_offered(
+    store: Store, make_service: MakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    """Its file is said and stays; the others' records are stored."""
+    bad, good = (make_batch(store, prompts(2)) for _ in range(2))
+    for batch in (bad, good):
+        leave(store, make_service(), tmp_path / "spool", batch)
+    damaged = getattr(BatchKeys(bad), key)
+    store.connection.delete(damaged)
+    store.connection.set(damaged, "x")
+    assert Spool(tmp_path / "spool", "next").offer(store) == 2
+    assert store.batch(good).failed == 2
+    [message] = said(caplog, "spool_unreadable")
+    assert bad in message
 
 
 def test_what_a_full_redis_does_not_take_is_offered_again(

@@ -226,6 +226,7 @@ def test_cancel_in_the_middle_of_a_retry_wins(store: Store, monkeypatch: pytest.
         retry(store, batch_id)
     monkeypatch.undo()
     assert queued(store) == []
+    assert not store.connection.exists(f"rq:job:{batch_id}-0")  # which was to be queued
     assert [index for index, ok in agreed(store, batch_id).items() if not ok] == [3, 110]
     assert retry(store, batch_id) == 2
     work(store, batch_id)

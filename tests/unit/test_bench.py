@@ -60,7 +60,7 @@ def test_the_report_has_medians_spreads_and_ratios(results: Path) -> None:
 
 
 def test_the_report_says_which_goals_are_met(results: Path) -> None:
-    """Each goal of the brief stands with what was measured."""
+    """Each goal stands with what was measured."""
     page = render(read(results))
     assert cells(page, "small: rows' own params, of the limit")[1:] == ["≥ 0.85", "0.900", "met"]
     assert cells(page, "small: end to end, of the engine alone")[1:] == ["≥ 0.95", "0.900", "**missed**"]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 import pytest
 
+from jobs import spool
 from jobs.batch import Batch, new_batch_id
-from jobs.spool import SpoolEntry
+from jobs.spool import OFFERED, SUFFIX, SpoolEntry
 from jobs.store import FinishedLine
+from submit import from_spool
 from submit.cli import main
 from worker.spool import Spool
 
@@ -72,6 +74,48 @@ def test_the_best_record_of_a_line_wins(tmp_path: Path, capsysbinary: pytest.Cap
     for paths in ([tmp_path / of.id], sorted((tmp_path / of.id).iterdir()), [tmp_path, tmp_path]):
         assert main(["results", of.id, "--from-spool", *map(str, paths)]) == 0
         assert [record["text"] for record in lines(capsysbinary.readouterr().out)] == ["late", "good", "first"]
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_worker_that_starts_meanwhile_renames_files(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """Whenever it does, all records are found: before the headers are read, before the records are, or between."""
+    of = batch(total=2)
+    spooled(tmp_path, of, entry(of, 0), entry(of, 1))
+    [path] = tmp_path.glob("*/*.jsonl")
+    real, opened = from_spool.open_spool, 0
+
+    def renaming(wanted: Path) -> BinaryIO:
+        nonlocal opened
+        if opened == after:
+            path.rename(path.with_name(path.name.removesuffix(SUFFIX) + OFFERED))
+        opened += 1
+        return real(wanted)
+
+    monkeypatch.setattr(from_spool, "open_spool", renaming)
+    monkeypatch.setattr(spool, "open_spool", renaming)
+    assert main(["results", "nightly", "--from-spool", str(tmp_path)]) == 0
+    assert opened > after
+    assert [record["id"] for record in lines(capsysbinary.readouterr().out)] == ["row-0", "row-1"]
+
+
+def test_a_file_that_goes_away_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changed under the reader, who is to try again."""
+    of = batch(total=1)
+    spooled(tmp_path, of, entry(of, 0))
+    real = from_spool.Output
+
+    def removing(*arguments: Any) -> Any:
+        for path in tmp_path.glob("*/*.jsonl"):
+            path.unlink()
+        return real(*arguments)
+
+    monkeypatch.setattr(from_spool, "Output", removing)
+    assert main(["results", "nightly", "--from-spool", str(tmp_path)]) == 1
+    assert "changed while it was read; run the same command again" in capsys.readouterr().err
 
 
 def test_what_is_missing_failed_or_damaged_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

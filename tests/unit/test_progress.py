@@ -9,8 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from jobs.batch import Batch, Usage
+from jobs.duration import parse_duration
 from submit.progress import Progress, Rates, Window, bar_text
-from submit.text import cells, clip, count, duration, parse_duration, rate, table
+from submit.text import cells, clip, count, duration, rate, table
 
 
 class Terminal(io.StringIO):

@@ -204,6 +204,9 @@ def test_old_batches_are_removed_and_nothing_else(tmp_path: Path, clock: list[fl
     for of in (old, new):
         spool.append(of, [entry(of, 0)])
     spool.close(delivered=False)
+    for number in range(3):  # in these somebody else keeps a file
+        (tmp_path / f"b_{number:026}").mkdir()
+        (tmp_path / f"b_{number:026}" / ".DS_Store").touch()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "data.jsonl").touch()
     for path in tmp_path.rglob("*"):
@@ -216,4 +219,5 @@ def test_old_batches_are_removed_and_nothing_else(tmp_path: Path, clock: list[fl
     os.utime(path, (now[0], now[0]))
     clock[0] += SWEEP_S
     spool.sweep()
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [new.id, "mine"]
+    kept = [f"b_{number:026}" for number in range(3)]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [*kept, new.id, "mine"]

@@ -1,0 +1,66 @@
+"""What Redis knows of a batch, read with bounds: whoever may write to it may have put anything there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jobs.batch import Batch, parse_batch
+from jobs.connect import refusing, replies
+from jobs.errors import BatchNotFoundError, RefusedError
+from jobs.keys import BatchKeys
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+__all__ = ["MAX_GIVEN_BYTES", "read_batch", "read_batches"]
+
+MAX_INFO_BYTES = 4 * 2**20
+"""Nothing larger is loaded."""
+MAX_GIVEN_BYTES = 2 * 2**20
+"""Of that a batch's defaults and metadata; its name and models take the rest."""
+
+INFO = """
+-- A batch's hash, unless it is larger than any of ours.  KEYS: info.  ARGV: most bytes of its fields and values.
+local size = 0
+if redis.call('HLEN', KEYS[1]) > 64 then return redis.error_reply('FOREIGN it has too many fields') end
+for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do size = size + #name + redis.call('HSTRLEN', KEYS[1], name) end
+if size > tonumber(ARGV[1]) then return redis.error_reply('FOREIGN it has ' .. size .. ' bytes') end
+return redis.call('HGETALL', KEYS[1])
+"""
+
+
+def read_batch(connection: Redis, batch_id: str) -> Batch:
+    """The batch of this id.
+
+    Raises:
+        BatchNotFoundError: there is none.
+        RefusedError: what Redis keeps under its name is no batch.
+    """
+    read = connection.register_script(INFO)
+    with refusing(f"batch '{batch_id}'"):
+        return _batch(batch_id, read(keys=[BatchKeys(batch_id).info], args=[MAX_INFO_BYTES]))
+
+
+def read_batches(connection: Redis, ids: Sequence[str]) -> list[Batch]:
+    """Those of these batches that are there; what is none is left out."""
+    read = connection.register_script(INFO)
+    with connection.pipeline(transaction=False) as pipe:
+        for batch_id in ids:
+            read(keys=[BatchKeys(batch_id).info], args=[MAX_INFO_BYTES], client=pipe)
+        found = replies(pipe)
+    batches = []
+    for batch_id, info in zip(ids, found, strict=True):
+        if isinstance(info, list):
+            with contextlib.suppress(RefusedError):
+                batches.append(_batch(batch_id, info))
+    return batches
+
+
+def _batch(batch_id: str, stored: list[bytes]) -> Batch:
+    """The batch of a flat hash."""
+    fields = dict(zip(stored[::2], stored[1::2], strict=True))
+    if b"status" not in fields:
+        raise BatchNotFoundError(f"no batch '{batch_id}' here; `promptmill status` lists them")
+    return parse_batch(batch_id, fields)
