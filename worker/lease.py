@@ -282,7 +282,7 @@ class ShardWorker(BaseWorker):
         keys = [registry.key, queue.key, queue.intermediate_queue_key, f"{PREFIX}dequeued:{queue.name}"]
         keys.append(f"{PREFIX}watch:{queue.name}")
         for job_id in self._recover_leases(keys=keys, args=["rq:job:", ORPHAN_S, LEASE_S, UNWATCHED_S, *dead]):
-            log.info("%s lost its worker; queued again", job_id.decode(), extra={"action": "recover"})
+            log.info("%s is nobody's any more; queued again", job_id.decode(), extra={"action": "recover"})
 
     def _locally_dead(self, registry: StartedJobRegistry, alive: Callable[[int], bool]) -> list[bytes]:
         """The registry's entries of workers of this machine whose process is gone."""
