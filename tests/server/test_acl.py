@@ -12,6 +12,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
+from jobs.store import Store
+from tests.pool import watched
 from tests.servers import running_server
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +56,7 @@ def test_the_rules_are_enough_for_everything(server: str, tmp_path: Path) -> Non
         operator.hset(f"promptmill:dequeued:{queue}", moved, 1)
         leased = operator.lpop(f"rq:queue:{queue}").decode()
         operator.zadd(f"rq:wip:{queue}", {f"{leased}:abc": 1})
+        watched(Store(operator), queue)
         worked = command(worker, "--model", MODEL, "--max-idle-time", "7", program="worker")
         assert worked.returncode == 0, worked.stderr
         for arguments in (["status"], ["status", batch, "--json"], ["results", batch, "-o", str(out)]):
