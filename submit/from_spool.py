@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -136,6 +137,7 @@ def _files_of(name: str, folders: Iterable[Path]) -> tuple[list[Path], SpoolHead
 
 def _paths(folder: Path) -> list[Path]:
     if folder.is_dir():
+        _listable(folder)
         # Not is_file(): one that was renamed since is none under this name.
         return sorted(
             path for pattern in (f"*{SUFFIX}", f"*/*{SUFFIX}") for path in folder.glob(pattern) if not path.is_dir()
@@ -143,6 +145,14 @@ def _paths(folder: Path) -> list[Path]:
     if folder.is_file():
         return [folder]
     raise RefusedError(f"{folder} does not exist; give a worker's spool folder, a batch's folder in it, or a file")
+
+
+def _listable(folder: Path) -> None:
+    """Refuse folders that cannot be listed: their records would be missed without a word."""
+    inner = (path for path in folder.iterdir() if path.is_dir()) if os.access(folder, os.R_OK | os.X_OK) else ()
+    for path in (folder, *inner):
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise RefusedError(f"{path} cannot be read: you may not; give yourself the right, or run as its owner")
 
 
 class _Spools:

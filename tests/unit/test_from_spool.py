@@ -180,3 +180,12 @@ def test_a_batch_whose_size_is_not_known_is_not_called_complete(
     path.write_bytes(path.read_bytes()[10:])
     assert main(["results", of.id, "--from-spool", str(tmp_path)]) == 1
     assert "found 1 line; how many it has is not known" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_listed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its records would be missed without a word."""
+    closed = tmp_path / "b_1"
+    closed.mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: path != closed)
+    with pytest.raises(RefusedError, match="b_1 cannot be read: you may not"):
+        write_spooled("b_1", [tmp_path], tmp_path / "out.jsonl")
