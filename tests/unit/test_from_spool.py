@@ -10,6 +10,7 @@ import pytest
 
 from jobs import spool
 from jobs.batch import Batch, new_batch_id
+from jobs.errors import RefusedError
 from jobs.spool import OFFERED, SUFFIX, SpoolEntry
 from jobs.store import FinishedLine
 from submit import from_spool
@@ -188,4 +189,4 @@ def test_a_folder_that_cannot_be_listed_is_said(tmp_path: Path, monkeypatch: pyt
     closed.mkdir()
     monkeypatch.setattr("os.access", lambda path, mode: path != closed)
     with pytest.raises(RefusedError, match="b_1 cannot be read: you may not"):
-        write_spooled("b_1", [tmp_path], tmp_path / "out.jsonl")
+        from_spool.write_spooled("b_1", [tmp_path], tmp_path / "out.jsonl")
