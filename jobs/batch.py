@@ -118,6 +118,11 @@ class Batch:
         return self.status in ENDED
 
     @property
+    def fate(self) -> str:
+        """How it ended before its time, in words."""
+        return "has expired" if self.status == "expired" else f"was {self.status}"
+
+    @property
     def ended_at(self) -> float | None:
         """When it was completed, cancelled or expired; None while it runs."""
         return self.times.get(self.status) if self.done else None

@@ -132,7 +132,7 @@ def retry(store: Store, batch_id: str) -> int:
     if not _run(store, SEND, [keys.info, UPLOADING, keys.queues, "rq:queues"], arguments):
         latest = store.batch(batch_id)
         if latest.ended:
-            raise RefusedError(f"batch {batch_id} was {latest.status} while it was retried; retry it again")
+            raise RefusedError(f"batch {batch_id} {latest.fate} while it was retried; retry it again")
     return waiting.total - waiting.finished
 
 

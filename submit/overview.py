@@ -154,7 +154,7 @@ def _counted(batch: Batch, now: float, recent: Rates | None, waiting: str | None
     if batch.rejected:
         lines += f" ({batch.rejected:,} of them refused at submission)"
     if batch.unrun:
-        lines += f" ({batch.unrun:,} of them not run: the batch was {batch.status})"
+        lines += f" ({batch.unrun:,} of them not run: the batch {batch.fate})"
     usage = batch.usage
     tokens = f"{usage.prompt_tokens:,} prompt"
     if usage.cached_tokens:

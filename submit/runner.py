@@ -181,7 +181,7 @@ class _Run:
             self.note(f"batch {batch.id} is complete already: writing its results again")
         else:
             self.note(
-                f"batch {batch.id} was {batch.status}: `promptmill retry {batch.id}` lets this command go on with it; "
+                f"batch {batch.id} {batch.fate}: `promptmill retry {batch.id}` lets this command go on with it; "
                 "--restart runs all lines again"
             )
 
