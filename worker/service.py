@@ -397,14 +397,20 @@ class Service:
             self.spool.leave([held.attempt for held in left])
         self.pulse.stop()
         try:
-            if self.compute.failure is not None and self.compute.failed_group is not None:
-                reason = str(self.compute.failure) or type(self.compute.failure).__name__
-                # A line that fails its model again and again is one trouble, not many.
-                what = "{}:{}:{}".format(*self.compute.alone) if self.compute.alone is not None else self._life
-                note_trouble(self.store.connection, machine(), self.compute.failed_group, what, reason)
+            self._note_trouble()
             self.rq.end()
-        except redis.exceptions.RedisError as error:
+        except (redis.exceptions.RedisError, RefusedError) as error:
             log.warning("cannot deregister: %s; the registration expires by itself", error)
+
+    def _note_trouble(self) -> None:
+        """Leave word of the model that ended this worker, if one did."""
+        failure, group, alone = self.compute.failure, self.compute.failed_group, self.compute.alone
+        if failure is None or group is None:
+            return
+        # A line that fails its model again and again is one trouble, not many.
+        what = f"{alone[0]}:{alone[2]}" if alone is not None else self._life
+        with refusing(f"the trouble with {group.key}"):
+            note_trouble(self.store.connection, machine(), group, what, str(failure) or type(failure).__name__)
 
     def _drain(self) -> None:
         if self.compute.failure is not None or not self.compute.is_alive():

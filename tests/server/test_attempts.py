@@ -11,7 +11,7 @@ import pytest
 from redis.exceptions import ConnectionError as OutError
 
 from jobs.connect import connect
-from jobs.errors import ModelLoadError, StaleAttemptError
+from jobs.errors import ModelLoadError, SickModelError, StaleAttemptError
 from jobs.keys import trouble_key
 from jobs.results import ordered_records
 from jobs.shard import Group
@@ -244,3 +244,13 @@ def test_a_worker_whose_engine_failed_leaves_word(
     service._end()
     assert claimed(store, batch, "two").tries == {1: 1}
     assert store.connection.get(f"promptmill:trouble:{machine()}:{MODEL}:reason") == b"device lost"
+
+
+def test_a_line_that_breaks_its_model_each_time_is_one_trouble(store: Store, service: Service) -> None:
+    """Its shard is claimed under another fence in each life; the model is not to blame for it."""
+    batch = make_batch(store, prompts(2))
+    for fence in (1, 2, 3):
+        service.compute.failure, service.compute.failed_group = SickModelError("lost"), Group(MODEL)
+        service.compute.alone = (f"{batch}-0", fence, 1)
+        service._note_trouble()
+    assert store.connection.smembers(trouble_key(machine(), MODEL)) == {f"{batch}-0:1".encode()}
