@@ -150,3 +150,9 @@ def test_every_cache_of_mlx_lm_is_covered() -> None:
             covered |= {type(type(cache).merge([cache])).__name__ for cache in caches}
     assert {"KVCache", "BatchKVCache", "RotatingKVCache", "CacheList"} <= shipped
     assert shipped - covered == {*FALLING_BACK, *NOT_OF_MODELS}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_family_passes_its_trial_at_load(kind: str, tiny: Any) -> None:
+    """A worker sees at a model's load that it works, on a prompt of one token."""
+    Engine(tiny(kind)).warm_up()
