@@ -44,7 +44,7 @@ redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 local counted = redis.call('HMGET', KEYS[1], 'completed', 'completion_tokens', 'unrun')
 -- Lines that never got a record wait from here on; the others as their shards are reopened.
-redis.call('HINCRBY', KEYS[1], 'failed', -(counted[3] or 0))
+redis.call('HINCRBY', KEYS[1], 'failed', 0 - (counted[3] or 0))  -- not -0, which is no integer
 redis.call('HDEL', KEYS[1], 'unrun', 'completed_at', 'cancelled_at', 'cancelling_at', 'expired_at', 'expires_at',
   'finalizing_at', 'started_at')
 redis.call('HSET', KEYS[1], 'status', 'in_progress', 'retried_at', ARGV[2], 'carried', counted[1] or 0,
@@ -79,7 +79,7 @@ for i = 6, others - 1, 2 do
     redis.call('HDEL', KEYS[7], 'd' .. ARGV[i], 's' .. ARGV[i])
   end
 end
-redis.call('HINCRBY', KEYS[1], 'failed', -taken)
+redis.call('HINCRBY', KEYS[1], 'failed', 0 - taken)
 redis.call('DEL', KEYS[8], KEYS[11], KEYS[12])
 -- A worker that still holds the old lease must not acknowledge the new job away.
 for _, entry in ipairs(redis.call('ZRANGE', KEYS[10], 0, -1)) do
