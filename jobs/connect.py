@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.client import Pipeline
 
-__all__ = ["connect", "foreign_data", "redacted", "refusing", "replies", "translated"]
+__all__ = ["connect", "foreign_data", "full", "redacted", "refusing", "replies", "translated"]
 
 COMMAND_TIMEOUT_S = 10.0
 """A server that is silent for so long is taken for gone: nothing of ours blocks in Redis."""
@@ -64,11 +64,11 @@ def translated(url: str) -> Iterator[None]:
         raise RedisError(f"Redis at {address} refused the user: {error}; check the URL's user and password") from None
     except errors.NoPermissionError as error:
         raise RedisError(_not_allowed(url, error)) from None
-    except errors.OutOfMemoryError:
-        raise RedisError(f"Redis at {address} is full: give it more memory, or raise its maxmemory") from None
     except (errors.ConnectionError, errors.TimeoutError) as error:
         raise RedisError(f"cannot reach Redis at {address}: {error}; {_remedy(url, str(error))}") from None
     except errors.ResponseError as error:
+        if full(error):
+            raise RedisError(f"Redis at {address} is full: give it more memory, or raise its maxmemory") from None
         if _IN_SCRIPT.search(str(error)):
             raise RedisError(_not_allowed(url, error)) from None
         raise RedisError(f"Redis at {address} refused a command: {error}") from None
@@ -99,6 +99,11 @@ def _not_allowed(url: str, error: Exception) -> str:
         f"Redis at {redacted(url)} does not allow user '{user}' what is needed: {error}; "
         "give it the rules of deploy/redis/users.acl"
     )
+
+
+def full(error: Exception) -> bool:
+    """Whether a command was refused for want of memory; from within a script Redis 6.2 says so in words only."""
+    return "command not allowed when used memory" in str(error)
 
 
 def foreign_data(error: Exception) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import redis.exceptions
 
+from jobs.connect import full
 from jobs.errors import RefusedError, StaleAttemptError
 from jobs.spool import SpoolEntry
 from jobs.store import FinishedLine, Store
@@ -303,7 +304,7 @@ class Writer(threading.Thread):
             return
         self._out_since = self._delivered
         kept = "memory" if self._spool is None or not self._spool.usable else f"{self._spool.folder}"
-        if isinstance(error, redis.exceptions.OutOfMemoryError):
+        if full(error):
             message = "Redis is full: raise its maxmemory; until then finished records are kept in %s"
             log.error(message, kept, extra={"action": "redis_full"})
         else:
