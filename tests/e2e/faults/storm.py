@@ -9,6 +9,7 @@ was lost, doubled, stale or generated again without need.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import signal
 import sys
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import orjson
+from redis.exceptions import RedisError
 
 from tests.e2e.faults.auditor import Event, audit, begun_since, events, in_flight
 from tests.e2e.faults.pool import LEASE_S, QUICK_LEASE_S, UNSAVED_S, Pool, Submitted, Worker, job_lines
@@ -53,9 +55,12 @@ class Storm:
         return self.pool.worker("--drain", DRAIN_S)
 
     def supervise(self) -> None:
-        """Start dead workers again."""
+        """Start dead workers again, as after somebody mended what they left word of."""
         for place, worker in enumerate(self.running):
             if not worker.alive:
+                with contextlib.suppress(RedisError):
+                    for key in self.pool.store.connection.scan_iter("promptmill:trouble:*"):
+                        self.pool.store.connection.delete(key)
                 self.running[place] = self._start()
 
     def strike(self) -> None:
