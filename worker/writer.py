@@ -31,7 +31,7 @@ T = TypeVar("T")
 log = logging.getLogger("promptmill.worker")
 
 GATHER_S = 0.05
-"""How long finished lines may wait for others, so that one round trip stores many."""
+"""How long records may wait for others, so that one round trip stores many."""
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 END_S = 10.0
 """How long a worker that ends waits for Redis to take its last records."""
@@ -144,13 +144,10 @@ class Writer(threading.Thread):
             self._written.put(None)
 
     def _gather(self) -> list[EndedLine | FailedLine | HeldShard | None]:
+        """What has ended by now: it is in the spool at once, should the worker die."""
         items = [self._queue.get()]
-        deadline = time.monotonic() + GATHER_S
-        while items[-1] is not None:
-            try:
-                items.append(self._queue.get(timeout=max(deadline - time.monotonic(), 0)))
-            except queue.Empty:
-                break
+        while items[-1] is not None and not self._queue.empty():
+            items.append(self._queue.get())
         return items
 
     def _write_down(self, items: list[EndedLine | FailedLine | HeldShard]) -> None:
@@ -184,8 +181,12 @@ class Writer(threading.Thread):
         scribe.start()
         while True:
             pairs = [self._written.get()]
-            while not self._written.empty():
-                pairs.append(self._written.get())
+            deadline = time.monotonic() + GATHER_S
+            while pairs[-1] is not None:
+                try:
+                    pairs.append(self._written.get(timeout=max(deadline - time.monotonic(), 0)))
+                except queue.Empty:
+                    break
             self._deliver([pair for pair in pairs if pair is not None])
             if self._written.empty():
                 self._note_return()
