@@ -4,7 +4,7 @@ Threads, and who may touch what:
 
 - main: takes and claims shards, recovery, signals. Never MLX.
 - intake: checks, renders and tokenises lines.
-- compute: MLX, alone.
+- compute: MLX, alone; and one short command to Redis before lines begin (worker/marks.py).
 - writer: Redis writes; beside it the scribe: text, records, the spool.
 - pulse: leases and the published state; it must never wait for any of the others.
 """
