@@ -16,7 +16,7 @@ import mlx.core as mx
 from worker.engine import caches as batch_caches
 from worker.engine.decode import StepResult, Taken
 from worker.engine.draft import batch_of
-from worker.engine.lines import EngineStats, Line, check_tokens, in_flight, internal_error
+from worker.engine.lines import EngineStats, Line, check_tokens, in_flight, internal_error, key_of, without
 from worker.engine.lm import cache_budget
 from worker.engine.model import LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
@@ -125,11 +125,6 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self._lines or self._finished)
 
-    @property
-    def traces(self) -> int:
-        """How many sampling graphs were traced so far."""
-        return self._sampler.traces
-
     def add(self, line: PreparedLine) -> None:
         """Queue a line. One that can never fit ends in the next step with ``context_length_exceeded``.
 
@@ -162,7 +157,7 @@ class Engine:
 
     def admit(self, only: frozenset[Hashable] | None) -> None:
         """From now on only these lines begin; None: all. Lines under way go on."""
-        self._scheduler.admits = None if only is None else lambda ticket: ticket.owner.sequences[0].key in only
+        self._scheduler.admits = None if only is None else lambda ticket: key_of(ticket) in only
 
     def drop_pending(self) -> list[Hashable]:
         """Forget the lines that have not begun, and report nothing more of them; their keys."""
@@ -312,28 +307,25 @@ class Engine:
     def _begin_groups(self) -> None:
         now = self._clock()
         groups = self._scheduler.begin()
-        keys = dict.fromkeys(ticket.owner.sequences[0].key for tickets in groups for ticket in tickets)
+        keys = dict.fromkeys(key_of(ticket) for tickets in groups for ticket in tickets)
         if fresh := [key for key in keys if not self._lines[key].begun]:
-            groups = self._without(groups, self.on_begin(fresh))
+            refused = self.on_begin(fresh)
+            for key in refused:
+                self.cancel(key)
+            groups = without(groups, refused)
         for tickets in groups:
             for ticket in tickets:
                 self.stats.cached_tokens += ticket.cached
                 for row in ticket.owner.sequences:
                     if row.prefill_started is None:
                         row.prefill_started, row.cached_tokens = now, ticket.cached
-                line = self._lines[ticket.owner.sequences[0].key]
+                line = self._lines[key_of(ticket)]
                 if not line.begun:
                     line.begun = True
                     self._begun += 1
                     self.stats.prompt_tokens += len(line.prepared.prompt)
         self._groups.extend(PrefillGroup.of_prefix(self.model, prefix) for prefix in self._prefixes.planned())
         self._groups.extend(PrefillGroup(self.model, tickets) for tickets in groups)
-
-    def _without(self, groups: list[list[Ticket]], refused: frozenset[Hashable]) -> list[list[Ticket]]:
-        for key in refused:
-            self.cancel(key)
-        kept = ([one for one in tickets if one.owner.sequences[0].key not in refused] for tickets in groups)
-        return [tickets for tickets in kept if tickets]
 
     def _collect(self, result: StepResult) -> None:
         for taken in result.read():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from worker.engine.prefill import PrefillGroup
 from worker.engine.scheduler import Ticket
 from worker.engine.sequence import Failure, InFlight, PreparedLine, Sequence
 
-__all__ = ["EngineStats", "Line", "check_tokens", "in_flight", "internal_error"]
+__all__ = ["EngineStats", "Line", "check_tokens", "in_flight", "internal_error", "key_of", "without"]
 
 
 @dataclass(slots=True)
@@ -63,6 +64,18 @@ def check_tokens(line: PreparedLine, vocab_size: int) -> None:
     largest = max(0, *line.prompt, *line.eos, *line.sampling.logit_bias)
     if largest >= vocab_size:
         raise ValueError(f"token id {largest} is not in the model's vocabulary of {vocab_size}")
+
+
+def key_of(ticket: Ticket) -> Hashable:
+    """The key of the line that a ticket is of, as long as rows of it have still to start."""
+    key: Hashable = ticket.owner.sequences[0].key
+    return key
+
+
+def without(groups: list[list[Ticket]], refused: frozenset[Hashable]) -> list[list[Ticket]]:
+    """The groups of tickets without those of some lines, and none that is empty."""
+    kept = ([ticket for ticket in tickets if key_of(ticket) not in refused] for tickets in groups)
+    return [tickets for tickets in kept if tickets]
 
 
 def in_flight(line: Line, places: dict[Ticket, PrefillGroup]) -> InFlight:

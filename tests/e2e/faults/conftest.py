@@ -2,7 +2,7 @@
 
 A case starts workers in ``pool`` (the flags of ``stub.py`` say what they do to themselves), submits, breaks something,
 waits for the end, lets ``case.check`` audit each batch and notes its row with ``case.note``. One that is not
-representative is marked ``faults``; one known to fail is marked ``xfail``, its reason is shown on the page.
+representative is marked ``faults``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.faults.pool import QUICK_LEASE_S, Pool
-from tests.e2e.faults.table import Case, append
+from tests.e2e.faults.table import Case
 
 THOROUGH = "FAULTS" in os.environ
 """All cases, with leases of so many seconds: ``make faults`` has those of production."""
@@ -29,12 +29,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note for the table which cases are known to fail."""
-    if report.skipped and hasattr(report, "wasxfail"):
-        append({"case": report.nodeid.rpartition("/")[2], "reason": report.wasxfail.removeprefix("[NOTRUN] ")})
 
 
 @pytest.fixture
