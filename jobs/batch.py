@@ -105,6 +105,12 @@ class Batch:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     pool: str | None = None
+    schedule: str | None = None
+    """The schedule that submitted it."""
+    webhook: str | None = None
+    """The URL that is told of its end."""
+    keep_s: float | None = None
+    """Seconds for which it is kept once it is done; None: until it is purged."""
     unrun: int = 0
     """Lines of ``failed`` that were not finished when the batch was cancelled or expired: none has a stored record."""
     carried: int = 0
@@ -136,6 +142,11 @@ class Batch:
     def done(self) -> bool:
         return self.status in DONE
 
+    @property
+    def paused(self) -> bool:
+        """Whether it was held back by its owner; lines that were begun are finished."""
+        return "paused" in self.times and not self.done
+
     def elapsed(self, now: float) -> float:
         """Seconds from the first line's start to the end, or to ``now`` while it runs."""
         start = self.times.get("started")
@@ -166,6 +177,8 @@ class Batch:
             "source": self.source,
             "models": list(self.models),
             "priority": self.priority,
+            "schedule": self.schedule,
+            "paused": self.paused,
             **shown,
             "request_counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
             "usage": self.usage.as_dict(),
@@ -212,6 +225,9 @@ def _parsed(batch_id: str, stored: Mapping[bytes, bytes]) -> Batch:
         defaults=_object(text.get("defaults", "{}")),
         metadata=_object(text.get("metadata", "{}")),
         pool=text.get("pool") or None,
+        schedule=text.get("schedule") or None,
+        webhook=text.get("webhook") or None,
+        keep_s=float(text["keep_s"]) if text.get("keep_s") else None,
         unrun=int(text.get("unrun", 0)),
         carried=int(text.get("carried", 0)),
         carried_tokens=int(text.get("carried_tokens", 0)),

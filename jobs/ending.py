@@ -12,7 +12,8 @@ from typing import cast
 from jobs.batch import Batch
 from jobs.connect import refusing
 from jobs.errors import RefusedError
-from jobs.keys import EXPIRING, UPLOADING, BatchKeys
+from jobs.keys import EXPIRING, STARTING, UPLOADING, BatchKeys
+from jobs.scripts import ENDED
 from jobs.store import Store
 
 __all__ = ["CLEAR", "cancel", "current", "expire_due"]
@@ -42,9 +43,10 @@ end
 
 END = (
     CLEAR
+    + ENDED
     + """
 -- End a batch that is in progress; what it was before is returned.
--- KEYS: info, uploading, expiring, queues.  ARGV: batch id, cancelled or expired, now, pending prefix.
+-- KEYS: info, uploading, expiring, queues, starting.  ARGV: batch id, cancelled or expired, now, pending prefix.
 if redis.replicate_commands then redis.replicate_commands() end
 local status = redis.call('HGET', KEYS[1], 'status')
 if status ~= 'in_progress' then
@@ -62,7 +64,10 @@ local unrun = (counted[1] or 0) - (counted[2] or 0) - (counted[3] or 0)
 -- What only removes goes first: after it, a server that is out of memory takes the rest of a script too.
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('HSET', KEYS[1], 'status', ARGV[2], ARGV[2] .. '_at', ARGV[3], 'unrun', string.format('%d', unrun))
+redis.call('ZREM', KEYS[5], ARGV[1])
+redis.call('HDEL', KEYS[1], 'starts_at', 'paused_at')
+redis.call('HSET', KEYS[1], 'unrun', string.format('%d', unrun))
+ended(KEYS[1], ARGV[2], ARGV[3])
 if ARGV[2] == 'cancelled' then redis.call('HSET', KEYS[1], 'cancelling_at', ARGV[3]) end
 redis.call('HINCRBY', KEYS[1], 'failed', unrun)
 -- Jobs that pend are those of a retry that has not queued them yet.
@@ -144,7 +149,7 @@ def _end(store: Store, batch_id: str, status: str) -> str | None:
         before = cast(
             "bytes | None",
             store.connection.register_script(END)(
-                keys=[keys.info, UPLOADING, EXPIRING, keys.queues],
+                keys=[keys.info, UPLOADING, EXPIRING, keys.queues, STARTING],
                 args=[batch_id, status, repr(store.now()), keys.pending("")],
             ),
         )

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BATCHES", "EXPIRING", "PREFIX", "UPLOADING", "BatchKeys", "run_key", "trouble_key", "worker_key"]
+__all__ = [
+    "BATCHES",
+    "EXPIRING",
+    "KEEPING",
+    "PAUSED",
+    "PREFIX",
+    "STARTING",
+    "UPLOADING",
+    "WEBHOOKS",
+    "BatchKeys",
+    "run_key",
+    "trouble_key",
+    "worker_key",
+]
 
 PREFIX = "promptmill:"
 BATCHES = PREFIX + "batches"
@@ -13,6 +26,14 @@ UPLOADING = PREFIX + "uploading"
 """Sorted set of batches being uploaded or retried, by the last sign of life of who does it."""
 EXPIRING = PREFIX + "expiring"
 """Sorted set of batches that end by themselves, by the time at which they do (of Redis' clock)."""
+STARTING = PREFIX + "starting"
+"""Sorted set of batches that wait for their time, by that time (of Redis' clock)."""
+KEEPING = PREFIX + "keeping"
+"""Sorted set of batches that are done, by the time at which they are removed (of Redis' clock)."""
+WEBHOOKS = PREFIX + "webhooks"
+"""Sorted set of batches whose end is to be told to a webhook, by the time of the next try (of Redis' clock)."""
+PAUSED = PREFIX + "paused"
+"""Hash: name of a worker, or of all workers so named on a host -> when it was paused."""
 
 
 def worker_key(name: str) -> str:

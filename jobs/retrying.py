@@ -18,10 +18,10 @@ from jobs.batch import Batch, queue_name
 from jobs.connect import refusing
 from jobs.ending import CLEAR
 from jobs.errors import PromptmillError, RefusedError
-from jobs.keys import EXPIRING, UPLOADING, BatchKeys
+from jobs.keys import EXPIRING, KEEPING, UPLOADING, WEBHOOKS, BatchKeys
 from jobs.line import Defaults, check_line
 from jobs.rqjobs import RqJobs
-from jobs.scripts import ENQUEUE
+from jobs.scripts import ENDED, ENQUEUE
 from jobs.shard import MAX_SHARD_BYTES, Group, decode_lines, unpack
 from jobs.store import REJECTED_GROUP, UPLOAD_LEASE_S, Store
 
@@ -33,7 +33,7 @@ BEGIN = (
     CLEAR
     + """
 -- Make a batch that is done live again, with nothing to do yet; 0 where it runs, or was never live.
--- KEYS: info, uploading, expiring, queues, fences.  ARGV: batch id, now.
+-- KEYS: info, uploading, expiring, queues, fences, keeping, webhooks.  ARGV: batch id, now.
 local status = redis.call('HGET', KEYS[1], 'status')
 if status == 'in_progress' and redis.call('ZSCORE', KEYS[2], ARGV[1]) then
   redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
@@ -41,7 +41,7 @@ if status == 'in_progress' and redis.call('ZSCORE', KEYS[2], ARGV[1]) then
 end
 if status ~= 'completed' and status ~= 'cancelled' and status ~= 'expired' then return 0 end
 redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-redis.call('ZREM', KEYS[3], ARGV[1])
+for _, listed in ipairs({KEYS[3], KEYS[6], KEYS[7]}) do redis.call('ZREM', listed, ARGV[1]) end
 local counted = redis.call('HMGET', KEYS[1], 'completed', 'completion_tokens', 'unrun')
 -- Lines that never got a record wait from here on; the others as their shards are reopened.
 redis.call('HINCRBY', KEYS[1], 'failed', 0 - (counted[3] or 0))  -- not -0, which is no integer
@@ -91,6 +91,7 @@ return taken
 
 SEND = (
     ENQUEUE
+    + ENDED
     + """
 -- Queue what was reopened, all at once: until then no worker can complete the batch.
 -- KEYS: info, uploading, queues, rq:queues.  ARGV: batch id, now, pending prefix.
@@ -99,7 +100,7 @@ if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' or redis.call('ZREM', 
 end
 enqueue(KEYS[3], KEYS[4], ARGV[3])
 if redis.call('HGET', KEYS[1], 'shards') == redis.call('HGET', KEYS[1], 'shards_done') then
-  redis.call('HSET', KEYS[1], 'status', 'completed', 'completed_at', ARGV[2])
+  ended(KEYS[1], 'completed', ARGV[2])
 end
 return 1
 """
@@ -117,7 +118,7 @@ def retry(store: Store, batch_id: str) -> int:
     if batch.done and batch.failed == batch.rejected:
         return 0
     keys = BatchKeys(batch_id)
-    wanted = [keys.info, UPLOADING, EXPIRING, keys.queues, keys.fences]
+    wanted = [keys.info, UPLOADING, EXPIRING, keys.queues, keys.fences, KEEPING, WEBHOOKS]
     if not _run(store, BEGIN, wanted, [batch_id, repr(store.server_time())]):
         raise RefusedError(f"batch {batch_id} is {batch.status}: retry it when it is done")
     try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from jobs.keys import KEEPING, WEBHOOKS
+
 __all__ = [
     "BEGIN",
     "CLAIM",
     "COMMIT",
+    "ENDED",
     "ENQUEUE",
     "FAIL",
     "FINISH",
@@ -34,13 +37,29 @@ local function enqueue(queues, known, prefix)
 end
 """
 
+ENDED = f"""
+-- Part of scripts: a batch has ended as `status`; note how long it is kept, and that its webhook is to be told.
+-- What somebody else put where that is noted harms neither the batch nor others.
+local function ended(info, status, now)
+  redis.call('HSET', info, 'status', status, status .. '_at', now)
+  local id, wanted = info:match('[^:]*$'), redis.call('HMGET', info, 'keep_s', 'webhook')
+  local time = tonumber(redis.call('TIME')[1])
+  local keep_s = tonumber(wanted[1] or '')
+  if keep_s then redis.pcall('ZADD', '{KEEPING}', time + keep_s, id) end
+  if wanted[2] and wanted[2] ~= '' then redis.pcall('ZADD', '{WEBHOOKS}', time, id) end
+end
+"""
+
 COMMIT = (
     ENQUEUE
+    + ENDED
     + """
--- Make an uploaded batch live: list it, push its jobs to their queues and start its clock, in one step.
+-- Make an uploaded batch live: list it, push its jobs to their queues and start its clock, in one step. One that
+-- begins later has its jobs held back until then.
 -- A client that lost the reply sends it again: a batch that is live already stays as it is.
--- KEYS: info, uploading, queues, rq:queues, batches, expiring.
--- ARGV: batch id, now, pending prefix, seconds until it expires or nothing, then info fields and values.
+-- KEYS: info, uploading, queues, rq:queues, batches, expiring, starting.
+-- ARGV: batch id, now, pending prefix, seconds after which it begins, seconds from then until it expires, or nothing
+-- for either; then info fields and values.
 if redis.replicate_commands then redis.replicate_commands() end
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status or status == 'failed' then return 0 end
@@ -49,20 +68,26 @@ if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then return 0 end
 -- A server that is out of memory refuses this line, and has changed nothing yet.
 redis.call('ZADD', KEYS[5], ARGV[2], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
-for i = 5, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-status = 'in_progress'
+for i = 6, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('HSET', KEYS[1], 'status', 'in_progress', 'in_progress_at', ARGV[2])
 if redis.call('HGET', KEYS[1], 'shards') == redis.call('HGET', KEYS[1], 'shards_done') then
-  status = 'completed'
-  redis.call('HSET', KEYS[1], 'completed_at', ARGV[2])
+  ended(KEYS[1], 'completed', ARGV[2])
+  return 1
 end
-redis.call('HSET', KEYS[1], 'status', status, 'in_progress_at', ARGV[2])
-if ARGV[4] ~= '' and status == 'in_progress' then
-  local time = redis.call('TIME')
-  local at = string.format('%.6f', time[1] + time[2] / 1000000 + tonumber(ARGV[4]))
+local time = redis.call('TIME')
+local begins = time[1] + time[2] / 1000000 + tonumber(ARGV[4] ~= '' and ARGV[4] or 0)
+if ARGV[5] ~= '' then
+  local at = string.format('%.6f', begins + tonumber(ARGV[5]))
   redis.call('HSET', KEYS[1], 'expires_at', at)
   redis.call('ZADD', KEYS[6], at, ARGV[1])
 end
-enqueue(KEYS[3], KEYS[4], ARGV[3])
+if ARGV[4] ~= '' then
+  local at = string.format('%.6f', begins)
+  redis.call('HSET', KEYS[1], 'starts_at', at)
+  redis.call('ZADD', KEYS[7], at, ARGV[1])
+else
+  enqueue(KEYS[3], KEYS[4], ARGV[3])
+end
 return 1
 """
 )
@@ -214,10 +239,13 @@ redis.call('HINCRBY', KEYS[1], 'cached_tokens', cached)
 return 1
 """
 
-FINISH = """
+FINISH = (
+    ENDED
+    + """
 -- Compact a shard whose lines all have records; the last shard completes its batch.
 -- KEYS: info, fences, records, compacted, flights, tries.
 -- ARGV: shard number, fence, lines, now, compacted records.
+if redis.replicate_commands then redis.replicate_commands() end
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
 if redis.call('EXISTS', KEYS[4]) == 1 then return 1 end
 -- Only now: a finish that is sent again may have completed the batch already.
@@ -226,7 +254,9 @@ if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[3]) then return -1 end
 redis.call('SET', KEYS[4], ARGV[5])
 redis.call('DEL', KEYS[3], KEYS[5], KEYS[6])
 if redis.call('HINCRBY', KEYS[1], 'shards_done', 1) == tonumber(redis.call('HGET', KEYS[1], 'shards')) then
-  redis.call('HSET', KEYS[1], 'status', 'completed', 'finalizing_at', ARGV[4], 'completed_at', ARGV[4])
+  redis.call('HSET', KEYS[1], 'finalizing_at', ARGV[4])
+  ended(KEYS[1], 'completed', ARGV[4])
 end
 return 1
 """
+)

@@ -19,7 +19,7 @@ from jobs.batch import Batch, queue_name
 from jobs.connect import refusing, replies
 from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
 from jobs.info import MAX_GIVEN_BYTES, read_batch, read_batches
-from jobs.keys import BATCHES, EXPIRING, UPLOADING, BatchKeys
+from jobs.keys import BATCHES, EXPIRING, KEEPING, STARTING, UPLOADING, WEBHOOKS, BatchKeys
 from jobs.rqjobs import RqJobs
 from jobs.scripts import BEGIN, CLAIM, COMMIT, FAIL, FINISH, REJECT, RELEASE, SWEEP, TAKE, WRITE
 from jobs.shard import MAX_PAYLOAD_BYTES, Group, pack
@@ -59,6 +59,9 @@ class NewBatch:
     defaults: Mapping[str, Any]
     metadata: Mapping[str, Any]
     pool: str | None = None
+    schedule: str | None = None
+    webhook: str | None = None
+    keep_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +176,9 @@ class Store:
                     "source": batch.source,
                     "priority": batch.priority,
                     "pool": batch.pool or "",
+                    "schedule": batch.schedule or "",
+                    "webhook": batch.webhook or "",
+                    "keep_s": "" if batch.keep_s is None else repr(batch.keep_s),
                     "defaults": defaults,
                     "metadata": metadata,
                     "shards_done": 0,
@@ -227,15 +233,19 @@ class Store:
         shards: int,
         groups: Iterable[Group],
         digest: str = "",
+        start_in: float | None = None,
         expires_in: float | None = None,
     ) -> bool:
-        """Make an uploaded batch live, all of it in one step. False: it was swept meanwhile."""
+        """Make an uploaded batch live, all of it in one step. False: it was swept meanwhile.
+
+        ``start_in`` seconds from now it begins, and ``expires_in`` seconds from then it ends.
+        """
         keys, now = BatchKeys(batch_id), self.now()
         fields: list[str | bytes | int] = ["total", total, "shards", shards, "digest", digest]
         fields += ["models", orjson.dumps(sorted({group.model for group in groups}))]
-        lifetime = "" if expires_in is None else repr(expires_in)
-        arguments = [batch_id, repr(now), keys.pending(""), lifetime, *fields]
-        wanted = [keys.info, UPLOADING, keys.queues, "rq:queues", BATCHES, EXPIRING]
+        times = ["" if seconds is None else repr(seconds) for seconds in (start_in, expires_in)]
+        arguments = [batch_id, repr(now), keys.pending(""), *times, *fields]
+        wanted = [keys.info, UPLOADING, keys.queues, "rq:queues", BATCHES, EXPIRING, STARTING]
         return bool(self._commit(keys=wanted, args=arguments))
 
     def discard(self, batch_id: str, shards: int = 0) -> None:
@@ -256,7 +266,8 @@ class Store:
         with self.connection.pipeline(transaction=False) as pipe:
             pipe.zrem(UPLOADING, batch_id)
             pipe.zrem(BATCHES, batch_id)
-            pipe.zrem(EXPIRING, batch_id)
+            for listed in (EXPIRING, STARTING, KEEPING, WEBHOOKS):
+                pipe.zrem(listed, batch_id)
             for start in range(0, len(doomed), 500):
                 pipe.unlink(*doomed[start : start + 500])
             pipe.execute()

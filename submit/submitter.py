@@ -11,6 +11,7 @@ import orjson
 
 from jobs.batch import PRIORITIES, new_batch_id
 from jobs.errors import InputError, ProblemLine, RedisError, RefusedError
+from jobs.keeping import KEEP_S
 from jobs.line import Defaults
 from jobs.store import UPLOAD_LEASE_S, NewBatch, Store
 from jobs.upkeep import upkeep
@@ -41,7 +42,15 @@ class Order:
     pool: str | None = None
     batch_id: str | None = None
     expires_in: float | None = None
-    """Seconds from when the batch is live after which it ends by itself."""
+    """Seconds from when the batch begins after which it ends by itself."""
+    start_in: float | None = None
+    """Seconds after which it begins; None: at once."""
+    keep_s: float | None = KEEP_S
+    """Seconds for which it is kept once it is done; None: until it is purged."""
+    schedule: str | None = None
+    """The schedule that submits it."""
+    webhook: str | None = None
+    """The URL that is told of its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +117,7 @@ def submit(
                 shards=packing.shards,
                 groups=groups,
                 digest=prompts.digest,
+                start_in=order.start_in,
                 expires_in=order.expires_in,
             )
         ):
@@ -148,6 +158,9 @@ def _new_batch(prompts: Prompts, order: Order, new_id: Callable[[], str]) -> New
         defaults=_as_json(order.defaults.fields, "a default"),
         metadata=_as_json(order.metadata, "the batch's metadata"),
         pool=order.pool,
+        schedule=order.schedule,
+        webhook=order.webhook,
+        keep_s=order.keep_s,
     )
 
 
