@@ -6,40 +6,29 @@ written. Lines that have none by then get theirs when they are read, see :mod:`j
 
 from __future__ import annotations
 
-import logging
 from typing import cast
 
 from jobs.batch import Batch
 from jobs.connect import refusing
 from jobs.errors import RefusedError
 from jobs.keys import EXPIRING, STARTING, UPLOADING, BatchKeys
-from jobs.scripts import ENDED
+from jobs.scripts import ENDED, TAKE_OUT
 from jobs.store import Store
+from jobs.timed import due
 
 __all__ = ["CLEAR", "cancel", "current", "expire_due"]
 
-log = logging.getLogger("promptmill.jobs")
-
-CLEAR = """
--- Part of scripts: take a batch's jobs out of its queues; out of very long ones workers drop them one by one.
+CLEAR = (
+    TAKE_OUT
+    + """
+-- Part of scripts: remove a batch's jobs from its queues.
 local function clear(queues, batch_id)
-  local prefix = batch_id .. '-'
-  for _, queue in ipairs(redis.call('SMEMBERS', queues)) do
-    local key = 'rq:queue:' .. queue
-    local ids, kept = {}, {}
-    if redis.call('TYPE', key).ok == 'list' and redis.call('LLEN', key) <= 100000 then
-      ids = redis.call('LRANGE', key, 0, -1)
-    end
-    for _, id in ipairs(ids) do
-      if id:sub(1, #prefix) == prefix then redis.call('DEL', 'rq:job:' .. id) else kept[#kept + 1] = id end
-    end
-    if #kept < #ids then
-      redis.call('DEL', key)
-      for i = 1, #kept, 1000 do redis.call('RPUSH', key, unpack(kept, i, math.min(i + 999, #kept))) end
-    end
-  end
+  take_out(queues, batch_id, function(_, ids)
+    for _, id in ipairs(ids) do redis.call('DEL', 'rq:job:' .. id) end
+  end)
 end
 """
+)
 
 END = (
     CLEAR
@@ -104,14 +93,8 @@ def cancel(store: Store, batch_id: str) -> bool:
 
 
 def expire_due(store: Store) -> list[str]:
-    """End the batches whose time is up, by Redis' clock; their ids. What is listed and is no batch is taken off."""
-    try:
-        with refusing(EXPIRING):
-            due = cast("list[bytes]", store.connection.zrangebyscore(EXPIRING, "-inf", store.server_time()))
-    except RefusedError as error:
-        log.warning("no batch expires: %s; delete that key", error, extra={"action": "refuse_expiry"})
-        return []
-    return [batch_id for batch_id in (_expire_listed(store, item) for item in due) if batch_id is not None]
+    """End the batches whose time is up, by Redis' clock; their ids."""
+    return due(store, EXPIRING, lambda batch_id: _expire(store, batch_id))
 
 
 def current(store: Store, batch_id: str) -> Batch:
@@ -124,18 +107,6 @@ def current(store: Store, batch_id: str) -> Batch:
     if batch.done or "expires" not in batch.times or store.server_time() < batch.times["expires"]:
         return batch
     return store.batch(batch_id) if _expire(store, batch_id) else batch
-
-
-def _expire_listed(store: Store, item: bytes) -> str | None:
-    """End the batch of an entry; its id, or None where it has not ended by this."""
-    try:
-        batch_id = item.decode()
-        return batch_id if _expire(store, batch_id) else None
-    except (RefusedError, ValueError) as error:
-        # Whoever put it there: it must not stop the others.
-        log.warning("%.80r cannot expire: %s", item, error, extra={"action": "refuse_expiry"})
-        store.connection.zrem(EXPIRING, item)
-        return None
 
 
 def _expire(store: Store, batch_id: str) -> bool:

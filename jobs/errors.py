@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "BatchNotFoundError",
+    "BatchPausedError",
     "InputError",
     "LineError",
     "ModelLoadError",
@@ -41,6 +42,12 @@ class BatchNotFoundError(RefusedError):
     """No batch of this id or name is known to the Redis at hand."""
 
     code = "batch_not_found"
+
+
+class BatchPausedError(RefusedError):
+    """A batch is held back: nothing of it may begin now."""
+
+    code = "batch_paused"
 
 
 class RedisError(PromptmillError):

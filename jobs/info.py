@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, cast
+
+import orjson
 
 from jobs.batch import Batch, parse_batch
 from jobs.connect import refusing, replies
@@ -14,7 +16,7 @@ from jobs.keys import BatchKeys
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["MAX_GIVEN_BYTES", "read_batch", "read_batches"]
+__all__ = ["MAX_GIVEN_BYTES", "keys_of", "read_batch", "read_batches"]
 
 MAX_INFO_BYTES = 4 * 2**20
 """Nothing larger is loaded."""
@@ -41,6 +43,19 @@ def read_batch(connection: Redis, batch_id: str) -> Batch:
     read = connection.register_script(INFO)
     with refusing(f"batch '{batch_id}'"):
         return _batch(batch_id, read(keys=[BatchKeys(batch_id).info], args=[MAX_INFO_BYTES]))
+
+
+def keys_of(connection: Redis, batch_id: str, shards: int = 0) -> Iterator[str]:
+    """All keys that a batch has or may have, where it has ``shards`` shards at least."""
+    keys = BatchKeys(batch_id)
+    yield from (keys.info, keys.table, keys.fences, keys.finished, keys.queues, keys.retried)
+    for queue in cast("set[bytes]", connection.smembers(keys.queues)):
+        yield keys.pending(queue.decode())
+    rows = cast("list[bytes]", connection.zrange(keys.table, 0, -1))
+    for number in {*range(shards), *(orjson.loads(row)[0] for row in rows)}:
+        yield from (keys.payload(number), keys.records(number), keys.compacted(number))
+        yield from (keys.flights(number), keys.tries(number), keys.load_failures(number))
+        yield f"rq:job:{keys.job_id(number)}"
 
 
 def read_batches(connection: Redis, ids: Sequence[str]) -> list[Batch]:

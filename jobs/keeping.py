@@ -1,8 +1,88 @@
-"""How long batches are kept once they are done, and how they are removed."""
+"""How long batches are kept once they are done, how they are removed, and what they take in Redis."""
 
 from __future__ import annotations
 
-__all__ = ["KEEP_S"]
+from typing import TYPE_CHECKING, cast
+
+from jobs.connect import refusing, replies
+from jobs.errors import RefusedError
+from jobs.info import keys_of
+from jobs.keys import BATCHES, KEEPING, UPLOADING, BatchKeys
+from jobs.timed import due
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from jobs.store import Store
+
+__all__ = ["KEEP_S", "memory", "purge", "purge_due"]
 
 KEEP_S = 14 * 86400.0
 """What a batch is kept for where nothing else is said: seconds from its end."""
+CHUNK = 500
+"""Keys dealt with in one round trip."""
+
+PURGE = """
+-- Take a batch that is done off the lists, to be removed; what it was before is returned. It is an upload given up from
+-- here on: should who removes it die, it is swept like one.
+-- KEYS: info, uploading, batches, keeping.  ARGV: batch id, 1 if its time must have come.
+if redis.replicate_commands then redis.replicate_commands() end
+local status = redis.call('HGET', KEYS[1], 'status')
+if status ~= 'completed' and status ~= 'cancelled' and status ~= 'expired' then
+  if status ~= 'validating' and ARGV[2] == '1' then redis.call('ZREM', KEYS[4], ARGV[1]) end
+  return status
+end
+local at = redis.call('ZSCORE', KEYS[4], ARGV[1])
+if ARGV[2] == '1' and (not at or tonumber(at) > tonumber(redis.call('TIME')[1])) then return 'early' end
+redis.call('ZREM', KEYS[4], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('HSET', KEYS[1], 'status', 'failed')
+redis.call('ZADD', KEYS[2], 0, ARGV[1])
+return status
+"""
+
+
+def purge(store: Store, batch_id: str) -> None:
+    """Remove a batch that is done, with its prompts and records.
+
+    Raises:
+        BatchNotFoundError: there is no such batch.
+        RefusedError: it is not done.
+    """
+    before = _take_off(store, batch_id, only_due=False)
+    if before in ("completed", "cancelled", "expired", "failed"):
+        store.discard(batch_id)
+        return
+    batch = store.batch(batch_id)  # says so where there is none
+    raise RefusedError(f"batch {batch_id} is {batch.status}: cancel it first, `promptmill cancel {batch_id}`")
+
+
+def purge_due(store: Store) -> list[str]:
+    """Remove the batches that were kept for as long as they should be; their ids."""
+
+    def remove(batch_id: str) -> bool:
+        if _take_off(store, batch_id, only_due=True) not in ("completed", "cancelled", "expired"):
+            return False
+        store.discard(batch_id)
+        return True
+
+    return due(store, KEEPING, remove)
+
+
+def _take_off(store: Store, batch_id: str, *, only_due: bool) -> str | None:
+    keys = BatchKeys(batch_id)
+    with refusing(f"batch '{batch_id}'"):
+        step = store.connection.register_script(PURGE)
+        before = step(keys=[keys.info, UPLOADING, BATCHES, KEEPING], args=[batch_id, int(only_due)])
+    return None if before is None else cast("bytes", before).decode(errors="replace")
+
+
+def memory(connection: Redis, batch_id: str) -> int:
+    """Bytes of Redis' memory that a batch takes: prompts, records, RQ's jobs and books."""
+    total, keys = 0, list(keys_of(connection, batch_id))
+    for start in range(0, len(keys), CHUNK):
+        with connection.pipeline(transaction=False) as pipe:
+            for key in keys[start : start + CHUNK]:
+                pipe.memory_usage(key)
+            total += sum(size for size in replies(pipe) if isinstance(size, int))
+    return total

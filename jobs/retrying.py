@@ -46,7 +46,7 @@ local counted = redis.call('HMGET', KEYS[1], 'completed', 'completion_tokens', '
 -- Lines that never got a record wait from here on; the others as their shards are reopened.
 redis.call('HINCRBY', KEYS[1], 'failed', 0 - (counted[3] or 0))  -- not -0, which is no integer
 redis.call('HDEL', KEYS[1], 'unrun', 'completed_at', 'cancelled_at', 'cancelling_at', 'expired_at', 'expires_at',
-  'finalizing_at', 'started_at')
+  'finalizing_at', 'started_at', 'starts_at', 'paused_at')
 redis.call('HSET', KEYS[1], 'status', 'in_progress', 'retried_at', ARGV[2], 'carried', counted[1] or 0,
   'carried_tokens', counted[2] or 0)
 for _, shard in ipairs(redis.call('HKEYS', KEYS[5])) do redis.call('HINCRBY', KEYS[5], shard, 1) end

@@ -16,6 +16,7 @@ __all__ = [
     "RELEASE",
     "SWEEP",
     "TAKE",
+    "TAKE_OUT",
     "WRITE",
 ]
 
@@ -32,6 +33,29 @@ local function enqueue(queues, known, prefix)
       local ids = {}
       for i = 1, #popped, 2 do ids[#ids + 1] = popped[i] end
       redis.call('RPUSH', key, unpack(ids))
+    end
+  end
+end
+"""
+
+TAKE_OUT = """
+-- Part of scripts: take a batch's jobs out of its queues and `use(queue, ids)` them; out of very long ones workers take
+-- them one by one.
+local function take_out(queues, batch_id, use)
+  local prefix = batch_id .. '-'
+  for _, queue in ipairs(redis.call('SMEMBERS', queues)) do
+    local key = 'rq:queue:' .. queue
+    local ids, own, kept = {}, {}, {}
+    if redis.call('TYPE', key).ok == 'list' and redis.call('LLEN', key) <= 100000 then
+      ids = redis.call('LRANGE', key, 0, -1)
+    end
+    for _, id in ipairs(ids) do
+      if id:sub(1, #prefix) == prefix then own[#own + 1] = id else kept[#kept + 1] = id end
+    end
+    if #own > 0 then
+      redis.call('DEL', key)
+      for i = 1, #kept, 1000 do redis.call('RPUSH', key, unpack(kept, i, math.min(i + 999, #kept))) end
+      use(queue, own)
     end
   end
 end
@@ -160,11 +184,12 @@ CLAIM = (
     + """
 -- Begin an attempt at a shard: a new fence shuts out every earlier attempt.
 -- KEYS: info, fences, tries, compacted, records, flights.  ARGV: shard number, now, the claiming worker's life.
--- Returns {fence, indices that have a record, tries as a flat hash}; {0} if nothing is to do.
+-- Returns {fence, indices that have a record, tries as a flat hash}; {0} if nothing is to do; {-1} if it is paused.
 -- Who claims its own shard again, as after a sleep, has not died: its lines are still under way.
 if redis.replicate_commands then redis.replicate_commands() end
 local status = redis.call('HGET', KEYS[1], 'status')
 if status ~= 'in_progress' or redis.call('EXISTS', KEYS[4]) == 1 then return {0} end
+if redis.call('HEXISTS', KEYS[1], 'paused_at') == 1 then return {-1} end
 redis.call('HSETNX', KEYS[1], 'started_at', ARGV[2])
 -- A server that lost its last second, as in a power cut, has forgotten fences too: the time makes this one new.
 local time = redis.call('TIME')

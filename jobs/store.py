@@ -17,8 +17,8 @@ import orjson
 
 from jobs.batch import Batch, queue_name
 from jobs.connect import refusing, replies
-from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
-from jobs.info import MAX_GIVEN_BYTES, read_batch, read_batches
+from jobs.errors import BatchNotFoundError, BatchPausedError, RefusedError, StaleAttemptError
+from jobs.info import MAX_GIVEN_BYTES, keys_of, read_batch, read_batches
 from jobs.keys import BATCHES, EXPIRING, KEEPING, STARTING, UPLOADING, WEBHOOKS, BatchKeys
 from jobs.rqjobs import RqJobs
 from jobs.scripts import BEGIN, CLAIM, COMMIT, FAIL, FINISH, REJECT, RELEASE, SWEEP, TAKE, WRITE
@@ -33,6 +33,7 @@ __all__ = [
     "Attempt",
     "FinishedLine",
     "NewBatch",
+    "Standing",
     "Store",
     "UploadedShard",
     "Verdict",
@@ -107,6 +108,16 @@ class Verdict(enum.IntEnum):
     """They run alone from now on."""
     GUILTY = 2
     """They have had an attempt, which failed."""
+
+
+class Standing(enum.Enum):
+    """What Redis says of an attempt that a worker thinks is its own."""
+
+    OURS = "ours"
+    PAUSED = "paused"
+    """Ours, but its batch is held back: lines that have not begun shall not."""
+    LOST = "lost"
+    """Its lease was taken over, or its batch has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,19 +265,9 @@ class Store:
         ``shards`` is for a submitter, which knows how many there may be: a sweep at the same moment may have
         removed the table that names them.
         """
-        keys = BatchKeys(batch_id)
-        doomed = [keys.info, keys.table, keys.fences, keys.finished, keys.queues, keys.retried]
-        for queue in cast("set[bytes]", self.connection.smembers(keys.queues)):
-            doomed.append(keys.pending(queue.decode()))
-        rows = cast("list[bytes]", self.connection.zrange(keys.table, 0, -1))
-        for number in {*range(shards), *(orjson.loads(row)[0] for row in rows)}:
-            doomed += [keys.payload(number), keys.records(number), keys.compacted(number)]
-            doomed += [keys.flights(number), keys.tries(number), keys.load_failures(number)]
-            doomed.append(f"rq:job:{keys.job_id(number)}")
+        doomed = list(keys_of(self.connection, batch_id, shards))
         with self.connection.pipeline(transaction=False) as pipe:
-            pipe.zrem(UPLOADING, batch_id)
-            pipe.zrem(BATCHES, batch_id)
-            for listed in (EXPIRING, STARTING, KEEPING, WEBHOOKS):
+            for listed in (UPLOADING, BATCHES, EXPIRING, STARTING, KEEPING, WEBHOOKS):
                 pipe.zrem(listed, batch_id)
             for start in range(0, len(doomed), 500):
                 pipe.unlink(*doomed[start : start + 500])
@@ -327,6 +328,7 @@ class Store:
         earlier claim stay so, and those of any other are taken for interrupted by its death.
 
         Raises:
+            BatchPausedError: its batch is held back; nothing was changed.
             RefusedError: what Redis keeps of the batch is not ours.
         """
         keys = BatchKeys(batch_id)
@@ -336,6 +338,8 @@ class Store:
             reply = cast("list[Any]", self._claim(keys=wanted, args=[number, repr(self.now()), life]))
         if reply == [0]:
             return None
+        if reply == [-1]:
+            raise BatchPausedError(f"batch {batch_id} is paused")
         fence, finished, flat = reply
         counts = {name.decode(): int(count) for name, count in zip(flat[::2], flat[1::2], strict=True)}
         return Attempt(
@@ -385,16 +389,22 @@ class Store:
         wanted = [keys.fences, keys.flights(number), keys.tries(number), keys.records(number)]
         return bool(self._release(keys=wanted, args=[number, attempt.fence, int(verdict)]))
 
-    def standing(self, attempts: Sequence[Attempt], connection: Redis) -> list[bool]:
-        """Whether each attempt is still the shard's, and its batch runs; ``connection`` is the calling thread's own."""
+    def standing(self, attempts: Sequence[Attempt], connection: Redis) -> list[Standing]:
+        """How it stands with each attempt; ``connection`` is the calling thread's own."""
         with connection.pipeline(transaction=False) as pipe:
             for attempt in attempts:
                 keys = BatchKeys(attempt.batch_id)
-                pipe.hget(keys.info, "status")
+                pipe.hmget(keys.info, "status", "paused_at")
                 pipe.hget(keys.fences, str(attempt.number))
             found = replies(pipe)
-        pairs = zip(found[::2], found[1::2], attempts, strict=True)
-        return [status == b"in_progress" and _holds(attempt, fence) for status, fence, attempt in pairs]
+        return [
+            Standing.LOST
+            if not isinstance(info, list) or info[0] != b"in_progress" or not _holds(attempt, fence)
+            else Standing.OURS
+            if info[1] is None
+            else Standing.PAUSED
+            for info, fence, attempt in zip(found[::2], found[1::2], attempts, strict=True)
+        ]
 
     def write(self, attempt: Attempt, lines: Sequence[FinishedLine]) -> None:
         """Store records of finished lines.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from jobs.connect import refusing
 from jobs.ending import expire_due
+from jobs.holding import start_due
+from jobs.keeping import purge_due
 from jobs.retrying import resume
 from jobs.store import Store
 
@@ -11,12 +13,15 @@ __all__ = ["upkeep"]
 
 
 def upkeep(store: Store) -> None:
-    """End batches whose time is up, remove dead uploads, and go on with dead retries.
+    """Begin batches whose time has come, end those whose time is up, remove those that were kept for long enough, and
+    dead uploads, and go on with dead retries.
 
     Raises:
         RefusedError: somebody put something else where Redis keeps who is at it.
     """
-    with refusing("uploads and batches that expire"):
+    with refusing("uploads, and batches that begin, expire or are removed"):
+        start_due(store)
         expire_due(store)
+        purge_due(store)
         store.sweep()
         resume(store)

@@ -10,7 +10,7 @@ import orjson
 
 from jobs.batch import Batch
 from submit.progress import Rates
-from submit.text import cells, count, duration, plural, rate, size, table
+from submit.text import cells, count, duration, memory_size, plural, rate, size, table
 from submit.workers import LineInFlight, WorkerState, activity
 
 __all__ = ["batch_object", "batch_table", "detail"]
@@ -83,10 +83,13 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def batch_object(batch: Batch, now: float, states: Sequence[WorkerState], queues: frozenset[str]) -> dict[str, Any]:
-    """The JSON object of one batch: what Redis knows, and what the workers say of it."""
+def batch_object(
+    batch: Batch, now: float, states: Sequence[WorkerState], queues: frozenset[str], memory: int
+) -> dict[str, Any]:
+    """The JSON object of one batch: what Redis knows, and what the workers say of it; ``memory`` in bytes."""
     return {
         **batch.as_dict(now),
+        "memory_bytes": memory,
         "waiting": activity(batch, queues, states),
         "workers": [state.as_dict() for state in _serving(batch, states, queues)],
         "in_flight": [{**line.as_dict(), "worker": state.name} for state, line in _in_flight(batch, states)],
@@ -112,6 +115,7 @@ def detail(
     queues: frozenset[str],
     *,
     recent: Rates | None = None,
+    memory: int | None = None,
 ) -> list[str]:
     """One batch as lines of text: its facts, then its lines in flight."""
     facts = [("batch", batch.id if batch.name is None else f"{batch.id} ({_printable(batch.name)})")]
@@ -124,9 +128,17 @@ def detail(
         moments["ended"] = batch.status
     facts += [(label, f"{_local(batch.times[name])} ({duration(now - batch.times[name])} ago)")
               for label, name in moments.items() if name in batch.times]  # fmt: skip
+    if not batch.done and "starts" in batch.times:
+        at = batch.times["starts"]
+        facts.append(("begins", f"{_local(at)} (in {duration(at - now)})"))
     if not batch.done and "expires" in batch.times:
         at = batch.times["expires"]
         facts.append(("expires", f"{_local(at)} (in {duration(at - now)})"))
+    if batch.done and batch.ended_at is not None and batch.keep_s is not None:
+        at = batch.ended_at + batch.keep_s
+        facts.append(("kept", f"until {_local(at)} ({duration(at - now)} more)"))
+    if memory is not None:
+        facts.append(("memory", f"{memory_size(memory)} in Redis"))
     facts += [("worker", _worker(state)) for state in _serving(batch, states, queues)]
     lines = [f"{label:<10}{text}" for label, text in facts]
     return lines + _flight_lines(batch, states)
@@ -138,6 +150,7 @@ def _described(batch: Batch) -> list[tuple[str, str]]:
         ("source", batch.source),
         ("models", ", ".join(batch.models)),
         ("priority", batch.priority),
+        ("schedule", batch.schedule or ""),
         ("defaults", ", ".join(f"{name} {_json(value)}" for name, value in plain.items())),
         ("metadata", _json(dict(batch.metadata)) if batch.metadata else ""),
     ]

@@ -25,6 +25,7 @@ __all__ = ["ON_BAD_LINE", "Order", "ReadSoFar", "Submitted", "submit"]
 ON_BAD_LINE = ("reject", "skip")
 
 MAX_NAME_LENGTH = 256
+MAX_S = 10 * 366 * 86400.0
 
 ReadSoFar = Callable[[int, int], object]
 """Told of progress: lines and bytes read so far."""
@@ -147,9 +148,10 @@ def _new_batch(prompts: Prompts, order: Order, new_id: Callable[[], str]) -> New
     name = order.name
     if name is not None and not (1 <= len(name) <= MAX_NAME_LENGTH and name.isprintable()):
         raise RefusedError(f"a batch's name must have 1 to {MAX_NAME_LENGTH} printable characters")
-    lifetime = order.expires_in
-    if lifetime is not None and not 0 < lifetime < float("inf"):
-        raise RefusedError(f"a batch expires after a number of seconds above 0, not {lifetime!r:.40}")
+    times = ((order.expires_in, "expires after"), (order.start_in, "begins in"), (order.keep_s, "is kept for"))
+    for seconds, what in times:
+        if seconds is not None and not 0 < seconds < MAX_S:
+            raise RefusedError(f"a batch {what} a number of seconds above 0 and below ten years, not {seconds!r:.40}")
     return NewBatch(
         id=order.batch_id or new_id(),
         name=name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["cells", "clip", "count", "duration", "plural", "rate", "size", "table"]
+__all__ = ["cells", "clip", "count", "duration", "memory_size", "plural", "rate", "size", "table"]
 
 
 def duration(seconds: float | None) -> str:
@@ -35,6 +35,14 @@ def count(number: int) -> str:
 def size(number: int) -> str:
     """Bytes as ``3.0 GiB`` or ``12 MiB``."""
     return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
+
+
+def memory_size(number: int) -> str:
+    """Bytes that may be few: ``950 B``, ``12 KiB``, ``3.4 MiB``."""
+    for unit, least in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if number >= least:
+            return f"{number / least:.1f} {unit}"
+    return f"{number} B"
 
 
 def plural(number: int, noun: str) -> str:

@@ -181,6 +181,10 @@ def served_by(queue: str, pool: str | None) -> str:
 def activity(batch: Batch, queues: frozenset[str], states: Iterable[WorkerState]) -> str | None:
     """Why nothing of a batch seems to happen, for a person; None while its lines are generated, or it is done."""
     states = list(states)
+    if batch.paused:
+        return f"paused: `promptmill resume {batch.id}` lets it go on"
+    if "starts" in batch.times:
+        return "waiting for its time"
     if batch.done or any(state.lines_of(batch.id) for state in states):
         return None
     serving = [state for state in states if queues & set(state.queues)]

@@ -179,6 +179,13 @@ class Compute(threading.Thread):
         self._commands.put(lambda: future.set_result(self._drop_pending()))
         return future
 
+    def withdraw(self, group: Group, shard: tuple[str, int]) -> Future[int]:
+        """Take back the lines of a shard (its job id and the fence it was taken under) that have not begun; the future
+        gives how many of its lines are under way."""
+        future: Future[int] = Future()
+        self._commands.put(lambda: future.set_result(self._withdraw(group, shard)))
+        return future
+
     def stop(self) -> None:
         """End after the current step."""
         self._commands.put(None)
@@ -379,7 +386,7 @@ class Compute(threading.Thread):
                 self._on_finished(group, Finished(line.key, [], Failure("internal_error", str(error))))
 
     def _cancel(self, group: Group, key: LineKey) -> None:
-        self._isolation.drop(key)
+        self._isolation.drop(lambda other: other == key)
         if group in self._engines:  # or before its model is loaded
             self._engines[group].cancel(key)
 
@@ -440,6 +447,17 @@ class Compute(threading.Thread):
         for engine in self._engines.values():
             dropped += cast("list[LineKey]", engine.drop_pending())
         return dropped
+
+    def _withdraw(self, group: Group, shard: tuple[str, int]) -> int:
+        def of_shard(key: Hashable) -> bool:
+            return cast("LineKey", key)[:2] == shard
+
+        self._isolation.drop(of_shard)
+        engine = self._engines.get(group)
+        if engine is None:
+            return 0
+        engine.drop_pending(of_shard)
+        return sum(of_shard(line.key) for line in engine.snapshot())
 
     def _take_snapshot(self, *, force: bool = False) -> None:
         now = time.monotonic()

@@ -29,6 +29,8 @@ class HeldShard:
 
     ``remaining`` are the indices without a stored record; the writer alone takes from it. ``ended`` is set once
     the shard is finished, handed back or lost, and whoever sets it removes the shard from the worker's table.
+    ``rank`` is what its lines go by: those of a lower one begin first. ``paused`` says that its batch is held back,
+    ``withdrawing`` that no more of its lines are to begin here, ``withdrawn`` that none of them is under way any more.
     ``lease`` and ``attempt`` are renewed when this worker takes its own shard up again, as after an outage.
     """
 
@@ -42,6 +44,10 @@ class HeldShard:
     lines: list[ShardLine]
     taken_at: float
     max_attempts: int = MAX_ATTEMPTS
+    rank: int = 0
+    paused: bool = False
+    withdrawing: bool = False
+    withdrawn: bool = False
     remaining: set[int] = field(default_factory=set)
     jobs: dict[int, Job] = field(default_factory=dict)
     ended: threading.Event = field(default_factory=threading.Event)

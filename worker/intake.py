@@ -90,7 +90,7 @@ class Intake(threading.Thread):
             for line in sorted(todo, key=lambda line: held.attempt.failures(line.index)):
                 if self._stopped.is_set():
                     return
-                if not held.ended.is_set():  # else it is another's, or its batch has ended
+                if not held.ended.is_set() and not held.withdrawing:  # else it is, or will be, another's, or over
                     self._prepare(held, served, line, work.after_s)
                 self._count(held.group, -1)
 
@@ -103,7 +103,7 @@ class Intake(threading.Thread):
             log.warning(said, line.line, held.attempt.batch_id, message, extra={"action": "line_given_up"})
             return
         try:
-            prepared = served.preparer.prepare(held.job(line), key=held.key(line.index))
+            prepared = served.preparer.prepare(held.job(line), key=held.key(line.index), rank=held.rank)
         except LineError as error:
             self._fail(held, line, error.code, error.message, error.field)
         except Exception as error:

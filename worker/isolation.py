@@ -71,9 +71,9 @@ class Isolation:
             return None
         return max(LOOK_S, min(item.not_before for item in self._waiting) - self._clock())
 
-    def drop(self, key: Hashable | None = None) -> list[Hashable]:
-        """Forget the waiting line of this key, or all of them; the keys of those forgotten."""
-        dropped = [item for item in self._waiting if key is None or item.line.key == key]
+    def drop(self, chosen: Callable[[Hashable], bool] = lambda key: True) -> list[Hashable]:
+        """Forget the waiting lines whose keys are ``chosen``, by default all of them; their keys."""
+        dropped = [item for item in self._waiting if chosen(item.line.key)]
         self._waiting = [item for item in self._waiting if item not in dropped]
         return [item.line.key for item in dropped]
 

@@ -30,14 +30,13 @@ from rq.job import Job
 from rq.queue import Queue
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
-from rq.suspension import is_suspended
 from rq.utils import now, utcformat
 from rq.worker.base import BaseWorker, WorkerStatus
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from jobs.connect import foreign_data, refusing
 from jobs.errors import RefusedError
-from jobs.keys import PREFIX
+from jobs.keys import PREFIX, BatchKeys
 from jobs.store import Store
 from worker.entries import CLEAN, ShardJob, read_job, short_field
 from worker.scripts import ACKNOWLEDGE, HAND_BACK, LEASE, MARK_FAILED, RECOVER, RENEW
@@ -143,11 +142,6 @@ class ShardWorker(BaseWorker):
         self.register_death()
         self.unsubscribe()
 
-    @property
-    def suspended(self) -> bool:
-        """Whether ``rq suspend`` holds all workers."""
-        return bool(is_suspended(self.connection))
-
     def show_state(self, *, busy: bool) -> None:
         with contextlib.suppress(OutOfMemoryError):
             self.set_state(WorkerStatus.BUSY if busy else WorkerStatus.IDLE)
@@ -235,10 +229,14 @@ class ShardWorker(BaseWorker):
                 pipe.execute()
 
     def hand_back(self, lease: Lease, queue: str, *, front: bool = True) -> None:
-        """Give a shard back to its queue at once; nothing happens when the lease was taken back already."""
+        """Give a shard back at once, to its queue or to where its batch is held back; nothing happens when the lease
+        was taken back already."""
         job, execution = lease.job, lease.execution
+        batch = BatchKeys(lease.job_id.rpartition("-")[0])
         keys = [job.started_job_registry.key, f"rq:queue:{queue}", job.key, execution.key, lease.executions_key]
-        self._hand_back(keys=keys, args=[execution.composite_key, lease.job_id, "LPUSH" if front else "RPUSH"])
+        side = "LPUSH" if front else "RPUSH"
+        arguments = [execution.composite_key, lease.job_id, side, batch.pending("")]
+        self._hand_back(keys=[*keys, batch.info], args=arguments)
 
     def _drop(self, queue: str, job_id: str) -> None:
         Queue(queue, connection=self.connection).intermediate_queue.remove(job_id)

@@ -13,6 +13,7 @@ import orjson
 import redis.exceptions
 
 from jobs.keys import worker_key
+from jobs.store import Standing
 from worker.lease import RENEW_S
 from worker.warm import share_out
 
@@ -73,11 +74,15 @@ class Pulse(threading.Thread):
         self._connection.set(worker_key(self._service.name), state, ex=PUBLISHED_FOR_S)
 
     def _let_go(self) -> None:
-        """Drop shards that are no longer ours, or whose batch has ended, within a second or two."""
+        """Drop shards that are no longer ours, or whose batch has ended, within a second or two, and note those whose
+        batch is paused."""
         held = [held for held in list(self._service.held.values()) if not held.ended.is_set()]
         attempts = [shard.attempt for shard in held]
         standing = self._service.store.standing(attempts, self._connection) if held else []
-        gone = {shard.job_id: attempt for shard, attempt, ok in zip(held, attempts, standing, strict=True) if not ok}
+        found = list(zip(held, attempts, standing, strict=True))
+        gone = {shard.job_id: attempt for shard, attempt, state in found if state is Standing.LOST}
+        for shard, _, state in found:
+            shard.paused = state is Standing.PAUSED
         for shard in held:
             # Seen twice: this worker may be about to take the shard up again, under a fence not yet noted here.
             if shard.job_id in gone and self._gone.get(shard.job_id) is shard.attempt:
@@ -100,6 +105,7 @@ class Pulse(threading.Thread):
         return {
             "name": service.name,
             "state": word,
+            "paused": service.pausing.paused,
             "model": loading.key if loading is not None else None,
             "models": [group.key for group in service.settings.groups],
             "loaded": [{"model": group.key, "bytes": size} for group, size in share_out(compute.loaded).items()],

@@ -115,13 +115,22 @@ if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], 'status',
 """
 
 HAND_BACK = """
--- Give up a lease and put its job back into its queue; a lease that was taken back already changes nothing.
--- KEYS: started registry, queue list, job, execution, the job's executions.
--- ARGV: the registry's entry, job id, LPUSH or RPUSH.
+-- Give up a lease and put its job back into its queue; a lease that was taken back already changes nothing. Where its
+-- batch is held back, so is the job; where it has another priority by now, the job goes to the queue of that one.
+-- KEYS: started registry, queue list, job, execution, the job's executions, the batch's info.
+-- ARGV: the registry's entry, job id, LPUSH or RPUSH, the prefix of the batch's pending jobs.
 if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('DEL', KEYS[4], KEYS[5])
 if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
-redis.call('HSET', KEYS[3], 'status', 'queued')
-redis.call(ARGV[3], KEYS[2], ARGV[2])
+local batch = redis.pcall('HMGET', KEYS[6], 'paused_at', 'priority')
+local priority = (batch[2] or ''):match('^%l+$')
+local queue = KEYS[2]:sub(10)
+if priority then queue = queue:gsub('^(promptmill:)%l+', '%1' .. priority) end
+redis.call('HSET', KEYS[3], 'status', 'queued', 'origin', queue)
+if batch[1] then
+  redis.call('ZADD', ARGV[4] .. queue, ARGV[2]:match('%d+$'), ARGV[2])
+else
+  redis.call(ARGV[3], 'rq:queue:' .. queue, ARGV[2])
+end
 return 1
 """

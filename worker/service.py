@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, cast
 import redis.exceptions
 
 from jobs.connect import refusing
-from jobs.errors import BatchNotFoundError, LineError, ModelLoadError, RefusedError, SickModelError
+from jobs.errors import BatchNotFoundError, BatchPausedError, LineError, ModelLoadError, RefusedError, SickModelError
 from jobs.line import Defaults
 from jobs.shard import Group, decode_lines
 from jobs.store import Store, Verdict
@@ -40,6 +40,7 @@ from worker.intake import Intake
 from worker.lease import MAINTENANCE_S, ShardJob, ShardWorker, machine
 from worker.marks import Marks
 from worker.models import Models
+from worker.pausing import Pausing
 from worker.pulse import Pulse
 from worker.recycle import HELD_BACK, RECYCLE
 from worker.spool import SPOOL_KEEP_S, Spool
@@ -118,6 +119,7 @@ class Service:
         self.writer = Writer(self.store, self.name, self._shard_ended, self._retry, self.spool)
         self.intake = Intake(self.compute, self.writer, self._load_failed, now=now)
         self.pulse = Pulse(pulse_connection, self)
+        self.pausing = Pausing(self.name, self.compute, self.writer)
         self._now = now
         self._event = threading.Event()
         self._signals = 0
@@ -186,11 +188,12 @@ class Service:
         self._idle_since = time.monotonic()
         while not self._stopping():
             try:
-                suspended = self.rq.suspended
+                paused = self.pausing.look(self.store.connection)
+                self.pausing.withdraw(list(self.held.values()))
                 self._maintain()
                 if self._worn():  # only now that Redis has answered: without it nothing can be handed back
                     return
-                if not suspended and self._take_one():
+                if not paused and self._take_one():
                     continue
             except redis.exceptions.RedisError as error:
                 log.debug("no shards can be taken: %s", error, extra={"action": "redis_out"})
@@ -231,6 +234,7 @@ class Service:
             self._maintained_at = time.monotonic()
             self._offer_left()
             self.rq.recover()
+            self.turns.look()
             try:
                 upkeep(self.store)
             except RefusedError as error:
@@ -244,22 +248,26 @@ class Service:
         if self.spool is not None:
             self.spool.offer(self.store, self._stopping)
 
-    def _wanted(self, group: Group) -> bool:
+    def _wanted(self, group: Group, rank: int) -> bool:
         """Whether another shard of a model is needed: always one batch of lines ahead, so that no shard's end drains
-        the batch."""
+        the batch. Lines that go first need not wait until those that are ahead have begun."""
         ahead = self.compute.waiting(group) + self.intake.unprepared(group)
-        return ahead < max(self.compute.capacity(group), LEAST_AHEAD)
+        needed = max(self.compute.capacity(group), LEAST_AHEAD)
+        if ahead < needed:
+            return True
+        held = [shard for shard in list(self.held.values()) if shard.group == group]
+        behind = any(shard.rank > rank for shard in held)
+        return behind and sum(len(shard.remaining) for shard in held if shard.rank <= rank) < needed
 
     def _take_one(self) -> bool:
         queues = self.turns.choose({held.group for held in list(self.held.values())})
         shard = self.rq.take(queues) if queues else None
         if shard is None:
             return False
-        self.turns.taken(shard.queue)
-        self._begin(shard)
+        self._begin(shard, self.turns.taken(shard.queue))
         return True
 
-    def _begin(self, shard: ShardJob) -> None:
+    def _begin(self, shard: ShardJob, rank: int) -> None:
         lease = self.rq.begin(shard)
         if lease is None:
             return
@@ -277,6 +285,9 @@ class Service:
                 return
             lines = decode_lines(payload)
             defaults = Defaults(batch.defaults)
+        except BatchPausedError:
+            self.rq.hand_back(lease, shard.queue)
+            return
         except (BatchNotFoundError, RefusedError, LineError, ValueError, KeyError, TypeError) as error:
             log.warning("refused shard %s: %s", lease.job_id, error, extra={"action": "refuse_shard"})
             self.rq.acknowledge(lease, 0.0)
@@ -292,6 +303,7 @@ class Service:
             lines=lines,
             taken_at=self._now(),
             max_attempts=self.settings.max_attempts,
+            rank=rank,
         )
         self.held[held.job_id] = held
         self.intake.put(held, self.models.load(held.group))
@@ -322,6 +334,7 @@ class Service:
         """Writer thread: a shard has come to its end here."""
         if end is End.INCOMPLETE:
             log.warning("Redis lost records of %s; its lines go back", held.job_id, extra={"action": "records_lost"})
+        if end in (End.INCOMPLETE, End.WITHDRAWN):
             self._return(held)
         self._forget(held)
         if end in (End.FINISHED, End.REFUSED):

@@ -1,4 +1,8 @@
-"""Which queues a worker takes its next shard from: by priority, and within one by the model that has waited longest."""
+"""Which queues a worker takes its next shard from: by priority, and within one by the model that has waited longest.
+
+A queue of a lower priority that had work for its patience without giving any goes before all others for one shard: so
+low is slow on a busy pool, and never starved.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,17 @@ from jobs.batch import PRIORITIES, queue_name
 from jobs.shard import Group
 from worker.models import Models
 
-__all__ = ["Turns"]
+__all__ = ["PATIENCE_S", "Turns"]
+
+PATIENCE_S = (float("inf"), 120.0, 600.0)
+"""For how long a queue with work waits for a shard's turn at the most: high, normal, low."""
 
 
 class Turns:
     """The queues of a worker's models, and whose turn it is.
 
-    ``filled(queues)`` tells which queues have jobs, ``wanted(group)`` whether another shard of a model is needed.
+    ``filled(queues)`` tells which queues have jobs, ``wanted(group, rank)`` whether another shard of a model is needed
+    whose lines would go by ``rank``: 0 is first.
     """
 
     def __init__(
@@ -25,7 +33,8 @@ class Turns:
         *,
         models: Models,
         filled: Callable[[Sequence[str]], Sequence[str]],
-        wanted: Callable[[Group], bool],
+        wanted: Callable[[Group, int], bool],
+        patience: Sequence[float] = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._models, self._filled, self._wanted, self._clock = models, filled, wanted, clock
@@ -33,6 +42,8 @@ class Turns:
         self._places = {name: place // len(groups) for place, name in enumerate(self._group_of)}
         self._not_before: dict[Group, float] = {}
         self._takes: dict[Group, float] = {}
+        self._patience = patience
+        self._since: dict[str, float] = {}
         self.waiting = False
         """Whether a model has work whose turn it is not yet."""
 
@@ -43,9 +54,24 @@ class Turns:
     def group_of(self, queue: str) -> Group:
         return self._group_of[queue]
 
-    def taken(self, queue: str) -> None:
-        """A shard was taken from this queue."""
+    def look(self) -> None:
+        """Note which queues have work, now and then: how long one waits is counted from here on."""
+        now = self._clock()
+        self._since = {queue: self._since.get(queue, now) for queue in self._filled(self.queues)}
+
+    def rank_of(self, queue: str) -> int:
+        """What lines of a shard of this queue go by: its priority, or the first where it has waited for too long."""
+        place = self._places[queue]
+        waited = self._clock() - self._since.get(queue, float("inf"))
+        return 0 if waited >= self._patience[place] else place
+
+    def taken(self, queue: str) -> int:
+        """A shard was taken from this queue; what its lines go by."""
+        rank = self.rank_of(queue)
         self._takes[self._group_of[queue]] = self._clock()
+        if queue in self._since:
+            self._since[queue] = self._clock()
+        return rank
 
     def put_off(self, group: Group, seconds: float) -> None:
         """Take nothing for a model for a while."""
@@ -60,5 +86,8 @@ class Turns:
         work = {self._group_of[name]: self._places[name] for name in reversed(filled)}  # the highest one is told last
         takeable = self._models.takeable(work, busy)
         self.waiting = not takeable.issuperset(work)
-        ready = [name for name in ready if (group := self._group_of[name]) in takeable and self._wanted(group)]
-        return sorted(ready, key=lambda name: (self._places[name], self._takes.get(self._group_of[name], 0.0)))
+        ranks = {name: self.rank_of(name) for name in ready if self._group_of[name] in takeable}
+        ready = [name for name, rank in ranks.items() if self._wanted(self._group_of[name], rank)]
+        # Of two with the same rank the one of the lower priority has waited for too long.
+        key = lambda name: (ranks[name], -self._places[name], self._takes.get(self._group_of[name], 0.0))  # noqa: E731
+        return sorted(ready, key=key)

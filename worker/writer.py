@@ -45,6 +45,8 @@ class End(enum.Enum):
     """Its lease went to another worker, and whatever this one still does for it is void."""
     INCOMPLETE = "incomplete"
     """Redis no longer has all records that were stored, as after a crash: the rest must be generated again."""
+    WITHDRAWN = "withdrawn"
+    """It goes back because of a pause: none of its lines is under way."""
     REFUSED = "refused"
     """What Redis keeps of it is not ours: nothing can be stored."""
 
@@ -250,6 +252,8 @@ class Writer(threading.Thread):
             if not held.remaining:
                 finished = self.persistently(lambda: self.store.finish(held.attempt, len(held.lines)))
                 self._end(held, End.FINISHED if finished else End.INCOMPLETE)
+            elif held.withdrawn:
+                self._end(held, End.WITHDRAWN)
         except StaleAttemptError as stale:
             if held.attempt is not attempt:  # this worker itself took it up again meanwhile
                 self._store(held, lines)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
-import orjson
 
-from jobs.errors import RefusedError
 from submit.options import json_option, open_store, redis_option
 from submit.text import plural
 
@@ -27,22 +25,15 @@ def command(names: tuple[str, ...], redis_url: str | None, as_json: bool) -> int
     Exit statuses: 0 all are cancelled, 2 one was over already, is still being submitted, or is unknown.
     """
     from jobs.ending import cancel
+    from submit.named import each_batch
 
-    status = 0
     with open_store(redis_url) as store:
-        for name in dict.fromkeys(names):
-            try:
-                batch_id = store.find(name).id
-                now = cancel(store, batch_id)
-            except RefusedError as error:
-                click.echo(f"promptmill: {error}", err=True)
-                status = error.exit_status
-                continue
-            batch = store.batch(batch_id)
-            click.echo(_said(batch, "is cancelled" if now else "was cancelled already"), err=True)
-            if as_json:
-                click.echo(orjson.dumps(batch.as_dict(store.now())).decode())
-    return status
+
+        def end(batch: Batch) -> str:
+            now = cancel(store, batch.id)
+            return _said(store.batch(batch.id), "is cancelled" if now else "was cancelled already")
+
+        return each_batch(store, names, end, as_json=as_json)
 
 
 def _said(batch: Batch, what: str) -> str:

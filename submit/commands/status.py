@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +16,8 @@ from submit.options import json_option, open_store, redis_option
 if TYPE_CHECKING:
     from jobs.store import Store
     from submit.screen import Frame
+
+MEASURE_S = 10.0
 
 
 @click.command("status", short_help="Show batches, or one in detail.")
@@ -70,13 +73,13 @@ def _detail_frame(store: Store, batch_id: str) -> Frame:
     from submit.progress import Window
     from submit.workers import Workers
 
-    workers, window = Workers(store.connection), Window()
+    workers, window, measured = Workers(store.connection), Window(), _memory(store, batch_id)
 
     def frame(width: int | None) -> tuple[list[str], bool]:
         now, batch = store.now(), current(store, batch_id)
         queues = workers.queues_of(batch_id)
         recent = window.add(now, batch)
-        return detail(batch, now, workers.read(), queues, recent=recent), batch.done
+        return detail(batch, now, workers.read(), queues, recent=recent, memory=measured()), batch.done
 
     return frame
 
@@ -87,6 +90,7 @@ def _json_frame(store: Store, name: str | None) -> Frame:
 
     workers = Workers(store.connection)
     batch_id = None if name is None else store.find(name).id
+    measured = _memory(store, batch_id or "")
 
     def frame(_width: int | None) -> tuple[list[str], bool]:
         now = store.now()
@@ -94,7 +98,22 @@ def _json_frame(store: Store, name: str | None) -> Frame:
             expire_due(store)
             return [orjson.dumps([batch.as_dict(now) for batch in store.batches()]).decode()], False
         batch = current(store, batch_id)
-        found = batch_object(batch, now, workers.read(), workers.queues_of(batch_id))
+        found = batch_object(batch, now, workers.read(), workers.queues_of(batch_id), measured())
         return [orjson.dumps(found).decode()], batch.done
 
     return frame
+
+
+def _memory(store: Store, batch_id: str) -> Callable[[], int]:
+    """What a batch takes in Redis, measured anew every ten seconds: that asks for each of its keys."""
+    from jobs.keeping import memory
+
+    last = (0.0, 0)
+
+    def measured() -> int:
+        nonlocal last
+        if store.now() - last[0] >= MEASURE_S:
+            last = (store.now(), memory(store.connection, batch_id))
+        return last[1]
+
+    return measured

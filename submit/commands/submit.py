@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import orjson
 from jobs.batch import PRIORITIES
 from jobs.duration import parse_duration
 from jobs.errors import RefusedError
+from jobs.moment import parse_moment
 from submit.feedback import SHOWN_PROBLEMS, json_errors, read_display
 from submit.options import defaults_from, json_option, open_store, parameter_options, redis_option
 from submit.text import plural
@@ -24,10 +26,19 @@ if TYPE_CHECKING:
 @click.argument("file")
 @click.option("--name", help="A name for the batch, by which other commands find it too.")
 @click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
+@click.option("--at", metavar="TIME", help="Begin then: 02:00, 2026-11-22 02:00 or 2026-11-22T02:00+01:00.")
+@click.option("--in", "start_in", metavar="DURATION", help="Begin after this long: 90s, 15m, 2h.")
 @click.option(
     "--expires-in",
     metavar="DURATION",
-    help="End the batch after this long (90s, 15m, 2h); lines not finished by then get an error record.",
+    help="End the batch so long after it begins (90s, 15m, 2h); lines not finished by then get an error record.",
+)
+@click.option(
+    "--keep",
+    metavar="DURATION",
+    default="14d",
+    show_default=True,
+    help="Remove the batch and its records so long after its end; `forever` keeps it until `promptmill purge`.",
 )
 @click.option(
     "--on-bad-line",
@@ -49,7 +60,10 @@ def command(
     file: str,
     name: str | None,
     priority: str,
+    at: str | None,
+    start_in: str | None,
     expires_in: str | None,
+    keep: str,
     on_bad_line: str,
     metadata: str | None,
     wait: bool,
@@ -78,9 +92,13 @@ def command(
             priority=priority,
             on_bad_line=on_bad_line,
             metadata=_object("--metadata", metadata),
+            start_in=None if start_in is None else parse_duration(start_in),
             expires_in=None if expires_in is None else parse_duration(expires_in),
+            keep_s=None if keep == "forever" else parse_duration(keep),
         )
         with PromptFile(file) as prompts, open_store(redis_url) as store:
+            if at is not None:
+                order = replace(order, start_in=_until(at, start_in, store))
             with read_display(prompts.size) as progress:
                 submitted = submit(store, prompts, order, progress=progress)
             _print(submitted, prompts.name, as_json=as_json)
@@ -98,6 +116,14 @@ def _waiting(file: str, *, wait: bool, out: Path | None, timeout: str | None) ->
     if out is not None and file != "-" and out.exists() and Path(file).exists() and out.samefile(file):
         raise RefusedError(f"{out} is the input: the results need a file of their own")
     return None if timeout is None else parse_duration(timeout)
+
+
+def _until(at: str, start_in: str | None, store: Store) -> float:
+    """Seconds from now, by the server's clock, until a moment."""
+    if start_in is not None:
+        raise RefusedError("--at and --in say the same thing: give one of them")
+    now = store.server_time()
+    return parse_moment(at, now) - now
 
 
 def _object(flag: str, text: str | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from jobs.errors import ModelLoadError, SickModelError, StaleAttemptError
 from jobs.keys import trouble_key
 from jobs.results import ordered_records
 from jobs.shard import Group
-from jobs.store import Attempt, FinishedLine, Store
+from jobs.store import Attempt, FinishedLine, Standing, Store
 from tests.pool import MODEL, make_batch, prompts
 from worker.ended import EndedLine
 from worker.engine.sequence import Failure, Finished
@@ -73,13 +73,13 @@ def test_a_batch_that_ended_takes_no_records(store: Store) -> None:
     """Whatever ended it counts its lines: what comes later would count them again."""
     batch = make_batch(store, prompts(2))
     attempt = claimed(store, batch)
-    assert store.standing([attempt], store.connection) == [True]
+    assert store.standing([attempt], store.connection) == [Standing.OURS]
     store.connection.hset(f"promptmill:b:{batch}", "status", "cancelled")
     with pytest.raises(StaleAttemptError):
         store.write(attempt, [record(0)])
     with pytest.raises(StaleAttemptError):
         store.finish(attempt, 2)
-    assert store.standing([attempt], store.connection) == [False]
+    assert store.standing([attempt], store.connection) == [Standing.LOST]
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def held_by(service: Service) -> HeldShard:
 def prepare_all(service: Service) -> list[tuple[int, bool]]:
     """Let the intake prepare what it has: (index, whether it is to run alone) of each line the engine gets."""
     given: list[tuple[int, bool]] = []
-    preparer = SimpleNamespace(prepare=lambda job, key: SimpleNamespace(key=key))
+    preparer = SimpleNamespace(prepare=lambda job, key, rank: SimpleNamespace(key=key))
     loaded: Any = SimpleNamespace(result=lambda: SimpleNamespace(preparer=preparer))
     compute: Any = SimpleNamespace(add=lambda group, line, alone, **_: given.append((line.key[2], alone)))
     while not service.intake._queue.empty():

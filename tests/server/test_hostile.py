@@ -22,7 +22,7 @@ from jobs.record import Choice
 from jobs.retrying import resume, retry
 from jobs.rqjobs import JOB_FUNCTION
 from jobs.shard import Group, pack
-from jobs.store import UPLOAD_LEASE_S, Store
+from jobs.store import UPLOAD_LEASE_S, Standing, Store
 from jobs.upkeep import upkeep
 from submit.workers import Workers
 from tests.hostile import ENTRIES, job_data, put_job
@@ -246,7 +246,7 @@ def test_hostile_entries_of_what_expires_stop_no_other(store: Store, caplog: pyt
     store.connection.zadd(EXPIRING, {b"\xff" * 1000: 1, "wrong": 1, text: 2, "gone": 2, good: 3})
     assert expire_due(store) == [good]
     assert store.connection.zcard(EXPIRING) == 0
-    assert [record.__dict__["action"] for record in caplog.records] == ["refuse_expiry"] * 3
+    assert [record.__dict__["action"] for record in caplog.records] == ["refuse_list"] * 3
     assert len(caplog.text) < 2000
 
 
@@ -337,7 +337,7 @@ def test_a_hostile_fence_ends_its_attempt_alone(store: Store, fence: bytes | Non
         store.connection.set(keys.fences, "x")
     else:
         store.connection.hset(keys.fences, "0", fence)
-    assert store.standing(held, store.connection) == [False, True]
+    assert store.standing(held, store.connection) == [Standing.LOST, Standing.OURS]
 
 
 @pytest.mark.parametrize("key", ["records", "info", "finished"])

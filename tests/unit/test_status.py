@@ -110,7 +110,7 @@ def test_detail_of_a_finished_batch_has_no_eta_and_no_flight() -> None:
 
 def test_the_json_object_has_the_lines_in_flight() -> None:
     """The contract's fields, and each line in flight with its worker."""
-    shown = orjson.loads(orjson.dumps(batch_object(RUNNING, NOW, [worker("busy", DECODING)], QUEUES)))
+    shown = orjson.loads(orjson.dumps(batch_object(RUNNING, NOW, [worker("busy", DECODING)], QUEUES, 4096)))
     assert shown["id"] == RUNNING.id
     assert shown["request_counts"] == {"total": 1000, "completed": 590, "failed": 10}
     assert shown["rates"]["eta_s"] == pytest.approx(201.3)

@@ -159,9 +159,9 @@ class Engine:
         """From now on only these lines begin; None: all. Lines under way go on."""
         self._scheduler.admits = None if only is None else lambda ticket: key_of(ticket) in only
 
-    def drop_pending(self) -> list[Hashable]:
-        """Forget the lines that have not begun, and report nothing more of them; their keys."""
-        dropped = [line for line in self._lines.values() if not line.begun]
+    def drop_pending(self, chosen: Callable[[Hashable], bool] = lambda key: True) -> list[Hashable]:
+        """Forget the ``chosen`` ones of the lines that have not begun, and report nothing more of them; their keys."""
+        dropped = [line for line in self._lines.values() if not line.begun and chosen(line.prepared.key)]
         for line in dropped:
             for ticket in line.tickets:
                 self._scheduler.drop(ticket)
@@ -430,6 +430,7 @@ class Engine:
             length=len(tokens) - 1,
             end=len(first.prompt) + first.limit,
             rows=len(sequences),
+            rank=line.prepared.rank,
         )
         line.tickets = [old for old in line.tickets if not old.done]
         line.tickets.append(ticket)

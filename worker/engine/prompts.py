@@ -29,8 +29,8 @@ class Preparer:
         # As mlx_lm.generate does it, special tokens of the encoding included.
         self._newline: list[int] = list(model.tokenizer.encode("\n"))
 
-    def prepare(self, job: Job, *, key: Hashable = None) -> PreparedLine:
-        """The line as the engine takes it, under ``key`` (default: the job's id).
+    def prepare(self, job: Job, *, key: Hashable = None, rank: int = 0) -> PreparedLine:
+        """The line as the engine takes it, under ``key`` (default: the job's id); those of a lower ``rank`` go first.
 
         Raises:
             LineError: ``unsupported`` or ``out_of_range`` for what this model cannot do, ``context_length_exceeded``
@@ -60,6 +60,7 @@ class Preparer:
             key=job.id if key is None else key,
             prompt=tuple(prompt),
             sampling=sampling,
+            rank=rank,
             eos=eos,
             xtc_exempt=tuple(dict.fromkeys([*self._newline, *sorted(eos)])),
             reasoning_open=self._reasoning_open(job, text, prompt),

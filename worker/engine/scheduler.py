@@ -29,7 +29,8 @@ class Ticket:
 
     ``length`` is how many tokens are to be prefilled, ``end`` the most tokens a row of it may come to hold, ``rows``
     how many rows have still to start. ``prefix`` is what the tokens before those are taken from (None: there are
-    none), and ``cached`` how many of them nothing was computed for on the ticket's behalf.
+    none), and ``cached`` how many of them nothing was computed for on the ticket's behalf. Those of a lower ``rank``
+    go first.
     """
 
     owner: Any
@@ -39,6 +40,7 @@ class Ticket:
     running: int = 0
     prefix: Any = None
     cached: int = 0
+    rank: int = 0
 
     @property
     def done(self) -> bool:
@@ -46,7 +48,8 @@ class Ticket:
 
 
 class Scheduler:
-    """First come, first served but for neighbours of like length, within a number of rows and a budget of bytes.
+    """By rank, and within one first come, first served but for neighbours of like length, within a number of rows and
+    a budget of bytes.
 
     ``row_bytes`` gives the cache bytes of a row that holds a number of tokens. A batch is as wide as its longest row,
     so what is charged is the number of rows times the cost of the longest of them: that is what the batch can grow to.
@@ -112,8 +115,11 @@ class Scheduler:
         )
 
     def add(self, ticket: Ticket) -> None:
-        """Queue a ticket behind all others."""
-        self._waiting.append(ticket)
+        """Queue a ticket behind all others of its rank."""
+        place = len(self._waiting)
+        while place and self._waiting[place - 1].rank > ticket.rank:
+            place -= 1
+        self._waiting.insert(place, ticket)
 
     def add_first(self, ticket: Ticket) -> None:
         """Queue a ticket that was running before, ahead of all others."""
@@ -141,10 +147,12 @@ class Scheduler:
 
     def _wave(self) -> list[Ticket]:
         """The ticket that waits first, and of those behind it the ones nearest to it in length, which waste the least
-        padding. Since the first always goes, none waits for longer than there are tickets before it."""
+        padding. Since the first always goes, none waits for longer than there are tickets before it. A wave is of one
+        rank."""
         near = list(islice(filter(self.admits, self._waiting), LOOK_AHEAD * self.prompt_concurrency))
         if not near:
             return []
+        near = [ticket for ticket in near if ticket.rank == near[0].rank]
         first = near[0].length
         chosen = sorted(range(len(near)), key=lambda place: (place > 0, abs(near[place].length - first)))
         return [near[place] for place in sorted(chosen[: self.prompt_concurrency])]

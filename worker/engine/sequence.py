@@ -20,7 +20,7 @@ class PreparedLine:
     ``key`` is the caller's identity of the line and opaque here. ``prompt`` holds at least one token id.
     ``sampling`` has its seed filled in. ``eos`` are the ids that end a text: the model's and the line's own.
     ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``reasoning_open`` says that the prompt ends inside
-    a thinking block.
+    a thinking block. Lines of a lower ``rank`` begin before those of a higher one.
     """
 
     key: Hashable
@@ -29,6 +29,7 @@ class PreparedLine:
     eos: frozenset[int]
     xtc_exempt: tuple[int, ...] = ()
     reasoning_open: bool = False
+    rank: int = 0
 
 
 @dataclass(slots=True, eq=False)

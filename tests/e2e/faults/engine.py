@@ -182,9 +182,10 @@ class StubEngine:
         elif line is not None:
             self._end(self._row(line), reason)
 
-    def drop_pending(self) -> list[Hashable]:
-        dropped = list(self._waiting)
-        self._waiting.clear()
+    def drop_pending(self, chosen: Callable[[Hashable], bool] = lambda key: True) -> list[Hashable]:
+        dropped = [key for key in self._waiting if chosen(key)]
+        for key in dropped:
+            del self._waiting[key]
         return dropped
 
     def step(self) -> list[Finished]:

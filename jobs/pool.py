@@ -1,0 +1,50 @@
+"""Pausing the whole pool, in RQ's own way, or single workers of it by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from jobs.connect import refusing
+from jobs.keys import PAUSED
+from jobs.store import Store
+
+__all__ = ["pause_pool", "pause_workers", "paused_workers", "pool_paused", "resume_pool", "resume_workers"]
+
+SUSPENDED = "rq:suspended"
+"""What ``rq suspend`` sets and ``rq resume`` removes."""
+
+
+def pause_pool(store: Store) -> bool:
+    """Have no worker take anything new, as ``rq suspend``; False: it was so already."""
+    return bool(store.connection.set(SUSPENDED, 1, nx=True))
+
+
+def resume_pool(store: Store) -> bool:
+    """Let the pool go on, as ``rq resume``; False: it was not paused."""
+    return bool(store.connection.delete(SUSPENDED))
+
+
+def pool_paused(store: Store) -> bool:
+    """Whether the pool is paused."""
+    return bool(store.connection.exists(SUSPENDED))
+
+
+def pause_workers(store: Store, names: Sequence[str]) -> list[str]:
+    """Have workers take nothing new: ``mini.4711`` is one process, ``mini`` all of this name, later ones too. Those of
+    the names that were not paused before."""
+    with refusing(PAUSED):
+        return [name for name in names if store.connection.hsetnx(PAUSED, name, repr(store.now()))]
+
+
+def resume_workers(store: Store, names: Sequence[str]) -> list[str]:
+    """Let workers go on, by the names under which they were paused; those of the names that were."""
+    with refusing(PAUSED):
+        return [name for name in names if store.connection.hdel(PAUSED, name)]
+
+
+def paused_workers(store: Store) -> list[str]:
+    """The names under which workers are paused."""
+    with refusing(PAUSED):
+        found = cast("list[bytes]", store.connection.hkeys(PAUSED))
+    return sorted(name.decode(errors="replace") for name in found)
