@@ -88,6 +88,9 @@ class Turns:
         self.waiting = not takeable.issuperset(work)
         ranks = {name: self.rank_of(name) for name in ready if self._group_of[name] in takeable}
         ready = [name for name, rank in ranks.items() if self._wanted(self._group_of[name], rank)]
-        # Of two with the same rank the one of the lower priority has waited for too long.
-        key = lambda name: (ranks[name], -self._places[name], self._takes.get(self._group_of[name], 0.0))  # noqa: E731
-        return sorted(ready, key=key)
+
+        def order(name: str) -> tuple[int, int, float]:
+            # Of two with the same rank the one of the lower priority has waited for too long.
+            return ranks[name], -self._places[name], self._takes.get(self._group_of[name], 0.0)
+
+        return sorted(ready, key=order)

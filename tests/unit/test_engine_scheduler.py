@@ -185,3 +185,21 @@ def test_everything_runs_within_the_limits(
         scheduler.ended(ending)
     assert started == {index: count for index, (_, _, count) in enumerate(shapes)}
     assert scheduler.waiting == scheduler.staged == 0
+
+
+def test_lower_ranks_begin_first() -> None:
+    """Those that came later too, whatever their length; within a rank the order is that of arrival."""
+    scheduler = Scheduler(decode_concurrency=2, prompt_concurrency=2)
+    tickets = [Ticket(name, length, 100, 1, rank=rank) for name, length, rank in
+               (("a", 10, 1), ("b", 10, 1), ("c", 90, 0), ("d", 10, 2), ("e", 95, 0), ("f", 10, 1))]  # fmt: skip
+    for ticket in tickets:
+        scheduler.add(ticket)
+    order = []
+    while scheduler.waiting:
+        wave = [ticket for group in scheduler.begin() for ticket in group]
+        order.append({ticket.owner for ticket in wave})
+        scheduler.prefilled(wave)
+        for ticket, count in scheduler.start():
+            for _ in range(count):
+                scheduler.ended(ticket)
+    assert order == [{"c", "e"}, {"a", "b"}, {"f"}, {"d"}]
