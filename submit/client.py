@@ -16,6 +16,8 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -25,7 +27,10 @@ from jobs.connect import connect, translated
 from jobs.embedded import data_folder, embedded_server
 from jobs.ending import cancel, current
 from jobs.errors import BatchNotFoundError, LineError, RefusedError, WaitTimeoutError
+from jobs.holding import pause, prioritise, resume_batch
+from jobs.keeping import KEEP_S, memory, purge
 from jobs.line import Defaults
+from jobs.pool import pause_pool, pause_workers, resume_pool, resume_workers
 from jobs.results import StoredRecord, finished_records, ordered_records
 from jobs.retrying import retry
 from jobs.store import Store
@@ -88,30 +93,40 @@ class Client:
         priority: str = "normal",
         on_bad_line: str = "reject",
         metadata: Mapping[str, Any] | None = None,
+        at: datetime | None = None,
+        start_in: float | None = None,
         expires_in: float | None = None,
+        keep: float | None = KEEP_S,
         **parameters: Any,
     ) -> BatchHandle:
         """Enqueue a file (a path; ``.gz`` and ``.zst`` by suffix, ``-`` is stdin) or an iterable of dicts.
 
         ``parameters`` are those of a line (``temperature=0.7``, ``system_prompt="..."``), for lines that do
         not say them. ``priority`` is ``high``, ``normal`` or ``low``. With ``on_bad_line="skip"`` bad lines
-        become error records and the rest runs. ``expires_in`` seconds after it was enqueued the batch ends: lines
-        not finished by then fail as ``expired``.
+        become error records and the rest runs. The batch begins ``at`` a moment (a datetime without a zone is a local
+        one) or ``start_in`` seconds from now; ``expires_in`` seconds after its beginning it ends: lines not finished
+        by then fail as ``expired``. ``keep`` seconds after its end it is removed; None keeps it until it is purged.
 
         Raises:
             LineError: a parameter that does not exist, or a value out of its range.
             InputError: bad lines; ``problems`` says which, and nothing was enqueued.
             RefusedError: the file cannot be read, or an argument makes no sense.
         """
+        if at is not None and start_in is not None:
+            raise RefusedError("at and start_in say the same thing: give one of them")
         order = Order(
             defaults=_defaults(model, parameters),
             name=name,
             priority=priority,
             on_bad_line=on_bad_line,
             metadata=metadata or {},
+            start_in=start_in,
             expires_in=expires_in,
+            keep_s=keep,
         )
         with self._open():
+            if at is not None:
+                order = replace(order, start_in=at.timestamp() - self._store.server_time())
             submitted = _submit(self._store, prompts, order)
         return BatchHandle(self, submitted.batch_id, submitted)
 
@@ -128,6 +143,23 @@ class Client:
         """All batches, oldest first."""
         with self._open():
             return [BatchHandle(self, batch.id) for batch in self._store.batches()]
+
+    def pause(self, *workers: str) -> None:
+        """Have these workers take nothing new (``mini.4711`` is one process, ``mini`` all of this name), or without any
+        the whole pool. Lines that were begun are finished."""
+        with self._open():
+            if workers:
+                pause_workers(self._store, workers)
+            else:
+                pause_pool(self._store)
+
+    def resume(self, *workers: str) -> None:
+        """Let these workers go on, by the names they were paused by, or without any the whole pool."""
+        with self._open():
+            if workers:
+                resume_workers(self._store, workers)
+            else:
+                resume_pool(self._store)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
@@ -175,6 +207,47 @@ class BatchHandle:
         """
         with self._client._open():
             return retry(self._client._store, self.id)
+
+    def prioritise(self, priority: str) -> None:
+        """Give the batch another priority, ``high``, ``normal`` or ``low``, also while it runs.
+
+        Raises:
+            RefusedError: there is no such priority, or the batch is over.
+        """
+        with self._client._open():
+            prioritise(self._client._store, self.id, priority)
+
+    def pause(self) -> None:
+        """Hold the batch back: lines that were begun are finished, the others wait until :meth:`resume`.
+
+        Raises:
+            RefusedError: it is over.
+        """
+        with self._client._open():
+            pause(self._client._store, self.id)
+
+    def resume(self) -> None:
+        """Let the batch go on.
+
+        Raises:
+            RefusedError: it is over.
+        """
+        with self._client._open():
+            resume_batch(self._client._store, self.id)
+
+    def purge(self) -> None:
+        """Remove the batch, with its prompts and records.
+
+        Raises:
+            RefusedError: it is not done.
+        """
+        with self._client._open():
+            purge(self._client._store, self.id)
+
+    def memory(self) -> int:
+        """Bytes that the batch takes in Redis."""
+        with self._client._open():
+            return memory(self._client._store.connection, self.id)
 
     def wait(self, timeout: float | None = None) -> Batch:
         """Wait until the batch is done, at most ``timeout`` seconds.

@@ -65,9 +65,14 @@ def test_the_rules_are_enough_for_everything(server: str, tmp_path: Path) -> Non
         second = command(
             submitter, "submit", str(source), "--model", MODEL, "--on-bad-line", "skip", "--expires-in", "1h"
         )
-        for step in ("cancel", "retry", "cancel"):
-            done = command(submitter, step, second.stdout.strip())
+        other = second.stdout.strip()
+        for steps in (["pause", other], ["priority", other, "high"], ["resume", other], ["cancel", other],
+                      ["retry", other], ["cancel", other], ["purge", other], ["pause"], ["resume"],
+                      ["pause", "--worker", "mini"], ["resume", "--worker", "mini"]):  # fmt: skip
+            done = command(submitter, *steps)
             assert done.returncode == 0, done.stderr
+        later = command(submitter, "submit", str(source), "--model", MODEL, "--on-bad-line", "skip", "--in", "1h")
+        assert later.returncode == 0, later.stderr
         ran = command(worker, "run", str(source), "-o", str(tmp_path / "run.jsonl"), "--model", MODEL,
                       "--on-bad-line", "skip")  # fmt: skip
         assert ran.returncode == 1, ran.stderr

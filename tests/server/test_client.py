@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import pytest
 
 from jobs.errors import BatchNotFoundError, InputError, LineError, RedisError, RefusedError, WaitTimeoutError
 from jobs.line import Job
+from jobs.pool import paused_workers, pool_paused
 from jobs.record import Choice
 from jobs.store import Store
 from submit import Client
-from tests.pool import echo, prompts, work
+from tests.pool import MODEL, echo, prompts, work
 from tests.proxy import Proxy
 
 
@@ -166,3 +169,36 @@ def test_redis_that_goes_away_is_a_redis_error(server_url: str) -> None:
         with pytest.raises(RedisError, match="cannot reach"):
             use()
     client.close()
+
+
+def test_batches_are_held_moved_and_removed(client: Client) -> None:
+    """Paused, resumed, given another priority, begun later, and purged when they are done."""
+    batch = client.submit([{"prompt": "a"}], model=MODEL, keep=None)
+    batch.pause()
+    assert batch.status().paused
+    batch.resume()
+    batch.prioritise("high")
+    assert (batch.status().paused, batch.status().priority, batch.status().keep_s) == (False, "high", None)
+    later = client.submit([{"prompt": "a"}], model=MODEL, at=datetime.now() + timedelta(hours=1))
+    assert later.status().times["starts"] - time.time() == pytest.approx(3600, abs=5)
+    with pytest.raises(RefusedError, match="give one of them"):
+        client.submit([{"prompt": "a"}], model=MODEL, at=datetime.now(), start_in=5.0)
+    with pytest.raises(RefusedError, match="begins in a number of seconds above 0"):
+        client.submit([{"prompt": "a"}], model=MODEL, at=datetime.now() - timedelta(hours=1))
+    with pytest.raises(RefusedError, match="cancel it first"):
+        batch.purge()
+    batch.cancel()
+    assert batch.memory() > 500
+    batch.purge()
+    with pytest.raises(BatchNotFoundError):
+        batch.status()
+
+
+def test_the_pool_and_its_workers_are_paused(client: Client, store: Store) -> None:
+    """By the client as by the command."""
+    client.pause()
+    client.pause("mini", "mini-2.4711")
+    assert (pool_paused(store), paused_workers(store)) == (True, ["mini", "mini-2.4711"])
+    client.resume()
+    client.resume("mini", "mini-2.4711")
+    assert (pool_paused(store), paused_workers(store)) == (False, [])
