@@ -7,14 +7,14 @@ under its fence and finishes it. Readers: :mod:`jobs.results`. A batch's end bef
 
 from __future__ import annotations
 
-import enum
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
+from jobs.attempt import Attempt, Standing, Verdict
 from jobs.batch import Batch, queue_name
 from jobs.connect import refusing, replies
 from jobs.errors import BatchNotFoundError, BatchPausedError, RefusedError, StaleAttemptError
@@ -30,13 +30,10 @@ if TYPE_CHECKING:
 __all__ = [
     "REJECTED_GROUP",
     "UPLOAD_LEASE_S",
-    "Attempt",
     "FinishedLine",
     "NewBatch",
-    "Standing",
     "Store",
     "UploadedShard",
-    "Verdict",
 ]
 
 UPLOAD_LEASE_S = 120.0
@@ -75,49 +72,6 @@ class UploadedShard:
     first_index: int
     lines: int
     payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A claim on a shard: the fence all its writes carry, the lines already finished, and what befell the others.
-
-    ``tries`` counts the failed attempts at a line, ``deaths`` those of them in which its worker died, and ``forgiven``
-    those before the batch was retried. ``suspects`` are others that run alone.
-    """
-
-    batch_id: str
-    number: int
-    fence: int
-    finished: frozenset[int] = frozenset()
-    tries: dict[int, int] = field(default_factory=dict)
-    deaths: dict[int, int] = field(default_factory=dict)
-    forgiven: dict[int, int] = field(default_factory=dict)
-    suspects: frozenset[int] = frozenset()
-
-    def failures(self, index: int) -> int:
-        """Attempts that speak against a line."""
-        return self.tries.get(index, 0) - self.forgiven.get(index, 0)
-
-
-class Verdict(enum.IntEnum):
-    """What the end of an attempt says of its lines that were under way."""
-
-    INNOCENT = 0
-    """Nothing."""
-    SUSPECT = 1
-    """They run alone from now on."""
-    GUILTY = 2
-    """They have had an attempt, which failed."""
-
-
-class Standing(enum.Enum):
-    """What Redis says of an attempt that a worker thinks is its own."""
-
-    OURS = "ours"
-    PAUSED = "paused"
-    """Ours, but its batch is held back: lines that have not begun shall not."""
-    LOST = "lost"
-    """Its lease was taken over, or its batch has ended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from jobs.attempt import Attempt
 from jobs.batch import Batch
 from jobs.errors import LineError
 from jobs.line import Defaults, Job, check_line
 from jobs.shard import Group, ShardLine
-from jobs.store import Attempt
 
 if TYPE_CHECKING:
     from worker.lease import Lease

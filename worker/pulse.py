@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import redis.exceptions
 
+from jobs.attempt import Standing
 from jobs.keys import worker_key
-from jobs.store import Standing
 from worker.lease import RENEW_S
 from worker.warm import share_out
 

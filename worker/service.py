@@ -27,11 +27,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import redis.exceptions
 
+from jobs.attempt import Verdict
 from jobs.connect import refusing
 from jobs.errors import BatchNotFoundError, BatchPausedError, LineError, ModelLoadError, RefusedError, SickModelError
 from jobs.line import Defaults
 from jobs.shard import Group, decode_lines
-from jobs.store import Store, Verdict
+from jobs.store import Store
 from jobs.upkeep import upkeep
 from worker.compute import LOAD_BACKOFF_S, Compute, EngineSettings
 from worker.ended import EndedLine, FailedLine

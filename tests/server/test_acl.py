@@ -105,7 +105,7 @@ def test_all_else_is_denied(server: str, name: str, denied: str) -> None:
 def test_a_submitter_cannot_command_workers(server: str) -> None:
     """Registrations and the channels of commands are the workers' own."""
     with Redis.from_url(as_user(server, "submitter")) as connection:
-        for denied in ("PUBLISH rq:pubsub:mini.1 x", "SET rq:suspended 1", "DEL rq:worker:mini.1"):
+        for denied in ("PUBLISH rq:pubsub:mini.1 x", "SET rq:workers 1", "DEL rq:worker:mini.1"):
             with pytest.raises(NoPermissionError):
                 connection.execute_command(*denied.split())
 

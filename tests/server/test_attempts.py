@@ -10,12 +10,13 @@ import orjson
 import pytest
 from redis.exceptions import ConnectionError as OutError
 
+from jobs.attempt import Attempt, Standing
 from jobs.connect import connect
 from jobs.errors import ModelLoadError, SickModelError, StaleAttemptError
 from jobs.keys import trouble_key
 from jobs.results import ordered_records
 from jobs.shard import Group
-from jobs.store import Attempt, FinishedLine, Standing, Store
+from jobs.store import FinishedLine, Store
 from tests.pool import MODEL, make_batch, prompts
 from worker.ended import EndedLine
 from worker.engine.sequence import Failure, Finished

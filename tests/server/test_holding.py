@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import orjson
 import pytest
 
+from jobs.attempt import Standing
 from jobs.batch import queue_name
 from jobs.connect import connect
 from jobs.ending import cancel, expire_due
@@ -17,7 +18,7 @@ from jobs.pool import pause_pool, pause_workers, paused_workers, pool_paused, re
 from jobs.results import ordered_records
 from jobs.retrying import retry
 from jobs.shard import Group
-from jobs.store import NewBatch, Standing, Store
+from jobs.store import NewBatch, Store
 from jobs.upkeep import upkeep
 from tests.pool import MODEL, make_batch, prompts, watched, work
 from worker.service import Service, ServiceSettings

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
+from jobs.attempt import Standing
 from jobs.batch import new_batch_id, queue_name
 from jobs.connect import connect
 from jobs.ending import cancel, expire_due
@@ -22,7 +23,7 @@ from jobs.record import Choice
 from jobs.retrying import resume, retry
 from jobs.rqjobs import JOB_FUNCTION
 from jobs.shard import Group, pack
-from jobs.store import UPLOAD_LEASE_S, Standing, Store
+from jobs.store import UPLOAD_LEASE_S, Store
 from jobs.upkeep import upkeep
 from submit.workers import Workers
 from tests.hostile import ENTRIES, job_data, put_job

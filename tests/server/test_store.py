@@ -12,13 +12,14 @@ import pytest
 from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
+from jobs.attempt import Attempt
 from jobs.batch import queue_name
 from jobs.connect import connect
 from jobs.errors import BatchNotFoundError, StaleAttemptError
 from jobs.keys import UPLOADING, BatchKeys
 from jobs.results import finished_records, ordered_records
 from jobs.shard import Group, ShardLine, encode_lines
-from jobs.store import UPLOAD_LEASE_S, Attempt, FinishedLine, NewBatch, Store, UploadedShard
+from jobs.store import UPLOAD_LEASE_S, FinishedLine, NewBatch, Store, UploadedShard
 from tests.proxy import Proxy
 
 MODEL = Group("m")
