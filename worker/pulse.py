@@ -20,7 +20,7 @@ from worker.warm import share_out
 if TYPE_CHECKING:
     from redis import Redis
 
-    from jobs.store import Attempt
+    from jobs.attempt import Attempt
     from worker.service import Service
 
 __all__ = ["Pulse"]
