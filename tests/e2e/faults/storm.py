@@ -22,6 +22,7 @@ from pathlib import Path
 import orjson
 from redis.exceptions import RedisError
 
+from jobs.batch import PRIORITIES
 from tests.e2e.faults.auditor import Event, audit, begun_since, events, in_flight
 from tests.e2e.faults.pool import LEASE_S, QUICK_LEASE_S, UNSAVED_S, Pool, Submitted, Worker, job_lines
 
@@ -67,9 +68,10 @@ class Storm:
         """One fault, drawn."""
         kinds: list[tuple[Callable[[], None], int]] = [
             (self.kill, 5), (self.term, 3), (self.freeze, 3), (self.cut, 3), (self.restart, 2), (self.outage, 1),
+            (self.pause, 2),
         ]  # fmt: skip
         (fault,) = self.draw.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])
-        self.faults[fault.__name__] = self.faults.get(fault.__name__, 0) + 1
+        self._count(fault.__name__)
         fault()
 
     def kill(self) -> None:
@@ -107,6 +109,10 @@ class Storm:
         time.sleep(OUTAGE_S)
         self.pool.server.start()
 
+    def pause(self) -> None:
+        """The whole pool is paused for a moment."""
+        self._held()
+
     @property
     def crashes(self) -> int:
         """Deaths and freezes so far, but for those that lines bring about."""
@@ -129,7 +135,8 @@ class Storm:
             worker.signal(signal.SIGCONT)
 
     def submit(self) -> Submitted:
-        """A batch of some size, now and then with a line that does harm, or cancelled at once or soon."""
+        """A batch of some size, now and then with a line that does harm, or cancelled, paused for a while, or given
+        another priority, at once or soon."""
         lines = job_lines(self.draw.randint(1, 400), max_tokens=self.draw.randint(3, 40))
         if self.draw.random() < 0.2:
             line, harm = self.draw.choice(lines), self.draw.choice(list(HARMS))
@@ -138,11 +145,36 @@ class Storm:
         batch = self.pool.submit(lines)
         if self.draw.random() < 0.1:
             threading.Timer(self.draw.uniform(0.0, 3.0), self._cancel, [batch]).start()
+        if self.draw.random() < 0.15:
+            threading.Timer(self.draw.uniform(0.0, 3.0), self._held, [batch]).start()
+        if self.draw.random() < 0.15:
+            priority = self.draw.choice(PRIORITIES)
+            threading.Timer(self.draw.uniform(0.0, 3.0), self._moved, [batch, priority]).start()
         return batch
+
+    def _moved(self, batch: Submitted, priority: str) -> None:
+        if self.pool.command("priority", batch.id, priority, check=False).returncode == 0:
+            self._count("priority")
+
+    def _held(self, *batches: Submitted) -> None:
+        """Pause batches, or without any the pool, for some seconds; whatever befalls the server, they go on."""
+        names = [batch.id for batch in batches]
+        if self.pool.command("pause", *names, check=False).returncode == 2:  # it is over
+            return
+        if names:
+            self._count("pause of a batch")
+        threading.Timer(self.draw.uniform(0.5, 4.0), self._released, [names]).start()
+
+    def _released(self, names: list[str]) -> None:
+        while self.pool.command("resume", *names, check=False).returncode == 3:  # the server is away
+            time.sleep(1.0)
+
+    def _count(self, what: str) -> None:
+        self.faults[what] = self.faults.get(what, 0) + 1
 
     def _cancel(self, batch: Submitted) -> None:
         if self.pool.command("cancel", batch.id, check=False).returncode == 0:
-            self.faults["cancel"] = self.faults.get("cancel", 0) + 1
+            self._count("cancel")
 
     def check(self, batch: Submitted) -> tuple[list[str], int]:
         """Audit a batch that is done: what is wrong, and the lines that were generated again."""
