@@ -15,7 +15,6 @@ import click
 from jobs.errors import RefusedError
 from jobs.size import parse_size
 from submit.deploy.service import INITS, Account, default_home, default_init
-from submit.options import redis_option
 
 if TYPE_CHECKING:
     from submit.deploy.host import Host
@@ -76,6 +75,10 @@ def _machine_options(label: str, user: str) -> Callable[[F], F]:
 program_option = click.option(
     "--program", type=click.Path(path_type=Path), metavar="PATH",
     help="The promptmill that the daemon runs.  [default: the one you are running]",
+)  # fmt: skip
+redis_option = click.option(
+    "--redis", "redis_url", metavar="URL", envvar=["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
+    help="Redis of the pool (redis://, rediss://).  [default: that of the installation before]",
 )  # fmt: skip
 redis_file_option = click.option(
     "--redis-file", type=click.File("r", encoding="utf-8"), metavar="FILE",
@@ -243,7 +246,7 @@ def _daemon(flags: dict[str, Any], home: str, make: Callable[[str, Account, Host
     init = flags["init"] or default_init()
     own = _absolute(flags["home"], "--home") if flags["home"] else default_home(init, home)
     account = Account(user, host.group_of(user) or user, own)
-    if host.root is None and host.is_admin(user):
+    if host.root is None and (host.is_admin(user) or host.uid_of(user) == 0):
         raise RefusedError(f"--user {user} administers this machine: give the daemon a user of its own")
     plan = make(init, account, host, _user_steps(init, account, host))
     if flags["install"]:

@@ -12,9 +12,9 @@ SCRIPT = r"""#!/bin/sh
 # HOST is a name or an address under which the server is reached, as it stands in URLs. In FOLDER afterwards:
 #   ca.crt      the authority's certificate: every client needs it (ssl_ca_certs in its URL)
 #   ca.key      the authority's key: needed only to renew; keep it where only root reads it
-#   server.crt  the server's certificate, for 825 days: Apple's own libraries take none that lasts longer
+#   server.crt  the server's certificate, for 820 days: Apple's libraries take none that lasts more than 825
 #   server.key  its key
-# Run it again before the 825 days are over: the authority stays, so no client changes.
+# Run it again before they are over: the authority stays, so no client changes.
 set -eu
 umask 077
 
@@ -65,7 +65,7 @@ if [ ! -e ca.key ]; then
 fi
 openssl ecparam -name prime256v1 -genkey -noout -out "$work/server.key"
 openssl req -new -sha256 -config "$work/request.cnf" -subj "/CN=$1" -key "$work/server.key" -out "$work/server.csr"
-openssl x509 -req -sha256 -days 825 -in "$work/server.csr" -CA ca.crt -CAkey ca.key -CAserial "$work/serial" \
+openssl x509 -req -sha256 -days 820 -in "$work/server.csr" -CA ca.crt -CAkey ca.key -CAserial "$work/serial" \
   -CAcreateserial -extfile "$work/request.cnf" -extensions server -out "$work/server.crt" 2>"$work/said" ||
   { cat "$work/said" >&2; exit 1; }
 # The key last is the one that the certificate is for: both are whole files when they are put there.

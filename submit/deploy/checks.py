@@ -12,7 +12,17 @@ from urllib.parse import urlsplit
 from jobs.connect import redacted
 from jobs.errors import RefusedError
 
-__all__ = ["check_label", "check_model", "check_plain", "check_program", "check_url", "check_user", "unreachable"]
+__all__ = [
+    "check_label",
+    "check_model",
+    "check_plain",
+    "check_program",
+    "check_url",
+    "check_user",
+    "reach_problem",
+    "unreachable",
+    "wired_limit",
+]
 
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -153,7 +163,8 @@ def reach_problem(program: Path, uid: int | None, gids: frozenset[int], user: st
             place = blocked or part.resolve()
             return (
                 f"{program}: the {what}, {part.resolve()}, is in a place of somebody's own ({place}), which {user} "
-                "cannot rely on: install promptmill for all users, such as into /opt/promptmill/venv (see deploy/README.md)"
+                "cannot rely on: install promptmill for all users, such as into /opt/promptmill/venv (see "
+                "deploy/README.md), or name it with --program"
             )
     return None
 

@@ -148,7 +148,9 @@ def user_steps(account: Account, free_id: int | None) -> tuple[Step, ...]:
         (user, "Password", "*"),
         (user, "IsHidden", "1"),
     ]
-    return tuple(Step(("dscl", ".", "-create", *value)) for value in values)
+    steps = [Step(("dscl", ".", "-create", *value)) for value in values]
+    # That the user was not there a moment ago may be remembered.
+    return (*steps, Step(("dscacheutil", "-flushcache"), may_fail=True))
 
 
 def start(label: str, stop_s: float) -> tuple[Step, ...]:

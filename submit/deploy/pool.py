@@ -78,7 +78,7 @@ def worker_plan(common: Common, flags: WorkerFlags) -> Plan:
         account=common.account,
         environment={**_environment(common, "WORKER"), "HF_HOME": str(flags.hf_home)},
         stop_s=stop_s,
-        writable=tuple(dict.fromkeys((common.account.home, flags.hf_home))),
+        writable=() if flags.hf_home.is_relative_to(common.account.home) else (flags.hf_home,),
         foreground=True,
         confined=False,
     )
@@ -118,7 +118,6 @@ def scheduler_plan(common: Common) -> Plan:
         account=common.account,
         environment=_environment(common, "SCHEDULER"),
         stop_s=SCHEDULER_STOP_S,
-        writable=(common.account.home,),
     )
     return _plan(common, service)
 
@@ -166,7 +165,7 @@ def service_files(init: str, service: Service) -> tuple[tuple[Folder, ...], tupl
     usual = default_home(init, "x").parent
     if account.home.parent == usual:
         folders.append(Folder(usual, 0o755, "root", root))
-    folders.append(Folder(account.home, 0o750, account.user, account.group))
+    folders += [Folder(path, 0o750, account.user, account.group) for path in (account.home, *service.writable)]
     if init == "systemd":
         return tuple(folders), (systemd.unit(service),), systemd.start(service.label)
     folders.append(launchd.log_folder(service.label, account))

@@ -63,7 +63,6 @@ def server_plan(
         account=account,
         environment={"HOME": str(account.home)},
         stop_s=STOP_S,
-        writable=(account.home,),
         foreground=True,  # every machine of the pool waits for it
     )
     folders, service_own, start = service_files(init, service)
@@ -143,7 +142,7 @@ def _notes(init: str, label: str, flags: ServerFlags) -> list[str]:
             f"copy {CA_FILE} and {ETC}/worker.url to each worker, for `promptmill deploy worker --ca ca.crt "
             "--redis-file worker.url`"
         )
-        notes.append("the certificate ends in 825 days: this --install again renews it, and clients stay as they are")
+        notes.append("the certificate ends in 820 days: this --install again renews it, and clients stay as they are")
     else:
         notes.append("without TLS everybody on the network can read passwords, prompts and texts")
     if init == "systemd":

@@ -28,9 +28,9 @@ class Account:
 class Service:
     """What is run, as whom, where and with what environment.
 
-    ``stop_s`` is how long it may take to end after SIGTERM, ``writable`` the folders that it writes to, and
-    ``foreground`` whether it needs the whole machine: launchd slows the GPU of other jobs. ``confined`` says that it
-    neither compiles nor loads foreign code, so that systemd may forbid it.
+    ``stop_s`` is how long it may take to end after SIGTERM, ``writable`` the folders that it writes to besides the
+    user's home, and ``foreground`` whether it needs the whole machine: launchd slows the GPU of other jobs.
+    ``confined`` says that it neither compiles nor loads foreign code, so that systemd may forbid it.
     """
 
     label: str
@@ -39,7 +39,7 @@ class Service:
     account: Account
     environment: Mapping[str, str]
     stop_s: int
-    writable: tuple[Path, ...]
+    writable: tuple[Path, ...] = ()
     foreground: bool = False
     confined: bool = True
 

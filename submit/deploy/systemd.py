@@ -35,6 +35,7 @@ _CONFINED = (
     "MemoryDenyWriteExecute=yes",
     "SystemCallFilter=@system-service",
     "SystemCallFilter=~@privileged @resources",
+    "SystemCallErrorNumber=EPERM",
 )
 
 
@@ -46,6 +47,7 @@ def quoted(word: str) -> str:
 
 def unit(service: Service) -> File:
     """The unit of a service; it logs to the journal, which rotates. Only a failure starts it again."""
+    account = service.account
     lines = [
         "[Unit]",
         f"Description={service.about}",
@@ -56,9 +58,9 @@ def unit(service: Service) -> File:
         "[Service]",
         "Type=exec",
         f"ExecStart={' '.join(map(quoted, service.command))}",
-        f"User={service.account.user}",
-        f"Group={service.account.group}",
-        f"WorkingDirectory={service.account.home}".replace("%", "%%"),
+        f"User={account.user}",
+        f"Group={account.group}",
+        f"WorkingDirectory={account.home}".replace("%", "%%"),
         *(f"Environment={_assignment(name, value)}" for name, value in service.environment.items()),
         "Restart=on-failure",
         f"RestartSec={RESTART_S}",
@@ -67,7 +69,7 @@ def unit(service: Service) -> File:
         f"TimeoutStopSec={service.stop_s}",
         f"LimitNOFILE={OPEN_FILES}",
         "UMask=0027",
-        *(f"ReadWritePaths={quoted(str(path))}" for path in service.writable),
+        *(f"ReadWritePaths={quoted(str(path))}" for path in (account.home, *service.writable)),
         *_HARDENED,
         *(_CONFINED if service.confined else ("ProtectHome=read-only",)),
         "",
