@@ -34,7 +34,11 @@ class Record:
         if other is None:
             return self
         files, daemons = dict.fromkeys(self.files + other.files), dict.fromkeys(self.daemons + other.daemons)
-        return replace(self, files=tuple(files), daemons=tuple(daemons))
+        return replace(self, files=tuple(files), daemons=tuple(daemons), left=self.all_left(other))
+
+    def all_left(self, other: Record | None) -> tuple[str, ...]:
+        """What this one and an earlier one leave."""
+        return self.left if other is None else tuple(dict.fromkeys(self.left + other.left))
 
 
 def record_file(label: str) -> Path:
@@ -86,7 +90,7 @@ def install(plan: Plan, host: Host, say: Say) -> None:
         gone = [name for name in before.daemons if name not in record.daemons]
         skipped += _run([step for name in gone for step in _stop(before.init, name)], host)
         _remove([path for path in before.files if path not in record.files], host, say)
-    _write_record(host, plan, record)
+    _write_record(host, plan, replace(record, left=record.all_left(before)))
     skipped += _run(plan.start, host)
     for command in skipped:
         say(f"not run: {command}")
