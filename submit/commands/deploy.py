@@ -118,6 +118,7 @@ def command() -> None:
     help="Let the GPU use so much memory, set anew at each boot (macOS); auto leaves the system an eighth, at least 8G."
     "  [default: macOS decides]",
 )  # fmt: skip
+@click.option("--no-start", is_flag=True, help="Install without starting, to fetch models first; then install again.")
 @click.option("--power", is_flag=True, help="Also set the power settings of a Mac that never sleeps.")
 @redis_option
 @redis_file_option
@@ -146,7 +147,8 @@ def worker(
         kept = _absolute(hf_home, "--hf-home") if hf_home is not None else common.account.home / "huggingface"
         wired = None if wired_limit is None else _wired(wired_limit, host)
         own = WorkerFlags(models, kept, flags["name"], flags["drain"], wired, flags["power"], extra)
-        return worker_plan(common, own)
+        made = worker_plan(common, own)
+        return made.not_started() if flags["no_start"] else made
 
     return _pool_daemon(flags, plan)
 

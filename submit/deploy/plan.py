@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 __all__ = ["ETC", "File", "Folder", "Plan", "Step"]
@@ -48,6 +48,9 @@ class Step:
     until_fails_s: float | None = None
 
 
+_STARTING = {("launchctl", "bootstrap"), ("systemctl", "restart")}
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """An installation in the order in which it happens: ``users``, folders, files, ``start``.
@@ -63,3 +66,7 @@ class Plan:
     start: tuple[Step, ...] = ()
     left: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def not_started(self) -> Plan:
+        """The same, but its services stay stopped until the machine starts or they are installed again."""
+        return replace(self, start=tuple(step for step in self.start if step.command[:2] not in _STARTING))

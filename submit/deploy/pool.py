@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from jobs.connect import redacted
 from jobs.errors import RefusedError
+from jobs.size import parse_size
 from submit.deploy import launchd, systemd
 from submit.deploy.checks import check_model, check_plain
 from submit.deploy.plan import ETC, File, Folder, Plan, Step
@@ -132,8 +133,22 @@ def _check_worker(common: Common, flags: WorkerFlags) -> None:
             raise RefusedError(f"{name} after `--`: give it to `promptmill deploy worker` itself, before `--`")
         if name in _ENDING_FLAGS:
             raise RefusedError(f"{name} after `--`: such a worker ends by itself, and a daemon is for one that stays")
+    own_limit = _value_of("--wired-limit", flags.extra)
+    if flags.wired_mib is not None and own_limit is not None and parse_size(own_limit) > flags.wired_mib * 2**20:
+        raise RefusedError(
+            "--wired-limit after `--` is the worker's own, and more than what macOS is told to give: lower it"
+        )
     if (flags.wired_mib is not None or flags.power) and common.init != "launchd":
         raise RefusedError("--wired-limit and --power are settings of macOS: leave them out, or use --init launchd")
+
+
+def _value_of(flag: str, words: Sequence[str]) -> str | None:
+    """What a flag is given on a command line, as ``--flag value`` or ``--flag=value``."""
+    for number, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            return value if equals else "".join(words[number + 1 : number + 2])
+    return None
 
 
 def settings_file(common: Common) -> File:
@@ -222,5 +237,5 @@ def _fetching(common: Common, flags: WorkerFlags) -> Sequence[str]:
         if not model.startswith("/"):
             name, _, revision = model.partition("@")
             words = [*user, str(tool), "download", name, *(["--revision", revision] if revision else [])]
-            notes.append(f"fetch {model} beforehand: {shlex.join(words)}")
+            notes.append(f"fetch {model} after --install --no-start: {shlex.join(words)}")
     return notes

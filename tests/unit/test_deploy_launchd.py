@@ -227,10 +227,27 @@ def test_how_models_are_fetched_is_said() -> None:
     """As the daemon's user, into its cache, at the revision; folders need none of that."""
     flags = replace(FLAGS, models=("org/a@v2", "/models/b"))
     (note,) = [note for note in worker_plan(COMMON, flags).notes if note.startswith("fetch")]
+    assert note.startswith("fetch org/a@v2 after --install --no-start: ")
     assert note.endswith(
         "sudo -u promptmill env HOME=/opt/promptmill/home HF_HOME=/opt/promptmill/home/huggingface "
         "/opt/promptmill/venv/bin/hf download org/a --revision v2"
     )
+
+
+def test_a_worker_may_be_installed_without_a_start() -> None:
+    """One that runs is stopped; nothing is started, and power settings are made."""
+    commands = [step.command for step in worker_plan(COMMON, replace(FLAGS, power=True)).not_started().start]
+    assert ("launchctl", "bootout", "system/promptmill-worker") in commands
+    assert ("pmset", "-a", "sleep", "0") in commands
+    assert not any("bootstrap" in command for command in commands)
+
+
+@pytest.mark.parametrize("extra", [("--wired-limit", "3G"), ("--wired-limit=3G",), ("-v", "--wired-limit", "3G", "-v")])
+def test_a_worker_may_not_wire_more_than_macos_gives(extra: tuple[str, ...]) -> None:
+    """Metal would refuse it at the worker's start."""
+    with pytest.raises(RefusedError, match="lower it"):
+        worker_plan(COMMON, replace(FLAGS, wired_mib=2048, extra=extra))
+    worker_plan(COMMON, replace(FLAGS, wired_mib=3072, extra=extra))
 
 
 @pytest.mark.skipif(not Path("/usr/bin/plutil").exists(), reason="plutil is macOS's")
