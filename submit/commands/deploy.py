@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -208,8 +207,8 @@ def server(hosts: tuple[str, ...], maxmemory: int | None, bind: tuple[str, ...],
             raise RefusedError("--maxmemory is missing: say how much memory batches may take, such as 8G")
         program = flags["program"] or _server_program(init)
         _check_reach(program, account, host, flags)
-        existing = None if flags["new_passwords"] else host.read(account.home / "users.acl")
-        own = ServerFlags(hosts, maxmemory, flags["port"], bind, flags["tls"], existing)
+        existing = host.read(account.home / "users.acl")
+        own = ServerFlags(hosts, maxmemory, flags["port"], bind, flags["tls"], existing, flags["new_passwords"])
         return server_plan(init, flags["label"], account, program, own, users)
 
     return _daemon(flags, "redis", plan)
@@ -318,9 +317,8 @@ def _wired(size: Any, host: Host) -> int:
     """The limit in MiB; ``auto`` by the memory of this machine."""
     from submit.deploy.checks import wired_limit
 
-    return math.floor(
-        wired_limit(None if size == "auto" else size, host.memory() if host.platform == "darwin" else None)
-    )
+    memory = host.memory() if host.platform == "darwin" else None
+    return wired_limit(None if size == "auto" else size, memory)
 
 
 def _server_program(init: str) -> Path:

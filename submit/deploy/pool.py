@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from jobs.connect import redacted
 from jobs.errors import RefusedError
@@ -208,8 +208,15 @@ def _plan(common: Common, service: Service) -> Plan:
         users=common.users,
         start=start,
         left=tuple(left),
-        notes=(log,),
+        notes=(*_exposed(common.url), log),
     )
+
+
+def _exposed(url: str | None) -> Sequence[str]:
+    """What a URL without TLS means, unless it is of this machine."""
+    if url is None or not url.startswith("redis://") or urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}:
+        return ()
+    return ("without TLS everybody on the network can read the password, prompts and texts: see rediss://",)
 
 
 def _program(common: Common) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ _BIND = re.compile(r"-?(\*|::\*|[0-9A-Fa-f.:]+|[A-Za-z0-9][A-Za-z0-9.-]*)")
 @dataclass(frozen=True, slots=True)
 class ServerFlags:
     """A server: ``hosts`` are its names in URLs, the first that of the URLs that are written; ``existing`` is the text
-    of the ACL file that is there, None with ``new_passwords`` too."""
+    of the ACL file that is there, whose passwords stay but with ``new_passwords``."""
 
     hosts: tuple[str, ...]
     maxmemory: int
@@ -41,6 +41,7 @@ class ServerFlags:
     bind: tuple[str, ...] = ("*", "-::*")
     tls: bool = True
     existing: str | None = None
+    new_passwords: bool = False
     token: Callable[[], str] = lambda: secrets.token_hex(32)
 
 
@@ -105,7 +106,8 @@ def _check(flags: ServerFlags) -> None:
 
 def _accounts(flags: ServerFlags, acl: Path, account: Account, root: str) -> list[File]:
     """The ACL file, and for each password that is new a URL, for root alone."""
-    hashes, files = kept_hashes(flags.existing), []
+    files: list[File] = []
+    hashes = {} if flags.new_passwords else kept_hashes(flags.existing)
     for user in USERS:
         if user in hashes:
             continue
@@ -115,7 +117,8 @@ def _accounts(flags: ServerFlags, acl: Path, account: Account, root: str) -> lis
         files.append(File(ETC / f"{user}.url", url, 0o600, "root", root, shown=url.replace(password, "***"), left=True))
     text = acl_users(hashes, flags.existing)
     shown = re.sub(r"([#>])\S+", r"\1***", text)
-    return [File(acl, text, 0o600, account.user, account.group, shown=shown, left=True), *files]
+    # The file last that the next installation takes its hashes from: no password is ever known by its hash alone.
+    return [*files, File(acl, text, 0o600, account.user, account.group, shown=shown, left=True)]
 
 
 def _url(flags: ServerFlags, user: str, password: str) -> str:

@@ -131,6 +131,21 @@ def test_a_servers_passwords_stay(tmp_path: Path) -> None:
     assert (urls / "worker.url").read_text() == url
     assert deploy(root, *flags, "--new-passwords") == 0
     assert (urls / "worker.url").read_text() != url
+    assert "user grafana on" in acl.read_text()
+    assert not set(written.split()) & {word for word in acl.read_text().split() if len(word) == 65}
+
+
+def test_no_password_is_lost_where_an_installation_breaks_off(tmp_path: Path) -> None:
+    """The server's users are written when their URLs are: else the next one would keep passwords that nobody knows."""
+    root, _ = folder_for(tmp_path)
+    blocked = root / "etc/promptmill/worker.url"
+    blocked.mkdir(parents=True)
+    flags = ["server", "--host", "redis.local", "--maxmemory", "1G", "--install"]
+    assert deploy(root, *flags) == 1
+    assert not (root / "opt/promptmill/redis/users.acl").exists()
+    blocked.rmdir()
+    assert deploy(root, *flags) == 0
+    assert blocked.read_text().startswith("rediss://worker:")
 
 
 def test_a_dry_run_shows_all_and_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,6 +158,16 @@ def test_an_authority_is_copied_and_named_in_the_url(url: str, written: str) -> 
     assert only(plan, "ca.crt").text == "CERTIFICATE\n"
 
 
+def test_a_url_without_tls_is_remarked_upon() -> None:
+    """Unless it is of the machine itself."""
+
+    def remarks(url: str) -> list[str]:
+        return [note for note in worker_plan(replace(COMMON, url=url), FLAGS).notes if "TLS" in note]
+
+    assert len(remarks("redis://:s3cret@redis.local")) == 1
+    assert not any(map(remarks, ("redis://localhost", "redis://[::1]:1", "unix:///run/redis.sock", URL)))
+
+
 def test_an_authority_without_tls_is_refused() -> None:
     """It would be of no use, and the password would go over the network as it is."""
     with pytest.raises(RefusedError, match="rediss://"):
