@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,15 @@ NOBODY = 54321  # an id that no test file belongs to
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may pass, which pytest's own is not."""
+    with tempfile.TemporaryDirectory(prefix="pm-", dir="/tmp") as name:
+        folder = Path(name).resolve()
+        folder.chmod(0o755)
+        yield folder
 
 
 @pytest.mark.parametrize(
@@ -93,11 +104,9 @@ def test_a_program_that_is_not_there_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["program", "Python"])
-def test_a_program_that_the_user_cannot_reach_is_said(tmp_path: Path, what: str) -> None:
+def test_a_program_that_the_user_cannot_reach_is_said(open_folder: Path, what: str) -> None:
     """Be it the program or what runs it, through links too: the closed folder is named."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    closed, program = tmp_path / "closed", tmp_path / "bin" / "promptmill"
+    closed, program = open_folder / "closed", open_folder / "bin" / "promptmill"
     for folder in (closed, program.parent):
         folder.mkdir()
     python = closed / "python"
@@ -115,16 +124,14 @@ def test_a_program_that_the_user_cannot_reach_is_said(tmp_path: Path, what: str)
     assert "/opt/promptmill/venv" in problem
 
 
-def test_owners_and_groups_pass_by_their_own_bits(tmp_path: Path) -> None:
+def test_owners_and_groups_pass_by_their_own_bits(open_folder: Path) -> None:
     """As the kernel decides: the owner's bits for the owner, the group's for members, the others' for all else."""
-    inner = tmp_path / "x"
+    inner = open_folder / "x"
     inner.mkdir()
     inner.chmod(0o710)
     found = inner.stat()
     (inner / "file").write_text("")
     (inner / "file").chmod(0o755)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
     assert unreachable(inner / "file", found.st_uid) is None
     assert unreachable(inner / "file", NOBODY, frozenset({found.st_gid})) is None
     assert unreachable(inner / "file", NOBODY) == inner
