@@ -25,6 +25,7 @@ COMMANDS = (
     "pause",
     "resume",
     "purge",
+    "deploy",
 )
 """The commands of ``promptmill``; the file may have a table for each."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from jobs.duration import parse_duration
 from jobs.errors import PromptmillError, RefusedError
 from jobs.settings import read_settings
 from jobs.shard import Group
+from jobs.size import parse_size
 from worker.compute import DECODE_CONCURRENCY, EngineSettings
 from worker.held import MAX_ATTEMPTS
 from worker.lease import machine
@@ -42,7 +43,6 @@ REDIS_TIMEOUT_S = 5.0
 """A worker rides out an outage by itself, and must hear of it soon."""
 MARKS_TIMEOUT_S = 1.0
 """Generation waits for one short command per wave of lines, and for no longer than this."""
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Size(click.ParamType[int]):
@@ -53,10 +53,10 @@ class Size(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", str(value).strip().upper())
-        if match is None:
-            self.fail(f"{value!r} is not a size: write 48G, 512M or a number of bytes", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2]])
+        try:
+            return parse_size(str(value))
+        except RefusedError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Duration(click.ParamType[float]):
@@ -191,15 +191,19 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     help="Redis of the pool (redis://, rediss://, unix://).  [default: this user's embedded server]",
 )  # fmt: skip
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
+@click.option(
+    "--log-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Log to this file, opened anew when it was renamed.  [default: standard error]",
+)  # fmt: skip
 @click.option("--pool", hidden=True, help="Private queues, for `promptmill run`.")
 @click.option("--exit-with-parent", "parent", type=int, hidden=True, metavar="PID", help="End when this parent ends.")
-def command(redis_url: str | None, verbose: bool, **flags: Any) -> int:
+def command(redis_url: str | None, verbose: bool, log_file: Path | None, **flags: Any) -> int:
     """Serve models: take shards of batches from Redis and generate their lines, many at a time.
 
     The first SIGTERM or Ctrl-C drains: lines already begun are finished, the others go back to the queue at once.
     A second one stops now. Either way nothing is lost and the exit status is 0.
     """
-    _log_to_stderr(verbose)
+    _start_log(verbose, log_file)
     # Its warning of long prompts is ours to give, per line and as an error.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with contextlib.ExitStack() as stack:
@@ -295,9 +299,13 @@ def _data_folder() -> Path:
     return data_folder(os.environ)
 
 
-def _log_to_stderr(verbose: bool) -> None:
+def _start_log(verbose: bool, file: Path | None) -> None:
+    try:
+        log = logging.StreamHandler(sys.stderr) if file is None else WatchedFileHandler(file, encoding="utf-8")
+    except OSError as error:
+        raise RefusedError(f"--log-file {file}: cannot be written: {error.strerror}") from None
     logging.basicConfig(
-        stream=sys.stderr,
+        handlers=[log],
         level=logging.DEBUG if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",

@@ -1,0 +1,331 @@
+"""``promptmill deploy``: daemons of a pool, on macOS (launchd) and Linux (systemd)."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from jobs.errors import RefusedError
+from jobs.size import parse_size
+from submit.deploy.service import INITS, Account, default_home, default_init
+
+if TYPE_CHECKING:
+    from submit.deploy.host import Host
+    from submit.deploy.plan import Plan, Step
+    from submit.deploy.pool import Common
+
+F = TypeVar("F", bound=Callable[..., Any])
+ACTIONS = ("dry_run", "install", "uninstall")
+_SERVERS = ("redis-server", "valkey-server")
+_SERVER_FOLDERS = ("/opt/homebrew/bin", "/usr/local/bin", "/usr/bin")
+
+
+class Size(click.ParamType[int]):
+    """Bytes: ``48G``, ``512MB``, or a plain number; ``auto`` where that makes sense."""
+
+    name = "size"
+
+    def __init__(self, *, auto: bool = False) -> None:
+        self.auto = auto
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, int) or (self.auto and value == "auto"):
+            return value
+        try:
+            return parse_size(str(value))
+        except RefusedError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _machine_options(label: str, user: str) -> Callable[[F], F]:
+    """Options that all three have: what is done, where, and as whom."""
+    options = [
+        click.option("--dry-run", is_flag=True, help="Show all files and commands, change nothing.  [default]"),
+        click.option("--install", is_flag=True, help="Do it, or bring what is installed up to date. Needs root."),
+        click.option("--uninstall", is_flag=True, help="Remove what --install wrote, leave data. Needs root."),
+        click.option(
+            "--init", type=click.Choice(INITS), help="What starts daemons.  [default: launchd on macOS, else systemd]"
+        ),
+        click.option(
+            "--root", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
+            help="Install into this folder as if it were /: no root needed, no command is run.",
+        ),
+        click.option("--label", default=label, show_default=True, help="Name of the daemon and of its files."),
+        click.option(
+            "--user", default=user, show_default=True, help="User it runs as, made when missing; no administrator."
+        ),
+        click.option(
+            "--home", type=click.Path(path_type=Path), metavar="DIR",
+            help="That user's folder for all it keeps.  "
+            f"[default: {default_home('launchd', 'NAME')} or {default_home('systemd', 'NAME')}]".replace(
+                "NAME", "redis" if label.endswith("server") else "home"
+            ),
+        ),
+    ]  # fmt: skip
+    return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+program_option = click.option(
+    "--program", type=click.Path(path_type=Path), metavar="PATH",
+    help="The promptmill that the daemon runs.  [default: the one you are running]",
+)  # fmt: skip
+redis_option = click.option(
+    "--redis", "redis_url", metavar="URL", envvar=["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
+    help="Redis of the pool (redis://, rediss://).  [default: that of the installation before]",
+)  # fmt: skip
+redis_file_option = click.option(
+    "--redis-file", type=click.File("r", encoding="utf-8"), metavar="FILE",
+    help="File with the URL of the pool's Redis, - for standard input: everybody can read command lines.",
+)  # fmt: skip
+authority_option = click.option(
+    "--ca", "authority", type=click.File("r", encoding="utf-8"), metavar="FILE",
+    help="Certificate of the authority that signed the server's: copied, and named in the URL.",
+)  # fmt: skip
+
+
+@click.group("deploy", short_help="Daemons of a pool: workers, the scheduler, the Redis server.")
+def command() -> None:
+    """Set up the daemons of a pool, on macOS (launchd) and Linux (systemd).
+
+    Without an action each shows what it would do. Passwords are in files that only their user can read; nothing shows
+    them. deploy/README.md sets up a whole pool, step by step.
+    """
+
+
+@command.command("worker", short_help="A worker that starts with the machine.")
+@click.option(
+    "--model", "models", multiple=True, metavar="MODEL",
+    help="Model to serve: an absolute path, or a Hugging Face repository. May be given several times.",
+)  # fmt: skip
+@click.option("--name", help="Name of the worker.  [default: the host's]")
+@click.option(
+    "--drain", type=click.FloatRange(0, 3000), default=30.0, show_default=True, metavar="SECONDS",
+    help="Time to finish lines already begun when it is stopped; it is killed 30 seconds later.",
+)  # fmt: skip
+@click.option(
+    "--hf-home", type=click.Path(path_type=Path), metavar="DIR",
+    help="Where the models of the Hugging Face Hub are kept.  [default: huggingface in --home]",
+)  # fmt: skip
+@click.option(
+    "--wired-limit", type=Size(auto=True), metavar="SIZE|auto",
+    help="Let the GPU use so much memory, set anew at each boot (macOS); auto leaves the system an eighth, at least 8G."
+    "  [default: macOS decides]",
+)  # fmt: skip
+@click.option("--no-start", is_flag=True, help="Install without starting, to fetch models first; then install again.")
+@click.option("--power", is_flag=True, help="Also set the power settings of a Mac that never sleeps.")
+@redis_option
+@redis_file_option
+@authority_option
+@program_option
+@_machine_options("promptmill-worker", "promptmill")
+@click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- WORKER FLAGS]")
+def worker(
+    models: tuple[str, ...], hf_home: Path | None, wired_limit: Any, extra: tuple[str, ...], **flags: Any
+) -> int:
+    """A worker that starts with the machine, and again after a failure.
+
+    \b
+      promptmill deploy worker --model mlx-community/Qwen3-4B-4bit --redis-file worker.url --ca ca.crt
+      sudo promptmill deploy worker ... --install
+      sudo promptmill deploy worker --uninstall
+
+    What follows `--` goes to `promptmill worker` (see its --help), such as `-- --autotune --memory-limit 40G`.
+    --install again, with other flags or after an upgrade, drains the worker and starts it anew.
+    """
+    from submit.deploy.pool import WorkerFlags, worker_plan
+
+    def plan(common: Common, host: Host) -> Plan:
+        if not models:
+            raise RefusedError("--model is missing: name each model that this worker is to serve")
+        kept = _absolute(hf_home, "--hf-home") if hf_home is not None else common.account.home / "huggingface"
+        wired = None if wired_limit is None else _wired(wired_limit, host)
+        own = WorkerFlags(models, kept, flags["name"], flags["drain"], wired, flags["power"], extra)
+        made = worker_plan(common, own)
+        return made.not_started() if flags["no_start"] else made
+
+    return _pool_daemon(flags, plan)
+
+
+@command.command("scheduler", short_help="The scheduler of a pool, on one machine of it.")
+@redis_option
+@redis_file_option
+@authority_option
+@program_option
+@_machine_options("promptmill-scheduler", "promptmill")
+def scheduler(**flags: Any) -> int:
+    """The daemon that submits scheduled batches (`promptmill scheduler`). One machine of the pool is enough.
+
+    \b
+      promptmill deploy scheduler --redis-file worker.url --ca ca.crt
+      sudo promptmill deploy scheduler ... --install
+    """
+    from submit.deploy.pool import scheduler_plan
+
+    return _pool_daemon(flags, lambda common, _host: scheduler_plan(common))
+
+
+@command.command("server", short_help="The Redis of a pool.")
+@click.option(
+    "--host", "hosts", multiple=True, metavar="HOST",
+    help="Name or address under which the pool reaches it; may be given several times. The first stands in URLs, all "
+    "in the certificate.",
+)  # fmt: skip
+@click.option("--maxmemory", type=Size(), metavar="SIZE", help="Memory for batches and their results, such as 8G.")
+@click.option("--port", type=click.IntRange(1, 65535), default=6379, show_default=True)
+@click.option(
+    "--bind", multiple=True, default=("*", "-::*"), show_default=True, metavar="ADDRESS", help="Addresses to listen on."
+)
+@click.option("--tls/--no-tls", default=True, show_default=True, help="Encrypt, with certificates made here.")
+@click.option("--new-passwords", is_flag=True, help="Give all users new passwords; those there are kept otherwise.")
+@click.option(
+    "--program", type=click.Path(path_type=Path), metavar="PATH",
+    help=f"The server.  [default: {' or '.join(_SERVERS)}, where the system has it]",
+)  # fmt: skip
+@_machine_options("promptmill-server", "promptmill-redis")
+def server(hosts: tuple[str, ...], maxmemory: int | None, bind: tuple[str, ...], **flags: Any) -> int:
+    """The Redis (6.2 or later) or Valkey of a pool: append-only file, no eviction, users of least privilege, TLS.
+
+    \b
+      promptmill deploy server --host redis.local --maxmemory 8G
+      sudo promptmill deploy server --host redis.local --maxmemory 8G --install
+
+    Installs no server: `brew install redis` or `apt install redis-server` does. Each user's URL, with its password, is
+    written to /etc/promptmill/USER.url for root alone. --install again keeps the passwords and renews the certificate.
+    """
+    from submit.deploy.server import ServerFlags, server_plan
+
+    def plan(init: str, account: Account, host: Host, users: tuple[Step, ...]) -> Plan:
+        if not hosts:
+            raise RefusedError("--host is missing: give the name under which the pool reaches this server")
+        if maxmemory is None:
+            raise RefusedError("--maxmemory is missing: say how much memory batches may take, such as 8G")
+        program = flags["program"] or _server_program(init)
+        _check_reach(program, account, host, flags)
+        existing = host.read(account.home / "users.acl")
+        own = ServerFlags(hosts, maxmemory, flags["port"], bind, flags["tls"], existing, flags["new_passwords"])
+        return server_plan(init, flags["label"], account, program, own, users)
+
+    return _daemon(flags, "redis", plan)
+
+
+def _pool_daemon(flags: dict[str, Any], plan: Callable[[Common, Host], Plan]) -> int:
+    """Deploy what runs promptmill itself."""
+
+    def whole(init: str, account: Account, host: Host, users: tuple[Step, ...]) -> Plan:
+        from submit.deploy.plan import ETC
+        from submit.deploy.pool import Common
+
+        program = flags["program"] or Path(sys.executable).with_name("promptmill")
+        _check_reach(program, account, host, flags)
+        url = _url(flags)
+        if url is None and not host.exists(ETC / f"{flags['label']}.toml"):
+            raise RefusedError("no Redis of a pool: name it with --redis-file, PROMPTMILL_REDIS_URL or --redis")
+        common = Common(init, flags["label"], account, program, url, _authority(flags), users)
+        return plan(common, host)
+
+    return _daemon(flags, "home", whole)
+
+
+def _daemon(flags: dict[str, Any], home: str, make: Callable[[str, Account, Host, tuple[Step, ...]], Plan]) -> int:
+    """What all do: check, plan, and the action that was asked for."""
+    from submit.deploy.checks import check_label, check_user
+    from submit.deploy.host import Host
+    from submit.deploy.install import install, show, uninstall
+
+    if sum(bool(flags[action]) for action in ACTIONS) > 1:
+        raise RefusedError("--dry-run, --install and --uninstall exclude each other: give one of them")
+    host, label, user = Host(flags["root"]), check_label(flags["label"]), check_user(flags["user"])
+    if flags["uninstall"]:
+        uninstall(label, host, click.echo)
+        return 0
+    init = flags["init"] or default_init()
+    own = _absolute(flags["home"], "--home") if flags["home"] else default_home(init, home)
+    account = Account(user, host.group_of(user) or user, own)
+    if host.root is None and (host.is_admin(user) or host.uid_of(user) == 0):
+        raise RefusedError(f"--user {user} administers this machine: give the daemon a user of its own")
+    plan = make(init, account, host, _user_steps(init, account, host))
+    if flags["install"]:
+        install(plan, host, click.echo)
+    else:
+        click.echo("\n".join(show(plan)))
+    return 0
+
+
+def _user_steps(init: str, account: Account, host: Host) -> tuple[Step, ...]:
+    from submit.deploy import launchd, systemd
+
+    if host.uid_of(account.user) is not None:
+        return ()
+    if init == "systemd":
+        return systemd.user_steps(account)
+    return launchd.user_steps(account, host.free_id() if host.platform == "darwin" else None)
+
+
+def _check_reach(program: Path, account: Account, host: Host, flags: dict[str, Any]) -> None:
+    """The program is there and the daemon's user may run it. What is only shown, or written into a folder, may be for
+    another machine: then it is a warning."""
+    from submit.deploy.checks import check_program, reach_problem
+
+    check_program(program)
+    problem = reach_problem(program, host.uid_of(account.user), host.groups_of(account.user), account.user)
+    if problem is None:
+        return
+    if flags["install"] and host.root is None:
+        raise RefusedError(problem)
+    click.echo(f"warning: {problem}", err=True)
+
+
+def _url(flags: dict[str, Any]) -> str | None:
+    from submit.deploy.checks import check_url
+
+    given: str | None = flags["redis_url"]
+    if flags["redis_file"] is not None:
+        given = _read(flags["redis_file"], "--redis-file").strip()
+    return None if given is None else check_url(given)
+
+
+def _authority(flags: dict[str, Any]) -> str | None:
+    if flags["authority"] is None:
+        return None
+    text = _read(flags["authority"], "--ca")
+    if "-----BEGIN CERTIFICATE-----" not in text or "PRIVATE KEY" in text:
+        raise RefusedError("--ca is not a certificate in PEM: give the authority's ca.crt, and never its key")
+    return text
+
+
+def _read(file: Any, flag: str) -> str:
+    try:
+        text: str = file.read(100_000)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RefusedError(f"{flag} cannot be read: {error}") from None
+    return text
+
+
+def _absolute(path: Path, flag: str) -> Path:
+    from submit.deploy.checks import check_program
+
+    return check_program(path, flag)
+
+
+def _wired(size: Any, host: Host) -> int:
+    """The limit in MiB; ``auto`` by the memory of this machine."""
+    from submit.deploy.checks import wired_limit
+
+    memory = host.memory() if host.platform == "darwin" else None
+    return wired_limit(None if size == "auto" else size, memory)
+
+
+def _server_program(init: str) -> Path:
+    for name in _SERVERS:
+        for folder in _SERVER_FOLDERS:
+            if (Path(folder) / name).exists():
+                return Path(folder) / name
+        if found := shutil.which(name):
+            return Path(found)
+    return Path("/opt/homebrew/bin/redis-server" if init == "launchd" else "/usr/bin/redis-server")

@@ -1,0 +1,191 @@
+"""What is checked before anything is written: names, paths, URLs and models."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from jobs.connect import redacted
+from jobs.errors import RefusedError
+
+__all__ = [
+    "check_label",
+    "check_model",
+    "check_plain",
+    "check_program",
+    "check_url",
+    "check_user",
+    "reach_problem",
+    "unreachable",
+    "wired_limit",
+]
+
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SCHEMES = ("redis", "rediss", "unix")
+_HOMES = ("/Users", "/home", "/root", "/private/var/root", "/var/root")
+
+
+def check_user(name: str, flag: str = "--user") -> str:
+    """A name that both systems take, and not root's.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    if name == "root" or not _USER.fullmatch(name):
+        raise RefusedError(
+            f"{flag} {name!r}: give a user of its own, not root, in lower-case letters, digits, - and _, "
+            "at most 31 of them, such as promptmill"
+        )
+    return name
+
+
+def check_label(label: str) -> str:
+    """A label is part of file names.
+
+    Raises:
+        RefusedError: it may not be.
+    """
+    if not _LABEL.fullmatch(label) or ".." in label:
+        raise RefusedError(f"--label {label!r}: use letters, digits, '.', '-' and '_', such as promptmill-worker")
+    return label
+
+
+def check_plain(words: Iterable[str], what: str) -> None:
+    """Refuse what a property list, a unit or a settings file cannot hold.
+
+    Raises:
+        RefusedError: a control character, or a lone surrogate.
+    """
+    for word in words:
+        if not word.isprintable():
+            raise RefusedError(f"{what} {word!r}: has characters that cannot be printed; leave them out")
+
+
+def check_url(url: str) -> str:
+    """A Redis URL as far as it can be told without connecting.
+
+    Raises:
+        RefusedError: it is none; the message shows no password.
+    """
+    shown = redacted(url)
+    if not url.isprintable() or shown == "(an invalid URL)":
+        raise RefusedError(
+            "--redis is not a Redis URL: what is special in a user or password (/ # ? @) is to be %-encoded"
+        )
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES:
+        raise RefusedError(f"--redis {shown}: write redis://HOST, rediss://HOST (TLS) or unix:///PATH")
+    if parts.scheme != "unix" and not parts.hostname:
+        raise RefusedError(f"--redis {shown}: names no host; write {parts.scheme}://HOST")
+    if parts.scheme == "unix" and not parts.path.startswith("/"):
+        raise RefusedError(f"--redis {shown}: names no socket; write unix:///PATH")
+    return url
+
+
+def check_model(model: str) -> str:
+    """A model for a daemon, whose current folder is another.
+
+    Raises:
+        RefusedError: a folder of this one.
+    """
+    check_plain([model], "--model")
+    if not model.strip():
+        raise RefusedError("--model is empty: give a folder, or a Hugging Face repository")
+    if model.startswith((".", "~")) or (not model.startswith("/") and Path(model).is_dir()):
+        raise RefusedError(f"--model {model}: a daemon has another current folder; give the model's absolute path")
+    return model
+
+
+def check_program(program: Path, flag: str = "--program") -> Path:
+    """The path of what a daemon runs: absolute, and not of the kind that is somebody's home.
+
+    Raises:
+        RefusedError: it is not so.
+    """
+    check_plain([str(program)], flag)
+    if not program.is_absolute() or ".." in program.parts:
+        raise RefusedError(f"{flag} {program}: give the absolute path of the program")
+    return program
+
+
+def unreachable(path: Path, uid: int | None, gids: frozenset[int] = frozenset()) -> Path | None:
+    """The first folder on the way to ``path``, links followed, or that file itself, that a user may not pass; None
+    where all is open. ``uid`` None is a user who is not there yet. What does not exist is passed over."""
+    for part in (path.absolute(), path.resolve()):
+        for step in (*reversed(part.parents), part):
+            try:
+                found = step.stat()
+            except OSError:
+                continue
+            if not _may_pass(found, uid, gids):
+                return step
+    return None
+
+
+def _may_pass(found: os.stat_result, uid: int | None, gids: frozenset[int]) -> bool:
+    if found.st_uid == uid:
+        return bool(found.st_mode & stat.S_IXUSR)
+    if found.st_gid in gids:
+        return bool(found.st_mode & stat.S_IXGRP)
+    return bool(found.st_mode & stat.S_IXOTH)
+
+
+def interpreter(program: Path) -> Path | None:
+    """What runs a script, of its first line; None for other programs."""
+    try:
+        with program.open("rb") as file:
+            first = file.readline(1024)
+    except OSError:
+        return None
+    if not first.startswith(b"#!"):
+        return None
+    words = first[2:].split()
+    return Path(os.fsdecode(words[0])) if words else None
+
+
+def in_a_home(path: Path) -> bool:
+    """Whether a path is in the home of a person."""
+    return any(Path(home) in path.parents for home in _HOMES) and Path("/Users/Shared") not in path.parents
+
+
+def reach_problem(program: Path, uid: int | None, gids: frozenset[int], user: str) -> str | None:
+    """Why a daemon of this user cannot run a program on this machine; None where nothing is against it."""
+    if not program.exists():
+        return f"{program} is not there: install it for all users (see deploy/README.md), or name it with --program"
+    for part, what in ((program, "program"), (interpreter(program), "Python of it")):
+        blocked = None if part is None else unreachable(part, uid, gids)
+        if part is not None and (blocked is not None or in_a_home(part) or in_a_home(part.resolve())):
+            place = blocked or part.resolve()
+            return (
+                f"{program}: the {what}, {part.resolve()}, is in a place of somebody's own ({place}), which {user} "
+                "cannot rely on: install promptmill for all users, such as into /opt/promptmill/venv (see "
+                "deploy/README.md), or name it with --program"
+            )
+    return None
+
+
+def wired_limit(size: int | None, memory: int | None) -> int:
+    """A limit on what the GPU may wire, in MiB, of one in bytes, or ``size`` None: all memory but an eighth, and but
+    8 GiB at least. ``memory`` is that of the machine, None where it is another's.
+
+    Raises:
+        RefusedError: it leaves the system too little, or is no more than what macOS gives anyway.
+    """
+    if size is None:
+        if memory is None:
+            raise RefusedError("--wired-limit auto is by the memory of the Mac itself: give a size, such as 48G")
+        size = memory - max(memory // 8, 8 * 2**30)
+        if size < memory * 2 // 3:
+            raise RefusedError("--wired-limit auto: this Mac has no memory to spare beyond what macOS gives its GPU")
+    if size < 2**30:
+        raise RefusedError("--wired-limit is below 1G: write a size such as 48G")
+    if memory is not None and size > memory - 2 * 2**30:
+        raise RefusedError(
+            f"--wired-limit leaves the system less than 2G of {memory // 2**30}G, and it would stall: give less"
+        )
+    return size // 2**20

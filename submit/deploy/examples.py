@@ -1,0 +1,70 @@
+"""What `promptmill deploy` writes for an example pool: the files to read in deploy/.
+
+``python -m submit.deploy.examples`` in the repository writes them anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from submit.deploy.certificates import SCRIPT
+from submit.deploy.plan import Plan
+from submit.deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
+from submit.deploy.redis_conf import RULES, users_acl
+from submit.deploy.server import ServerFlags, server_plan
+from submit.deploy.service import INITS, Account, default_home
+
+__all__ = ["examples"]
+
+_VENV = Path("/opt/promptmill/venv/bin/promptmill")
+_SERVERS = {"launchd": Path("/opt/homebrew/bin/redis-server"), "systemd": Path("/usr/bin/redis-server")}
+_PUBLIC = (".plist", ".service", ".conf")
+
+
+def examples() -> Mapping[str, str]:
+    """Texts by path within deploy/; nothing secret is in them."""
+    found = {
+        "redis/make-certs.sh": SCRIPT,
+        "redis/users.acl": users_acl({name: f">{name.upper()}_PASSWORD" for name in RULES}),
+    }
+    for init in INITS:
+        for plan in _plans(init):
+            found |= {_place(init, file.path): file.text for file in plan.files if file.path.suffix in _PUBLIC}
+    return found
+
+
+def _plans(init: str) -> list[Plan]:
+    account = Account("promptmill", "promptmill", default_home(init, "home"))
+    url = "rediss://worker@redis.local"
+    worker = Common(init, "promptmill-worker", account, _VENV, url, None, ())
+    scheduler = Common(init, "promptmill-scheduler", account, _VENV, url, None, ())
+    flags = WorkerFlags(
+        ("mlx-community/Qwen3-4B-4bit",),
+        account.home / "huggingface",
+        wired_mib=48 * 1024 if init == "launchd" else None,
+    )
+    owner = Account("promptmill-redis", "promptmill-redis", default_home(init, "redis"))
+    server = ServerFlags(("redis.local",), 8 * 2**30, token=lambda: "")
+    return [
+        worker_plan(worker, flags),
+        scheduler_plan(scheduler),
+        server_plan(init, "promptmill-server", owner, _SERVERS[init], server, ()),
+    ]
+
+
+def _place(init: str, path: Path) -> str:
+    if path.name == "redis.conf":
+        # The systems differ in where data and logs are: the one of Linux is shown.
+        return f"redis/{path.name}"
+    return f"{init}/{path.parent.name}/{path.name}" if path.suffix == ".conf" else f"{init}/{path.name}"
+
+
+if __name__ == "__main__":
+    for name, text in examples().items():
+        place = Path("deploy") / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text, encoding="utf-8")
+        click.echo(place)

@@ -1,0 +1,197 @@
+"""Doing what a plan says, showing it, and undoing it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import RefusedError
+from submit.deploy import launchd, systemd
+from submit.deploy.host import Host
+from submit.deploy.plan import ETC, File, Plan, Step
+from submit.deploy.service import root_group
+
+__all__ = ["Record", "install", "record_file", "show", "uninstall"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What an installation wrote, kept beside its settings for the next one and for the uninstallation."""
+
+    init: str
+    files: tuple[str, ...]
+    daemons: tuple[str, ...]
+    left: tuple[str, ...]
+
+    def with_those_of(self, other: Record | None) -> Record:
+        """The same, with the files and daemons of an earlier one: what is there while it is replaced."""
+        if other is None:
+            return self
+        files, daemons = dict.fromkeys(self.files + other.files), dict.fromkeys(self.daemons + other.daemons)
+        return replace(self, files=tuple(files), daemons=tuple(daemons), left=self.all_left(other))
+
+    def all_left(self, other: Record | None) -> tuple[str, ...]:
+        """What this one and an earlier one leave."""
+        return self.left if other is None else tuple(dict.fromkeys(self.left + other.left))
+
+
+def record_file(label: str) -> Path:
+    return ETC / f"{label}.json"
+
+
+def show(plan: Plan) -> list[str]:
+    """The whole plan, as a person reads it: nothing secret is in it."""
+    lines = []
+    for folder in plan.folders:
+        lines.append(f"folder {folder.path}  {folder.mode:04o} {folder.owner}:{folder.group}")
+    for file in plan.files:
+        kept = "  (kept as it is)" if file.kept else ""
+        lines += ["", f"file {file.path}  {file.mode:04o} {file.owner}:{file.group}{kept}"]
+        text = file.text if file.shown is None else file.shown
+        lines += [f"    {line}".rstrip() for line in text.splitlines()]
+    steps = [*plan.users, *plan.start]
+    if steps:
+        lines += ["", "commands"]
+        lines += [f"    {_command(step)}" for step in steps]
+    if plan.notes:
+        lines += ["", "notes"]
+        lines += [f"    {note}" for note in plan.notes]
+    return lines
+
+
+def install(plan: Plan, host: Host, say: Say) -> None:
+    """Write and start all of a plan. What an earlier installation of the same label wrote and this one does not have
+    is removed.
+
+    Raises:
+        RefusedError, DeployError: it cannot be done; run again, it goes on.
+    """
+    _check_machine(host, plan.init)
+    before = _read_record(host, plan.label)
+    record = Record(plan.init, tuple(str(file.path) for file in plan.files if not file.left), _daemons(plan), plan.left)
+    skipped = _run(plan.users, host)
+    _write_record(host, plan, record.with_those_of(before))
+    for folder in plan.folders:
+        if host.make_folder(folder):
+            say(f"made {host.at(folder.path)}")
+    for file in plan.files:
+        if file.kept:
+            host.keep(file)
+        else:
+            host.write(file)
+        say(f"{'kept' if file.kept else 'wrote'} {host.at(file.path)}")
+    if before is not None:
+        gone = [name for name in before.daemons if name not in record.daemons]
+        skipped += _run([step for name in gone for step in _stop(before.init, name)], host)
+        _remove([path for path in before.files if path not in record.files], host, say)
+    _write_record(host, plan, replace(record, left=record.all_left(before)))
+    skipped += _run(plan.start, host)
+    for command in skipped:
+        say(f"not run: {command}")
+    for note in plan.notes:
+        say(f"note: {note}")
+
+
+def uninstall(label: str, host: Host, say: Say) -> None:
+    """End the services of a label, remove what its installation wrote, and say what is left.
+
+    Raises:
+        RefusedError: nothing of this label is installed.
+        DeployError: a service does not end, or a file cannot be removed.
+    """
+    record = _read_record(host, label)
+    if record is None:
+        raise RefusedError(
+            f"nothing is installed under the label {label} (there is no {host.at(record_file(label))}): "
+            "give its --label, or the --root of its installation"
+        )
+    _check_machine(host, record.init)
+    skipped = _run([step for name in record.daemons for step in _stop(record.init, name)], host)
+    _remove([*record.files, str(record_file(label))], host, say)
+    if record.init == "systemd":
+        skipped += _run(systemd.stopped(), host)
+    host.remove_empty(ETC)
+    for command in skipped:
+        say(f"not run: {command}")
+    for text in record.left:
+        say(f"left: {text}")
+
+
+def _check_machine(host: Host, init: str) -> None:
+    if host.root is not None:
+        return
+    if init == "launchd" and host.platform != "darwin":
+        raise RefusedError(
+            "launchd is macOS's, and this is another machine: show the files with --dry-run, write them into a folder "
+            "with --install --root DIR, or install here with --init systemd"
+        )
+    if init == "systemd" and not host.platform.startswith("linux"):
+        raise RefusedError(
+            "systemd is Linux's, and this is another machine: use --init launchd, --dry-run or --root DIR"
+        )
+    if not host.is_root:
+        raise RefusedError("this writes to the system's folders: run it with sudo, or into a folder with --root DIR")
+
+
+def _run(steps: Iterable[Step], host: Host) -> list[str]:
+    """Run commands; those that were left out, because a folder stands for the machine."""
+    skipped = []
+    for step in steps:
+        if host.root is None:
+            host.run(step)
+        else:
+            skipped.append(_command(step))
+    return skipped
+
+
+def _command(step: Step) -> str:
+    text = shlex.join(step.command)
+    if step.until_fails_s is not None:
+        return f"while {text} >/dev/null 2>&1; do sleep 1; done"
+    return f"{text} || true" if step.may_fail else text
+
+
+def _daemons(plan: Plan) -> tuple[str, ...]:
+    """The names of a plan's services, by their files."""
+    folder, suffix = (launchd.DAEMONS, ".plist") if plan.init == "launchd" else (systemd.UNITS, ".service")
+    return tuple(file.path.name.removesuffix(suffix) for file in plan.files if file.path.parent == folder)
+
+
+def _stop(init: str, name: str) -> Sequence[Step]:
+    # The limit that the service itself has is in its file; no service of ours has more than an hour to end.
+    return launchd.stop(name, 3600) if init == "launchd" else systemd.stop(name)
+
+
+def _remove(paths: Sequence[str], host: Host, say: Say) -> None:
+    for path in paths:
+        if host.remove(Path(path)):
+            say(f"removed {host.at(Path(path))}")
+
+
+def _write_record(host: Host, plan: Plan, record: Record) -> None:
+    text = json.dumps(asdict(record), indent=1) + "\n"
+    host.write(File(record_file(plan.label), text, 0o644, "root", root_group(plan.init)))
+
+
+def _read_record(host: Host, label: str) -> Record | None:
+    text = host.read(record_file(label))
+    if text is None:
+        return None
+    try:
+        found: dict[str, Any] = json.loads(text)
+        return Record(
+            str(found["init"]),
+            tuple(map(str, found["files"])),
+            tuple(map(str, found["daemons"])),
+            tuple(map(str, found["left"])),
+        )
+    except (ValueError, KeyError, TypeError):
+        raise RefusedError(
+            f"{host.at(record_file(label))} is damaged: remove it, install again, and uninstall if that is meant"
+        ) from None

@@ -1,0 +1,177 @@
+"""launchd: daemons of macOS, their users, and the rotation of their logs."""
+
+from __future__ import annotations
+
+import plistlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import RefusedError
+from submit.deploy.plan import File, Folder, Step
+from submit.deploy.service import OPEN_FILES, Account, Service, root_group
+
+__all__ = [
+    "DAEMONS",
+    "POWER",
+    "after_limit",
+    "daemon",
+    "log_file",
+    "log_folder",
+    "newsyslog",
+    "plist",
+    "start",
+    "stop",
+    "user_steps",
+    "wired_limit",
+]
+
+DAEMONS = Path("/Library/LaunchDaemons")
+LOGS = Path("/var/log")
+THROTTLE_S = 30
+UMASK = 0o027
+LOG_KIB, LOG_COUNT = 10_240, 7
+POWER = (
+    ("sleep", "0"),  # a Mac that sleeps serves nothing
+    ("disksleep", "0"),
+    ("powernap", "0"),  # wakes for mail and backups in between: without sleep it only costs
+    ("womp", "1"),  # should it sleep all the same, a magic packet wakes it
+    ("autorestart", "1"),  # after a power failure
+)
+SYSCTL = "/usr/sbin/sysctl"
+LIMIT = "iogpu.wired_limit_mb"
+_WAIT = (
+    'limit=$1; tool=$2; shift 2; tries=0; while [ "$("$tool" -n ' + LIMIT + ' 2>/dev/null)" != "$limit" ] '
+    '&& [ $tries -lt 60 ]; do tries=$((tries + 1)); sleep 1; done; exec "$@"'
+)
+
+
+def plist(job: Mapping[str, Any]) -> str:
+    """A property list in XML, read back to be sure of it.
+
+    Raises:
+        RefusedError: a value that a property list cannot hold.
+    """
+    try:
+        text = plistlib.dumps(dict(job), sort_keys=False)
+        same = plistlib.loads(text) == job
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RefusedError(f"{job['Label']}: cannot be written as a property list: {error}") from None
+    if not same:
+        raise RefusedError(f"{job['Label']}: a value would change in a property list; use plain text without CR")
+    return text.decode()
+
+
+def daemon(service: Service) -> File:
+    """The daemon of a service. A daemon, never an agent: since macOS 15 agents need a person's leave to reach hosts
+    of the local network, and end at logout.
+
+    Only a failure starts it again: a service that ends with status 0 was asked to.
+    """
+    job = {
+        "Label": service.label,
+        "ProgramArguments": list(service.command),
+        "UserName": service.account.user,
+        "GroupName": service.account.group,
+        "InitGroups": True,
+        "Umask": UMASK,
+        "WorkingDirectory": str(service.account.home),
+        "EnvironmentVariables": dict(service.environment),
+        # Background is slowed down on the GPU, about eight times, and what is unset is slowed down a little.
+        "ProcessType": "Interactive" if service.foreground else "Standard",
+        "RunAtLoad": True,
+        "KeepAlive": {"SuccessfulExit": False},
+        "ThrottleInterval": THROTTLE_S,
+        "ExitTimeOut": service.stop_s,
+        "SoftResourceLimits": {"NumberOfFiles": OPEN_FILES},
+        "HardResourceLimits": {"NumberOfFiles": OPEN_FILES},
+        "StandardOutPath": str(log_file(service.label, "err")),
+        "StandardErrorPath": str(log_file(service.label, "err")),
+    }
+    return _root_file(DAEMONS / f"{service.label}.plist", plist(job))
+
+
+def wired_limit(label: str, mebibytes: int) -> File:
+    """A daemon that runs once at boot, as root, and lets the GPU wire so much memory: macOS forgets it at shutdown."""
+    job = {
+        "Label": label,
+        "ProgramArguments": [SYSCTL, f"{LIMIT}={mebibytes}"],
+        "RunAtLoad": True,
+        "StandardOutPath": "/dev/null",
+        "StandardErrorPath": "/dev/null",
+    }
+    return _root_file(DAEMONS / f"{label}.plist", plist(job))
+
+
+def after_limit(command: tuple[str, ...], mebibytes: int, sysctl: str = SYSCTL) -> tuple[str, ...]:
+    """A command that waits, a minute at most, until the limit is there: launchd starts daemons in no order, and Metal
+    reads it once."""
+    return ("/bin/sh", "-c", _WAIT, "promptmill", str(mebibytes), sysctl, *command)
+
+
+def log_folder(label: str, account: Account) -> Folder:
+    """The folder is the service's own: it opens its log anew while newsyslog moves it."""
+    return Folder(LOGS / label, 0o755, account.user, account.group)
+
+
+def log_file(label: str, kind: str = "log") -> Path:
+    return LOGS / label / f"{label}.{kind}"
+
+
+def newsyslog(service: Service) -> File:
+    """Rotation of a service's logs. newsyslog renames them and sends no signal: the service's own log (``.log``) is
+    opened anew by the service when it finds it renamed. What goes past it (``.err``: a crash, an error before the log
+    is open) is opened by launchd at each start; until the next one it goes into the renamed file, which therefore is
+    not compressed."""
+    owner = f"{service.account.user}:{service.account.group}"
+    lines = ["# logfile  owner:group  mode  count  KiB  when  flags (B: no line of its own; N: no signal)"]
+    lines += [
+        f"{log_file(service.label, kind)}  {owner}  640  {LOG_COUNT}  {LOG_KIB}  *  BN" for kind in ("log", "err")
+    ]
+    return _root_file(Path("/etc/newsyslog.d") / f"{service.label}.conf", "\n".join(lines) + "\n")
+
+
+def user_steps(account: Account, free_id: int | None) -> tuple[Step, ...]:
+    """Commands that make a hidden user who cannot log in; ``free_id`` is None where it is not known yet."""
+    number = "FREE_ID" if free_id is None else str(free_id)
+    group, user = f"/Groups/{account.group}", f"/Users/{account.user}"
+    values = [
+        (group,),
+        (group, "PrimaryGroupID", number),
+        (group, "Password", "*"),
+        (user,),
+        (user, "UniqueID", number),
+        (user, "PrimaryGroupID", number),
+        (user, "RealName", f"promptmill ({account.user})"),
+        (user, "NFSHomeDirectory", str(account.home)),
+        (user, "UserShell", "/usr/bin/false"),
+        (user, "Password", "*"),
+        (user, "IsHidden", "1"),
+    ]
+    steps = [Step(("dscl", ".", "-create", *value)) for value in values]
+    # That the user was not there a moment ago may be remembered.
+    return (*steps, Step(("dscacheutil", "-flushcache"), may_fail=True))
+
+
+def start(label: str, stop_s: float) -> tuple[Step, ...]:
+    """Commands that start a daemon, or start it anew with what its file says now."""
+    path = str(DAEMONS / f"{label}.plist")
+    return (
+        Step(("plutil", "-lint", path)),
+        *stop(label, stop_s),
+        Step(("launchctl", "enable", f"system/{label}")),
+        # Just after a stop it may still answer "5: Input/output error".
+        Step(("launchctl", "bootstrap", "system", path), until_works_s=10.0),
+    )
+
+
+def stop(label: str, stop_s: float) -> tuple[Step, ...]:
+    """Commands that end a daemon, and wait: until it is gone it cannot be started anew."""
+    return (
+        Step(("launchctl", "bootout", f"system/{label}"), may_fail=True),
+        Step(("launchctl", "print", f"system/{label}"), until_fails_s=stop_s + 10),
+    )
+
+
+def _root_file(path: Path, text: str) -> File:
+    return File(path, text, 0o644, "root", root_group("launchd"))

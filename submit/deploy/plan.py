@@ -1,0 +1,72 @@
+"""What an installation consists of: folders, files, commands, and what a person should know besides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+__all__ = ["ETC", "File", "Folder", "Plan", "Step"]
+
+ETC = Path("/etc/promptmill")
+"""Settings, certificates and the records of installations, on every kind of machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder that is there after an installation; one that exists has to be its owner's."""
+
+    path: Path
+    mode: int
+    owner: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file as it is written, whole. ``shown`` is what people see of it in its place, where it holds a secret. One
+    that is ``kept`` is there already and stays as it is, but for its mode and owner; one that is ``left`` stays when
+    all is uninstalled."""
+
+    path: Path
+    text: str
+    mode: int
+    owner: str
+    group: str
+    shown: str | None = None
+    kept: bool = False
+    left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A command. One that ``may_fail`` stops nothing when it does. ``until_works_s`` repeats it for so many seconds
+    until it works; ``until_fails_s`` until it fails, which is how launchd says that a service is gone."""
+
+    command: tuple[str, ...]
+    may_fail: bool = False
+    until_works_s: float = 0.0
+    until_fails_s: float | None = None
+
+
+_STARTING = {("launchctl", "bootstrap"), ("systemctl", "restart")}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An installation in the order in which it happens: ``users``, folders, files, ``start``.
+
+    ``left`` says what an uninstallation leaves; ``notes`` what a person should read.
+    """
+
+    label: str
+    init: str
+    folders: tuple[Folder, ...]
+    files: tuple[File, ...]
+    users: tuple[Step, ...] = ()
+    start: tuple[Step, ...] = ()
+    left: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def not_started(self) -> Plan:
+        """The same, but its services stay stopped until the machine starts or they are installed again."""
+        return replace(self, start=tuple(step for step in self.start if step.command[:2] not in _STARTING))

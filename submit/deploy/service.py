@@ -1,0 +1,58 @@
+"""A long-lived process of a pool, told without a word of launchd or systemd."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["INITS", "OPEN_FILES", "Account", "Service", "default_home", "default_init", "root_group"]
+
+INITS = ("launchd", "systemd")
+OPEN_FILES = 4096
+"""launchd gives 256 otherwise: too few for a server, and for a model of many files beside its connections."""
+_HOMES = {"launchd": Path("/opt/promptmill"), "systemd": Path("/var/lib/promptmill")}
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The user and group that a service runs as, and the user's home."""
+
+    user: str
+    group: str
+    home: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What is run, as whom, where and with what environment.
+
+    ``stop_s`` is how long it may take to end after SIGTERM, ``writable`` the folders that it writes to besides the
+    user's home, and ``foreground`` whether it needs the whole machine: launchd slows the GPU of other jobs.
+    ``confined`` says that it neither compiles nor loads foreign code, so that systemd may forbid it.
+    """
+
+    label: str
+    about: str
+    command: tuple[str, ...]
+    account: Account
+    environment: Mapping[str, str]
+    stop_s: int
+    writable: tuple[Path, ...] = ()
+    foreground: bool = False
+    confined: bool = True
+
+
+def default_init(platform: str = sys.platform) -> str:
+    return "launchd" if platform == "darwin" else "systemd"
+
+
+def default_home(init: str, name: str) -> Path:
+    """Where a service's user is at home: ``name`` is ``home`` for workers, ``redis`` for the server."""
+    return _HOMES[init] / name
+
+
+def root_group(init: str) -> str:
+    """The group of files that are root's."""
+    return "wheel" if init == "launchd" else "root"

@@ -1,0 +1,112 @@
+"""systemd: units of Linux, hardened, and their users."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from submit.deploy.plan import File, Step
+from submit.deploy.service import OPEN_FILES, Account, Service, root_group
+
+__all__ = ["UNITS", "quoted", "start", "stop", "stopped", "unit", "user_steps"]
+
+UNITS = Path("/etc/systemd/system")
+RESTART_S = 30
+_HARDENED = (
+    "NoNewPrivileges=yes",
+    "ProtectSystem=strict",
+    "PrivateTmp=yes",
+    "ProtectClock=yes",
+    "ProtectControlGroups=yes",
+    "ProtectHostname=yes",
+    "ProtectKernelLogs=yes",
+    "ProtectKernelModules=yes",
+    "ProtectKernelTunables=yes",
+    "RestrictNamespaces=yes",
+    "RestrictRealtime=yes",
+    "RestrictSUIDSGID=yes",
+    "LockPersonality=yes",
+    "CapabilityBoundingSet=",
+    "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
+    "SystemCallArchitectures=native",
+)
+_CONFINED = (
+    "ProtectHome=yes",
+    "PrivateDevices=yes",
+    "MemoryDenyWriteExecute=yes",
+    "SystemCallFilter=@system-service",
+    "SystemCallFilter=~@privileged @resources",
+    "SystemCallErrorNumber=EPERM",
+)
+
+
+def quoted(word: str) -> str:
+    """A word of a command line or an assignment as systemd reads it back."""
+    text = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{text}"' if not word or any(character in " \t'\"\\;#" for character in word) else text
+
+
+def unit(service: Service) -> File:
+    """The unit of a service; it logs to the journal, which rotates. Only a failure starts it again."""
+    account = service.account
+    lines = [
+        "[Unit]",
+        f"Description={service.about}",
+        "Wants=network-online.target",
+        "After=network-online.target",
+        "StartLimitIntervalSec=0",
+        "",
+        "[Service]",
+        "Type=exec",
+        f"ExecStart={' '.join(map(quoted, service.command))}",
+        f"User={account.user}",
+        f"Group={account.group}",
+        f"WorkingDirectory={account.home}".replace("%", "%%"),
+        *(f"Environment={_assignment(name, value)}" for name, value in service.environment.items()),
+        "Restart=on-failure",
+        f"RestartSec={RESTART_S}",
+        # SIGTERM goes to the process alone, which ends its children; what is left after the limit is killed.
+        "KillMode=mixed",
+        f"TimeoutStopSec={service.stop_s}",
+        f"LimitNOFILE={OPEN_FILES}",
+        "UMask=0027",
+        *(f"ReadWritePaths={quoted(str(path))}" for path in (account.home, *service.writable)),
+        *_HARDENED,
+        *(_CONFINED if service.confined else ("ProtectHome=read-only",)),
+        "",
+        "[Install]",
+        "WantedBy=multi-user.target",
+    ]
+    return File(UNITS / f"{service.label}.service", "\n".join(lines) + "\n", 0o644, "root", root_group("systemd"))
+
+
+def _assignment(name: str, value: str) -> str:
+    # No variable is replaced in Environment=, so a dollar stays as it is.
+    return quoted(f"{name}={value}").replace("$$", "$")
+
+
+def user_steps(account: Account) -> tuple[Step, ...]:
+    """The command that makes a user who cannot log in."""
+    return (
+        Step(
+            ("useradd", "--system", "--user-group", "--home-dir", str(account.home), "--no-create-home",
+             "--shell", "/usr/sbin/nologin", account.user)
+        ),
+    )  # fmt: skip
+
+
+def start(label: str) -> tuple[Step, ...]:
+    """Commands that start a unit, or start it anew with what its file says now."""
+    name = f"{label}.service"
+    return (
+        Step(("systemctl", "daemon-reload")),
+        Step(("systemctl", "enable", name)),
+        Step(("systemctl", "restart", name)),
+    )
+
+
+def stop(label: str) -> tuple[Step, ...]:
+    return (Step(("systemctl", "disable", "--now", f"{label}.service"), may_fail=True),)
+
+
+def stopped() -> tuple[Step, ...]:
+    return (Step(("systemctl", "daemon-reload")),)

@@ -1,0 +1,305 @@
+"""Installing, bringing up to date and uninstalling: into a folder, and on a machine whose commands are recorded."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import pwd
+import stat
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import RefusedError
+from submit.cli import main
+from submit.deploy.host import DeployError, Done, Host
+from submit.deploy.install import install, record_file, show, uninstall
+from submit.deploy.plan import File, Folder, Plan, Step
+
+SECRET = "s3cret-of-the-pool"
+URL = f"rediss://worker:{SECRET}@redis.local:6379/0"
+PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def deploy(root: Path, *arguments: str, init: str = "launchd") -> int:
+    program = [] if "--uninstall" in arguments else ["--init", init, "--program", sys.executable]
+    return main(["deploy", arguments[0], "--root", str(root), *program, *arguments[1:]])
+
+
+def files_under(root: Path) -> dict[str, str]:
+    return {f"/{path.relative_to(root)}": path.read_text() for path in root.rglob("*") if path.is_file()}
+
+
+def folder_for(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder that stands for a machine, and a file with the URL of its pool."""
+    root, url = tmp_path / "root", tmp_path / "worker.url"
+    root.mkdir()
+    url.write_text(f"{URL}\n")
+    return root, url
+
+
+def test_a_worker_is_installed_changed_and_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twice brings up to date, what is no longer asked for goes, and the end leaves data alone."""
+    root, url = folder_for(tmp_path)
+    authority = tmp_path / "ca.crt"
+    authority.write_text(PEM)
+    first = ["worker", "--model", "org/a", "--redis-file", str(url), "--ca", str(authority), "--wired-limit", "20G"]
+    assert deploy(root, *first, "--install") == 0
+    assert sorted(files_under(root)) == [
+        "/Library/LaunchDaemons/promptmill-worker-wired-limit.plist",
+        "/Library/LaunchDaemons/promptmill-worker.plist",
+        "/etc/newsyslog.d/promptmill-worker.conf",
+        "/etc/promptmill/ca.crt",
+        "/etc/promptmill/promptmill-worker.json",
+        "/etc/promptmill/promptmill-worker.toml",
+    ]
+    settings = root / "etc/promptmill/promptmill-worker.toml"
+    assert settings.read_text() == f'redis = "{URL}?ssl_ca_certs=/etc/promptmill/ca.crt"\n'
+    assert stat.S_IMODE(settings.stat().st_mode) == 0o600
+    assert "not run: launchctl bootstrap system" in capsys.readouterr().out
+
+    before = files_under(root)
+    assert deploy(root, *first, "--install") == 0
+    assert files_under(root) == before
+
+    # The URL of before is kept, the limit goes, the model is new.
+    assert deploy(root, "worker", "--model", "org/b", "--install") == 0
+    after = files_under(root)
+    assert "/Library/LaunchDaemons/promptmill-worker-wired-limit.plist" not in after
+    assert "org/b" in after["/Library/LaunchDaemons/promptmill-worker.plist"]
+    assert after["/etc/promptmill/promptmill-worker.toml"] == before["/etc/promptmill/promptmill-worker.toml"]
+
+    (root / "opt/promptmill/home/spool").write_text("records")
+    capsys.readouterr()
+    assert deploy(root, "worker", "--uninstall") == 0
+    shown = capsys.readouterr().out
+    assert sorted(files_under(root)) == ["/etc/promptmill/ca.crt", "/opt/promptmill/home/spool"]
+    assert "left: /etc/promptmill/ca.crt" in shown
+    assert "left: /opt/promptmill/home (models, spool)" in shown
+    assert "left: user promptmill" in shown
+    assert deploy(root, "worker", "--uninstall") == 2
+
+
+@pytest.mark.parametrize("init", ["launchd", "systemd"])
+@pytest.mark.parametrize("kind", ["worker", "scheduler", "server"])
+def test_no_secret_is_shown_or_open(kind: str, init: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dry run, an installation and its removal print none; only files of one user hold any."""
+    root, url = folder_for(tmp_path)
+    flags = {
+        "worker": ["--model", "org/a", "--redis-file", str(url)],
+        "scheduler": ["--redis-file", str(url)],
+        "server": ["--host", "redis.local", "--maxmemory", "1G"],
+    }[kind]
+    assert deploy(root, kind, *flags, init=init) == 0
+    shown = capsys.readouterr().out
+    assert files_under(root) == {}
+    assert "***" in shown
+    assert deploy(root, kind, *flags, "--install", init=init) == 0
+    written = files_under(root)
+    secrets = {SECRET} if kind != "server" else {
+        text.partition("@")[0].rpartition(":")[2] for name, text in written.items() if name.endswith(".url")
+    }  # fmt: skip
+    holding = [name for name, text in written.items() if any(secret in text for secret in secrets)]
+    assert len(secrets) == (3 if kind == "server" else 1)
+    assert len(holding) == (3 if kind == "server" else 1)
+    assert {stat.S_IMODE((root / name[1:]).stat().st_mode) for name in holding} == {0o600}
+    assert deploy(root, kind, "--uninstall", init=init) == 0
+    shown += "".join(capsys.readouterr())
+    assert not any(secret in shown for secret in secrets)
+
+
+def test_a_servers_passwords_stay(tmp_path: Path) -> None:
+    """An installation over another keeps users, those added by hand too; their rules are the new ones."""
+    root, _ = folder_for(tmp_path)
+    flags = ["server", "--host", "redis.local", "--maxmemory", "1G", "--install"]
+    assert deploy(root, *flags) == 0
+    acl, urls = root / "opt/promptmill/redis/users.acl", root / "etc/promptmill"
+    written, url = acl.read_text(), (urls / "worker.url").read_text()
+    acl.write_text(written.replace("~rq:* ", "~old:* ") + "user grafana on #" + "a" * 64 + " ~x +get\n")
+    assert deploy(root, *flags) == 0
+    assert acl.read_text() == written + "user grafana on #" + "a" * 64 + " ~x +get\n"
+    assert (urls / "worker.url").read_text() == url
+    assert deploy(root, *flags, "--new-passwords") == 0
+    assert (urls / "worker.url").read_text() != url
+    assert "user grafana on" in acl.read_text()
+    assert not set(written.split()) & {word for word in acl.read_text().split() if len(word) == 65}
+
+
+def test_no_password_is_lost_where_an_installation_breaks_off(tmp_path: Path) -> None:
+    """The server's users are written when their URLs are: else the next one would keep passwords that nobody knows."""
+    root, _ = folder_for(tmp_path)
+    blocked = root / "etc/promptmill/worker.url"
+    blocked.mkdir(parents=True)
+    flags = ["server", "--host", "redis.local", "--maxmemory", "1G", "--install"]
+    assert deploy(root, *flags) == 1
+    assert not (root / "opt/promptmill/redis/users.acl").exists()
+    blocked.rmdir()
+    assert deploy(root, *flags) == 0
+    assert blocked.read_text().startswith("rediss://worker:")
+
+
+def test_a_dry_run_shows_all_and_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files with their modes and owners, commands, notes."""
+    root, url = folder_for(tmp_path)
+    assert deploy(root, "worker", "--model", "org/a", "--redis-file", str(url), "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert files_under(root) == {}
+    for line in (
+        "file /Library/LaunchDaemons/promptmill-worker.plist  0644 root:wheel",
+        "file /etc/promptmill/promptmill-worker.toml  0600 promptmill:promptmill",
+        "    launchctl bootstrap system /Library/LaunchDaemons/promptmill-worker.plist",
+        "    launchctl bootout system/promptmill-worker || true",
+    ):
+        assert line in shown.splitlines()
+    assert "pmset -a sleep 0" in shown
+
+
+class Machine:
+    """A machine that writes down its commands; those that begin with words of ``failing`` fail so often."""
+
+    def __init__(self, **failing: int) -> None:
+        self.commands: list[str] = []
+        self.failing = failing
+        self.now = 0.0
+
+    def run(self, command: Sequence[str]) -> Done:
+        self.commands.append(" ".join(command))
+        word = command[1] if len(command) > 1 else command[0]
+        if self.failing.get(word, 0) > 0:
+            self.failing[word] -= 1
+            return Done(5, "Input/output error")
+        return Done(0, "")
+
+    def host(self) -> Host:
+        def sleep(seconds: float) -> None:
+            self.now += seconds
+
+        return Host(runner=self.run, platform=sys.platform, uid=0, clock=lambda: self.now, sleep=sleep)
+
+
+def test_a_command_is_repeated_until_it_works() -> None:
+    """Just after a daemon ended launchd may not take it anew for a moment."""
+    machine = Machine(bootstrap=3)
+    machine.host().run(Step(("launchctl", "bootstrap"), until_works_s=10))
+    assert len(machine.commands) == 4
+
+
+def test_a_command_that_does_not_work_is_named() -> None:
+    """With what it printed; one that may fail is passed over."""
+    with pytest.raises(DeployError, match="`launchctl bootstrap` failed with status 5: Input/output error"):
+        Machine(bootstrap=99).host().run(Step(("launchctl", "bootstrap"), until_works_s=3))
+    Machine(bootout=1).host().run(Step(("launchctl", "bootout"), may_fail=True))
+
+
+def test_a_daemon_is_waited_for() -> None:
+    """Until launchd knows it no longer, and not for ever."""
+    machine = Machine(print=0)
+    with pytest.raises(DeployError, match="still runs after 75 seconds"):
+        machine.host().run(Step(("launchctl", "print"), until_fails_s=75))
+    assert 75 <= machine.now < 80
+    gone = Machine(print=1)
+    gone.host().run(Step(("launchctl", "print"), until_fails_s=75))
+    assert gone.now == 0
+
+
+def test_a_program_that_is_missing_is_said() -> None:
+    """As the system says it."""
+    with pytest.raises(DeployError, match="No such file"):
+        Host().run(Step(("/nonexistent/tool",)))
+
+
+def test_another_system_is_refused() -> None:
+    """With what can be done instead."""
+    plan = Plan("x", "launchd", (), ())
+    with pytest.raises(RefusedError, match="--init systemd"):
+        install(plan, Host(platform="linux", uid=0), print)
+    with pytest.raises(RefusedError, match="--init launchd"):
+        install(replace(plan, init="systemd"), Host(platform="darwin", uid=0), print)
+    with pytest.raises(RefusedError, match="sudo"):
+        install(plan, Host(platform="darwin", uid=501), print)
+
+
+def test_links_and_foreign_folders_are_refused(tmp_path: Path) -> None:
+    """Root follows nobody's links, and gives no folder away."""
+    host = Host(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for name in ("link", "file"):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(RefusedError, match="not a folder"):
+            host.make_folder(Folder(Path("/") / name, 0o755, "x", "x"))
+    with pytest.raises(RefusedError, match="is not nobody's"):
+        Host().make_folder(Folder(tmp_path, 0o755, "nobody", "nogroup"))
+
+
+def test_a_file_takes_the_place_of_another_whole(tmp_path: Path) -> None:
+    """Never in part, never open for longer than its mode says, and nothing is left beside it."""
+    host, path = Host(tmp_path), tmp_path / "etc" / "f"
+    host.write(File(Path("/etc/f"), "old", 0o644, "x", "x"))
+    before = path.stat().st_ino
+    host.write(File(Path("/etc/f"), "new", 0o600, "x", "x"))
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", 0o600)
+    assert path.stat().st_ino != before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_files_get_their_owner(tmp_path: Path) -> None:
+    """One who is there; else it is said, and nothing is left."""
+    user, group = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(os.getgid()).gr_name
+    Host().write(File(tmp_path / "a", "", 0o640, user, group))
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    with pytest.raises(DeployError, match="nobody-of-that-name"):
+        Host().write(File(tmp_path / "b", "", 0o640, "nobody-of-that-name", group))
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
+def test_an_installation_that_broke_off_can_be_removed(tmp_path: Path) -> None:
+    """What it wrote is on record before it is written."""
+    blocked = tmp_path / "etc" / "b"
+    blocked.mkdir(parents=True)
+    files = tuple(File(Path("/etc") / name, "", 0o644, "x", "x") for name in ("a", "b"))
+    with pytest.raises(DeployError):
+        install(Plan("x", "launchd", (), files), Host(tmp_path), lambda _: None)
+    blocked.rmdir()
+    said: list[str] = []
+    uninstall("x", Host(tmp_path), said.append)
+    assert said[0] == f"removed {tmp_path}/etc/a"
+    assert files_under(tmp_path) == {}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"init": 1}', '{"init":"launchd","files":3,"daemons":[],"left":[]}'])
+def test_a_damaged_record_is_said(tmp_path: Path, text: str) -> None:
+    """By its name."""
+    path = tmp_path / str(record_file("x"))[1:]
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(RefusedError, match=r"x\.json is damaged"):
+        uninstall("x", Host(tmp_path), print)
+
+
+def test_the_record_names_files_and_daemons(tmp_path: Path) -> None:
+    """And nothing secret."""
+    root, url = folder_for(tmp_path)
+    assert deploy(root, "worker", "--model", "org/a", "--redis-file", str(url), "--install", init="systemd") == 0
+    text = (root / "etc/promptmill/promptmill-worker.json").read_text()
+    assert json.loads(text) == {
+        "init": "systemd",
+        "files": ["/etc/promptmill/promptmill-worker.toml", "/etc/systemd/system/promptmill-worker.service"],
+        "daemons": ["promptmill-worker"],
+        "left": ["/var/lib/promptmill/home (models, spool)", "user promptmill"],
+    }
+
+
+def test_a_plan_without_commands_or_notes_is_shown(tmp_path: Path) -> None:
+    """No empty headings."""
+    plan = Plan("x", "launchd", (), (File(Path("/etc/a"), "one\n\ntwo\n", 0o644, "root", "wheel"),))
+    assert show(plan) == ["", "file /etc/a  0644 root:wheel", "    one", "", "    two"]

@@ -1,0 +1,129 @@
+"""Units of systemd, as `promptmill deploy` renders them, and the files in deploy/."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import RefusedError
+from submit.deploy.examples import examples
+from submit.deploy.plan import Plan
+from submit.deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
+from submit.deploy.server import ServerFlags, server_plan
+from submit.deploy.service import Account, Service
+from submit.deploy.systemd import quoted, unit
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+HOME = Path("/var/lib/promptmill/home")
+ACCOUNT = Account("promptmill", "promptmill", HOME)
+COMMON = Common("systemd", "promptmill-worker", ACCOUNT, Path(sys.executable), "redis://:s3cret@redis", None, ())
+FLAGS = WorkerFlags(("org/model",), HOME / "huggingface")
+verify = shutil.which("systemd-analyze")
+
+
+def plans() -> dict[str, Plan]:
+    server = ServerFlags(("redis.local",), 2**30, token=lambda: "pw")
+    odd = replace(FLAGS, extra=("--adapter-path", '/odd "path"/with $dollar %percent;#'), hf_home=Path("/srv/a b"))
+    return {
+        "worker": worker_plan(COMMON, odd),
+        "scheduler": scheduler_plan(replace(COMMON, label="promptmill-scheduler")),
+        "server": server_plan("systemd", "promptmill-server", ACCOUNT, Path(sys.executable), server, ()),
+    }
+
+
+def unit_text(plan: Plan) -> str:
+    (found,) = [file.text for file in plan.files if file.path.suffix == ".service"]
+    return found
+
+
+@pytest.mark.skipif(verify is None, reason="no systemd-analyze on PATH")
+@pytest.mark.parametrize("name", ["worker", "scheduler", "server"])
+def test_systemd_finds_nothing_wrong(name: str, tmp_path: Path) -> None:
+    """systemd's own check says nothing of any line."""
+    path = tmp_path / f"{name}.service"
+    path.write_text(unit_text(plans()[name]))
+    done = subprocess.run([str(verify), "verify", str(path)], capture_output=True, text=True, timeout=60)
+    ours = [line for line in (done.stdout + done.stderr).splitlines() if path.name in line]
+    assert (done.returncode, ours) == (0, [])
+
+
+@pytest.mark.skipif(verify is None, reason="no systemd-analyze on PATH")
+def test_systemd_would_say_what_is_wrong(tmp_path: Path) -> None:
+    """The check above is one: a key that is none, and a program that is missing, are found."""
+    path = tmp_path / "bad.service"
+    path.write_text(unit_text(plans()["worker"]).replace("TimeoutStopSec", "TimeoutStopSecs"))
+    done = subprocess.run([str(verify), "verify", str(path)], capture_output=True, text=True, timeout=60)
+    assert "TimeoutStopSecs" in done.stdout + done.stderr
+
+
+def test_a_workers_unit() -> None:
+    """Its user, its environment, restarts on failure only, and time to drain."""
+    lines = unit_text(worker_plan(COMMON, replace(FLAGS, drain_s=10))).splitlines()
+    for line in (
+        f"ExecStart={sys.executable} --config /etc/promptmill/promptmill-worker.toml "
+        "worker --model org/model --drain 10",
+        "User=promptmill",
+        "Environment=HOME=/var/lib/promptmill/home",
+        "Environment=HF_HOME=/var/lib/promptmill/home/huggingface",
+        "Environment=PROMPTMILL_DATA_DIR=/var/lib/promptmill/home/data",
+        "Restart=on-failure",
+        "KillMode=mixed",
+        "TimeoutStopSec=40",
+        "ReadWritePaths=/var/lib/promptmill/home",
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+    ):
+        assert line in lines
+    assert not any("LOG_FILE" in line or "s3cret" in line for line in lines)  # the journal; the settings file
+    assert "MemoryDenyWriteExecute=yes" not in lines  # MLX compiles kernels
+
+
+def test_a_cache_elsewhere_is_made_and_may_be_written() -> None:
+    """A unit with a path that is missing would not start."""
+    plan = worker_plan(COMMON, replace(FLAGS, hf_home=Path("/srv/models")))
+    assert "ReadWritePaths=/srv/models" in unit_text(plan).splitlines()
+    assert Path("/srv/models") in [folder.path for folder in plan.folders]
+
+
+@pytest.mark.parametrize(
+    ("word", "written"),
+    [
+        ("plain", "plain"),
+        ("a b", '"a b"'),
+        ("", '""'),
+        ("50%", "50%%"),
+        ("$HOME", "$$HOME"),
+        ('say "a"', '"say \\"a\\""'),
+        ("back\\slash", '"back\\\\slash"'),
+    ],
+)
+def test_words_are_quoted_for_systemd(word: str, written: str) -> None:
+    """What systemd would expand or split stays as it is."""
+    assert quoted(word) == written
+
+
+def test_a_dollar_in_an_assignment_stays() -> None:
+    """systemd replaces variables in commands only."""
+    service = Service("x", "x", ("/bin/true",), ACCOUNT, {"A": "$b %c d"}, 1)
+    assert 'Environment="A=$b %%c d"' in unit(service).text.splitlines()
+
+
+@pytest.mark.parametrize("flags", [{"wired_mib": 1024}, {"power": True}])
+def test_what_is_macoss_is_refused(flags: dict[str, object]) -> None:
+    """With the remedy."""
+    with pytest.raises(RefusedError, match="--init launchd"):
+        worker_plan(COMMON, replace(FLAGS, **flags))  # type: ignore[arg-type]
+
+
+def test_the_files_to_read_are_what_the_command_writes() -> None:
+    """deploy/ shows nothing that is not so: `python -m submit.deploy.examples` writes them anew."""
+    shown = examples()
+    kinds = {".plist", ".service", ".conf", ".sh", ".acl"}
+    assert sorted(shown) == sorted(str(path.relative_to(DEPLOY)) for path in DEPLOY.rglob("*") if path.suffix in kinds)
+    for name, text in shown.items():
+        assert (DEPLOY / name).read_text(encoding="utf-8") == text, name
