@@ -13,7 +13,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError
 
 from submit.cli import main
-from tests.server.test_tls import free_port
+from tests.servers import free_port
 from tests.waiting import until
 
 __all__ = ["MEMORY", "Installed", "installed"]

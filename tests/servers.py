@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from redis.exceptions import AuthenticationError, ConnectionError
 from jobs.embedded import find_server
 from tests.waiting import until
 
-__all__ = ["Server", "private_server", "running_server", "server_program"]
+__all__ = ["Server", "free_port", "private_server", "running_server", "server_program"]
 
 
 def server_program() -> Path:
@@ -35,6 +36,13 @@ def answers(url: str, **options: Any) -> bool:
         return True
     except ConnectionError:
         return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Server:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import running_server
+from tests.servers import free_port, running_server
 from tests.waiting import until
 
 MODEL = str(Path(__file__).parents[2] / "examples" / "pocket" / "model")
@@ -54,13 +54,6 @@ def make_certificate(folder: Path, name: str, hosts: str = "") -> None:
     (folder / f"{name}.ext").write_text(f"subjectAltName={hosts}" if hosts else "")
     openssl(folder, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
             "-days", "2", "-extfile", f"{name}.ext", "-out", f"{name}.crt")  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def listens(port: int) -> bool:
