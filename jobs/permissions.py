@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,10 @@ class Refusal:
     command: str
     target: str
     error: NoPermissionError
+
+    @property
+    def is_channel(self) -> bool:
+        return self.command in ("PUBLISH", "SUBSCRIBE")
 
 
 def refusals(
@@ -84,13 +89,19 @@ def _try_scripts(connection: Redis, found: list[Refusal]) -> None:
     try:
         connection.register_script("return 1")()
     except NoPermissionError as error:
-        found.append(Refusal("EVALSHA, SCRIPT LOAD", "", error))
+        found.append(Refusal(_named(error, "EVALSHA"), "", error))
     try:
         with connection.pipeline() as transaction:
             transaction.time()
             transaction.execute()
     except NoPermissionError as error:
-        found.append(Refusal("MULTI, TIME, EXEC", "", error))
+        found.append(Refusal(_named(error, "MULTI"), "", error))
+
+
+def _named(error: Exception, otherwise: str) -> str:
+    """The command that an error is about, where several were tried at once."""
+    found = re.search(r"run the '([^']+)' command", str(error))
+    return found[1].upper().replace("|", " ") if found else otherwise
 
 
 def _try_listening(connection: Redis, channel: str, found: list[Refusal]) -> None:

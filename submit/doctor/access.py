@@ -13,13 +13,13 @@ from submit.doctor.finding import Finding, failed, good, skipped, unsure
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["check_encryption", "check_permissions", "check_strangers", "open_to_strangers", "try_permissions"]
+__all__ = ["check_encryption", "check_password", "check_permissions", "open_to_strangers", "try_permissions"]
 
 _SUBMITTERS = (PREFIX, "rq:queue:", "rq:job:", "rq:wip:", "rq:executions:")
 _WORKERS = (PREFIX, "rq:")
 _READERS = (("SMEMBERS", "rq:queues"), ("SREM", "rq:queues", ""), ("SCAN", 0, "COUNT", 1), ("INFO", "server"))
 """What `submit` and `status` do besides; nothing of it changes anything."""
-SHOWN = 4
+SHOWN = 6
 
 
 def try_permissions(connection: Redis, name: str, *, worker: bool) -> list[Refusal]:
@@ -35,19 +35,27 @@ def check_permissions(refused: Sequence[Refusal], url: str, *, worker: bool) -> 
     user = urlsplit(url).username or "default"
     if not refused:
         return good("permissions", f"user '{user}' may do all that a {part} does")
-    first = refused[0]
-    names = list(dict.fromkeys(refusal.command for refusal in refused))
-    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-    targets = sorted({_pattern(refusal.target) for refusal in refused if refusal.target})
-    where = f" on {', '.join(targets)}" if targets else ""
-    reason = f"user '{user}' is refused {shown}{where}, which a {part} needs; the server says: {first.error}"
+    reason = f"user '{user}' may not use {_shown(refused)}, which a {part} needs"
     remedy = f"give it the rules of the {part} in deploy/redis/users.acl, then: redis-cli ACL LOAD"
     return failed("permissions", reason, remedy)
 
 
+def _shown(refused: Sequence[Refusal]) -> str:
+    """What is refused: commands, or keys and channels where those are what the user may not touch."""
+    shown: list[str] = []
+    for refusal in refused:
+        if refusal.target and "access" in str(refusal.error):
+            shown.append(f"the {'channels' if refusal.is_channel else 'keys'} {_pattern(refusal.target)}")
+        else:
+            shown.append(refusal.command)
+    different = list(dict.fromkeys(shown))
+    more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+    return ", ".join(different[:SHOWN]) + more
+
+
 def _pattern(target: str) -> str:
     """The keys, or channels, of which one was tried."""
-    return f"{target.partition('permissions:')[0]}*" if "permissions:" in target else "rq:pubsub:*"
+    return f"{target.partition('permissions:')[0].partition('doctor-')[0]}*"
 
 
 def check_encryption(*, network: bool, encrypted: bool, loopback: bool) -> Finding:
@@ -79,11 +87,11 @@ def open_to_strangers(connection: Redis) -> bool:
         stranger.connection_pool.disconnect()
 
 
-def check_strangers(open_to_all: bool, *, loopback: bool) -> Finding:
+def check_password(open_to_all: bool, *, loopback: bool) -> Finding:
     """Whoever reaches the server needs a password."""
     if not open_to_all:
-        return good("strangers", "refused without a password")
+        return good("password", "nobody gets in without one")
     if loopback:
-        return skipped("strangers", "it is not asked for a password, at an address of this machine")
-    reason = "whoever is in this network may read and change everything: the default user has no password"
-    return unsure("strangers", reason, "`requirepass` in its configuration, or the users of deploy/redis/users.acl")
+        return skipped("password", "none, at an address of this machine")
+    reason = "none: whoever is in this network may read and change everything"
+    return unsure("password", reason, "`requirepass` in its configuration, or the users of deploy/redis/users.acl")

@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.connect import connect, redacted, translated
+from jobs.connect import connect, full, redacted, translated
 from jobs.embedded import data_folder, embedded_server
 from jobs.errors import RedisError
 from submit.doctor.access import (
     check_encryption,
+    check_password,
     check_permissions,
-    check_strangers,
     open_to_strangers,
     try_permissions,
 )
@@ -148,23 +148,39 @@ def _server(section: Section, pool: Section, request: Request, host: Host, url: 
 def _ask(
     section: Section, pool: Section, connection: Redis, request: Request, host: Host, url: str, address: str
 ) -> None:
-    from redis.exceptions import NoPermissionError
-
     name = f"doctor-{secrets.token_hex(8)}"
     loopback = not address or is_loopback(address)
-    section.findings += check_server(connection.info())
-    refused = try_permissions(connection, name, worker=request.worker)
-    section.findings.append(check_permissions(refused, url, worker=request.worker))
+    add = section.findings.extend
+    add(check_server(connection.info()))
+    add(_allowed("permissions", lambda: [_permissions(connection, name, url, request.worker)]))
     encrypted = url.startswith("rediss:")
-    section.findings.append(check_encryption(network=bool(address), encrypted=encrypted, loopback=loopback))
+    add([check_encryption(network=bool(address), encrypted=encrypted, loopback=loopback)])
     if address:
-        section.findings.append(check_strangers(open_to_strangers(connection), loopback=loopback))
-    section.findings.append(check_latency(ask_latency(connection)))
-    section.findings.append(check_clock(ask_clock(connection), host.mac is not None))
+        add([check_password(open_to_strangers(connection), loopback=loopback)])
+    add(_allowed("latency", lambda: [check_latency(ask_latency(connection))]))
+    add(_allowed("clock", lambda: [check_clock(ask_clock(connection), host.mac is not None)]))
+    pool.findings += _allowed("pool", lambda: check_pool(ask_pool(connection)))
+
+
+def _permissions(connection: Redis, name: str, url: str, worker: bool) -> Finding:
+    from redis.exceptions import ResponseError
+
     try:
-        pool.findings += check_pool(ask_pool(connection))
-    except NoPermissionError as error:  # which `permissions` has said already
-        pool.findings.append(skipped("workers", f"this user may not see them: {error}"))
+        return check_permissions(try_permissions(connection, name, worker=worker), url, worker=worker)
+    except ResponseError as error:
+        if not full(error):
+            raise
+        return skipped("permissions", "cannot be tried while Redis is full")
+
+
+def _allowed(name: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """The findings, or that this user may not ask: which of it a submitter or worker needs, `permissions` says."""
+    from redis.exceptions import NoPermissionError
+
+    try:
+        return list(ask())
+    except NoPermissionError as error:
+        return [skipped(name, f"this user may not ask for it: {error}")]
 
 
 def _unreachable(error: RedisError) -> Finding:

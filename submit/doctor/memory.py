@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from submit.doctor.device import Device
@@ -68,7 +67,7 @@ def _remedy(host: Host, weights: int, budget: int) -> str:
     wanted = min(int(weights / FULL / WORKERS_PART), most)
     if wanted * WORKERS_PART < max(weights, budget * 1.05):
         return smaller
-    return f"sudo sysctl iogpu.wired_limit_mb={math.ceil(wanted / MIB)} (until the next start); or {smaller}"
+    return f"sudo sysctl iogpu.wired_limit_mb={wanted // MIB} (until the next start); or {smaller}"
 
 
 def check_wired_limit(host: Host) -> Finding:

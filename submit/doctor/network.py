@@ -18,6 +18,7 @@ __all__ = ["Reached", "explain", "is_loopback", "reach"]
 
 NAME_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 3.0
+GREETING_S = 0.2
 PRIVACY_SINCE = (15,)
 """The first macOS that asks for leave before a program may talk to the local network."""
 
@@ -58,11 +59,33 @@ def reach(
             except OSError as error:
                 failure = error, str(address[0])
                 continue
-        took = (clock() - begun) * 1000
+            took = (clock() - begun) * 1000
+            greeting = _greeting(probe)
+        if greeting.startswith("-"):
+            return Reached(_turned_away(where, greeting))
         shown = where if name == address[0] else f"{where} ({address[0]})"
         return Reached(good("network", f"{shown} takes connections, in {took:.1f} ms"), str(address[0]))
     last, tried = failure or (OSError(errno.EADDRNOTAVAIL, "it has no address"), "")
     return Reached(explain(host, last, where, tried))
+
+
+def _greeting(probe: socket.socket) -> str:
+    """What the other side says unasked, which Redis does where it turns somebody away; it may take a moment."""
+    probe.settimeout(GREETING_S)
+    try:
+        return probe.recv(1000).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _turned_away(where: str, greeting: str) -> Finding:
+    if "protected mode" in greeting:
+        reason = f"{where}: Redis is in protected mode, and takes no connection of another machine"
+        remedy = "give it a password (`requirepass`), or the users of deploy/redis/users.acl, and restart it"
+        return failed("network", reason, remedy)
+    said = greeting.lstrip("-").partition("\r")[0][:200]
+    remedy = "end clients that are no longer needed, or raise its maxclients"
+    return failed("network", f"{where} turns everybody away: {said}", remedy)
 
 
 def explain(host: Host, error: OSError, where: str, address: str) -> Finding:

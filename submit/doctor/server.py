@@ -110,7 +110,7 @@ def _memory(info: Info) -> Finding:
 def _clients(info: Info) -> Finding:
     there, most, refused = (_number(info, key) for key in ("connected_clients", "maxclients", "rejected_connections"))
     remedy = "redis-cli CONFIG SET maxclients 10000, and the same in its configuration"
-    shown = f"{count(there)} connected" + (f" of {count(most)}" if most else "")
+    shown = f"{count(there)} connected" + (f" of at most {most:,}" if most else "")
     if refused:
         return unsure("clients", f"{shown}; {count(refused)} were refused since its start", remedy)
     if most and there >= BUSY * most:
