@@ -30,7 +30,10 @@ WIDTH, WIDEST = 100, 140
 )  # fmt: skip
 @redis_option
 @json_option
-def command(models: tuple[str, ...], worker: bool | None, redis_url: str | None, as_json: bool) -> int:
+@click.pass_context
+def command(
+    ctx: click.Context, models: tuple[str, ...], worker: bool | None, redis_url: str | None, as_json: bool
+) -> int:
     """Check whether this machine, its models and Redis are fit for the work, and say what to do where not.
 
     Nothing is changed: what is tried in Redis is tried on keys of its own, which are gone in the end. Where Redis
@@ -44,7 +47,9 @@ def command(models: tuple[str, ...], worker: bool | None, redis_url: str | None,
     from submit.doctor.report import as_object, summary
 
     host = ask_host()
-    request = Request(redis_url, models, bool(models) or host.runs_workers if worker is None else worker)
+    if worker is None:  # a model in the environment may be there for `submit`
+        worker = host.runs_workers or ctx.get_parameter_source("models") is click.core.ParameterSource.COMMANDLINE
+    request = Request(redis_url, models, worker)
     show = None if as_json else _shown()
     sections = []
     for section in examine(request, host, os.environ):

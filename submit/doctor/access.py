@@ -55,7 +55,10 @@ def _shown(refused: Sequence[Refusal]) -> str:
 
 def _pattern(target: str) -> str:
     """The keys, or channels, of which one was tried."""
-    return f"{target.partition('permissions:')[0].partition('doctor-')[0]}*"
+    start, scratch, _ = target.partition("permissions:")
+    if not scratch:
+        start, scratch, _ = target.partition("doctor-")
+    return f"{start}*" if scratch else start
 
 
 def check_encryption(*, network: bool, encrypted: bool, loopback: bool) -> Finding:

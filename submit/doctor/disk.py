@@ -65,7 +65,15 @@ def check_data_folder(folder: Path, user: int | None = None) -> Finding:
 
 def _existing(folder: Path) -> Path:
     """The folder, or what of the path to it is there."""
-    return next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
+    return next((path for path in (folder, *folder.parents) if _is_there(path)), Path("/"))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError:  # also where a folder above it may not be looked into
+        return False
+    return True
 
 
 def _decimal(number: int) -> str:

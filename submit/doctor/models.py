@@ -47,6 +47,13 @@ def hub_cache(environ: Mapping[str, str]) -> Path:
 
 def find_model(name: str, environ: Mapping[str, str]) -> ModelFiles:
     """The files of a model as a worker will look for them: a folder of that name, else the hub's cache."""
+    try:
+        return _find(name, environ)
+    except (OSError, RuntimeError) as error:  # it may not be read, or is no path at all
+        return ModelFiles(name, problem=error.strerror if isinstance(error, OSError) else str(error))
+
+
+def _find(name: str, environ: Mapping[str, str]) -> ModelFiles:
     folder = Path(name).expanduser()
     if folder.exists():
         problem, weights = _examine(folder)

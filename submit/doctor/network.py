@@ -18,6 +18,8 @@ __all__ = ["Reached", "explain", "is_loopback", "reach"]
 
 NAME_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 3.0
+LEAST_TIMEOUT_S = 1.0
+"""A host may have several addresses, and the first of them may be dead."""
 GREETING_S = 0.2
 PRIVACY_SINCE = (15,)
 """The first macOS that asks for leave before a program may talk to the local network."""
@@ -52,15 +54,15 @@ def reach(
     failure: tuple[OSError, str] | None = None
     for family, kind, protocol, _, address in addresses:
         begun = clock()
-        with socket.socket(family, kind, protocol) as probe:
-            probe.settimeout(max(deadline - begun, 0.1))
-            try:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.settimeout(max(deadline - begun, LEAST_TIMEOUT_S))
                 probe.connect(address)
-            except OSError as error:
-                failure = error, str(address[0])
-                continue
-            took = (clock() - begun) * 1000
-            greeting = _greeting(probe)
+                took = (clock() - begun) * 1000
+                greeting = _greeting(probe)
+        except OSError as error:
+            failure = error, str(address[0])
+            continue
         if greeting.startswith("-"):
             return Reached(_turned_away(where, greeting))
         shown = where if name == address[0] else f"{where} ({address[0]})"

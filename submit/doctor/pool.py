@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pool", "ask_pool", "check_pool"]
 
-SUSPENDED, QUEUES, REGISTERED = "rq:suspended", "rq:queues", "rq:workers"
+SUSPENDED, QUEUES, QUEUE = "rq:suspended", "rq:queues", "rq:queue:"
+REGISTERED, WORKER = "rq:workers", "rq:worker:"
 TROUBLE = re.compile(PREFIX + r"trouble:[0-9a-f]{12}(?:pid:\[\d+\])?:(?P<group>.*)", re.DOTALL)
 REASON = ":reason"
 PRIVATE = re.compile(r"promptmill:\w+:b_[0-9A-Z]{26}:")
@@ -42,16 +43,20 @@ class Pool:
 
 def ask_pool(connection: Redis) -> Pool:
     """The state of the pool; nothing is changed."""
-    queues = [name for name in _members(connection, QUEUES) if name.startswith(PREFIX)][:MOST]
-    lengths = _replies(connection, [("LLEN", f"rq:queue:{name}") for name in queues])
-    waiting = {name: length for name, length in zip(queues, lengths, strict=True) if isinstance(length, int) and length}
+    queues = [key for key in _members(connection, QUEUES) if key.startswith(QUEUE + PREFIX)][:MOST]
+    lengths = _replies(connection, [("LLEN", key) for key in queues])
+    waiting = {
+        key.removeprefix(QUEUE): length
+        for key, length in zip(queues, lengths, strict=True)
+        if isinstance(length, int) and length
+    }
     (paused,) = _replies(connection, [("EXISTS", SUSPENDED)])
     registered = _members(connection, REGISTERED)[:MOST]
     there = _replies(connection, [("EXISTS", key) for key in registered])
     return Pool(
         paused=bool(paused) if isinstance(paused, int) else None,
         workers=tuple(Workers(connection).read()),
-        dead=tuple(key.removeprefix("rq:worker:") for key, alive in zip(registered, there, strict=True) if alive == 0),
+        dead=tuple(key.removeprefix(WORKER) for key, alive in zip(registered, there, strict=True) if alive == 0),
         waiting=waiting,
         trouble=_trouble(connection),
     )
@@ -92,7 +97,7 @@ def _waiting(pool: Pool) -> Iterator[Finding]:
     for group, shards in sorted(unserved.items()):
         model, _, adapter = group.partition("+")
         flags = f"--model {model}" + (f" --adapter-path {adapter}" if adapter else "")
-        reason = f"{plural(shards, 'shard')} of up to 50 lines for {group}, which no worker at work serves"
+        reason = f"{plural(shards, 'shard')} of lines for {group}, which no worker at work serves"
         yield unsure("waiting", reason, f"promptmill worker {flags}")
     if not unserved:
         total = sum(pool.waiting.values())

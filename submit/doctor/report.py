@@ -16,6 +16,8 @@ __all__ = ["as_object", "lines", "summary"]
 _MARKS = {State.OK: "ok", State.WARN: "warn", State.FAIL: "FAIL", State.SKIP: "-"}
 _COLOURS = {State.OK: "green", State.WARN: "yellow", State.FAIL: "red", State.SKIP: "bright_black"}
 WIDEST_NAME, MARGIN = 16, 8
+OF_MODELS = ("model", "memory")
+"""Findings that have a model's name after their own."""
 
 
 def lines(section: Section, width: int, *, colour: bool) -> Iterator[str]:
@@ -40,11 +42,11 @@ def _lines(name: str, finding: Finding, width: int, colour: bool) -> Iterator[st
         mark = click.style(mark, fg=_COLOURS[finding.state], bold=finding.state is State.FAIL)
     reason, margin = finding.reason, MARGIN + WIDEST_NAME + 2
     word, _, subject = name.partition(" ")
-    if cells(name) <= WIDEST_NAME:
-        start = f"{name}{' ' * (WIDEST_NAME - cells(name))}  "
-    elif cells(word) <= WIDEST_NAME and "," not in word:  # a model's name, or several
+    if word in OF_MODELS and subject:
         start, reason = f"{word}{' ' * (WIDEST_NAME - cells(word))}  ", f"{subject}: {reason}"
-    else:
+    elif cells(name) <= WIDEST_NAME:
+        start = f"{name}{' ' * (WIDEST_NAME - cells(name))}  "
+    else:  # several
         start, reason, margin = "", f"{name}: {reason}", MARGIN
     first, *rest = _wrapped(reason, width - margin)
     yield f"  {mark}  {start}{first}"

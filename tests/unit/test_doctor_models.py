@@ -103,7 +103,10 @@ def test_a_model_that_is_missing_or_incomplete_has_its_command(tmp_path: Path) -
     assert (offline.state, offline.remedy) == (State.FAIL, f"HF_HUB_OFFLINE=0 hf download {NAME}")
 
 
-@pytest.mark.parametrize("name", ["/nonexistent/model", "./nonexistent", "a/b/c", "", "org/model name"])
+@pytest.mark.parametrize(
+    "name",
+    ["/nonexistent/model", "./nonexistent", "a/b/c", "", "org/model name", "~nobody-here/model", "a\0b", "x/" * 3000],
+)
 def test_what_is_no_models_name_fails(name: str) -> None:
     """Neither a folder nor a name of the hub: nothing is offered for download."""
     found = find_model(name or "..nothing", {})
