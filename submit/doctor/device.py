@@ -12,6 +12,7 @@ import orjson
 
 from submit.doctor.finding import Finding, failed, good, unsure
 from submit.doctor.host import Host
+from submit.text import size
 
 __all__ = ["Device", "ask_device", "check_device"]
 
@@ -82,4 +83,5 @@ def check_device(host: Host, device: Device) -> Finding:
     if host.mac is not None and not device.gpu:
         remedy = "install MLX from its wheel for macOS: pip install --force-reinstall mlx"
         return unsure("device", f"MLX computes on the CPU ({device.name}), not on the GPU", remedy)
-    return good("device", f"{device.name}: MLX computes on its {'GPU' if device.gpu else 'CPU'}")
+    most = f", and recommends to use up to {size(device.recommended)}" if device.recommended else ""
+    return good("device", f"{device.name}: MLX computes on its {'GPU' if device.gpu else 'CPU'}{most}")

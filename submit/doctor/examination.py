@@ -55,7 +55,7 @@ class Request:
 
 def examine(request: Request, host: Host, environ: Mapping[str, str]) -> Iterator[Section]:
     """The sections, one after the other as they are known."""
-    yield Section("This machine", list(_machine(request, host, environ)))
+    yield Section("machine", "This machine", list(_machine(request, host, environ)))
     yield from _redis(request, host, environ)
 
 
@@ -100,8 +100,8 @@ def _folders(environ: Mapping[str, str], *, worker: bool) -> list[tuple[str, Pat
 
 def _redis(request: Request, host: Host, environ: Mapping[str, str]) -> Iterator[Section]:
     title = f"Redis at {redacted(request.redis_url)}" if request.redis_url else "Redis, this user's embedded server"
-    section = Section(title)
-    pool = Section("The pool")
+    section = Section("redis", title)
+    pool = Section("pool", "The pool")
     with contextlib.ExitStack() as stack:
         try:
             url = request.redis_url or stack.enter_context(embedded_server(data_folder(environ)))

@@ -34,8 +34,9 @@ class Finding:
 
 @dataclass(slots=True)
 class Section:
-    """Findings under a heading."""
+    """Findings under a heading; ``key`` is its name for scripts."""
 
+    key: str
     title: str
     findings: list[Finding] = field(default_factory=list)
 

@@ -32,30 +32,23 @@ def check_memory(host: Host, device: Device, models: Sequence[ModelFiles]) -> It
         yield skipped("memory", f"{shown}{why}")
         return
     budget = int(limit * WORKERS_PART)
-    of_what = "that the device recommends" if device.recommended else "of this machine"
     for model in known:
-        yield _one(f"memory {model.name}", host, model.weights, budget, f"{size(limit)} {of_what}")
+        yield _one(f"memory {model.name}", host, model.weights, budget)
     together = sum(model.weights for model in known)
-    if len(known) > 1:
-        name = "memory together"
-        if together > budget:
-            reason = f"{size(together)} do not fit into {size(budget)} together: they take turns, and each waits for it"
-            yield unsure(name, reason, "serve fewer models here, and the others on another Mac")
-        else:
-            yield good(name, f"{size(together)} fit into {size(budget)} together")
+    if together > budget >= max(model.weights for model in known):
+        reason = f"{size(together)} of weights do not fit into {size(budget)}, so that these models take turns"
+        yield unsure("memory together", reason, "serve some of them on another Mac, where that is too slow")
 
 
-def _one(name: str, host: Host, weights: int, budget: int, limit: str) -> Finding:
+def _one(name: str, host: Host, weights: int, budget: int) -> Finding:
+    may = f"{size(budget)} that a worker may use"
     share = weights / budget
     if share <= FULL:
-        return good(name, f"{size(weights)} of weights; a worker may use {size(budget)} of {limit}")
+        return good(name, f"{size(weights)} of the {may}")
     if share <= 1:
-        reason = (
-            f"{size(weights)} of weights leave {size(budget - weights)} of {limit} to the caches: few lines at once"
-        )
+        reason = f"{size(weights)} of the {may}: what is left for caches is little, and few lines run at once"
         return unsure(name, reason, _remedy(host, weights, budget))
-    reason = f"{size(weights)} of weights do not fit: a worker may use {size(budget)} of {limit}"
-    return failed(name, reason, _remedy(host, weights, budget))
+    return failed(name, f"{size(weights)} do not fit into the {may}", _remedy(host, weights, budget))
 
 
 def _remedy(host: Host, weights: int, budget: int) -> str:

@@ -73,9 +73,9 @@ def check_pool(pool: Pool) -> Iterator[Finding]:
     yield _workers(pool)
     yield from _waiting(pool)
     for model, (times, why) in sorted(pool.trouble.items()):
-        reason = f"{model} ended its worker {plural(times, 'time')} within the hour, the last time by: {why[:200]}"
+        reason = f"it ended its worker {plural(times, 'time')} within the hour, the last time by: {why[:200]}"
         remedy = "read that worker's log; a model that does so again and again is not served there for an hour"
-        yield unsure("trouble", reason, remedy)
+        yield unsure(f"trouble {model}", reason, remedy)
 
 
 def _workers(pool: Pool) -> Finding:
@@ -97,8 +97,8 @@ def _waiting(pool: Pool) -> Iterator[Finding]:
     for group, shards in sorted(unserved.items()):
         model, _, adapter = group.partition("+")
         flags = f"--model {model}" + (f" --adapter-path {adapter}" if adapter else "")
-        reason = f"{plural(shards, 'shard')} of lines for {group}, which no worker at work serves"
-        yield unsure("waiting", reason, f"promptmill worker {flags}")
+        reason = f"{plural(shards, 'shard')} of lines, and no worker at work serves it"
+        yield unsure(f"waiting {group}", reason, f"promptmill worker {flags}")
     if not unserved:
         total = sum(pool.waiting.values())
         yield good(

@@ -16,7 +16,7 @@ __all__ = ["as_object", "lines", "summary"]
 _MARKS = {State.OK: "ok", State.WARN: "warn", State.FAIL: "FAIL", State.SKIP: "-"}
 _COLOURS = {State.OK: "green", State.WARN: "yellow", State.FAIL: "red", State.SKIP: "bright_black"}
 WIDEST_NAME, MARGIN = 16, 8
-OF_MODELS = ("model", "memory")
+OF_MODELS = ("model", "memory", "waiting", "trouble")
 """Findings that have a model's name after their own."""
 
 
@@ -78,5 +78,5 @@ def as_object(sections: Sequence[Section]) -> dict[str, Any]:
     return {
         "ok": not count(sections, State.FAIL),
         "summary": {state.value: count(sections, state) for state in State},
-        "checks": [{"section": part.title, **finding.as_dict()} for part in sections for finding in part.findings],
+        "checks": [{"section": part.key, **finding.as_dict()} for part in sections for finding in part.findings],
     }

@@ -97,14 +97,14 @@ def _memory(info: Info) -> Finding:
     used, most, machine = (_number(info, key) for key in ("used_memory", "maxmemory", "total_system_memory"))
     limit, of_what = (most, "its maxmemory") if most else (machine, "its machine's memory, and no maxmemory is set")
     if not limit:
-        return skipped("memory", f"{size(used)} used; of how much it does not say")
+        return skipped("server memory", f"{size(used)} used; of how much it does not say")
     reason = f"{size(used)} used of {size(limit)}, {of_what}"
     remedy = "remove old batches (`promptmill purge`), or " + ("raise maxmemory" if most else "give it more memory")
     if most and used >= NEARLY_FULL * limit:
-        return failed("memory", f"full: {reason}", remedy)
+        return failed("server memory", f"full: {reason}", remedy)
     if used >= SCARCE * limit:
-        return unsure("memory", reason, remedy)
-    return good("memory", reason)
+        return unsure("server memory", reason, remedy)
+    return good("server memory", reason)
 
 
 def _clients(info: Info) -> Finding:

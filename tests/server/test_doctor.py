@@ -18,6 +18,8 @@ from redis.exceptions import ResponseError
 
 from jobs.keys import trouble_key
 from submit.cli import main
+from submit.doctor.host import Host, Package
+from submit.doctor.mac import Mac
 from tests.servers import Server, private_server
 
 ROOT = Path(__file__).parents[2]
@@ -51,13 +53,11 @@ def as_user(server: Server, user: str) -> str:
     return server.url.replace("unix://", f"unix://{user}@")
 
 
-def test_a_server_as_it_should_be_passes(
-    capsys: pytest.CaptureFixture[str], server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_as_it_should_be_passes(capsys: pytest.CaptureFixture[str], server: Server) -> None:
     """Nothing fails and nothing is left behind, for submitters and for a worker with a model."""
     status, checks = doctor(capsys, server.url)
     assert status == 0
-    names = ("version", "role", "append-only file", "eviction", "memory", "permissions", "pause", "waiting")
+    names = ("version", "role", "append-only file", "eviction", "server memory", "permissions", "pause", "waiting")
     assert states(checks, *names) == ["ok"] * len(names)
     assert states(checks, "network", "encryption", "device") == ["skip"] * 3
     status, checks = doctor(capsys, server.url, "--model", MODEL, worker=True)
@@ -68,9 +68,7 @@ def test_a_server_as_it_should_be_passes(
         assert connection.keys("*") == []
 
 
-def test_what_is_wrong_reads_well(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_is_wrong_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
     """A server that evicts and keeps nothing on disk: each failure has its remedy below it, and the end counts them."""
     options = ("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru", "--appendonly", "no")
     with private_server(*options) as server:
@@ -107,8 +105,8 @@ def test_a_full_server(capsys: pytest.CaptureFixture[str]) -> None:
                 pipe.execute()
         status, checks = doctor(capsys, server.url, worker=True)
     assert status == 1
-    assert [name for name, check in checks.items() if check["state"] == "fail"] == ["memory"]
-    assert "full" in checks["memory"]["reason"]
+    assert [name for name, check in checks.items() if check["state"] == "fail"] == ["server memory"]
+    assert "full" in checks["server memory"]["reason"]
 
 
 def test_a_replica(capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,10 +248,10 @@ def test_the_state_of_the_pool(capsys: pytest.CaptureFixture[str], server: Serve
         status, checks = doctor(capsys, server.url)
         assert sorted(connection.keys("*")) == before
     assert status == 0
-    assert states(checks, "pause", "waiting", "trouble", "workers") == ["warn", "warn", "warn", "skip"]
-    assert checks["waiting"]["remedy"] == "promptmill worker --model org/m"
-    assert "org/bad ended its worker 2 times" in checks["trouble"]["reason"]
-    assert checks["trouble"]["reason"].isprintable()
+    assert states(checks, "pause", "waiting org/m", "trouble org/bad", "workers") == ["warn", "warn", "warn", "skip"]
+    assert checks["waiting org/m"]["remedy"] == "promptmill worker --model org/m"
+    assert "it ended its worker 2 times" in checks["trouble org/bad"]["reason"]
+    assert checks["trouble org/bad"]["reason"].isprintable()
     assert "1 registration" in checks["workers"]["reason"]
 
 
@@ -280,3 +278,33 @@ def test_without_a_url_the_embedded_server_is_examined() -> None:
     assert done.returncode == 0, done.stderr
     assert "this user's embedded server" in done.stdout
     assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_without_the_worker_package_a_machine_is_a_submitters(
+    capsys: pytest.CaptureFixture[str], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless a model is named for it: then what a worker lacks fails. A model in the environment is for `submit`."""
+    bare = Host("Darwin", "arm64", (3, 12, 0), 2**36, Mac(version=(15, 5)), {"mlx": Package(None, ">=0.32")})
+    monkeypatch.setattr("submit.doctor.host.ask_host", lambda: bare)
+    monkeypatch.setenv("PROMPTMILL_MODEL", "org/m")
+    assert main(["doctor", "--json", "--redis", server.url]) == 0
+    checks = {check["name"]: check for check in orjson.loads(capsys.readouterr().out)["checks"]}
+    assert states(checks, "mlx", "device", "model org/m", "sleep") == ["skip"] * 4
+    assert "--worker" in checks["device"]["reason"]
+    assert main(["doctor", "--json", "--redis", server.url, "--model", "org/m"]) == 1
+    checks = {check["name"]: check for check in orjson.loads(capsys.readouterr().out)["checks"]}
+    assert checks["mlx"]["remedy"] == "pip install --upgrade 'promptmill[worker]'"
+    assert states(checks, "processor", "mlx", "device", "model org/m") == ["ok", "fail", "skip", "warn"]
+
+
+def test_a_live_worker_is_shown(capsys: pytest.CaptureFixture[str], server: Server) -> None:
+    """With its models; what waits for it is nothing to warn of."""
+    state = {"name": "mini.1", "state": "idle", "models": ["org/m"], "queues": ["promptmill:normal:org/m"]}
+    with server.client() as connection:
+        connection.set("promptmill:worker:mini.1", orjson.dumps(state))
+        connection.sadd("rq:queues", "rq:queue:promptmill:normal:org/m")
+        connection.rpush("rq:queue:promptmill:normal:org/m", "b_1-0")
+        status, checks = doctor(capsys, server.url)
+    assert status == 0
+    assert checks["workers"]["reason"] == "1 at work: mini.1 (org/m)"
+    assert states(checks, "workers", "waiting") == ["ok", "ok"]

@@ -113,6 +113,7 @@ def test_a_mac_computes_on_its_gpu() -> None:
     device = ask_device(answer("Device(gpu, 0)", SIZE**3, info))
     assert device == Device("Apple M4", gpu=True, recommended=11453251584)
     assert check_device(MAC, device).state is State.OK
+    assert "10.7 GiB" in check_device(MAC, device).reason
     assert check_device(MAC, ask_device(answer("Device(cpu, 0)", SIZE**3))).state is State.WARN
 
 

@@ -8,7 +8,8 @@ from submit.doctor.finding import Section, failed, good, skipped, unsure
 from submit.doctor.report import as_object, lines, summary
 
 SECTION = Section(
-    "Redis",
+    "redis",
+    "Redis at redis://mini",
     [
         good("version", "Redis 7.2.4"),
         skipped("sleep", "not a Mac"),
@@ -22,7 +23,7 @@ SECTION = Section(
 def test_a_person_sees_what_is_wrong_and_what_to_type() -> None:
     """Marks in the first column, a failure in capitals, remedies under their findings; what is skipped is one line."""
     shown = list(lines(SECTION, 100, colour=False))
-    assert shown[0] == "Redis"
+    assert shown[0] == "Redis at redis://mini"
     assert shown[1] == "  ok    version           Redis 7.2.4"
     assert shown[2] == "  -     sleep, power      not a Mac"
     assert shown[3] == "  FAIL  memory            org/model-with-a-long-name: too large"
@@ -50,7 +51,7 @@ def test_a_script_gets_one_object() -> None:
     assert found["ok"] is False
     assert found["summary"] == {"ok": 1, "warn": 1, "fail": 1, "skip": 2}
     assert found["checks"][0] == {
-        "section": "Redis",
+        "section": "redis",
         "name": "version",
         "state": "ok",
         "reason": "Redis 7.2.4",

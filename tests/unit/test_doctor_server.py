@@ -56,10 +56,10 @@ def test_a_server_that_is_set_up_well_passes() -> None:
         ({"maxmemory_policy": "allkeys-lru", "maxmemory": 2**31}, "eviction", State.FAIL, "allkeys-lru"),
         ({"maxmemory_policy": "volatile-ttl"}, "eviction", State.WARN, "volatile-ttl"),
         ({"evicted_keys": 7}, "eviction", State.FAIL, "7 keys"),
-        ({"maxmemory": 2**30}, "memory", State.FAIL, "full"),
-        ({"maxmemory": 2**30 + 2**28}, "memory", State.WARN, "1.2 GiB"),
-        ({"used_memory": 14 * 2**30}, "memory", State.WARN, "no maxmemory is set"),
-        ({"total_system_memory": 0}, "memory", State.SKIP, "does not say"),
+        ({"maxmemory": 2**30}, "server memory", State.FAIL, "full"),
+        ({"maxmemory": 2**30 + 2**28}, "server memory", State.WARN, "1.2 GiB"),
+        ({"used_memory": 14 * 2**30}, "server memory", State.WARN, "no maxmemory is set"),
+        ({"total_system_memory": 0}, "server memory", State.SKIP, "does not say"),
         ({"connected_clients": 9000}, "clients", State.WARN, "9,000"),
         ({"rejected_connections": 3}, "clients", State.WARN, "3 were refused"),
         ({"maxclients": None}, "clients", State.OK, "12 connected"),
@@ -154,9 +154,9 @@ def test_a_paused_pool_and_unserved_work_are_warned_of() -> None:
     run = "promptmill:normal:b_01M7WG05KZ5PJASS6ZWSDHE2FY:m"
     findings = pool(paused=True, waiting={"promptmill:high:org/x+/ad": 1, "promptmill:low:org/x+/ad": 2, run: 1})
     assert findings["pause"].remedy == "promptmill resume"
-    assert findings["waiting"].state is State.WARN
-    assert "3 shards" in findings["waiting"].reason
-    assert findings["waiting"].remedy == "promptmill worker --model org/x --adapter-path /ad"
+    assert findings["waiting org/x+/ad"].state is State.WARN
+    assert "3 shards" in findings["waiting org/x+/ad"].reason
+    assert findings["waiting org/x+/ad"].remedy == "promptmill worker --model org/x --adapter-path /ad"
 
 
 def test_what_a_user_may_not_see_is_skipped() -> None:
@@ -169,6 +169,6 @@ def test_dead_workers_and_models_in_trouble_are_said() -> None:
     findings = pool(workers=(), dead=("mini.9",), trouble={"org/x": (2, "lost \x1b[31mdevice\r\n")})
     assert findings["workers"].state is State.SKIP
     assert "1 registration of dead workers" in findings["workers"].reason
-    assert findings["trouble"].state is State.WARN
-    assert "2 times" in findings["trouble"].reason
-    assert findings["trouble"].reason.isprintable()
+    assert findings["trouble org/x"].state is State.WARN
+    assert "2 times" in findings["trouble org/x"].reason
+    assert findings["trouble org/x"].reason.isprintable()
