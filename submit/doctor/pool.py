@@ -97,7 +97,8 @@ def _waiting(pool: Pool) -> Iterator[Finding]:
     for group, shards in sorted(unserved.items()):
         model, _, adapter = group.partition("+")
         flags = f"--model {model}" + (f" --adapter-path {adapter}" if adapter else "")
-        reason = f"{plural(shards, 'shard')} of lines, and no worker at work serves it"
+        wait = "waits" if shards == 1 else "wait"
+        reason = f"no worker at work serves it, and {plural(shards, 'shard')} of its lines {wait}"
         yield unsure(f"waiting {group}", reason, f"promptmill worker {flags}")
     if not unserved:
         total = sum(pool.waiting.values())
