@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -18,24 +19,28 @@ if TYPE_CHECKING:
 __all__ = ["Pool", "ask_pool", "check_pool"]
 
 SUSPENDED, QUEUES, QUEUE = "rq:suspended", "rq:queues", "rq:queue:"
+PAUSED = PREFIX + "paused"
+"""Hash: names of workers, or of hosts, that are to take nothing."""
 REGISTERED, WORKER = "rq:workers", "rq:worker:"
 TROUBLE = re.compile(PREFIX + r"trouble:[0-9a-f]{12}(?:pid:\[\d+\])?:(?P<group>.*)", re.DOTALL)
 REASON = ":reason"
 PRIVATE = re.compile(r"promptmill:\w+:b_[0-9A-Z]{26}:")
 """The queues of a `promptmill run` on the embedded server, which are its own worker's."""
-MOST = 1000
+SHOWN, MOST = 3, 1000
 """More than a pool has of workers, queues or models in trouble; no more are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What goes on in a pool. ``paused`` is None, and ``dead`` empty, where the user may not see it.
+    """What goes on in a pool. ``paused`` is None, and ``dead`` empty, where the user may not see it;
+    ``resting`` are workers that are paused by name.
 
     ``waiting`` has the shards in each queue, ``trouble`` by model how often it ended a worker in the last hour, and by
     what the last time."""
 
     paused: bool | None
     workers: tuple[WorkerState, ...]
+    resting: tuple[str, ...] = ()
     dead: tuple[str, ...] = ()
     waiting: Mapping[str, int] = field(default_factory=dict)
     trouble: Mapping[str, tuple[int, str]] = field(default_factory=dict)
@@ -56,6 +61,7 @@ def ask_pool(connection: Redis) -> Pool:
     return Pool(
         paused=bool(paused) if isinstance(paused, int) else None,
         workers=tuple(Workers(connection).read()),
+        resting=tuple(_names(connection, ("HKEYS", PAUSED)))[:MOST],
         dead=tuple(key.removeprefix(WORKER) for key, alive in zip(registered, there, strict=True) if alive == 0),
         waiting=waiting,
         trouble=_trouble(connection),
@@ -70,6 +76,9 @@ def check_pool(pool: Pool) -> Iterator[Finding]:
         yield skipped("pause", "this user may not see whether the pool is paused")
     else:
         yield good("pause", "the pool is not paused")
+    if pool.resting:
+        reason = f"paused by name: {', '.join(pool.resting[:SHOWN])}{_more(pool.resting)}; they take nothing new"
+        yield unsure("paused workers", reason, f"promptmill resume --worker {shlex.quote(pool.resting[0])}")
     yield _workers(pool)
     yield from _waiting(pool)
     for model, (times, why) in sorted(pool.trouble.items()):
@@ -82,9 +91,12 @@ def _workers(pool: Pool) -> Finding:
     left = f"; {plural(len(pool.dead), 'registration')} of dead workers, which RQ clears away" if pool.dead else ""
     if not pool.workers:
         return skipped("workers", f"none is at work now{left}")
-    shown = [f"{worker.name} ({', '.join(worker.models) or 'no model'})" for worker in pool.workers[:3]]
-    more = f" and {len(pool.workers) - 3} more" if len(pool.workers) > 3 else ""
-    return good("workers", f"{len(pool.workers)} at work: {', '.join(shown)}{more}{left}")
+    shown = [f"{worker.name} ({', '.join(worker.models) or 'no model'})" for worker in pool.workers[:SHOWN]]
+    return good("workers", f"{len(pool.workers)} at work: {', '.join(shown)}{_more(pool.workers)}{left}")
+
+
+def _more(things: Sequence[object]) -> str:
+    return f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
 
 
 def _waiting(pool: Pool) -> Iterator[Finding]:
@@ -109,7 +121,11 @@ def _waiting(pool: Pool) -> Iterator[Finding]:
 
 def _members(connection: Redis, key: str) -> list[str]:
     """The members of a set of names; none where it is not to be seen, or is no set."""
-    (found,) = _replies(connection, [("SMEMBERS", key)])
+    return _names(connection, ("SMEMBERS", key))
+
+
+def _names(connection: Redis, command: tuple[Any, ...]) -> list[str]:
+    (found,) = _replies(connection, [command])
     names = cast("set[bytes] | list[bytes]", found) if isinstance(found, (set, list)) else []
     return sorted(name.decode(errors="replace") for name in names)
 

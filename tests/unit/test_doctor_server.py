@@ -159,6 +159,14 @@ def test_a_paused_pool_and_unserved_work_are_warned_of() -> None:
     assert findings["waiting org/x+/ad"].remedy == "promptmill worker --model org/x --adapter-path /ad"
 
 
+def test_workers_that_are_paused_by_name_are_warned_of() -> None:
+    """Three are named, and the command for the first."""
+    found = pool(resting=("mini-1", "mini-2", "mini-3", "mini-4"))["paused workers"]
+    assert found.state is State.WARN
+    assert "mini-1, mini-2, mini-3 and 1 more" in found.reason
+    assert found.remedy == "promptmill resume --worker mini-1"
+
+
 def test_what_a_user_may_not_see_is_skipped() -> None:
     """A submitter of least privilege does not see whether the pool is paused."""
     assert pool(paused=None)["pause"].state is State.SKIP
