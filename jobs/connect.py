@@ -76,6 +76,8 @@ def translated(url: str) -> Iterator[None]:
 
 def _remedy(url: str, said: str) -> str:
     """What to do where no connection came about, by what was said of it."""
+    if said.startswith("Timeout reading"):
+        return "it is there but does not answer: see whether it is stuck, or busy with something large"
     if not url.startswith("rediss:"):
         closed = url.startswith("redis:") and ("closed by server" in said or "reset by peer" in said)
         otherwise = "if it wants TLS, write rediss://" if closed else "give its address with --redis"

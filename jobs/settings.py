@@ -26,6 +26,7 @@ COMMANDS = (
     "resume",
     "purge",
     "deploy",
+    "doctor",
 )
 """The commands of ``promptmill``; the file may have a table for each."""
 

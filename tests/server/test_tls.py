@@ -147,3 +147,19 @@ def test_what_does_not_fit_is_said(server: TlsServer, case: str, remedy: str) ->
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert remedy in done.stderr
     assert "s3cret" not in done.stderr
+
+
+def test_the_doctor_over_tls(server: TlsServer) -> None:
+    """What TLS gives is said, and strangers are refused; a failure has the remedy of all commands."""
+    done = command(server.url(), "doctor", "--no-worker")
+    assert done.returncode == 0, done.stdout
+    shown = " ".join(done.stdout.split())
+    assert "ok encryption TLS" in shown
+    assert "ok password nobody gets in without one" in shown
+    other = command(server.url(f"ssl_ca_certs={server.folder}/other.crt"), "doctor", "--no-worker")
+    assert other.returncode == 1
+    shown = " ".join(other.stdout.split())
+    assert "ok network" in shown
+    assert "FAIL connection" in shown
+    assert "-> add ?ssl_ca_certs=FILE" in shown
+    assert "s3cret" not in done.stdout + other.stdout

@@ -1,0 +1,75 @@
+"""``promptmill doctor``: whether this machine and this Redis are fit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+import orjson
+
+from submit.options import json_option, redis_option
+
+if TYPE_CHECKING:
+    from submit.doctor.finding import Section
+
+WIDTH, WIDEST = 100, 140
+
+
+@click.command("doctor", short_help="Check whether this machine and Redis are fit, with remedies.")
+@click.option(
+    "--model", "models", multiple=True, envvar="PROMPTMILL_MODEL", metavar="MODEL",
+    help="Model that a worker is to serve here: a folder, or a Hugging Face repository as NAME or NAME@REVISION. "
+    "May be given several times.",
+)  # fmt: skip
+@click.option(
+    "--worker/--no-worker", "worker", default=None,
+    help="Check what workers need as well.  [default: where mlx and mlx-lm are installed, or --model is given]",
+)  # fmt: skip
+@redis_option
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context, models: tuple[str, ...], worker: bool | None, redis_url: str | None, as_json: bool
+) -> int:
+    """Check whether this machine, its models and Redis are fit for the work, and say what to do where not.
+
+    Nothing is changed: what is tried in Redis is tried on keys of its own, which are gone in the end. Where Redis
+    cannot be reached, that is a failed check like others.
+
+    Exit statuses: 0 nothing failed (warnings do not count), 1 some check failed.
+    """
+    from submit.doctor.examination import Request, examine
+    from submit.doctor.finding import State, count
+    from submit.doctor.host import ask_host
+    from submit.doctor.report import as_object, summary
+
+    host = ask_host()
+    if worker is None:  # a model in the environment may be there for `submit`
+        worker = host.runs_workers or ctx.get_parameter_source("models") is click.core.ParameterSource.COMMANDLINE
+    request = Request(redis_url, models, worker)
+    show = None if as_json else _shown()
+    sections = []
+    for section in examine(request, host, os.environ):
+        sections.append(section)
+        if show is not None:
+            show(section)
+    click.echo(orjson.dumps(as_object(sections)).decode() if as_json else summary(sections))
+    return 1 if count(sections, State.FAIL) else 0
+
+
+def _shown() -> Callable[[Section], None]:
+    """Shows a section on stdout, as wide as the terminal and in its colours."""
+    from submit.doctor.report import lines
+    from submit.progress import is_terminal, terminal_width
+
+    terminal = is_terminal(sys.stdout)
+    width = min(terminal_width(sys.stdout), WIDEST) if terminal else WIDTH
+    colour = terminal and not os.environ.get("NO_COLOR")
+
+    def show(section: Section) -> None:
+        click.echo("\n".join(lines(section, width, colour=colour)) + "\n", color=colour)
+
+    return show

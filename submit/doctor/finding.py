@@ -1,0 +1,70 @@
+"""A finding: what one check says of a machine or a Redis."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Finding", "Section", "State", "count", "failed", "good", "printable", "skipped", "unsure"]
+
+
+class State(enum.Enum):
+    """How a check ended; only a failed one makes the exit status 1."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found: its name, how it ended and why; where something is wrong the remedy besides."""
+
+    name: str
+    state: State
+    reason: str
+    remedy: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "state": self.state.value, "reason": self.reason, "remedy": self.remedy}
+
+
+@dataclass(slots=True)
+class Section:
+    """Findings under a heading; ``key`` is its name for scripts."""
+
+    key: str
+    title: str
+    findings: list[Finding] = field(default_factory=list)
+
+
+def good(name: str, reason: str) -> Finding:
+    return Finding(name, State.OK, printable(reason))
+
+
+def unsure(name: str, reason: str, remedy: str) -> Finding:
+    """Work goes on, but less well, or not for long."""
+    return Finding(name, State.WARN, printable(reason), printable(remedy))
+
+
+def failed(name: str, reason: str, remedy: str) -> Finding:
+    """As it is, nothing can be done here, or what was done can be lost."""
+    return Finding(name, State.FAIL, printable(reason), printable(remedy))
+
+
+def skipped(name: str, reason: str) -> Finding:
+    """Nothing to check here, or no way to."""
+    return Finding(name, State.SKIP, printable(reason))
+
+
+def printable(text: str) -> str:
+    """Text fit for a terminal: what comes from Redis, or from another program, could steer it."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def count(sections: Iterable[Section], state: State) -> int:
+    """How many findings have a state."""
+    return sum(finding.state is state for section in sections for finding in section.findings)

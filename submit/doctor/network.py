@@ -1,0 +1,170 @@
+"""Whether this machine reaches Redis at all: its name, the way to it, and what the system says where there is none."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from submit.doctor.finding import Finding, failed, good
+from submit.doctor.host import Host
+
+__all__ = ["Reached", "explain", "is_loopback", "reach"]
+
+NAME_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 3.0
+LEAST_TIMEOUT_S = 1.0
+"""A host may have several addresses, and the first of them may be dead."""
+GREETING_S = 0.2
+PRIVACY_SINCE = (15,)
+"""The first macOS that asks for leave before a program may talk to the local network."""
+
+Address = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What came of a connection: the address that answered, None where none did."""
+
+    finding: Finding
+    address: str | None = None
+
+
+def reach(
+    host: Host,
+    name: str,
+    port: int,
+    *,
+    lookup: Callable[..., list[Any]] = socket.getaddrinfo,
+    timeout_s: float = CONNECT_TIMEOUT_S,
+    clock: Callable[[], float] = time.monotonic,
+) -> Reached:
+    """Open a connection to a port by TCP, and close it."""
+    where = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+    try:
+        addresses = _resolve(name, port, lookup)
+    except (OSError, UnicodeError) as error:
+        return Reached(_unknown_name(name, error))
+    deadline = clock() + timeout_s
+    failure: tuple[OSError, str] | None = None
+    for family, kind, protocol, _, address in addresses:
+        begun = clock()
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.settimeout(max(deadline - begun, LEAST_TIMEOUT_S))
+                probe.connect(address)
+                took = (clock() - begun) * 1000
+                greeting = _greeting(probe)
+        except OSError as error:
+            failure = error, str(address[0])
+            continue
+        if greeting.startswith("-"):
+            return Reached(_turned_away(where, greeting))
+        shown = where if name == address[0] else f"{where} ({address[0]})"
+        return Reached(good("network", f"{shown} takes connections, in {took:.1f} ms"), str(address[0]))
+    last, tried = failure or (OSError(errno.EADDRNOTAVAIL, "it has no address"), "")
+    return Reached(explain(host, last, where, tried))
+
+
+def _greeting(probe: socket.socket) -> str:
+    """What the other side says unasked, which Redis does where it turns somebody away; it may take a moment."""
+    probe.settimeout(GREETING_S)
+    try:
+        return probe.recv(1000).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _turned_away(where: str, greeting: str) -> Finding:
+    if "protected mode" in greeting:
+        reason = f"{where}: Redis is in protected mode, and takes no connection of another machine"
+        remedy = "give it a password (`requirepass`), or the users of deploy/redis/users.acl, and restart it"
+        return failed("network", reason, remedy)
+    said = greeting.lstrip("-").partition("\r")[0][:200]
+    remedy = "end clients that are no longer needed, or raise its maxclients"
+    return failed("network", f"{where} turns everybody away: {said}", remedy)
+
+
+def explain(host: Host, error: OSError, where: str, address: str) -> Finding:
+    """What an error of a connection means, and what to do."""
+    version = host.mac.version if host.mac is not None else ()
+    unreachable = error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
+    if error.errno == errno.EHOSTUNREACH and version >= PRIVACY_SINCE and is_local(address):
+        return failed(
+            "network",
+            f"{where}: {_said(error)}: so says macOS {version[0]} where it denies a program the local network",
+            "allow it in System Settings > Privacy & Security > Local Network; or start it from Terminal or by ssh, "
+            "and workers as a LaunchDaemon (no LaunchAgent): those need no leave",
+        )
+    if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
+        return failed(
+            "network",
+            f"{where} does not answer",
+            "see that the machine is on and awake, and that no firewall drops the port",
+        )
+    if error.errno == errno.ECONNREFUSED:
+        return failed(
+            "network",
+            f"{where}: the machine is there, but nothing listens at this port",
+            "start Redis; if it runs, see that its `bind` has an address of that network, and give its port",
+        )
+    if unreachable:
+        return failed("network", f"{where}: {_said(error)}", f"bring both machines into one network: `ping {address}`")
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return failed("network", f"{where}: {_said(error)}", "allow Python in this machine's firewall")
+    return failed("network", f"{where}: {_said(error)}", "give its address with --redis")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is this machine's own."""
+    return _parsed(address) is not None and ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def is_local(address: str) -> bool:
+    """Whether it is one of a local network."""
+    found = _parsed(address)
+    return found is not None and (found.is_private or found.is_link_local) and not found.is_loopback
+
+
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return None
+
+
+def _resolve(name: str, port: int, lookup: Callable[..., list[Any]]) -> list[Any]:
+    """The addresses of a host. The system's own patience with a name server is long, and cannot be set."""
+    found: list[Any] = []
+
+    def ask() -> None:
+        try:
+            found.append(lookup(name, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            found.append(error)
+
+    asking = threading.Thread(target=ask, name="lookup", daemon=True)
+    asking.start()
+    asking.join(NAME_TIMEOUT_S)
+    if not found:
+        raise TimeoutError(f"no answer of the name server within {NAME_TIMEOUT_S:.0f} s")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    addresses: list[Any] = found[0]
+    return addresses
+
+
+def _unknown_name(name: str, error: Exception) -> Finding:
+    said = _said(error) if isinstance(error, OSError) else "it is no name of a host"
+    bonjour = name.endswith(".local")
+    how = f"`ping {name}`; names in .local are found within one network only" if bonjour else f"`host {name}`"
+    return failed("network", f"'{name}' is not found: {said}", f"check the name ({how}), or give an IP address")
+
+
+def _said(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__

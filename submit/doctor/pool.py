@@ -1,0 +1,153 @@
+"""Checks of a pool: whether it is paused, who is at work, and what waits for nobody."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from jobs.keys import PREFIX
+from submit.doctor.finding import Finding, good, skipped, unsure
+from submit.text import plural
+from submit.workers import SCAN_STEP, Workers, WorkerState, served_by
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+__all__ = ["Pool", "ask_pool", "check_pool"]
+
+SUSPENDED, QUEUES, QUEUE = "rq:suspended", "rq:queues", "rq:queue:"
+PAUSED = PREFIX + "paused"
+"""Hash: names of workers, or of hosts, that are to take nothing."""
+REGISTERED, WORKER = "rq:workers", "rq:worker:"
+TROUBLE = re.compile(PREFIX + r"trouble:[0-9a-f]{12}(?:pid:\[\d+\])?:(?P<group>.*)", re.DOTALL)
+REASON = ":reason"
+PRIVATE = re.compile(r"promptmill:\w+:b_[0-9A-Z]{26}:")
+"""The queues of a `promptmill run` on the embedded server, which are its own worker's."""
+SHOWN, MOST = 3, 1000
+"""More than a pool has of workers, queues or models in trouble; no more are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What goes on in a pool. ``paused`` is None, and ``dead`` empty, where the user may not see it;
+    ``resting`` are workers that are paused by name.
+
+    ``waiting`` has the shards in each queue, ``trouble`` by model how often it ended a worker in the last hour, and by
+    what the last time."""
+
+    paused: bool | None
+    workers: tuple[WorkerState, ...]
+    resting: tuple[str, ...] = ()
+    dead: tuple[str, ...] = ()
+    waiting: Mapping[str, int] = field(default_factory=dict)
+    trouble: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+
+
+def ask_pool(connection: Redis) -> Pool:
+    """The state of the pool; nothing is changed."""
+    queues = [key for key in _members(connection, QUEUES) if key.startswith(QUEUE + PREFIX)][:MOST]
+    lengths = _replies(connection, [("LLEN", key) for key in queues])
+    waiting = {
+        key.removeprefix(QUEUE): length
+        for key, length in zip(queues, lengths, strict=True)
+        if isinstance(length, int) and length
+    }
+    (paused,) = _replies(connection, [("EXISTS", SUSPENDED)])
+    registered = _members(connection, REGISTERED)[:MOST]
+    there = _replies(connection, [("EXISTS", key) for key in registered])
+    return Pool(
+        paused=bool(paused) if isinstance(paused, int) else None,
+        workers=tuple(Workers(connection).read()),
+        resting=tuple(_names(connection, ("HKEYS", PAUSED)))[:MOST],
+        dead=tuple(key.removeprefix(WORKER) for key, alive in zip(registered, there, strict=True) if alive == 0),
+        waiting=waiting,
+        trouble=_trouble(connection),
+    )
+
+
+def check_pool(pool: Pool) -> Iterator[Finding]:
+    """Findings on the whole pool, and for each model that somebody needs whether a worker serves it."""
+    if pool.paused:
+        yield unsure("pause", "the pool is paused: workers finish what they hold and take nothing", "promptmill resume")
+    elif pool.paused is None:
+        yield skipped("pause", "this user may not see whether the pool is paused")
+    else:
+        yield good("pause", "the pool is not paused")
+    if pool.resting:
+        reason = f"paused by name: {', '.join(pool.resting[:SHOWN])}{_more(pool.resting)}; they take nothing new"
+        yield unsure("paused workers", reason, f"promptmill resume --worker {shlex.quote(pool.resting[0])}")
+    yield _workers(pool)
+    yield from _waiting(pool)
+    for model, (times, why) in sorted(pool.trouble.items()):
+        reason = f"it ended its worker {plural(times, 'time')} within the hour, the last time by: {why[:200]}"
+        remedy = "read that worker's log; a model that does so again and again is not served there for an hour"
+        yield unsure(f"trouble {model}", reason, remedy)
+
+
+def _workers(pool: Pool) -> Finding:
+    left = f"; {plural(len(pool.dead), 'registration')} of dead workers, which RQ clears away" if pool.dead else ""
+    if not pool.workers:
+        return skipped("workers", f"none is at work now{left}")
+    shown = [f"{worker.name} ({', '.join(worker.models) or 'no model'})" for worker in pool.workers[:SHOWN]]
+    return good("workers", f"{len(pool.workers)} at work: {', '.join(shown)}{_more(pool.workers)}{left}")
+
+
+def _more(things: Sequence[object]) -> str:
+    return f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
+
+
+def _waiting(pool: Pool) -> Iterator[Finding]:
+    served = {queue for worker in pool.workers for queue in worker.queues}
+    unserved: dict[str, int] = {}
+    for queue, shards in pool.waiting.items():
+        if queue not in served and not PRIVATE.match(queue):
+            group = served_by(queue, None)
+            unserved[group] = unserved.get(group, 0) + shards
+    for group, shards in sorted(unserved.items()):
+        model, _, adapter = group.partition("+")
+        flags = f"--model {model}" + (f" --adapter-path {adapter}" if adapter else "")
+        wait = "waits" if shards == 1 else "wait"
+        reason = f"no worker at work serves it, and {plural(shards, 'shard')} of its lines {wait}"
+        yield unsure(f"waiting {group}", reason, f"promptmill worker {flags}")
+    if not unserved:
+        total = sum(pool.waiting.values())
+        yield good(
+            "waiting", f"{plural(total, 'shard')} for workers at work" if total else "nothing waits for a worker"
+        )
+
+
+def _members(connection: Redis, key: str) -> list[str]:
+    """The members of a set of names; none where it is not to be seen, or is no set."""
+    return _names(connection, ("SMEMBERS", key))
+
+
+def _names(connection: Redis, command: tuple[Any, ...]) -> list[str]:
+    (found,) = _replies(connection, [command])
+    names = cast("set[bytes] | list[bytes]", found) if isinstance(found, (set, list)) else []
+    return sorted(name.decode(errors="replace") for name in names)
+
+
+def _trouble(connection: Redis) -> dict[str, tuple[int, str]]:
+    """Models that ended workers; their names and reasons are what workers wrote."""
+    keys = set(connection.scan_iter(match=f"{PREFIX}trouble:*", count=SCAN_STEP))
+    sets = sorted(key.decode(errors="replace") for key in keys if not key.endswith(REASON.encode()))[:MOST]
+    counts = _replies(connection, [("SCARD", key) for key in sets])
+    reasons = _replies(connection, [("GETRANGE", key + REASON, 0, 500) for key in sets])
+    found: dict[str, tuple[int, str]] = {}
+    for key, times, why in zip(sets, counts, reasons, strict=True):
+        match = TROUBLE.fullmatch(key)
+        if match is not None and isinstance(times, int):
+            said = why.decode(errors="replace") if isinstance(why, bytes) and why else "an unknown reason"
+            found[match["group"]] = (times + found.get(match["group"], (0, ""))[0], said)
+    return found
+
+
+def _replies(connection: Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What each command gets, an error where it is refused."""
+    with connection.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+        return pipe.execute(raise_on_error=False)

@@ -1,0 +1,170 @@
+"""Checks of a Redis by what it says of itself in INFO, which users of least privilege may ask, and by its clock."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from submit.doctor.finding import Finding, failed, good, skipped, unsure
+from submit.text import count, size
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+__all__ = ["ask_clock", "ask_latency", "check_clock", "check_latency", "check_server"]
+
+PINGS, PINGS_S = 50, 1.0
+SLOW_S, TOO_SLOW_S = 0.02, 1.0
+AHEAD_S, FAR_AHEAD_S = 2.0, 60.0
+"""Leases and expiry go by the server's clock, so no line is lost by a wrong one: but a record's times are its worker's,
+and a minute is past what drift explains."""
+SCARCE, NEARLY_FULL = 0.7, 0.95
+BUSY = 0.8
+
+Info = Mapping[str, Any]
+
+
+def check_server(info: Info) -> Iterator[Finding]:
+    """The findings of one INFO, as redis-py parses it."""
+    yield _version(info)
+    yield _role(info)
+    yield _durability(info)
+    yield _eviction(info)
+    yield _memory(info)
+    yield _clients(info)
+
+
+def _version(info: Info) -> Finding:
+    """That it is new enough is seen to by whatever connects."""
+    valkey = info.get("valkey_version")
+    return good("version", f"Valkey {valkey}" if valkey else f"Redis {info.get('redis_version', '?')}")
+
+
+def _role(info: Info) -> Finding:
+    role = str(info.get("role", "master"))
+    if role in ("slave", "replica"):
+        primary = f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
+        return failed("role", f"a replica of {primary}: it takes no writes", "give the address of its primary")
+    if _number(info, "loading"):
+        return failed("role", "it is still loading its data from disk", "wait until it has, and ask again")
+    return good("role", "takes writes")
+
+
+def _durability(info: Info) -> Finding:
+    name = "append-only file"
+    if not _number(info, "aof_enabled"):
+        return failed(
+            name,
+            "off: a restart of the server loses batches and results",
+            "`appendonly yes` in its configuration, and now: redis-cli CONFIG SET appendonly yes",
+        )
+    if info.get("aof_last_write_status", "ok") != "ok":
+        return failed(name, "its last write failed, and the server refuses more", "free space on the server's disk")
+    if info.get("rdb_last_bgsave_status", "ok") != "ok":
+        return failed(
+            name,
+            "on, but the last snapshot failed, so that the server may refuse writes",
+            "free space on the server's disk, see its log, then: redis-cli BGSAVE",
+        )
+    if info.get("aof_last_bgrewrite_status", "ok") != "ok":
+        return unsure(
+            name,
+            "on, but it could not be rewritten, and grows",
+            "free space on the server's disk, then: redis-cli BGREWRITEAOF",
+        )
+    return good(name, "on, and in order")
+
+
+def _eviction(info: Info) -> Finding:
+    policy, evicted = str(info.get("maxmemory_policy", "noeviction")), _number(info, "evicted_keys")
+    remedy = (
+        "`maxmemory-policy noeviction` in its configuration, and now: redis-cli CONFIG SET maxmemory-policy noeviction"
+    )
+    if evicted:
+        reason = f"{count(evicted)} keys were evicted since its start: what they had of batches and results is lost"
+        again = "redis-cli CONFIG RESETSTAT, and submit again what `promptmill status` shows as incomplete"
+        return failed("eviction", reason, f"{remedy}; then {again}" if policy != "noeviction" else again)
+    if policy == "noeviction":
+        return good("eviction", "noeviction")
+    if _number(info, "maxmemory"):
+        return failed("eviction", f"{policy}: when it is full it throws batches and results away", remedy)
+    return unsure("eviction", f"{policy}, which throws data away as soon as a maxmemory is set", remedy)
+
+
+def _memory(info: Info) -> Finding:
+    used, most, machine = (_number(info, key) for key in ("used_memory", "maxmemory", "total_system_memory"))
+    limit, of_what = (most, "its maxmemory") if most else (machine, "its machine's memory, and no maxmemory is set")
+    if not limit:
+        return skipped("server memory", f"{size(used)} used; of how much it does not say")
+    reason = f"{size(used)} used of {size(limit)}, {of_what}"
+    remedy = "remove old batches (`promptmill purge`), or " + ("raise maxmemory" if most else "give it more memory")
+    if most and used >= NEARLY_FULL * limit:
+        return failed("server memory", f"full: {reason}", remedy)
+    if used >= SCARCE * limit:
+        return unsure("server memory", reason, remedy)
+    return good("server memory", reason)
+
+
+def _clients(info: Info) -> Finding:
+    there, most, refused = (_number(info, key) for key in ("connected_clients", "maxclients", "rejected_connections"))
+    remedy = "redis-cli CONFIG SET maxclients 10000, and the same in its configuration"
+    shown = f"{count(there)} connected" + (f" of at most {most:,}" if most else "")
+    if refused:
+        return unsure("clients", f"{shown}; {count(refused)} were refused since its start", remedy)
+    if most and there >= BUSY * most:
+        return unsure("clients", shown, remedy)
+    return good("clients", shown)
+
+
+def _number(info: Info, key: str) -> int:
+    """A count in INFO; 0 where this server does not say."""
+    value = info.get(key, 0)
+    return int(value) if isinstance(value, (int, float)) else 0
+
+
+def ask_latency(connection: Redis, clock: Callable[[], float] = time.perf_counter) -> list[float]:
+    """Seconds of so many PINGs as there is time for."""
+    begun = clock()
+    taken: list[float] = []
+    while len(taken) < PINGS and (not taken or clock() - begun < PINGS_S):
+        before = clock()
+        connection.ping()
+        taken.append(clock() - before)
+    return taken
+
+
+def check_latency(taken: Sequence[float]) -> Finding:
+    """What each step with Redis costs besides; workers keep several under way, submitters send in bulk."""
+    median, worst = statistics.median(taken), max(taken)
+    reason = f"{_ms(median)} at the median, {_ms(worst)} at worst of {len(taken)} pings"
+    remedy = "use a cable, not Wi-Fi, and a Redis in this network, on a machine with time for it"
+    if median > TOO_SLOW_S:
+        return failed("latency", reason, remedy)
+    if median > SLOW_S or worst > TOO_SLOW_S:
+        return unsure("latency", reason, remedy)
+    return good("latency", reason)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
+
+
+def ask_clock(connection: Redis, now: Callable[[], float] = time.time) -> float:
+    """Seconds that this machine's clock is ahead of the server's; negative where it is behind."""
+    before = now()
+    seconds, micros = connection.time()
+    return (before + now()) / 2 - (seconds + micros / 1e6)
+
+
+def check_clock(ahead_s: float, mac: bool) -> Finding:
+    """Whether this machine and the server agree on the time."""
+    apart, which = abs(ahead_s), "ahead of" if ahead_s > 0 else "behind"
+    if apart <= AHEAD_S:
+        return good("clock", f"within {max(apart, 0.1):.1f} s of the server's")
+    wrong = "times in records are wrong, and what is to start at a time starts at another"
+    reason = f"this machine's is {apart:,.0f} s {which} the server's: {wrong}"
+    here = "sudo sntp -sS time.apple.com" if mac else "sudo timedatectl set-ntp true"
+    remedy = f"set the clocks of both by the network; here: {here}"
+    return (failed if apart > FAR_AHEAD_S else unsure)("clock", reason, remedy)

@@ -1,0 +1,188 @@
+"""What the doctor makes of a Mac: the words of macOS' own tools are read, and findings made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from submit.doctor.finding import Finding, State
+from submit.doctor.host import Host
+from submit.doctor.mac import Mac, ask_mac, run
+from submit.doctor.machine import check_macos, check_processor, check_python
+from submit.doctor.memory import check_wired_limit
+from submit.doctor.power import POWER_CHECKS, check_power
+
+SYSCTL = """\
+hw.memsize: 68719476736
+hw.optional.arm64: 1
+iogpu.wired_limit_mb: 0
+machdep.cpu.brand_string: Apple M4 Pro
+sysctl.proc_translated: 0
+"""
+INTEL = """\
+hw.memsize: 17179869184
+machdep.cpu.brand_string: Intel(R) Core(TM) i7-8700B CPU @ 3.20GHz
+"""
+MINI = """\
+AC Power:
+ Sleep On Power Button 1
+ autorestart          1
+ lowpowermode         0
+ standby              0
+ ttyskeepawake        1
+ powernap             1
+ disksleep            10
+ sleep                0
+ displaysleep         10
+ tcpkeepalive         1
+ womp                 1
+ networkoversleep     0
+"""
+BOOK = """\
+Battery Power:
+ Sleep On Power Button 1
+ lowpowermode         1
+ standby              1
+ sleep                1
+ displaysleep         2
+ disksleep            10
+AC Power:
+ Sleep On Power Button 1
+ lowpowermode         0
+ standby              1
+ sleep                1 (sleep prevented by powerd)
+ displaysleep         10
+ disksleep            10
+"""
+MAINS = "Now drawing from 'AC Power'\n"
+BATTERY = """\
+Now drawing from 'Battery Power'
+ -InternalBattery-0 (id=22806627)\t87%; discharging; 9:12 remaining present: true
+"""
+
+
+def tools(
+    sysctl: str = SYSCTL,
+    custom: str = MINI,
+    source: str = MAINS,
+    vault: str = "FileVault is Off.\n",
+    version: str = "15.5\n",
+) -> Mac:
+    """The facts of a Mac whose tools print this."""
+    answers = {"sysctl": sysctl, "custom": custom, "ps": source, "status": vault, "-productVersion": version}
+
+    def run(command: Sequence[str]) -> str:
+        return next(text for word, text in answers.items() if word in (command[-1], command[0].rpartition("/")[2]))
+
+    return ask_mac(run)
+
+
+def host(mac: Mac | None, architecture: str = "arm64") -> Host:
+    memory = mac.memory if mac is not None else 2**34
+    return Host("Darwin" if mac else "Linux", architecture, (3, 12, 4), memory, mac)
+
+
+def power(mac: Mac | None) -> dict[str, Finding]:
+    return {finding.name: finding for finding in check_power(mac)}
+
+
+def test_a_mac_that_is_set_up_well_passes() -> None:
+    """A Mac mini that never sleeps, starts by itself and has an Apple chip: nothing to say."""
+    mac = tools()
+    machine = host(mac)
+    found = [check_processor(machine), check_macos(machine), check_python(machine), check_wired_limit(machine)]
+    found += check_power(mac)
+    assert {finding.state for finding in found} == {State.OK}
+    assert found[0].reason == "Apple M4 Pro, native arm64"
+    assert found[1].reason == "15.5"
+    assert mac.memory == 64 * 2**30
+
+
+def test_rosetta_is_told_from_an_intel_mac() -> None:
+    """A translated Python on an Apple chip is to be replaced; on an Intel Mac nothing helps."""
+    translated = check_processor(host(tools(sysctl=SYSCTL.replace("translated: 0", "translated: 1")), "x86_64"))
+    assert translated.state is State.FAIL
+    assert "Rosetta" in translated.reason
+    assert "uv python install" in (translated.remedy or "")
+    intel = check_processor(host(tools(sysctl=INTEL), "x86_64"))
+    assert intel.state is State.FAIL
+    assert "Intel(R) Core(TM) i7" in intel.reason
+    assert "Rosetta" not in intel.reason
+    # Where sysctl itself runs natively, the architecture of this Python tells.
+    assert "Rosetta" in check_processor(host(tools(), "x86_64")).reason
+
+
+@pytest.mark.parametrize(
+    ("version", "state"), [("13.6.9\n", State.FAIL), ("14.0\n", State.OK), ("26.1\n", State.OK), ("", State.WARN)]
+)
+def test_an_old_macos_fails(version: str, state: State) -> None:
+    """MLX has no wheels for macOS before 14; a version that nobody says is no failure."""
+    assert check_macos(host(tools(version=version))).state is state
+
+
+def test_a_mac_that_sleeps_is_told_how_not_to() -> None:
+    """The number of minutes on mains power counts, not that on the battery."""
+    found = power(tools(custom=BOOK))
+    assert found["sleep"].state is State.WARN
+    assert "a minute" in found["sleep"].reason
+    assert found["sleep"].remedy == "sudo pmset -c sleep 0"
+    awake = power(tools(custom=BOOK.replace("sleep                1 (sleep prevented by powerd)", "sleep 0")))
+    assert awake["sleep"].state is State.OK
+    assert "10 minutes" in power(tools(custom=MINI.replace("sleep                0", "sleep 10")))["sleep"].reason
+
+
+def test_low_power_is_seen_under_both_names() -> None:
+    """Older systems have lowpowermode, newer ones powermode, whose 2 is high power; a battery is said first."""
+    slow = power(tools(custom=MINI.replace("lowpowermode         0", "lowpowermode         1")))["power"]
+    assert (slow.state, slow.remedy) == (State.WARN, "sudo pmset -a lowpowermode 0")
+    slow = power(tools(custom=MINI.replace("lowpowermode         0", "powermode            1")))["power"]
+    assert (slow.state, slow.remedy) == (State.WARN, "sudo pmset -a powermode 0")
+    assert power(tools(custom=MINI.replace("lowpowermode         0", "powermode 2")))["power"].state is State.OK
+    assert power(tools(custom=BOOK, source=BATTERY))["power"].remedy == "plug it in"
+
+
+def test_what_a_power_cut_does() -> None:
+    """A Mac that stays off, or waits at FileVault's lock, does no work; a laptop has somebody at it."""
+    off = power(tools(custom=MINI.replace("autorestart          1", "autorestart          0")))["power cut"]
+    assert (off.state, off.remedy) == (State.WARN, "sudo pmset -a autorestart 1")
+    assert power(tools(vault="FileVault is On.\n"))["FileVault"].state is State.WARN
+    book = power(tools(custom=BOOK, source=BATTERY.replace("'Battery", "'AC"), vault="FileVault is On.\n"))
+    assert book["FileVault"].state is State.SKIP
+    assert book["power cut"].state is State.SKIP
+
+
+def test_the_wired_limit_leaves_macos_room() -> None:
+    """What macOS chooses is good, what is set is said, and too much is warned of with a number to set."""
+    machine = host(tools())
+    assert machine.mac is not None
+    raised = replace(machine, mac=replace(machine.mac, wired_limit_mb=57344))
+    assert check_wired_limit(raised).state is State.OK
+    assert "57344 until the next start" in check_wired_limit(raised).reason
+    wild = check_wired_limit(replace(machine, mac=replace(machine.mac, wired_limit_mb=64512)))
+    assert wild.state is State.WARN
+    assert wild.remedy == "sudo sysctl iogpu.wired_limit_mb=58982"
+
+
+def test_tools_that_say_nothing_are_no_failure() -> None:
+    """Where a tool is missing, or prints something else, its checks are skipped, and never fail."""
+    for said in ("", "no such thing\n", ": :\n\x00"):
+        mac = tools(said, said, said, said, said)
+        assert {finding.state for finding in check_power(mac)} == {State.SKIP}
+        assert check_wired_limit(host(mac)).state is State.SKIP
+        assert check_processor(host(mac)).state is State.OK
+
+
+def test_elsewhere_than_on_a_mac_nothing_of_it_is_asked() -> None:
+    """Linux runs workers for development: these checks are skipped there."""
+    machine = host(None, "x86_64")
+    found = [check_processor(machine), check_macos(machine), check_wired_limit(machine), *check_power(None)]
+    assert {finding.state for finding in found} == {State.SKIP}
+    assert tuple(finding.name for finding in found[3:]) == POWER_CHECKS
+
+
+def test_a_tool_that_is_missing_or_fails_is_read_all_the_same() -> None:
+    """sysctl prints what it knows and fails for what it does not; a program that is not there prints nothing."""
+    assert run(["/bin/sh", "-c", "echo here; exit 1"]) == "here\n"
+    assert run(["/nonexistent/tool"]) == ""

@@ -1,0 +1,182 @@
+"""What the doctor makes of what a Redis says of itself, of its clock, and of a pool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from redis.exceptions import NoPermissionError
+
+from jobs.permissions import Refusal
+from submit.doctor.access import check_encryption, check_password, check_permissions
+from submit.doctor.finding import Finding, State
+from submit.doctor.pool import Pool, check_pool
+from submit.doctor.server import check_clock, check_latency, check_server
+from submit.workers import WorkerState
+
+GOOD: dict[str, Any] = {
+    "redis_version": "7.2.4",
+    "role": "master",
+    "loading": 0,
+    "aof_enabled": 1,
+    "aof_last_write_status": "ok",
+    "aof_last_bgrewrite_status": "ok",
+    "rdb_last_bgsave_status": "ok",
+    "maxmemory": 0,
+    "maxmemory_policy": "noeviction",
+    "used_memory": 2**30,
+    "total_system_memory": 2**34,
+    "evicted_keys": 0,
+    "connected_clients": 12,
+    "maxclients": 10000,
+    "rejected_connections": 0,
+}
+
+
+def found(**said: Any) -> dict[str, Finding]:
+    return {finding.name: finding for finding in check_server({**GOOD, **said})}
+
+
+def test_a_server_that_is_set_up_well_passes() -> None:
+    """All of it is good; Valkey is named by its own version."""
+    assert {finding.state for finding in found().values()} == {State.OK}
+    assert found()["version"].reason == "Redis 7.2.4"
+    assert found(valkey_version="9.1.2")["version"].reason == "Valkey 9.1.2"
+
+
+@pytest.mark.parametrize(
+    ("said", "name", "state", "word"),
+    [
+        ({"role": "slave", "master_host": "mini", "master_port": 6379}, "role", State.FAIL, "mini:6379"),
+        ({"loading": 1}, "role", State.FAIL, "loading"),
+        ({"aof_enabled": 0}, "append-only file", State.FAIL, "loses"),
+        ({"aof_last_write_status": "err"}, "append-only file", State.FAIL, "last write failed"),
+        ({"rdb_last_bgsave_status": "err"}, "append-only file", State.FAIL, "snapshot"),
+        ({"aof_last_bgrewrite_status": "err"}, "append-only file", State.WARN, "grows"),
+        ({"maxmemory_policy": "allkeys-lru", "maxmemory": 2**31}, "eviction", State.FAIL, "allkeys-lru"),
+        ({"maxmemory_policy": "volatile-ttl"}, "eviction", State.WARN, "volatile-ttl"),
+        ({"evicted_keys": 7}, "eviction", State.FAIL, "7 keys"),
+        ({"maxmemory": 2**30}, "server memory", State.FAIL, "full"),
+        ({"maxmemory": 2**30 + 2**28}, "server memory", State.WARN, "1.2 GiB"),
+        ({"used_memory": 14 * 2**30}, "server memory", State.WARN, "no maxmemory is set"),
+        ({"total_system_memory": 0}, "server memory", State.SKIP, "does not say"),
+        ({"connected_clients": 9000}, "clients", State.WARN, "9,000"),
+        ({"rejected_connections": 3}, "clients", State.WARN, "3 were refused"),
+        ({"maxclients": None}, "clients", State.OK, "12 connected"),
+    ],
+)
+def test_what_is_wrong_with_a_server_is_found(said: dict[str, Any], name: str, state: State, word: str) -> None:
+    """The finding says it, and has a remedy; the others stay good."""
+    findings = found(**said)
+    assert findings[name].state is state
+    assert word in findings[name].reason
+    assert bool(findings[name].remedy) is (state in (State.WARN, State.FAIL))
+    assert {finding.state for other, finding in findings.items() if other != name} == {State.OK}
+
+
+def test_latency_is_judged_by_its_median() -> None:
+    """A single slow ping is nothing, as long as it is no stall."""
+    assert check_latency([0.001] * 49 + [0.5]).state is State.OK
+    assert check_latency([0.001] * 49 + [1.5]).state is State.WARN
+    assert check_latency([0.03] * 10).state is State.WARN
+    slow = check_latency([1.2, 1.3])
+    assert slow.state is State.FAIL
+    assert "1250.0 ms at the median, 1300.0 ms at worst of 2 pings" in slow.reason
+
+
+@pytest.mark.parametrize(
+    ("ahead", "state", "word"),
+    [
+        (0.0, State.OK, "0.1 s"),
+        (-1.9, State.OK, "1.9 s"),
+        (5.0, State.WARN, "ahead of"),
+        (-3600.0, State.FAIL, "behind"),
+    ],
+)
+def test_a_clock_that_is_wrong_is_found(ahead: float, state: State, word: str) -> None:
+    """Seconds are warned of, minutes fail; the remedy is of this system."""
+    finding = check_clock(ahead, mac=True)
+    assert finding.state is state
+    assert word in finding.reason
+    if state is not State.OK:
+        assert "sntp" in (finding.remedy or "")
+        assert "timedatectl" in (check_clock(ahead, mac=False).remedy or "")
+
+
+def test_encryption_and_password_matter_in_a_network() -> None:
+    """Not at a socket, nor at an address of this machine."""
+    assert check_encryption(network=False, encrypted=False, loopback=True).state is State.SKIP
+    assert check_encryption(network=True, encrypted=False, loopback=True).state is State.SKIP
+    assert check_encryption(network=True, encrypted=True, loopback=False).state is State.OK
+    assert check_encryption(network=True, encrypted=False, loopback=False).state is State.WARN
+    assert check_password(False, loopback=False).state is State.OK
+    assert check_password(True, loopback=True).state is State.SKIP
+    assert check_password(True, loopback=False).state is State.WARN
+
+
+def test_refusals_are_said_by_command_and_by_key() -> None:
+    """A command is refused whatever the key; keys are named by their beginning, each once."""
+    command = NoPermissionError("User me has no permissions to run the 'hset' command")
+    key = NoPermissionError("No permissions to access a key")
+    refused = [
+        Refusal("HSET", "promptmill:permissions:doctor-1", command),
+        Refusal("HSET", "rq:job:permissions:doctor-1", command),
+        Refusal("DEL", "rq:wip:permissions:doctor-1", key),
+        Refusal("PUBLISH", "rq:pubsub:doctor-1:permissions", key),
+    ]
+    finding = check_permissions(refused, "redis://me:secret@host", worker=True)
+    assert "user 'me' may not use HSET, the keys rq:wip:*, the channels rq:pubsub:*, which" in finding.reason
+    assert "users.acl" in (finding.remedy or "")
+    assert check_permissions([], "redis://host", worker=False).reason.startswith("user 'default' may")
+    many = [Refusal(f"C{number}", "", command) for number in range(9)]
+    assert "C5 and 3 more" in check_permissions(many, "redis://host", worker=False).reason
+
+
+def worker(name: str, *queues: str) -> WorkerState:
+    return WorkerState(name, "idle", None, ("m",), queues, None, None, None, ())
+
+
+def pool(**given: Any) -> dict[str, Finding]:
+    known = {"paused": False, "workers": (worker("mini.1", "promptmill:normal:m"),), **given}
+    return {finding.name: finding for finding in check_pool(Pool(**known))}
+
+
+def test_a_pool_at_work_passes() -> None:
+    """Its workers are named with their models; what waits for one of them is fine."""
+    findings = pool(waiting={"promptmill:normal:m": 3})
+    assert {finding.state for finding in findings.values()} == {State.OK}
+    assert "1 at work: mini.1 (m)" in findings["workers"].reason
+    assert "3 shards" in findings["waiting"].reason
+
+
+def test_a_paused_pool_and_unserved_work_are_warned_of() -> None:
+    """With the command that serves it; a run's own queue is its own worker's."""
+    run = "promptmill:normal:b_01M7WG05KZ5PJASS6ZWSDHE2FY:m"
+    findings = pool(paused=True, waiting={"promptmill:high:org/x+/ad": 1, "promptmill:low:org/x+/ad": 2, run: 1})
+    assert findings["pause"].remedy == "promptmill resume"
+    assert findings["waiting org/x+/ad"].state is State.WARN
+    assert "3 shards" in findings["waiting org/x+/ad"].reason
+    assert findings["waiting org/x+/ad"].remedy == "promptmill worker --model org/x --adapter-path /ad"
+
+
+def test_workers_that_are_paused_by_name_are_warned_of() -> None:
+    """Three are named, and the command for the first."""
+    found = pool(resting=("mini-1", "mini-2", "mini-3", "mini-4"))["paused workers"]
+    assert found.state is State.WARN
+    assert "mini-1, mini-2, mini-3 and 1 more" in found.reason
+    assert found.remedy == "promptmill resume --worker mini-1"
+
+
+def test_what_a_user_may_not_see_is_skipped() -> None:
+    """A submitter of least privilege does not see whether the pool is paused."""
+    assert pool(paused=None)["pause"].state is State.SKIP
+
+
+def test_dead_workers_and_models_in_trouble_are_said() -> None:
+    """What a worker wrote of its end cannot steer the terminal."""
+    findings = pool(workers=(), dead=("mini.9",), trouble={"org/x": (2, "lost \x1b[31mdevice\r\n")})
+    assert findings["workers"].state is State.SKIP
+    assert "1 registration of dead workers" in findings["workers"].reason
+    assert findings["trouble org/x"].state is State.WARN
+    assert "2 times" in findings["trouble org/x"].reason
+    assert findings["trouble org/x"].reason.isprintable()
