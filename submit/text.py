@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["cells", "clip", "count", "duration", "plural", "rate", "size", "table"]
+__all__ = ["cells", "clip", "count", "duration", "fitted", "plural", "printable", "rate", "short_name", "size", "table"]
 
 
 def duration(seconds: float | None) -> str:
@@ -51,6 +51,11 @@ def rate(per_second: float | None) -> str:
     return f"{per_second:.1f}" if per_second >= 1 else f"{per_second:.2f}"
 
 
+def printable(text: str) -> str:
+    """``text`` with a question mark for each character that could steer a terminal."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def cells(text: str) -> int:
     """How many columns of a terminal ``text`` takes: wide characters two, combining ones none."""
     return sum(_cells(character) for character in text)
@@ -64,7 +69,7 @@ def _cells(character: str) -> int:
 
 def clip(text: str, width: int) -> str:
     """``text`` in at most ``width`` columns; control characters, which could steer the terminal, become ``?``."""
-    shown = "".join(character if character.isprintable() else "?" for character in text)
+    shown = printable(text)
     if cells(shown) <= width:
         return shown
     taken, used = [], 0
@@ -88,3 +93,30 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozen
         return "  ".join(shown).rstrip()
 
     return [line(header), *(line(row) for row in rows)]
+
+
+def fitted(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: frozenset[str] = frozenset(),
+    dropped_first: Sequence[str] = (),
+    width: int | None = None,
+) -> list[str]:
+    """Lines of a table of at most ``width`` columns of a terminal (None: any): what it has no room for is left out,
+    columns of ``dropped_first`` in that order. Columns in ``right`` end flush."""
+    keep = list(range(len(header)))
+    for name in (*dropped_first, None):
+        chosen = [[row[place] for place in keep] for row in rows]
+        flush = frozenset(at for at, place in enumerate(keep) if header[place] in right)
+        lines = table([header[place] for place in keep], chosen, right=flush)
+        if name is None or width is None or max(map(cells, lines)) <= width:
+            break
+        keep.remove(header.index(name))
+    return lines
+
+
+def short_name(model: str) -> str:
+    """A model without the folders or the organisation before its name; an adapter's is kept behind a plus."""
+    parts = (part.rstrip("/").rpartition("/")[2] or part for part in model.split("+"))
+    return "+".join(parts)

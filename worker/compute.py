@@ -458,4 +458,6 @@ class Compute(threading.Thread):
 
     def _counted(self, engines: list[Engine]) -> dict[str, int]:
         """Totals of these engines and of those that were unloaded."""
-        return {name: past + sum(getattr(engine.stats, name) for engine in engines) for name, past in self._past.items()}
+        return {
+            name: past + sum(getattr(engine.stats, name) for engine in engines) for name, past in self._past.items()
+        }

@@ -13,7 +13,8 @@ from submit.overview import batch_object, batch_table, detail
 from submit.progress import Rates
 from submit.screen import watch
 from submit.text import cells
-from submit.workers import RUN_ENDED, LineInFlight, WorkerState, activity, parse_state
+from submit.worker_state import LineInFlight, WorkerState, parse_state
+from submit.workers import RUN_ENDED, activity
 
 NOW = 1_790_000_300.0
 QUEUE = "promptmill:normal:org/pocket"
@@ -115,9 +116,9 @@ def test_the_json_object_has_the_lines_in_flight() -> None:
     assert shown["request_counts"] == {"total": 1000, "completed": 590, "failed": 10}
     assert shown["rates"]["eta_s"] == pytest.approx(201.3)
     assert shown["waiting"] is None
-    assert shown["workers"] == [
-        {"name": "mini.7", "state": "busy", "tokens_per_second": 230.0, "occupancy": 0.9, "memory_bytes": 3 * 2**30}
-    ]
+    (one,) = shown["workers"]
+    assert (one["name"], one["state"], one["models"]) == ("mini.7", "busy", ["org/pocket"])
+    assert (one["tokens_per_second"], one["occupancy"], one["memory_bytes"]) == (230.0, 0.9, 3 * 2**30)
     assert shown["in_flight"] == [
         {
             "index": 601,

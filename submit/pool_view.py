@@ -1,0 +1,165 @@
+"""``promptmill status --watch`` on a full screen: all batches, and the lines in flight over all workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from rich.text import Text
+
+from jobs.batch import PRIORITIES, Batch
+from submit.crew import summed_speeds
+from submit.flight import flight_section, taking_turns
+from submit.overview import NO_BATCHES, models_of, pace
+from submit.progress import Rates
+from submit.text import duration, plural, rate
+from submit.widgets import Column, bar, beside, columns, more, sparkline, text, wrapped
+from submit.worker_state import WorkerState
+
+__all__ = ["PoolScene", "draw_pool", "headline", "in_order"]
+
+BAR = 10
+SPARK = 20
+STYLES = {
+    "in_progress": "green",
+    "completed": "bright_black",
+    "cancelled": "yellow",
+    "expired": "yellow",
+    "failed": "red",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolScene:
+    """The pool at one moment: ``now`` in seconds since the epoch; ``rates`` of the last minute, and why batches wait,
+    by batch id."""
+
+    now: float
+    batches: Sequence[Batch]
+    states: Sequence[WorkerState]
+    rates: Mapping[str, Rates] = field(default_factory=dict)
+    waiting: Mapping[str, str] = field(default_factory=dict)
+
+
+def draw_pool(scene: PoolScene, width: int, height: int, *, unicode: bool = True) -> list[Text]:
+    """At most ``height`` lines of at most ``width`` columns: the pool in short, batches, lines in flight."""
+    lines = [
+        headline("promptmill", scene.states, scene.now, width),
+        *_totals(scene, width, unicode),
+        text(""),
+    ]
+    by_id = {batch.id: batch for batch in scene.batches}
+    flights = taking_turns(
+        [
+            (state, line)
+            for state in scene.states
+            for line in state.in_flight
+            if line.batch_id not in by_id or not by_id[line.batch_id].done
+        ]
+    )
+    room = height - len(lines)
+    batches = _batch_lines(scene, width, unicode)
+    # Lines in flight have half of the screen where there are so many, and what batches leave.
+    wanted = len(flights) + 3 if flights else 0
+    given = max(room - min(wanted, room // 2), 3)
+    lines += more(batches, given, len(scene.batches)) if scene.batches else batches
+    left = height - len(lines) - 1
+    section = flight_section(
+        flights,
+        sum(state.lines_in_flight for state in scene.states),
+        width,
+        left,
+        batch_name=lambda batch_id: (by_id[batch_id].name if batch_id in by_id else None) or batch_id,
+        unicode=unicode,
+    )
+    return [*lines, *([text(""), *section] if section else [])][:height]
+
+
+def headline(title: str, states: Sequence[WorkerState], now: float, width: int) -> Text:
+    """What is watched, how many workers there are and what they do, and the time of day."""
+    words = Counter(state.word for state in states)
+    order = ("busy", "idle", "loading", "paused", "draining")
+    counted = [f"{words.pop(word)} {word}" for word in order if words[word]]
+    counted += [f"{number} {word}" for word, number in sorted(words.items()) if number]
+    workers = f"{plural(len(states), 'worker')}: {', '.join(counted)}" if states else "no workers"
+    left = text(title, "bold").append("   ").append_text(text(workers, "" if states else "red"))
+    return beside(left, text(datetime.fromtimestamp(now).strftime("%H:%M:%S"), "bright_black"), width)
+
+
+def _totals(scene: PoolScene, width: int, unicode: bool) -> list[Text]:
+    states = scene.states
+    speed = sum(state.tokens_per_second or 0.0 for state in states)
+    lines = sum(state.lines_per_second or 0.0 for state in states)
+    running = sum(batch.status == "in_progress" and batch.id not in scene.waiting for batch in scene.batches)
+    waiting = sum(batch.id in scene.waiting for batch in scene.batches)
+    spark = sparkline(summed_speeds(states), SPARK, unicode=unicode)
+    parts = [
+        text(f"{rate(speed)} tok/s ", "bold").append_text(spark),
+        text(f"{rate(lines)} lines/s"),
+        text(f"{running} running" + (f", {waiting} waiting" if waiting else "")),
+    ]
+    return wrapped(parts, width)
+
+
+def in_order(batches: Sequence[Batch]) -> list[Batch]:
+    """What runs first: by priority, and the older first; then what has ended, the latest first."""
+    live = [batch for batch in batches if not batch.done]
+    done = [batch for batch in batches if batch.done]
+    live.sort(key=lambda batch: (batch.status != "in_progress", _urgency(batch.priority), batch.id))
+    done.sort(key=lambda batch: (batch.ended_at or 0.0, batch.id), reverse=True)
+    return [*live, *done]
+
+
+def _urgency(priority: str) -> int:
+    return PRIORITIES.index(priority) if priority in PRIORITIES else len(PRIORITIES)
+
+
+def _batch_lines(scene: PoolScene, width: int, unicode: bool) -> list[Text]:
+    batches = in_order(scene.batches)
+    if not batches:
+        return [text(NO_BATCHES)]
+    paces = [pace(batch, scene.now, scene.rates.get(batch.id)) for batch in batches]
+    shares = [batch.finished / batch.total if batch.total else 0.0 for batch in batches]
+    failed = any(batch.failed for batch in batches)
+    named = any(batch.name for batch in batches)
+    table = [
+        Column("batch", [text(batch.name or batch.id, _weight(batch)) for batch in batches], least=12),
+        Column("id", [text(batch.id, "bright_black") for batch in batches], rank=8 if named else 9),
+        Column("state", [_state(batch, scene.waiting) for batch in batches], rank=1),
+        Column("progress", [bar(share, BAR, _colour(batch), unicode=unicode)
+                            for batch, share in zip(batches, shares, strict=True)], rank=3),
+        Column("", [text(f"{int(share * 100)}%") for share in shares], right=True),
+        Column("lines", [text(f"{batch.finished:,}/{batch.total:,}") for batch in batches], right=True),
+        Column("tok/s", [text(rate(speed)) for speed, _ in paces], right=True, rank=2),
+        Column("left", [_left(batch, eta, scene) for batch, (_, eta) in zip(batches, paces, strict=True)], right=True),
+        Column("priority", [text(batch.priority) for batch in batches], rank=4),
+        Column("model", [text(models_of(batch.models)) for batch in batches], rank=7),
+    ]  # fmt: skip
+    if failed:
+        place = next(place for place, column in enumerate(table) if column.title == "lines") + 1
+        cells = [text(f"{batch.failed:,}" if batch.failed else "-", "red" if batch.failed else "") for batch in batches]
+        table.insert(place, Column("failed", cells, right=True, rank=2))
+    return columns(table, width)
+
+
+def _weight(batch: Batch) -> str:
+    return "bright_black" if batch.done else "bold"
+
+
+def _colour(batch: Batch) -> str:
+    return "bright_black" if batch.done else "green"
+
+
+def _state(batch: Batch, waiting: Mapping[str, str]) -> Text:
+    if batch.id in waiting:
+        return text("loading" if waiting[batch.id].startswith("loading") else "waiting", "yellow")
+    return text("running" if batch.status == "in_progress" else batch.status, STYLES.get(batch.status, ""))
+
+
+def _left(batch: Batch, eta: float | None, scene: PoolScene) -> Text:
+    if batch.done:
+        ended = batch.ended_at
+        return text("-" if ended is None else f"{duration(scene.now - ended)} ago", "bright_black")
+    return text("-" if batch.id in scene.waiting else duration(eta))
