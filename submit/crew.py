@@ -15,8 +15,8 @@ from submit.worker_state import WorkerState
 __all__ = ["crew_table", "summed_speeds"]
 
 STYLES = {"busy": "green", "loading": "yellow", "draining": "yellow", "paused": "magenta", "silent": "red"}
-MEMORY_BAR = 6
-SPARK = 15
+WIDE = 110
+"""Columns of a terminal from which on bars and sparklines are longer."""
 
 
 def crew_table(
@@ -30,6 +30,7 @@ def crew_table(
     """A header and a line per worker: state, models, memory, speed of the last minute, how full its batch is, what came
     from the prefix cache, lines in flight and done, uptime."""
     nothing = [text("") for _ in silent]
+    memory_bar, spark, minute = (12, 30, "last minute") if width >= WIDE else (5, 10, "minute")
     table = [
         Column(
             "worker",
@@ -37,13 +38,13 @@ def crew_table(
             least=8,
         ),
         Column("state", [*(_state(state) for state in states), *(_fell_silent(one) for one in silent)]),
-        Column("model", [*(text(models_text(state, sizes=False)) for state in states), *nothing], rank=3, least=10),
-        Column("memory", [*(_memory(state, unicode) for state in states), *nothing], rank=5),
+        Column("model", [*(text(models_text(state, sizes=False)) for state in states), *nothing], rank=5, least=9),
+        Column("memory", [*(_memory(state, memory_bar, unicode) for state in states), *nothing], rank=4),
         Column("tok/s", [*(text(rate(state.tokens_per_second)) for state in states), *nothing], right=True),
         Column(
-            "last minute",
-            [*(sparkline(state.speeds, SPARK, unicode=unicode) for state in states), *nothing],
-            rank=4,
+            minute,
+            [*(sparkline(state.speeds, spark, unicode=unicode) for state in states), *nothing],
+            rank=3,
         ),
         Column("full", [*(text(share(state.occupancy)) for state in states), *nothing], right=True, rank=1),
         Column("cached", [*(text(share(state.cached_share)) for state in states), *nothing], right=True, rank=2),
@@ -68,10 +69,10 @@ def _fell_silent(one: Silent) -> Text:
     return text(f"silent {duration(one.silent_s)}", STYLES["silent"])
 
 
-def _memory(state: WorkerState, unicode: bool) -> Text:
+def _memory(state: WorkerState, width: int, unicode: bool) -> Text:
     used, limit = state.memory_bytes, state.memory_limit_bytes
     if used is None or not limit:
         return text(memory_text(state))
     part = used / limit
     style = "green" if part < 0.8 else "yellow" if part < 0.95 else "red"
-    return bar(part, MEMORY_BAR, style, unicode=unicode).append(f" {size(used)}")
+    return bar(part, width, style, unicode=unicode).append(f" {size(used)}")

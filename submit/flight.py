@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from enum import Enum
 from itertools import zip_longest
 
 from rich.text import Text
@@ -16,6 +18,14 @@ __all__ = ["Flight", "flight_section", "taking_turns"]
 Flight = tuple[WorkerState, LineInFlight]
 
 BAR = 12
+
+
+class Stage(Enum):
+    """How far a line is, in the order in which they are shown."""
+
+    READING = "reading their prompts"
+    GENERATING = "generating"
+    READY = "read and waiting for a row"
 
 
 def flight_section(
@@ -34,10 +44,9 @@ def flight_section(
     """
     if not flights or rows < 3:
         return []
-    reading = sum(line.phase == "prefill" for _, line in flights)
-    title = f"{plural(count, 'line')} in flight"
-    if reading:
-        title += f", {reading:,} of them reading their prompts"
+    stages = Counter(_stage(line) for _, line in flights)
+    said = [f"{stages[stage]:,} {stage.value}" for stage in Stage if stages[stage]]
+    title = f"{plural(count, 'line')} in flight: {', '.join(said)}"
     shown = flights[:rows]  # the rest is only counted
     table = [
         Column("line", [text(_name(line)) for _, line in shown], least=8),
@@ -45,21 +54,29 @@ def flight_section(
         Column("worker", [text(state.name, "bright_black") for state, _ in shown], rank=2, least=8),
     ]
     if batch_name is not None:
-        table.insert(0, Column("batch", [text(batch_name(line.batch_id)) for _, line in shown], rank=3, least=8))
+        table.insert(
+            0, Column("batch", [text(batch_name(line.batch_id)) for _, line in shown], rank=3, least=14, middle=True)
+        )
     return [text(title, "bold"), *more(columns(table, width), rows - 1, count)]
 
 
 def taking_turns(flights: Sequence[Flight]) -> list[Flight]:
-    """The lines whose prompts are read first, and of each worker one after the other, so that none fills the screen."""
+    """By stage, and of each worker one after the other, so that none fills the screen."""
     found: list[Flight] = []
-    for phase in (True, False):
+    for stage in Stage:
         by_worker: dict[str, list[Flight]] = {}
-        for flight in flights:
-            if (flight[1].phase == "prefill") is phase:
-                by_worker.setdefault(flight[0].name, []).append(flight)
+        for state, line in flights:
+            if _stage(line) is stage:
+                by_worker.setdefault(state.name, []).append((state, line))
         rounds = zip_longest(*(sorted(lines, key=_place) for _, lines in sorted(by_worker.items())))
         found += [flight for one_round in rounds for flight in one_round if flight is not None]
     return found
+
+
+def _stage(line: LineInFlight) -> Stage:
+    if line.phase != "prefill":
+        return Stage.GENERATING
+    return Stage.READY if line.prefilled >= line.prompt_tokens else Stage.READING
 
 
 def _place(flight: Flight) -> tuple[str, int]:
@@ -72,7 +89,9 @@ def _name(line: LineInFlight) -> str:
 
 def _progress(line: LineInFlight, unicode: bool) -> Text:
     if line.phase != "prefill":
-        return text(f"{line.completion_tokens:,} tokens")
-    share = line.prefilled / line.prompt_tokens if line.prompt_tokens else 0.0
+        return text(f"{line.completion_tokens:>5,} tokens")
+    if _stage(line) is Stage.READY:
+        return text(f"{line.prompt_tokens:,} read, waits for a row", "bright_black")
+    share = line.prefilled / line.prompt_tokens
     drawn = bar(share, BAR, "yellow", unicode=unicode)
     return drawn.append(f" {int(share * 100):>3}% of {line.prompt_tokens:,} read")

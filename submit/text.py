@@ -43,9 +43,9 @@ def plural(number: int, noun: str) -> str:
 
 
 def rate(per_second: float | None) -> str:
-    """A rate: ``0.25``, ``7.5``, ``1,234``; ``-`` when unknown."""
-    if per_second is None:
-        return "-"
+    """A rate: ``0``, ``0.25``, ``7.5``, ``1,234``; ``-`` when unknown."""
+    if not per_second:
+        return "-" if per_second is None else "0"
     if per_second >= 100:
         return f"{per_second:,.0f}"
     return f"{per_second:.1f}" if per_second >= 1 else f"{per_second:.2f}"

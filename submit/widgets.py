@@ -16,12 +16,15 @@ __all__ = ["Column", "bar", "beside", "columns", "more", "sparkline", "text", "w
 
 BLOCKS, ASCII_BLOCKS = ("█", "░"), ("#", "-")
 STEPS, ASCII_STEPS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
-GAP = 2
+GAP, NARROW_GAP = 2, 1
+HEAD = 6
+"""Letters that stay before the cut of what is cut in the middle."""
 
 
 def text(shown: str, style: str = "") -> Text:
     """``shown`` without what could steer a terminal."""
-    return Text(printable(shown), style=style, no_wrap=True, end="")
+    # The style is of these letters, not of what may be put behind them.
+    return Text(no_wrap=True, end="").append(printable(shown), style)
 
 
 def bar(share: float, width: int, style: str = "green", *, unicode: bool = True) -> Text:
@@ -45,52 +48,57 @@ def sparkline(values: Sequence[float], width: int, style: str = "cyan", *, unico
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table. Where there is too little room the one of the highest ``rank`` goes first (0: never), and
-    then those with a ``least`` width are cut down to it."""
+    """A column of a table. Where there is too little room, those with a ``least`` width may be cut down to it (in the
+    ``middle``, or at the end), and if that is not enough the one of the highest ``rank`` is left out (0: never)."""
 
     title: str
     cells: Sequence[Text]
     right: bool = False
     rank: int = 0
     least: int | None = None
+    middle: bool = False
 
     @property
     def width(self) -> int:
         return max(len(self.title), *(cell.cell_len for cell in self.cells), 0)
 
+    @property
+    def narrowest(self) -> int:
+        return self.width if self.least is None else min(self.width, self.least)
+
+    def cell(self, row: int, width: int) -> Text:
+        """A cell, or for row -1 the title, in exactly ``width`` columns."""
+        shown = text(self.title, "bright_black") if row < 0 else self.cells[row].copy()
+        if self.middle and row >= 0 and shown.cell_len > width > HEAD:
+            shown = shown[:HEAD].append("…").append_text(shown[len(shown) - (width - HEAD - 1) :])
+        shown.truncate(width, overflow="ellipsis")
+        space = " " * (width - shown.cell_len)
+        return text(space).append_text(shown) if self.right else shown.append(space)
+
 
 def columns(given: Sequence[Column], width: int) -> list[Text]:
     """A header and a line for each row, in at most ``width`` columns of a terminal."""
     kept = list(given)
-    while _total(column.width for column in kept) > width and any(column.rank for column in kept):
+    gap = GAP if _total((column.width for column in kept), GAP) <= width else NARROW_GAP
+    while _total((column.narrowest for column in kept), gap) > width and any(column.rank for column in kept):
         kept.remove(max(kept, key=lambda column: column.rank))
     widths = [column.width for column in kept]
     for place, column in enumerate(kept):
-        if column.least is not None:
-            excess = max(_total(widths) - width, 0)
-            widths[place] = max(min(column.least, widths[place]), widths[place] - excess)
-    header = [text(column.title, "bright_black") for column in kept]
-    rows = [header, *([column.cells[row] for column in kept] for row in range(len(kept[0].cells)))]
-    flush = [column.right for column in kept]
-    return [_line(row, widths, flush, width) for row in rows]
+        excess = max(_total(widths, gap) - width, 0)
+        widths[place] = max(column.narrowest, widths[place] - excess)
+    lines = []
+    for row in range(-1, len(kept[0].cells)):
+        cells = [column.cell(row, size) for column, size in zip(kept, widths, strict=True)]
+        line = text(" " * gap).join(cells)
+        line.rstrip()
+        line.truncate(width, overflow="ellipsis")
+        lines.append(line)
+    return lines
 
 
-def _total(widths: Iterable[int]) -> int:
+def _total(widths: Iterable[int], gap: int) -> int:
     sizes = list(widths)
-    return sum(sizes) + GAP * (len(sizes) - 1)
-
-
-def _line(row: Sequence[Text], widths: Sequence[int], flush: Sequence[bool], width: int) -> Text:
-    line = text("")
-    for place, (cell, size, right) in enumerate(zip(row, widths, flush, strict=True)):
-        shown = cell.copy()
-        shown.truncate(size, overflow="ellipsis")
-        space = " " * (size - shown.cell_len)
-        line.append(" " * GAP if place else "")
-        line = line.append(space).append_text(shown) if right else line.append_text(shown).append(space)
-    line.rstrip()
-    line.truncate(width, overflow="ellipsis")
-    return line
+    return sum(sizes) + gap * (len(sizes) - 1)
 
 
 def beside(left: Text, right: Text, width: int) -> Text:
