@@ -14,7 +14,7 @@ from submit.flight import flight_section, taking_turns
 from submit.overview import described, in_flight, pace, serving
 from submit.progress import Rates
 from submit.text import count, duration, plural, rate
-from submit.widgets import bar, beside, more, text, wrapped
+from submit.widgets import bar, beside, fit, more, text, wrapped
 from submit.worker_state import WorkerState
 from submit.workers import activity
 
@@ -54,7 +54,7 @@ def draw_batch(scene: BatchScene, width: int, height: int, *, unicode: bool = Tr
         lines += [text(""), *more(table, room, len(workers))]
     left = height - len(lines) - 1
     section = flight_section(flights, len(flights), width, left, unicode=unicode)
-    return [*lines, *([text(""), *section] if section else [])][:height]
+    return fit([*lines, *([text(""), *section] if section else [])], width, height)
 
 
 def _title(batch: Batch, now: float, width: int) -> Text:

@@ -30,7 +30,7 @@ def crew_table(
     """A header and a line per worker: state, models, memory, speed of the last minute, how full its batch is, what came
     from the prefix cache, lines in flight and done, uptime."""
     nothing = [text("") for _ in silent]
-    memory_bar, spark, minute = (12, 30, "last minute") if width >= WIDE else (5, 10, "minute")
+    memory_bar, spark, minute = (10, 20, "last minute") if width >= WIDE else (5, 10, "minute")
     table = [
         Column(
             "worker",

@@ -15,7 +15,7 @@ from submit.flight import flight_section, taking_turns
 from submit.overview import NO_BATCHES, models_of, pace
 from submit.progress import Rates
 from submit.text import duration, plural, rate
-from submit.widgets import Column, bar, beside, columns, more, sparkline, text, wrapped
+from submit.widgets import Column, bar, beside, columns, fit, more, sparkline, text, wrapped
 from submit.worker_state import WorkerState
 
 __all__ = ["PoolScene", "draw_pool", "headline", "in_order"]
@@ -75,7 +75,7 @@ def draw_pool(scene: PoolScene, width: int, height: int, *, unicode: bool = True
         batch_name=lambda batch_id: (by_id[batch_id].name if batch_id in by_id else None) or batch_id,
         unicode=unicode,
     )
-    return [*lines, *([text(""), *section] if section else [])][:height]
+    return fit([*lines, *([text(""), *section] if section else [])], width, height)
 
 
 def headline(title: str, states: Sequence[WorkerState], now: float, width: int) -> Text:

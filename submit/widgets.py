@@ -12,7 +12,7 @@ from rich.text import Text
 
 from submit.text import printable
 
-__all__ = ["Column", "bar", "beside", "columns", "more", "sparkline", "text", "wrapped"]
+__all__ = ["Column", "bar", "beside", "columns", "fit", "more", "sparkline", "text", "wrapped"]
 
 BLOCKS, ASCII_BLOCKS = ("█", "░"), ("#", "-")
 STEPS, ASCII_STEPS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
@@ -127,3 +127,11 @@ def more(lines: list[Text], rows: int, count: int) -> list[Text]:
         return lines
     shown = max(rows - 2, 0)
     return [*lines[: shown + 1], text(f"... and {count - shown:,} more", "bright_black")][: max(rows, 0)]
+
+
+def fit(lines: Sequence[Text], width: int, height: int) -> list[Text]:
+    """What of these lines has room on a screen; dots at its foot say that there is more."""
+    shown = list(lines) if len(lines) <= height else [*lines[: height - 1], text("...", "bright_black")]
+    for line in shown:
+        line.truncate(width, overflow="ellipsis")
+    return shown

@@ -13,7 +13,7 @@ from submit.pool_view import headline
 from submit.roster import NO_WORKERS
 from submit.silent import Silent
 from submit.text import rate
-from submit.widgets import more, sparkline, text, wrapped
+from submit.widgets import fit, more, sparkline, text, wrapped
 from submit.worker_state import WorkerState
 
 __all__ = ["WorkersScene", "draw_workers"]
@@ -38,7 +38,7 @@ def draw_workers(scene: WorkersScene, width: int, height: int, *, unicode: bool 
     states = scene.states
     lines = [headline("promptmill workers", states, scene.now, width)]
     if not states and not scene.silent:
-        return [*lines, text(""), text(NO_WORKERS)][:height]
+        return fit([*lines, text(""), text(NO_WORKERS)], width, height)
     speed = sum(state.tokens_per_second or 0.0 for state in states)
     done = sum(state.lines_per_second or 0.0 for state in states)
     spark = sparkline(summed_speeds(states), SPARK, unicode=unicode)
@@ -56,4 +56,4 @@ def draw_workers(scene: WorkersScene, width: int, height: int, *, unicode: bool 
         batch_name=lambda batch_id: scene.names.get(batch_id) or batch_id,
         unicode=unicode,
     )
-    return [*lines, *([text(""), *section] if section else [])][:height]
+    return fit([*lines, *([text(""), *section] if section else [])], width, height)
