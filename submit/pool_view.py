@@ -128,13 +128,13 @@ def _batch_lines(scene: PoolScene, width: int, unicode: bool) -> list[Text]:
         Column("batch", [text(batch.name or batch.id, _weight(batch)) for batch in batches], least=14, middle=True),
         Column("id", [text(batch.id if batch.name else "", "bright_black") for batch in batches], rank=8),
         Column("state", [_state(batch, scene.waiting) for batch in batches], rank=1),
-        Column("progress", [bar(share, 24 if width >= WIDE else 10, _colour(batch), unicode=unicode)
+        Column("progress", [bar(share, 24 if width >= WIDE else 8, _colour(batch), unicode=unicode)
                             for batch, share in zip(batches, shares, strict=True)], rank=3),
         Column("", [text(f"{int(share * 100)}%") for share in shares], right=True),
         Column("lines", [text(f"{batch.finished:,}/{batch.total:,}") for batch in batches], right=True),
         Column("tok/s", [text(rate(speed)) for speed, _ in paces], right=True, rank=2),
         Column("left", [_left(batch, eta, scene) for batch, (_, eta) in zip(batches, paces, strict=True)], right=True),
-        Column("priority", [text(batch.priority) for batch in batches], rank=5),
+        Column("prio", [text(batch.priority) for batch in batches], rank=5),
         Column("model", [text(models_of(batch.models)) for batch in batches], rank=6),
         Column("", [text(scene.waiting.get(batch.id, ""), "yellow") for batch in batches], rank=7, least=24),
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
+from jobs.connect import foreign_data
 from submit.text import printable
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Silent:
 def read_silent(connection: Redis, live: Container[str], now: float) -> list[Silent]:
     """Promptmill's workers in RQ's registry that are not among the ``live`` ones, by name; ``now`` is seconds since the
     epoch. None where the registry may not be read: a submitter's user needs no right to it."""
-    from redis.exceptions import NoPermissionError
+    from redis.exceptions import NoPermissionError, ResponseError
 
     try:
         listed = islice(connection.sscan_iter(REGISTERED, count=MOST_WORKERS), MOST_WORKERS)
@@ -57,8 +58,10 @@ def read_silent(connection: Redis, live: Container[str], now: float) -> list[Sil
             name for name, found in sizes.items() if all(type(size) is int and size < MOST_BYTES for size in found)
         ]
         stored = _asked(connection, sound, lambda pipe, key, field: pipe.hget(key, field))
-    except NoPermissionError:
-        return []
+    except ResponseError as error:
+        if isinstance(error, NoPermissionError) or foreign_data(error):
+            return []
+        raise
     found = [_silent(name, values, now) for name, values in stored.items()]
     return [one for one in found if one is not None]
 
