@@ -21,11 +21,12 @@ BAR = 12
 
 
 class Stage(Enum):
-    """How far a line is, in the order in which they are shown."""
+    """How far a line is, in the order in which they are shown: its prompt is read, its text is generated, or the one is
+    done and the other waits for a row of the batch."""
 
-    READING = "reading their prompts"
+    READING = "reading"
     GENERATING = "generating"
-    READY = "read and waiting for a row"
+    READY = "ready"
 
 
 def flight_section(
@@ -91,7 +92,7 @@ def _progress(line: LineInFlight, unicode: bool) -> Text:
     if line.phase != "prefill":
         return text(f"{line.completion_tokens:>5,} tokens")
     if _stage(line) is Stage.READY:
-        return text(f"{line.prompt_tokens:,} read, waits for a row", "bright_black")
+        return text(f"{line.prompt_tokens:,} read, ready", "bright_black")
     share = line.prefilled / line.prompt_tokens
     drawn = bar(share, BAR, "yellow", unicode=unicode)
     return drawn.append(f" {int(share * 100):>3}% of {line.prompt_tokens:,} read")

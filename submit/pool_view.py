@@ -125,7 +125,7 @@ def _batch_lines(scene: PoolScene, width: int, unicode: bool) -> list[Text]:
     shares = [batch.finished / batch.total if batch.total else 0.0 for batch in batches]
     failed = any(batch.failed for batch in batches)
     table = [
-        Column("batch", [text(batch.name or batch.id, _weight(batch)) for batch in batches], least=14, middle=True),
+        Column("batch", [text(batch.name or batch.id, _weight(batch)) for batch in batches], least=12, middle=True),
         Column("id", [text(batch.id if batch.name else "", "bright_black") for batch in batches], rank=8),
         Column("state", [_state(batch, scene.waiting) for batch in batches], rank=1),
         Column("progress", [bar(share, 24 if width >= WIDE else 8, _colour(batch), unicode=unicode)

@@ -98,12 +98,12 @@ def test_the_pool_has_its_batches_workers_and_lines() -> None:
     assert "5.0 lines/s" in shown[1]
     assert "1 running, 1 waiting" in shown[1]
     rows = [line.split() for line in shown[4:7]]
-    assert [row[0] for row in rows] == ["b_01M7…FB4KZDYHB524B", "nightly", "old"]
+    assert [row[0] for row in rows] == ["b_01M7…HB524B", "nightly", "old"]
     assert [row[1] for row in rows] == ["waiting", "running", "completed"]
     assert rows[1][3:] == ["60%", "600/1,000", "10", "200", "3m20s", "normal"]
     assert "████░░░░ " in shown[5]
     assert rows[2][-3:] == ["1m00s", "ago", "normal"]
-    assert "3 lines in flight: 1 reading their prompts, 1 generating, 1 read and waiting for a row" in text
+    assert "3 lines in flight: 1 reading, 1 generating, 1 ready" in text
     assert "row-602  ███░░░░░░░░░  25% of 2,048 read" in text
     assert "87 tokens" in text
 
