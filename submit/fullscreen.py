@@ -12,7 +12,9 @@ import os
 import select
 import signal
 import sys
+import termios
 import time
+import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import FrameType
@@ -100,7 +102,7 @@ def show(
     painter = Painter(colour=not environ.get("NO_COLOR"))
     unicode = (getattr(stream, "encoding", None) or "").lower().startswith("utf")
     away_since: float | None = None
-    with contextlib.suppress(KeyboardInterrupt), screen.taken():
+    with contextlib.suppress(KeyboardInterrupt, _TerminalGoneError), screen.taken():
         while not done:
             columns, rows = size = screen.size()
             # The last column stays free: some terminals wrap as soon as it is written.
@@ -116,8 +118,8 @@ def show(
                 painter.forget()
             if event != "resized":
                 done, away_since = _look(view, away_since, clock)
-    stream.write("".join(f"{line}\n" for line in view.text(screen.size()[0])))
-    stream.flush()
+    with contextlib.suppress(_TerminalGoneError):
+        screen.write("".join(f"{line}\n" for line in view.text(screen.size()[0])))
 
 
 def _look(view: View, away_since: float | None, clock: Callable[[], float]) -> tuple[bool, float | None]:
@@ -140,6 +142,10 @@ def _footer(away_since: float | None, width: int) -> Text:
     return footer
 
 
+class _TerminalGoneError(Exception):
+    """The window was closed, or the connection was lost: there is nobody to show anything to."""
+
+
 class _Screen:
     """A terminal while a view has it: its other screen, keys without a return, and the signals that concern it."""
 
@@ -159,9 +165,17 @@ class _Screen:
         return found.columns or 80, found.lines or 24
 
     def write(self, codes: str) -> None:
-        if codes:
-            self._stream.write(codes)
+        """Write, with question marks for what the terminal's encoding has no letters for.
+
+        Raises:
+            _TerminalGoneError: it was closed.
+        """
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        try:
+            self._stream.write(codes.encode(encoding, "replace").decode(encoding))
             self._stream.flush()
+        except OSError as error:
+            raise _TerminalGoneError from error
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
@@ -210,34 +224,41 @@ class _Screen:
         self.write(ENTER)
 
     def _leave(self) -> None:
-        self.write(LEAVE)
+        with contextlib.suppress(_TerminalGoneError):
+            self.write(LEAVE)
         if self._settings is not None:
-            import termios
-
-            termios.tcsetattr(self._keys.fileno(), termios.TCSADRAIN, self._settings)
+            with contextlib.suppress(termios.error):  # of a terminal that is gone
+                termios.tcsetattr(self._keys.fileno(), termios.TCSADRAIN, self._settings)
             self._settings = None
 
     def _stop(self) -> None:
-        """Ctrl-Z: stop with the ordinary screen in front, and take the other one again when it goes on."""
+        """Ctrl-Z: stop with the ordinary screen in front, and take the other one again in the foreground."""
         self._leave()
         os.kill(os.getpid(), signal.SIGSTOP)
+        while not _in_foreground(self._stream.fileno()):
+            os.kill(os.getpid(), signal.SIGSTOP)
         self._enter()
 
     def _unechoed(self) -> list[Any] | None:
         """Have keys at once and unseen; the settings to go back to, None where there are no keys to be had."""
-        import termios
-        import tty
-
         try:
             descriptor = self._keys.fileno()
             # In the background, changing the terminal would stop the process.
-            if not os.isatty(descriptor) or os.tcgetpgrp(descriptor) != os.getpgrp():
+            if not os.isatty(descriptor) or not _in_foreground(descriptor):
                 return None
             settings = termios.tcgetattr(descriptor)
             tty.setcbreak(descriptor, termios.TCSADRAIN)
         except (OSError, ValueError, termios.error):
             return None
         return settings
+
+
+def _in_foreground(descriptor: int) -> bool:
+    """Whether this process may use the terminal; a terminal that is not its own, it may."""
+    try:
+        return os.tcgetpgrp(descriptor) == os.getpgrp()
+    except OSError:
+        return True
 
 
 def _noted(_number: int, _frame: FrameType | None) -> None:

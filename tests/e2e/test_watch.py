@@ -197,6 +197,29 @@ def test_a_view_outlives_an_outage(server: Server, terminal: Open) -> None:
     assert "in_progress" in outside(made.output)
 
 
+def test_a_closed_window_ends_the_view(store: Store, server_url: str, terminal: Open) -> None:
+    """As when the connection of ssh is lost: the process goes, and does not watch for nobody."""
+    made = terminal("status", "--watch", "--redis", server_url)
+    made.until("q or Ctrl-C leaves")
+    os.close(made.inner)
+    os.close(made.screen)
+    made.screen, made.inner = os.pipe()  # something to close at the end
+    assert made.process.wait(DEADLINE_S) == 0
+
+
+def test_letters_that_the_terminal_does_not_have_are_question_marks(
+    store: Store, server_url: str, terminal: Open
+) -> None:
+    """In a locale without UTF-8 bars are drawn with what there is, and no name ends the view."""
+    batch = make_batch(store, prompts(2), name="nächtlich機")
+    work(store, batch, only=[0])
+    made = terminal("status", "--watch", "--redis", server_url, PYTHONIOENCODING="latin-1", NO_COLOR="1")
+    made.until("n\ufffdchtlich?")  # latin-1, read as UTF-8
+    made.until("####----")
+    made.type("q")
+    assert made.ended() == 0
+
+
 def test_what_others_wrote_cannot_steer_the_terminal(store: Store, server_url: str, terminal: Open) -> None:
     """Names of workers, lines and batches with control codes and markup in them are shown as text."""
     evil = "[red]a\x1b]0;owned\x07\x1b[2Jb"
