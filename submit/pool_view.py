@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -104,11 +104,13 @@ def _totals(scene: PoolScene, width: int, unicode: bool) -> list[Text]:
     return wrapped(parts, width)
 
 
-def in_order(batches: Sequence[Batch]) -> list[Batch]:
-    """What runs first: by priority, and the older first; then what has ended, the latest first."""
+def in_order(batches: Sequence[Batch], waiting: Container[str] = ()) -> list[Batch]:
+    """What runs first, then what waits, both by priority and the older first; then what has ended, the latest first."""
     live = [batch for batch in batches if not batch.done]
     done = [batch for batch in batches if batch.done]
-    live.sort(key=lambda batch: (batch.status != "in_progress", _urgency(batch.priority), batch.id))
+    live.sort(
+        key=lambda batch: (batch.id in waiting, batch.status != "in_progress", _urgency(batch.priority), batch.id)
+    )
     done.sort(key=lambda batch: (batch.ended_at or 0.0, batch.id), reverse=True)
     return [*live, *done]
 
@@ -118,7 +120,7 @@ def _urgency(priority: str) -> int:
 
 
 def _batch_lines(scene: PoolScene, width: int, unicode: bool) -> list[Text]:
-    batches = in_order(scene.batches)
+    batches = in_order(scene.batches, scene.waiting)
     if not batches:
         return [text(NO_BATCHES)]
     paces = [pace(batch, scene.now, scene.rates.get(batch.id)) for batch in batches]

@@ -98,10 +98,10 @@ def test_the_pool_has_its_batches_workers_and_lines() -> None:
     assert "5.0 lines/s" in shown[1]
     assert "1 running, 1 waiting" in shown[1]
     rows = [line.split() for line in shown[4:7]]
-    assert [row[0] for row in rows] == ["b_01M7…HB524B", "nightly", "old"]
-    assert [row[1] for row in rows] == ["waiting", "running", "completed"]
-    assert rows[1][3:] == ["60%", "600/1,000", "10", "200", "3m20s", "normal"]
-    assert "████░░░░ " in shown[5]
+    assert [row[0] for row in rows] == ["nightly", "b_01M7…HB524B", "old"]
+    assert [row[1] for row in rows] == ["running", "waiting", "completed"]
+    assert rows[0][3:] == ["60%", "600/1,000", "10", "200", "3m20s", "normal"]
+    assert "████░░░░ " in shown[4]
     assert rows[2][-3:] == ["1m00s", "ago", "normal"]
     assert "3 lines in flight: 1 reading, 1 generating, 1 ready" in text
     assert "row-602  ███░░░░░░░░░  25% of 2,048 read" in text
@@ -109,10 +109,11 @@ def test_the_pool_has_its_batches_workers_and_lines() -> None:
 
 
 def test_batches_that_run_come_before_those_that_are_over() -> None:
-    """By priority, the older first; of those that are over the latest."""
+    """By priority, the older first; then what waits; of those that are over the latest."""
     older = replace(DONE, id="b_1", times={"completed": NOW - 600})
     low = replace(NIGHTLY, id="b_0", priority="low")
     assert in_order([older, DONE, low, NIGHTLY, URGENT]) == [URGENT, NIGHTLY, low, DONE, older]
+    assert in_order([DONE, low, NIGHTLY, URGENT], {URGENT.id}) == [NIGHTLY, low, URGENT, DONE]
 
 
 def test_a_batch_has_its_workers_and_lines() -> None:
