@@ -24,7 +24,10 @@ SPARK = 20
 WIDE = 110
 """Columns of a terminal from which on bars are longer."""
 STYLES = {
-    "in_progress": "green",
+    "running": "green",
+    "waiting": "yellow",
+    "loading": "yellow",
+    "paused": "magenta",
     "completed": "bright_black",
     "cancelled": "yellow",
     "expired": "yellow",
@@ -93,13 +96,12 @@ def _totals(scene: PoolScene, width: int, unicode: bool) -> list[Text]:
     states = scene.states
     speed = sum(state.tokens_per_second or 0.0 for state in states)
     lines = sum(state.lines_per_second or 0.0 for state in states)
-    running = sum(batch.status == "in_progress" and batch.id not in scene.waiting for batch in scene.batches)
-    waiting = sum(batch.id in scene.waiting for batch in scene.batches)
+    words = Counter(_word(batch, scene.waiting) for batch in scene.batches if not batch.done)
     spark = sparkline(summed_speeds(states), SPARK, unicode=unicode)
     parts = [
         text(f"{rate(speed)} tok/s ", "bold").append_text(spark),
         text(f"{rate(lines)} lines/s"),
-        text(f"{running} running" + (f", {waiting} waiting" if waiting else "")),
+        text(", ".join(f"{number} {word}" for word, number in sorted(words.items())) or "nothing to do"),
     ]
     return wrapped(parts, width)
 
@@ -155,10 +157,17 @@ def _colour(batch: Batch) -> str:
     return "bright_black" if batch.done else "green"
 
 
+def _word(batch: Batch, waiting: Mapping[str, str]) -> str:
+    """How a batch is, in one word: why it waits says so with its first one."""
+    why = waiting.get(batch.id)
+    if why is None:
+        return "running" if batch.status == "in_progress" else batch.status
+    return next((word for word in ("loading", "paused") if why.startswith(word)), "waiting")
+
+
 def _state(batch: Batch, waiting: Mapping[str, str]) -> Text:
-    if batch.id in waiting:
-        return text("loading" if waiting[batch.id].startswith("loading") else "waiting", "yellow")
-    return text("running" if batch.status == "in_progress" else batch.status, STYLES.get(batch.status, ""))
+    word = _word(batch, waiting)
+    return text(word, STYLES.get(word, ""))
 
 
 def _left(batch: Batch, eta: float | None, scene: PoolScene) -> Text:

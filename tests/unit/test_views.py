@@ -116,6 +116,23 @@ def test_batches_that_run_come_before_those_that_are_over() -> None:
     assert in_order([DONE, low, NIGHTLY, URGENT], {URGENT.id}) == [NIGHTLY, low, URGENT, DONE]
 
 
+@pytest.mark.parametrize(
+    ("why", "word"),
+    [
+        ("waiting for a worker that serves org/pocket", "waiting"),
+        ("loading org/pocket", "loading"),
+        ("paused: `promptmill resume b_1` lets it go on", "paused"),
+    ],
+)
+def test_a_batch_that_does_not_run_says_so_in_a_word(why: str, word: str) -> None:
+    """In its row and in the count at the top; a wide screen has the reason."""
+    scene = pool(batches=[NIGHTLY], waiting={NIGHTLY.id: why})
+    shown = seen(draw_pool(scene, 79, 23))
+    assert f"1 {word}" in shown[1]
+    assert shown[4].split()[1] == word
+    assert why in "\n".join(seen(draw_pool(scene, 199, 23), 200))
+
+
 def test_a_batch_has_its_workers_and_lines() -> None:
     """Progress, speed, what it is, who serves it, what is worked on."""
     scene = BatchScene(NOW, NIGHTLY, [MINI], frozenset({QUEUE}), Rates(4.0, 10.0, 50.0))
