@@ -27,6 +27,7 @@ COMMANDS = (
     "purge",
     "deploy",
     "doctor",
+    "workers",
 )
 """The commands of ``promptmill``; the file may have a table for each."""
 

@@ -5,9 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from submit.client import BatchHandle, Client
+    from submit.client import (
+        BatchFinished,
+        BatchHandle,
+        Client,
+        Event,
+        FirstToken,
+        LineFinished,
+        PromptProgress,
+        WorkerState,
+    )
 
-__all__ = ["BatchHandle", "Client"]
+__all__ = [
+    "BatchFinished",
+    "BatchHandle",
+    "Client",
+    "Event",
+    "FirstToken",
+    "LineFinished",
+    "PromptProgress",
+    "WorkerState",
+]
 
 
 def __getattr__(name: str) -> Any:

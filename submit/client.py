@@ -34,11 +34,23 @@ from jobs.pool import pause_pool, pause_workers, resume_pool, resume_workers
 from jobs.results import StoredRecord, finished_records, ordered_records
 from jobs.retrying import retry
 from jobs.store import Store
+from submit.events import BatchFinished, BatchWatch, Event, FirstToken, LineFinished, PromptProgress
 from submit.reader import PromptFile, PromptObjects
 from submit.submitter import Order, Submitted, submit
 from submit.text import duration
+from submit.worker_state import WorkerState
+from submit.workers import Workers
 
-__all__ = ["BatchHandle", "Client"]
+__all__ = [
+    "BatchFinished",
+    "BatchHandle",
+    "Client",
+    "Event",
+    "FirstToken",
+    "LineFinished",
+    "PromptProgress",
+    "WorkerState",
+]
 
 POLL_S = 0.2
 
@@ -161,6 +173,11 @@ class Client:
             else:
                 resume_pool(self._store)
 
+    def workers(self) -> list[WorkerState]:
+        """What the live workers of the pool said last, within the last seconds, by name."""
+        with self._open():
+            return Workers(self._store.connection).read()
+
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
         """Around each use of Redis: its errors become ours."""
@@ -249,18 +266,81 @@ class BatchHandle:
         with self._client._open():
             return memory(self._client._store.connection, self.id)
 
-    def wait(self, timeout: float | None = None) -> Batch:
-        """Wait until the batch is done, at most ``timeout`` seconds.
+    def wait(
+        self,
+        timeout: float | None = None,
+        *,
+        on_prompt_progress: Callable[[PromptProgress], Any] | None = None,
+        on_first_token: Callable[[FirstToken], Any] | None = None,
+        on_line: Callable[[LineFinished], Any] | None = None,
+        on_batch: Callable[[Batch], Any] | None = None,
+    ) -> Batch:
+        """Wait until the batch is done, at most ``timeout`` seconds, and be called meanwhile with what :meth:`watch`
+        tells; ``on_batch`` is called with the batch once it is done.
+
+        What a callback raises comes out of here, and the batch goes on; the next callback waits until one is done.
+        In asyncio: ``await asyncio.to_thread(batch.wait, on_line=...)``, which calls them in that thread.
 
         Raises:
             WaitTimeoutError: it was not done by then; it goes on.
         """
+        told = on_prompt_progress or on_first_token or on_line
+        batch = self._told(timeout, on_prompt_progress, on_first_token, on_line) if told else self._wait(timeout)
+        if on_batch is not None:
+            on_batch(batch)
+        return batch
+
+    def _told(
+        self,
+        timeout: float | None,
+        on_prompt_progress: Callable[[PromptProgress], Any] | None,
+        on_first_token: Callable[[FirstToken], Any] | None,
+        on_line: Callable[[LineFinished], Any] | None,
+    ) -> Batch:
+        batch = self.status()
+        for event in self.watch(timeout):
+            match event:
+                case PromptProgress() if on_prompt_progress is not None:
+                    on_prompt_progress(event)
+                case FirstToken() if on_first_token is not None:
+                    on_first_token(event)
+                case LineFinished() if on_line is not None:
+                    on_line(event)
+                case BatchFinished():
+                    batch = event.batch
+        return batch
+
+    def _wait(self, timeout: float | None) -> Batch:
         begun = self._client._clock()
         while not (batch := self.status()).done:
             if timeout is not None and self._client._clock() - begun >= timeout:
                 raise WaitTimeoutError(f"batch {self.id} is not done after {duration(timeout)}; it goes on without you")
             self._client._sleep(POLL_S)
         return batch
+
+    def watch(self, timeout: float | None = None) -> Iterator[Event]:
+        """What happens to the batch until it is done, at most ``timeout`` seconds, as it happens::
+
+            for event in batch.watch():
+                match event:
+                    case PromptProgress(): print(f"{event.id}: {event.prefilled} of {event.prompt_tokens}")
+                    case FirstToken(): print(f"{event.id} has begun")
+                    case LineFinished(): print(event.record)
+                    case BatchFinished(): print(event.batch.usage)
+
+        Every line has one :class:`LineFinished`, in the order of finishing; lines finished before the call come first.
+        One that finished well has exactly one :class:`FirstToken` before it, and before that at least the end of its
+        prompt (:class:`PromptProgress` with ``prefilled`` equal to ``prompt_tokens``). These two come from what workers
+        publish once a second: they are up to a second or two late, steps in between are left out, and those of a line
+        that takes less than that come together, just before its end. Of a line that begins again on another worker
+        the prompt's progress may go back. A worker names 256 lines at most; of others only the end is told.
+
+        Raises:
+            WaitTimeoutError: it was not done by then; it goes on.
+        """
+        watch = BatchWatch(self._client._store, self.id, clock=self._client._clock)
+        with self._client._open():
+            yield from watch.events(timeout, self._client._sleep)
 
     def results(self, follow: bool = False, ordered: bool | None = None) -> Iterator[dict[str, Any]]:
         """Records of the lines that succeeded; those that failed are in :meth:`errors`.

@@ -19,7 +19,7 @@ from jobs.params import ALIASES, PARAMETERS, Parameter
 if TYPE_CHECKING:
     from jobs.store import Store
 
-__all__ = ["defaults_from", "json_option", "open_store", "parameter_options", "redis_option"]
+__all__ = ["defaults_from", "json_option", "open_store", "parameter_options", "redis_option", "watch_option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,6 +31,7 @@ redis_option = click.option(
     help="Redis of the pool (redis://, rediss://, unix://).  [default: this user's embedded server]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+watch_option = click.option("--watch", is_flag=True, help="Refresh every second; q or Ctrl-C leaves.")
 
 
 @contextlib.contextmanager

@@ -10,14 +10,25 @@ import orjson
 
 from jobs.batch import Batch
 from submit.progress import Rates
-from submit.text import cells, count, duration, memory_size, plural, rate, size, table
-from submit.workers import LineInFlight, WorkerState, activity
+from submit.text import count, duration, fitted, memory_size, plural, printable, rate, short_name, size, table
+from submit.worker_state import LineInFlight, WorkerState
+from submit.workers import activity
 
-__all__ = ["batch_object", "batch_table", "detail"]
+__all__ = [
+    "NO_BATCHES",
+    "batch_object",
+    "batch_table",
+    "described",
+    "detail",
+    "in_flight",
+    "models_of",
+    "pace",
+    "serving",
+]
 
 NO_BATCHES = "no batches; `promptmill submit FILE --model MODEL` makes one"
 HEADER = ("batch", "name", "status", "done/failed/total", "tokens", "tok/s", "eta", "model", "age")
-FLUSH_RIGHT = frozenset({3, 4, 5, 6, 8})
+FLUSH_RIGHT = frozenset({"done/failed/total", "tokens", "tok/s", "eta", "age"})
 DROPPED_FIRST = ("age", "tokens", "name", "tok/s", "model", "eta")
 """Columns a narrow terminal does without, in this order."""
 SHOWN_LINES = 40
@@ -33,38 +44,25 @@ def batch_table(
     if not batches:
         return [NO_BATCHES]
     rows = [_row(batch, now, (rates or {}).get(batch.id)) for batch in batches]
-    keep = list(range(len(HEADER)))
-    lines = _columns(rows, keep)
-    for name in DROPPED_FIRST:
-        if width is None or max(map(cells, lines)) <= width:
-            break
-        keep.remove(HEADER.index(name))
-        lines = _columns(rows, keep)
-    return lines
-
-
-def _columns(rows: Sequence[Sequence[str]], keep: Sequence[int]) -> list[str]:
-    chosen = [[row[column] for column in keep] for row in rows]
-    right = frozenset(place for place, column in enumerate(keep) if column in FLUSH_RIGHT)
-    return table([HEADER[column] for column in keep], chosen, right=right)
+    return fitted(HEADER, rows, right=FLUSH_RIGHT, dropped_first=DROPPED_FIRST, width=width)
 
 
 def _row(batch: Batch, now: float, recent: Rates | None) -> list[str]:
-    per_second, eta = _pace(batch, now, recent)
+    per_second, eta = pace(batch, now, recent)
     return [
         batch.id,
-        _printable(batch.name or "-"),
+        printable(batch.name or "-"),
         batch.status,
         f"{batch.completed:,}/{batch.failed:,}/{batch.total:,}",
         count(batch.usage.prompt_tokens + batch.usage.completion_tokens),
         rate(per_second),
         duration(eta),
-        _printable(_models(batch.models)),
+        printable(models_of(batch.models)),
         duration(now - batch.times["created"]) if "created" in batch.times else "-",
     ]
 
 
-def _pace(batch: Batch, now: float, recent: Rates | None) -> tuple[float | None, float | None]:
+def pace(batch: Batch, now: float, recent: Rates | None) -> tuple[float | None, float | None]:
     """New tokens per second, and seconds left."""
     if recent is not None and recent.lines:
         return recent.completion_tokens, recent.eta(batch)
@@ -72,15 +70,10 @@ def _pace(batch: Batch, now: float, recent: Rates | None) -> tuple[float | None,
     return rates["completion_tokens_per_second"], rates["eta_s"]
 
 
-def _models(models: Sequence[str]) -> str:
+def models_of(models: Sequence[str]) -> str:
     if not models:
         return "-"
-    first = models[0].rstrip("/").rpartition("/")[2] or models[0]
-    return first if len(models) == 1 else f"{first} +{len(models) - 1}"
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return short_name(models[0]) if len(models) == 1 else f"{short_name(models[0])} +{len(models) - 1}"
 
 
 def batch_object(
@@ -91,17 +84,17 @@ def batch_object(
         **batch.as_dict(now),
         "memory_bytes": memory,
         "waiting": activity(batch, queues, states),
-        "workers": [state.as_dict() for state in _serving(batch, states, queues)],
-        "in_flight": [{**line.as_dict(), "worker": state.name} for state, line in _in_flight(batch, states)],
+        "workers": [state.as_dict() for state in serving(batch, states, queues)],
+        "in_flight": [{**line.as_dict(), "worker": state.name} for state, line in in_flight(batch, states)],
     }
 
 
-def _serving(batch: Batch, states: Sequence[WorkerState], queues: frozenset[str]) -> list[WorkerState]:
+def serving(batch: Batch, states: Sequence[WorkerState], queues: frozenset[str]) -> list[WorkerState]:
     """The workers that may take from a batch's queues, while there is anything to take."""
     return [state for state in states if queues & set(state.queues) and not batch.done]
 
 
-def _in_flight(batch: Batch, states: Sequence[WorkerState]) -> list[tuple[WorkerState, LineInFlight]]:
+def in_flight(batch: Batch, states: Sequence[WorkerState]) -> list[tuple[WorkerState, LineInFlight]]:
     if batch.done:
         return []  # what a worker that died said last is shown for some seconds
     found = [(state, line) for state in states for line in state.lines_of(batch.id)]
@@ -118,10 +111,10 @@ def detail(
     memory: int | None = None,
 ) -> list[str]:
     """One batch as lines of text: its facts, then its lines in flight."""
-    facts = [("batch", batch.id if batch.name is None else f"{batch.id} ({_printable(batch.name)})")]
+    facts = [("batch", batch.id if batch.name is None else f"{batch.id} ({printable(batch.name)})")]
     waiting = activity(batch, queues, states)
     facts.append(("status", batch.status if waiting is None else f"{batch.status}, {waiting}"))
-    facts += [(label, _printable(text)) for label, text in _described(batch) if text]
+    facts += [(label, printable(text)) for label, text in described(batch) if text]
     facts += _counted(batch, now, recent, waiting)
     moments = {"submitted": "created", "retried": "retried", "started": "started"}
     if batch.done:
@@ -134,17 +127,17 @@ def detail(
     if not batch.done and "expires" in batch.times:
         at = batch.times["expires"]
         facts.append(("expires", f"{_local(at)} (in {duration(at - now)})"))
-    if batch.done and batch.ended_at is not None and batch.keep_s is not None:
+    if batch.ended_at is not None and batch.keep_s is not None:
         at = batch.ended_at + batch.keep_s
         facts.append(("kept", f"until {_local(at)} ({duration(at - now)} more)"))
     if memory is not None:
         facts.append(("memory", f"{memory_size(memory)} in Redis"))
-    facts += [("worker", _worker(state)) for state in _serving(batch, states, queues)]
+    facts += [("worker", _worker(state)) for state in serving(batch, states, queues)]
     lines = [f"{label:<10}{text}" for label, text in facts]
     return lines + _flight_lines(batch, states)
 
 
-def _described(batch: Batch) -> list[tuple[str, str]]:
+def described(batch: Batch) -> list[tuple[str, str]]:
     plain = {name: value for name, value in batch.defaults.items() if name != "model"}
     return [
         ("source", batch.source),
@@ -173,10 +166,10 @@ def _counted(batch: Batch, now: float, recent: Rates | None, waiting: str | None
     if usage.cached_tokens:
         tokens += f" ({usage.cached_tokens:,} cached)"
     tokens += f", {usage.completion_tokens:,} generated"
-    per_second, eta = _pace(batch, now, recent)
-    pace = [] if per_second is None else [f"{rate(per_second)} tok/s"]
-    pace += [] if eta is None or waiting is not None else [f"{duration(eta)} left"]
-    return [("lines", lines), ("tokens", tokens), *([("rate", ", ".join(pace))] if pace else [])]
+    per_second, eta = pace(batch, now, recent)
+    said = [] if per_second is None else [f"{rate(per_second)} tok/s"]
+    said += [] if eta is None or waiting is not None else [f"{duration(eta)} left"]
+    return [("lines", lines), ("tokens", tokens), *([("rate", ", ".join(said))] if said else [])]
 
 
 def _local(seconds: float) -> str:
@@ -184,7 +177,7 @@ def _local(seconds: float) -> str:
 
 
 def _worker(state: WorkerState) -> str:
-    text = f"{_printable(state.name)}: {state.state}"
+    text = f"{printable(state.name)}: {state.state}"
     if state.tokens_per_second is not None and state.state != "loading":
         text += f", {rate(state.tokens_per_second)} tok/s"
     if state.occupancy is not None:
@@ -195,10 +188,10 @@ def _worker(state: WorkerState) -> str:
 
 
 def _flight_lines(batch: Batch, states: Sequence[WorkerState]) -> list[str]:
-    pairs = _in_flight(batch, states)
+    pairs = in_flight(batch, states)
     if not pairs:
         return []
-    rows = [[str(line.index), _printable(line.id), line.phase, _tokens(line), state.name] for state, line in pairs]
+    rows = [[str(line.index), printable(line.id), line.phase, _tokens(line), state.name] for state, line in pairs]
     shown = table(("index", "id", "phase", "tokens", "worker"), rows[:SHOWN_LINES], right=frozenset({0}))
     more = [f"... and {len(rows) - SHOWN_LINES:,} more"] if len(rows) > SHOWN_LINES else []
     return ["", f"{plural(len(pairs), 'line')} in flight", *shown, *more]

@@ -1,106 +1,69 @@
-"""A view that refreshes: in place on a terminal, one after the other elsewhere."""
+"""A view that refreshes: on a full screen where stdout is a terminal, one frame after the other elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from submit.progress import is_terminal
-from submit.text import clip
+from submit.progress import is_terminal, terminal_width
 
-__all__ = ["REFRESH_S", "watch"]
+if TYPE_CHECKING:
+    from rich.text import Text
+
+__all__ = ["REFRESH_S", "View", "present", "watch"]
 
 REFRESH_S = 1.0
-ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
-HOME, REST_OF_LINE, REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
-Frame = Callable[[int | None], tuple[list[str], bool]]
-"""Given the columns at hand (None: any number) makes the lines to show, and says whether they are the last."""
+
+class View(Protocol):
+    """Something to watch: what Redis says of it now, as plain text or drawn."""
+
+    def look(self, *, drawn: bool) -> bool:
+        """Read how it is now, with what only :meth:`draw` shows if it is ``drawn``; whether that is its end."""
+
+    def text(self, width: int | None) -> list[str]:
+        """What was read last, as plain lines of at most ``width`` columns (None: any number)."""
+
+    def draw(self, width: int, height: int, *, unicode: bool) -> list[Text]:
+        """The same for a full screen: at most ``height`` lines of at most ``width`` columns."""
+
+
+def present(view: View, *, watched: bool, as_json: bool, stream: TextIO | None = None) -> None:
+    """Print ``view`` to stdout, or watch it there; JSON is for programs, and never drawn."""
+    stream = sys.stdout if stream is None else stream
+    if watched:
+        watch(view, stream, environ={"TERM": "dumb"} if as_json else os.environ)
+        return
+    view.look(drawn=False)
+    width = terminal_width(stream) if stream.isatty() else None
+    stream.write("\n".join(view.text(width)) + "\n")
 
 
 def watch(
-    frame: Frame,
+    view: View,
     stream: TextIO,
     *,
-    keep_end: bool = False,
     environ: Mapping[str, str] = os.environ,
-    size: Callable[[TextIO], tuple[int, int]] | None = None,
     sleep: Callable[[float], Any] = time.sleep,
 ) -> None:
-    """Show ``frame`` every second until it says it is done, or the user leaves with Ctrl-C.
+    """Show ``view`` every second until it has come to its end, or the user leaves with Ctrl-C or ``q``.
 
     On a terminal the view has a screen of its own, and its last state stays behind in the ordinary one.
-    Where that screen is too low, the last lines are left out; with ``keep_end`` those after the first.
     """
     if is_terminal(stream, environ):
-        _in_place(frame, stream, keep_end, size or _size, sleep)
+        from submit.fullscreen import show
+
+        show(view, stream, environ)
         return
     with contextlib.suppress(KeyboardInterrupt):
         done = False
         while not done:
-            lines, done = frame(None)
-            stream.write("\n".join(lines) + "\n")
+            done = view.look(drawn=False)
+            stream.write("\n".join(view.text(None)) + "\n")
             stream.flush()
             if not done:
                 sleep(REFRESH_S)
-
-
-def _in_place(
-    frame: Frame,
-    stream: TextIO,
-    keep_end: bool,
-    size: Callable[[TextIO], tuple[int, int]],
-    sleep: Callable[[float], Any],
-) -> None:
-    lines: list[str] = []
-    with contextlib.suppress(KeyboardInterrupt), _own_screen(stream):
-        done = False
-        while not done:
-            columns, rows = size(stream)
-            lines, done = frame(columns)
-            # The last row stays empty: a newline there would scroll the first one away.
-            shown = _cropped(lines, rows - 1, keep_end)
-            body = "".join(f"{clip(line, columns)}{REST_OF_LINE}\r\n" for line in shown)
-            stream.write(HOME + body + REST_OF_SCREEN)
-            stream.flush()
-            if not done:
-                sleep(REFRESH_S)
-    stream.write("".join(f"{line}\n" for line in lines))
-    stream.flush()
-
-
-def _cropped(lines: list[str], rows: int, keep_end: bool) -> list[str]:
-    if len(lines) <= rows or not keep_end:
-        return lines[:rows]
-    return [lines[0], *lines[len(lines) - rows + 1 :]]
-
-
-@contextlib.contextmanager
-def _own_screen(stream: TextIO) -> Iterator[None]:
-    def leave(_number: int, _frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    # A terminal left on the other screen without a cursor is no good to anybody: SIGTERM cleans up as well.
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, leave) if main else None
-    stream.write(ENTER)
-    try:
-        yield
-    finally:
-        stream.write(LEAVE)
-        stream.flush()
-        if main:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _size(stream: TextIO) -> tuple[int, int]:
-    try:
-        found = os.get_terminal_size(stream.fileno())
-    except (OSError, ValueError):
-        return 80, 24
-    return found.columns or 80, found.lines or 24

@@ -5,7 +5,20 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["cells", "clip", "count", "duration", "memory_size", "plural", "rate", "size", "table"]
+__all__ = [
+    "cells",
+    "clip",
+    "count",
+    "duration",
+    "fitted",
+    "memory_size",
+    "plural",
+    "printable",
+    "rate",
+    "short_name",
+    "size",
+    "table",
+]
 
 
 def duration(seconds: float | None) -> str:
@@ -51,12 +64,17 @@ def plural(number: int, noun: str) -> str:
 
 
 def rate(per_second: float | None) -> str:
-    """A rate: ``0.25``, ``7.5``, ``1,234``; ``-`` when unknown."""
-    if per_second is None:
-        return "-"
+    """A rate: ``0``, ``0.25``, ``7.5``, ``1,234``; ``-`` when unknown."""
+    if not per_second:
+        return "-" if per_second is None else "0"
     if per_second >= 100:
         return f"{per_second:,.0f}"
     return f"{per_second:.1f}" if per_second >= 1 else f"{per_second:.2f}"
+
+
+def printable(text: str) -> str:
+    """``text`` with a question mark for each character that could steer a terminal."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def cells(text: str) -> int:
@@ -72,7 +90,7 @@ def _cells(character: str) -> int:
 
 def clip(text: str, width: int) -> str:
     """``text`` in at most ``width`` columns; control characters, which could steer the terminal, become ``?``."""
-    shown = "".join(character if character.isprintable() else "?" for character in text)
+    shown = printable(text)
     if cells(shown) <= width:
         return shown
     taken, used = [], 0
@@ -96,3 +114,30 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozen
         return "  ".join(shown).rstrip()
 
     return [line(header), *(line(row) for row in rows)]
+
+
+def fitted(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: frozenset[str] = frozenset(),
+    dropped_first: Sequence[str] = (),
+    width: int | None = None,
+) -> list[str]:
+    """Lines of a table of at most ``width`` columns of a terminal (None: any): what it has no room for is left out,
+    columns of ``dropped_first`` in that order. Columns in ``right`` end flush."""
+    keep = list(range(len(header)))
+    for name in (*dropped_first, None):
+        chosen = [[row[place] for place in keep] for row in rows]
+        flush = frozenset(at for at, place in enumerate(keep) if header[place] in right)
+        lines = table([header[place] for place in keep], chosen, right=flush)
+        if name is None or width is None or max(map(cells, lines)) <= width:
+            break
+        keep.remove(header.index(name))
+    return lines
+
+
+def short_name(model: str) -> str:
+    """A model without the folders or the organisation before its name; an adapter's is kept behind a plus."""
+    parts = (part.rstrip("/").rpartition("/")[2] or part for part in model.split("+"))
+    return "+".join(parts)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
-
-import orjson
+from typing import TYPE_CHECKING, cast
 
 from jobs.batch import Batch
 from jobs.connect import foreign_data
 from jobs.keys import BatchKeys, worker_key
+from submit.worker_state import WorkerState, parse_state
 
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["NO_WORKER", "RUN_ENDED", "LineInFlight", "WorkerState", "Workers", "activity"]
+__all__ = ["NO_WORKER", "RUN_ENDED", "Workers", "activity"]
 
 NO_WORKER = "waiting for a worker"
 RUN_ENDED = "waiting for its `promptmill run` to be started again"
@@ -28,109 +26,6 @@ RESCAN_NONE_S = 1.0
 """And this often while there are none."""
 MAX_STATE_BYTES = 1 << 20
 """Far above what a worker publishes: a longer value is no worker's, and is not loaded."""
-MAX_COUNT = 2**53
-
-
-@dataclass(frozen=True, slots=True)
-class LineInFlight:
-    """A line being worked on: what of its prompt is read, what is generated so far."""
-
-    batch_id: str
-    index: int
-    id: str
-    phase: str
-    prompt_tokens: int
-    prefilled: int
-    completion_tokens: int
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "index": self.index,
-            "id": self.id,
-            "phase": self.phase,
-            "prompt_tokens": self.prompt_tokens,
-            "prefilled": self.prefilled,
-            "completion_tokens": self.completion_tokens,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """What one worker published last; ``tokens_per_second`` counts new tokens, ``occupancy`` is 0..1."""
-
-    name: str
-    state: str
-    model: str | None
-    models: tuple[str, ...]
-    queues: tuple[str, ...]
-    tokens_per_second: float | None
-    occupancy: float | None
-    memory_bytes: int | None
-    in_flight: tuple[LineInFlight, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "state": self.state,
-            "tokens_per_second": self.tokens_per_second,
-            "occupancy": self.occupancy,
-            "memory_bytes": self.memory_bytes,
-        }
-
-    def lines_of(self, batch_id: str) -> tuple[LineInFlight, ...]:
-        return tuple(line for line in self.in_flight if line.batch_id == batch_id)
-
-
-def parse_state(raw: bytes) -> WorkerState | None:
-    """The state in a worker's JSON; None where it is none (another version's, or not a worker's at all)."""
-    try:
-        data = orjson.loads(raw)
-        return WorkerState(
-            name=_text(data["name"]),
-            state=_text(data["state"]),
-            model=None if data.get("model") is None else _text(data["model"]),
-            models=tuple(_text(item) for item in data.get("models") or ()),
-            queues=tuple(_text(item) for item in data.get("queues") or ()),
-            tokens_per_second=_number(data.get("tokens_per_second")),
-            occupancy=_number(data.get("occupancy")),
-            memory_bytes=None if data.get("memory_bytes") is None else _count(data["memory_bytes"]),
-            in_flight=tuple(_line(item) for item in data.get("in_flight") or ()),
-        )
-    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError):
-        return None
-
-
-def _line(item: dict[str, Any]) -> LineInFlight:
-    return LineInFlight(
-        batch_id=_text(item["batch_id"]),
-        index=_count(item["index"]),
-        id="-" if item.get("id") is None else _text(item["id"]),
-        phase=_text(item["phase"]),
-        prompt_tokens=_count(item.get("prompt_tokens") or 0),
-        prefilled=_count(item.get("prefilled") or 0),
-        completion_tokens=_count(item.get("completion_tokens") or 0),
-    )
-
-
-def _text(value: Any) -> str:
-    """Text fit for a terminal: what could move its cursor is replaced."""
-    if not isinstance(value, str):
-        raise TypeError("text is needed")
-    return value if value.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in value)
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_COUNT:
-        raise ValueError("a count is needed")
-    return value
-
-
-def _number(value: Any) -> float | None:
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not 0 <= value <= MAX_COUNT:
-        raise ValueError("a number is needed")
-    return float(value)
 
 
 class Workers:
@@ -196,6 +91,8 @@ def activity(batch: Batch, queues: frozenset[str], states: Iterable[WorkerState]
     if not serving and batch.pool is not None:
         return RUN_ENDED
     others = any(state.in_flight for state in serving)
+    if serving and all(state.paused for state in serving):
+        return "waiting: its workers are paused, `promptmill workers` shows which"
     if unserved and not others:
         return f"{NO_WORKER} that serves {', '.join(sorted(served_by(queue, batch.pool) for queue in unserved))}"
     if all(state.state == "draining" for state in serving):

@@ -90,7 +90,14 @@ class Snapshot:
     decode_rows: int = 0
     decode_slots: int = 0
     completion_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    finished_lines: int = 0
     memory_bytes: int = 0
+
+
+COUNTED = ("decode_rows", "decode_slots", "completion_tokens", "prompt_tokens", "cached_tokens", "finished_lines")
+"""What a snapshot sums over the engines there are and were."""
 
 
 class Compute(threading.Thread):
@@ -102,7 +109,7 @@ class Compute(threading.Thread):
     ``failure`` holds the exception that ended the thread, if one did, and ``failed_group`` the model that was at work
     then, ``alone`` the line if it was the only one under way: the worker hands back and exits.
     ``loaded`` has the measured sizes of the loaded models; ``budget`` is the memory for all of them and their caches
-    (None: no limit), known once a size was asked for or a model loaded.
+    (None: no limit), known once a size was asked for or a model loaded; ``memory_limit`` is that with the draft model.
 
     What the weights leave of the budget goes to the engines in equal parts, idle ones included. Parts change when
     models come and go, not with the work; prefixes that no longer fit into a part are dropped. A row larger than a
@@ -129,13 +136,13 @@ class Compute(threading.Thread):
         self._on_begin = on_begin
         self._wake = wake
         self._isolation = Isolation(unstored)
-        self.budget = settings.memory_limit
+        self.budget = self.memory_limit = settings.memory_limit
         self.loaded: Mapping[Group, Size] = MappingProxyType({})
         self._sizes: dict[Group, Size] = {}
         self._engines: dict[Group, Engine] = {}
         self._served: dict[Group, ServedModel] = {}
         self._draft: LoadedModel | None = None
-        self._past = (0, 0, 0)
+        self._past = dict.fromkeys(COUNTED, 0)
         self._failed: dict[Group, tuple[float, ModelLoadError]] = {}
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._snapshot_at = 0.0
@@ -306,7 +313,7 @@ class Compute(threading.Thread):
         if group in self.loaded:
             return self.loaded[group]
         settings = self.settings
-        self.budget = memory_budget(settings.memory_limit)
+        self.budget = self.memory_limit = memory_budget(settings.memory_limit)
         if self.budget is not None and self._draft is not None:
             self.budget -= self._draft.weight_bytes
         if group not in self._sizes:  # the hub is not asked again for every load
@@ -341,12 +348,7 @@ class Compute(threading.Thread):
         if engine is None:
             return
         del self._served[group]
-        rows, slots, tokens = self._past
-        self._past = (
-            rows + engine.stats.decode_rows,
-            slots + engine.stats.decode_slots,
-            tokens + engine.stats.completion_tokens,
-        )
+        self._past = self._counted([engine])
         before = active_memory()
         engine.close()
         del engine
@@ -465,11 +467,15 @@ class Compute(threading.Thread):
             return
         self._snapshot_at = now
         self._on_begin([])  # what could not be noted when it began
-        engines, (rows, slots, tokens) = list(self._engines.values()), self._past
+        engines = list(self._engines.values())
         self.snapshot = Snapshot(
             in_flight=tuple(line for engine in engines for line in engine.snapshot()),
-            decode_rows=rows + sum(engine.stats.decode_rows for engine in engines),
-            decode_slots=slots + sum(engine.stats.decode_slots for engine in engines),
-            completion_tokens=tokens + sum(engine.stats.completion_tokens for engine in engines),
             memory_bytes=engines[0].memory_bytes if engines else 0,
+            **self._counted(engines),
         )
+
+    def _counted(self, engines: list[Engine]) -> dict[str, int]:
+        """Totals of these engines and of those that were unloaded."""
+        return {
+            name: past + sum(getattr(engine.stats, name) for engine in engines) for name, past in self._past.items()
+        }

@@ -7,6 +7,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -15,6 +17,7 @@ import redis.exceptions
 from jobs.attempt import Standing
 from jobs.keys import worker_key
 from worker.lease import RENEW_S
+from worker.recent import Recent
 from worker.warm import share_out
 
 if TYPE_CHECKING:
@@ -35,14 +38,16 @@ SHOWN_LINES = 256
 class Pulse(threading.Thread):
     """Beats every second on a connection of its own, so that no long write of another thread can delay a lease."""
 
-    def __init__(self, connection: Redis, service: Service) -> None:
+    def __init__(self, connection: Redis, service: Service, *, now: Callable[[], float] = time.time) -> None:
         super().__init__(name="pulse", daemon=True)
         self._connection = connection
         self._service = service
         self._stopped = threading.Event()
         self._renewed_at = 0.0
         self._gone: dict[str, Attempt] = {}
-        self._last = (0, 0, 0, time.monotonic())
+        self._recent = Recent(time.monotonic(), service.compute.snapshot)
+        self._started_at = now()
+        self._version = version("promptmill")
 
     def stop(self) -> None:
         """End and take the published state away."""
@@ -92,10 +97,6 @@ class Pulse(threading.Thread):
     def _state(self, now: float) -> dict[str, Any]:
         service = self._service
         compute, shot = service.compute, service.compute.snapshot
-        tokens, rows, slots, at = self._last
-        self._last = (shot.completion_tokens, shot.decode_rows, shot.decode_slots, now)
-        stepped = shot.decode_slots - slots
-        occupancy = (shot.decode_rows - rows) / stepped if stepped > 0 else None
         loading = compute.loading
         word = "busy" if service.held else "idle"
         if service.draining:
@@ -112,9 +113,18 @@ class Pulse(threading.Thread):
             "queues": service.rq.queue_names(),
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
-            "tokens_per_second": round((shot.completion_tokens - tokens) / max(now - at, 1e-6), 1),
-            "occupancy": None if occupancy is None else round(occupancy, 3),
+            "version": self._version,
+            "started_at": round(self._started_at, 3),
+            **self._recent.add(now, shot),
             "memory_bytes": shot.memory_bytes,
+            "memory_limit_bytes": compute.memory_limit,
+            "totals": {
+                "lines": shot.finished_lines,
+                "prompt_tokens": shot.prompt_tokens,
+                "cached_tokens": shot.cached_tokens,
+                "completion_tokens": shot.completion_tokens,
+            },
+            "lines_in_flight": len(shot.in_flight),
             "in_flight": [self._line(line) for line in shot.in_flight[:SHOWN_LINES]],
         }
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from jobs.keys import PREFIX
+from jobs.keys import PAUSED, PREFIX
 from submit.doctor.finding import Finding, good, skipped, unsure
 from submit.text import plural
-from submit.workers import SCAN_STEP, Workers, WorkerState, served_by
+from submit.worker_state import WorkerState
+from submit.workers import SCAN_STEP, Workers, served_by
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["Pool", "ask_pool", "check_pool"]
 
 SUSPENDED, QUEUES, QUEUE = "rq:suspended", "rq:queues", "rq:queue:"
-PAUSED = PREFIX + "paused"
-"""Hash: names of workers, or of hosts, that are to take nothing."""
 REGISTERED, WORKER = "rq:workers", "rq:worker:"
 TROUBLE = re.compile(PREFIX + r"trouble:[0-9a-f]{12}(?:pid:\[\d+\])?:(?P<group>.*)", re.DOTALL)
 REASON = ":reason"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from jobs.batch import queue_name
 from jobs.keys import worker_key
 from jobs.store import Store
+from submit import Client, FirstToken, LineFinished, PromptProgress, WorkerState
 from tests import waiting
 from tests.mixed import audit, lines, records
 
@@ -258,3 +260,69 @@ def test_worker_whose_model_does_not_fit_its_flags(
     """Heads that the group size does not divide: status 5, with the group size to choose."""
     assert start_worker("--burst", "--kv-bits", "8").wait(DEADLINE_S) == 5
     assert "--kv-group-size 64 does not divide: choose 32" in (tmp_path / "worker-0.log").read_text()
+
+
+def test_a_batch_is_watched_while_a_worker_is_at_it(
+    server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """Each line has its prompt's end, one first token and its record, in this order; some are seen under way. The
+    worker says what it has in memory, how fast it is, and what came from its prefix cache."""
+    start_worker("--decode-concurrency", "4", "--memory-limit", "1GB", "--name", "mini")
+    text = "Once upon a time there was a fox. " * 12
+    jobs = [
+        {"id": f"row-{n}", "prompt": f"{text} One day {n}", "max_tokens": 250, "ignore_eos": True} for n in range(24)
+    ]
+    told: list[Any] = []
+    with Client(server_url) as client:
+        batch = client.submit(jobs, model=MODEL)
+        seen: list[WorkerState] = []
+
+        def look(event: Any) -> None:
+            told.append(event)
+            seen.extend(client.workers())
+
+        done = batch.wait(DEADLINE_S, on_prompt_progress=look, on_first_token=look, on_line=look, on_batch=told.append)
+    assert told.pop() == done
+    assert done.completed == 24
+    for n in range(24):
+        own = [event for event in told if event.index == n]
+        *progress, first, line = own
+        assert progress
+        assert all(isinstance(event, PromptProgress) for event in progress)
+        assert progress[-1].prefilled == progress[-1].prompt_tokens == line.record["usage"]["prompt_tokens"]
+        assert isinstance(first, FirstToken)
+        assert isinstance(line, LineFinished)
+        assert {event.id for event in own} == {f"row-{n}"}
+    # With four rows for 24 lines, first tokens were not all told with their records.
+    places = {(type(event), event.index): place for place, event in enumerate(told)}
+    assert any(places[LineFinished, n] - places[FirstToken, n] > 1 for n in range(24))
+    last = seen[-1]
+    assert (last.models, last.memory_limit_bytes, last.version) == ((MODEL,), 2**30, version("promptmill"))
+    assert last.loaded[0].name == MODEL
+    assert 0 < last.loaded[0].size < (last.memory_bytes or 0)
+    assert max(state.tokens_per_second or 0 for state in seen) > 0
+    assert max(state.occupancy or 0 for state in seen) > 0.5
+    assert (last.cached_share or 0) > 0.5
+    assert max(state.lines_in_flight for state in seen) >= 4
+
+
+def test_workers_are_listed_and_those_that_were_killed_fall_silent(
+    store: Store, server_url: str, start_worker: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """`promptmill workers`: a row for each, and a dead one is said to be silent, not gone."""
+    start_worker("--name", "mini")
+    victim = start_worker("--name", "studio")
+    until(lambda: promptmill(server_url, "workers").stdout.count(" model 4 MiB  ") == 2, "both are ready")
+    header, *rows = promptmill(server_url, "workers").stdout.splitlines()
+    assert header.split()[:4] == ["worker", "state", "models", "memory"]
+    assert [row.partition(".")[0] for row in rows] == ["mini", "studio"]
+    assert all(row.split()[1] == "idle" for row in rows)
+    victim.kill()
+    victim.wait()
+
+    def states() -> dict[str, str]:
+        found = orjson.loads(promptmill(server_url, "workers", "--json").stdout)
+        return {worker["name"].partition(".")[0]: worker["state"] for worker in found}
+
+    until(lambda: states() == {"mini": "idle", "studio": "silent"}, "the dead one is silent")
+    assert "silent for " in promptmill(server_url, "workers").stdout

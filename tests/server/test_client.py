@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from jobs.errors import BatchNotFoundError, InputError, LineError, RedisError, RefusedError, WaitTimeoutError
+from jobs.keys import worker_key
 from jobs.line import Job
 from jobs.pool import paused_workers, pool_paused
 from jobs.record import Choice
 from jobs.store import Store
 from submit import Client
-from tests.pool import MODEL, echo, prompts, work
+from tests.pool import MODEL, echo, prompts, publish, work
 from tests.proxy import Proxy
 
 
@@ -202,3 +203,13 @@ def test_the_pool_and_its_workers_are_paused(client: Client, store: Store) -> No
     client.resume()
     client.resume("mini", "mini-2.4711")
     assert (pool_paused(store), paused_workers(store)) == (False, [])
+
+
+def test_workers_are_typed_states(client: Client, store: Store) -> None:
+    """What live workers publish, by name; what is none is left out."""
+    publish(store, "studio.2", state="busy", tokens_per_second=12.5, memory_bytes=5, paused=True)
+    publish(store, "mini.1")
+    store.connection.set(worker_key("evil"), b"{")
+    mini, studio = client.workers()
+    assert (mini.name, mini.state, mini.paused) == ("mini.1", "idle", False)
+    assert (studio.name, studio.word, studio.tokens_per_second) == ("studio.2", "paused", 12.5)

@@ -57,16 +57,25 @@ def is_mlx_lm(name: str) -> bool:
     return name.split(".")[0] == "mlx_lm"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["submit", "--help"], ["run", "--help"], ["results", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in ("submit", "run", "results", "status", "workers"))]
+)
 def test_help_is_light(arguments: list[str]) -> None:
-    """Help imports neither redis, rq nor mlx."""
+    """Help imports neither redis, rq, rich nor mlx."""
     script = (
         "import sys; from submit.cli import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
-        "print(sorted({'redis', 'rq', 'mlx', 'mlx_lm', 'transformers'} & set(sys.modules)))"
+        "print(sorted({'redis', 'rq', 'rich', 'mlx', 'mlx_lm', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_only_full_screens_import_rich() -> None:
+    """What prints plain text does not pay for it."""
+    script = "import sys, submit.watching, submit.screen, submit.client; print('rich' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import orjson
 import pytest
+from rich.text import Text
 
 from jobs.batch import Batch, Usage
 from submit.overview import batch_object, batch_table, detail
 from submit.progress import Rates
 from submit.screen import watch
 from submit.text import cells
-from submit.workers import RUN_ENDED, LineInFlight, WorkerState, activity, parse_state
+from submit.worker_state import LineInFlight, WorkerState, parse_state
+from submit.workers import RUN_ENDED, activity
 
 NOW = 1_790_000_300.0
 QUEUE = "promptmill:normal:org/pocket"
@@ -115,9 +117,9 @@ def test_the_json_object_has_the_lines_in_flight() -> None:
     assert shown["request_counts"] == {"total": 1000, "completed": 590, "failed": 10}
     assert shown["rates"]["eta_s"] == pytest.approx(201.3)
     assert shown["waiting"] is None
-    assert shown["workers"] == [
-        {"name": "mini.7", "state": "busy", "tokens_per_second": 230.0, "occupancy": 0.9, "memory_bytes": 3 * 2**30}
-    ]
+    (one,) = shown["workers"]
+    assert (one["name"], one["state"], one["models"]) == ("mini.7", "busy", ["org/pocket"])
+    assert (one["tokens_per_second"], one["occupancy"], one["memory_bytes"]) == (230.0, 0.9, 3 * 2**30)
     assert shown["in_flight"] == [
         {
             "index": 601,
@@ -172,65 +174,57 @@ def test_what_is_no_state_is_passed_over(raw: bytes) -> None:
     assert parse_state(raw) is None
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+class Counting:
+    """A view that comes to its end with the third look."""
+
+    def __init__(self) -> None:
+        self.looks: list[bool] = []
+        self.widths: list[int | None] = []
+
+    def look(self, *, drawn: bool) -> bool:
+        self.looks.append(drawn)
+        return len(self.looks) == 3
+
+    def text(self, width: int | None) -> list[str]:
+        self.widths.append(width)
+        return [f"look {len(self.looks)}", "[red]and a second line"]
+
+    def draw(self, width: int, height: int, *, unicode: bool) -> list[Text]:
+        raise AssertionError("nothing is drawn here")
 
 
-def frames(*texts: list[str]) -> tuple[list[int | None], object]:
-    """A view that shows ``texts`` one after the other, and the widths it was asked for."""
-    widths: list[int | None] = []
-
-    def frame(width: int | None) -> tuple[list[str], bool]:
-        widths.append(width)
-        return texts[len(widths) - 1], len(widths) == len(texts)
-
-    return widths, frame
-
-
-def test_watching_on_a_terminal_uses_a_screen_of_its_own() -> None:
-    """Frames are drawn over each other, clipped to the terminal; the last stays behind, whole."""
-    stream = Terminal()
-    widths, frame = frames(["one"], ["first", "second line", "third", "fourth"])
-    watch(frame, stream, environ={"TERM": "xterm"}, size=lambda _stream: (8, 4), sleep=lambda _s: None)
-    entered, _, rest = stream.getvalue().partition("\x1b[?1049h\x1b[?25l")
-    assert entered == ""
-    drawn, _, left = rest.partition("\x1b[?25h\x1b[?1049l")
-    assert drawn == (
-        "\x1b[Hone\x1b[K\r\n\x1b[J"
-        "\x1b[Hfirst\x1b[K\r\nsecond …\x1b[K\r\nthird\x1b[K\r\n\x1b[J"
-    )  # fmt: skip
-    assert left == "first\nsecond line\nthird\nfourth\n"
-    assert widths == [8, 8]
+def test_watching_into_a_pipe_is_plain() -> None:
+    """Each view is printed after the other, whole and without control codes, and what only a screen shows is not
+    read."""
+    stream, view = io.StringIO(), Counting()
+    watch(view, stream, environ={"TERM": "xterm"}, sleep=lambda _s: None)
+    assert stream.getvalue().splitlines()[::2] == ["look 1", "look 2", "look 3"]
+    assert stream.getvalue().splitlines()[1::2] == ["[red]and a second line"] * 3
+    assert view.widths == [None] * 3
+    assert view.looks == [False] * 3
 
 
-def test_a_long_list_keeps_its_header_and_its_end() -> None:
-    """Where the newest rows are last, the rows in between are left out."""
-    stream = Terminal()
-    _, frame = frames(["header", "1", "2", "3", "4"])
-    watch(frame, stream, keep_end=True, environ={}, size=lambda _stream: (80, 4), sleep=lambda _s: None)
-    assert "\x1b[Hheader\x1b[K\r\n3\x1b[K\r\n4\x1b[K\r\n\x1b[J" in stream.getvalue()
+def test_a_dumb_terminal_is_no_screen() -> None:
+    """TERM=dumb is watched as a pipe is."""
+
+    class Dumb(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Dumb()
+    watch(Counting(), stream, environ={"TERM": "dumb"}, sleep=lambda _s: None)
+    assert "\x1b" not in stream.getvalue()
 
 
-def test_leaving_with_ctrl_c_gives_the_terminal_back() -> None:
-    """Ctrl-C is the way to leave: the cursor and the ordinary screen come back, and nothing is raised."""
-    stream = Terminal()
-    _, frame = frames(["one"], ["two"])
+def test_leaving_a_pipe_with_ctrl_c_is_no_error() -> None:
+    """Ctrl-C is the way to leave: nothing is raised, and what was printed stays."""
+    stream = io.StringIO()
 
     def interrupted(_seconds: float) -> None:
         raise KeyboardInterrupt
 
-    watch(frame, stream, environ={}, size=lambda _stream: (80, 24), sleep=interrupted)
-    assert stream.getvalue().endswith("\x1b[?25h\x1b[?1049lone\n")
-
-
-def test_watching_into_a_pipe_is_plain() -> None:
-    """Elsewhere each view is printed after the other, whole and without control codes."""
-    stream = io.StringIO()
-    widths, frame = frames(["one"], ["two", "three"])
-    watch(frame, stream, environ={"TERM": "xterm"}, sleep=lambda _s: None)
-    assert stream.getvalue() == "one\ntwo\nthree\n"
-    assert widths == [None, None]
+    watch(Counting(), stream, environ={}, sleep=interrupted)
+    assert stream.getvalue() == "look 1\n[red]and a second line\n"
 
 
 def test_ended_batches_say_when_and_live_ones_when_they_will() -> None:

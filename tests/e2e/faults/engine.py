@@ -60,6 +60,9 @@ class Stats:
     decode_rows: int = 0
     decode_slots: int = 0
     completion_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    finished_lines: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -219,6 +222,7 @@ class StubEngine:
                 continue
             row = self._rows[key] = self._row(self._waiting.pop(key))
             self._log.line("begin", key)
+            self.stats.prompt_tokens += len(row.line.prompt)
             now = time.perf_counter()
             for sequence in row.sequences:
                 sequence.prefill_started = now
@@ -245,6 +249,7 @@ class StubEngine:
         if row.at == len(row.text):
             del self._rows[row.line.key]
             self._log.line("end", row.line.key)
+            self.stats.finished_lines += 1
             self._end(row, "max_tokens")
             self._reached("mid_shard")
 

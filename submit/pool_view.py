@@ -1,0 +1,177 @@
+"""``promptmill status --watch`` on a full screen: all batches, and the lines in flight over all workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from rich.text import Text
+
+from jobs.batch import PRIORITIES, Batch
+from submit.crew import summed_speeds
+from submit.flight import flight_section, taking_turns
+from submit.overview import NO_BATCHES, models_of, pace
+from submit.progress import Rates
+from submit.text import duration, plural, rate
+from submit.widgets import Column, bar, beside, columns, fit, more, sparkline, text, wrapped
+from submit.worker_state import WorkerState
+
+__all__ = ["PoolScene", "draw_pool", "headline", "in_order"]
+
+SPARK = 20
+WIDE = 110
+"""Columns of a terminal from which on bars are longer."""
+STYLES = {
+    "running": "green",
+    "waiting": "yellow",
+    "loading": "yellow",
+    "paused": "magenta",
+    "completed": "bright_black",
+    "cancelled": "yellow",
+    "expired": "yellow",
+    "failed": "red",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolScene:
+    """The pool at one moment: ``now`` in seconds since the epoch; ``rates`` of the last minute, and why batches wait,
+    by batch id."""
+
+    now: float
+    batches: Sequence[Batch]
+    states: Sequence[WorkerState]
+    rates: Mapping[str, Rates] = field(default_factory=dict)
+    waiting: Mapping[str, str] = field(default_factory=dict)
+
+
+def draw_pool(scene: PoolScene, width: int, height: int, *, unicode: bool = True) -> list[Text]:
+    """At most ``height`` lines of at most ``width`` columns: the pool in short, batches, lines in flight."""
+    lines = [
+        headline("promptmill", scene.states, scene.now, width),
+        *_totals(scene, width, unicode),
+        text(""),
+    ]
+    by_id = {batch.id: batch for batch in scene.batches}
+    flights = taking_turns(
+        [
+            (state, line)
+            for state in scene.states
+            for line in state.in_flight
+            if line.batch_id not in by_id or not by_id[line.batch_id].done
+        ]
+    )
+    room = height - len(lines)
+    batches = _batch_lines(scene, width, unicode)
+    # Lines in flight have half of the screen where there are so many, and what batches leave.
+    wanted = len(flights) + 3 if flights else 0
+    given = max(room - min(wanted, room // 2), 3)
+    lines += more(batches, given, len(scene.batches)) if scene.batches else batches
+    left = height - len(lines) - 1
+    section = flight_section(
+        flights,
+        sum(state.lines_in_flight for state in scene.states),
+        width,
+        left,
+        batch_name=lambda batch_id: (by_id[batch_id].name if batch_id in by_id else None) or batch_id,
+        unicode=unicode,
+    )
+    return fit([*lines, *([text(""), *section] if section else [])], width, height)
+
+
+def headline(title: str, states: Sequence[WorkerState], now: float, width: int) -> Text:
+    """What is watched, how many workers there are and what they do, and the time of day."""
+    words = Counter(state.word for state in states)
+    order = ("busy", "idle", "loading", "paused", "draining")
+    counted = [f"{words.pop(word)} {word}" for word in order if words[word]]
+    counted += [f"{number} {word}" for word, number in sorted(words.items()) if number]
+    workers = f"{plural(len(states), 'worker')}: {', '.join(counted)}" if states else "no workers"
+    left = text(title, "bold").append("   ").append_text(text(workers, "" if states else "red"))
+    return beside(left, text(datetime.fromtimestamp(now).strftime("%H:%M:%S"), "bright_black"), width)
+
+
+def _totals(scene: PoolScene, width: int, unicode: bool) -> list[Text]:
+    states = scene.states
+    speed = sum(state.tokens_per_second or 0.0 for state in states)
+    lines = sum(state.lines_per_second or 0.0 for state in states)
+    words = Counter(_word(batch, scene.waiting) for batch in scene.batches if not batch.done)
+    spark = sparkline(summed_speeds(states), SPARK, unicode=unicode)
+    parts = [
+        text(f"{rate(speed)} tok/s ", "bold").append_text(spark),
+        text(f"{rate(lines)} lines/s"),
+        text(", ".join(f"{number} {word}" for word, number in sorted(words.items())) or "nothing to do"),
+    ]
+    return wrapped(parts, width)
+
+
+def in_order(batches: Sequence[Batch], waiting: Container[str] = ()) -> list[Batch]:
+    """What runs first, then what waits, both by priority and the older first; then what has ended, the latest first."""
+    live = [batch for batch in batches if not batch.done]
+    done = [batch for batch in batches if batch.done]
+    live.sort(
+        key=lambda batch: (batch.id in waiting, batch.status != "in_progress", _urgency(batch.priority), batch.id)
+    )
+    done.sort(key=lambda batch: (batch.ended_at or 0.0, batch.id), reverse=True)
+    return [*live, *done]
+
+
+def _urgency(priority: str) -> int:
+    return PRIORITIES.index(priority) if priority in PRIORITIES else len(PRIORITIES)
+
+
+def _batch_lines(scene: PoolScene, width: int, unicode: bool) -> list[Text]:
+    batches = in_order(scene.batches, scene.waiting)
+    if not batches:
+        return [text(NO_BATCHES)]
+    paces = [pace(batch, scene.now, scene.rates.get(batch.id)) for batch in batches]
+    shares = [batch.finished / batch.total if batch.total else 0.0 for batch in batches]
+    failed = any(batch.failed for batch in batches)
+    table = [
+        Column("batch", [text(batch.name or batch.id, _weight(batch)) for batch in batches], least=12, middle=True),
+        Column("id", [text(batch.id if batch.name else "", "bright_black") for batch in batches], rank=8),
+        Column("state", [_state(batch, scene.waiting) for batch in batches], rank=1),
+        Column("progress", [bar(share, 24 if width >= WIDE else 8, _colour(batch), unicode=unicode)
+                            for batch, share in zip(batches, shares, strict=True)], rank=3),
+        Column("", [text(f"{int(share * 100)}%") for share in shares], right=True),
+        Column("lines", [text(f"{batch.finished:,}/{batch.total:,}") for batch in batches], right=True),
+        Column("tok/s", [text(rate(speed)) for speed, _ in paces], right=True, rank=2),
+        Column("left", [_left(batch, eta, scene) for batch, (_, eta) in zip(batches, paces, strict=True)], right=True),
+        Column("prio", [text(batch.priority) for batch in batches], rank=5),
+        Column("model", [text(models_of(batch.models)) for batch in batches], rank=6),
+        Column("", [text(scene.waiting.get(batch.id, ""), "yellow") for batch in batches], rank=7, least=24),
+    ]  # fmt: skip
+    if failed:
+        place = next(place for place, column in enumerate(table) if column.title == "lines") + 1
+        cells = [text(f"{batch.failed:,}" if batch.failed else "-", "red" if batch.failed else "") for batch in batches]
+        table.insert(place, Column("failed", cells, right=True, rank=2))
+    return columns(table, width)
+
+
+def _weight(batch: Batch) -> str:
+    return "bright_black" if batch.done else "bold"
+
+
+def _colour(batch: Batch) -> str:
+    return "bright_black" if batch.done else "green"
+
+
+def _word(batch: Batch, waiting: Mapping[str, str]) -> str:
+    """How a batch is, in one word: why it waits says so with its first one."""
+    why = waiting.get(batch.id)
+    if why is None:
+        return "running" if batch.status == "in_progress" else batch.status
+    return next((word for word in ("loading", "paused") if why.startswith(word)), "waiting")
+
+
+def _state(batch: Batch, waiting: Mapping[str, str]) -> Text:
+    word = _word(batch, waiting)
+    return text(word, STYLES.get(word, ""))
+
+
+def _left(batch: Batch, eta: float | None, scene: PoolScene) -> Text:
+    if batch.done:
+        ended = batch.ended_at
+        return text("-" if ended is None else f"{duration(scene.now - ended)} ago", "bright_black")
+    return text("-" if batch.id in scene.waiting else duration(eta))

@@ -1,0 +1,152 @@
+"""What ``--watch`` looks at in Redis once a second: all batches, one batch, or the workers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from jobs.batch import Batch
+from jobs.ending import current, expire_due
+from jobs.info import read_batches
+from jobs.keeping import memory
+from submit.overview import batch_object, batch_table, detail
+from submit.progress import Rates, Window
+from submit.roster import worker_objects, worker_table
+from submit.silent import Silent, read_silent
+from submit.worker_state import WorkerState
+from submit.workers import Workers, activity
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from jobs.store import Store
+
+__all__ = ["BatchView", "PoolView", "WorkersView"]
+
+MEASURE_S = 10.0
+"""What a batch takes in Redis is measured again after this long: each of its keys is asked for."""
+
+
+class PoolView:
+    """All batches. With ``as_json`` the text is one list of objects."""
+
+    def __init__(self, store: Store, *, as_json: bool = False) -> None:
+        self._store, self._as_json = store, as_json
+        self._workers = Workers(store.connection)
+        self._windows: dict[str, Window] = {}
+        self._now = 0.0
+        self._batches: list[Batch] = []
+        self._rates: dict[str, Rates] = {}
+        self._states: list[WorkerState] = []
+        self._waiting: dict[str, str] = {}
+
+    def look(self, *, drawn: bool = False) -> bool:
+        """Read the batches; there is always more to come."""
+        expire_due(self._store)
+        self._now, self._batches = self._store.now(), self._store.batches()
+        self._rates = {
+            batch.id: self._windows.setdefault(batch.id, Window()).add(self._now, batch) for batch in self._batches
+        }
+        if drawn:
+            self._states = self._workers.read()
+            self._waiting = self._why_waiting()
+        return False
+
+    def _why_waiting(self) -> dict[str, str]:
+        live = [batch for batch in self._batches if not batch.done]
+        said = {batch.id: activity(batch, self._workers.queues_of(batch.id), self._states) for batch in live}
+        return {batch_id: why for batch_id, why in said.items() if why is not None}
+
+    def text(self, width: int | None) -> list[str]:
+        """A table, the oldest batch first."""
+        if self._as_json:
+            return [orjson.dumps([batch.as_dict(self._now) for batch in self._batches]).decode()]
+        return batch_table(self._batches, self._now, rates=self._rates, width=width)
+
+    def draw(self, width: int, height: int, *, unicode: bool = True) -> list[Text]:
+        """The batches with the workers and their lines in flight."""
+        from submit.pool_view import PoolScene, draw_pool
+
+        scene = PoolScene(self._now, self._batches, self._states, self._rates, self._waiting)
+        return draw_pool(scene, width, height, unicode=unicode)
+
+
+class BatchView:
+    """One batch, until it is done. With ``as_json`` the text is one object."""
+
+    def __init__(self, store: Store, batch: Batch, *, as_json: bool = False) -> None:
+        self._store, self._as_json = store, as_json
+        self._workers, self._window = Workers(store.connection), Window()
+        self._batch = batch
+        self._now = store.now()
+        self._states: list[WorkerState] = []
+        self._queues: frozenset[str] = frozenset()
+        self._recent = Rates()
+        self._memory, self._measured_at = 0, -MEASURE_S
+
+    def look(self, *, drawn: bool = False) -> bool:
+        """Read the batch and the workers; whether it is done."""
+        self._now, self._batch = self._store.now(), current(self._store, self._batch.id)
+        self._queues = self._workers.queues_of(self._batch.id)
+        self._recent = self._window.add(self._now, self._batch)
+        self._states = self._workers.read()
+        if not drawn and self._now - self._measured_at >= MEASURE_S:
+            self._measured_at, self._memory = self._now, memory(self._store.connection, self._batch.id)
+        return self._batch.done
+
+    def text(self, width: int | None) -> list[str]:
+        """Its facts, then its lines in flight."""
+        if self._as_json:
+            found = batch_object(self._batch, self._now, self._states, self._queues, self._memory)
+            return [orjson.dumps(found).decode()]
+        return detail(self._batch, self._now, self._states, self._queues, recent=self._recent, memory=self._memory)
+
+    def draw(self, width: int, height: int, *, unicode: bool = True) -> list[Text]:
+        """Its progress, the workers that serve it, its lines in flight."""
+        from submit.batch_view import BatchScene, draw_batch
+
+        scene = BatchScene(self._now, self._batch, self._states, self._queues, self._recent)
+        return draw_batch(scene, width, height, unicode=unicode)
+
+
+class WorkersView:
+    """The workers. With ``as_json`` the text is one list of objects."""
+
+    def __init__(self, store: Store, *, as_json: bool = False) -> None:
+        self._store, self._as_json = store, as_json
+        self._workers = Workers(store.connection)
+        self._now = 0.0
+        self._states: list[WorkerState] = []
+        self._silent: list[Silent] = []
+        self._names: dict[str, str] = {}
+
+    def look(self, *, drawn: bool = False) -> bool:
+        """Read what the workers say, and which of RQ's say nothing; there is always more to come."""
+        self._now, self._states = self._store.now(), self._workers.read()
+        live = frozenset(state.name for state in self._states)
+        self._silent = read_silent(self._store.connection, live, self._now)
+        if drawn:
+            self._name_batches()
+        return False
+
+    def text(self, width: int | None) -> list[str]:
+        """A table, by name."""
+        if self._as_json:
+            return [orjson.dumps(worker_objects(self._states, self._silent, self._now)).decode()]
+        return worker_table(self._states, self._silent, self._now, width=width)
+
+    def draw(self, width: int, height: int, *, unicode: bool = True) -> list[Text]:
+        """The workers with their lines in flight."""
+        from submit.workers_view import WorkersScene, draw_workers
+
+        scene = WorkersScene(self._now, self._states, self._silent, self._names)
+        return draw_workers(scene, width, height, unicode=unicode)
+
+    def _name_batches(self) -> None:
+        """Note the names of the batches that are worked on; each is asked for once."""
+        wanted = {line.batch_id for state in self._states for line in state.in_flight}
+        fresh = [batch_id for batch_id in wanted if batch_id not in self._names]
+        self._names = {batch_id: name for batch_id, name in self._names.items() if batch_id in wanted}
+        for batch in read_batches(self._store.connection, fresh):
+            self._names[batch.id] = batch.name or batch.id

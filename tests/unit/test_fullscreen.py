@@ -1,0 +1,46 @@
+"""What is written to a terminal so that a view stands on it."""
+
+from __future__ import annotations
+
+from submit.fullscreen import ERASE_LINE, ERASE_SCREEN, Painter
+from submit.widgets import text
+
+SIZE = (80, 24)
+
+
+def test_only_changed_lines_are_written() -> None:
+    """The first frame is drawn whole on an empty screen; then what differs, at its place."""
+    painter = Painter(colour=False)
+    assert painter.paint([text("one"), text(""), text("three")], SIZE) == (
+        f"{ERASE_SCREEN}\x1b[1;1Hone{ERASE_LINE}\x1b[3;1Hthree{ERASE_LINE}"
+    )
+    assert painter.paint([text("one"), text(""), text("three")], SIZE) == ""
+    assert painter.paint([text("one"), text("two"), text("three")], SIZE) == f"\x1b[2;1Htwo{ERASE_LINE}"
+    assert painter.paint([text("one")], SIZE) == f"\x1b[2;1H{ERASE_LINE}\x1b[3;1H{ERASE_LINE}"
+
+
+def test_another_size_is_drawn_on_anew() -> None:
+    """A terminal that was resized has its lines elsewhere; so has one that showed something else meanwhile."""
+    painter = Painter(colour=False)
+    painter.paint([text("one")], SIZE)
+    assert painter.paint([text("one")], (60, 10)) == f"{ERASE_SCREEN}\x1b[1;1Hone{ERASE_LINE}"
+    painter.forget()
+    assert painter.paint([text("one")], (60, 10)) == f"{ERASE_SCREEN}\x1b[1;1Hone{ERASE_LINE}"
+
+
+def test_no_more_lines_than_rows() -> None:
+    """What is below the screen would scroll it."""
+    assert "\x1b[3;1H" not in Painter(colour=False).paint([text(str(row)) for row in range(9)], (80, 2))
+
+
+def test_colours_are_the_sixteen_of_every_terminal() -> None:
+    """By name, and none where NO_COLOR asks for none."""
+    assert Painter().paint([text("one", "green")], SIZE).endswith(f"\x1b[32mone\x1b[0m{ERASE_LINE}")
+    assert "\x1b[32m" not in Painter(colour=False).paint([text("one", "green")], SIZE)
+
+
+def test_a_change_of_colour_is_a_change() -> None:
+    """The same letters in another style are written again."""
+    painter = Painter()
+    painter.paint([text("one", "green")], SIZE)
+    assert painter.paint([text("one", "red")], SIZE) == f"\x1b[1;1H\x1b[31mone\x1b[0m{ERASE_LINE}"
