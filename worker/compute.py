@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ class Snapshot:
     decode_slots: int = 0
     completion_tokens: int = 0
     memory_bytes: int = 0
+    prefix_bytes: int = 0
 
 
 class Compute(threading.Thread):
@@ -101,6 +103,7 @@ class Compute(threading.Thread):
     ``unstored()`` is how many ended lines have no stored record yet, None while Redis is out.
     ``failure`` holds the exception that ended the thread, if one did, and ``failed_group`` the model that was at work
     then, ``alone`` the line if it was the only one under way: the worker hands back and exits.
+    ``loads``, ``unloads`` and ``load_failures`` count those of each model.
     ``loaded`` has the measured sizes of the loaded models; ``budget`` is the memory for all of them and their caches
     (None: no limit), known once a size was asked for or a model loaded.
 
@@ -125,6 +128,9 @@ class Compute(threading.Thread):
         self.alone: LineKey | None = None
         self.snapshot = Snapshot()
         self.loading: Group | None = None
+        self.loads: Counter[Group] = Counter()
+        self.unloads: Counter[Group] = Counter()
+        self.load_failures: Counter[Group] = Counter()
         self._on_finished = on_finished
         self._on_begin = on_begin
         self._wake = wake
@@ -290,6 +296,7 @@ class Compute(threading.Thread):
             future.set_result(result)
         else:
             self._failed[group] = (time.monotonic(), failure)
+            self.load_failures[group] += 1
             free_memory()
             future.set_exception(failure)
 
@@ -324,6 +331,7 @@ class Compute(threading.Thread):
             self._sizes[group] = Size(base, own)
             self.loaded = MappingProxyType({**self.loaded, group: self._sizes[group]})
             self._share_memory()
+            self.loads[group] += 1
             log.info("loaded %s in %.1f s", group.key, time.monotonic() - started, extra={"action": "model_loaded"})
         return self._served[group]
 
@@ -347,6 +355,7 @@ class Compute(threading.Thread):
         after = active_memory()
         self.loaded = MappingProxyType({other: size for other, size in self.loaded.items() if other != group})
         self._share_memory()
+        self.unloads[group] += 1
         message = "unloaded %s: freed %s, %s still in use"
         log.info(message, group.key, readable(before - after), readable(after), extra={"action": "model_unloaded"})
 
@@ -448,10 +457,12 @@ class Compute(threading.Thread):
         self._snapshot_at = now
         self._on_begin([])  # what could not be noted when it began
         engines, (rows, slots, tokens) = list(self._engines.values()), self._past
+        memory = [engine.memory for engine in engines]
         self.snapshot = Snapshot(
             in_flight=tuple(line for engine in engines for line in engine.snapshot()),
             decode_rows=rows + sum(engine.stats.decode_rows for engine in engines),
             decode_slots=slots + sum(engine.stats.decode_slots for engine in engines),
             completion_tokens=tokens + sum(engine.stats.completion_tokens for engine in engines),
-            memory_bytes=engines[0].memory_bytes if engines else 0,
+            memory_bytes=memory[0][0] if memory else 0,
+            prefix_bytes=sum(prefixes for _, prefixes in memory),
         )

@@ -32,7 +32,10 @@ SHOWN_LINES = 256
 
 
 class Pulse(threading.Thread):
-    """Beats every second on a connection of its own, so that no long write of another thread can delay a lease."""
+    """Beats every second on a connection of its own, so that no long write of another thread can delay a lease.
+
+    ``answered_at`` is when Redis took the last beat, in seconds since the epoch, ``outages`` how often it stopped to.
+    """
 
     def __init__(self, connection: Redis, service: Service) -> None:
         super().__init__(name="pulse", daemon=True)
@@ -41,6 +44,9 @@ class Pulse(threading.Thread):
         self._stopped = threading.Event()
         self._renewed_at = 0.0
         self._gone: dict[str, Attempt] = {}
+        self.answered_at = time.time()
+        self.outages = 0
+        self._answering = True
         self._last = (0, 0, 0, time.monotonic())
 
     def stop(self) -> None:
@@ -52,7 +58,10 @@ class Pulse(threading.Thread):
         while not self._stopped.wait(PUBLISH_S):
             try:
                 self._beat()
+                self.answered_at, self._answering = time.time(), True
             except redis.exceptions.RedisError as error:
+                self.outages += self._answering
+                self._answering = False
                 log.debug("no pulse: %s", error, extra={"action": "redis_out"})
         try:
             self._connection.delete(worker_key(self._service.name))

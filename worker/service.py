@@ -39,6 +39,7 @@ from worker.held import MAX_ATTEMPTS, HeldShard, LineKey
 from worker.intake import Intake
 from worker.lease import MAINTENANCE_S, ShardJob, ShardWorker, machine
 from worker.marks import Marks
+from worker.metrics import RETURNED, Metrics
 from worker.models import Models
 from worker.pulse import Pulse
 from worker.recycle import HELD_BACK, RECYCLE
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
     from worker.engine.sequence import Finished
 
-__all__ = ["Service", "ServiceSettings"]
+__all__ = ["Service", "ServiceSettings", "worker_name"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -86,6 +87,11 @@ class ServiceSettings:
     engine: EngineSettings = field(default_factory=EngineSettings)
 
 
+def worker_name(name: str | None) -> str:
+    """What this process is called as a worker: ``name``, else the host's, and its process id."""
+    return f"{name or socket.gethostname().split('.')[0]}.{os.getpid()}"
+
+
 class Service:
     """One worker process. ``run`` returns its exit status."""
 
@@ -96,12 +102,15 @@ class Service:
         settings: ServiceSettings,
         *,
         marks_connection: Redis | None = None,
+        metrics: Metrics | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
-        self.name = f"{settings.name or socket.gethostname().split('.')[0]}.{os.getpid()}"
+        self.name = worker_name(settings.name)
         self.store = Store(connection, now=now)
         self.held: dict[str, HeldShard] = {}
+        self.suspended = False
+        self._metrics = metrics or Metrics()
         self._life = f"{self.name}/{uuid.uuid4().hex}"
         marks = Marks(self.store, marks_connection or pulse_connection, self._life, self.held, self.let_go)
         self.compute = Compute(settings.engine, self._line_finished, self._wake, marks.begin, self._unstored)
@@ -115,7 +124,7 @@ class Service:
         )
         self.rq = ShardWorker(self.store, self.turns.queues, self.name)
         self.spool = None if settings.spool is None else Spool(settings.spool, self.name, settings.spool_keep_s)
-        self.writer = Writer(self.store, self.name, self._shard_ended, self._retry, self.spool)
+        self.writer = Writer(self.store, self.name, self._shard_ended, self._retry, self.spool, metrics=metrics)
         self.intake = Intake(self.compute, self.writer, self._load_failed, now=now)
         self.pulse = Pulse(pulse_connection, self)
         self._now = now
@@ -186,11 +195,11 @@ class Service:
         self._idle_since = time.monotonic()
         while not self._stopping():
             try:
-                suspended = self.rq.suspended
+                self.suspended = self.rq.suspended
                 self._maintain()
                 if self._worn():  # only now that Redis has answered: without it nothing can be handed back
                     return
-                if not suspended and self._take_one():
+                if not self.suspended and self._take_one():
                     continue
             except redis.exceptions.RedisError as error:
                 log.debug("no shards can be taken: %s", error, extra={"action": "redis_out"})
@@ -294,6 +303,7 @@ class Service:
             max_attempts=self.settings.max_attempts,
         )
         self.held[held.job_id] = held
+        self._metrics.shard_taken(held.group)
         self.intake.put(held, self.models.load(held.group))
         self.rq.show_state(busy=True)
 
@@ -323,6 +333,8 @@ class Service:
         if end is End.INCOMPLETE:
             log.warning("Redis lost records of %s; its lines go back", held.job_id, extra={"action": "records_lost"})
             self._return(held)
+        else:
+            self._metrics.shard_ended(held.group, end.value)
         self._forget(held)
         if end in (End.FINISHED, End.REFUSED):
             self._acknowledge(held)
@@ -429,6 +441,7 @@ class Service:
         out, and the lease expires by itself."""
         held.ended.set()
         self._forget(held)
+        self._metrics.shard_ended(held.group, RETURNED)
         try:
             self.store.release(held.attempt, self._verdict(held))
             # Whether or not it was stale: RQ's books say whether the job is still this worker's.
