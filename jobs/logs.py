@@ -70,8 +70,8 @@ def set_up_logging(
 ) -> None:
     """Send this process's log to ``file``, else to stderr, as ``text`` or ``json``; ``fields`` are in each JSON line.
 
-    Our own loggers say what happens, others what is wrong; with ``verbose`` everything is said, by libraries too. A program that
-    has set up its log already keeps it as it is.
+    Our own loggers say what happens, others what is wrong; with ``verbose`` everything is said, by libraries too. A
+    program that has set up its log already keeps it as it is.
 
     Raises:
         RefusedError: the file cannot be written.

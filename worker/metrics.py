@@ -112,10 +112,11 @@ class PrometheusMetrics(Metrics):
 
     def __init__(self, groups: Sequence[Group], *, now: Callable[[], float] = time.time) -> None:
         try:
-            from prometheus_client import CollectorRegistry, Counter, Histogram
+            from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
         except ImportError:
             message = "--metrics-port needs the package prometheus-client: pip install 'promptmill[worker]'"
             raise RefusedError(message) from None
+        disable_created_metrics()  # a second series beside each, of which Prometheus makes nothing
         self.registry: CollectorRegistry = CollectorRegistry()
         self._started_at = now()
 
