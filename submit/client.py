@@ -89,6 +89,7 @@ class Client:
         on_bad_line: str = "reject",
         metadata: Mapping[str, Any] | None = None,
         expires_in: float | None = None,
+        webhook: str | None = None,
         **parameters: Any,
     ) -> BatchHandle:
         """Enqueue a file (a path; ``.gz`` and ``.zst`` by suffix, ``-`` is stdin) or an iterable of dicts.
@@ -96,7 +97,7 @@ class Client:
         ``parameters`` are those of a line (``temperature=0.7``, ``system_prompt="..."``), for lines that do
         not say them. ``priority`` is ``high``, ``normal`` or ``low``. With ``on_bad_line="skip"`` bad lines
         become error records and the rest runs. ``expires_in`` seconds after it was enqueued the batch ends: lines
-        not finished by then fail as ``expired``.
+        not finished by then fail as ``expired``. ``webhook`` is a URL that is told of its end.
 
         Raises:
             LineError: a parameter that does not exist, or a value out of its range.
@@ -110,6 +111,7 @@ class Client:
             on_bad_line=on_bad_line,
             metadata=metadata or {},
             expires_in=expires_in,
+            webhook=webhook,
         )
         with self._open():
             submitted = _submit(self._store, prompts, order)

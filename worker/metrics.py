@@ -116,7 +116,7 @@ class PrometheusMetrics(Metrics):
         except ImportError:
             message = "--metrics-port needs the package prometheus-client: pip install 'promptmill[worker]'"
             raise RefusedError(message) from None
-        disable_created_metrics()  # a second series beside each, of which Prometheus makes nothing
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series each, of no use to Prometheus
         self.registry: CollectorRegistry = CollectorRegistry()
         self._started_at = now()
 

@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="reject: one bad line and nothing is enqueued; skip: bad lines become error records, the rest runs.",
 )
+@click.option(
+    "--webhook",
+    metavar="URL",
+    help="Where to POST word of the batch's end, signed; sent by `promptmill scheduler`, which holds the secret.",
+)
 @click.option("--metadata", metavar="JSON", help="Your own data on the batch, a JSON object; `status` shows it.")
 @click.option("--wait", is_flag=True, help="Stay and write the results to OUT as lines finish; needs -o.")
 @click.option(
@@ -51,6 +56,7 @@ def command(
     priority: str,
     expires_in: str | None,
     on_bad_line: str,
+    webhook: str | None,
     metadata: str | None,
     wait: bool,
     out: Path | None,
@@ -79,6 +85,7 @@ def command(
             on_bad_line=on_bad_line,
             metadata=_object("--metadata", metadata),
             expires_in=None if expires_in is None else parse_duration(expires_in),
+            webhook=webhook,
         )
         with PromptFile(file) as prompts, open_store(redis_url) as store:
             with read_display(prompts.size) as progress:
