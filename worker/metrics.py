@@ -63,7 +63,7 @@ TEXTS = {
     "lines_in_flight": "Lines under way, by phase.",
     "lines_waiting": "Lines that the worker holds and that have not begun.",
     "shards_taken": "Shards claimed from Redis.",
-    "shards_ended": "Shards that the worker is done with, by how: finished, returned, lost or refused.",
+    "shards_ended": "Shards that the worker is done with, by outcome: finished, returned, lost or refused.",
     "records_delivered": "Records that Redis has taken.",
     "records_undelivered": "Lines that ended and whose records Redis has not taken yet.",
     "model_bytes": "Memory of a model's weights; 0 while it is not loaded.",
@@ -134,7 +134,7 @@ class PrometheusMetrics(Metrics):
         self._cached = counter("cached_prompt_tokens")
         self._completion = counter("completion_tokens")
         self._taken = counter("shards_taken")
-        self._ended = counter("shards_ended", "end")
+        self._ended = counter("shards_ended", "outcome")
         self._first = histogram("time_to_first_token_seconds", SECONDS)
         self._queued = histogram("queue_seconds", SECONDS)
         self._decode = histogram("decode_seconds", SECONDS)
