@@ -218,9 +218,8 @@ def command(redis_url: str | None, verbose: bool, log_format: str, log_file: Pat
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_logged(log_format, log_file))
-        settings = settings_from(flags)
         url = redis_url or stack.enter_context(_embedded())
-        return serve(url, settings, flags["metrics_host"], flags["metrics_port"])
+        return serve(url, settings_from(flags))
 
 
 def settings_from(flags: dict[str, Any]) -> ServiceSettings:
@@ -255,6 +254,7 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
         spool=flags["spool"] or _data_folder() / "spool",
         spool_keep_s=flags["spool_keep"],
         max_attempts=flags["max_attempts"],
+        metrics=None if flags["metrics_port"] is None else (flags["metrics_host"], flags["metrics_port"]),
         engine=engine,
     )
 
@@ -285,8 +285,8 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def serve(url: str, settings: ServiceSettings, metrics_host: str = "", metrics_port: int | None = None) -> int:
-    """Run a worker on the Redis at ``url``, and serve its metrics where a port is given; its exit status."""
+def serve(url: str, settings: ServiceSettings) -> int:
+    """Run a worker on the Redis at ``url``; its exit status."""
     from jobs.connect import connect, translated
 
     with translated(url):
@@ -294,12 +294,12 @@ def serve(url: str, settings: ServiceSettings, metrics_host: str = "", metrics_p
         settings = replace(settings, groups=without_trouble(connection, machine(), settings.groups))
         marks = connect(url, timeout_s=MARKS_TIMEOUT_S, retries=1)
         pulse = connect(url, timeout_s=REDIS_TIMEOUT_S, retries=1)
-        metrics = None if metrics_port is None else PrometheusMetrics(settings.groups)
+        metrics = None if settings.metrics is None else PrometheusMetrics(settings.groups)
         service = Service(connection, pulse, settings, marks_connection=marks, metrics=metrics)
         check_permissions(connection, service.name)
-        if metrics is None or metrics_port is None:
+        if metrics is None or settings.metrics is None:
             return service.run()
-        with metrics.serving(service, metrics_host, metrics_port):
+        with metrics.serving(service, *settings.metrics):
             return service.run()
 
 

@@ -84,6 +84,8 @@ class ServiceSettings:
     spool: Path | None = None
     """Folder in which finished records are kept for ``spool_keep_s``; None: they are not."""
     spool_keep_s: float = SPOOL_KEEP_S
+    metrics: tuple[str, int] | None = None
+    """Host and port for Prometheus."""
     engine: EngineSettings = field(default_factory=EngineSettings)
 
 
