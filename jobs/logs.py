@@ -77,7 +77,10 @@ def set_up_logging(
         RefusedError: the file cannot be written.
     """
     try:
-        handler: logging.Handler = logging.StreamHandler(sys.stderr) if file is None else WatchedFileHandler(file)
+        if file is None:
+            handler: logging.Handler = logging.StreamHandler(sys.stderr)
+        else:
+            handler = WatchedFileHandler(file, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         message = f"--log-file: {file} cannot be written: {error.strerror}; give a file in a folder of yours"
         raise RefusedError(message) from None

@@ -212,6 +212,8 @@ def command(redis_url: str | None, verbose: bool, log_format: str, log_file: Pat
     The first SIGTERM or Ctrl-C drains: lines already begun are finished, the others go back to the queue at once.
     A second one stops now. Either way nothing is lost and the exit status is 0.
     """
+    if flags["parent"] is not None:  # `promptmill run` reads its worker's log, and other workers may run beside it
+        log_format, log_file, flags["metrics_port"] = "text", None, None
     about = {"worker": worker_name(flags["name"])}
     set_up_logging(log_format, verbose=verbose, file=log_file, fields=about)
     # Its warning of long prompts is ours to give, per line and as an error.

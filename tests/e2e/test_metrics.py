@@ -262,6 +262,20 @@ def test_a_recycled_worker_serves_its_metrics_again(start_worker: StartWorker, s
     assert worker.stop() == 0
 
 
+def test_the_worker_of_a_run_is_no_daemon(
+    start_worker: StartWorker, server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings for this machine's workers do not take the port from them, nor its log from `promptmill run`."""
+    monkeypatch.setenv("PROMPTMILL_WORKER_METRICS_PORT", "0")
+    monkeypatch.setenv("PROMPTMILL_WORKER_LOG_FORMAT", "json")
+    monkeypatch.setenv("PROMPTMILL_WORKER_LOG_FILE", str(tmp_path / "daemon.log"))
+    worker = start_worker("--redis", server_url, "--exit-with-parent", str(os.getpid()), "--burst")
+    assert worker.process.wait(DEADLINE_S) == 0
+    assert re.search(r"^\S+ INFO mini\.\d+ serves", worker.log.read_text(), re.MULTILINE)
+    assert "/metrics" not in worker.log.read_text()
+    assert not (tmp_path / "daemon.log").exists()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "nowhere.invalid"])
 def test_a_port_that_cannot_be_had_ends_the_worker_before_it_loads(
     start_worker: StartWorker, server_url: str, store: Store, host: str

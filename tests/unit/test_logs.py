@@ -98,12 +98,12 @@ def test_a_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
     script = """
 path = pathlib.Path(sys.argv[1])
 set_up_logging(file=path)
-log.info("before")
+log.info("before\\udce9")
 path.rename(path.with_suffix(".0"))
 log.info("after")
 """
     assert run(script, str(file)).stderr == ""
-    assert file.with_suffix(".0").read_text().endswith("INFO before\n")
+    assert file.with_suffix(".0").read_text().endswith("INFO before\\udce9\n")
     assert file.read_text().endswith("INFO after\n")
     assert len(file.read_text().splitlines()) == 1
 
