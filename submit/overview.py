@@ -152,6 +152,8 @@ def _told(batch: Batch, now: float) -> list[str]:
     delivery, host = batch.delivery, origin(batch.webhook)
     if not batch.done:
         return [f"{host}, when the batch is done"]
+    if delivery.state == "waiting" and not delivery.tries:
+        return [f"{host}: waiting for `promptmill scheduler` to send it"]
     text = f"{host}: {delivery.state}"
     if delivery.tries and delivery.state != "refused":
         text += " after 1 try" if delivery.tries == 1 else f" after {delivery.tries:,} tries"

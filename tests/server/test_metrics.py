@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -24,6 +26,7 @@ from worker.metrics import PrometheusMetrics
 from worker.service import Service, ServiceSettings
 
 GROUP = Group(MODEL)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -134,16 +137,40 @@ def test_outages_of_redis_are_counted(server: Server, metrics: PrometheusMetrics
     pulse_connection = connect(server.url, timeout_s=1.0, retries=0)
     service = Service(connect(server.url), pulse_connection, settings, metrics=metrics)
     service.rq.start()
+    beats: list[None] = []
+    beat = service.pulse._beat
+
+    def counting() -> None:
+        beats.append(None)
+        beat()
+
+    service.pulse._beat = counting  # type: ignore[method-assign]
     with metrics.serving(service, "127.0.0.1", 0):
         service.pulse.start()
-        until(lambda: service.pulse.answered_at, "it beats")
+        until(lambda: len(beats) > 1, "it beats")
         server.stop()
         until(lambda: read(metrics, "redis_outages_total") == 1, "the outage is counted")
+        missed = len(beats)
+        until(lambda: len(beats) > missed + 2, "it missed more of them")
         before = read(metrics, "redis_last_answer_timestamp_seconds")
         server.start()
         until(lambda: (read(metrics, "redis_last_answer_timestamp_seconds") or 0) > (before or 0), "Redis is back")
         assert read(metrics, "redis_outages_total") == 1
         service.pulse.stop()
+
+
+def test_its_threads_take_no_signal_that_is_held_back() -> None:
+    """A SIGTERM while the worker starts itself afresh waits for its next life."""
+    script = """
+import os, signal
+from worker.metrics import PrometheusMetrics
+with PrometheusMetrics([]).serving(None, "127.0.0.1", 0):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(signal.SIGTERM in signal.sigpending())
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from redis import Redis
 from redis.exceptions import ConnectionError
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from jobs.batch import Batch
+from jobs.delivery import webhook_id
 from jobs.ending import cancel, expire_due
 from jobs.errors import RefusedError
 from jobs.keys import EXPIRING, WEBHOOKS, BatchKeys
@@ -196,7 +198,7 @@ def test_a_batch_that_is_retried_is_told_of_again(store: Store, receiver: Receiv
     assert deliver_due(store, SIGNER) == 0
     assert shown(store, batch_id) == f"http://127.0.0.1:{receiver.port}, when the batch is done"
     work(store, batch_id)
-    assert shown(store, batch_id).endswith(": waiting")
+    assert shown(store, batch_id).endswith(": waiting for `promptmill scheduler` to send it")
     deliver_due(store, SIGNER)
     assert "waiting after 1 try, HTTP 500" in shown(store, batch_id)
     assert [orjson.loads(request.body)["type"] for request in receiver.received] == [
@@ -222,6 +224,29 @@ def test_a_retry_while_it_is_told_leaves_the_next_end_alone(store: Store, clock:
     assert deliver_due(store, SIGNER, send=send) == 2
     assert len(set(told)) == 2
     assert store.batch(batch_id).delivery is not None
+    assert "delivered after 1 try" in shown(store, batch_id)
+
+
+def test_an_end_that_is_over_when_it_is_read_is_not_told(store: Store, receiver: Receiver, clock: Clock) -> None:
+    """The batch was retried and ended anew between the claim and the look at it: that end is told, under its id."""
+    batch_id = make_batch(store, prompts(1), webhook=receiver.url)
+    cancel(store, batch_id)
+    old = webhook_id(batch_id, repr(store.batch(batch_id).ended_at))
+
+    class Racing(Store):
+        raced = False
+
+        def batch(self, wanted: str) -> Batch:
+            if not self.raced:
+                self.raced = True
+                retry(self, wanted)
+                work(self, wanted)
+            return super().batch(wanted)
+
+    assert deliver_due(Racing(store.connection, server_time=clock), SIGNER) == 1
+    [request] = receiver.received
+    assert orjson.loads(request.body)["type"] == "batch.completed"
+    assert request.headers["webhook-id"] != old
     assert "delivered after 1 try" in shown(store, batch_id)
 
 

@@ -69,11 +69,12 @@ def trickling(first: bytes) -> Iterator[int]:
             thread.join()
 
 
-def test_a_redirect_is_not_followed() -> None:
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(status: int) -> None:
     """It is a failure like any other status: where it points might be anywhere."""
     with receiving() as elsewhere, receiving() as receiver:
-        receiver.answers = [(307, {"Location": elsewhere.url})]
-        assert post(receiver.url, b"{}", {}) == Answer(307, "HTTP 307")
+        receiver.answers = [(status, {"Location": elsewhere.url})]
+        assert post(receiver.url, b"{}", {}) == Answer(status, f"HTTP {status}")
         assert elsewhere.received == []
 
 
