@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from jobs.delivery import Delivery, delivery_of
 from jobs.errors import RefusedError
 
 __all__ = [
@@ -109,6 +110,8 @@ class Batch:
     """The schedule that submitted it."""
     webhook: str | None = None
     """The URL that is told of its end."""
+    delivery: Delivery | None = None
+    """What became of that, where there is such a URL."""
     keep_s: float | None = None
     """Seconds for which it is kept once it is done; None: until it is purged."""
     unrun: int = 0
@@ -179,6 +182,7 @@ class Batch:
             "priority": self.priority,
             "schedule": self.schedule,
             "paused": self.paused,
+            "webhook": self.delivery.as_dict(self.webhook) if self.webhook and self.delivery else None,
             **shown,
             "request_counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
             "usage": self.usage.as_dict(),
@@ -227,6 +231,7 @@ def _parsed(batch_id: str, stored: Mapping[bytes, bytes]) -> Batch:
         pool=text.get("pool") or None,
         schedule=text.get("schedule") or None,
         webhook=text.get("webhook") or None,
+        delivery=delivery_of(batch_id, text) if text.get("webhook") else None,
         keep_s=float(text["keep_s"]) if text.get("keep_s") else None,
         unrun=int(text.get("unrun", 0)),
         carried=int(text.get("carried", 0)),

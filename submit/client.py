@@ -109,6 +109,7 @@ class Client:
         start_in: float | None = None,
         expires_in: float | None = None,
         keep: float | None = KEEP_S,
+        webhook: str | None = None,
         **parameters: Any,
     ) -> BatchHandle:
         """Enqueue a file (a path; ``.gz`` and ``.zst`` by suffix, ``-`` is stdin) or an iterable of dicts.
@@ -118,6 +119,7 @@ class Client:
         become error records and the rest runs. The batch begins ``at`` a moment (a datetime without a zone is a local
         one) or ``start_in`` seconds from now; ``expires_in`` seconds after its beginning it ends: lines not finished
         by then fail as ``expired``. ``keep`` seconds after its end it is removed; None keeps it until it is purged.
+        ``webhook`` is a URL that is told of its end.
 
         Raises:
             LineError: a parameter that does not exist, or a value out of its range.
@@ -135,6 +137,7 @@ class Client:
             start_in=start_in,
             expires_in=expires_in,
             keep_s=keep,
+            webhook=webhook,
         )
         with self._open():
             if at is not None:

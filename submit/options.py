@@ -14,12 +14,22 @@ import orjson
 
 from jobs.errors import LineError, RefusedError
 from jobs.line import Defaults
+from jobs.logs import FILE_HELP, FORMAT_HELP, FORMATS
 from jobs.params import ALIASES, PARAMETERS, Parameter
 
 if TYPE_CHECKING:
     from jobs.store import Store
 
-__all__ = ["defaults_from", "json_option", "open_store", "parameter_options", "redis_option", "watch_option"]
+__all__ = [
+    "defaults_from",
+    "json_option",
+    "log_options",
+    "open_store",
+    "parameter_options",
+    "redis_option",
+    "watch_option",
+    "webhook_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -137,3 +147,30 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RefusedError(f"{path}: cannot be read as TOML: {error}") from None
+
+
+def log_options(command: F) -> F:
+    """Add ``--log-format`` and ``--log-file``, for :func:`jobs.logs.set_up_logging`."""
+    command = click.option(
+        "--log-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=FILE_HELP
+    )(command)
+    return click.option(
+        "--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help=FORMAT_HELP
+    )(command)
+
+
+def webhook_options(command: F) -> F:
+    """Add ``--webhook-secret`` and ``--webhook-hosts``, for :class:`submit.courier.Courier`."""
+    command = click.option(
+        "--webhook-hosts",
+        multiple=True,
+        metavar="PATTERN",
+        help="Hosts that webhooks may go to, such as *.example.com; may be given several times.  [default: any]",
+    )(command)
+    return click.option(
+        "--webhook-secret",
+        envvar="PROMPTMILL_WEBHOOK_SECRET",
+        metavar="SECRET",
+        help="What webhooks are signed with: whsec_ and base64, or several separated by spaces. Give it in "
+        "PROMPTMILL_WEBHOOK_SECRET or the settings file: flags can be seen by every user of the machine.",
+    )(command)

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from jobs.batch import Batch
+from jobs.delivery import origin
 from submit.progress import Rates
 from submit.text import count, duration, fitted, memory_size, plural, printable, rate, short_name, size, table
 from submit.worker_state import LineInFlight, WorkerState
@@ -116,6 +117,7 @@ def detail(
     facts.append(("status", batch.status if waiting is None else f"{batch.status}, {waiting}"))
     facts += [(label, printable(text)) for label, text in described(batch) if text]
     facts += _counted(batch, now, recent, waiting)
+    facts += [("webhook", told) for told in _told(batch, now)]
     moments = {"submitted": "created", "retried": "retried", "started": "started"}
     if batch.done:
         moments["ended"] = batch.status
@@ -147,6 +149,25 @@ def described(batch: Batch) -> list[tuple[str, str]]:
         ("defaults", ", ".join(f"{name} {_json(value)}" for name, value in plain.items())),
         ("metadata", _json(dict(batch.metadata)) if batch.metadata else ""),
     ]
+
+
+def _told(batch: Batch, now: float) -> list[str]:
+    """How far word of the batch's end has come; of the URL no more than its host."""
+    if batch.webhook is None or batch.delivery is None:
+        return []
+    delivery, host = batch.delivery, origin(batch.webhook)
+    if not batch.done:
+        return [f"{host}, when the batch is done"]
+    if delivery.state == "waiting" and not delivery.tries:
+        return [f"{host}: waiting for `promptmill scheduler` to send it"]
+    text = f"{host}: {delivery.state}"
+    if delivery.tries and delivery.state != "refused":
+        text += " after 1 try" if delivery.tries == 1 else f" after {delivery.tries:,} tries"
+    if delivery.answer is not None:
+        text += f", {delivery.answer}"
+    if delivery.state == "waiting" and delivery.next_at is not None:
+        text += f"; tried again in {duration(max(delivery.next_at - now, 0.0))}"
+    return [text]
 
 
 def _json(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from jobs.batch import PRIORITIES, new_batch_id
+from jobs.delivery import check_webhook
 from jobs.errors import InputError, ProblemLine, RedisError, RefusedError
 from jobs.keeping import KEEP_S
 from jobs.line import Defaults
@@ -161,7 +162,7 @@ def _new_batch(prompts: Prompts, order: Order, new_id: Callable[[], str]) -> New
         metadata=_as_json(order.metadata, "the batch's metadata"),
         pool=order.pool,
         schedule=order.schedule,
-        webhook=order.webhook,
+        webhook=None if order.webhook is None else check_webhook(order.webhook),
         keep_s=order.keep_s,
     )
 

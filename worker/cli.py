@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,22 @@ import click
 
 from jobs.duration import parse_duration
 from jobs.errors import PromptmillError, RefusedError
+from jobs.logs import FILE_HELP, FORMAT_HELP, FORMATS, set_up_logging
 from jobs.settings import read_settings
 from jobs.shard import Group
 from jobs.size import parse_size
 from worker.compute import DECODE_CONCURRENCY, EngineSettings
 from worker.held import MAX_ATTEMPTS
 from worker.lease import machine
+from worker.metrics import PrometheusMetrics
 from worker.permissions import check_permissions
-from worker.service import Service, ServiceSettings
+from worker.service import Service, ServiceSettings, worker_name
 from worker.trouble import without_trouble
 from worker.tuned import FILE as TUNED_FILE, MOST_ROWS
 
 __all__ = ["command", "main"]
+
+log = logging.getLogger("promptmill.worker")
 
 SOLO_FLAGS = {
     "max_kv_size": None,
@@ -190,23 +192,33 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     "--redis", "redis_url", metavar="URL", envvar=["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
     help="Redis of the pool (redis://, rediss://, unix://).  [default: this user's embedded server]",
 )  # fmt: skip
-@click.option("--verbose", "-v", is_flag=True, help="Log more.")
 @click.option(
-    "--log-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="Log to this file, opened anew when it was renamed.  [default: standard error]",
+    "--metrics-port", type=click.IntRange(0, 65535), metavar="PORT",
+    help="Serve metrics for Prometheus on this port; 0: any free one, which is logged.  [default: none]",
 )  # fmt: skip
+@click.option(
+    "--metrics-host", metavar="HOST", default="127.0.0.1", show_default=True,
+    help="Address of this machine for it; 0.0.0.0 is all of them: anybody there may read the metrics.",
+)  # fmt: skip
+@click.option("--verbose", "-v", is_flag=True, help="Log more.")
+@click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help=FORMAT_HELP)
+@click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=FILE_HELP)
 @click.option("--pool", hidden=True, help="Private queues, for `promptmill run`.")
 @click.option("--exit-with-parent", "parent", type=int, hidden=True, metavar="PID", help="End when this parent ends.")
-def command(redis_url: str | None, verbose: bool, log_file: Path | None, **flags: Any) -> int:
+def command(redis_url: str | None, verbose: bool, log_format: str, log_file: Path | None, **flags: Any) -> int:
     """Serve models: take shards of batches from Redis and generate their lines, many at a time.
 
     The first SIGTERM or Ctrl-C drains: lines already begun are finished, the others go back to the queue at once.
     A second one stops now. Either way nothing is lost and the exit status is 0.
     """
-    _start_log(verbose, log_file)
+    if flags["parent"] is not None:  # `promptmill run` reads its worker's log, and other workers may run beside it
+        log_format, log_file, flags["metrics_port"] = "text", None, None
+    about = {"worker": worker_name(flags["name"])}
+    set_up_logging(log_format, verbose=verbose, file=log_file, fields=about)
     # Its warning of long prompts is ours to give, per line and as an error.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_logged(log_format, log_file))
         url = redis_url or stack.enter_context(_embedded())
         return serve(url, settings_from(flags))
 
@@ -243,6 +255,7 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
         spool=flags["spool"] or _data_folder() / "spool",
         spool_keep_s=flags["spool_keep"],
         max_attempts=flags["max_attempts"],
+        metrics=None if flags["metrics_port"] is None else (flags["metrics_host"], flags["metrics_port"]),
         engine=engine,
     )
 
@@ -282,9 +295,13 @@ def serve(url: str, settings: ServiceSettings) -> int:
         settings = replace(settings, groups=without_trouble(connection, machine(), settings.groups))
         marks = connect(url, timeout_s=MARKS_TIMEOUT_S, retries=1)
         pulse = connect(url, timeout_s=REDIS_TIMEOUT_S, retries=1)
-        service = Service(connection, pulse, settings, marks_connection=marks)
+        metrics = None if settings.metrics is None else PrometheusMetrics(settings.groups)
+        service = Service(connection, pulse, settings, marks_connection=marks, metrics=metrics)
         check_permissions(connection, service.name)
-        return service.run()
+        if metrics is None or settings.metrics is None:
+            return service.run()
+        with metrics.serving(service, *settings.metrics):
+            return service.run()
 
 
 def _embedded() -> contextlib.AbstractContextManager[str]:
@@ -299,18 +316,21 @@ def _data_folder() -> Path:
     return data_folder(os.environ)
 
 
-def _start_log(verbose: bool, file: Path | None) -> None:
+@contextlib.contextmanager
+def _logged(form: str, file: Path | None) -> Iterator[None]:
+    """See that what ends the worker stands where its log is read: in its file, and on stderr as what is expected there.
+
+    Raises:
+        click.exceptions.Exit: with the error's status, where stderr is for JSON alone.
+    """
     try:
-        log = logging.StreamHandler(sys.stderr) if file is None else WatchedFileHandler(file, encoding="utf-8")
-    except OSError as error:
-        raise RefusedError(f"--log-file {file}: cannot be written: {error.strerror}") from None
-    logging.basicConfig(
-        handlers=[log],
-        level=logging.DEBUG if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
-    logging.getLogger("promptmill").setLevel(logging.DEBUG if verbose else logging.INFO)
+        yield
+    except PromptmillError as error:
+        if file is not None or form == "json":
+            log.error("%s", error, extra={"action": "ended"})
+        if file is None and form == "json":
+            raise click.exceptions.Exit(error.exit_status) from None
+        raise
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ class Snapshot:
     cached_tokens: int = 0
     finished_lines: int = 0
     memory_bytes: int = 0
+    prefix_bytes: int = 0
 
 
 COUNTED = ("decode_rows", "decode_slots", "completion_tokens", "prompt_tokens", "cached_tokens", "finished_lines")
@@ -108,6 +110,7 @@ class Compute(threading.Thread):
     ``unstored()`` is how many ended lines have no stored record yet, None while Redis is out.
     ``failure`` holds the exception that ended the thread, if one did, and ``failed_group`` the model that was at work
     then, ``alone`` the line if it was the only one under way: the worker hands back and exits.
+    ``loads``, ``unloads`` and ``load_failures`` count those of each model.
     ``loaded`` has the measured sizes of the loaded models; ``budget`` is the memory for all of them and their caches
     (None: no limit), known once a size was asked for or a model loaded; ``memory_limit`` is that with the draft model.
 
@@ -132,6 +135,9 @@ class Compute(threading.Thread):
         self.alone: LineKey | None = None
         self.snapshot = Snapshot()
         self.loading: Group | None = None
+        self.loads: Counter[Group] = Counter()
+        self.unloads: Counter[Group] = Counter()
+        self.load_failures: Counter[Group] = Counter()
         self._on_finished = on_finished
         self._on_begin = on_begin
         self._wake = wake
@@ -304,6 +310,7 @@ class Compute(threading.Thread):
             future.set_result(result)
         else:
             self._failed[group] = (time.monotonic(), failure)
+            self.load_failures[group] += 1
             free_memory()
             future.set_exception(failure)
 
@@ -338,6 +345,7 @@ class Compute(threading.Thread):
             self._sizes[group] = Size(base, own)
             self.loaded = MappingProxyType({**self.loaded, group: self._sizes[group]})
             self._share_memory()
+            self.loads[group] += 1
             log.info("loaded %s in %.1f s", group.key, time.monotonic() - started, extra={"action": "model_loaded"})
         return self._served[group]
 
@@ -356,6 +364,7 @@ class Compute(threading.Thread):
         after = active_memory()
         self.loaded = MappingProxyType({other: size for other, size in self.loaded.items() if other != group})
         self._share_memory()
+        self.unloads[group] += 1
         message = "unloaded %s: freed %s, %s still in use"
         log.info(message, group.key, readable(before - after), readable(after), extra={"action": "model_unloaded"})
 
@@ -468,9 +477,11 @@ class Compute(threading.Thread):
         self._snapshot_at = now
         self._on_begin([])  # what could not be noted when it began
         engines = list(self._engines.values())
+        memory = [engine.memory for engine in engines]
         self.snapshot = Snapshot(
             in_flight=tuple(line for engine in engines for line in engine.snapshot()),
-            memory_bytes=engines[0].memory_bytes if engines else 0,
+            memory_bytes=memory[0][0] if memory else 0,
+            prefix_bytes=sum(prefixes for _, prefixes in memory),
             **self._counted(engines),
         )
 

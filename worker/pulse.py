@@ -36,7 +36,10 @@ SHOWN_LINES = 256
 
 
 class Pulse(threading.Thread):
-    """Beats every second on a connection of its own, so that no long write of another thread can delay a lease."""
+    """Beats every second on a connection of its own, so that no long write of another thread can delay a lease.
+
+    ``answered_at`` is when Redis took the last beat, in seconds since the epoch, ``outages`` how often it stopped to.
+    """
 
     def __init__(self, connection: Redis, service: Service, *, now: Callable[[], float] = time.time) -> None:
         super().__init__(name="pulse", daemon=True)
@@ -48,6 +51,9 @@ class Pulse(threading.Thread):
         self._recent = Recent(time.monotonic(), service.compute.snapshot)
         self._started_at = now()
         self._version = version("promptmill")
+        self.answered_at = now()
+        self.outages = 0
+        self._answering = True
 
     def stop(self) -> None:
         """End and take the published state away."""
@@ -58,7 +64,10 @@ class Pulse(threading.Thread):
         while not self._stopped.wait(PUBLISH_S):
             try:
                 self._beat()
+                self.answered_at, self._answering = time.time(), True
             except redis.exceptions.RedisError as error:
+                self.outages += self._answering
+                self._answering = False
                 log.debug("no pulse: %s", error, extra={"action": "redis_out"})
         try:
             self._connection.delete(worker_key(self._service.name))

@@ -40,6 +40,7 @@ from worker.held import MAX_ATTEMPTS, HeldShard, LineKey
 from worker.intake import Intake
 from worker.lease import MAINTENANCE_S, ShardJob, ShardWorker, machine
 from worker.marks import Marks
+from worker.metrics import RETURNED, Metrics
 from worker.models import Models
 from worker.pausing import Pausing
 from worker.pulse import Pulse
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
     from worker.engine.sequence import Finished
 
-__all__ = ["Service", "ServiceSettings"]
+__all__ = ["Service", "ServiceSettings", "worker_name"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -85,7 +86,14 @@ class ServiceSettings:
     spool: Path | None = None
     """Folder in which finished records are kept for ``spool_keep_s``; None: they are not."""
     spool_keep_s: float = SPOOL_KEEP_S
+    metrics: tuple[str, int] | None = None
+    """Host and port for Prometheus."""
     engine: EngineSettings = field(default_factory=EngineSettings)
+
+
+def worker_name(name: str | None) -> str:
+    """What this process is called as a worker: ``name``, else the host's, and its process id."""
+    return f"{name or socket.gethostname().split('.')[0]}.{os.getpid()}"
 
 
 class Service:
@@ -98,12 +106,14 @@ class Service:
         settings: ServiceSettings,
         *,
         marks_connection: Redis | None = None,
+        metrics: Metrics | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
-        self.name = f"{settings.name or socket.gethostname().split('.')[0]}.{os.getpid()}"
+        self.name = worker_name(settings.name)
         self.store = Store(connection, now=now)
         self.held: dict[str, HeldShard] = {}
+        self._metrics = metrics or Metrics()
         self._life = f"{self.name}/{uuid.uuid4().hex}"
         marks = Marks(self.store, marks_connection or pulse_connection, self._life, self.held, self.let_go)
         self.compute = Compute(settings.engine, self._line_finished, self._wake, marks.begin, self._unstored)
@@ -117,7 +127,7 @@ class Service:
         )
         self.rq = ShardWorker(self.store, self.turns.queues, self.name)
         self.spool = None if settings.spool is None else Spool(settings.spool, self.name, settings.spool_keep_s)
-        self.writer = Writer(self.store, self.name, self._shard_ended, self._retry, self.spool)
+        self.writer = Writer(self.store, self.name, self._shard_ended, self._retry, self.spool, metrics=metrics)
         self.intake = Intake(self.compute, self.writer, self._load_failed, now=now)
         self.pulse = Pulse(pulse_connection, self)
         self.pausing = Pausing(self.name, self.compute, self.writer)
@@ -307,6 +317,7 @@ class Service:
             rank=rank,
         )
         self.held[held.job_id] = held
+        self._metrics.shard_taken(held.group)
         self.intake.put(held, self.models.load(held.group))
         self.rq.show_state(busy=True)
 
@@ -337,6 +348,8 @@ class Service:
             log.warning("Redis lost records of %s; its lines go back", held.job_id, extra={"action": "records_lost"})
         if end in (End.INCOMPLETE, End.WITHDRAWN):
             self._return(held)
+        else:
+            self._metrics.shard_ended(held.group, end.value)
         self._forget(held)
         if end in (End.FINISHED, End.REFUSED):
             self._acknowledge(held)
@@ -443,6 +456,7 @@ class Service:
         out, and the lease expires by itself."""
         held.ended.set()
         self._forget(held)
+        self._metrics.shard_ended(held.group, RETURNED)
         try:
             self.store.release(held.attempt, self._verdict(held))
             # Whether or not it was stale: RQ's books say whether the job is still this worker's.

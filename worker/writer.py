@@ -22,6 +22,7 @@ from jobs.spool import SpoolEntry
 from jobs.store import FinishedLine, Store
 from worker.ended import EndedLine, FailedLine, may_pass, record_of
 from worker.held import HeldShard
+from worker.metrics import Metrics
 from worker.spool import Spool
 
 __all__ = ["End", "Writer"]
@@ -70,6 +71,7 @@ class Writer(threading.Thread):
         on_retry: Callable[[HeldShard, int], None] = lambda held, index: None,
         spool: Spool | None = None,
         *,
+        metrics: Metrics | None = None,
         sleep: Callable[[float], Any] | None = None,
     ) -> None:
         super().__init__(name="writer", daemon=True)
@@ -78,6 +80,7 @@ class Writer(threading.Thread):
         self._on_ended = on_ended
         self._on_retry = on_retry
         self._spool = spool
+        self._metrics = metrics or Metrics()
         self._queue: queue.SimpleQueue[EndedLine | FailedLine | HeldShard | None] = queue.SimpleQueue()
         self._written: queue.SimpleQueue[tuple[HeldShard, Outcome] | None] = queue.SimpleQueue()
         self._given_up = threading.Event()
@@ -96,6 +99,16 @@ class Writer(threading.Thread):
     def unstored(self) -> int | None:
         """Lines that were put here and are not dealt with yet; None while Redis is out."""
         return None if self._error is not None else self._unstored
+
+    @property
+    def left(self) -> int:
+        """The same, whatever Redis does."""
+        return self._unstored
+
+    @property
+    def delivered(self) -> int:
+        """Records that Redis has taken."""
+        return self._delivered
 
     def check(self, held: HeldShard) -> None:
         """Finish the shard if no line of it is left: one whose lines all ended in earlier attempts."""
@@ -167,6 +180,7 @@ class Writer(threading.Thread):
             else:
                 line, job, attempt = record_of(item, self.worker_name), held.jobs.get(item.index), held.attempt
                 written.append((held, line))
+                self._metrics.line_ended(item, ok=line.ok)
                 batches[held.batch.id] = held.batch
                 chat = job is None or job.prompt is None
                 entries[held.batch.id].append(SpoolEntry(attempt.number, attempt.fence, chat, line))
@@ -238,6 +252,7 @@ class Writer(threading.Thread):
         reason = failure.message if failure is not None else ""
         arguments = (attempt.tries.get(item.index, 1), item.index, held.job_id, reason)
         log.warning(message, *arguments, extra={"action": "line_retried"})
+        self._metrics.line_retried(held.group)
         self._on_retry(held, item.index)
 
     def _store(self, held: HeldShard, lines: list[FinishedLine]) -> None:

@@ -47,6 +47,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="reject: one bad line and nothing is enqueued; skip: bad lines become error records, the rest runs.",
 )
+@click.option(
+    "--webhook",
+    metavar="URL",
+    help="Where to POST word of the batch's end, signed; sent by `promptmill scheduler`, which holds the secret.",
+)
 @click.option("--metadata", metavar="JSON", help="Your own data on the batch, a JSON object; `status` shows it.")
 @click.option("--wait", is_flag=True, help="Stay and write the results to OUT as lines finish; needs -o.")
 @click.option(
@@ -65,6 +70,7 @@ def command(
     expires_in: str | None,
     keep: str,
     on_bad_line: str,
+    webhook: str | None,
     metadata: str | None,
     wait: bool,
     out: Path | None,
@@ -95,6 +101,7 @@ def command(
             start_in=None if start_in is None else parse_duration(start_in),
             expires_in=None if expires_in is None else parse_duration(expires_in),
             keep_s=None if keep == "forever" else parse_duration(keep),
+            webhook=webhook,
         )
         with PromptFile(file) as prompts, open_store(redis_url) as store:
             if at is not None:

@@ -14,7 +14,7 @@ from worker.service import ServiceSettings
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> Any:
     """``settings(*flags)``: what a worker with these flags would serve with."""
-    monkeypatch.setattr(cli, "_start_log", lambda verbose, file: None)
+    monkeypatch.setattr(cli, "set_up_logging", lambda form, **_: None)
 
     def read(*flags: str) -> ServiceSettings:
         seen: list[ServiceSettings] = []

@@ -198,9 +198,9 @@ class Engine:
         return [in_flight(line, places) for line in self._lines.values() if line.begun]
 
     @property
-    def memory_bytes(self) -> int:
-        """Bytes that MLX holds for arrays of this process: models, caches and prefixes."""
-        return int(mx.get_active_memory())
+    def memory(self) -> tuple[int, int]:
+        """Bytes that MLX holds for arrays of this process (models, caches and prefixes), and those of our prefixes."""
+        return int(mx.get_active_memory()), self._prefixes.nbytes
 
     def warm_up(self) -> None:
         """See that the model works, before any line could be blamed.

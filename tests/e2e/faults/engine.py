@@ -138,7 +138,7 @@ class StubEngine:
         self.model = model
         self.stats = Stats()
         self.capacity = decode_concurrency
-        self.memory_bytes = 0
+        self.memory = (0, 0)
         self._log = log
         self._reached = reached
         self._step_s = step_s

@@ -1,0 +1,199 @@
+"""What a worker counts for Prometheus when things go wrong, on a real server and without an engine."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from jobs.connect import connect
+from jobs.shard import Group
+from jobs.store import Store
+from tests.pool import MODEL, make_batch, prompts
+from tests.servers import Server
+from tests.waiting import until
+from worker.compute import ServedModel
+from worker.ended import EndedLine, FailedLine
+from worker.engine.sequence import Failure, Finished, InFlight
+from worker.held import HeldShard
+from worker.metrics import PrometheusMetrics
+from worker.service import Service, ServiceSettings
+
+GROUP = Group(MODEL)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def metrics() -> PrometheusMetrics:
+    return PrometheusMetrics([GROUP])
+
+
+@pytest.fixture
+def service(store: Store, server_url: str, metrics: PrometheusMetrics) -> Service:
+    """A worker for MODEL whose threads are not started."""
+    settings = ServiceSettings((GROUP,), name="mini")
+    return Service(store.connection, connect(server_url), settings, metrics=metrics)
+
+
+def take(service: Service) -> HeldShard:
+    """Take a shard; the one that the worker now holds."""
+    before = set(service.held)
+    assert service._take_one()
+    [job_id] = set(service.held) - before
+    return service.held[job_id]
+
+
+def write_all(service: Service) -> None:
+    """Let the writer store what it was given."""
+    service.writer.stop()
+    service.writer.run()
+
+
+def counted(metrics: PrometheusMetrics, name: str, **labels: str) -> float | None:
+    """A sample's value; None where there is no such series."""
+    return metrics.registry.get_sample_value(f"promptmill_{name}", {"model": MODEL, **labels})
+
+
+def read(metrics: PrometheusMetrics, name: str) -> float | None:
+    """The same, of a metric without labels."""
+    return metrics.registry.get_sample_value(f"promptmill_{name}")
+
+
+def ended(held: HeldShard, index: int, failure: Failure | None) -> EndedLine:
+    served = cast("ServedModel", SimpleNamespace(assembler=None, revision=None))
+    return EndedLine(held, index, served, Finished(held.key(index), [], failure), 0.0)
+
+
+def test_series_are_there_before_the_first_event(metrics: PrometheusMetrics) -> None:
+    """Else the first one would be no increase."""
+    assert counted(metrics, "lines_total", outcome="failed") == 0
+    assert counted(metrics, "shards_ended_total", outcome="lost") == 0
+    assert counted(metrics, "queue_seconds_count") == 0
+
+
+def test_failures_are_counted_by_code_and_attempts_that_failed_apart(
+    store: Store, service: Service, metrics: PrometheusMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line that gets another attempt has not ended."""
+    monkeypatch.setattr(service, "_retry", lambda held, index: None)
+    service.writer._on_retry = lambda held, index: None
+    make_batch(store, prompts(3))
+    held = take(service)
+    service.writer.put(FailedLine(held, 0, "out_of_range", "no", None, 0.0))
+    service.writer.put(ended(held, 1, Failure("context_length_exceeded", "no")))
+    service.writer.put(ended(held, 2, Failure("internal_error", "no", passing=True)))
+    write_all(service)
+    assert counted(metrics, "lines_total", outcome="failed") == 2
+    assert counted(metrics, "line_errors_total", code="out_of_range") == 1
+    assert counted(metrics, "line_errors_total", code="context_length_exceeded") == 1
+    assert counted(metrics, "line_retries_total") == 1
+    assert service.writer.delivered == 2
+    assert service.writer.left == 0
+
+
+def test_shards_are_counted_by_how_they_end(store: Store, service: Service, metrics: PrometheusMetrics) -> None:
+    """Finished, handed back, lost to another worker: each once."""
+    for _ in range(3):
+        make_batch(store, prompts(1))
+    finished, returned, lost = (take(service) for _ in range(3))
+    service.writer.put(FailedLine(finished, 0, "internal_error", "no", None, 0.0))
+    write_all(service)
+    service._return(returned)
+    service.let_go(lost)
+    outcomes = ("finished", "returned", "lost", "refused")
+    assert [counted(metrics, "shards_ended_total", outcome=outcome) for outcome in outcomes] == [1, 1, 1, 0]
+    assert counted(metrics, "shards_taken_total") == 3
+
+
+def test_lines_under_way_are_read_at_the_scrape(store: Store, service: Service, metrics: PrometheusMetrics) -> None:
+    """By model and phase; what is no longer held is left out, and no series is of a batch."""
+    batch = make_batch(store, prompts(3))
+    held = take(service)
+    flights = [InFlight(held.key(0), "decode", 4, 4, 7), InFlight(held.key(1), "prefill", 4, 2, 0)]
+    flights.append(InFlight(("b_gone-0", 1, 0), "decode", 4, 4, 1))
+    shot: Any = service.compute.snapshot
+    service.compute.snapshot = type(shot)(in_flight=tuple(flights), prefix_bytes=11, completion_tokens=8)
+    with metrics.serving(service, "127.0.0.1", 0):
+        assert counted(metrics, "lines_in_flight", phase="decode") == 1
+        assert counted(metrics, "lines_in_flight", phase="prefill") == 1
+        assert read(metrics, "prefix_cache_bytes") == 11
+        assert read(metrics, "generated_tokens_total") == 8
+        assert read(metrics, "memory_limit_bytes") is None
+        series = [sample.labels for family in metrics.registry.collect() for sample in family.samples]
+        assert not [labels for labels in series if batch in str(labels)]
+        service.pausing.paused = True
+        assert read(metrics, "paused") == 1
+
+
+def test_outages_of_redis_are_counted(server: Server, metrics: PrometheusMetrics) -> None:
+    """Once each, however many beats they last."""
+    settings = ServiceSettings((GROUP,), name="mini")
+    pulse_connection = connect(server.url, timeout_s=1.0, retries=0)
+    service = Service(connect(server.url), pulse_connection, settings, metrics=metrics)
+    service.rq.start()
+    beats: list[None] = []
+    beat = service.pulse._beat
+
+    def counting() -> None:
+        beats.append(None)
+        beat()
+
+    service.pulse._beat = counting  # type: ignore[method-assign]
+    with metrics.serving(service, "127.0.0.1", 0):
+        service.pulse.start()
+        until(lambda: len(beats) > 1, "it beats")
+        server.stop()
+        until(lambda: read(metrics, "redis_outages_total") == 1, "the outage is counted")
+        missed = len(beats)
+        until(lambda: len(beats) > missed + 2, "it missed more of them")
+        before = read(metrics, "redis_last_answer_timestamp_seconds")
+        server.start()
+        until(lambda: (read(metrics, "redis_last_answer_timestamp_seconds") or 0) > (before or 0), "Redis is back")
+        assert read(metrics, "redis_outages_total") == 1
+        service.pulse.stop()
+
+
+def test_its_threads_take_no_signal_that_is_held_back() -> None:
+    """A SIGTERM while the worker starts itself afresh waits for its next life."""
+    script = """
+import os, signal
+from worker.metrics import PrometheusMetrics
+with PrometheusMetrics([]).serving(None, "127.0.0.1", 0):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(signal.SIGTERM in signal.sigpending())
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+@pytest.fixture
+def without_library() -> Iterator[None]:
+    """As where the library is not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "prometheus_client", None)
+        yield
+
+
+@pytest.mark.usefixtures("without_library")
+def test_a_missing_library_is_named() -> None:
+    """With what installs it."""
+    from jobs.errors import RefusedError
+
+    with pytest.raises(RefusedError, match=r"pip install 'promptmill\[worker\]'"):
+        PrometheusMetrics([GROUP])
+
+
+def test_where_it_listens_is_logged(
+    service: Service, metrics: PrometheusMetrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An address of IPv6 in brackets."""
+    caplog.set_level(logging.INFO, "promptmill")
+    with metrics.serving(service, "127.0.0.1", 0) as port:
+        assert f"http://127.0.0.1:{port}/metrics" in caplog.text
