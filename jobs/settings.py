@@ -12,7 +12,7 @@ from jobs.errors import RefusedError
 
 __all__ = ["COMMANDS", "config_file", "read_settings"]
 
-COMMANDS = ("run", "submit", "worker", "status", "results", "check", "cancel", "retry")
+COMMANDS = ("run", "submit", "worker", "status", "results", "check", "cancel", "retry", "schedule", "scheduler")
 """The commands of ``promptmill``; the file may have a table for each."""
 
 
