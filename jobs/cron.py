@@ -174,7 +174,8 @@ def local_zone(
     linked = str(localtime.readlink()) if localtime.is_symlink() else ""
     for name in (given, "" if given else linked.rpartition("zoneinfo/")[2]):
         try:
-            return time_zone(name).key
+            key = time_zone(name).key
+            return "UTC" if key == "Etc/UTC" else key
         except RefusedError:
             continue
     if offset is None:

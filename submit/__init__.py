@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from submit.client import BatchHandle, Client
+    from submit.schedulehandle import ScheduleHandle
 
-__all__ = ["BatchHandle", "Client"]
+__all__ = ["BatchHandle", "Client", "ScheduleHandle"]
 
 
 def __getattr__(name: str) -> Any:

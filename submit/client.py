@@ -22,14 +22,18 @@ import orjson
 
 from jobs.batch import Batch
 from jobs.connect import connect, translated
+from jobs.cron import Cron, local_zone
 from jobs.embedded import data_folder, embedded_server
 from jobs.ending import cancel, current
 from jobs.errors import BatchNotFoundError, LineError, RefusedError, WaitTimeoutError
 from jobs.line import Defaults
 from jobs.results import StoredRecord, finished_records, ordered_records
 from jobs.retrying import retry
+from jobs.schedules import Schedules
 from jobs.store import Store
 from submit.reader import PromptFile, PromptObjects
+from submit.schedulehandle import ScheduleHandle
+from submit.scheduling import ScheduleOrder, add_schedule
 from submit.submitter import Order, Submitted, submit
 from submit.text import duration
 
@@ -128,6 +132,79 @@ class Client:
         """All batches, oldest first."""
         with self._open():
             return [BatchHandle(self, batch.id) for batch in self._store.batches()]
+
+    def add_schedule(
+        self,
+        name: str,
+        prompts: FilePath | Iterable[Mapping[str, Any]],
+        *,
+        cron: str,
+        time_zone: str | None = None,
+        model: str | None = None,
+        batch_name: str | None = None,
+        priority: str = "normal",
+        on_bad_line: str = "reject",
+        metadata: Mapping[str, Any] | None = None,
+        expires_in: float | None = None,
+        read_at_fire: bool = False,
+        catch_up: bool = False,
+        allow_overlap: bool = False,
+        replace: bool = False,
+        **parameters: Any,
+    ) -> ScheduleHandle:
+        """Submit ``prompts`` by cron, as `promptmill scheduler` does it: they are checked now and stored.
+
+        With ``read_at_fire`` they are the absolute path of a file on the scheduler's host, read at each run. Without
+        ``catch_up`` runs that no scheduler was there for are skipped, with it one makes up for all of them; without
+        ``allow_overlap`` a run is skipped while an earlier batch is not done. ``replace`` takes the place of a schedule
+        of this name. What is not said here is as in :meth:`submit`.
+
+        Raises:
+            LineError, InputError, RefusedError: as from :meth:`submit`; and for a bad expression or time zone, a name
+                that is taken, a file that is too large.
+        """
+        wanted = ScheduleOrder(
+            name=name,
+            cron=Cron(cron, time_zone or local_zone()),
+            order=Order(
+                defaults=_defaults(model, parameters),
+                name=batch_name,
+                priority=priority,
+                on_bad_line=on_bad_line,
+                metadata=metadata or {},
+                expires_in=expires_in,
+            ),
+            read_at_fire=read_at_fire,
+            catch_up=catch_up,
+            allow_overlap=allow_overlap,
+            take_place=replace,
+        )
+        with self._open():
+            add_schedule(self._store, wanted, os.fspath(prompts) if isinstance(prompts, os.PathLike) else prompts)
+        return ScheduleHandle(self, name)
+
+    def schedule(self, name: str) -> ScheduleHandle:
+        """The schedule of this name.
+
+        Raises:
+            ScheduleNotFoundError: there is none.
+        """
+        handle = ScheduleHandle(self, name)
+        handle.status()
+        return handle
+
+    def schedules(self) -> list[ScheduleHandle]:
+        """All schedules, by name."""
+        with self._open():
+            return [ScheduleHandle(self, name) for name in Schedules(self._store.connection).names()]
+
+    def run_schedule(self, name: str, *, allow_overlap: bool = False) -> BatchHandle:
+        """Submit a batch of a schedule now, as :meth:`ScheduleHandle.run` does."""
+        return ScheduleHandle(self, name).run(allow_overlap=allow_overlap)
+
+    def remove_schedule(self, name: str) -> bool:
+        """Remove a schedule; its batches stay. False: there was none."""
+        return ScheduleHandle(self, name).remove()
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:

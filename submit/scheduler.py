@@ -48,8 +48,8 @@ Tend = Callable[[Store], object]
 class Scheduler:
     """One scheduler process. ``run`` returns its exit status.
 
-    ``read_from`` are the folders of which files are read for schedules, all if there is none; ``tend`` is done every few
-    seconds by the active scheduler.
+    ``read_from`` are the folders of which files are read for schedules, all if there is none. What is in ``tend`` is
+    done every few seconds, by the active scheduler: whatever a pool needs done by somebody goes there.
     """
 
     def __init__(

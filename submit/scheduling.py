@@ -14,18 +14,19 @@ from typing import Any
 import zstandard
 
 from jobs.cron import Cron
-from jobs.errors import RefusedError, WaitTimeoutError
+from jobs.errors import InputError, LineError, RefusedError, WaitTimeoutError
 from jobs.info import read_batches
 from jobs.line import Defaults
 from jobs.schedule import NewSchedule, Outcome, Schedule
 from jobs.schedules import MAX_PROMPTS_BYTES, Schedules
 from jobs.shard import COMPRESSION_LEVEL
 from jobs.store import Store
-from submit.reader import PromptFile
+from submit.reader import PromptFile, PromptObjects
 from submit.submitter import Checked, Order, ReadSoFar, check, check_order, submit
 from submit.text import duration
 
 __all__ = [
+    "ASK_S",
     "NO_SCHEDULER",
     "ScheduleOrder",
     "add_schedule",
@@ -67,21 +68,25 @@ class ScheduleOrder:
 
 
 def add_schedule(
-    store: Store, wanted: ScheduleOrder, file: str, *, progress: ReadSoFar = lambda lines, size: None
+    store: Store,
+    wanted: ScheduleOrder,
+    file: str | Iterable[Mapping[str, Any]],
+    *,
+    progress: ReadSoFar = lambda lines, size: None,
 ) -> tuple[Schedule, Checked | None]:
-    """Make a schedule; the file is checked and stored with it, unless it is to be read at each run.
+    """Make a schedule; the file, or the prompts, are checked and stored with it, unless it is to be read at each run.
 
     Raises:
         InputError: the file has bad lines, or none.
         RefusedError: it cannot be read or is too large, the name is taken, or the order makes no sense.
     """
     schedules = Schedules(store.connection)
-    packed, checked, source, path = None, None, file, None
+    packed, checked, path = None, None, None
     if wanted.read_at_fire:
-        path = _absolute(file)
+        source = path = _absolute(file)
         check_order(wanted.order)
     else:
-        packed, source = _packed(file)
+        packed, source = _packed_file(file) if isinstance(file, str) else _packed_objects(file)
         with _unpacked([packed], source) as prompts:
             checked = check(prompts, wanted.order, progress=progress)
     new = NewSchedule(
@@ -227,32 +232,61 @@ def _readable(path: str, read_from: Sequence[Path]) -> Path:
     return real
 
 
-def _absolute(path: str) -> str:
-    if not Path(path).is_absolute() or not path.isprintable() or len(path) > MAX_PATH:
+def _absolute(path: Any) -> str:
+    if not isinstance(path, str) or not Path(path).is_absolute() or not path.isprintable() or len(path) > MAX_PATH:
         raise RefusedError(
             f"{path!r:.200}: with --read-at-fire give the absolute path of the file on the scheduler's host"
         )
     return path
 
 
-def _packed(file: str) -> tuple[bytes, str]:
+def _packed_file(file: str) -> tuple[bytes, str]:
     """The content of a file, compressed, and what it is called.
 
     Raises:
         RefusedError: it cannot be read, or is too large.
     """
-    packer = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compressobj()
-    pieces, size = [], 0
     with PromptFile(file) as prompts:
-        for block in prompts.blocks():
-            pieces.append(packer.compress(block))
-            size += len(pieces[-1])
-            if size > MAX_PROMPTS_BYTES:
-                raise RefusedError(
-                    f"{prompts.name}: has more than {MAX_PROMPTS_BYTES >> 20} MiB compressed, too much to be kept in "
-                    "Redis: with --read-at-fire the scheduler reads it from a path on its host at each run"
-                )
-        return b"".join([*pieces, packer.flush()]), prompts.name
+        return _packed(prompts.blocks(), prompts.name), prompts.name
+
+
+def _packed_objects(items: Iterable[Mapping[str, Any]]) -> tuple[bytes, str]:
+    """Prompts given as dicts, compressed, and what they are called.
+
+    Raises:
+        InputError: one cannot be written as JSON.
+        RefusedError: they are no dicts, or too large.
+    """
+    if isinstance(items, Mapping | bytes) or not isinstance(items, Iterable):
+        raise RefusedError(f"prompts are a path or an iterable of dicts, not one {type(items).__name__}")
+    prompts = PromptObjects(items)
+
+    def lines() -> Iterator[bytes]:
+        for number, raw in prompts:
+            if isinstance(raw, LineError):
+                raise InputError(prompts.name, [raw.at(number)])
+            yield raw + b"\n"
+
+    return _packed(lines(), prompts.name), prompts.name
+
+
+def _packed(content: Iterable[bytes], name: str) -> bytes:
+    packer = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compressobj()
+    packed = bytearray()
+    for block in content:
+        packed += packer.compress(block)
+        _check_size(len(packed), name)
+    packed += packer.flush()
+    _check_size(len(packed), name)
+    return bytes(packed)
+
+
+def _check_size(size: int, name: str) -> None:
+    if size > MAX_PROMPTS_BYTES:
+        raise RefusedError(
+            f"{name}: has more than {MAX_PROMPTS_BYTES >> 20} MiB compressed, too much to be kept in Redis: with "
+            "--read-at-fire the scheduler reads it from a path on its host at each run"
+        )
 
 
 @contextlib.contextmanager

@@ -141,7 +141,11 @@ def _say_added(store: Store, schedule: Schedule, checked: Checked | None) -> Non
         click.echo(said, err=True)
         for problem in checked.problems[:SHOWN_PROBLEMS]:
             click.echo(f"  {problem}", err=True)
-    what = schedule.source if checked is None else f"{plural(checked.total, 'line')} of {schedule.source}"
+    what = (
+        f"{schedule.source}, read at each run"
+        if checked is None
+        else f"{plural(checked.total, 'line')} of {schedule.source}"
+    )
     when = next_run(schedule, store.server_time())
     click.echo(f"schedule {schedule.name}: {what}, first at {when}", err=True)
     _warn_alone(Schedules(store.connection))
