@@ -226,7 +226,10 @@ def _run(stored: bytes) -> Run:
     claim = value["claim"]
     if claim is not None:
         batch_id, facts = claim
-        if not (isinstance(batch_id, str) and is_batch_id(batch_id) and isinstance(facts, dict)):
+        if (
+            not (isinstance(batch_id, str) and is_batch_id(batch_id))
+            or type(facts["total"] + facts["shards"]) is not int
+        ):
             raise TypeError("its run is none")
         claim = Claim(batch_id, facts)
     due, asked, missed = value["due"], value["asked"], value["missed"]
