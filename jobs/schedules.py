@@ -216,11 +216,11 @@ class Schedules:
 
     def active_scheduler(self) -> str | None:
         """The name of the scheduler that is active; None: there is none."""
-        with refusing("the scheduler"):
-            said = cast("bytes | None", self._connection.getrange(SCHEDULER, 0, 1024))
         try:
+            with refusing("the scheduler"):
+                said = cast("bytes", self._connection.getrange(SCHEDULER, 0, 1024))
             return str(orjson.loads(said or b"null")["name"])
-        except (orjson.JSONDecodeError, TypeError, LookupError):
+        except (RefusedError, orjson.JSONDecodeError, TypeError, LookupError):
             return None
 
     # --- what users do ---

@@ -41,11 +41,11 @@ DueRun = tuple[str, int]
 """A schedule's name, and when its run is due in seconds since the epoch."""
 
 SYNC = """
--- Compare what RQ has with what is wanted.  KEYS: registry, queue, intermediate list.
+-- Compare what RQ has with what is wanted.  KEYS: registry, queue, intermediate list, registry of what is at work.
 -- ARGV: most entries looked at, then ids.  Returns those that are in none of them; and what was removed, shortened: a
 -- key of a foreign type, entries of the registry that are not wanted.
 local removed, wanted, missing = {}, {}, {}
-for position, kind in ipairs({'zset', 'list', 'list'}) do
+for position, kind in ipairs({'zset', 'list', 'list', 'zset'}) do
   local found = redis.call('TYPE', KEYS[position]).ok
   if found ~= 'none' and found ~= kind then
     redis.call('UNLINK', KEYS[position])
@@ -76,7 +76,7 @@ for _, id in ipairs(due) do
     redis.call('HSET', job, 'status', 'queued', 'enqueued_at', ARGV[2])
   end
   redis.call('RPUSH', KEYS[2], id)
-  redis.call('SADD', KEYS[3], KEYS[2])
+  redis.pcall('SADD', KEYS[3], KEYS[2])
   redis.call('ZREM', KEYS[1], id)
 end
 return #due
@@ -124,7 +124,7 @@ class RunQueue:
     def sync(self, wanted: Mapping[DueRun, str]) -> None:
         """Have a job in RQ for each of the wanted runs, which come with a description, and for no other."""
         ids = {_job_id(run): run for run in wanted}
-        keys = [self._registry, self._list, self._intermediate]
+        keys = [self._registry, self._list, self._intermediate, f"rq:wip:{QUEUE}"]
         missing, removed = self._sync(keys=keys, args=[MOST_LISTED, *ids])
         for entry in removed:
             text = entry.decode(errors="replace")

@@ -1,7 +1,7 @@
 """The scheduler: one process of a pool that submits the batches of schedules when they are due.
 
 Any number may run; the one that holds RQ's lock is active, the others stand by. Threads: main keeps the lock and RQ's
-registry, and does what a pool needs done now and then; firing takes runs and submits them, which may take long.
+registry; firing takes runs and submits them; tending does what a pool needs done now and then. Both may take long.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,12 @@ class Scheduler:
         self._active = threading.Event()
         self._stopped = threading.Event()
         self._held_at = float("-inf")
-        self._tended_at = float("-inf")
         self._said: dict[str, str] = {}
         self._firing = Firing(store, read_from=read_from, stopping=self._must_stop)
-        self._thread = threading.Thread(target=self._fire, name="firing", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._fire, name="firing", daemon=True),
+            threading.Thread(target=self._tend_now_and_then, name="tending", daemon=True),
+        ]
 
     def stop(self) -> None:
         """End soon; any thread may ask for it."""
@@ -88,7 +91,8 @@ class Scheduler:
             redis.exceptions.NoPermissionError: the user may not do what is needed.
         """
         with self._handling_signals():
-            self._thread.start()
+            for thread in self._threads:
+                thread.start()
             backoff = LEAST_BACKOFF_S
             try:
                 while not self._stopped.is_set():
@@ -98,7 +102,7 @@ class Scheduler:
                     except redis.exceptions.NoPermissionError:
                         raise
                     except redis.exceptions.RedisError as error:
-                        self._say("redis", f"Redis does not answer, trying again: {error}")
+                        self._say("redis", f"{_outage(error)}, trying again: {error}")
                         pause, backoff = backoff, min(backoff * 2, MOST_BACKOFF_S)
                     self._stopped.wait(pause)
             finally:
@@ -119,10 +123,6 @@ class Scheduler:
             return
         self._publish()
         self._guarded("schedules", self._queue_due)
-        if self._clock() - self._tended_at >= UPKEEP_S:
-            self._tended_at = self._clock()
-            for tend in self._tend:
-                self._guarded(str(getattr(tend, "__name__", tend)), lambda tend=tend: tend(self._store))  # type: ignore[misc]
 
     def _note_role(self, held: bool, at: float) -> None:
         if held:
@@ -146,12 +146,12 @@ class Scheduler:
         names = self._schedules.names()
         for name, schedule in zip(names, self._schedules.read(names, runs=0), strict=True):
             if isinstance(schedule, Schedule):
-                self._said.pop(name, None)
+                self._said.pop(f"schedule {name}", None)
                 for due in (schedule.next, schedule.asked):
                     if due is not None:
                         wanted[name, due] = f"schedule {name}, {timestamp(due)}"
             else:
-                self._say(name, str(schedule))
+                self._say(f"schedule {name}", str(schedule))
         self._queue.sync(wanted)
         self._queue.move()
 
@@ -176,7 +176,8 @@ class Scheduler:
 
     def _end(self) -> None:
         self._stopped.set()
-        self._thread.join(STOP_PATIENCE_S)
+        for thread in self._threads:
+            thread.join(STOP_PATIENCE_S)
         try:
             if self._active.is_set():
                 self._store.connection.delete(SCHEDULER)
@@ -216,3 +217,29 @@ class Scheduler:
                 log.exception("taking runs ended in an error that should not be")
                 pause = MOST_BACKOFF_S
             self._stopped.wait(pause)
+
+    # --- the tending thread ---
+
+    def tend(self) -> None:
+        """Do what is to be done by somebody.
+
+        Raises:
+            redis.exceptions.RedisError: it is away.
+        """
+        for number, tend in enumerate(self._tend):
+            self._guarded(f"tending {number}", partial(tend, self._store))
+
+    def _tend_now_and_then(self) -> None:
+        while not self._stopped.wait(UPKEEP_S):
+            try:
+                if not self._must_stop():
+                    self.tend()
+            except redis.exceptions.RedisError as error:
+                log.debug("no upkeep: %s", error, extra={"action": "redis_out"})
+            except Exception:
+                log.exception("upkeep ended in an error that should not be")
+
+
+def _outage(error: redis.exceptions.RedisError) -> str:
+    away = isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError)
+    return "Redis does not answer" if away else "Redis refuses a command"

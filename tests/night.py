@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,8 @@ class Crash(BaseException):
 class Night:
     """It is evening; schedules run at two. ``now`` is the server's clock."""
 
-    def __init__(self, store: Store) -> None:
-        self.now = EVENING
+    def __init__(self, store: Store, now: float = EVENING) -> None:
+        self.now = now
         self.store = Store(store.connection, server_time=lambda: self.now)
         self.schedules = Schedules(store.connection)
         self.queue = RunQueue(self.store)
@@ -99,6 +98,3 @@ def lines_in(path: Path, *texts: str) -> str:
     """A file of prompts; its path as text."""
     path.write_text("".join(f"{text}\n" for text in texts))
     return str(path)
-
-
-Step = Callable[[], object]

@@ -541,10 +541,11 @@ def test_rubbish_in_the_lists_is_removed(night: Night, caplog: pytest.LogCapture
     assert max(len(record.getMessage()) for record in caplog.records) < 200
 
 
-@pytest.mark.parametrize("key", [REGISTRY, f"rq:queue:{QUEUE}", f"rq:queue:{QUEUE}:intermediate"])
+@pytest.mark.parametrize("key", [REGISTRY, f"rq:queue:{QUEUE}", f"rq:queue:{QUEUE}:intermediate", f"rq:wip:{QUEUE}"])
 def test_rq_keys_of_another_type_are_made_anew(night: Night, key: str) -> None:
-    """They are the schedules' own, and nothing is lost with them."""
+    """They are the schedules' own, and nothing is lost with them; RQ's set of all queues is left as it is."""
     night.add()
+    night.store.connection.set("rq:queues", "x")
     night.store.connection.set(key, "x")
     night.at(TWO)
     assert len(night.batches()) == 1
