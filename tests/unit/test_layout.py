@@ -57,7 +57,17 @@ def is_mlx_lm(name: str) -> bool:
     return name.split(".")[0] == "mlx_lm"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["submit", "--help"], ["run", "--help"], ["results", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["submit", "--help"],
+        ["run", "--help"],
+        ["results", "--help"],
+        ["schedule", "add", "--help"],
+        ["scheduler", "--help"],
+    ],
+)
 def test_help_is_light(arguments: list[str]) -> None:
     """Help imports neither redis, rq nor mlx."""
     script = (
