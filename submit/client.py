@@ -26,6 +26,7 @@ from jobs.cron import Cron, local_zone
 from jobs.embedded import data_folder, embedded_server
 from jobs.ending import cancel, current
 from jobs.errors import BatchNotFoundError, LineError, RefusedError, WaitTimeoutError
+from jobs.keeping import KEEP_S
 from jobs.line import Defaults
 from jobs.results import StoredRecord, finished_records, ordered_records
 from jobs.retrying import retry
@@ -146,6 +147,8 @@ class Client:
         on_bad_line: str = "reject",
         metadata: Mapping[str, Any] | None = None,
         expires_in: float | None = None,
+        keep: float | None = KEEP_S,
+        webhook: str | None = None,
         read_at_fire: bool = False,
         catch_up: bool = False,
         allow_overlap: bool = False,
@@ -157,7 +160,8 @@ class Client:
         With ``read_at_fire`` they are the absolute path of a file on the scheduler's host, read at each run. Without
         ``catch_up`` runs that no scheduler was there for are skipped, with it one makes up for all of them; without
         ``allow_overlap`` a run is skipped while an earlier batch is not done. ``replace`` takes the place of a schedule
-        of this name. What is not said here is as in :meth:`submit`.
+        of this name. ``keep`` seconds after its end a batch is removed (None: not), and ``webhook`` is the URL that is
+        told of its end. What is not said here is as in :meth:`submit`.
 
         Raises:
             LineError, InputError, RefusedError: as from :meth:`submit`; and for a bad expression or time zone, a name
@@ -173,6 +177,8 @@ class Client:
                 on_bad_line=on_bad_line,
                 metadata=metadata or {},
                 expires_in=expires_in,
+                keep_s=keep,
+                webhook=webhook,
             ),
             read_at_fire=read_at_fire,
             catch_up=catch_up,

@@ -11,7 +11,6 @@ import orjson
 from jobs.batch import PRIORITIES
 from jobs.duration import parse_duration
 from jobs.errors import RefusedError
-from jobs.keeping import KEEP_S
 from submit.feedback import SHOWN_PROBLEMS, json_errors, read_display
 from submit.options import defaults_from, json_option, open_store, parameter_options, redis_option
 from submit.text import plural
@@ -55,8 +54,9 @@ def command() -> None:
     help="End each batch after this long (90s, 15m, 2h); lines not finished by then get an error record.",
 )  # fmt: skip
 @click.option(
-    "--keep", metavar="DURATION", help="Keep each batch for this long once it is done, or `forever`.  [default: 14d]"
-)
+    "--keep", metavar="DURATION", default="14d", show_default=True,
+    help="Remove each batch and its records so long after its end; `forever` keeps it.",
+)  # fmt: skip
 @click.option("--webhook", metavar="URL", help="Tell this URL when a batch has ended.")
 @click.option(
     "--on-bad-line", type=click.Choice(("reject", "skip")), default="reject", show_default=True,
@@ -117,7 +117,7 @@ def _order(flags: dict[str, Any]) -> Order:
         on_bad_line=flags["on_bad_line"],
         metadata=_object("--metadata", flags["metadata"]),
         expires_in=None if expires_in is None else parse_duration(expires_in),
-        keep_s=KEEP_S if keep is None else None if keep == "forever" else parse_duration(keep),
+        keep_s=None if keep == "forever" else parse_duration(keep),
         webhook=flags["webhook"],
     )
 
