@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -179,19 +179,23 @@ def no_schedule(name: str) -> ScheduleNotFoundError:
     return ScheduleNotFoundError(f"there is no schedule '{name}'; `promptmill schedule list` shows them")
 
 
-def parse_schedule(name: str, stored: list[bytes | None], runs: list[bytes]) -> Schedule:
+def parse_schedule(
+    name: str, stored: list[bytes | None], runs: list[bytes], cron: Callable[[str, str], Cron] = Cron
+) -> Schedule:
     """The schedule of FIELDS of a Redis hash and a list of its runs, as :mod:`jobs.schedules` writes them.
+
+    ``cron`` makes a :class:`jobs.cron.Cron`, or knows one already.
 
     Raises:
         RefusedError: it wrote no such fields; of the list what it did not write is left out.
     """
     try:
-        return _parsed(name, dict(zip(FIELDS, (value or b"" for value in stored), strict=True)), runs)
+        return _parsed(name, dict(zip(FIELDS, (value or b"" for value in stored), strict=True)), runs, cron)
     except (RefusedError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise RefusedError(f"what Redis keeps of schedule '{name}' is damaged ({error!s:.200}): {REMEDY}") from None
 
 
-def _parsed(name: str, values: Mapping[str, bytes], runs: list[bytes]) -> Schedule:
+def _parsed(name: str, values: Mapping[str, bytes], runs: list[bytes], cron: Callable[[str, str], Cron]) -> Schedule:
     text = {key: value.decode() for key, value in values.items()}
     models = orjson.loads(text["models"])
     if not isinstance(models, list) or not all(isinstance(model, str) for model in models):
@@ -199,7 +203,7 @@ def _parsed(name: str, values: Mapping[str, bytes], runs: list[bytes]) -> Schedu
     return Schedule(
         name=name,
         id=text["id"],
-        cron=Cron(text["cron"], text["zone"]),
+        cron=cron(text["cron"], text["zone"]),
         source=text["source"],
         path=text["path"] or None,
         lines=int(text["lines"]),

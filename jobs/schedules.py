@@ -8,12 +8,13 @@ the one batch that may become live), and it is *recorded* (``run`` is gone, the 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
 from jobs.connect import refusing, replies
+from jobs.cron import Cron
 from jobs.errors import RefusedError
 from jobs.keys import SCHEDULER, SCHEDULES, ScheduleKeys
 from jobs.schedule import (
@@ -42,6 +43,7 @@ MAX_OUTCOME_BYTES = 4096
 KEPT_RUNS = 20
 PIECE_BYTES = 4 * 2**20
 UPLOAD_S = 900
+MOST_CRONS = 1000
 
 READ = """
 -- A schedule, unless it is larger than any of ours.  KEYS: info, runs.
@@ -139,6 +141,7 @@ class Schedules:
 
     def __init__(self, connection: Redis) -> None:
         self._connection = connection
+        self._crons: dict[tuple[str, str], Cron] = {}
         self._read = connection.register_script(READ)
         self._names = connection.register_script(NAMES)
         self._add = connection.register_script(ADD)
@@ -178,7 +181,25 @@ class Schedules:
                 arguments: list[Any] = [MAX_INFO_BYTES, runs, MAX_OUTCOME_BYTES, *FIELDS]
                 self._read(keys=[keys.info, keys.runs], args=arguments, client=pipe)
             found = replies(pipe) if names else []
-        return [_parsed(name, reply) for name, reply in zip(names, found, strict=True)]
+        return [_parsed(name, reply, self._cron) for name, reply in zip(names, found, strict=True)]
+
+    def begun(self) -> list[str]:
+        """Names of the schedules that have begun a run."""
+        names = self.names()
+        with self._connection.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hexists(ScheduleKeys(name).info, "run")
+            found = replies(pipe) if names else []
+        return [name for name, begun in zip(names, found, strict=True) if begun is True]
+
+    def _cron(self, expression: str, zone: str) -> Cron:
+        """Checked once: a scheduler reads all schedules every second."""
+        found = self._crons.get((expression, zone))
+        if found is None:
+            if len(self._crons) >= MOST_CRONS:
+                self._crons.clear()
+            found = self._crons[expression, zone] = Cron(expression, zone)
+        return found
 
     def order(self, schedule: Schedule) -> dict[str, Any]:
         """What was said of each of a schedule's batches.
@@ -324,13 +345,14 @@ class Schedules:
         return bool(self._swap(keys=[keys.info, keys.runs], args=[run.encoded(), changed, outcome]))
 
 
-def _parsed(name: str, reply: Any) -> Schedule | RefusedError:
+def _parsed(name: str, reply: Any, cron: Callable[[str, str], Cron]) -> Schedule | RefusedError:
     """The schedule of READ's reply, or the error that says that it is none."""
     if reply is None:
         return no_schedule(name)
     if isinstance(reply, Exception):
         return RefusedError(f"what Redis keeps of schedule '{name}' is damaged ({reply!s:.200}): {REMEDY}")
     try:
-        return parse_schedule(name, *reply)
+        values, runs = reply
+        return parse_schedule(name, values, runs, cron)
     except RefusedError as error:
         return error

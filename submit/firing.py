@@ -100,7 +100,7 @@ class Firing:
 
     def _go_on(self) -> None:
         """Go on with the runs that have begun, a scheduler's that died among them."""
-        for schedule in self._schedules.read(self._schedules.names(), runs=0):
+        for schedule in self._schedules.read(self._schedules.begun(), runs=0):
             if isinstance(schedule, Schedule) and schedule.run is not None and self._may_try(schedule.id):
                 self._stop_here()
                 self._try(schedule)
