@@ -10,10 +10,13 @@ __all__ = [
     "KEEPING",
     "PAUSED",
     "PREFIX",
+    "SCHEDULER",
+    "SCHEDULES",
     "STARTING",
     "UPLOADING",
     "WEBHOOKS",
     "BatchKeys",
+    "ScheduleKeys",
     "run_key",
     "trouble_key",
     "worker_key",
@@ -34,6 +37,11 @@ WEBHOOKS = PREFIX + "webhooks"
 """Sorted set of batches whose end is to be told to a webhook, by the time of the next try (of Redis' clock)."""
 PAUSED = PREFIX + "paused"
 """Hash: name of a worker, or of all workers so named on a host -> when it was paused."""
+
+SCHEDULES = PREFIX + "schedules"
+"""Set of the names of schedules."""
+SCHEDULER = PREFIX + "scheduler"
+"""JSON of the scheduler that is active, refreshed every second, gone soon after it."""
 
 
 def worker_key(name: str) -> str:
@@ -121,3 +129,29 @@ class BatchKeys:
     def job_id(self, number: int) -> str:
         """The RQ job of a shard; RQ allows only letters, digits, ``_`` and ``-``."""
         return f"{self.batch_id}-{number}"
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleKeys:
+    """The keys of one schedule."""
+
+    name: str
+
+    @property
+    def info(self) -> str:
+        """Hash: when it runs, what, and the run that has begun (see :mod:`jobs.schedules`)."""
+        return f"{PREFIX}schedule:{self.name}"
+
+    @property
+    def runs(self) -> str:
+        """List: JSON of what became of its last runs, the newest first."""
+        return f"{self.info}:runs"
+
+    @property
+    def prompts(self) -> str:
+        """String: the file that is stored with it, compressed."""
+        return f"{self.info}:prompts"
+
+    def upload(self, incarnation: str) -> str:
+        """String: that file, until the schedule is there; gone after some minutes."""
+        return f"{self.info}:upload:{incarnation}"

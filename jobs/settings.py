@@ -28,6 +28,8 @@ COMMANDS = (
     "deploy",
     "doctor",
     "workers",
+    "schedule",
+    "scheduler",
 )
 """The commands of ``promptmill``; the file may have a table for each."""
 

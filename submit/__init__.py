@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         PromptProgress,
         WorkerState,
     )
+    from submit.schedulehandle import ScheduleHandle
 
 __all__ = [
     "BatchFinished",
@@ -24,6 +25,7 @@ __all__ = [
     "FirstToken",
     "LineFinished",
     "PromptProgress",
+    "ScheduleHandle",
     "WorkerState",
 ]
 

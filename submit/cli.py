@@ -69,7 +69,11 @@ def cli(ctx: click.Context, config: Path | None) -> None:
     if name is None or name == "worker" or ctx.obj is None:
         return  # the worker's command line reads the file itself
     command = cli.get_command(ctx, name)
-    if command is not None:
+    if isinstance(command, click.Group):
+        # One table for all of its subcommands; each takes what are flags of its own.
+        flags = [parameter for part in command.commands.values() for parameter in part.params]
+        ctx.default_map = {name: dict.fromkeys(command.commands, read_settings(path, name, flags))}
+    elif command is not None:
         ctx.default_map = {name: read_settings(path, name, command.params)}
 
 

@@ -20,24 +20,21 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-import orjson
-
-from jobs.batch import Batch
 from jobs.connect import connect, translated
+from jobs.cron import Cron, local_zone
 from jobs.embedded import data_folder, embedded_server
-from jobs.ending import cancel, current
-from jobs.errors import BatchNotFoundError, LineError, RefusedError, WaitTimeoutError
-from jobs.holding import pause, prioritise, resume_batch
-from jobs.keeping import KEEP_S, memory, purge
+from jobs.errors import LineError, RefusedError
+from jobs.keeping import KEEP_S
 from jobs.line import Defaults
 from jobs.pool import pause_pool, pause_workers, resume_pool, resume_workers
-from jobs.results import StoredRecord, finished_records, ordered_records
-from jobs.retrying import retry
+from jobs.schedules import Schedules
 from jobs.store import Store
-from submit.events import BatchFinished, BatchWatch, Event, FirstToken, LineFinished, PromptProgress
+from submit.batchhandle import BatchHandle
+from submit.events import BatchFinished, Event, FirstToken, LineFinished, PromptProgress
 from submit.reader import PromptFile, PromptObjects
+from submit.schedulehandle import ScheduleHandle
+from submit.scheduling import ScheduleOrder, add_schedule
 from submit.submitter import Order, Submitted, submit
-from submit.text import duration
 from submit.worker_state import WorkerState
 from submit.workers import Workers
 
@@ -49,10 +46,9 @@ __all__ = [
     "FirstToken",
     "LineFinished",
     "PromptProgress",
+    "ScheduleHandle",
     "WorkerState",
 ]
-
-POLL_S = 0.2
 
 FilePath = str | os.PathLike[str]
 Sleep = Callable[[float], None]
@@ -181,211 +177,89 @@ class Client:
         with self._open():
             return Workers(self._store.connection).read()
 
+    def add_schedule(
+        self,
+        name: str,
+        prompts: FilePath | Iterable[Mapping[str, Any]],
+        *,
+        cron: str,
+        time_zone: str | None = None,
+        model: str | None = None,
+        batch_name: str | None = None,
+        priority: str = "normal",
+        on_bad_line: str = "reject",
+        metadata: Mapping[str, Any] | None = None,
+        expires_in: float | None = None,
+        keep: float | None = KEEP_S,
+        webhook: str | None = None,
+        read_at_fire: bool = False,
+        catch_up: bool = False,
+        allow_overlap: bool = False,
+        replace: bool = False,
+        **parameters: Any,
+    ) -> ScheduleHandle:
+        """Submit ``prompts`` by cron, as `promptmill scheduler` does it: they are checked now and stored.
+
+        With ``read_at_fire`` they are the absolute path of a file on the scheduler's host, read at each run. Without
+        ``catch_up`` runs that no scheduler was there for are skipped, with it one makes up for all of them; without
+        ``allow_overlap`` a run is skipped while an earlier batch is not done. ``replace`` takes the place of a schedule
+        of this name. ``keep`` seconds after its end a batch is removed (None: not), and ``webhook`` is the URL that is
+        told of its end. What is not said here is as in :meth:`submit`.
+
+        Raises:
+            LineError, InputError, RefusedError: as from :meth:`submit`; and for a bad expression or time zone, a name
+                that is taken, a file that is too large.
+        """
+        wanted = ScheduleOrder(
+            name=name,
+            cron=Cron(cron, time_zone or local_zone()),
+            order=Order(
+                defaults=_defaults(model, parameters),
+                name=batch_name,
+                priority=priority,
+                on_bad_line=on_bad_line,
+                metadata=metadata or {},
+                expires_in=expires_in,
+                keep_s=keep,
+                webhook=webhook,
+            ),
+            read_at_fire=read_at_fire,
+            catch_up=catch_up,
+            allow_overlap=allow_overlap,
+            take_place=replace,
+        )
+        with self._open():
+            add_schedule(self._store, wanted, os.fspath(prompts) if isinstance(prompts, os.PathLike) else prompts)
+        return ScheduleHandle(self, name)
+
+    def schedule(self, name: str) -> ScheduleHandle:
+        """The schedule of this name.
+
+        Raises:
+            ScheduleNotFoundError: there is none.
+        """
+        handle = ScheduleHandle(self, name)
+        handle.status()
+        return handle
+
+    def schedules(self) -> list[ScheduleHandle]:
+        """All schedules, by name."""
+        with self._open():
+            return [ScheduleHandle(self, name) for name in Schedules(self._store.connection).names()]
+
+    def run_schedule(self, name: str, *, allow_overlap: bool = False) -> BatchHandle:
+        """Submit a batch of a schedule now, as :meth:`ScheduleHandle.run` does."""
+        return ScheduleHandle(self, name).run(allow_overlap=allow_overlap)
+
+    def remove_schedule(self, name: str) -> bool:
+        """Remove a schedule; its batches stay. False: there was none."""
+        return ScheduleHandle(self, name).remove()
+
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
         """Around each use of Redis: its errors become ours."""
         with translated(self._url):
             yield
-
-
-class BatchHandle:
-    """One batch. Made by a :class:`Client`, and usable as long as that is open."""
-
-    def __init__(self, client: Client, batch_id: str, submitted: Submitted | None = None) -> None:
-        self._client = client
-        self.id = batch_id
-        self.submitted = submitted
-        """What the submission found, on handles that :meth:`Client.submit` returned."""
-
-    def __repr__(self) -> str:
-        return f"BatchHandle({self.id!r})"
-
-    def status(self) -> Batch:
-        """The batch as it is now: status, counts, token usage, times.
-
-        Raises:
-            BatchNotFoundError: it was purged.
-        """
-        with self._client._open():
-            return current(self._client._store, self.id)
-
-    def cancel(self) -> Batch:
-        """End the batch now; every finished line is kept, the others fail as ``cancelled``.
-
-        Raises:
-            RefusedError: it is over already. One that was cancelled before stays so.
-        """
-        with self._client._open():
-            cancel(self._client._store, self.id)
-        return self.status()
-
-    def retry(self) -> int:
-        """Run the lines that failed again, in this batch; how many they are. Those refused at submission are not run.
-
-        Raises:
-            RefusedError: the batch is not done.
-        """
-        with self._client._open():
-            return retry(self._client._store, self.id)
-
-    def prioritise(self, priority: str) -> None:
-        """Give the batch another priority, ``high``, ``normal`` or ``low``, also while it runs.
-
-        Raises:
-            RefusedError: there is no such priority, or the batch is over.
-        """
-        with self._client._open():
-            prioritise(self._client._store, self.id, priority)
-
-    def pause(self) -> None:
-        """Hold the batch back: lines that were begun are finished, the others wait until :meth:`resume`.
-
-        Raises:
-            RefusedError: it is over.
-        """
-        with self._client._open():
-            pause(self._client._store, self.id)
-
-    def resume(self) -> None:
-        """Let the batch go on.
-
-        Raises:
-            RefusedError: it is over.
-        """
-        with self._client._open():
-            resume_batch(self._client._store, self.id)
-
-    def purge(self) -> None:
-        """Remove the batch, with its prompts and records.
-
-        Raises:
-            RefusedError: it is not done.
-        """
-        with self._client._open():
-            purge(self._client._store, self.id)
-
-    def memory(self) -> int:
-        """Bytes that the batch takes in Redis."""
-        with self._client._open():
-            return memory(self._client._store.connection, self.id)
-
-    def wait(
-        self,
-        timeout: float | None = None,
-        *,
-        on_prompt_progress: Callable[[PromptProgress], Any] | None = None,
-        on_first_token: Callable[[FirstToken], Any] | None = None,
-        on_line: Callable[[LineFinished], Any] | None = None,
-        on_batch: Callable[[Batch], Any] | None = None,
-    ) -> Batch:
-        """Wait until the batch is done, at most ``timeout`` seconds, and be called meanwhile with what :meth:`watch`
-        tells; ``on_batch`` is called with the batch once it is done.
-
-        What a callback raises comes out of here, and the batch goes on; the next callback waits until one is done.
-        In asyncio: ``await asyncio.to_thread(batch.wait, on_line=...)``, which calls them in that thread.
-
-        Raises:
-            WaitTimeoutError: it was not done by then; it goes on.
-        """
-        told = on_prompt_progress or on_first_token or on_line
-        batch = self._told(timeout, on_prompt_progress, on_first_token, on_line) if told else self._wait(timeout)
-        if on_batch is not None:
-            on_batch(batch)
-        return batch
-
-    def _told(
-        self,
-        timeout: float | None,
-        on_prompt_progress: Callable[[PromptProgress], Any] | None,
-        on_first_token: Callable[[FirstToken], Any] | None,
-        on_line: Callable[[LineFinished], Any] | None,
-    ) -> Batch:
-        batch = self.status()
-        for event in self.watch(timeout):
-            match event:
-                case PromptProgress() if on_prompt_progress is not None:
-                    on_prompt_progress(event)
-                case FirstToken() if on_first_token is not None:
-                    on_first_token(event)
-                case LineFinished() if on_line is not None:
-                    on_line(event)
-                case BatchFinished():
-                    batch = event.batch
-        return batch
-
-    def _wait(self, timeout: float | None) -> Batch:
-        begun = self._client._clock()
-        while not (batch := self.status()).done:
-            if timeout is not None and self._client._clock() - begun >= timeout:
-                raise WaitTimeoutError(f"batch {self.id} is not done after {duration(timeout)}; it goes on without you")
-            self._client._sleep(POLL_S)
-        return batch
-
-    def watch(self, timeout: float | None = None) -> Iterator[Event]:
-        """What happens to the batch until it is done, at most ``timeout`` seconds, as it happens::
-
-            for event in batch.watch():
-                match event:
-                    case PromptProgress(): print(f"{event.id}: {event.prefilled} of {event.prompt_tokens}")
-                    case FirstToken(): print(f"{event.id} has begun")
-                    case LineFinished(): print(event.record)
-                    case BatchFinished(): print(event.batch.usage)
-
-        Every line has one :class:`LineFinished`, in the order of finishing; lines finished before the call come first.
-        One that finished well has exactly one :class:`FirstToken` before it, and before that at least the end of its
-        prompt (:class:`PromptProgress` with ``prefilled`` equal to ``prompt_tokens``). These two come from what workers
-        publish once a second: they are up to a second or two late, steps in between are left out, and those of a line
-        that takes less than that come together, just before its end. Of a line that begins again on another worker
-        the prompt's progress may go back. A worker names 256 lines at most; of others only the end is told.
-
-        Raises:
-            WaitTimeoutError: it was not done by then; it goes on.
-        """
-        watch = BatchWatch(self._client._store, self.id, clock=self._client._clock)
-        with self._client._open():
-            yield from watch.events(timeout, self._client._sleep)
-
-    def results(self, follow: bool = False, ordered: bool | None = None) -> Iterator[dict[str, Any]]:
-        """Records of the lines that succeeded; those that failed are in :meth:`errors`.
-
-        Without ``follow``: those there are now, in the order of the input. With ``follow``: in the order of
-        finishing, live, until the batch is done. ``ordered`` says otherwise: ``ordered=False`` for the order
-        of finishing; ``follow=True, ordered=True`` waits for the end, then goes in the order of the input.
-        """
-        return (orjson.loads(record.raw) for record in self._records(follow, ordered) if record.ok)
-
-    def errors(self, follow: bool = False, ordered: bool | None = None) -> Iterator[dict[str, Any]]:
-        """Records of the lines that failed; the arguments are those of :meth:`results`."""
-        return (orjson.loads(record.raw) for record in self._records(follow, ordered) if not record.ok)
-
-    def _records(self, follow: bool, ordered: bool | None) -> Iterator[StoredRecord]:
-        if ordered is None:
-            ordered = not follow
-        if ordered and follow:
-            self.wait()
-        self.status()  # of a batch that is gone, no records would look like none yet
-        connection = self._client._store.connection
-        position = 0
-        while True:
-            batch = self.status() if follow and not ordered else None
-            with self._client._open(), self._while_it_is_there():
-                if ordered:
-                    yield from ordered_records(connection, self.id)
-                    return
-                for record in finished_records(connection, self.id, start=position):
-                    position = record.after
-                    yield record
-            if batch is None or batch.done:
-                return
-            self._client._sleep(POLL_S)
-
-    @contextlib.contextmanager
-    def _while_it_is_there(self) -> Iterator[None]:
-        try:
-            yield
-        except KeyError:
-            # Records can be gone while their places are still listed: when the batch is being purged.
-            raise BatchNotFoundError(f"batch {self.id} was purged while it was read") from None
 
 
 def _defaults(model: str | None, parameters: Mapping[str, Any]) -> Defaults:

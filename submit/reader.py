@@ -108,6 +108,12 @@ class PromptFile:
                 elif raw := raw.strip():
                     yield number, raw
 
+    def blocks(self) -> Iterator[bytes]:
+        """The content as it stands, unpacked, in place of its lines."""
+        with self._explained():
+            while block := self._content.read(BLOCK):
+                yield block
+
     def read_to_end(self) -> None:
         """Read what is left, for the digest alone."""
         with self._explained():

@@ -18,10 +18,10 @@ from jobs.store import UPLOAD_LEASE_S, NewBatch, Store
 from jobs.upkeep import upkeep
 from submit.checker import Problems, checked
 from submit.packing import Packing
-from submit.reader import Prompts
+from submit.reader import PromptObjects, Prompts
 from submit.uploader import Uploader
 
-__all__ = ["ON_BAD_LINE", "Order", "ReadSoFar", "Submitted", "submit"]
+__all__ = ["ON_BAD_LINE", "Checked", "Order", "ReadSoFar", "Submitted", "check", "check_order", "submit"]
 
 ON_BAD_LINE = ("reject", "skip")
 
@@ -76,6 +76,42 @@ class Submitted:
             "shards": self.shards,
             "models": list(self.models),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """An input that may be submitted: its lines, how many of them are bad, the first of their problems, its models."""
+
+    total: int
+    rejected: int
+    problems: tuple[ProblemLine, ...]
+    models: tuple[str, ...]
+
+
+def check_order(order: Order) -> None:
+    """Check what is said of a batch whose prompts are not at hand.
+
+    Raises:
+        RefusedError: it makes no sense.
+    """
+    _new_batch(PromptObjects(()), order, new_batch_id)
+
+
+def check(prompts: Prompts, order: Order, *, progress: ReadSoFar = lambda lines, size: None) -> Checked:
+    """Check all of ``prompts`` as :func:`submit` does, and submit nothing.
+
+    Raises:
+        InputError, RefusedError: what :func:`submit` would raise for them.
+    """
+    _new_batch(prompts, order, new_batch_id)
+    problems, models, total = Problems(), set[str](), 0
+    for chunk in checked(prompts, order.defaults):
+        total += len(chunk.good) + len(chunk.bad)
+        problems.add([line.problem for line in chunk.bad])
+        models.update(line.group.model for line in chunk.good)
+        progress(total, prompts.bytes_read)
+    _refuse(prompts, total, problems, order)
+    return Checked(total, problems.count, tuple(problems.kept), tuple(sorted(models)))
 
 
 def submit(

@@ -58,7 +58,12 @@ def is_mlx_lm(name: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([name, "--help"] for name in ("submit", "run", "results", "status", "workers"))]
+    "arguments",
+    [
+        ["--help"],
+        *([name, "--help"] for name in ("submit", "run", "results", "status", "workers", "doctor", "scheduler")),
+        ["schedule", "add", "--help"],
+    ],
 )
 def test_help_is_light(arguments: list[str]) -> None:
     """Help imports neither redis, rq, rich nor mlx."""

@@ -1,0 +1,74 @@
+"""``promptmill scheduler``: submits the batches of schedules when they are due."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+
+import click
+
+from jobs.logs import set_up_logging
+from jobs.settings import read_settings
+from submit.options import log_options, redis_option, webhook_options
+
+REDIS_TIMEOUT_S = 5.0
+"""A scheduler must hear of an outage before its lock is another's."""
+
+
+def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    """Give the command the values of this settings file before its other flags are read."""
+    if path is not None:
+        ctx.default_map = read_settings(path, "scheduler", ctx.command.params)
+
+
+@click.command("scheduler", short_help="Submit batches by their schedules: a long-lived process.")
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), is_eager=True, expose_value=False,
+    callback=_read_config, help="Settings file (TOML): its top-level keys and its [scheduler] table.",
+)  # fmt: skip
+@click.option("--name", help="Name of this scheduler.  [default: the host's]")
+@click.option(
+    "--read-from", type=click.Path(path_type=Path, file_okay=False, exists=True), multiple=True, metavar="DIR",
+    help="Read files of `schedule add --read-at-fire` only in this folder. May be given several times.  "
+    "[default: any file that this user may read]",
+)  # fmt: skip
+@webhook_options
+@redis_option
+@log_options
+@click.option("--verbose", "-v", is_flag=True, help="Log more.")
+def command(
+    name: str | None,
+    read_from: tuple[Path, ...],
+    webhook_secret: str | None,
+    webhook_hosts: tuple[str, ...],
+    redis_url: str | None,
+    log_format: str,
+    log_file: Path | None,
+    verbose: bool,
+) -> int:
+    """Submit the batches of `promptmill schedule` when they are due, and tell webhooks of the ends of batches.
+
+    Start as many as you like, on any machine of the pool: one is active, and when it ends or dies another takes over
+    within 15 seconds or so; webhooks are told by all of them. SIGTERM or Ctrl-C ends it with exit status 0. No batch is
+    lost or doubled, however it ends.
+    """
+    from jobs.connect import connect, translated
+    from jobs.embedded import data_folder, embedded_server
+    from jobs.store import Store
+    from submit.courier import Courier
+    from submit.scheduler import Scheduler
+
+    about = {"scheduler": f"{name or socket.gethostname().split('.')[0]}.{os.getpid()}"}
+    set_up_logging(log_format, verbose=verbose, file=log_file, fields=about)
+    with contextlib.ExitStack() as stack:
+        url = redis_url or stack.enter_context(embedded_server(data_folder(os.environ)))
+        stack.enter_context(translated(url))
+        connection = connect(url, timeout_s=REDIS_TIMEOUT_S, retries=1)
+        stack.callback(connection.close)
+        store = Store(connection)
+        courier = Courier(store, webhook_secret, hosts=webhook_hosts)
+        stack.callback(courier.stop)
+        courier.start()
+        return Scheduler(store, name=name, read_from=read_from).run()
