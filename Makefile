@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo
 
-.PHONY: demo test check unit faults bench lock clean
+.PHONY: demo test check unit faults night bench lock clean
 
 $(READY): pyproject.toml requirements.lock
 ifneq ($(shell command -v uv),)
@@ -50,6 +50,13 @@ else
 	FAULTS=30 FAULTS_TABLE=$(FAULTS_ROWS) $(BIN)/python -m pytest tests/e2e/faults
 	$(BIN)/python -m tests.e2e.faults.table $(FAULTS_ROWS) docs/faults.md
 endif
+
+# A pool on this machine for MINUTES (15): the server of `deploy server`, three workers with two models, a scheduler, batches
+# of three priorities and one by cron each minute, a Prometheus, a receiver of webhooks; all of it audited at the end.
+NIGHT ?= night
+night: $(READY)
+	rm -rf $(NIGHT)
+	$(BIN)/python -m tests.e2e.night --minutes $(or $(MINUTES),15) --folder $(NIGHT)
 
 # All benchmarks, about an hour on two cores: let nothing else run beside them.
 bench: $(READY)

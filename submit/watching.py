@@ -91,7 +91,8 @@ class BatchView:
         self._queues = self._workers.queues_of(self._batch.id)
         self._recent = self._window.add(self._now, self._batch)
         self._states = self._workers.read()
-        if not drawn and self._now - self._measured_at >= MEASURE_S:
+        shown_as_text = not drawn or self._batch.done
+        if shown_as_text and self._now - self._measured_at >= MEASURE_S:
             self._measured_at, self._memory = self._now, memory(self._store.connection, self._batch.id)
         return self._batch.done
 

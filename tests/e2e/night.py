@@ -220,12 +220,12 @@ class Night:
 
     def check(self, minutes: float) -> list[str]:
         wrong = list(self.receiver.wrong)
-        until(lambda: all(batch["status"] == "completed" for batch in self.json("status")), "all is done", DEADLINE_S)
+        until(lambda: all(batch["status"] == "completed" for batch in self.json("status")), "all is done", seconds=DEADLINE_S)
         batches = self.json("status")
         for batch in batches:
             wrong += self.audit(batch)
         told = {batch["id"] for batch in batches}
-        until(lambda: told <= self.receiver.told.keys(), "all webhooks came", DEADLINE_S)
+        until(lambda: told <= self.receiver.told.keys(), "all webhooks came", seconds=DEADLINE_S)
         nightly = [batch for batch in batches if batch["schedule"] == "each-minute"]
         if abs(len(nightly) - minutes) > 2:
             wrong.append(f"{len(nightly)} runs of the schedule in {minutes} minutes")
