@@ -13,7 +13,7 @@ from submit.crew import crew_table
 from submit.flight import flight_section, taking_turns
 from submit.overview import described, in_flight, pace, serving
 from submit.progress import Rates
-from submit.text import count, duration, plural, rate
+from submit.text import count, duration, memory_size, plural, rate
 from submit.widgets import bar, beside, fit, more, text, wrapped
 from submit.worker_state import WorkerState
 from submit.workers import activity
@@ -26,13 +26,15 @@ FEW_WORKERS = 3
 
 @dataclass(frozen=True, slots=True)
 class BatchScene:
-    """A batch at one moment: ``now`` in seconds since the epoch, ``recent`` its rates of the last minute."""
+    """A batch at one moment: ``now`` in seconds since the epoch, ``recent`` its rates of the last minute,
+    ``memory`` the bytes it takes in Redis."""
 
     now: float
     batch: Batch
     states: Sequence[WorkerState]
     queues: frozenset[str]
     recent: Rates = Rates()
+    memory: int | None = None
 
 
 def draw_batch(scene: BatchScene, width: int, height: int, *, unicode: bool = True) -> list[Text]:
@@ -43,7 +45,8 @@ def draw_batch(scene: BatchScene, width: int, height: int, *, unicode: bool = Tr
     if waiting is not None:
         lines.append(text(waiting, "yellow"))
     lines += wrapped(_pace(scene, waiting), width)
-    facts = [text(f"{label} ", "bright_black").append(text(shown).plain) for label, shown in described(batch) if shown]
+    described_so = [*described(batch), ("memory", "" if scene.memory is None else memory_size(scene.memory))]
+    facts = [text(f"{label} ", "bright_black").append(text(shown).plain) for label, shown in described_so if shown]
     for fact in facts:
         fact.truncate(width, overflow="ellipsis")
     lines += wrapped(facts, width)

@@ -124,10 +124,12 @@ def show(
 
 def _look(view: View, away_since: float | None, clock: Callable[[], float]) -> tuple[bool, float | None]:
     """Whether the view is over, and since when Redis is away."""
-    from redis.exceptions import ConnectionError, TimeoutError
+    from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
 
     try:
         return view.look(drawn=True), None
+    except AuthenticationError:
+        raise  # which is a ConnectionError, and does not pass
     except (ConnectionError, TimeoutError):
         return False, clock() if away_since is None else away_since
 

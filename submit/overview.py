@@ -198,7 +198,7 @@ def _local(seconds: float) -> str:
 
 
 def _worker(state: WorkerState) -> str:
-    text = f"{printable(state.name)}: {state.state}"
+    text = f"{printable(state.name)}: {state.word}"
     if state.tokens_per_second is not None and state.state != "loading":
         text += f", {rate(state.tokens_per_second)} tok/s"
     if state.occupancy is not None:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchView", "PoolView", "WorkersView"]
 
-MEASURE_S = 10.0
-"""What a batch takes in Redis is measured again after this long: each of its keys is asked for."""
+MEASURE_S, MEASURE_RATIO = 10.0, 20
+"""What a batch takes in Redis is measured again after this long, and after so many times what it took: each of its keys
+is asked for."""
 
 
 class PoolView:
@@ -45,6 +46,8 @@ class PoolView:
         """Read the batches; there is always more to come."""
         expire_due(self._store)
         self._now, self._batches = self._store.now(), self._store.batches()
+        known = {batch.id for batch in self._batches}
+        self._windows = {batch_id: window for batch_id, window in self._windows.items() if batch_id in known}
         self._rates = {
             batch.id: self._windows.setdefault(batch.id, Window()).add(self._now, batch) for batch in self._batches
         }
@@ -55,7 +58,8 @@ class PoolView:
 
     def _why_waiting(self) -> dict[str, str]:
         live = [batch for batch in self._batches if not batch.done]
-        said = {batch.id: activity(batch, self._workers.queues_of(batch.id), self._states) for batch in live}
+        queues = self._workers.queues_of_each([batch.id for batch in live])
+        said = {batch.id: activity(batch, queues[batch.id], self._states) for batch in live}
         return {batch_id: why for batch_id, why in said.items() if why is not None}
 
     def text(self, width: int | None) -> list[str]:
@@ -83,7 +87,8 @@ class BatchView:
         self._states: list[WorkerState] = []
         self._queues: frozenset[str] = frozenset()
         self._recent = Rates()
-        self._memory, self._measured_at = 0, -MEASURE_S
+        self._memory: int | None = None
+        self._measure_at = 0.0
 
     def look(self, *, drawn: bool = False) -> bool:
         """Read the batch and the workers; whether it is done."""
@@ -91,15 +96,16 @@ class BatchView:
         self._queues = self._workers.queues_of(self._batch.id)
         self._recent = self._window.add(self._now, self._batch)
         self._states = self._workers.read()
-        shown_as_text = not drawn or self._batch.done
-        if shown_as_text and self._now - self._measured_at >= MEASURE_S:
-            self._measured_at, self._memory = self._now, memory(self._store.connection, self._batch.id)
+        if self._now >= self._measure_at:
+            self._memory = memory(self._store.connection, self._batch.id)
+            now = self._store.now()
+            self._measure_at = now + max(MEASURE_S, MEASURE_RATIO * (now - self._now))
         return self._batch.done
 
     def text(self, width: int | None) -> list[str]:
         """Its facts, then its lines in flight."""
         if self._as_json:
-            found = batch_object(self._batch, self._now, self._states, self._queues, self._memory)
+            found = batch_object(self._batch, self._now, self._states, self._queues, self._memory or 0)
             return [orjson.dumps(found).decode()]
         return detail(self._batch, self._now, self._states, self._queues, recent=self._recent, memory=self._memory)
 
@@ -107,7 +113,7 @@ class BatchView:
         """Its progress, the workers that serve it, its lines in flight."""
         from submit.batch_view import BatchScene, draw_batch
 
-        scene = BatchScene(self._now, self._batch, self._states, self._queues, self._recent)
+        scene = BatchScene(self._now, self._batch, self._states, self._queues, self._recent, self._memory)
         return draw_batch(scene, width, height, unicode=unicode)
 
 

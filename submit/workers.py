@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from jobs.batch import Batch
-from jobs.connect import foreign_data
+from jobs.connect import foreign_data, replies
 from jobs.keys import BatchKeys, worker_key
 from submit.worker_state import WorkerState, parse_state
 
@@ -64,8 +64,16 @@ class Workers:
 
     def queues_of(self, batch_id: str) -> frozenset[str]:
         """The queues a batch went to."""
-        found = cast("set[bytes]", self._connection.smembers(BatchKeys(batch_id).queues))
-        return frozenset(queue.decode(errors="replace") for queue in found)
+        return self.queues_of_each([batch_id])[batch_id]
+
+    def queues_of_each(self, batch_ids: Sequence[str]) -> dict[str, frozenset[str]]:
+        """The queues that batches went to, in one round trip."""
+        with self._connection.pipeline(transaction=False) as pipe:
+            for batch_id in batch_ids:
+                pipe.smembers(BatchKeys(batch_id).queues)
+            found = [reply if isinstance(reply, set) else set() for reply in replies(pipe)]
+        names = (frozenset(queue.decode(errors="replace") for queue in queues) for queues in found)
+        return dict(zip(batch_ids, names, strict=True))
 
 
 def served_by(queue: str, pool: str | None) -> str:

@@ -146,8 +146,8 @@ class ShardWorker(BaseWorker):
         with contextlib.suppress(OutOfMemoryError):
             self.set_state(WorkerStatus.BUSY if busy else WorkerStatus.IDLE)
 
-    def filled(self, queues: Sequence[str]) -> list[str]:
-        """Those of some queues that have jobs waiting."""
+    def waiting(self, queues: Sequence[str]) -> dict[str, int]:
+        """How many jobs wait in those of some queues that have any, in the order of the queues."""
         with self.connection.pipeline(transaction=False) as pipe:
             for queue in queues:
                 pipe.llen(f"rq:queue:{queue}")
@@ -155,7 +155,8 @@ class ShardWorker(BaseWorker):
         for error in lengths:
             if isinstance(error, RedisError) and not foreign_data(error):
                 raise error
-        return [queue for queue, length in zip(queues, lengths, strict=True) if isinstance(length, int) and length]
+        found = zip(queues, lengths, strict=True)
+        return {queue: length for queue, length in found if isinstance(length, int) and length}
 
     # --- one shard's way ---
 

@@ -62,6 +62,7 @@ TEXTS = {
     "line_tokens_per_second": "Tokens per second of single lines, from their first token on.",
     "lines_in_flight": "Lines under way, by phase.",
     "lines_waiting": "Lines that the worker holds and that have not begun.",
+    "queued_shards": "Shards that wait in Redis for workers of this model: every worker that serves it says the same.",
     "shards_taken": "Shards claimed from Redis.",
     "shards_ended": "Shards that the worker is done with, by outcome: finished, returned, lost or refused.",
     "records_delivered": "Records that Redis has taken.",
@@ -75,7 +76,7 @@ TEXTS = {
     "memory_limit_bytes": "Memory for models and their caches; absent where there is no limit.",
     "prefix_cache_bytes": "Memory of the prefixes that prompts share.",
     "redis_outages": "Times that Redis stopped answering, or stopped taking what is written.",
-    "redis_last_answer_timestamp_seconds": "When Redis last took the worker's sign of life, in Unix time.",
+    "redis_silent_seconds": "Seconds since Redis last took the worker's sign of life.",
     "spool_usable": "1 while finished records can be kept on the worker's disk.",
     "draining": "1 while the worker finishes what it has begun, to stop or to start afresh.",
     "paused": "1 while the worker is paused and takes nothing new.",
@@ -246,7 +247,7 @@ class _Readings:
         yield _gauge("paused", service.pausing.paused)
         yield _gauge("loading", service.compute.loading is not None)
         yield _counter("redis_outages", pulse.outages)
-        yield _gauge("redis_last_answer_timestamp_seconds", pulse.answered_at)
+        yield _gauge("redis_silent_seconds", max(time.time() - pulse.answered_at, 0.0))
 
     def _engine(self) -> Iterator[Metric]:
         shot, compute = self._service.compute.snapshot, self._service.compute
@@ -270,6 +271,11 @@ class _Readings:
             (group.key, phase): float(flights[group.key, phase]) for group in groups for phase in PHASES
         }
         yield _labelled("lines_in_flight", ("model", "phase"), pairs)
+        queued: dict[tuple[str, ...], float] = {
+            (service.turns.group_of(queue).key, queue.split(":", 2)[1]): float(service.turns.lengths.get(queue, 0))
+            for queue in service.turns.queues
+        }
+        yield _labelled("queued_shards", ("model", "priority"), queued)
 
         def by_model(name: str, value: Callable[[Group], float], *, counting: bool = False) -> Metric:
             return _labelled(name, ("model",), {(group.key,): value(group) for group in groups}, counting=counting)

@@ -122,7 +122,7 @@ class Service:
             settings.groups,
             settings.pool,
             models=self.models,
-            filled=lambda queues: self.rq.filled(queues),
+            lengths=lambda queues: self.rq.waiting(queues),
             wanted=self._wanted,
         )
         self.rq = ShardWorker(self.store, self.turns.queues, self.name)

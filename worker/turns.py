@@ -7,7 +7,7 @@ low is slow on a busy pool, and never starved.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 
 from jobs.batch import PRIORITIES, queue_name
 from jobs.shard import Group
@@ -22,8 +22,8 @@ PATIENCE_S = (float("inf"), 120.0, 600.0)
 class Turns:
     """The queues of a worker's models, and whose turn it is.
 
-    ``filled(queues)`` tells which queues have jobs, ``wanted(group, rank)`` whether another shard of a model is needed
-    whose lines would go by ``rank``: 0 is first.
+    ``lengths(queues)`` tells how many jobs wait in each queue that has any, in their order, and ``wanted(group, rank)``
+    whether another shard of a model is needed whose lines would go by ``rank``: 0 is first.
     """
 
     def __init__(
@@ -32,18 +32,20 @@ class Turns:
         pool: str | None,
         *,
         models: Models,
-        filled: Callable[[Sequence[str]], Sequence[str]],
+        lengths: Callable[[Sequence[str]], Mapping[str, int]],
         wanted: Callable[[Group, int], bool],
         patience: Sequence[float] = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._models, self._filled, self._wanted, self._clock = models, filled, wanted, clock
+        self._models, self._lengths, self._wanted, self._clock = models, lengths, wanted, clock
         self._group_of = {queue_name(group.key, priority, pool): group for priority in PRIORITIES for group in groups}
         self._places = {name: place // len(groups) for place, name in enumerate(self._group_of)}
         self._not_before: dict[Group, float] = {}
         self._takes: dict[Group, float] = {}
         self._patience = patience
         self._since: dict[str, float] = {}
+        self.lengths: Mapping[str, int] = {}
+        """Jobs that waited in each queue that had any, at the last look."""
         self.waiting = False
         """Whether a model has work whose turn it is not yet."""
 
@@ -56,8 +58,8 @@ class Turns:
 
     def look(self) -> None:
         """Note which queues have work, now and then: how long one waits is counted from here on."""
-        now = self._clock()
-        self._since = {queue: self._since.get(queue, now) for queue in self._filled(self.queues)}
+        now, self.lengths = self._clock(), self._lengths(self.queues)
+        self._since = {queue: self._since.get(queue, now) for queue in self.lengths}
 
     def rank_of(self, queue: str) -> int:
         """What lines of a shard of this queue go by: its priority, or the first where it has waited for too long."""
@@ -82,7 +84,7 @@ class Turns:
         now = self._clock()
         ready = [name for name, group in self._group_of.items() if self._not_before.get(group, 0.0) <= now]
         # Asked for only where models have to take turns.
-        filled = [] if self._models.all_fit else self._filled(ready)
+        filled = [] if self._models.all_fit else list(self._lengths(ready))
         work = {self._group_of[name]: self._places[name] for name in reversed(filled)}  # the highest one is told last
         takeable = self._models.takeable(work, busy)
         self.waiting = not takeable.issuperset(work)

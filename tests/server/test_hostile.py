@@ -130,7 +130,7 @@ def test_a_queue_of_another_type_stops_no_other(
         watched(store, QUEUE)
         service.rq.recover()
     assert [QUEUE in record.message for record in caplog.records] == [True]
-    assert service.rq.filled([QUEUE]) == []
+    assert service.rq.waiting([QUEUE]) == {}
 
 
 def test_hostile_registries_do_not_stop_recovery(

@@ -152,9 +152,10 @@ def test_outages_of_redis_are_counted(server: Server, metrics: PrometheusMetrics
         until(lambda: read(metrics, "redis_outages_total") == 1, "the outage is counted")
         missed = len(beats)
         until(lambda: len(beats) > missed + 2, "it missed more of them")
-        before = read(metrics, "redis_last_answer_timestamp_seconds")
+        silent = read(metrics, "redis_silent_seconds") or 0.0
+        assert silent > 0
         server.start()
-        until(lambda: (read(metrics, "redis_last_answer_timestamp_seconds") or 0) > (before or 0), "Redis is back")
+        until(lambda: (read(metrics, "redis_silent_seconds") or 0.0) < silent, "Redis is back")
         assert read(metrics, "redis_outages_total") == 1
         service.pulse.stop()
 

@@ -25,7 +25,7 @@ class Pool:
             groups,
             None,
             models=models,
-            filled=lambda queues: [queue for queue in queues if self.work.get(queue)],
+            lengths=lambda queues: {queue: self.work[queue] for queue in queues if self.work.get(queue)},
             wanted=lambda group, rank: (group, rank) not in self.full,
             patience=(float("inf"), 10.0, 60.0),
             clock=lambda: self.now,
