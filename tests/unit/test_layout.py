@@ -84,3 +84,14 @@ def test_only_full_screens_import_rich() -> None:
     script = "import sys, submit.watching, submit.screen, submit.client; print('rich' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_every_module_fits_in_a_head() -> None:
+    """None has more than 500 lines."""
+    folders = ("jobs", "submit", "worker", "tests", "bench", "examples")
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_bytes().splitlines())
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {name: length for name, length in lengths.items() if length > 500} == {}
