@@ -15,6 +15,7 @@ from submit.runqueue import QUEUE
 from tests.night import EVENING, TWO, Night
 from tests.pool import work
 
+DAY = 86400
 REGISTRY = f"rq:scheduled:{QUEUE}"
 
 
@@ -28,7 +29,7 @@ def states(night: Night, name: str = "nightly") -> list[str]:
     return [outcome.state for outcome in reversed(night.runs(name))]
 
 
-RUN = b'{"due":1,"asked":false,"missed":0,"claim":["%s",{"groups":[]}]}' % new_batch_id().encode()
+RUN = b'{"due":1,"asked":false,"missed":0,"claim":["%s",{"groups":[]}]}' % new_batch_id(lambda: TWO, bytes).encode()
 
 
 @pytest.mark.parametrize(
