@@ -59,7 +59,7 @@ redis.call('HSET', KEYS[1], 'unrun', string.format('%d', unrun))
 ended(KEYS[1], ARGV[2], ARGV[3])
 if ARGV[2] == 'cancelled' then redis.call('HSET', KEYS[1], 'cancelling_at', ARGV[3]) end
 redis.call('HINCRBY', KEYS[1], 'failed', unrun)
--- Jobs that pend are those of a retry that has not queued them yet.
+-- Jobs pend while it is held back, or retried and not queued yet.
 for _, queue in ipairs(redis.call('SMEMBERS', KEYS[4])) do
   while true do
     local popped = redis.call('ZPOPMIN', ARGV[4] .. queue, 1000)

@@ -29,6 +29,7 @@ PAUSE = (
 local status = redis.call('HGET', KEYS[1], 'status')
 if status ~= 'in_progress' then return status end
 if redis.call('ZSCORE', KEYS[2], ARGV[1]) then return 'retried' end
+redis.call('HDEL', KEYS[1], '')  -- what removes goes first: after it, a server that is full takes the rest too
 if redis.call('HSETNX', KEYS[1], 'paused_at', ARGV[2]) == 0 then return 'paused' end
 take_out(KEYS[3], ARGV[1], function(queue, ids)
   for _, id in ipairs(ids) do redis.call('ZADD', ARGV[3] .. queue, id:sub(#ARGV[1] + 2), id) end
@@ -71,11 +72,13 @@ PRIORITISE = (
     TAKE_OUT
     + """
 -- Move a batch's jobs to the queues of another priority, waiting and pending ones; what it was before is returned.
--- Shards that workers hold are finished as they are; one that comes back goes to its old queue.
+-- Shards that workers hold are finished as they are; one that comes back goes to the new queue.
 -- KEYS: info, uploading, queues, rq:queues.  ARGV: batch id, priority, pending prefix.
 local status = redis.call('HGET', KEYS[1], 'status')
 if status ~= 'in_progress' then return status end
 if redis.call('ZSCORE', KEYS[2], ARGV[1]) then return 'retried' end
+if redis.call('HGET', KEYS[1], 'priority') == ARGV[2] then return status end
+redis.call('HDEL', KEYS[1], '')  -- as above
 redis.call('HSET', KEYS[1], 'priority', ARGV[2])
 local function moved(queue) return (queue:gsub('^(promptmill:)%a+', '%1' .. ARGV[2])) end
 for _, queue in ipairs(redis.call('SMEMBERS', KEYS[3])) do

@@ -16,7 +16,7 @@ from jobs.keys import BatchKeys
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["MAX_GIVEN_BYTES", "keys_of", "read_batch", "read_batches"]
+__all__ = ["MAX_GIVEN_BYTES", "common_keys", "keys_of", "read_batch", "read_batches", "shard_keys"]
 
 MAX_INFO_BYTES = 4 * 2**20
 """Nothing larger is loaded."""
@@ -46,16 +46,26 @@ def read_batch(connection: Redis, batch_id: str) -> Batch:
 
 
 def keys_of(connection: Redis, batch_id: str, shards: int = 0) -> Iterator[str]:
-    """All keys that a batch has or may have, where it has ``shards`` shards at least."""
-    keys = BatchKeys(batch_id)
-    yield from (keys.info, keys.table, keys.fences, keys.finished, keys.queues, keys.retried)
-    for queue in cast("set[bytes]", connection.smembers(keys.queues)):
-        yield keys.pending(queue.decode())
-    rows = cast("list[bytes]", connection.zrange(keys.table, 0, -1))
+    """All keys that a batch of ``shards`` shards or more has or may have; those that name the others are first."""
+    yield from common_keys(connection, batch_id)
+    rows = cast("list[bytes]", connection.zrange(BatchKeys(batch_id).table, 0, -1))
     for number in {*range(shards), *(orjson.loads(row)[0] for row in rows)}:
-        yield from (keys.payload(number), keys.records(number), keys.compacted(number))
-        yield from (keys.flights(number), keys.tries(number), keys.load_failures(number))
-        yield f"rq:job:{keys.job_id(number)}"
+        yield from shard_keys(batch_id, number)
+
+
+def common_keys(connection: Redis, batch_id: str) -> list[str]:
+    """The keys of a batch as a whole."""
+    keys = BatchKeys(batch_id)
+    queues = cast("set[bytes]", connection.smembers(keys.queues))
+    pending = [keys.pending(queue.decode()) for queue in queues]
+    return [keys.info, keys.table, keys.queues, keys.fences, keys.finished, keys.retried, *pending]
+
+
+def shard_keys(batch_id: str, number: int) -> list[str]:
+    """The keys that a shard has or may have."""
+    keys = BatchKeys(batch_id)
+    own = [keys.payload(number), keys.records(number), keys.compacted(number), keys.flights(number)]
+    return [*own, keys.tries(number), keys.load_failures(number), f"rq:job:{keys.job_id(number)}"]
 
 
 def read_batches(connection: Redis, ids: Sequence[str]) -> list[Batch]:

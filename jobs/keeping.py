@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+import orjson
+
 from jobs.connect import refusing, replies
 from jobs.errors import RefusedError
-from jobs.info import keys_of
+from jobs.info import common_keys, shard_keys
 from jobs.keys import BATCHES, KEEPING, UPLOADING, BatchKeys
 from jobs.timed import due
 
@@ -19,8 +21,7 @@ __all__ = ["KEEP_S", "memory", "purge", "purge_due"]
 
 KEEP_S = 14 * 86400.0
 """What a batch is kept for where nothing else is said: seconds from its end."""
-CHUNK = 500
-"""Keys dealt with in one round trip."""
+MEASURED_SHARDS = 200
 
 PURGE = """
 -- Take a batch that is done off the lists, to be removed; what it was before is returned. It is an upload given up from
@@ -54,6 +55,8 @@ def purge(store: Store, batch_id: str) -> None:
         store.discard(batch_id)
         return
     batch = store.batch(batch_id)  # says so where there is none
+    if batch.status == "validating":
+        raise RefusedError(f"batch {batch_id} is still being submitted; stop its submit instead")
     raise RefusedError(f"batch {batch_id} is {batch.status}: cancel it first, `promptmill cancel {batch_id}`")
 
 
@@ -78,11 +81,17 @@ def _take_off(store: Store, batch_id: str, *, only_due: bool) -> str | None:
 
 
 def memory(connection: Redis, batch_id: str) -> int:
-    """Bytes of Redis' memory that a batch takes: prompts, records, RQ's jobs and books."""
-    total, keys = 0, list(keys_of(connection, batch_id))
-    for start in range(0, len(keys), CHUNK):
-        with connection.pipeline(transaction=False) as pipe:
-            for key in keys[start : start + CHUNK]:
-                pipe.memory_usage(key)
-            total += sum(size for size in replies(pipe) if isinstance(size, int))
-    return total
+    """Bytes of Redis' memory that a batch takes: prompts, records, RQ's jobs and books.
+
+    Of many shards some are measured, spread evenly, and the others are taken to be like them.
+    """
+    rows = cast("list[bytes]", connection.zrange(BatchKeys(batch_id).table, 0, -1))
+    some = rows[:: max(1, len(rows) // MEASURED_SHARDS)]
+    shards = [key for row in some for key in shard_keys(batch_id, orjson.loads(row)[0])]
+    common = common_keys(connection, batch_id)
+    with connection.pipeline(transaction=False) as pipe:
+        for key in (*common, *shards):
+            pipe.memory_usage(key)
+        sizes = [size if isinstance(size, int) else 0 for size in replies(pipe)]
+    scale = len(rows) / len(some) if some else 1.0
+    return sum(sizes[: len(common)]) + round(scale * sum(sizes[len(common) :]))

@@ -87,7 +87,7 @@ class BatchKeys:
         return f"{self.info}:f"
 
     def pending(self, queue: str) -> str:
-        """Sorted set by shard number: RQ job ids held back until the batch is committed."""
+        """Sorted set by shard number: RQ job ids held back until the batch is committed, begins or goes on."""
         return f"{self.info}:p:{queue}"
 
     @property

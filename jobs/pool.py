@@ -14,10 +14,23 @@ __all__ = ["pause_pool", "pause_workers", "paused_workers", "pool_paused", "resu
 SUSPENDED = "rq:suspended"
 """What ``rq suspend`` sets and ``rq resume`` removes."""
 
+PAUSE_POOL = """
+-- KEYS: what RQ's workers look at, a hash.
+-- What removes goes first: after it, a server that is full takes the rest too.
+redis.pcall('HDEL', KEYS[2], '')
+return redis.call('SET', KEYS[1], 1, 'NX')
+"""
+PAUSE_WORKER = """
+-- KEYS: the workers that are paused.  ARGV: a name, now.
+redis.call('HDEL', KEYS[1], '')
+return redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2])
+"""
+
 
 def pause_pool(store: Store) -> bool:
     """Have no worker take anything new, as ``rq suspend``; False: it was so already."""
-    return bool(store.connection.set(SUSPENDED, 1, nx=True))
+    step = store.connection.register_script(PAUSE_POOL)
+    return bool(step(keys=[SUSPENDED, PAUSED]))
 
 
 def resume_pool(store: Store) -> bool:
@@ -34,7 +47,8 @@ def pause_workers(store: Store, names: Sequence[str]) -> list[str]:
     """Have workers take nothing new: ``mini.4711`` is one process, ``mini`` all of this name, later ones too. Those of
     the names that were not paused before."""
     with refusing(PAUSED):
-        return [name for name in names if store.connection.hsetnx(PAUSED, name, repr(store.now()))]
+        step = store.connection.register_script(PAUSE_WORKER)
+        return [name for name in names if step(keys=[PAUSED], args=[name, repr(store.now())])]
 
 
 def resume_workers(store: Store, names: Sequence[str]) -> list[str]:

@@ -57,8 +57,8 @@ return 1
 
 REOPEN = """
 -- Take back a shard's failures and have its job pend; -1 where the retry is over.
--- KEYS: info, uploading, finished, retried, compacted, records, tries, load failures, pending, started registry,
--- the job's executions, flights.
+-- KEYS: info, uploading, finished, retried, compacted, records, tries, load failures, pending, queues, the job's
+-- executions, flights.
 -- ARGV: batch id, now, shard number, job id, failures, then index and attempt of each, then index and record of others.
 if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' or not redis.call('ZSCORE', KEYS[2], ARGV[1]) then
   return -1
@@ -82,8 +82,11 @@ end
 redis.call('HINCRBY', KEYS[1], 'failed', 0 - taken)
 redis.call('DEL', KEYS[8], KEYS[11], KEYS[12])
 -- A worker that still holds the old lease must not acknowledge the new job away.
-for _, entry in ipairs(redis.call('ZRANGE', KEYS[10], 0, -1)) do
-  if entry:sub(1, #ARGV[4] + 1) == ARGV[4] .. ':' then redis.call('ZREM', KEYS[10], entry) end
+for _, queue in ipairs(redis.call('SMEMBERS', KEYS[10])) do
+  local registry = 'rq:wip:' .. queue
+  for _, entry in ipairs(redis.call('ZRANGE', registry, 0, -1)) do
+    if entry:sub(1, #ARGV[4] + 1) == ARGV[4] .. ':' then redis.call('ZREM', registry, entry) end
+  end
 end
 redis.call('ZADD', KEYS[9], ARGV[3], ARGV[4])
 return taken
@@ -224,7 +227,7 @@ def _reopen(store: Store, batch_id: str, shard: _Shard) -> bool:
     job_id = keys.job_id(number)
     wanted = [keys.info, UPLOADING, keys.finished, keys.retried, keys.compacted(number), keys.records(number)]
     wanted += [keys.tries(number), keys.load_failures(number), keys.pending(shard.queue)]
-    wanted += [f"rq:wip:{shard.queue}", f"rq:executions:{job_id}", keys.flights(number)]
+    wanted += [keys.queues, f"rq:executions:{job_id}", keys.flights(number)]
     arguments: list[Any] = [batch_id, repr(store.server_time()), number, job_id, len(shard.failures)]
     for index, attempt in shard.failures.items():
         arguments += [index, attempt]

@@ -27,7 +27,9 @@ local function enqueue(queues, known, prefix)
     local pending = prefix .. queue
     local key = 'rq:queue:' .. queue
     redis.call('SADD', known, key)
-    while true do
+    -- Where somebody put something else there, they go on pending: pausing and resuming the batch queues them later.
+    local kind = redis.call('TYPE', key).ok
+    while kind == 'list' or kind == 'none' do
       local popped = redis.call('ZPOPMIN', pending, 1000)
       if #popped == 0 then break end
       local ids = {}
@@ -39,23 +41,20 @@ end
 """
 
 TAKE_OUT = """
--- Part of scripts: take a batch's jobs out of its queues and `use(queue, ids)` them; out of very long ones workers take
--- them one by one.
+-- Part of scripts: take a batch's jobs out of its queues and `use(queue, ids)` them; the others keep their order.
 local function take_out(queues, batch_id, use)
   local prefix = batch_id .. '-'
   for _, queue in ipairs(redis.call('SMEMBERS', queues)) do
     local key = 'rq:queue:' .. queue
-    local ids, own, kept = {}, {}, {}
-    if redis.call('TYPE', key).ok == 'list' and redis.call('LLEN', key) <= 100000 then
-      ids = redis.call('LRANGE', key, 0, -1)
-    end
-    for _, id in ipairs(ids) do
-      if id:sub(1, #prefix) == prefix then own[#own + 1] = id else kept[#kept + 1] = id end
-    end
-    if #own > 0 then
-      redis.call('DEL', key)
-      for i = 1, #kept, 1000 do redis.call('RPUSH', key, unpack(kept, i, math.min(i + 999, #kept))) end
-      use(queue, own)
+    local left = redis.call('TYPE', key).ok == 'list' and redis.call('LLEN', key) or 0
+    while left > 0 do
+      local own, kept = {}, {}
+      for _, id in ipairs(redis.call('LPOP', key, math.min(left, 1000))) do
+        left = left - 1
+        if id:sub(1, #prefix) == prefix then own[#own + 1] = id else kept[#kept + 1] = id end
+      end
+      if #kept > 0 then redis.call('RPUSH', key, unpack(kept)) end
+      if #own > 0 then use(queue, own) end
     end
   end
 end
@@ -82,8 +81,8 @@ COMMIT = (
 -- begins later has its jobs held back until then.
 -- A client that lost the reply sends it again: a batch that is live already stays as it is.
 -- KEYS: info, uploading, queues, rq:queues, batches, expiring, starting.
--- ARGV: batch id, now, pending prefix, seconds after which it begins, seconds from then until it expires, or nothing
--- for either; then info fields and values.
+-- ARGV: batch id, now, pending prefix, when it begins by this clock, seconds from then until it expires, or nothing for
+-- either; then info fields and values.
 if redis.replicate_commands then redis.replicate_commands() end
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status or status == 'failed' then return 0 end
@@ -99,13 +98,14 @@ if redis.call('HGET', KEYS[1], 'shards') == redis.call('HGET', KEYS[1], 'shards_
   return 1
 end
 local time = redis.call('TIME')
-local begins = time[1] + time[2] / 1000000 + tonumber(ARGV[4] ~= '' and ARGV[4] or 0)
+local at_once = time[1] + time[2] / 1000000
+local begins = math.max(tonumber(ARGV[4]) or 0, at_once)
 if ARGV[5] ~= '' then
   local at = string.format('%.6f', begins + tonumber(ARGV[5]))
   redis.call('HSET', KEYS[1], 'expires_at', at)
   redis.call('ZADD', KEYS[6], at, ARGV[1])
 end
-if ARGV[4] ~= '' then
+if begins > at_once then
   local at = string.format('%.6f', begins)
   redis.call('HSET', KEYS[1], 'starts_at', at)
   redis.call('ZADD', KEYS[7], at, ARGV[1])

@@ -42,6 +42,7 @@ UPLOAD_LEASE_S = 120.0
 REJECTED_GROUP = -1
 """The group number of shards that hold records of lines refused at submission."""
 
+LOAD_FAILURES_S = 30 * 86400
 MAX_JOB_ID_BYTES = 64
 """An RQ job's id is its batch's, 28 characters, and a number."""
 
@@ -198,17 +199,17 @@ class Store:
         shards: int,
         groups: Iterable[Group],
         digest: str = "",
-        start_in: float | None = None,
+        start_at: float | None = None,
         expires_in: float | None = None,
     ) -> bool:
         """Make an uploaded batch live, all of it in one step. False: it was swept meanwhile.
 
-        ``start_in`` seconds from now it begins, and ``expires_in`` seconds from then it ends.
+        It begins ``start_at`` a time of the server's clock, or at once, and ends ``expires_in`` seconds from then.
         """
         keys, now = BatchKeys(batch_id), self.now()
         fields: list[str | bytes | int] = ["total", total, "shards", shards, "digest", digest]
         fields += ["models", orjson.dumps(sorted({group.model for group in groups}))]
-        times = ["" if seconds is None else repr(seconds) for seconds in (start_in, expires_in)]
+        times = ["" if seconds is None else repr(seconds) for seconds in (start_at, expires_in)]
         arguments = [batch_id, repr(now), keys.pending(""), *times, *fields]
         wanted = [keys.info, UPLOADING, keys.queues, "rq:queues", BATCHES, EXPIRING, STARTING]
         return bool(self._commit(keys=wanted, args=arguments))
@@ -219,12 +220,14 @@ class Store:
         ``shards`` is for a submitter, which knows how many there may be: a sweep at the same moment may have
         removed the table that names them.
         """
-        doomed = list(keys_of(self.connection, batch_id, shards))
+        # Should the client die in between, what is left is still listed, and the table still names it.
+        doomed = list(keys_of(self.connection, batch_id, shards))[::-1]
         with self.connection.pipeline(transaction=False) as pipe:
-            for listed in (UPLOADING, BATCHES, EXPIRING, STARTING, KEEPING, WEBHOOKS):
+            for listed in (BATCHES, EXPIRING, STARTING, KEEPING, WEBHOOKS):
                 pipe.zrem(listed, batch_id)
             for start in range(0, len(doomed), 500):
                 pipe.unlink(*doomed[start : start + 500])
+            pipe.zrem(UPLOADING, batch_id)
             pipe.execute()
 
     def sweep(self) -> list[str]:
@@ -419,6 +422,7 @@ class Store:
         """Remember that ``worker`` cannot load a shard's model; all workers that could not."""
         key = BatchKeys(batch_id).load_failures(number)
         self.connection.sadd(key, worker)
+        self.connection.expire(key, LOAD_FAILURES_S)  # the batch may be gone by now
         return frozenset(item.decode(errors="replace") for item in cast("set[bytes]", self.connection.smembers(key)))
 
     # --- what both read ---

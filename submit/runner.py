@@ -20,7 +20,7 @@ import orjson
 from jobs.batch import Batch, new_batch_id
 from jobs.embedded import data_folder, embedded_server
 from jobs.errors import BatchNotFoundError, ModelLoadError, RefusedError
-from jobs.keys import BatchKeys, run_key
+from jobs.keys import PREFIX, BatchKeys, run_key
 from jobs.line import Defaults
 from jobs.store import Store
 from submit.feedback import read_display
@@ -228,6 +228,7 @@ class _Run:
         for queue in (item.decode() for item in queues):
             self.store.connection.srem("rq:queues", f"rq:queue:{queue}")
             self.store.connection.delete(f"rq:queue:{queue}", f"rq:queue:{queue}:intermediate", f"rq:wip:{queue}")
+            self.store.connection.delete(f"{PREFIX}watch:{queue}", f"{PREFIX}dequeued:{queue}")
 
     # --- the work ---
 

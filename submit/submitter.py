@@ -132,6 +132,7 @@ def submit(
     """
     batch = _new_batch(prompts, order, new_id)
     upkeep(store)
+    start_at = None if order.start_in is None else store.server_time() + order.start_in
     packing = Packing(batch.id, now)
     problems = Problems()
     total = 0
@@ -155,7 +156,7 @@ def submit(
                 shards=packing.shards,
                 groups=groups,
                 digest=prompts.digest,
-                start_in=order.start_in,
+                start_at=start_at,
                 expires_in=order.expires_in,
             )
         ):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -108,3 +109,13 @@ def publish(store: Store, name: str, **state: Any) -> None:
 def watched(store: Store, queue: str = f"promptmill:normal:{MODEL}") -> None:
     """As if a worker had looked after the queue's leases just now, and for long."""
     store.connection.hset(f"promptmill:watch:{queue}", mapping={"seen": store.server_time(), "from": 0})
+
+
+@contextmanager
+def full(store: Store) -> Iterator[None]:
+    """The server has no memory left."""
+    store.connection.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        store.connection.config_set("maxmemory", 0)

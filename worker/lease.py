@@ -36,7 +36,7 @@ from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from jobs.connect import foreign_data, refusing
 from jobs.errors import RefusedError
-from jobs.keys import PREFIX, BatchKeys
+from jobs.keys import PAUSED, PREFIX
 from jobs.store import Store
 from worker.entries import CLEAN, ShardJob, read_job, short_field
 from worker.scripts import ACKNOWLEDGE, HAND_BACK, LEASE, MARK_FAILED, RECOVER, RENEW
@@ -125,6 +125,7 @@ class ShardWorker(BaseWorker):
             self.connection.delete(self.key)  # our process id, so it is gone: a container's first process has always 1
         try:
             self._register()
+            self.connection.hdel(PAUSED, self.name)  # who was paused by this name is gone
         except ValueError:
             raise RefusedError(
                 f"a worker named {self.name} is registered already: give this one another --name, or wait two minutes "
@@ -233,11 +234,8 @@ class ShardWorker(BaseWorker):
         """Give a shard back at once, to its queue or to where its batch is held back; nothing happens when the lease
         was taken back already."""
         job, execution = lease.job, lease.execution
-        batch = BatchKeys(lease.job_id.rpartition("-")[0])
         keys = [job.started_job_registry.key, f"rq:queue:{queue}", job.key, execution.key, lease.executions_key]
-        side = "LPUSH" if front else "RPUSH"
-        arguments = [execution.composite_key, lease.job_id, side, batch.pending("")]
-        self._hand_back(keys=[*keys, batch.info], args=arguments)
+        self._hand_back(keys=keys, args=[execution.composite_key, lease.job_id, "LPUSH" if front else "RPUSH"])
 
     def _drop(self, queue: str, job_id: str) -> None:
         Queue(queue, connection=self.connection).intermediate_queue.remove(job_id)

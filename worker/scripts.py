@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from jobs.keys import PREFIX
+
 __all__ = ["ACKNOWLEDGE", "HAND_BACK", "LEASE", "MARK_FAILED", "RECOVER", "RENEW"]
 
 LEASE = """
@@ -43,7 +45,23 @@ for i = 2, #ARGV, 2 do
 end
 """
 
-RECOVER = """
+PUT_BACK = f"""
+-- Part of scripts: a job goes back to its queue, or to that of its batch's priority if it has another one by now; where
+-- its batch is held back, so is the job.
+local function put_back(list, job, id, push)
+  local info, queue = '{PREFIX}b:' .. (id:match('^(.*)%-%d+$') or ''), list:sub(10)
+  local batch = redis.pcall('HMGET', info, 'paused_at', 'priority')
+  local priority = (batch[2] or ''):match('^%l+$')
+  if priority then queue = queue:gsub('^(promptmill:)%l+', '%1' .. priority) end
+  redis.call('HSET', job, 'status', 'queued', 'origin', queue)
+  local held = batch[1] and redis.pcall('ZADD', info .. ':p:' .. queue, id:match('%d+$'), id)
+  if not held or type(held) == 'table' then redis.call(push, 'rq:queue:' .. queue, id) end
+end
+"""
+
+RECOVER = (
+    PUT_BACK
+    + """
 -- Give jobs whose workers died back to their queue, each once: those whose leases have run out, unless another lease on
 -- them lives, and those dequeued but never begun for some time. All by the server's clock.
 -- RQ's own clean-up does this in several steps, and calls functions that it finds named in the job's hash.
@@ -60,8 +78,7 @@ local held, back = {}, {}
 local function give_back(id)
   if held[id] or redis.call('TYPE', ARGV[1] .. id).ok ~= 'hash' then return end
   held[id] = true
-  redis.call('HSET', ARGV[1] .. id, 'status', 'queued')
-  redis.call('LPUSH', KEYS[2], id)
+  put_back(KEYS[2], ARGV[1] .. id, id, 'LPUSH')
   back[#back + 1] = id
 end
 local watch = redis.call('HMGET', KEYS[5], 'seen', 'from')
@@ -98,6 +115,7 @@ for _, id in ipairs(redis.call('LRANGE', KEYS[3], 0, 999)) do
 end
 return back
 """
+)
 
 ACKNOWLEDGE = """
 -- End a lease and remove its job; a job that is another's by now (taken back, or retried) stays.
@@ -114,23 +132,16 @@ MARK_FAILED = """
 if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], 'status', 'failed') end
 """
 
-HAND_BACK = """
--- Give up a lease and put its job back into its queue; a lease that was taken back already changes nothing. Where its
--- batch is held back, so is the job; where it has another priority by now, the job goes to the queue of that one.
--- KEYS: started registry, queue list, job, execution, the job's executions, the batch's info.
--- ARGV: the registry's entry, job id, LPUSH or RPUSH, the prefix of the batch's pending jobs.
+HAND_BACK = (
+    PUT_BACK
+    + """
+-- Give up a lease and put its job back; a lease that was taken back already changes nothing.
+-- KEYS: started registry, queue list, job, execution, the job's executions.
+-- ARGV: the registry's entry, job id, LPUSH or RPUSH.
 if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('DEL', KEYS[4], KEYS[5])
 if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
-local batch = redis.pcall('HMGET', KEYS[6], 'paused_at', 'priority')
-local priority = (batch[2] or ''):match('^%l+$')
-local queue = KEYS[2]:sub(10)
-if priority then queue = queue:gsub('^(promptmill:)%l+', '%1' .. priority) end
-redis.call('HSET', KEYS[3], 'status', 'queued', 'origin', queue)
-if batch[1] then
-  redis.call('ZADD', ARGV[4] .. queue, ARGV[2]:match('%d+$'), ARGV[2])
-else
-  redis.call(ARGV[3], 'rq:queue:' .. queue, ARGV[2])
-end
+put_back(KEYS[2], KEYS[3], ARGV[2], ARGV[3])
 return 1
 """
+)

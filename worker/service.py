@@ -233,7 +233,8 @@ class Service:
         return not all(thread.is_alive() for thread in (self.compute, self.writer, self.intake, self.pulse))
 
     def _idle_for_good(self) -> bool:
-        if self.held or self.turns.waiting:  # or a model with work whose turn it is not yet
+        # Or a model has work whose turn it is not yet, or nobody knows whether there is any.
+        if self.held or self.turns.waiting or self.pausing.paused:
             self._idle_since = time.monotonic()
             return False
         idle = time.monotonic() - self._idle_since
@@ -353,7 +354,7 @@ class Service:
         self._forget(held)
         if end in (End.FINISHED, End.REFUSED):
             self._acknowledge(held)
-        if end in (End.LOST, End.REFUSED):
+        if end is not End.FINISHED:
             # The lease of a lost one stays: when it runs out, recovery sees whether anybody else has the shard.
             for index in tuple(held.remaining):  # other threads may change it
                 self.compute.cancel(held.group, held.key(index))

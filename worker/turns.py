@@ -1,7 +1,7 @@
 """Which queues a worker takes its next shard from: by priority, and within one by the model that has waited longest.
 
-A queue of a lower priority that had work for its patience without giving any goes before all others for one shard: so
-low is slow on a busy pool, and never starved.
+A queue with work that others of higher priorities are preferred to for its patience, and for so many shards, goes
+before all others for one shard: so low is slow on a busy pool, and never starved.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from worker.models import Models
 __all__ = ["PATIENCE_S", "Turns"]
 
 PATIENCE_S = (float("inf"), 120.0, 600.0)
-"""For how long a queue with work waits for a shard's turn at the most: high, normal, low."""
+PATIENCE_SHARDS = (0, 4, 16)
+"""For how long a queue with work lets others go before it, and for how many of their shards: high, normal, low."""
 
 
 class Turns:
@@ -43,7 +44,7 @@ class Turns:
         self._not_before: dict[Group, float] = {}
         self._takes: dict[Group, float] = {}
         self._patience = patience
-        self._since: dict[str, float] = {}
+        self._passed: dict[str, tuple[float, int]] = {}
         self.lengths: Mapping[str, int] = {}
         """Jobs that waited in each queue that had any, at the last look."""
         self.waiting = False
@@ -57,22 +58,26 @@ class Turns:
         return self._group_of[queue]
 
     def look(self) -> None:
-        """Note which queues have work, now and then: how long one waits is counted from here on."""
-        now, self.lengths = self._clock(), self._lengths(self.queues)
-        self._since = {queue: self._since.get(queue, now) for queue in self.lengths}
+        """Note which queues have work, now and then."""
+        self.lengths = self._lengths(self.queues)
+        self._passed = {queue: passed for queue, passed in self._passed.items() if queue in self.lengths}
 
     def rank_of(self, queue: str) -> int:
-        """What lines of a shard of this queue go by: its priority, or the first where it has waited for too long."""
+        """What lines of a shard of this queue go by: its priority; the first where it was passed over for too long."""
         place = self._places[queue]
-        waited = self._clock() - self._since.get(queue, float("inf"))
-        return 0 if waited >= self._patience[place] else place
+        since, shards = self._passed.get(queue, (self._clock(), 0))
+        overdue = self._clock() - since >= self._patience[place] and shards >= PATIENCE_SHARDS[place]
+        return 0 if overdue else place
 
     def taken(self, queue: str) -> int:
         """A shard was taken from this queue; what its lines go by."""
-        rank = self.rank_of(queue)
-        self._takes[self._group_of[queue]] = self._clock()
-        if queue in self._since:
-            self._since[queue] = self._clock()
+        rank, now = self.rank_of(queue), self._clock()
+        self._takes[self._group_of[queue]] = now
+        self._passed.pop(queue, None)
+        for other in self.lengths:
+            if self._places[other] > self._places[queue]:
+                since, shards = self._passed.get(other, (now, 0))
+                self._passed[other] = (since, shards + 1)
         return rank
 
     def put_off(self, group: Group, seconds: float) -> None:
@@ -85,7 +90,9 @@ class Turns:
         ready = [name for name, group in self._group_of.items() if self._not_before.get(group, 0.0) <= now]
         # Asked for only where models have to take turns.
         filled = [] if self._models.all_fit else list(self._lengths(ready))
-        work = {self._group_of[name]: self._places[name] for name in reversed(filled)}  # the highest one is told last
+        work: dict[Group, int] = {}
+        for name in filled:
+            work[self._group_of[name]] = min(self.rank_of(name), work.get(self._group_of[name], len(PRIORITIES)))
         takeable = self._models.takeable(work, busy)
         self.waiting = not takeable.issuperset(work)
         ranks = {name: self.rank_of(name) for name in ready if self._group_of[name] in takeable}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.duration import parse_duration
-from jobs.errors import RefusedError
+from jobs.errors import BatchNotFoundError, RefusedError
 from submit.options import json_option, open_store, redis_option
 from submit.text import memory_size, plural
 
@@ -45,8 +45,11 @@ def command(names: tuple[str, ...], older_than: str | None, redis_url: str | Non
                 click.echo(f"no batch ended longer than {older_than} ago", err=True)
 
         def remove(batch: Batch) -> str:
-            freed = memory(store.connection, batch.id)
-            purge(store, batch.id)
+            freed = memory(store.connection, batch.id) if batch.done else 0
+            try:
+                purge(store, batch.id)
+            except BatchNotFoundError:
+                return f"batch {batch.id} is gone already"
             return f"batch {batch.id} is removed: {plural(batch.total, 'line')}, {memory_size(freed)}"
 
         return each_batch(store, names, remove, as_json=as_json)

@@ -71,6 +71,29 @@ def test_only_admitted_lines_begin(markov: Any, line_of: Any) -> None:
     assert not engine.has_work
 
 
+def test_rows_that_begin_again_are_not_held_off(markov: Any, line_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no line may begin, those under way come to their end all the same, after an error of the device too."""
+    engine = Engine(markov(), decode_concurrency=4, prompt_concurrency=2)
+    for key in ("a", "b", "c"):
+        engine.add(line_of(key, [1, 2], max_tokens=8))
+    for _ in range(5):
+        engine.step()
+    assert engine.begun == 3
+    engine.admit(frozenset())
+    engine.add(line_of("late", [1], max_tokens=2))
+    advance, failures = engine._batch.advance, iter([RuntimeError("lost")])
+
+    def failing() -> None:
+        for failure in failures:
+            raise failure
+        advance()
+
+    monkeypatch.setattr(engine._batch, "advance", failing)
+    ended = [finished.key for _ in range(60) for finished in engine.step()]
+    assert sorted(ended) == ["a", "b", "c"]
+    assert engine.pending == 1
+
+
 @pytest.fixture
 def compute(markov: Any) -> Any:
     """A compute thread that is not started, with one engine; ``ended`` collects what ended."""

@@ -20,7 +20,7 @@ from jobs.retrying import retry
 from jobs.shard import Group
 from jobs.store import NewBatch, Store
 from jobs.upkeep import upkeep
-from tests.pool import MODEL, make_batch, prompts, watched, work
+from tests.pool import MODEL, full, make_batch, prompts, watched, work
 from worker.service import Service, ServiceSettings
 
 QUEUE = queue_name(MODEL, "normal")
@@ -99,7 +99,7 @@ def test_a_worker_is_told_of_a_pause_and_hands_back(store: Store, service: Servi
 
 
 def test_what_recovery_queues_of_a_paused_batch_does_not_run(store: Store, service: Service) -> None:
-    """A dead worker's shard comes back to its queue; who takes it puts it where its batch is held."""
+    """A dead worker's shard goes to where its batch is held."""
     batch_id = make_batch(store, prompts(3))
     watched(store)
     assert service._take_one()
@@ -107,9 +107,7 @@ def test_what_recovery_queues_of_a_paused_batch_does_not_run(store: Store, servi
     service.held.clear()
     store.connection.zadd(f"rq:wip:{QUEUE}", dict.fromkeys(store.connection.zrange(f"rq:wip:{QUEUE}", 0, -1), 1))
     service.rq.recover()
-    assert queued(store) == [f"{batch_id}-0"]
-    assert service._take_one()
-    assert (service.held, queued(store)) == ({}, [])
+    assert (queued(store), service._take_one()) == ([], False)
     resume_batch(store, batch_id)
     work(store, batch_id)
     assert store.batch(batch_id).status == "completed"
@@ -258,6 +256,72 @@ def test_a_held_shard_goes_back_to_the_queue_of_its_new_priority(store: Store, s
     service._return(held)
     assert (queued(store), queued(store, HIGH)) == ([], [f"{batch_id}-0"])
     assert store.connection.hget(f"rq:job:{batch_id}-0", "origin") == HIGH.encode()
+
+
+def test_a_dead_workers_shard_goes_to_the_queue_of_its_new_priority(store: Store, service: Service) -> None:
+    """Recovery looks where the batch is by now, as a hand-back does."""
+    batch_id = make_batch(store, prompts(3))
+    watched(store)
+    assert service._take_one()
+    prioritise(store, batch_id, "high")
+    store.connection.zadd(f"rq:wip:{QUEUE}", dict.fromkeys(store.connection.zrange(f"rq:wip:{QUEUE}", 0, -1), 1))
+    service.rq.recover()
+    assert (queued(store), queued(store, HIGH)) == ([], [f"{batch_id}-0"])
+
+
+def test_a_retry_takes_leases_of_older_priorities_back(store: Store, service: Service) -> None:
+    """A shard held from its former queue is not queued again when that lease runs out, and nobody is charged."""
+    batch_id = make_batch(store, prompts(3))
+    watched(store)
+    assert service._take_one()
+    prioritise(store, batch_id, "high")
+    cancel(store, batch_id)
+    retry(store, batch_id)
+    assert store.connection.zcard(f"rq:wip:{QUEUE}") == 0
+    service.rq.recover()
+    assert (queued(store), queued(store, HIGH)) == ([], [f"{batch_id}-0"])
+
+
+def test_very_long_queues_are_searched_too(store: Store) -> None:
+    """Whatever is before and behind a batch's jobs there stays as it was."""
+    first, batch_id = make_batch(store, prompts(1)), make_batch(store, prompts(60))
+    others = [f"b_other-{number}" for number in range(120_000)]
+    for start in range(0, len(others), 10_000):
+        store.connection.rpush(f"rq:queue:{QUEUE}", *others[start : start + 10_000])
+    prioritise(store, batch_id, "high")
+    assert queued(store, HIGH) == [f"{batch_id}-0", f"{batch_id}-1"]
+    assert queued(store) == [f"{first}-0", *others]
+    pause(store, first)
+    assert queued(store) == others
+
+
+def test_a_queue_of_another_type_loses_no_job(store: Store) -> None:
+    """What cannot be queued goes on pending, and is queued once the key is gone and the batch is paused and resumed."""
+    store.connection.set(f"rq:queue:{QUEUE}", "no list")
+    batch_id = make_batch(store, prompts(60))
+    store.connection.delete(f"rq:queue:{QUEUE}")
+    pause(store, batch_id)
+    resume_batch(store, batch_id)
+    assert queued(store) == [f"{batch_id}-0", f"{batch_id}-1"]
+
+
+def test_a_full_server_can_be_paused(store: Store) -> None:
+    """The pool, a worker and a batch: to pause is what one wants to do then."""
+    batch_id = make_batch(store, prompts(60))
+    with full(store):
+        assert pause_pool(store)
+        assert pause_workers(store, ["mini"]) == ["mini"]
+        assert prioritise(store, batch_id, "high") == "normal"
+        assert pause(store, batch_id)
+    resume_batch(store, batch_id)
+    assert queued(store, HIGH) == [f"{batch_id}-0", f"{batch_id}-1"]
+
+
+def test_what_takes_long_to_submit_begins_at_its_time(store: Store) -> None:
+    """The time counts from when it was ordered: one that has passed by the end of the upload begins at once."""
+    late = make_batch(store, prompts(1), start_in=1e-6)
+    assert queued(store) == [f"{late}-0"]
+    assert "starts" not in store.batch(late).times
 
 
 def test_workers_and_the_pool_pause(store: Store, service: Service) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from jobs.keys import UPLOADING, BatchKeys
 from jobs.results import finished_records, ordered_records
 from jobs.shard import Group, ShardLine, encode_lines
 from jobs.store import UPLOAD_LEASE_S, FinishedLine, NewBatch, Store, UploadedShard
+from tests.pool import full
 from tests.proxy import Proxy
 
 MODEL = Group("m")
@@ -201,16 +201,6 @@ def test_server_out_of_memory_leaves_the_batch_as_it_was(store: Store) -> None:
     assert (store.batch("b_1").status, store.batches(), store.take([QUEUE])) == ("validating", [], None)
     assert store.commit("b_1", total=4, shards=2, groups=[MODEL])
     assert store.take([QUEUE]) == (QUEUE, "b_1-0")
-
-
-@contextlib.contextmanager
-def full(store: Store) -> Iterator[None]:
-    """The server has no memory left."""
-    store.connection.config_set("maxmemory", 1)
-    try:
-        yield
-    finally:
-        store.connection.config_set("maxmemory", 0)
 
 
 # --- a connection that breaks ---

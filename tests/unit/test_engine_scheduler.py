@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from worker.engine.scheduler import Scheduler, Ticket
+from worker.engine.scheduler import MOST_OVERTAKEN, Scheduler, Ticket
 
 
 def ticket(name: str = "x", length: int = 10, *, end: int = 100, rows: int = 1) -> Ticket:
@@ -203,3 +203,24 @@ def test_lower_ranks_begin_first() -> None:
             for _ in range(count):
                 scheduler.ended(ticket)
     assert order == [{"c", "e"}, {"a", "b"}, {"f"}, {"d"}]
+
+
+def test_nothing_is_overtaken_for_ever() -> None:
+    """A ticket that waits lets so many of lower ranks pass, then it goes before those that come."""
+    scheduler = Scheduler(decode_concurrency=1, prompt_concurrency=1)
+    scheduler.add(Ticket("patient", 10, 100, 1, rank=2))
+    for number in range(MOST_OVERTAKEN + 10):
+        scheduler.add(Ticket(number, 10, 100, 1, rank=0))
+    order = [ticket.owner for ticket in scheduler._waiting]
+    assert order.index("patient") == MOST_OVERTAKEN
+    assert order[MOST_OVERTAKEN + 1 :] == list(range(MOST_OVERTAKEN, MOST_OVERTAKEN + 10))
+
+
+def test_what_was_running_before_is_overtaken_by_none() -> None:
+    """Whatever its rank was, and whatever comes later."""
+    scheduler = Scheduler(decode_concurrency=1, prompt_concurrency=1)
+    scheduler.add(Ticket("waiting", 10, 100, 1, rank=0))
+    scheduler.add_first(Ticket("again", 10, 100, 1, rank=2))
+    for number in range(3):
+        scheduler.add(Ticket(number, 10, 100, 1, rank=0))
+    assert [ticket.owner for group in scheduler.begin() for ticket in group] == ["again"]

@@ -72,9 +72,23 @@ def test_low_is_slow_and_never_starved() -> None:
     assert ranks == {0}
     assert 20 <= counts["promptmill:normal:one"] <= 24
     assert 3 <= counts["promptmill:low:one"] <= 4
+    assert taken[0] == ("promptmill:high:one", 0)
 
 
-def test_patience_begins_when_there_is_work() -> None:
+@pytest.mark.parametrize("seconds", [30.0, 400.0])
+def test_slow_shards_do_not_turn_priorities_over(seconds: float) -> None:
+    """Where a shard takes longer than the patience, four of high work go for one of normal, and normal lines that
+    nothing was preferred to go by their own rank."""
+    pool = Pool()
+    pool.put("normal", 10_000)
+    assert {pool.take(seconds) for _ in range(20)} == {("promptmill:normal:one", 1)}
+    pool.put("high", 10_000)
+    taken = [pool.take(seconds) for _ in range(100)]
+    assert 16 <= sum(found == ("promptmill:normal:one", 0) for found in taken) <= 20
+    assert sum(found == ("promptmill:high:one", 0) for found in taken) >= 80
+
+
+def test_patience_begins_when_others_are_preferred() -> None:
     """A low batch that arrives at a pool busy for hours waits like any other."""
     pool = Pool()
     pool.put("high", 10_000)

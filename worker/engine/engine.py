@@ -16,7 +16,7 @@ import mlx.core as mx
 from worker.engine import caches as batch_caches
 from worker.engine.decode import StepResult, Taken
 from worker.engine.draft import batch_of
-from worker.engine.lines import EngineStats, Line, check_tokens, in_flight, internal_error, key_of, without
+from worker.engine.lines import EngineStats, Line, check_tokens, in_flight, internal_error, key_of, may_go, without
 from worker.engine.lm import cache_budget
 from worker.engine.model import LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
@@ -156,8 +156,8 @@ class Engine:
             self._cancelled[key] = reason
 
     def admit(self, only: frozenset[Hashable] | None) -> None:
-        """From now on only these lines begin; None: all. Lines under way go on."""
-        self._scheduler.admits = None if only is None else lambda ticket: key_of(ticket) in only
+        """From now on only these lines begin; None: all. Lines under way go on, with rows of theirs that begin anew."""
+        self._scheduler.admits = None if only is None else lambda ticket: may_go(ticket, only, self._lines)
 
     def drop_pending(self, chosen: Callable[[Hashable], bool] = lambda key: True) -> list[Hashable]:
         """Forget the ``chosen`` ones of the lines that have not begun, and report nothing more of them; their keys."""

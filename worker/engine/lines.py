@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from worker.engine.prefill import PrefillGroup
@@ -70,6 +70,12 @@ def key_of(ticket: Ticket) -> Hashable:
     """The key of the line that a ticket is of, as long as rows of it have still to start."""
     key: Hashable = ticket.owner.sequences[0].key
     return key
+
+
+def may_go(ticket: Ticket, only: frozenset[Hashable], lines: Mapping[Hashable, Line]) -> bool:
+    """Whether a ticket may go where only some lines may begin: also if it is of a line that has begun."""
+    key = key_of(ticket)
+    return key in only or lines[key].begun
 
 
 def without(groups: list[list[Ticket]], refused: frozenset[Hashable]) -> list[list[Ticket]]:

@@ -19,6 +19,8 @@ SIMILAR_RATIO = 1.25
 SIMILAR_SLACK = 32
 """Prompts are prefilled together while the longest has at most this ratio of the shortest, and this many tokens more:
 what padding may cost, against another forward of the model."""
+MOST_OVERTAKEN = 256
+"""Tickets of lower ranks that go before one that came earlier: none waits for ever."""
 LOOK_AHEAD = 4
 """A wave of prompts is chosen among this many waves' worth of waiting ones."""
 
@@ -30,7 +32,7 @@ class Ticket:
     ``length`` is how many tokens are to be prefilled, ``end`` the most tokens a row of it may come to hold, ``rows``
     how many rows have still to start. ``prefix`` is what the tokens before those are taken from (None: there are
     none), and ``cached`` how many of them nothing was computed for on the ticket's behalf. Those of a lower ``rank``
-    go first.
+    go first; ``overtaken`` is how many that came later did.
     """
 
     owner: Any
@@ -41,6 +43,7 @@ class Ticket:
     prefix: Any = None
     cached: int = 0
     rank: int = 0
+    overtaken: int = 0
 
     @property
     def done(self) -> bool:
@@ -115,14 +118,16 @@ class Scheduler:
         )
 
     def add(self, ticket: Ticket) -> None:
-        """Queue a ticket behind all others of its rank."""
+        """Queue a ticket behind all others of its rank, and of higher ones that were overtaken often enough."""
         place = len(self._waiting)
-        while place and self._waiting[place - 1].rank > ticket.rank:
+        while place and (other := self._waiting[place - 1]).rank > ticket.rank and other.overtaken < MOST_OVERTAKEN:
+            other.overtaken += 1
             place -= 1
         self._waiting.insert(place, ticket)
 
     def add_first(self, ticket: Ticket) -> None:
-        """Queue a ticket that was running before, ahead of all others."""
+        """Queue a ticket that was running before, ahead of all others, those that are yet to come included."""
+        ticket.overtaken = MOST_OVERTAKEN
         self._waiting.appendleft(ticket)
 
     def begin(self) -> list[list[Ticket]]:
