@@ -21,15 +21,23 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found: its name, how it ended and why; where something is wrong the remedy besides."""
+    """What a check found: its name, how it ended and why; where something is wrong the remedy besides, and where that
+    is one long ``command``, to be copied as it is, the command."""
 
     name: str
     state: State
     reason: str
     remedy: str | None = None
+    command: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "state": self.state.value, "reason": self.reason, "remedy": self.remedy}
+        return {
+            "name": self.name,
+            "state": self.state.value,
+            "reason": self.reason,
+            "remedy": self.remedy,
+            "command": self.command,
+        }
 
 
 @dataclass(slots=True)
@@ -45,9 +53,10 @@ def good(name: str, reason: str) -> Finding:
     return Finding(name, State.OK, printable(reason))
 
 
-def unsure(name: str, reason: str, remedy: str) -> Finding:
+def unsure(name: str, reason: str, remedy: str, command: str | None = None) -> Finding:
     """Work goes on, but less well, or not for long."""
-    return Finding(name, State.WARN, printable(reason), printable(remedy))
+    shown = None if command is None else printable(command)
+    return Finding(name, State.WARN, printable(reason), printable(remedy), shown)
 
 
 def failed(name: str, reason: str, remedy: str) -> Finding:

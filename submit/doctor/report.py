@@ -56,6 +56,8 @@ def _lines(name: str, finding: Finding, width: int, colour: bool) -> Iterator[st
         first, *rest = _wrapped(finding.remedy, width - margin - 3)
         yield f"{' ' * margin}{arrow} {first}"
         yield from (" " * (margin + 3) + line for line in rest)
+    if finding.command:  # in one piece, whatever the width: pasted in parts it would do something else
+        yield f"{' ' * MARGIN}{finding.command}"
 
 
 def _wrapped(text: str, width: int) -> list[str]:
