@@ -44,10 +44,10 @@ def check_permissions(refused: Sequence[Refusal], url: str, *, worker: bool, too
         return good("permissions", f"user '{user}' may do all that a {part} does")
     reason = f"user '{user}' may not use {_shown(refused)}, which a {part} needs"
     remedy = (
-        f"give it the rules of the {part} in deploy/redis/users.acl, then: {tool} ACL LOAD; where `promptmill deploy "
-        "server` set up the server, its --install again gives them"
+        "where `promptmill deploy server` set up the server, its --install again gives it the rules; otherwise give it "
+        f"those of the {part} in deploy/redis/users.acl, then:"
     )
-    return failed("permissions", reason, remedy)
+    return failed("permissions", reason, remedy, f"{tool} ACL LOAD")
 
 
 def _shown(refused: Sequence[Refusal]) -> str:

@@ -21,8 +21,8 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found: its name, how it ended and why; where something is wrong the remedy besides, and where that
-    is one long ``command``, to be copied as it is, the command."""
+    """What a check found: its name, how it ended and why; where something is wrong the remedy besides, and a long
+    ``command`` that it ends with, to be copied as it is."""
 
     name: str
     state: State
@@ -30,12 +30,17 @@ class Finding:
     remedy: str | None = None
     command: str | None = None
 
+    @property
+    def whole_remedy(self) -> str | None:
+        """The remedy with its command."""
+        return self.remedy if self.command is None else f"{self.remedy} {self.command}"
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "state": self.state.value,
             "reason": self.reason,
-            "remedy": self.remedy,
+            "remedy": self.whole_remedy,
             "command": self.command,
         }
 
@@ -55,13 +60,17 @@ def good(name: str, reason: str) -> Finding:
 
 def unsure(name: str, reason: str, remedy: str, command: str | None = None) -> Finding:
     """Work goes on, but less well, or not for long."""
-    shown = None if command is None else printable(command)
-    return Finding(name, State.WARN, printable(reason), printable(remedy), shown)
+    return _wrong(State.WARN, name, reason, remedy, command)
 
 
-def failed(name: str, reason: str, remedy: str) -> Finding:
+def failed(name: str, reason: str, remedy: str, command: str | None = None) -> Finding:
     """As it is, nothing can be done here, or what was done can be lost."""
-    return Finding(name, State.FAIL, printable(reason), printable(remedy))
+    return _wrong(State.FAIL, name, reason, remedy, command)
+
+
+def _wrong(state: State, name: str, reason: str, remedy: str, command: str | None) -> Finding:
+    shown = None if command is None else printable(command)
+    return Finding(name, state, printable(reason), printable(remedy), shown)
 
 
 def skipped(name: str, reason: str) -> Finding:

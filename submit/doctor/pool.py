@@ -155,11 +155,11 @@ def _waiting(pool: Pool) -> Iterator[Finding]:
 
 def _counted(ask: Callable[[], int]) -> int:
     """What is counted; nothing where this user may not ask, or somebody put something else there."""
-    from redis.exceptions import NoPermissionError
+    from redis.exceptions import ResponseError
 
     try:
         return ask()
-    except (NoPermissionError, RefusedError):
+    except (ResponseError, RefusedError):  # what is refused within a script is not told from other errors
         return 0
 
 

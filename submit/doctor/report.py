@@ -57,7 +57,8 @@ def _lines(name: str, finding: Finding, width: int, colour: bool) -> Iterator[st
         yield f"{' ' * margin}{arrow} {first}"
         yield from (" " * (margin + 3) + line for line in rest)
     if finding.command:  # in one piece, whatever the width: pasted in parts it would do something else
-        yield f"{' ' * MARGIN}{finding.command}"
+        fits = margin + 3 + cells(finding.command) <= width
+        yield f"{' ' * (margin + 3 if fits else MARGIN)}{finding.command}"
 
 
 def _wrapped(text: str, width: int) -> list[str]:

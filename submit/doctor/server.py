@@ -58,7 +58,8 @@ def _durability(info: Info, tool: str) -> Finding:
         return failed(
             name,
             "off: a restart of the server loses batches and results",
-            f"`appendonly yes` in its configuration, and now: {tool} CONFIG SET appendonly yes",
+            "`appendonly yes` in its configuration, and now:",
+            f"{tool} CONFIG SET appendonly yes",
         )
     if info.get("aof_last_write_status", "ok") != "ok":
         return failed(name, "its last write failed, and the server refuses more", "free space on the server's disk")
@@ -66,31 +67,34 @@ def _durability(info: Info, tool: str) -> Finding:
         return failed(
             name,
             "on, but the last snapshot failed, so that the server may refuse writes",
-            f"free space on the server's disk, see its log, then: {tool} BGSAVE",
+            "free space on the server's disk, see its log, then:",
+            f"{tool} BGSAVE",
         )
     if info.get("aof_last_bgrewrite_status", "ok") != "ok":
         return unsure(
             name,
             "on, but it could not be rewritten, and grows",
-            f"free space on the server's disk, then: {tool} BGREWRITEAOF",
+            "free space on the server's disk, then:",
+            f"{tool} BGREWRITEAOF",
         )
     return good(name, "on, and in order")
 
 
 def _eviction(info: Info, tool: str) -> Finding:
     policy, evicted = str(info.get("maxmemory_policy", "noeviction")), _number(info, "evicted_keys")
-    remedy = (
-        f"`maxmemory-policy noeviction` in its configuration, and now: {tool} CONFIG SET maxmemory-policy noeviction"
-    )
+    remedy = "`maxmemory-policy noeviction` in its configuration, and now:"
+    mend, forget = f"{tool} CONFIG SET maxmemory-policy noeviction", f"{tool} CONFIG RESETSTAT"
     if evicted:
         reason = f"{count(evicted)} keys were evicted since its start: what they had of batches and results is lost"
-        again = f"{tool} CONFIG RESETSTAT, and submit again what `promptmill status` shows as incomplete"
-        return failed("eviction", reason, f"{remedy}; then {again}" if policy != "noeviction" else again)
+        again = "submit again what `promptmill status` shows as incomplete"
+        if policy == "noeviction":
+            return failed("eviction", reason, f"{again}, and:", forget)
+        return failed("eviction", reason, f"{again}; {remedy}", f"{mend} && {forget}")
     if policy == "noeviction":
         return good("eviction", "noeviction")
     if _number(info, "maxmemory"):
-        return failed("eviction", f"{policy}: when it is full it throws batches and results away", remedy)
-    return unsure("eviction", f"{policy}, which throws data away as soon as a maxmemory is set", remedy)
+        return failed("eviction", f"{policy}: when it is full it throws batches and results away", remedy, mend)
+    return unsure("eviction", f"{policy}, which throws data away as soon as a maxmemory is set", remedy, mend)
 
 
 def _memory(info: Info) -> Finding:
@@ -99,11 +103,12 @@ def _memory(info: Info) -> Finding:
     if not limit:
         return skipped("server memory", f"{size(used)} used; of how much it does not say")
     reason = f"{size(used)} used of {size(limit)}, {of_what}"
-    remedy = "remove old batches (`promptmill purge`), or " + (
-        "raise maxmemory (`promptmill deploy server --maxmemory SIZE ... --install`, or in its configuration)"
+    more = (
+        "raise maxmemory: `promptmill deploy server --maxmemory SIZE ... --install`, or its configuration"
         if most
         else "give it more memory"
     )
+    remedy = f"remove old batches (`promptmill purge`), or {more}"
     if most and used >= NEARLY_FULL * limit:
         return failed("server memory", f"full: {reason}", remedy)
     if used >= SCARCE * limit:
@@ -113,12 +118,12 @@ def _memory(info: Info) -> Finding:
 
 def _clients(info: Info, tool: str) -> Finding:
     there, most, refused = (_number(info, key) for key in ("connected_clients", "maxclients", "rejected_connections"))
-    remedy = f"{tool} CONFIG SET maxclients 10000, and the same in its configuration"
+    remedy, command = "`maxclients 10000` in its configuration, and now:", f"{tool} CONFIG SET maxclients 10000"
     shown = f"{count(there)} connected" + (f" of at most {most:,}" if most else "")
     if refused:
-        return unsure("clients", f"{shown}; {count(refused)} were refused since its start", remedy)
+        return unsure("clients", f"{shown}; {count(refused)} were refused since its start", remedy, command)
     if most and there >= BUSY * most:
-        return unsure("clients", shown, remedy)
+        return unsure("clients", shown, remedy, command)
     return good("clients", shown)
 
 

@@ -215,7 +215,7 @@ def test_the_operators_command_gets_in(url: str, tool: str) -> None:
     settings = parse_url(url)
     assert operator_tool(settings, encrypted=url.startswith("rediss:")) == tool
     remedy = {finding.name: finding for finding in check_server({**GOOD, "aof_enabled": 0}, tool)}
-    assert f"{tool} CONFIG SET appendonly yes" in (remedy["append-only file"].remedy or "")
+    assert f"{tool} CONFIG SET appendonly yes" in (remedy["append-only file"].whole_remedy or "")
 
 
 def test_dead_workers_and_models_in_trouble_are_said() -> None:
