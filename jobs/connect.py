@@ -84,6 +84,8 @@ def _remedy(url: str, said: str) -> str:
         return f"start it, or {otherwise}"
     if re.search("mismatch|not valid for", said):
         return "name the host as its certificate does"
+    if "certificate has expired" in said:
+        return "renew the server's certificate: `promptmill deploy server ... --install` does"
     if "CERTIFICATE_VERIFY_FAILED" in said:
         return "add ?ssl_ca_certs=FILE with the certificate of its authority to the URL"
     if re.search("WRONG_VERSION_NUMBER|RECORD_LAYER", said):

@@ -1,4 +1,4 @@
-"""Names of everything promptmill keeps in Redis, all under one prefix (RQ's own keys are under ``rq:``)."""
+"""Names of everything promptmill keeps in Redis, all under one prefix, and of some of RQ's own, under ``rq:``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ __all__ = [
     "KEEPING",
     "PAUSED",
     "PREFIX",
+    "RQ_SUSPENDED",
+    "RQ_WORKER",
+    "RQ_WORKERS",
     "SCHEDULER",
     "SCHEDULES",
     "STARTING",
@@ -42,6 +45,12 @@ SCHEDULES = PREFIX + "schedules"
 """Set of the names of schedules."""
 SCHEDULER = PREFIX + "scheduler"
 """JSON of the scheduler that is active, refreshed every second, gone soon after it."""
+
+RQ_SUSPENDED = "rq:suspended"
+"""What ``rq suspend`` sets and ``rq resume`` removes."""
+RQ_WORKERS = "rq:workers"
+"""Set of the keys of registered workers, each :data:`RQ_WORKER` and a name."""
+RQ_WORKER = "rq:worker:"
 
 
 def worker_key(name: str) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import cast
 
 from jobs.connect import refusing
-from jobs.keys import PAUSED
+from jobs.keys import PAUSED, RQ_SUSPENDED
 from jobs.store import Store
 
 __all__ = ["pause_pool", "pause_workers", "paused_workers", "pool_paused", "resume_pool", "resume_workers"]
 
+<<<<<<< HEAD
 SUSPENDED = "rq:suspended"
 """What ``rq suspend`` sets and ``rq resume`` removes."""
 
@@ -31,16 +32,22 @@ def pause_pool(store: Store) -> bool:
     """Have no worker take anything new, as ``rq suspend``; False: it was so already."""
     step = store.connection.register_script(PAUSE_POOL)
     return bool(step(keys=[SUSPENDED, PAUSED]))
+=======
+
+def pause_pool(store: Store) -> bool:
+    """Have no worker take anything new, as ``rq suspend``; False: it was so already."""
+    return bool(store.connection.set(RQ_SUSPENDED, 1, nx=True))
+>>>>>>> mend-doctor
 
 
 def resume_pool(store: Store) -> bool:
     """Let the pool go on, as ``rq resume``; False: it was not paused."""
-    return bool(store.connection.delete(SUSPENDED))
+    return bool(store.connection.delete(RQ_SUSPENDED))
 
 
 def pool_paused(store: Store) -> bool:
     """Whether the pool is paused."""
-    return bool(store.connection.exists(SUSPENDED))
+    return bool(store.connection.exists(RQ_SUSPENDED))
 
 
 def pause_workers(store: Store, names: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from jobs.connect import foreign_data
+from jobs.keys import RQ_WORKER, RQ_WORKERS
 from submit.text import printable
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Silent", "read_silent"]
 
-REGISTERED = "rq:workers"
-KEY = "rq:worker:"
 FIELDS = ("last_heartbeat", "queues", "hostname")
 MOST_WORKERS = 1000
 MOST_BYTES = 1 << 16
@@ -46,12 +45,12 @@ class Silent:
 
 def read_silent(connection: Redis, live: Container[str], now: float) -> list[Silent]:
     """Promptmill's workers in RQ's registry that are not among the ``live`` ones, by name; ``now`` is seconds since the
-    epoch. None where the registry may not be read: a submitter's user needs no right to it."""
+    epoch. Nobody where the registry may not be read: a submitter's user needs no right to it."""
     from redis.exceptions import NoPermissionError, ResponseError
 
     try:
-        listed = islice(connection.sscan_iter(REGISTERED, count=MOST_WORKERS), MOST_WORKERS)
-        names = sorted({cast("bytes", key).decode(errors="replace").removeprefix(KEY) for key in listed})
+        listed = islice(connection.sscan_iter(RQ_WORKERS, count=MOST_WORKERS), MOST_WORKERS)
+        names = sorted({cast("bytes", key).decode(errors="replace").removeprefix(RQ_WORKER) for key in listed})
         quiet = [name for name in names if name not in live]
         sizes = _asked(connection, quiet, lambda pipe, key, field: pipe.hstrlen(key, field))
         sound = [
@@ -75,7 +74,7 @@ def _asked(connection: Redis, names: list[str], ask: Callable[[Any, str, str], A
     with connection.pipeline(transaction=False) as pipe:
         for name in names:
             for field in FIELDS:
-                ask(pipe, KEY + name, field)
+                ask(pipe, RQ_WORKER + name, field)
         replies = pipe.execute(raise_on_error=False)
     for reply in replies:
         if isinstance(reply, NoPermissionError):

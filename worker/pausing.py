@@ -12,10 +12,8 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from rq.suspension import WORKERS_SUSPENDED
-
 from jobs.connect import replies
-from jobs.keys import PAUSED
+from jobs.keys import PAUSED, RQ_SUSPENDED
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -41,7 +39,7 @@ class Pausing:
     def look(self, connection: Redis) -> bool:
         """Whether the pool or this worker is paused, as Redis has it now."""
         with connection.pipeline(transaction=False) as pipe:
-            pipe.exists(WORKERS_SUSPENDED)
+            pipe.exists(RQ_SUSPENDED)
             pipe.hmget(PAUSED, self._names)
             suspended, named = replies(pipe)
         paused = suspended == 1 or (isinstance(named, list) and any(item is not None for item in named))

@@ -41,6 +41,7 @@ def command(
 
     Exit statuses: 0 nothing failed (warnings do not count), 1 some check failed.
     """
+    from submit.doctor.deployed import find_deployed
     from submit.doctor.examination import Request, examine
     from submit.doctor.finding import State, count
     from submit.doctor.host import ask_host
@@ -49,7 +50,8 @@ def command(
     host = ask_host()
     if worker is None:  # a model in the environment may be there for `submit`
         worker = host.runs_workers or ctx.get_parameter_source("models") is click.core.ParameterSource.COMMANDLINE
-    request = Request(redis_url, models, worker)
+    named = ctx.get_parameter_source("redis_url") is click.core.ParameterSource.COMMANDLINE or _configured(ctx)
+    request = Request(redis_url, models, worker, () if named else tuple(find_deployed()))
     show = None if as_json else _shown()
     sections = []
     for section in examine(request, host, os.environ):
@@ -58,6 +60,12 @@ def command(
             show(section)
     click.echo(orjson.dumps(as_object(sections)).decode() if as_json else summary(sections))
     return 1 if count(sections, State.FAIL) else 0
+
+
+def _configured(ctx: click.Context) -> bool:
+    """Whether a settings file was named, and not found where this user's is."""
+    outer = ctx.parent
+    return outer is not None and outer.params.get("config") is not None
 
 
 def _shown() -> Callable[[Section], None]:

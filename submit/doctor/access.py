@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from jobs.keys import PREFIX
+from jobs.keys import PREFIX, RQ_SUSPENDED
 from jobs.permissions import Refusal, refusals
 from submit.doctor.finding import Finding, failed, good, skipped, unsure
 
@@ -17,7 +17,13 @@ __all__ = ["check_encryption", "check_password", "check_permissions", "open_to_s
 
 _SUBMITTERS = (PREFIX, "rq:queue:", "rq:job:", "rq:wip:", "rq:executions:")
 _WORKERS = (PREFIX, "rq:")
-_READERS = (("SMEMBERS", "rq:queues"), ("SREM", "rq:queues", ""), ("SCAN", 0, "COUNT", 1), ("INFO", "server"))
+_READERS = (
+    ("SMEMBERS", "rq:queues"),
+    ("SREM", "rq:queues", ""),
+    ("EXISTS", RQ_SUSPENDED),
+    ("SCAN", 0, "COUNT", 1),
+    ("INFO", "server"),
+)
 """What `submit` and `status` do besides; nothing of it changes anything."""
 SHOWN = 6
 
@@ -26,18 +32,22 @@ def try_permissions(connection: Redis, name: str, *, worker: bool) -> list[Refus
     """What a submitter, or a worker, is refused here; it is tried on keys of this name, which are gone in the end."""
     prefixes = _WORKERS if worker else _SUBMITTERS
     channel = f"rq:pubsub:{name}:permissions" if worker else None
-    return refusals(connection, [f"{prefix}permissions:{name}" for prefix in prefixes], channel, more=_READERS)
+    keys = [f"{prefix}permissions:{name}" for prefix in prefixes]
+    return refusals(connection, keys, channel, more=(*_READERS, ("MEMORY", "USAGE", keys[0])))
 
 
-def check_permissions(refused: Sequence[Refusal], url: str, *, worker: bool) -> Finding:
-    """The user of the URL may do what its part needs."""
+def check_permissions(refused: Sequence[Refusal], url: str, *, worker: bool, tool: str = "redis-cli") -> Finding:
+    """The user of the URL may do what its part needs; ``tool`` is the command that reaches the server."""
     part = "worker" if worker else "submitter"
     user = urlsplit(url).username or "default"
     if not refused:
         return good("permissions", f"user '{user}' may do all that a {part} does")
     reason = f"user '{user}' may not use {_shown(refused)}, which a {part} needs"
-    remedy = f"give it the rules of the {part} in deploy/redis/users.acl, then: redis-cli ACL LOAD"
-    return failed("permissions", reason, remedy)
+    remedy = (
+        "where `promptmill deploy server` set up the server, its --install again gives it the rules; otherwise give it "
+        f"those of the {part} in deploy/redis/users.acl, then:"
+    )
+    return failed("permissions", reason, remedy, f"{tool} ACL LOAD")
 
 
 def _shown(refused: Sequence[Refusal]) -> str:
@@ -73,10 +83,10 @@ def check_encryption(*, network: bool, encrypted: bool, loopback: bool) -> Findi
     return unsure("encryption", reason, "have Redis listen with TLS, and write rediss:// (deploy/redis/README.md)")
 
 
-def open_to_strangers(connection: Redis) -> bool:
-    """Whether the server takes commands without a user and password."""
+def open_to_strangers(connection: Redis) -> bool | None:
+    """Whether the server takes commands without a user and password; None where it could not be tried."""
     from redis import ConnectionPool, Redis
-    from redis.exceptions import RedisError
+    from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
     pool = connection.connection_pool
     secrets = ("username", "password", "credential_provider")
@@ -84,14 +94,18 @@ def open_to_strangers(connection: Redis) -> bool:
     stranger = Redis(connection_pool=ConnectionPool(connection_class=pool.connection_class, **anonymous))
     try:
         return bool(stranger.ping())
-    except RedisError:
+    except (AuthenticationError, NoPermissionError):
         return False
+    except RedisError:  # such as too many clients, or a network that went away: that proves nothing
+        return None
     finally:
         stranger.connection_pool.disconnect()
 
 
-def check_password(open_to_all: bool, *, loopback: bool) -> Finding:
+def check_password(open_to_all: bool | None, *, loopback: bool) -> Finding:
     """Whoever reaches the server needs a password."""
+    if open_to_all is None:
+        return skipped("password", "a second connection, without one, did not come about")
     if not open_to_all:
         return good("password", "nobody gets in without one")
     if loopback:

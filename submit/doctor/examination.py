@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.connect import connect, full, redacted, translated
 from jobs.embedded import data_folder, embedded_server
@@ -20,17 +20,20 @@ from submit.doctor.access import (
     open_to_strangers,
     try_permissions,
 )
+from submit.doctor.certificate import ask_certificate, check_certificate
+from submit.doctor.deployed import Deployed, check_deployed, this_user
 from submit.doctor.device import Device, ask_device, check_device
-from submit.doctor.disk import check_data_folder, check_disks
+from submit.doctor.disk import check_data_folder, check_disks, check_room
 from submit.doctor.finding import Finding, Section, failed, skipped
 from submit.doctor.host import Host
 from submit.doctor.machine import check_macos, check_package, check_processor, check_python
 from submit.doctor.memory import check_memory, check_wired_limit
-from submit.doctor.models import check_model, find_model, hub_cache
+from submit.doctor.models import ModelFiles, check_model, find_model, hub_cache
 from submit.doctor.network import is_loopback, reach
 from submit.doctor.pool import ask_pool, check_pool
 from submit.doctor.power import POWER_CHECKS, check_power
 from submit.doctor.server import ask_clock, ask_latency, check_clock, check_latency, check_server
+from submit.doctor.tool import operator_tool
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -46,11 +49,13 @@ _OF_SERVERS = ("version", "append-only file", "eviction", "permissions", "latenc
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be examined: a Redis (None: the embedded server), models, and whether workers run here."""
+    """What is to be examined: a Redis (None: the embedded server), models, and whether workers run here; ``deployed``
+    are workers of this machine that its user may have meant."""
 
     redis_url: str | None
     models: tuple[str, ...]
     worker: bool
+    deployed: tuple[Deployed, ...] = ()
 
 
 def examine(request: Request, host: Host, environ: Mapping[str, str]) -> Iterator[Section]:
@@ -60,21 +65,26 @@ def examine(request: Request, host: Host, environ: Mapping[str, str]) -> Iterato
 
 
 def _machine(request: Request, host: Host, environ: Mapping[str, str]) -> Iterator[Finding]:
+    yield from check_deployed(request.deployed, this_user())
     if request.worker:
         yield check_processor(host)
         yield check_macos(host)
     yield check_python(host)
+    models = [find_model(name, environ) for name in dict.fromkeys(request.models)] if request.worker else []
     if request.worker:
-        yield from _engine(request, host, environ)
+        yield from _engine(host, models)
         yield from check_power(host.mac)
     yield check_data_folder(data_folder(environ))
     yield from check_disks(_folders(environ, worker=request.worker))
+    fetched = [model.name for model in models if model.problem is not None and model.fetch and not model.offline]
+    if (room := check_room(fetched, hub_cache(environ))) is not None:
+        yield room
     if not request.worker:
-        models = tuple(f"model {name}" for name in request.models)
-        yield from (skipped(name, NO_WORKER) for name in (*_OF_WORKERS, *models))
+        named = tuple(f"model {name}" for name in request.models)
+        yield from (skipped(name, NO_WORKER) for name in (*_OF_WORKERS, *named))
 
 
-def _engine(request: Request, host: Host, environ: Mapping[str, str]) -> Iterator[Finding]:
+def _engine(host: Host, models: Sequence[ModelFiles]) -> Iterator[Finding]:
     """MLX, and the models that it is to run."""
     yield from (check_package(name, package) for name, package in host.packages.items())
     device = Device()
@@ -83,7 +93,6 @@ def _engine(request: Request, host: Host, environ: Mapping[str, str]) -> Iterato
         yield check_device(host, device)
     else:
         yield skipped("device", "without mlx and mlx-lm there is nothing to try")
-    models = [find_model(name, environ) for name in dict.fromkeys(request.models)]
     yield from map(check_model, models)
     yield from check_memory(host, device, models)
     yield check_wired_limit(host)
@@ -105,9 +114,9 @@ def _redis(request: Request, host: Host, environ: Mapping[str, str]) -> Iterator
     with contextlib.ExitStack() as stack:
         try:
             url = request.redis_url or stack.enter_context(embedded_server(data_folder(environ)))
-            address = _way(section, host, url)
-            if address is not None:
-                _server(section, pool, request, host, url, address)
+            way = _way(section, host, url)
+            if way is not None:
+                _server(section, pool, request, host, way)
         except RedisError as error:
             section.findings.append(_unreachable(error))
         if not pool.findings:
@@ -118,55 +127,81 @@ def _redis(request: Request, host: Host, environ: Mapping[str, str]) -> Iterator
         yield pool
 
 
-def _way(section: Section, host: Host, url: str) -> str | None:
-    """Look whether the server's address takes connections; the address, None where it does not. It is empty where
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a Redis is reached: its URL, that as redis-py parses it, and the address that answered. That is empty where
     there is none: a socket, or an URL that redis-py is to complain about."""
+
+    url: str
+    settings: Mapping[str, Any]
+    address: str = ""
+
+    @property
+    def encrypted(self) -> bool:
+        return self.url.startswith("rediss:")
+
+    @property
+    def loopback(self) -> bool:
+        return not self.address or is_loopback(self.address)
+
+    @property
+    def tool(self) -> str:
+        return operator_tool(self.settings, encrypted=self.encrypted)
+
+
+def _way(section: Section, host: Host, url: str) -> Way | None:
+    """Look whether the server's address takes connections, and whether its certificate is good; None where not."""
     from redis.connection import parse_url
 
     try:
-        settings = parse_url(url)  # type: ignore[no-untyped-call]
+        settings: Mapping[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
     except ValueError:
-        return ""
+        return Way(url, {})
     if "path" in settings:
         section.findings.append(skipped("network", "a socket of this machine"))
-        return ""
+        return Way(url, settings)
     reached = reach(host, str(settings.get("host") or "localhost"), int(settings.get("port") or 6379))
     section.findings.append(reached.finding)
-    return reached.address
+    if reached.address is None:
+        return None
+    way = Way(url, settings, reached.address)
+    if way.encrypted:
+        certificate = ask_certificate(settings, REDIS_TIMEOUT_S)
+        section.findings.append(check_certificate(certificate))
+        if not certificate.usable:
+            return None
+    return way
 
 
-def _server(section: Section, pool: Section, request: Request, host: Host, url: str, address: str) -> None:
+def _server(section: Section, pool: Section, request: Request, host: Host, way: Way) -> None:
     """Ask the server everything."""
-    with translated(url):
-        connection = connect(url, timeout_s=REDIS_TIMEOUT_S, retries=0)
+    with translated(way.url):
+        connection = connect(way.url, timeout_s=REDIS_TIMEOUT_S, retries=0)
         try:
-            _ask(section, pool, connection, request, host, url, address)
+            _ask(section, pool, connection, request, host, way)
         finally:
             connection.close()
 
 
-def _ask(
-    section: Section, pool: Section, connection: Redis, request: Request, host: Host, url: str, address: str
-) -> None:
+def _ask(section: Section, pool: Section, connection: Redis, request: Request, host: Host, way: Way) -> None:
     name = f"doctor-{secrets.token_hex(8)}"
-    loopback = not address or is_loopback(address)
     add = section.findings.extend
-    add(check_server(connection.info()))
-    add(_allowed("permissions", lambda: [_permissions(connection, name, url, request.worker)]))
-    encrypted = url.startswith("rediss:")
-    add([check_encryption(network=bool(address), encrypted=encrypted, loopback=loopback)])
-    if address:
-        add([check_password(open_to_strangers(connection), loopback=loopback)])
+    add(check_server(connection.info(), way.tool))
+    add(_allowed("permissions", lambda: [_permissions(connection, name, way, request.worker)]))
+    add([check_encryption(network=bool(way.address), encrypted=way.encrypted, loopback=way.loopback)])
+    if way.address:
+        add([check_password(open_to_strangers(connection), loopback=way.loopback)])
     add(_allowed("latency", lambda: [check_latency(ask_latency(connection))]))
     add(_allowed("clock", lambda: [check_clock(ask_clock(connection), host.mac is not None)]))
     pool.findings += _allowed("pool", lambda: check_pool(ask_pool(connection)))
 
 
-def _permissions(connection: Redis, name: str, url: str, worker: bool) -> Finding:
+def _permissions(connection: Redis, name: str, way: Way, worker: bool) -> Finding:
     from redis.exceptions import ResponseError
 
     try:
-        return check_permissions(try_permissions(connection, name, worker=worker), url, worker=worker)
+        refused = try_permissions(connection, name, worker=worker)
+        return check_permissions(refused, way.url, worker=worker, tool=way.tool)
     except ResponseError as error:
         if not full(error):
             raise

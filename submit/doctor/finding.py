@@ -21,15 +21,28 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found: its name, how it ended and why; where something is wrong the remedy besides."""
+    """What a check found: its name, how it ended and why; where something is wrong the remedy besides, and a long
+    ``command`` that it ends with, to be copied as it is."""
 
     name: str
     state: State
     reason: str
     remedy: str | None = None
+    command: str | None = None
+
+    @property
+    def whole_remedy(self) -> str | None:
+        """The remedy with its command."""
+        return self.remedy if self.command is None else f"{self.remedy} {self.command}"
 
     def as_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "state": self.state.value, "reason": self.reason, "remedy": self.remedy}
+        return {
+            "name": self.name,
+            "state": self.state.value,
+            "reason": self.reason,
+            "remedy": self.whole_remedy,
+            "command": self.command,
+        }
 
 
 @dataclass(slots=True)
@@ -45,14 +58,19 @@ def good(name: str, reason: str) -> Finding:
     return Finding(name, State.OK, printable(reason))
 
 
-def unsure(name: str, reason: str, remedy: str) -> Finding:
+def unsure(name: str, reason: str, remedy: str, command: str | None = None) -> Finding:
     """Work goes on, but less well, or not for long."""
-    return Finding(name, State.WARN, printable(reason), printable(remedy))
+    return _wrong(State.WARN, name, reason, remedy, command)
 
 
-def failed(name: str, reason: str, remedy: str) -> Finding:
+def failed(name: str, reason: str, remedy: str, command: str | None = None) -> Finding:
     """As it is, nothing can be done here, or what was done can be lost."""
-    return Finding(name, State.FAIL, printable(reason), printable(remedy))
+    return _wrong(State.FAIL, name, reason, remedy, command)
+
+
+def _wrong(state: State, name: str, reason: str, remedy: str, command: str | None) -> Finding:
+    shown = None if command is None else printable(command)
+    return Finding(name, state, printable(reason), printable(remedy), shown)
 
 
 def skipped(name: str, reason: str) -> Finding:

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import plistlib
 import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.parsers.expat import ExpatError
 
-__all__ = ["Mac", "Run", "ask_mac", "run"]
+from jobs.wired import DAEMON_SUFFIX, LIMIT
+from submit.deploy.launchd import DAEMONS
+
+__all__ = ["Mac", "Run", "WiredAtBoot", "ask_mac", "daemon_words", "read_daemon", "run"]
 
 TOOL_TIMEOUT_S = 3.0
 _OIDS = (
     "hw.memsize",
     "hw.optional.arm64",
-    "iogpu.wired_limit_mb",
+    LIMIT,
     "machdep.cpu.brand_string",
     "sysctl.proc_translated",
 )
 
 Run = Callable[[Sequence[str]], str]
 """What a command prints; empty where it does not run or takes too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class WiredAtBoot:
+    """The daemon that sets the limit of wired memory at each start, and to how many MiB."""
+
+    label: str
+    limit_mb: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +55,7 @@ class Mac:
     battery: bool = False
     on_battery: bool = False
     filevault: bool | None = None
+    wired_at_boot: WiredAtBoot | None = None
 
 
 def run(command: Sequence[str]) -> str:
@@ -53,7 +69,7 @@ def run(command: Sequence[str]) -> str:
     return done.stdout.decode(errors="replace")
 
 
-def ask_mac(run: Run = run) -> Mac:
+def ask_mac(run: Run = run, daemons: Path = DAEMONS) -> Mac:
     """The facts of this Mac. Full paths: a daemon's PATH may be short."""
     # One that is not known there is named on stderr, and the others are printed all the same.
     system = _colon_lines(run(["/usr/sbin/sysctl", *_OIDS]))
@@ -66,12 +82,39 @@ def ask_mac(run: Run = run) -> Mac:
         apple_silicon=(arm == "1") if system else None,
         translated=system.get("sysctl.proc_translated") == "1",
         memory=_number(system.get("hw.memsize")),
-        wired_limit_mb=_number(system.get("iogpu.wired_limit_mb")),
+        wired_limit_mb=_number(system.get(LIMIT)),
         power=_power(run(["/usr/bin/pmset", "-g", "custom"])),
         battery="InternalBattery" in source,
         on_battery="'Battery Power'" in source,
         filevault=_filevault(run(["/usr/bin/fdesetup", "status"])),
+        wired_at_boot=_wired_at_boot(daemons),
     )
+
+
+def _wired_at_boot(daemons: Path) -> WiredAtBoot | None:
+    """The first of the daemons in this folder that set the limit."""
+    for path in sorted(daemons.glob(f"*{DAEMON_SUFFIX}.plist")):
+        for word in daemon_words(read_daemon(path)):
+            name, _, value = word.partition("=")
+            limit = _number(value)
+            if name == LIMIT and limit is not None:
+                return WiredAtBoot(path.stem, limit)
+    return None
+
+
+def read_daemon(path: Path) -> Mapping[str, Any]:
+    """The property list of a daemon; empty where it is not there, not for us, or damaged."""
+    try:
+        job = plistlib.loads(path.read_bytes())
+    except (OSError, ValueError, ExpatError):
+        return {}
+    return job if isinstance(job, dict) else {}
+
+
+def daemon_words(job: Mapping[str, Any]) -> list[str]:
+    """The command line of a daemon."""
+    words = job.get("ProgramArguments")
+    return [str(word) for word in words] if isinstance(words, list) else []
 
 
 def _colon_lines(text: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from jobs.wired import DAEMON_SUFFIX, LIMIT, least_left, most_wired
 from submit.doctor.device import Device
 from submit.doctor.finding import Finding, failed, good, skipped, unsure
 from submit.doctor.host import Host
@@ -17,8 +18,6 @@ WORKERS_PART = 0.9
 """A worker takes so much of what the device recommends; see its ``--memory-limit``."""
 FULL = 0.7
 """Past this the models leave too little for the caches of many lines."""
-MACOS_PART, MACOS_LEAST = 0.1, 4 * 2**30
-"""What is to be left to macOS itself: a tenth, and four GiB at least."""
 MIB = 2**20
 
 
@@ -56,26 +55,45 @@ def _remedy(host: Host, weights: int, budget: int) -> str:
     smaller = "take a model of fewer bits (`mlx_lm.convert -q`), or a Mac with more memory"
     if host.mac is None or host.memory is None:
         return smaller
-    most = host.memory - max(MACOS_LEAST, int(host.memory * MACOS_PART))
-    wanted = min(int(weights / FULL / WORKERS_PART), most)
+    most = most_wired(host.memory)
+    wanted = min(int(weights / FULL / WORKERS_PART), most or 0)
     if wanted * WORKERS_PART < max(weights, budget * 1.05):
         return smaller
-    return f"sudo sysctl iogpu.wired_limit_mb={wanted // MIB} (until the next start); or {smaller}"
+    limit = wanted // MIB
+    return (
+        f"sudo sysctl {LIMIT}={limit} until the next start, or --wired-limit {limit}M of `promptmill deploy worker` "
+        f"for good; or {smaller}"
+    )
 
 
 def check_wired_limit(host: Host) -> Finding:
-    """What a GPU may keep wired: macOS chooses it, or somebody has set it since the last start."""
+    """What a GPU may keep wired: macOS chooses it, somebody has set it since the last start, or a daemon sets it at
+    each."""
     name = "wired limit"
     if host.mac is None:
         return skipped(name, NOT_A_MAC)
-    limit = host.mac.wired_limit_mb
+    limit, at_boot = host.mac.wired_limit_mb, host.mac.wired_at_boot
     if limit is None or host.memory is None:
-        return skipped(name, "`sysctl iogpu.wired_limit_mb` did not say")
+        return skipped(name, f"`sysctl {LIMIT}` did not say")
+    shown = f"{LIMIT} is {limit}" if limit else "macOS's own"
+    if at_boot is not None and at_boot.limit_mb != limit:
+        reason = f"{shown}, but the daemon {at_boot.label} sets {at_boot.limit_mb} at each start"
+        again = f"sudo launchctl kickstart system/{at_boot.label}, then start the worker anew"
+        return unsure(name, reason, f"{again}; or install it again with another --wired-limit")
     if limit == 0:
         return good(name, f"macOS's own, for {size(host.memory)} of memory")
-    left = host.memory - limit * MIB
-    if left < min(MACOS_LEAST, host.memory * MACOS_PART):
-        reason = f"iogpu.wired_limit_mb is {limit}, which leaves macOS {size(max(left, 0))}: it may freeze or panic"
-        most = host.memory - max(MACOS_LEAST, int(host.memory * MACOS_PART))
-        return unsure(name, reason, f"sudo sysctl iogpu.wired_limit_mb={max(most, 0) // MIB}")
-    return good(name, f"iogpu.wired_limit_mb is {limit} until the next start; {size(left)} are left to macOS")
+    left = max(host.memory - limit * MIB, 0)
+    if left < least_left(host.memory):
+        most = most_wired(host.memory)
+        less = most // MIB if most is not None else 0
+        remedy = f"sudo sysctl {LIMIT}={less}" + ("" if less else " (macOS's own)")
+        if at_boot is not None:
+            kept = f"with --wired-limit {less}M" if less else "without --wired-limit"
+            remedy += f", and install {at_boot.label.removesuffix(DAEMON_SUFFIX)} again {kept}, which sets it at boot"
+        return unsure(name, f"{shown}, which leaves macOS {size(left)}: it may freeze or panic", remedy)
+    how = (
+        f", set by the daemon {at_boot.label} at each start"
+        if at_boot is not None
+        else " until the next start (--wired-limit of `promptmill deploy worker` sets it at each)"
+    )
+    return good(name, f"{shown}{how}; {size(left)} are left to macOS")

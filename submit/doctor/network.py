@@ -97,9 +97,11 @@ def explain(host: Host, error: OSError, where: str, address: str) -> Finding:
     if error.errno == errno.EHOSTUNREACH and version >= PRIVACY_SINCE and is_local(address):
         return failed(
             "network",
-            f"{where}: {_said(error)}: so says macOS {version[0]} where it denies a program the local network",
+            f"{where}: {_said(error)} (errno {error.errno}); one reason is that macOS {version[0]} denies this program "
+            "the local network",
             "allow it in System Settings > Privacy & Security > Local Network; or start it from Terminal or by ssh, "
-            "and workers as a LaunchDaemon (no LaunchAgent): those need no leave",
+            "and workers as a LaunchDaemon (no LaunchAgent): those need no leave. Otherwise a firewall or a router is "
+            f"in the way, or the host is in no network of this Mac: `ping {address}`",
         )
     if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
         return failed(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from jobs.keys import PAUSED, PREFIX
+from jobs.errors import RefusedError
+from jobs.keys import PAUSED, PREFIX, RQ_SUSPENDED
+from jobs.schedules import Schedules
+from jobs.store import Store
+from jobs.webhooks import due
 from submit.doctor.finding import Finding, good, skipped, unsure
-from submit.text import plural
+from submit.silent import Silent, read_silent
+from submit.text import duration, plural
 from submit.worker_state import WorkerState
 from submit.workers import SCAN_STEP, Workers, served_by
 
@@ -19,8 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pool", "ask_pool", "check_pool"]
 
-SUSPENDED, QUEUES, QUEUE = "rq:suspended", "rq:queues", "rq:queue:"
-REGISTERED, WORKER = "rq:workers", "rq:worker:"
+QUEUES, QUEUE = "rq:queues", "rq:queue:"
 TROUBLE = re.compile(PREFIX + r"trouble:[0-9a-f]{12}(?:pid:\[\d+\])?:(?P<group>.*)", re.DOTALL)
 REASON = ":reason"
 PRIVATE = re.compile(r"promptmill:\w+:b_[0-9A-Z]{26}:")
@@ -31,8 +35,9 @@ SHOWN, MOST = 3, 1000
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What goes on in a pool. ``paused`` is None, and ``dead`` empty, where the user may not see it;
-    ``resting`` are workers that are paused by name.
+    """What goes on in a pool. ``paused`` is None, and ``silent`` empty, where the user may not see it; ``resting`` are
+    workers that are paused by name. ``scheduler`` is the active one, ``schedules`` how many wait for one, and
+    ``webhooks`` how many are to be called now.
 
     ``waiting`` has the shards in each queue, ``trouble`` by model how often it ended a worker in the last hour, and by
     what the last time."""
@@ -40,9 +45,12 @@ class Pool:
     paused: bool | None
     workers: tuple[WorkerState, ...]
     resting: tuple[str, ...] = ()
-    dead: tuple[str, ...] = ()
+    silent: tuple[Silent, ...] = ()
     waiting: Mapping[str, int] = field(default_factory=dict)
     trouble: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    scheduler: str | None = None
+    schedules: int = 0
+    webhooks: int = 0
 
 
 def ask_pool(connection: Redis) -> Pool:
@@ -54,16 +62,19 @@ def ask_pool(connection: Redis) -> Pool:
         for key, length in zip(queues, lengths, strict=True)
         if isinstance(length, int) and length
     }
-    (paused,) = _replies(connection, [("EXISTS", SUSPENDED)])
-    registered = _members(connection, REGISTERED)[:MOST]
-    there = _replies(connection, [("EXISTS", key) for key in registered])
+    (paused,) = _replies(connection, [("EXISTS", RQ_SUSPENDED)])
+    workers, schedules = tuple(Workers(connection).read()), Schedules(connection)
+    live, now = frozenset(worker.name for worker in workers), Store(connection).server_time()
     return Pool(
         paused=bool(paused) if isinstance(paused, int) else None,
-        workers=tuple(Workers(connection).read()),
+        workers=workers,
         resting=tuple(_names(connection, ("HKEYS", PAUSED)))[:MOST],
-        dead=tuple(key.removeprefix(WORKER) for key, alive in zip(registered, there, strict=True) if alive == 0),
+        silent=tuple(read_silent(connection, live, now)),
         waiting=waiting,
         trouble=_trouble(connection),
+        scheduler=schedules.active_scheduler(),
+        schedules=_counted(lambda: len(schedules.names())),
+        webhooks=_counted(lambda: due(Store(connection))),
     )
 
 
@@ -79,7 +90,10 @@ def check_pool(pool: Pool) -> Iterator[Finding]:
         reason = f"paused by name: {', '.join(pool.resting[:SHOWN])}{_more(pool.resting)}; they take nothing new"
         yield unsure("paused workers", reason, f"promptmill resume --worker {shlex.quote(pool.resting[0])}")
     yield _workers(pool)
+    if pool.silent:
+        yield _silent(pool.silent)
     yield from _waiting(pool)
+    yield from _scheduler(pool)
     for model, (times, why) in sorted(pool.trouble.items()):
         reason = f"it ended its worker {plural(times, 'time')} within the hour, the last time by: {why[:200]}"
         remedy = "read that worker's log; a model that does so again and again is not served there for an hour"
@@ -87,11 +101,32 @@ def check_pool(pool: Pool) -> Iterator[Finding]:
 
 
 def _workers(pool: Pool) -> Finding:
-    left = f"; {plural(len(pool.dead), 'registration')} of dead workers, which RQ clears away" if pool.dead else ""
     if not pool.workers:
-        return skipped("workers", f"none is at work now{left}")
+        return skipped("workers", "none is at work now")
     shown = [f"{worker.name} ({', '.join(worker.models) or 'no model'})" for worker in pool.workers[:SHOWN]]
-    return good("workers", f"{len(pool.workers)} at work: {', '.join(shown)}{_more(pool.workers)}{left}")
+    return good("workers", f"{len(pool.workers)} at work: {', '.join(shown)}{_more(pool.workers)}")
+
+
+def _silent(silent: Sequence[Silent]) -> Finding:
+    shown = [f"{one.name} (for {duration(one.silent_s)})" for one in silent[:SHOWN]]
+    reason = f"registered, and say nothing: {', '.join(shown)}{_more(silent)}: killed, asleep or cut off"
+    remedy = "see their machines and logs; those that are gone for good RQ forgets within minutes"
+    return unsure("silent workers", reason, remedy)
+
+
+def _scheduler(pool: Pool) -> Iterator[Finding]:
+    """Schedules and webhooks are the scheduler's work: without either it is not missed."""
+    if pool.scheduler is not None:
+        yield good("scheduler", f"{pool.scheduler} is active")
+    elif pool.schedules or pool.webhooks:
+        waits = [plural(pool.schedules, "schedule")] if pool.schedules else []
+        waits += [plural(pool.webhooks, "webhook")] if pool.webhooks else []
+        reason = f"none is active, and {' and '.join(waits)} {'waits' if _one(pool) else 'wait'} for one"
+        yield unsure("scheduler", reason, "promptmill scheduler, or `promptmill deploy scheduler` for good")
+
+
+def _one(pool: Pool) -> bool:
+    return pool.schedules + pool.webhooks == 1
 
 
 def _more(things: Sequence[object]) -> str:
@@ -116,6 +151,16 @@ def _waiting(pool: Pool) -> Iterator[Finding]:
         yield good(
             "waiting", f"{plural(total, 'shard')} for workers at work" if total else "nothing waits for a worker"
         )
+
+
+def _counted(ask: Callable[[], int]) -> int:
+    """What is counted; nothing where this user may not ask, or somebody put something else there."""
+    from redis.exceptions import ResponseError
+
+    try:
+        return ask()
+    except (ResponseError, RefusedError):  # what is refused within a script is not told from other errors
+        return 0
 
 
 def _members(connection: Redis, key: str) -> list[str]:

@@ -56,6 +56,9 @@ def _lines(name: str, finding: Finding, width: int, colour: bool) -> Iterator[st
         first, *rest = _wrapped(finding.remedy, width - margin - 3)
         yield f"{' ' * margin}{arrow} {first}"
         yield from (" " * (margin + 3) + line for line in rest)
+    if finding.command:  # in one piece, whatever the width: pasted in parts it would do something else
+        fits = margin + 3 + cells(finding.command) <= width
+        yield f"{' ' * (margin + 3 if fits else MARGIN)}{finding.command}"
 
 
 def _wrapped(text: str, width: int) -> list[str]:

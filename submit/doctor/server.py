@@ -26,14 +26,14 @@ BUSY = 0.8
 Info = Mapping[str, Any]
 
 
-def check_server(info: Info) -> Iterator[Finding]:
-    """The findings of one INFO, as redis-py parses it."""
+def check_server(info: Info, tool: str = "redis-cli") -> Iterator[Finding]:
+    """The findings of one INFO, as redis-py parses it; ``tool`` is the command that reaches the server."""
     yield _version(info)
     yield _role(info)
-    yield _durability(info)
-    yield _eviction(info)
+    yield _durability(info, tool)
+    yield _eviction(info, tool)
     yield _memory(info)
-    yield _clients(info)
+    yield _clients(info, tool)
 
 
 def _version(info: Info) -> Finding:
@@ -52,13 +52,14 @@ def _role(info: Info) -> Finding:
     return good("role", "takes writes")
 
 
-def _durability(info: Info) -> Finding:
+def _durability(info: Info, tool: str) -> Finding:
     name = "append-only file"
     if not _number(info, "aof_enabled"):
         return failed(
             name,
             "off: a restart of the server loses batches and results",
-            "`appendonly yes` in its configuration, and now: redis-cli CONFIG SET appendonly yes",
+            "`appendonly yes` in its configuration, and now:",
+            f"{tool} CONFIG SET appendonly yes",
         )
     if info.get("aof_last_write_status", "ok") != "ok":
         return failed(name, "its last write failed, and the server refuses more", "free space on the server's disk")
@@ -66,31 +67,34 @@ def _durability(info: Info) -> Finding:
         return failed(
             name,
             "on, but the last snapshot failed, so that the server may refuse writes",
-            "free space on the server's disk, see its log, then: redis-cli BGSAVE",
+            "free space on the server's disk, see its log, then:",
+            f"{tool} BGSAVE",
         )
     if info.get("aof_last_bgrewrite_status", "ok") != "ok":
         return unsure(
             name,
             "on, but it could not be rewritten, and grows",
-            "free space on the server's disk, then: redis-cli BGREWRITEAOF",
+            "free space on the server's disk, then:",
+            f"{tool} BGREWRITEAOF",
         )
     return good(name, "on, and in order")
 
 
-def _eviction(info: Info) -> Finding:
+def _eviction(info: Info, tool: str) -> Finding:
     policy, evicted = str(info.get("maxmemory_policy", "noeviction")), _number(info, "evicted_keys")
-    remedy = (
-        "`maxmemory-policy noeviction` in its configuration, and now: redis-cli CONFIG SET maxmemory-policy noeviction"
-    )
+    remedy = "`maxmemory-policy noeviction` in its configuration, and now:"
+    mend, forget = f"{tool} CONFIG SET maxmemory-policy noeviction", f"{tool} CONFIG RESETSTAT"
     if evicted:
         reason = f"{count(evicted)} keys were evicted since its start: what they had of batches and results is lost"
-        again = "redis-cli CONFIG RESETSTAT, and submit again what `promptmill status` shows as incomplete"
-        return failed("eviction", reason, f"{remedy}; then {again}" if policy != "noeviction" else again)
+        again = "submit again what `promptmill status` shows as incomplete"
+        if policy == "noeviction":
+            return failed("eviction", reason, f"{again}, and:", forget)
+        return failed("eviction", reason, f"{again}; {remedy}", f"{mend} && {forget}")
     if policy == "noeviction":
         return good("eviction", "noeviction")
     if _number(info, "maxmemory"):
-        return failed("eviction", f"{policy}: when it is full it throws batches and results away", remedy)
-    return unsure("eviction", f"{policy}, which throws data away as soon as a maxmemory is set", remedy)
+        return failed("eviction", f"{policy}: when it is full it throws batches and results away", remedy, mend)
+    return unsure("eviction", f"{policy}, which throws data away as soon as a maxmemory is set", remedy, mend)
 
 
 def _memory(info: Info) -> Finding:
@@ -99,7 +103,12 @@ def _memory(info: Info) -> Finding:
     if not limit:
         return skipped("server memory", f"{size(used)} used; of how much it does not say")
     reason = f"{size(used)} used of {size(limit)}, {of_what}"
-    remedy = "remove old batches (`promptmill purge`), or " + ("raise maxmemory" if most else "give it more memory")
+    more = (
+        "raise maxmemory: `promptmill deploy server --maxmemory SIZE ... --install`, or its configuration"
+        if most
+        else "give it more memory"
+    )
+    remedy = f"remove old batches (`promptmill purge`), or {more}"
     if most and used >= NEARLY_FULL * limit:
         return failed("server memory", f"full: {reason}", remedy)
     if used >= SCARCE * limit:
@@ -107,14 +116,14 @@ def _memory(info: Info) -> Finding:
     return good("server memory", reason)
 
 
-def _clients(info: Info) -> Finding:
+def _clients(info: Info, tool: str) -> Finding:
     there, most, refused = (_number(info, key) for key in ("connected_clients", "maxclients", "rejected_connections"))
-    remedy = "redis-cli CONFIG SET maxclients 10000, and the same in its configuration"
+    remedy, command = "`maxclients 10000` in its configuration, and now:", f"{tool} CONFIG SET maxclients 10000"
     shown = f"{count(there)} connected" + (f" of at most {most:,}" if most else "")
     if refused:
-        return unsure("clients", f"{shown}; {count(refused)} were refused since its start", remedy)
+        return unsure("clients", f"{shown}; {count(refused)} were refused since its start", remedy, command)
     if most and there >= BUSY * most:
-        return unsure("clients", shown, remedy)
+        return unsure("clients", shown, remedy, command)
     return good("clients", shown)
 
 

@@ -18,6 +18,7 @@ from redis.exceptions import ResponseError
 
 from jobs.keys import trouble_key
 from submit.cli import main
+from submit.doctor.access import open_to_strangers
 from submit.doctor.host import Host, Package
 from submit.doctor.mac import Mac
 from tests.servers import Server, private_server
@@ -145,10 +146,11 @@ def test_users_of_least_privilege_are_enough(
         ("-hincrby -zadd", False, "HINCRBY, ZADD, which a submitter needs"),
         ("-time", False, "TIME, which"),
         ("-scan", False, "SCAN, which"),
+        ("-memory", False, "MEMORY, which"),
         ("-evalsha", True, "EVALSHA, which a worker needs"),
         ("-subscribe", True, "SUBSCRIBE, which"),
         ("resetchannels", True, "the channels rq:pubsub:*, which"),
-        ("resetkeys ~promptmill:*", True, "the keys rq:*, the keys rq:queues, which"),
+        ("resetkeys ~promptmill:*", True, "the keys rq:*, the keys rq:queues, the keys rq:suspended, which"),
         ("resetkeys ~promptmill:* ~rq:queue*", False, "the keys rq:job:*, the keys rq:wip:*, the keys rq:executions:*"),
         ("-del", False, "DEL, which"),
     ],
@@ -242,7 +244,11 @@ def test_the_state_of_the_pool(capsys: pytest.CaptureFixture[str], server: Serve
         connection.hset("promptmill:paused", "mini.4", 1)
         connection.sadd("rq:queues", "rq:queue:promptmill:normal:org/m", "rq:queue:others")
         connection.rpush("rq:queue:promptmill:normal:org/m", "b_1-0", "b_1-1")
-        connection.sadd("rq:workers", "rq:worker:mini.9")
+        connection.sadd("rq:workers", "rq:worker:mini.9", "rq:worker:forgotten.1")
+        old = {"last_heartbeat": "2020-01-01T00:00:00.000000Z", "queues": "promptmill:normal:m", "hostname": "mini"}
+        connection.hset("rq:worker:mini.9", mapping=old)
+        connection.sadd("promptmill:schedules", "nightly")
+        connection.zadd("promptmill:webhooks", {"b_1": 1})
         key = trouble_key("0123456789ab", "org/bad")
         connection.sadd(key, "one", "two")
         connection.set(f"{key}:reason", b"the device was \x1b[31mlost\xff")
@@ -255,13 +261,17 @@ def test_the_state_of_the_pool(capsys: pytest.CaptureFixture[str], server: Serve
     assert checks["waiting org/m"]["remedy"] == "promptmill worker --model org/m"
     assert "it ended its worker 2 times" in checks["trouble org/bad"]["reason"]
     assert checks["trouble org/bad"]["reason"].isprintable()
-    assert "1 registration" in checks["workers"]["reason"]
+    assert states(checks, "silent workers", "scheduler") == ["warn", "warn"]
+    assert "mini.9 (for" in checks["silent workers"]["reason"]
+    assert "forgotten" not in checks["silent workers"]["reason"]
+    assert "1 schedule and 1 webhook wait" in checks["scheduler"]["reason"]
 
 
 def test_foreign_data_is_no_traceback(capsys: pytest.CaptureFixture[str], server: Server) -> None:
     """Whoever may write to a Redis may have put anything under our names."""
     with server.client() as connection:
-        for key in ("rq:queues", "rq:workers", "rq:suspended", trouble_key("0123456789ab", "m"), "promptmill:worker:x"):
+        ours = [f"promptmill:{name}" for name in ("worker:x", "schedules", "scheduler", "webhooks")]
+        for key in ("rq:queues", "rq:workers", "rq:suspended", trouble_key("0123456789ab", "m"), *ours):
             connection.lpush(key, "x")
         status, checks = doctor(capsys, server.url)
     assert status == 0
@@ -311,3 +321,19 @@ def test_a_live_worker_is_shown(capsys: pytest.CaptureFixture[str], server: Serv
     assert status == 0
     assert checks["workers"]["reason"] == "1 at work: mini.1 (org/m)"
     assert states(checks, "workers", "waiting") == ["ok", "ok"]
+
+
+def test_strangers_are_tried_and_not_supposed(guarded: Server) -> None:
+    """A refusal is one of a user; a server that takes no more connections proves nothing."""
+    with private_server("--maxclients", "1") as server, server.client() as connection:
+        assert connection.ping()
+        assert open_to_strangers(connection) is None
+    with Redis.from_url(as_user(guarded, "operator:o")) as connection:
+        connection.execute_command("ACL", "SETUSER", "default", "off")
+        assert open_to_strangers(connection) is False
+        connection.execute_command("ACL", "SETUSER", "default", "on")
+        assert open_to_strangers(connection) is ("nopass" in default_user(connection))
+
+
+def default_user(connection: Redis) -> str:
+    return next(str(rule) for rule in connection.acl_list() if "user default" in str(rule))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
 import pytest
 
 from tests.servers import free_port, running_server
@@ -48,12 +49,12 @@ def make_authority(folder: Path, name: str) -> None:
             "-keyout", f"{name}.key", "-out", f"{name}.crt")  # fmt: skip
 
 
-def make_certificate(folder: Path, name: str, hosts: str = "") -> None:
+def make_certificate(folder: Path, name: str, hosts: str = "", days: str = "2") -> None:
     openssl(folder, "req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}",
             "-keyout", f"{name}.key", "-out", f"{name}.csr")  # fmt: skip
     (folder / f"{name}.ext").write_text(f"subjectAltName={hosts}" if hosts else "")
     openssl(folder, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
-            "-days", "2", "-extfile", f"{name}.ext", "-out", f"{name}.crt")  # fmt: skip
+            "-days", days, "-extfile", f"{name}.ext", "-out", f"{name}.crt")  # fmt: skip
 
 
 def listens(port: int) -> bool:
@@ -163,3 +164,44 @@ def test_the_doctor_over_tls(server: TlsServer) -> None:
     assert "FAIL connection" in shown
     assert "-> add ?ssl_ca_certs=FILE" in shown
     assert "s3cret" not in done.stdout + other.stdout
+
+
+@pytest.mark.parametrize(
+    ("days", "state", "said"),
+    [("2", "warn", "in 1 day: then nobody gets in"), ("-1", "fail", "is over"), ("90", "ok", "good until")],
+)
+def test_the_end_of_the_certificate_is_seen(
+    server: TlsServer, tmp_path: Path, days: str, state: str, said: str
+) -> None:
+    """Two months ahead it is warned of; when it is over that is what is said, and nothing of a wrong authority."""
+    for name in ("ca.crt", "ca.key"):
+        shutil.copy(server.folder / name, tmp_path)
+    make_certificate(tmp_path, "server", "IP:127.0.0.1", days=days)
+    port = free_port()
+    files = ["--tls-cert-file", f"{tmp_path}/server.crt", "--tls-key-file", f"{tmp_path}/server.key"]
+    files += ["--tls-ca-cert-file", f"{tmp_path}/ca.crt", "--bind", "127.0.0.1", "--requirepass", "s3cret"]
+    with running_server(*files, "--tls-port", str(port), "--tls-auth-clients", "no", program=Path(PROGRAM or "")):
+        until(lambda: listens(port), "it listens", seconds=20)
+        done = command(server.url(port=port), "doctor", "--no-worker", "--json")
+    assert done.returncode == (1 if state == "fail" else 0), done.stdout
+    checks = {check["name"]: check for check in orjson.loads(done.stdout)["checks"]}
+    assert checks["certificate"]["state"] == state
+    assert said in checks["certificate"]["reason"]
+    assert (checks["certificate"]["remedy"] is None) is (state == "ok")
+    if state == "fail":
+        assert "promptmill deploy server" in checks["certificate"]["remedy"]
+        assert "connection" not in checks
+        assert checks["version"]["state"] == "skip"
+
+
+def test_a_certificate_that_nobody_verifies_has_no_end(server: TlsServer) -> None:
+    """And where it is not the right one, that is said by the connection, not by the certificate's check."""
+    unverified = command(
+        server.url("ssl_cert_reqs=none", "ssl_check_hostname=false"), "doctor", "--no-worker", "--json"
+    )
+    checks = {check["name"]: check for check in orjson.loads(unverified.stdout)["checks"]}
+    assert checks["certificate"]["state"] == "skip"
+    assert unverified.returncode == 0
+    other = command(server.url(f"ssl_ca_certs={server.folder}/other.crt"), "doctor", "--no-worker", "--json")
+    checks = {check["name"]: check for check in orjson.loads(other.stdout)["checks"]}
+    assert (checks["certificate"]["state"], checks["connection"]["state"]) == ("skip", "fail")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib.metadata
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from submit.doctor.device import SIZE, Device, ask_device, check_device
-from submit.doctor.disk import check_data_folder, check_disks
+from submit.doctor.disk import check_data_folder, check_disks, check_room
 from submit.doctor.finding import State
 from submit.doctor.host import Host, Package, ask_host, bounds
 from submit.doctor.mac import Mac
@@ -149,8 +152,65 @@ def test_the_data_folder_is_this_users_alone(tmp_path: Path) -> None:
     folder.chmod(0o755)
     shared = check_data_folder(folder)
     assert (shared.state, shared.remedy) == (State.WARN, f"""chmod 700 '{tmp_path}/it'"'"'s data'""")
-    assert check_data_folder(folder, user=os.getuid() + 1).state is State.FAIL
     file = tmp_path / "file"
     file.write_text("")
     assert check_data_folder(file).state is State.FAIL
     assert check_data_folder(file / "below").state is State.FAIL
+
+
+def refused(*modes: int) -> Callable[[Path, int], bool]:
+    """A user who may not do these."""
+    return lambda _path, mode: not any(mode & one for one in modes)
+
+
+def test_no_remedy_gives_away_more_than_the_folder(tmp_path: Path) -> None:
+    """Whatever of the path to it is there: what is above it stays whose it is."""
+    missing = Path("/nonexistent/promptmill data")
+    file = tmp_path / "file"
+    file.write_text("")
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o700)
+    found = [
+        check_data_folder(missing, may=refused(os.W_OK)),
+        check_data_folder(missing, may=refused(os.X_OK)),
+        check_data_folder(file),
+        check_data_folder(file / "below"),
+        check_data_folder(folder, may=refused(os.W_OK)),
+        check_data_folder(folder, user=os.getuid() + 1),
+        check_data_folder(folder / "below", may=refused(os.W_OK)),
+    ]
+    assert {finding.state for finding in found} == {State.FAIL}
+    for finding, own in zip(
+        found, [missing] * 2 + [file, file / "below", folder, folder, folder / "below"], strict=True
+    ):
+        remedy = (finding.remedy or "").replace(str(own), "FOLDER")
+        assert "chown" not in remedy
+        assert re.findall(r"(?<!\S)'?/", remedy) == []  # no other path
+    assert found[0].remedy is not None
+    assert found[0].remedy.startswith(f"sudo install -d -o $(id -un) -m 700 '{missing}'")
+
+
+def test_a_folder_of_another_user_is_examined_as_that_user(tmp_path: Path) -> None:
+    """Whether it is seen, or hidden in one that this user may not look into; it is given to nobody else."""
+    owner = getpass.getuser()
+    seen = check_data_folder(tmp_path, user=os.getuid() + 1)
+    hidden = check_data_folder(tmp_path / "below", may=refused(os.X_OK))
+    for finding in (seen, hidden):
+        assert finding.state is State.FAIL
+        assert f"`sudo -u {owner} promptmill doctor ...`" in (finding.remedy or "")
+        assert "install" not in (finding.remedy or "")
+
+
+def test_room_for_models_that_are_still_to_be_fetched(tmp_path: Path) -> None:
+    """Their size is not known: little room is warned of, and where nothing is to be fetched there is no more to say."""
+    scarce = check_room(["org/m@v1"], tmp_path / "hub", lambda _folder: (1, 30 * 10**9))
+    assert scarce is not None
+    assert (scarce.state, scarce.reason) == (
+        State.WARN,
+        "30.0 GB free for org/m@v1, still to be fetched, of unknown size",
+    )
+    assert "https://huggingface.co/org/m;" in (scarce.remedy or "")
+    enough = check_room(["org/m"], tmp_path, lambda _folder: (1, 10**11))
+    assert enough is not None
+    assert enough.state is State.OK
+    assert check_room([], tmp_path) is None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from jobs.wired import least_left, most_wired
+from submit.deploy.launchd import wired_limit
 from submit.doctor.finding import Finding, State
 from submit.doctor.host import Host
-from submit.doctor.mac import Mac, ask_mac, run
+from submit.doctor.mac import Mac, WiredAtBoot, ask_mac, run
 from submit.doctor.machine import check_macos, check_processor, check_python
 from submit.doctor.memory import check_wired_limit
 from submit.doctor.power import POWER_CHECKS, check_power
@@ -69,6 +72,7 @@ def tools(
     source: str = MAINS,
     vault: str = "FileVault is Off.\n",
     version: str = "15.5\n",
+    daemons: Path = Path("/nonexistent"),
 ) -> Mac:
     """The facts of a Mac whose tools print this."""
     answers = {"sysctl": sysctl, "custom": custom, "ps": source, "status": vault, "-productVersion": version}
@@ -76,7 +80,7 @@ def tools(
     def run(command: Sequence[str]) -> str:
         return next(text for word, text in answers.items() if word in (command[-1], command[0].rpartition("/")[2]))
 
-    return ask_mac(run)
+    return ask_mac(run, daemons)
 
 
 def host(mac: Mac | None, architecture: str = "arm64") -> Host:
@@ -162,7 +166,47 @@ def test_the_wired_limit_leaves_macos_room() -> None:
     assert "57344 until the next start" in check_wired_limit(raised).reason
     wild = check_wired_limit(replace(machine, mac=replace(machine.mac, wired_limit_mb=64512)))
     assert wild.state is State.WARN
-    assert wild.remedy == "sudo sysctl iogpu.wired_limit_mb=58982"
+    assert wild.remedy == "sudo sysctl iogpu.wired_limit_mb=57344"
+    small = tools(
+        sysctl=SYSCTL.replace("68719476736", "17179869184").replace("wired_limit_mb: 0", "wired_limit_mb: 14336")
+    )
+    assert check_wired_limit(host(small)).remedy == "sudo sysctl iogpu.wired_limit_mb=0 (macOS's own)"
+
+
+@pytest.mark.parametrize(("gib", "most"), [(8, None), (16, None), (24, 16), (32, 24), (64, 56), (128, 112), (512, 448)])
+def test_one_rule_for_the_wired_limit(gib: int, most: int | None) -> None:
+    """An eighth is left to the system, and 8 GiB; where that is no more than macOS gives there is no limit to set. What
+    is recommended is never warned of."""
+    found = most_wired(gib * 2**30)
+    assert found == (None if most is None else most * 2**30)
+    if found is not None:
+        assert gib * 2**30 - found >= least_left(gib * 2**30)
+
+
+def daemon(folder: Path, mebibytes: int) -> Path:
+    """The daemon of `promptmill deploy worker --wired-limit`, and others' files."""
+    file = wired_limit("promptmill-worker-wired-limit", mebibytes)
+    (folder / file.path.name).write_text(file.text)
+    (folder / "a-wired-limit.plist").write_text("<plist>")
+    (folder / "b-wired-limit.plist").write_text(file.text.replace("iogpu.", "other."))
+    return folder
+
+
+def test_a_daemon_that_sets_the_wired_limit_is_found(tmp_path: Path) -> None:
+    """Then it is not only until the next start; what it did not set, or what is too much in it, is warned of."""
+    raised = SYSCTL.replace("wired_limit_mb: 0", "wired_limit_mb: 57344")
+    mac = tools(sysctl=raised, daemons=daemon(tmp_path, 57344))
+    assert mac.wired_at_boot == WiredAtBoot("promptmill-worker-wired-limit", 57344)
+    kept = check_wired_limit(host(mac))
+    assert kept.state is State.OK
+    assert "57344, set by the daemon promptmill-worker-wired-limit at each start" in kept.reason
+    other = check_wired_limit(host(tools(daemons=tmp_path)))
+    assert other.state is State.WARN
+    assert "launchctl kickstart system/promptmill-worker-wired-limit" in (other.remedy or "")
+    much = SYSCTL.replace("wired_limit_mb: 0", "wired_limit_mb: 64512")
+    wild = check_wired_limit(host(tools(sysctl=much, daemons=daemon(tmp_path, 64512))))
+    assert wild.state is State.WARN
+    assert "install promptmill-worker again with --wired-limit 57344M" in (wild.remedy or "")
 
 
 def test_tools_that_say_nothing_are_no_failure() -> None:

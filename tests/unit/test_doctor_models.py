@@ -152,7 +152,8 @@ def test_a_model_that_fits_with_a_raised_limit_is_told_so() -> None:
     """Too large for macOS's own limit, but not for the memory."""
     (finding,) = memory(mac(64), 48, 45)
     assert finding.state is State.FAIL
-    assert "sudo sysctl iogpu.wired_limit_mb=58982" in (finding.remedy or "")
+    assert "sudo sysctl iogpu.wired_limit_mb=57344 until the next start" in (finding.remedy or "")
+    assert "--wired-limit 57344M of `promptmill deploy worker`" in (finding.remedy or "")
 
 
 def test_a_model_too_large_for_the_mac_needs_another() -> None:

@@ -99,6 +99,8 @@ def test_macos_that_denies_the_local_network_is_told_from_no_route() -> None:
     """Since macOS 15 "No route to host" within the local network is its privacy's; else it is what it says."""
     denied = explain(MAC, error(errno.EHOSTUNREACH), "mini.local:6379", "192.168.1.20")
     assert "Privacy & Security > Local Network" in (denied.remedy or "")
+    assert f"(errno {errno.EHOSTUNREACH}); one reason is" in denied.reason  # on a Mac that is 65
+    assert "ping 192.168.1.20" in (denied.remedy or "")
     assert "LaunchDaemon" in (denied.remedy or "")
     for host, address in ((OLD_MAC, "192.168.1.20"), (LINUX, "192.168.1.20"), (MAC, "8.8.8.8")):
         plain = explain(host, error(errno.EHOSTUNREACH), "mini:6379", address)

@@ -39,6 +39,14 @@ def test_commands_are_not_broken() -> None:
     assert any("/a/very/long/path/that/is/to/be/copied/in/one/piece`" in line for line in shown)
 
 
+def test_a_long_command_is_one_line() -> None:
+    """Pasted in parts it would be several commands."""
+    command = "cd / && sudo -u promptmill env " + " ".join(f"NAME{number}=value" for number in range(30))
+    section = Section("machine", "This machine", [unsure("deployed worker", "of another user", "by:", command)])
+    assert list(lines(section, 60, colour=False))[-1] == " " * 8 + command
+    assert as_object([section])["checks"][0]["command"] == command
+
+
 def test_colours_are_for_terminals() -> None:
     """Without them there is no control character."""
     assert all(line.isprintable() for line in lines(SECTION, 80, colour=False))
@@ -56,6 +64,7 @@ def test_a_script_gets_one_object() -> None:
         "state": "ok",
         "reason": "Redis 7.2.4",
         "remedy": None,
+        "command": None,
     }
     assert [check["name"] for check in found["checks"]][1:4] == ["sleep", "memory org/model-with-a-long-name", "power"]
 

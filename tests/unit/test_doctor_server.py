@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from redis.connection import parse_url
 from redis.exceptions import NoPermissionError
 
 from jobs.permissions import Refusal
@@ -12,6 +13,8 @@ from submit.doctor.access import check_encryption, check_password, check_permiss
 from submit.doctor.finding import Finding, State
 from submit.doctor.pool import Pool, check_pool
 from submit.doctor.server import check_clock, check_latency, check_server
+from submit.doctor.tool import operator_tool
+from submit.silent import Silent
 from submit.workers import WorkerState
 
 GOOD: dict[str, Any] = {
@@ -110,6 +113,7 @@ def test_encryption_and_password_matter_in_a_network() -> None:
     assert check_encryption(network=True, encrypted=True, loopback=False).state is State.OK
     assert check_encryption(network=True, encrypted=False, loopback=False).state is State.WARN
     assert check_password(False, loopback=False).state is State.OK
+    assert check_password(None, loopback=False).state is State.SKIP
     assert check_password(True, loopback=True).state is State.SKIP
     assert check_password(True, loopback=False).state is State.WARN
 
@@ -172,11 +176,56 @@ def test_what_a_user_may_not_see_is_skipped() -> None:
     assert pool(paused=None)["pause"].state is State.SKIP
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"schedules": 2}, "2 schedules wait"),
+        ({"schedules": 1}, "1 schedule waits"),
+        ({"webhooks": 1}, "1 webhook waits"),
+        ({"schedules": 1, "webhooks": 3}, "1 schedule and 3 webhooks wait"),
+    ],
+)
+def test_work_of_a_scheduler_that_is_not_there_is_warned_of(given: dict[str, int], said: str) -> None:
+    """Schedules do not run, and nobody is told: but where a scheduler is active, or there is nothing for it, all is
+    well."""
+    found = pool(**given)["scheduler"]
+    assert found.state is State.WARN
+    assert said in found.reason
+    assert "promptmill scheduler" in (found.remedy or "")
+    assert pool(**given, scheduler="mini.7")["scheduler"].state is State.OK
+    assert "scheduler" not in pool()
+
+
+@pytest.mark.parametrize(
+    ("url", "tool"),
+    [
+        ("redis://localhost", "redis-cli"),
+        ("redis://:pw@mini:6380/0", "redis-cli -h mini -p 6380 --askpass"),
+        ("unix:///tmp/redis.sock", "redis-cli -s /tmp/redis.sock"),
+        (
+            "rediss://worker:pw@redis.local:6379/0?ssl_ca_certs=/etc/promptmill/ca.crt",
+            "redis-cli -h redis.local --tls --cacert /etc/promptmill/ca.crt --user operator --askpass",
+        ),
+        ("rediss://127.0.0.1?ssl_cert_reqs=none&ssl_certfile=c&ssl_keyfile=k",
+         "redis-cli -h 127.0.0.1 --tls --cert c --key k --insecure"),
+    ],
+)  # fmt: skip
+def test_the_operators_command_gets_in(url: str, tool: str) -> None:
+    """With the address, TLS and the operator where the server has users: no password is in it."""
+    settings = parse_url(url)
+    assert operator_tool(settings, encrypted=url.startswith("rediss:")) == tool
+    remedy = {finding.name: finding for finding in check_server({**GOOD, "aof_enabled": 0}, tool)}
+    assert f"{tool} CONFIG SET appendonly yes" in (remedy["append-only file"].whole_remedy or "")
+
+
 def test_dead_workers_and_models_in_trouble_are_said() -> None:
     """What a worker wrote of its end cannot steer the terminal."""
-    findings = pool(workers=(), dead=("mini.9",), trouble={"org/x": (2, "lost \x1b[31mdevice\r\n")})
+    findings = pool(
+        workers=(), silent=(Silent("mini.9", 70.0, "mini"),), trouble={"org/x": (2, "lost \x1b[31mdevice\r\n")}
+    )
     assert findings["workers"].state is State.SKIP
-    assert "1 registration of dead workers" in findings["workers"].reason
+    assert findings["silent workers"].state is State.WARN
+    assert "mini.9 (for 1m10s)" in findings["silent workers"].reason
     assert findings["trouble org/x"].state is State.WARN
     assert "2 times" in findings["trouble org/x"].reason
     assert findings["trouble org/x"].reason.isprintable()

@@ -1,0 +1,115 @@
+"""Workers that `promptmill deploy worker` set up on this machine: they run as a user of their own, and whoever examines
+the machine as somebody else looks at other folders, another cache of models and another Redis."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from submit.deploy.launchd import DAEMONS
+from submit.deploy.plan import ETC
+from submit.deploy.systemd import UNITS
+from submit.doctor.finding import Finding, unsure
+from submit.doctor.mac import daemon_words, read_daemon
+
+__all__ = ["Deployed", "check_deployed", "find_deployed", "this_user"]
+
+_KEPT = ("HOME", "HF_HOME", "PROMPTMILL_DATA_DIR")
+"""Of a service's environment what says where its things are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """A worker of this machine: its user, its ``promptmill``, its settings file and its models."""
+
+    label: str
+    user: str
+    program: str
+    config: str
+    models: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def doctor(self) -> str:
+        """The command that examines what this worker uses."""
+        words = ["sudo", "-u", self.user, "env", *(f"{name}={value}" for name, value in self.environment.items())]
+        words += [self.program, "--config", self.config, "doctor", "--worker"]
+        for model in self.models:
+            words += ["--model", model]
+        return f"cd / && {shlex.join(words)}"
+
+
+def find_deployed(root: Path = Path("/")) -> Iterator[Deployed]:
+    """The workers of this machine, by their settings files, whose names everybody may read, and their services;
+    ``root`` is a folder that stands for the machine's."""
+    for settings in sorted(_at(root, ETC).glob("*.toml")):
+        label = settings.stem
+        found = _launchd(root, label) or _systemd(root, label)
+        if found is not None:
+            yield found
+
+
+def check_deployed(workers: Sequence[Deployed], user: str) -> Iterator[Finding]:
+    """For each worker of another user's, that this looks past it, and how to look at it."""
+    for worker in workers:
+        if worker.user != user:
+            reason = (
+                f"{worker.label} runs here as user '{worker.user}', and this looks at the folders, the models and the "
+                f"Redis of user '{user}'"
+            )
+            yield unsure("deployed worker", reason, "examine that worker by:", worker.doctor)
+
+
+def this_user() -> str:
+    """The name of the user who runs this."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a number without a name
+        return str(os.geteuid())
+
+
+def _at(root: Path, path: Path) -> Path:
+    return root / path.relative_to("/")
+
+
+def _launchd(root: Path, label: str) -> Deployed | None:
+    job = read_daemon(_at(root, DAEMONS) / f"{label}.plist")
+    variables = job.get("EnvironmentVariables")
+    environment = variables if isinstance(variables, dict) else {}
+    return _deployed(label, str(job.get("UserName", "")), daemon_words(job), environment)
+
+
+def _systemd(root: Path, label: str) -> Deployed | None:
+    try:
+        text = (_at(root, UNITS) / f"{label}.service").read_text(encoding="utf-8")
+        pairs = [line.partition("=")[::2] for line in text.splitlines()]
+        said = dict(pairs)
+        words = _words(said.get("ExecStart", ""))
+        assigned = [word for name, value in pairs if name == "Environment" for word in _words(value)]
+    except (OSError, ValueError):  # not there, not for us, or damaged
+        return None
+    environment = {name: value for name, _, value in (word.partition("=") for word in assigned)}
+    return _deployed(label, said.get("User", ""), words, environment)
+
+
+def _words(text: str) -> list[str]:
+    """The words of a unit's line; see :func:`submit.deploy.systemd.quoted`."""
+    return [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(text)]
+
+
+def _deployed(label: str, user: str, words: Sequence[str], environment: Mapping[str, object]) -> Deployed | None:
+    """A service that is a worker of ours; whatever waits before it starts is left out."""
+    if not user or "--config" not in words[1:-2]:
+        return None
+    place = list(words).index("--config", 1)
+    program, config, command, *flags = (words[place - 1], *words[place + 1 :])
+    if command != "worker":
+        return None
+    models = tuple(value for flag, value in pairwise(flags) if flag == "--model")
+    kept = {name: str(environment[name]) for name in _KEPT if name in environment}
+    return Deployed(label, user, program, config, models, kept)
