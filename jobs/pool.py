@@ -11,10 +11,6 @@ from jobs.store import Store
 
 __all__ = ["pause_pool", "pause_workers", "paused_workers", "pool_paused", "resume_pool", "resume_workers"]
 
-<<<<<<< HEAD
-SUSPENDED = "rq:suspended"
-"""What ``rq suspend`` sets and ``rq resume`` removes."""
-
 PAUSE_POOL = """
 -- KEYS: what RQ's workers look at, a hash.
 -- What removes goes first: after it, a server that is full takes the rest too.
@@ -31,13 +27,7 @@ return redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2])
 def pause_pool(store: Store) -> bool:
     """Have no worker take anything new, as ``rq suspend``; False: it was so already."""
     step = store.connection.register_script(PAUSE_POOL)
-    return bool(step(keys=[SUSPENDED, PAUSED]))
-=======
-
-def pause_pool(store: Store) -> bool:
-    """Have no worker take anything new, as ``rq suspend``; False: it was so already."""
-    return bool(store.connection.set(RQ_SUSPENDED, 1, nx=True))
->>>>>>> mend-doctor
+    return bool(step(keys=[RQ_SUSPENDED, PAUSED]))
 
 
 def resume_pool(store: Store) -> bool:
