@@ -21,6 +21,7 @@ __all__ = ["examples"]
 
 _VENV = Path("/opt/promptmill/venv/bin/promptmill")
 _SERVERS = {"launchd": Path("/opt/homebrew/bin/redis-server"), "systemd": Path("/usr/bin/redis-server")}
+_FILES = {"launchd": Path("/Users/Shared/promptmill"), "systemd": Path("/srv/promptmill")}
 _PUBLIC = (".plist", ".service", ".conf")
 
 
@@ -50,7 +51,7 @@ def _plans(init: str) -> list[Plan]:
     server = ServerFlags(("redis.local",), 8 * 2**30, token=lambda: "")
     return [
         worker_plan(worker, flags),
-        scheduler_plan(scheduler),
+        scheduler_plan(scheduler, extra=("--read-from", str(_FILES[init]))),
         server_plan(init, "promptmill-server", owner, _SERVERS[init], server, ()),
     ]
 

@@ -81,6 +81,8 @@ def server_plan(
         files.append(File(sysctl, "vm.overcommit_memory = 1\n", 0o644, "root", root))
         steps.append(Step(("sysctl", "-q", "-p", str(sysctl)), may_fail=True))
     left = [f"{account.home} (data, users)", f"user {account.user}", f"{ETC}/*.url (passwords)"]
+    if init == "systemd":
+        left.append("vm.overcommit_memory = 1, until this machine starts anew (0 is Linux's own)")
     return Plan(
         label=label,
         init=init,
@@ -131,8 +133,9 @@ def _certify(hosts: Sequence[str], account: Account) -> list[Step]:
     key = str(CERTIFICATES / "server.key")
     return [
         Step(("sh", str(SCRIPT_FILE), str(CERTIFICATES), *hosts)),
-        Step(("chown", f"root:{account.group}", key)),
-        Step(("chmod", "640", key)),
+        # The user alone: its group may have other members.
+        Step(("chmod", "400", key)),
+        Step(("chown", account.user, key)),
         Step(("cp", str(CERTIFICATES / "ca.crt"), str(CA_FILE))),
         Step(("chmod", "644", str(CA_FILE))),
     ]
@@ -145,7 +148,10 @@ def _notes(init: str, label: str, flags: ServerFlags) -> list[str]:
             f"copy {CA_FILE} and {ETC}/worker.url to each worker, for `promptmill deploy worker --ca ca.crt "
             "--redis-file worker.url`"
         )
-        notes.append("the certificate ends in 820 days: this --install again renews it, and clients stay as they are")
+        notes.append(
+            "the certificate ends in 820 days, and nothing renews it by itself: put this --install into your calendar "
+            "for two years from now; clients stay as they are"
+        )
     else:
         notes.append("without TLS everybody on the network can read passwords, prompts and texts")
     if init == "systemd":

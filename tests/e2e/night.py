@@ -220,7 +220,11 @@ class Night:
 
     def check(self, minutes: float) -> list[str]:
         wrong = list(self.receiver.wrong)
-        until(lambda: all(batch["status"] == "completed" for batch in self.json("status")), "all is done", seconds=DEADLINE_S)
+        until(
+            lambda: all(batch["status"] == "completed" for batch in self.json("status")),
+            "all is done",
+            seconds=DEADLINE_S,
+        )
         batches = self.json("status")
         for batch in batches:
             wrong += self.audit(batch)

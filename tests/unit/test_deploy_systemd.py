@@ -16,7 +16,7 @@ from submit.deploy.plan import Plan
 from submit.deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
 from submit.deploy.server import ServerFlags, server_plan
 from submit.deploy.service import Account, Service
-from submit.deploy.systemd import quoted, unit
+from submit.deploy.systemd import quoted, unit, user_steps
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 HOME = Path("/var/lib/promptmill/home")
@@ -85,9 +85,10 @@ def test_a_workers_unit() -> None:
 
 def test_a_cache_elsewhere_is_made_and_may_be_written() -> None:
     """A unit with a path that is missing would not start."""
-    plan = worker_plan(COMMON, replace(FLAGS, hf_home=Path("/srv/models")))
-    assert "ReadWritePaths=/srv/models" in unit_text(plan).splitlines()
-    assert Path("/srv/models") in [folder.path for folder in plan.folders]
+    plan = worker_plan(COMMON, replace(FLAGS, hf_home=Path("/srv/models"), extra=("--spool", "/srv/spool")))
+    for place in ("/srv/models", "/srv/spool"):
+        assert f"ReadWritePaths={place}" in unit_text(plan).splitlines()
+        assert Path(place) in [folder.path for folder in plan.folders]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +112,33 @@ def test_a_dollar_in_an_assignment_stays() -> None:
     """systemd replaces variables in commands only."""
     service = Service("x", "x", ("/bin/true",), ACCOUNT, {"A": "$b %c d"}, 1)
     assert 'Environment="A=$b %%c d"' in unit(service).text.splitlines()
+    service = Service("x", "x", ("/bin/true",), ACCOUNT, {}, 1, writable=(Path("/srv/$a %b"), Path("/srv/a$$b")))
+    lines = unit(service).text.splitlines()
+    assert 'ReadWritePaths="/srv/$a %%b"' in lines
+    assert "ReadWritePaths=/srv/a$$b" in lines
+
+
+def test_a_worker_keeps_its_devices() -> None:
+    """Before systemd 254 ProtectClock= closes all but the clock's, the GPU too."""
+    found = {name: unit_text(plan).splitlines() for name, plan in plans().items()}
+    assert not {"ProtectClock=yes", "PrivateDevices=yes"} & set(found["worker"])
+    for name in ("scheduler", "server"):
+        assert {"ProtectClock=yes", "PrivateDevices=yes"} <= set(found[name])
+
+
+def test_a_scheduler_reads_what_people_prepare() -> None:
+    """Files of `schedule add --read-at-fire` may be in homes; the server has nothing to look for there."""
+    found = {name: unit_text(plan).splitlines() for name, plan in plans().items()}
+    assert "ProtectHome=read-only" in found["scheduler"]
+    assert "ProtectHome=yes" in found["server"]
+
+
+def test_a_user_joins_a_group_that_is_there() -> None:
+    """useradd would make none of that name, and no user either."""
+    (alone,), (joining,) = user_steps(ACCOUNT), user_steps(ACCOUNT, with_group=False)
+    assert "--user-group" in alone.command
+    assert joining.command[2:4] == ("--gid", "promptmill")
+    assert "--user-group" not in joining.command
 
 
 @pytest.mark.parametrize("flags", [{"wired_mib": 1024}, {"power": True}])
