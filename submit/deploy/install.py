@@ -56,7 +56,7 @@ def show(plan: Plan) -> list[str]:
     for folder in plan.folders:
         lines.append(f"folder {folder.path}  {folder.mode:04o} {folder.owner}:{folder.group}")
     for file in plan.files:
-        kept = "  (kept as it is)" if file.kept else "  (empty; kept as it is where it is there)" if file.once else ""
+        kept = "  (kept as it is)" if file.kept else "  (made empty if it is missing)" if file.once else ""
         lines += ["", f"file {file.path}  {file.mode:04o} {file.owner}:{file.group}{kept}"]
         text = file.text if file.shown is None else file.shown
         lines += [f"    {line}".rstrip() for line in text.splitlines()]
