@@ -195,9 +195,10 @@ def _command(step: Step) -> str:
 
 
 def _daemons(plan: Plan) -> tuple[str, ...]:
-    """The names of a plan's services, by their files."""
+    """The names of a plan's services, by their files; of what a timer starts the timer's."""
     folder, suffix = (launchd.DAEMONS, ".plist") if plan.init == "launchd" else (systemd.UNITS, ".service")
-    return tuple(file.path.name.removesuffix(suffix) for file in plan.files if file.path.parent == folder)
+    names = [file.path.name.removesuffix(suffix) for file in plan.files if file.path.parent == folder]
+    return tuple(name for name in names if f"{name}.timer" not in names)
 
 
 def _stop(init: str, name: str) -> Sequence[Step]:

@@ -27,6 +27,7 @@ __all__ = [
     "start",
     "stop",
     "user_steps",
+    "weekly",
     "wired_limit",
 ]
 
@@ -113,6 +114,17 @@ def wired_limit(label: str, mebibytes: int) -> File:
         "StandardErrorPath": "/dev/null",
     }
     return _root_file(DAEMONS / f"{label}.plist", plist(job))
+
+
+def weekly(label: str, command: tuple[str, ...]) -> tuple[tuple[File, ...], tuple[Step, ...]]:
+    """A daemon that root runs once a week, at the next waking if it is missed, and the commands that start it."""
+    job = {
+        "Label": label,
+        "ProgramArguments": list(command),
+        "EnvironmentVariables": {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"},
+        "StartCalendarInterval": {"Weekday": 2, "Hour": 10, "Minute": 7},
+    }
+    return (_root_file(DAEMONS / f"{label}.plist", plist(job)),), start(label, 0)
 
 
 def after_limit(command: tuple[str, ...], mebibytes: int, sysctl: str = SYSCTL) -> tuple[str, ...]:

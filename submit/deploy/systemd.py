@@ -7,7 +7,7 @@ from pathlib import Path
 from submit.deploy.plan import File, Step
 from submit.deploy.service import OPEN_FILES, Account, Service, root_group
 
-__all__ = ["UNITS", "quoted", "start", "stop", "stopped", "unit", "user_steps"]
+__all__ = ["UNITS", "quoted", "start", "stop", "stopped", "unit", "user_steps", "weekly"]
 
 UNITS = Path("/etc/systemd/system")
 RESTART_S = 30
@@ -80,6 +80,19 @@ def unit(service: Service) -> File:
     return File(UNITS / f"{service.label}.service", "\n".join(lines) + "\n", 0o644, "root", root_group("systemd"))
 
 
+def weekly(label: str, command: tuple[str, ...]) -> tuple[tuple[File, ...], tuple[Step, ...]]:
+    """A command that root runs once a week, after the start of the machine if it is missed, and what starts that."""
+    service = ["[Unit]", f"Description={label}", "", "[Service]", "Type=oneshot"]
+    service += [f"ExecStart={' '.join(map(quoted, command))}"]
+    timer = ["[Unit]", f"Description={label}", "", "[Timer]", "OnCalendar=weekly", "RandomizedDelaySec=6h"]
+    timer += ["Persistent=yes", "", "[Install]", "WantedBy=timers.target"]
+    files = tuple(
+        File(UNITS / f"{label}.{kind}", "\n".join(lines) + "\n", 0o644, "root", root_group("systemd"))
+        for kind, lines in (("service", service), ("timer", timer))
+    )
+    return files, (Step(("systemctl", "enable", f"{label}.timer")), Step(("systemctl", "restart", f"{label}.timer")))
+
+
 def _value(word: str) -> str:
     # Variables are replaced in commands only: elsewhere a dollar stays as it is.
     return quoted(word.replace("$", "\0")).replace("\0", "$")
@@ -110,7 +123,8 @@ def start(label: str, stop_s: float) -> tuple[Step, ...]:
 
 
 def stop(label: str) -> tuple[Step, ...]:
-    return (Step(("systemctl", "disable", "--now", f"{label}.service"), may_fail=True, waits=f"ending {label}"),)
+    name = label if label.endswith(".timer") else f"{label}.service"
+    return (Step(("systemctl", "disable", "--now", name), may_fail=True, waits=f"ending {label}"),)
 
 
 def stopped() -> tuple[Step, ...]:

@@ -438,6 +438,20 @@ def test_the_record_names_files_and_daemons(tmp_path: Path) -> None:
     }
 
 
+def test_a_timer_is_what_is_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not what it starts once a week."""
+    root, _ = folder_for(tmp_path)
+    flags = ["server", "--host", "redis.local", "--maxmemory", "1G", "--install"]
+    assert deploy(root, *flags, init="systemd") == 0
+    record = json.loads((root / "etc/promptmill/promptmill-server.json").read_text())
+    assert record["daemons"] == ["promptmill-server", "promptmill-server-renewal.timer"]
+    capsys.readouterr()
+    assert deploy(root, "server", "--uninstall") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "not run: systemctl disable --now promptmill-server-renewal.timer || true" in shown
+    assert not list((root / "etc/systemd/system").iterdir())
+
+
 def test_a_plan_without_commands_or_notes_is_shown(tmp_path: Path) -> None:
     """No empty headings."""
     plan = Plan("x", "launchd", (), (File(Path("/etc/a"), "one\n\ntwo\n", 0o644, "root", "wheel"),))

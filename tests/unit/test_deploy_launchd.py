@@ -252,6 +252,20 @@ def test_nothing_is_for_a_groups_other_members() -> None:
     assert {file.mode for file in plan.files if file.owner == "someone"} == {0o600}
 
 
+def test_the_servers_certificate_is_looked_at_each_week() -> None:
+    """By root, with macOS's own tools."""
+    account = Account("promptmill-redis", "promptmill-redis", Path("/opt/promptmill/redis"))
+    flags = ServerFlags(("redis.local", "10.0.0.1"), 2**30, token=lambda: "pw")
+    plan = server_plan("launchd", "promptmill-server", account, Path("/opt/homebrew/bin/redis-server"), flags, ())
+    found = daemon(plan, "promptmill-server-renewal")
+    assert found["ProgramArguments"] == [
+        "/bin/sh", "/etc/promptmill/renew-certs.sh", "promptmill-server", "promptmill-redis", "redis.local", "10.0.0.1",
+    ]  # fmt: skip
+    assert set(found["StartCalendarInterval"]) == {"Weekday", "Hour", "Minute"}
+    assert not {"KeepAlive", "RunAtLoad", "UserName"} & set(found)
+    assert plan.start[-1].command[-1] == "/Library/LaunchDaemons/promptmill-server-renewal.plist"
+
+
 def test_a_spool_elsewhere_is_made() -> None:
     """The daemon's user could not make it itself."""
     for extra in (("--spool", "/srv/spool"), ("--spool=/srv/spool",)):
