@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import sys
 from collections.abc import Mapping
-from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,49 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int) and -(2**63) <= value < 2**64 else _text(str(value))
 
 
+class _LogFile(logging.FileHandler):
+    """A log in a file that others may move away; it is opened anew, and made where this process may."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file, encoding="utf-8", errors="backslashreplace")
+        self._followers: tuple[int, ...] = ()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._look()
+        super().emit(record)
+
+    def _look(self) -> None:
+        """Open the file anew if it is no longer the one that is written to. Who moved it may not have made the new one
+        yet, in a folder where this process makes none: until then the old one goes on."""
+        old = self.stream
+        if old is None:
+            return
+        try:
+            if os.path.samestat(Path(self.baseFilename).stat(), os.fstat(old.fileno())):
+                return
+        except OSError:
+            pass  # it is gone
+        try:
+            self.stream = self._open()
+        except OSError:
+            return
+        self._lead()
+        old.close()
+
+    def take_stderr(self) -> None:
+        """From now on what goes to stderr, a library's warning or a crash, goes here, if stderr is a file: launchd's
+        is opened once, and would grow for as long as the process runs. So does stdout, if it is the same file."""
+        error = os.fstat(2)
+        if stat.S_ISREG(error.st_mode):
+            self._followers = (2, 1) if os.path.samestat(error, os.fstat(1)) else (2,)
+        self._lead()
+
+    def _lead(self) -> None:
+        if self.stream is not None:
+            for follower in self._followers:
+                os.dup2(self.stream.fileno(), follower)
+
+
 def set_up_logging(
     form: str = "text",
     *,
@@ -71,7 +114,8 @@ def set_up_logging(
     """Send this process's log to ``file``, else to stderr, as ``text`` or ``json``; ``fields`` are in each JSON line.
 
     Our own loggers say what happens, others what is wrong; with ``verbose`` everything is said, by libraries too. A
-    program that has set up its log already keeps it as it is.
+    program that has set up its log already keeps it as it is. With ``file`` all else that is written to stderr goes
+    there too, if stderr is a file, as a daemon's is.
 
     Raises:
         RefusedError: the file cannot be written.
@@ -80,11 +124,13 @@ def set_up_logging(
         if file is None:
             handler: logging.Handler = logging.StreamHandler(sys.stderr)
         else:
-            handler = WatchedFileHandler(file, encoding="utf-8", errors="backslashreplace")
+            handler = _LogFile(file)
     except OSError as error:
         message = f"--log-file: {file} cannot be written: {error.strerror}; give a file in a folder of yours"
         raise RefusedError(message) from None
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
     handler.setFormatter(JsonFormatter(fields) if form == "json" else plain)
     logging.basicConfig(handlers=[handler], level=logging.DEBUG if verbose else logging.WARNING)
+    if isinstance(handler, _LogFile) and handler in logging.getLogger().handlers:
+        handler.take_stderr()
     logging.getLogger("promptmill").setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -50,12 +50,17 @@ subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid:always
 END
 
+if [ -e ca.crt ] && [ ! -e ca.key ]; then
+  echo "make-certs.sh: $(pwd)/ca.key is not there: put it back. Without ca.crt too a new authority is made, whose" \
+    "ca.crt every client then needs" >&2
+  exit 2
+fi
 if [ ! -e ca.key ]; then
   openssl ecparam -name prime256v1 -genkey -noout -out "$work/ca.key"
   openssl req -new -x509 -sha256 -days 3650 -config "$work/request.cnf" -extensions ca \
     -key "$work/ca.key" -out "$work/ca.crt"
-  cp "$work/ca.crt" ca.crt
   cp "$work/ca.key" ca.key
+  cp "$work/ca.crt" ca.crt
 fi
 openssl ecparam -name prime256v1 -genkey -noout -out "$work/server.key"
 openssl req -new -sha256 -config "$work/request.cnf" -subj "/CN=$1" -key "$work/server.key" -out "$work/server.csr"

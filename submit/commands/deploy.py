@@ -153,21 +153,36 @@ def worker(
 
 
 @command.command("scheduler", short_help="The scheduler of a pool, on one machine of it.")
+@click.option(
+    "--webhook-secret-file", "secret_file", type=click.File("r", encoding="utf-8"), metavar="FILE",
+    help="File with the secret that webhooks are signed with, - for standard input.  "
+    "[default: that of the installation before]",
+)  # fmt: skip
 @redis_option
 @redis_file_option
 @authority_option
 @program_option
 @_machine_options("promptmill-scheduler", "promptmill")
-def scheduler(**flags: Any) -> int:
-    """The daemon that submits scheduled batches (`promptmill scheduler`). One machine of the pool is enough.
+@click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- SCHEDULER FLAGS]")
+def scheduler(secret_file: Any, extra: tuple[str, ...], **flags: Any) -> int:
+    """The daemon that submits scheduled batches and sends webhooks. One machine of the pool is enough.
 
     \b
       promptmill deploy scheduler --redis-file worker.url --ca ca.crt
-      sudo promptmill deploy scheduler ... --install
+      sudo promptmill deploy scheduler ... --webhook-secret-file webhook.secret --install
+      sudo promptmill deploy scheduler ... --install -- --read-from /srv/promptmill
+
+    What follows `--` goes to `promptmill scheduler` (see its --help), such as `-- --webhook-hosts '*.example.com'`.
     """
     from submit.deploy.pool import scheduler_plan
 
-    return _pool_daemon(flags, lambda common, _host: scheduler_plan(common))
+    def plan(common: Common, host: Host) -> Plan:
+        made = scheduler_plan(common, secret, extra)
+        _check_folders(extra, common, host, flags)
+        return made
+
+    secret = _secret(secret_file, flags)
+    return _pool_daemon(flags, plan)
 
 
 @command.command("server", short_help="The Redis of a pool.")
@@ -226,7 +241,11 @@ def _pool_daemon(flags: dict[str, Any], plan: Callable[[Common, Host], Plan]) ->
         url = _url(flags)
         if url is None and not host.exists(ETC / f"{flags['label']}.toml"):
             raise RefusedError("no Redis of a pool: name it with --redis-file, PROMPTMILL_REDIS_URL or --redis")
-        common = Common(init, flags["label"], account, program, url, _authority(flags), users)
+        settings = ETC / f"{flags['label']}.toml"
+        existing = host.read(settings)
+        if flags["install"] and existing is None and host.is_root and host.exists(settings):
+            raise RefusedError(f"{host.at(settings)} cannot be read as text: remove it, and give --redis-file again")
+        common = Common(init, flags["label"], account, program, url, _authority(flags), users, existing)
         return plan(common, host)
 
     return _daemon(flags, "home", whole)
@@ -262,9 +281,12 @@ def _user_steps(init: str, account: Account, host: Host) -> tuple[Step, ...]:
 
     if host.uid_of(account.user) is not None:
         return ()
+    gid = host.gid_of(account.group)
     if init == "systemd":
-        return systemd.user_steps(account)
-    return launchd.user_steps(account, host.free_id() if host.platform == "darwin" else None)
+        return systemd.user_steps(account, with_group=gid is None or host.platform == "darwin")
+    if host.platform != "darwin":
+        return launchd.user_steps(account, None)
+    return launchd.user_steps(account, host.free_id(), gid)
 
 
 def _check_reach(program: Path, account: Account, host: Host, flags: dict[str, Any]) -> None:
@@ -279,6 +301,37 @@ def _check_reach(program: Path, account: Account, host: Host, flags: dict[str, A
     if flags["install"] and host.root is None:
         raise RefusedError(problem)
     click.echo(f"warning: {problem}", err=True)
+
+
+def _check_folders(extra: tuple[str, ...], common: Common, host: Host, flags: dict[str, Any]) -> None:
+    """The scheduler may read where it is told to: else it would end at each start, or find no file."""
+    from submit.deploy.checks import folder_problem
+    from submit.deploy.pool import read_folders
+
+    user = common.account.user
+    for folder in read_folders(extra):
+        problem = folder_problem(folder, host.uid_of(user), host.groups_of(user), user)
+        if problem is not None and flags["install"] and host.root is None:
+            raise RefusedError(f"--read-from {problem}")
+        if problem is not None:
+            click.echo(f"warning: --read-from {problem}", err=True)
+
+
+def _secret(file: Any, flags: dict[str, Any]) -> str | None:
+    """The secret of webhooks, checked; one or several, on one line or more."""
+    if file is None:
+        return None
+    from submit.signing import Signer
+
+    other = flags["redis_file"]
+    if other is not None and getattr(other, "name", "-") == getattr(file, "name", "-"):
+        raise RefusedError("--redis-file and --webhook-secret-file are the same: only one can be standard input")
+    text = " ".join(_read(file, "--webhook-secret-file").split())
+    try:
+        Signer(text)
+    except RefusedError as error:
+        raise RefusedError(f"--webhook-secret-file: {error}") from None
+    return text
 
 
 def _url(flags: dict[str, Any]) -> str | None:
@@ -314,11 +367,14 @@ def _absolute(path: Path, flag: str) -> Path:
 
 
 def _wired(size: Any, host: Host) -> int:
-    """The limit in MiB; ``auto`` by the memory of this machine."""
-    from submit.deploy.checks import wired_limit
+    """The limit in MiB; ``auto`` by the memory of this machine. One that only takes away is remarked upon."""
+    from submit.deploy.checks import low_limit, wired_limit
 
     memory = host.memory() if host.platform == "darwin" else None
-    return wired_limit(None if size == "auto" else size, memory)
+    limit = wired_limit(None if size == "auto" else size, memory)
+    if memory is not None and (problem := low_limit(limit, memory)):
+        click.echo(f"warning: {problem}", err=True)
+    return limit
 
 
 def _server_program(init: str) -> Path:

@@ -19,6 +19,8 @@ __all__ = [
     "check_program",
     "check_url",
     "check_user",
+    "folder_problem",
+    "low_limit",
     "reach_problem",
     "unreachable",
     "wired_limit",
@@ -189,3 +191,24 @@ def wired_limit(size: int | None, memory: int | None) -> int:
             f"--wired-limit leaves the system less than 2G of {memory // 2**30}G, and it would stall: give less"
         )
     return size // 2**20
+
+
+def low_limit(mebibytes: int, memory: int) -> str | None:
+    """What is said of a limit below what macOS gives a GPU anyway, two thirds of the memory or more; None above."""
+    usual = memory * 2 // 3
+    if mebibytes * 2**20 >= usual:
+        return None
+    return (
+        f"--wired-limit {mebibytes / 1024:g}G is less than macOS gives its GPU anyway, about {usual // 2**30}G of "
+        f"{memory // 2**30}G: models have less room with it than without"
+    )
+
+
+def folder_problem(folder: Path, uid: int | None, gids: frozenset[int], user: str) -> str | None:
+    """Why a daemon of this user reads no files in a folder; None where nothing is against it."""
+    if not folder.is_dir():
+        return f"{folder} is no folder that is there: make it first, such as /srv/promptmill, open to {user}"
+    blocked = unreachable(folder, uid, gids)
+    if blocked is None:
+        return None
+    return f"{folder}: {user} may not pass {blocked}: put the files into a folder that it may, such as /srv/promptmill"

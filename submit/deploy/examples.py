@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from submit.deploy.certificates import SCRIPT
+from submit.deploy.certificates import RENEWAL, SCRIPT
 from submit.deploy.plan import Plan
 from submit.deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
 from submit.deploy.redis_conf import RULES, users_acl
@@ -21,13 +21,15 @@ __all__ = ["examples"]
 
 _VENV = Path("/opt/promptmill/venv/bin/promptmill")
 _SERVERS = {"launchd": Path("/opt/homebrew/bin/redis-server"), "systemd": Path("/usr/bin/redis-server")}
-_PUBLIC = (".plist", ".service", ".conf")
+_FILES = {"launchd": Path("/Users/Shared/promptmill"), "systemd": Path("/srv/promptmill")}
+_PUBLIC = (".plist", ".service", ".timer", ".conf")
 
 
 def examples() -> Mapping[str, str]:
     """Texts by path within deploy/; nothing secret is in them."""
     found = {
         "redis/make-certs.sh": SCRIPT,
+        "redis/renew-certs.sh": RENEWAL,
         "redis/users.acl": users_acl({name: f">{name.upper()}_PASSWORD" for name in RULES}),
     }
     for init in INITS:
@@ -50,7 +52,7 @@ def _plans(init: str) -> list[Plan]:
     server = ServerFlags(("redis.local",), 8 * 2**30, token=lambda: "")
     return [
         worker_plan(worker, flags),
-        scheduler_plan(scheduler),
+        scheduler_plan(scheduler, extra=("--read-from", str(_FILES[init]))),
         server_plan(init, "promptmill-server", owner, _SERVERS[init], server, ()),
     ]
 

@@ -6,11 +6,12 @@ import contextlib
 import grp
 import os
 import pwd
+import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ ADMIN_GROUPS = ("admin", "sudo", "wheel")
 FREE_IDS = range(350, 400)
 """Users without a login have ids below 400 on macOS; Apple's own are at the lower end."""
 POLL_S = 0.5
+_VOLUMES = Path("/Volumes")
+"""Where macOS shows disks: the folder of one that is away is not there, and is not to be made."""
 
 
 class DeployError(PromptmillError):
@@ -63,6 +66,7 @@ class Host:
         uid: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        is_mount: Callable[[Path], bool] = os.path.ismount,
     ) -> None:
         self.root = root
         self.platform = platform
@@ -70,6 +74,7 @@ class Host:
         self._runner = runner
         self._clock = clock
         self._sleep = sleep
+        self._is_mount = is_mount
 
     def at(self, path: Path) -> Path:
         """Where a path of the machine really is."""
@@ -99,14 +104,17 @@ class Host:
         except KeyError:
             return frozenset()
 
+    def gid_of(self, group: str) -> int | None:
+        """The group's id; None where there is no such group."""
+        with contextlib.suppress(KeyError):
+            return grp.getgrnam(group).gr_gid
+        return None
+
     def is_admin(self, user: str) -> bool:
-        """Whether the user administers this machine."""
-        mine = self.groups_of(user)
-        for name in ADMIN_GROUPS:
-            with contextlib.suppress(KeyError):
-                if grp.getgrnam(name).gr_gid in mine:
-                    return True
-        return False
+        """Whether the user administers this machine, or would: one who is not there yet joins the group of that
+        name."""
+        mine = self.groups_of(user) if self.uid_of(user) is not None else {self.gid_of(user)}
+        return any(gid is not None and gid in mine for gid in (0, *map(self.gid_of, ADMIN_GROUPS)))
 
     def free_id(self) -> int:
         """A number that is neither a user's nor a group's.
@@ -133,6 +141,18 @@ class Host:
         except (OSError, UnicodeDecodeError):
             return None
 
+    def check_disk(self, path: Path) -> None:
+        """See that the disk that a path is on is there.
+
+        Raises:
+            RefusedError: nothing is mounted where macOS would show it.
+        """
+        if self.root is not None or self.platform != "darwin":
+            return
+        parts = path.resolve().parts
+        if parts[:2] == _VOLUMES.parts and len(parts) > 2 and not self._is_mount(disk := _VOLUMES / parts[2]):
+            raise RefusedError(f"{path}: no disk is mounted at {disk}: attach it, or choose another folder")
+
     def make_folder(self, folder: Folder) -> bool:
         """Make a folder; whether it was missing. One that is there stays as it is.
 
@@ -148,9 +168,10 @@ class Host:
                 self._check_owner(path, folder.owner)
                 return False
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir()
-            path.chmod(folder.mode)
-            self._own(path, folder.owner, folder.group)
+            path.mkdir(mode=0o700)
+            with _opened(path, os.O_DIRECTORY) as handle:
+                self._own(path, handle, folder.owner, folder.group)
+                os.fchmod(handle, folder.mode)
         except OSError as error:
             raise DeployError(f"{path}: {error.strerror}") from None
         return True
@@ -160,15 +181,20 @@ class Host:
             raise RefusedError(f"{path} is not {owner}'s: choose another folder or user, or give it away with chown")
 
     def keep(self, file: File) -> None:
-        """Give a file that is there its mode and owner, and leave what is in it.
+        """Give a file that is there its mode and owner, and leave what is in it. By what was opened, never by name:
+        in a folder of the service's user the name may be another's a moment later.
 
         Raises:
-            DeployError: that cannot be done.
+            DeployError: that cannot be done, or it is no plain file.
         """
         path = self.at(file.path)
         try:
-            self._own(path, file.owner, file.group)
-            path.chmod(file.mode)
+            with _opened(path, os.O_NONBLOCK) as handle:
+                found = os.fstat(handle)
+                if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                    raise DeployError(f"{path} is no plain file of its own: look at it, and move it away")
+                self._own(path, handle, file.owner, file.group)
+                os.fchmod(handle, file.mode)
         except OSError as error:
             raise DeployError(f"{path}: {error.strerror}") from None
 
@@ -185,8 +211,9 @@ class Host:
             try:
                 with os.fdopen(handle, "w", encoding="utf-8") as written:
                     written.write(file.text)
-                self._own(Path(name), file.owner, file.group)
-                Path(name).chmod(file.mode)
+                    written.flush()
+                    self._own(path, handle, file.owner, file.group)
+                    os.fchmod(handle, file.mode)
                 Path(name).replace(path)
             except BaseException:
                 Path(name).unlink(missing_ok=True)
@@ -212,35 +239,60 @@ class Host:
         with contextlib.suppress(OSError):
             self.at(folder).rmdir()
 
-    def run(self, step: Step) -> None:
-        """Run a command.
+    def output(self, command: Sequence[str]) -> str:
+        """What a command prints; nothing where it fails, or a folder stands for the machine."""
+        if self.root is not None:
+            return ""
+        done = self._runner(command)
+        return done.output if done.status == 0 else ""
+
+    def run(self, step: Step, say: Callable[[str], None] = lambda _: None) -> None:
+        """Run a command; ``say`` is told what is waited for.
 
         Raises:
             DeployError: it failed and may not, or did not come to what is waited for in time.
         """
         limit = self._clock() + max(step.until_works_s, step.until_fails_s or 0.0)
+        waits = step.waits
         while True:
+            if waits and step.until_fails_s is None:
+                say(waits)
+                waits = ""
             done = self._runner(step.command)
             wanted = done.status != 0 if step.until_fails_s is not None else done.status == 0
             if wanted:
                 return
             if self._clock() >= limit:
                 break
+            if waits:
+                say(waits)
+                waits = ""
             self._sleep(POLL_S)
         command = " ".join(step.command)
         if step.until_fails_s is not None:
             raise DeployError(f"the service still runs after {step.until_fails_s:.0f} seconds ({command})")
         if not step.may_fail:
-            raise DeployError(f"`{command}` failed with status {done.status}: {done.output or 'it says nothing'}")
+            said = f"`{command}` failed with status {done.status}: {done.output or 'it says nothing'}"
+            raise DeployError(f"{said}; {step.remedy}" if step.remedy else said)
 
-    def _own(self, path: Path, user: str, group: str) -> None:
+    def _own(self, path: Path, handle: int, user: str, group: str) -> None:
         if self.root is not None:
             return
         try:
             uid, gid = pwd.getpwnam(user).pw_uid, grp.getgrnam(group).gr_gid
         except KeyError as error:
             raise DeployError(f"{path}: {error.args[0]}: the user or group is not there") from None
-        os.chown(path, uid, gid, follow_symlinks=False)
+        os.fchown(handle, uid, gid)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor of what has this name, if it is no link."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | flags)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _known(lookup: Callable[[int], object], number: int) -> bool:

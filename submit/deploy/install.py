@@ -14,6 +14,7 @@ from submit.deploy import launchd, systemd
 from submit.deploy.host import Host
 from submit.deploy.plan import ETC, File, Plan, Step
 from submit.deploy.service import root_group
+from submit.deploy.settings import settings_of
 
 __all__ = ["Record", "install", "record_file", "show", "uninstall"]
 
@@ -22,19 +23,23 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What an installation wrote, kept beside its settings for the next one and for the uninstallation."""
+    """What an installation wrote, kept beside its settings for the next one and for the uninstallation: also the
+    commands that ``undo`` what it set, and those that bring back the ``power`` settings of before the first one."""
 
     init: str
     files: tuple[str, ...]
     daemons: tuple[str, ...]
     left: tuple[str, ...]
+    undo: tuple[tuple[str, ...], ...] = ()
+    power: tuple[str, ...] = ()
 
     def with_those_of(self, other: Record | None) -> Record:
         """The same, with the files and daemons of an earlier one: what is there while it is replaced."""
         if other is None:
             return self
         files, daemons = dict.fromkeys(self.files + other.files), dict.fromkeys(self.daemons + other.daemons)
-        return replace(self, files=tuple(files), daemons=tuple(daemons), left=self.all_left(other))
+        undo = tuple(dict.fromkeys(self.undo + other.undo))
+        return replace(self, files=tuple(files), daemons=tuple(daemons), undo=undo, left=self.all_left(other))
 
     def all_left(self, other: Record | None) -> tuple[str, ...]:
         """What this one and an earlier one leave."""
@@ -51,7 +56,7 @@ def show(plan: Plan) -> list[str]:
     for folder in plan.folders:
         lines.append(f"folder {folder.path}  {folder.mode:04o} {folder.owner}:{folder.group}")
     for file in plan.files:
-        kept = "  (kept as it is)" if file.kept else ""
+        kept = "  (kept as it is)" if file.kept else "  (made empty if it is missing)" if file.once else ""
         lines += ["", f"file {file.path}  {file.mode:04o} {file.owner}:{file.group}{kept}"]
         text = file.text if file.shown is None else file.shown
         lines += [f"    {line}".rstrip() for line in text.splitlines()]
@@ -73,25 +78,36 @@ def install(plan: Plan, host: Host, say: Say) -> None:
         RefusedError, DeployError: it cannot be done; run again, it goes on.
     """
     _check_machine(host, plan.init)
+    for folder in plan.folders:
+        host.check_disk(folder.path)
     before = _read_record(host, plan.label)
-    record = Record(plan.init, tuple(str(file.path) for file in plan.files if not file.left), _daemons(plan), plan.left)
-    skipped = _run(plan.users, host)
+    record = Record(
+        plan.init,
+        tuple(str(file.path) for file in plan.files if not file.left),
+        _daemons(plan),
+        plan.left,
+        plan.undo,
+        _former_power(plan, before, host),
+    )
+    skipped = _run(plan.users, host, say)
     _write_record(host, plan, record.with_those_of(before))
     for folder in plan.folders:
         if host.make_folder(folder):
             say(f"made {host.at(folder.path)}")
     for file in plan.files:
-        if file.kept:
+        kept = file.kept or (file.once and host.exists(file.path))
+        if kept:
             host.keep(file)
         else:
             host.write(file)
-        say(f"{'kept' if file.kept else 'wrote'} {host.at(file.path)}")
+        say(f"{'kept' if kept else 'wrote'} {host.at(file.path)}")
     if before is not None:
         gone = [name for name in before.daemons if name not in record.daemons]
-        skipped += _run([step for name in gone for step in _stop(before.init, name)], host)
+        skipped += _run([step for name in gone for step in _stop(before.init, name)], host, say)
         _remove([path for path in before.files if path not in record.files], host, say)
+        skipped += _undo([command for command in before.undo if command not in record.undo], host, say)
     _write_record(host, plan, replace(record, left=record.all_left(before)))
-    skipped += _run(plan.start, host)
+    skipped += _run(plan.start, host, say)
     for command in skipped:
         say(f"not run: {command}")
     for note in plan.notes:
@@ -112,15 +128,19 @@ def uninstall(label: str, host: Host, say: Say) -> None:
             "give its --label, or the --root of its installation"
         )
     _check_machine(host, record.init)
-    skipped = _run([step for name in record.daemons for step in _stop(record.init, name)], host)
-    _remove([*record.files, str(record_file(label))], host, say)
+    skipped = _run([step for name in record.daemons for step in _stop(record.init, name)], host, say)
+    _remove(record.files, host, say)
+    skipped += _undo(record.undo, host, say)
+    _remove([str(record_file(label))], host, say)
     if record.init == "systemd":
-        skipped += _run(systemd.stopped(), host)
+        skipped += _run(systemd.stopped(), host, say)
     host.remove_empty(ETC)
     for command in skipped:
         say(f"not run: {command}")
     for text in record.left:
         say(f"left: {text}")
+    for command in record.power:
+        say(f"the power settings of before: {command}")
 
 
 def _check_machine(host: Host, init: str) -> None:
@@ -139,15 +159,32 @@ def _check_machine(host: Host, init: str) -> None:
         raise RefusedError("this writes to the system's folders: run it with sudo, or into a folder with --root DIR")
 
 
-def _run(steps: Iterable[Step], host: Host) -> list[str]:
+def _run(steps: Iterable[Step], host: Host, say: Say) -> list[str]:
     """Run commands; those that were left out, because a folder stands for the machine."""
     skipped = []
     for step in steps:
         if host.root is None:
-            host.run(step)
+            host.run(step, say)
         else:
             skipped.append(_command(step))
     return skipped
+
+
+def _undo(commands: Iterable[tuple[str, ...]], host: Host, say: Say) -> list[str]:
+    """Take back what was set besides files; those left out, as above."""
+    skipped = []
+    for command in commands:
+        skipped += _run([Step(command, may_fail=True)], host, say)
+        if host.root is None:
+            say(f"ran {shlex.join(command)}")
+    return skipped
+
+
+def _former_power(plan: Plan, before: Record | None, host: Host) -> tuple[str, ...]:
+    """Commands for the power settings as they were before any installation of this label changed them."""
+    if before is not None and before.power:
+        return before.power
+    return launchd.former_power(host.output(launchd.POWER_NOW)) if plan.power else ()
 
 
 def _command(step: Step) -> str:
@@ -158,9 +195,10 @@ def _command(step: Step) -> str:
 
 
 def _daemons(plan: Plan) -> tuple[str, ...]:
-    """The names of a plan's services, by their files."""
+    """The names of a plan's services, by their files; of what a timer starts the timer's."""
     folder, suffix = (launchd.DAEMONS, ".plist") if plan.init == "launchd" else (systemd.UNITS, ".service")
-    return tuple(file.path.name.removesuffix(suffix) for file in plan.files if file.path.parent == folder)
+    names = [file.path.name.removesuffix(suffix) for file in plan.files if file.path.parent == folder]
+    return tuple(name for name in names if f"{name}.timer" not in names)
 
 
 def _stop(init: str, name: str) -> Sequence[Step]:
@@ -170,8 +208,9 @@ def _stop(init: str, name: str) -> Sequence[Step]:
 
 def _remove(paths: Sequence[str], host: Host, say: Say) -> None:
     for path in paths:
+        kept = settings_of(host.read(Path(path))) if path.endswith(".toml") else ()
         if host.remove(Path(path)):
-            say(f"removed {host.at(Path(path))}")
+            say(f"removed {host.at(Path(path))}" + (f" (with {', '.join(kept)})" if kept else ""))
 
 
 def _write_record(host: Host, plan: Plan, record: Record) -> None:
@@ -190,6 +229,8 @@ def _read_record(host: Host, label: str) -> Record | None:
             tuple(map(str, found["files"])),
             tuple(map(str, found["daemons"])),
             tuple(map(str, found["left"])),
+            tuple(tuple(map(str, command)) for command in found.get("undo", ())),
+            tuple(map(str, found.get("power", ()))),
         )
     except (ValueError, KeyError, TypeError):
         raise RefusedError(

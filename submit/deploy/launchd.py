@@ -13,23 +13,28 @@ from submit.deploy.service import OPEN_FILES, Account, Service, root_group
 
 __all__ = [
     "DAEMONS",
+    "NO_LIMIT",
     "POWER",
+    "POWER_NOW",
     "after_limit",
     "daemon",
+    "former_power",
     "log_file",
+    "log_files",
     "log_folder",
     "newsyslog",
     "plist",
     "start",
     "stop",
     "user_steps",
+    "weekly",
     "wired_limit",
 ]
 
 DAEMONS = Path("/Library/LaunchDaemons")
 LOGS = Path("/var/log")
 THROTTLE_S = 30
-UMASK = 0o027
+UMASK = 0o077
 LOG_KIB, LOG_COUNT = 10_240, 7
 POWER = (
     ("sleep", "0"),  # a Mac that sleeps serves nothing
@@ -38,8 +43,16 @@ POWER = (
     ("womp", "1"),  # should it sleep all the same, a magic packet wakes it
     ("autorestart", "1"),  # after a power failure
 )
+POWER_NOW = ("pmset", "-g", "custom")
+_SOURCES = {"AC Power:": "-c", "Battery Power:": "-b", "UPS Power:": "-u"}
 SYSCTL = "/usr/sbin/sysctl"
 LIMIT = "iogpu.wired_limit_mb"
+NO_LIMIT = (SYSCTL, f"{LIMIT}=0")
+"""0 is what macOS starts with: it decides by itself."""
+_ACCESS = (
+    "over SSH macOS lets root change users only with Full Disk Access: switch on `Allow full disk access for remote "
+    "users` (System Settings, General, Sharing, Remote Login), or do this in Terminal on the Mac itself"
+)
 _WAIT = (
     'limit=$1; tool=$2; shift 2; tries=0; while [ "$("$tool" -n ' + LIMIT + ' 2>/dev/null)" != "$limit" ] '
     '&& [ $tries -lt 60 ]; do tries=$((tries + 1)); sleep 1; done; exec "$@"'
@@ -103,15 +116,49 @@ def wired_limit(label: str, mebibytes: int) -> File:
     return _root_file(DAEMONS / f"{label}.plist", plist(job))
 
 
+def weekly(label: str, command: tuple[str, ...]) -> tuple[tuple[File, ...], tuple[Step, ...]]:
+    """A daemon that root runs once a week, at the next waking if it is missed, and the commands that start it."""
+    job = {
+        "Label": label,
+        "ProgramArguments": list(command),
+        "EnvironmentVariables": {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"},
+        "StartCalendarInterval": {"Weekday": 2, "Hour": 10, "Minute": 7},
+    }
+    return (_root_file(DAEMONS / f"{label}.plist", plist(job)),), start(label, 0)
+
+
 def after_limit(command: tuple[str, ...], mebibytes: int, sysctl: str = SYSCTL) -> tuple[str, ...]:
     """A command that waits, a minute at most, until the limit is there: launchd starts daemons in no order, and Metal
     reads it once."""
     return ("/bin/sh", "-c", _WAIT, "promptmill", str(mebibytes), sysctl, *command)
 
 
-def log_folder(label: str, account: Account) -> Folder:
-    """The folder is the service's own: it opens its log anew while newsyslog moves it."""
-    return Folder(LOGS / label, 0o755, account.user, account.group)
+def former_power(shown: str) -> tuple[str, ...]:
+    """Commands that bring back the power settings that ``pmset -g custom`` shows, of those that are changed."""
+    found: dict[str, list[str]] = {}
+    source = None
+    for line in shown.splitlines():
+        words = line.split()
+        if line.strip() in _SOURCES:
+            source = _SOURCES[line.strip()]
+        elif source and len(words) >= 2 and words[0] in dict(POWER) and words[1].isdecimal():
+            found.setdefault(source, []).extend(words[:2])
+    return tuple(f"sudo pmset {source} {' '.join(settings)}" for source, settings in found.items())
+
+
+def log_folder(label: str) -> Folder:
+    """The folder is root's: newsyslog works in it as root, and a service that could make links there would have it
+    write elsewhere."""
+    return Folder(LOGS / label, 0o755, "root", root_group("launchd"))
+
+
+def log_files(service: Service) -> tuple[File, ...]:
+    """Empty logs: in that folder the service itself can make none."""
+    account = service.account
+    return tuple(
+        File(log_file(service.label, kind), "", 0o600, account.user, account.group, once=True, left=True)
+        for kind in ("log", "err")
+    )
 
 
 def log_file(label: str, kind: str = "log") -> Path:
@@ -119,36 +166,42 @@ def log_file(label: str, kind: str = "log") -> Path:
 
 
 def newsyslog(service: Service) -> File:
-    """Rotation of a service's logs. newsyslog renames them and sends no signal: the service's own log (``.log``) is
-    opened anew by the service when it finds it renamed. What goes past it (``.err``: a crash, an error before the log
-    is open) is opened by launchd at each start; until the next one it goes into the renamed file, which therefore is
-    not compressed."""
+    """Rotation of a service's logs. newsyslog renames them, makes new ones and sends no signal: the service opens its
+    log (``.log``) anew when it finds it renamed. What it says before that is open (``.err``) is opened by launchd at
+    each start, and what is written to stderr later goes into the log: see :mod:`jobs.logs`."""
     owner = f"{service.account.user}:{service.account.group}"
     lines = ["# logfile  owner:group  mode  count  KiB  when  flags (B: no line of its own; N: no signal)"]
     lines += [
-        f"{log_file(service.label, kind)}  {owner}  640  {LOG_COUNT}  {LOG_KIB}  *  BN" for kind in ("log", "err")
+        f"{log_file(service.label, kind)}  {owner}  600  {LOG_COUNT}  {LOG_KIB}  *  BN" for kind in ("log", "err")
     ]
     return _root_file(Path("/etc/newsyslog.d") / f"{service.label}.conf", "\n".join(lines) + "\n")
 
 
-def user_steps(account: Account, free_id: int | None) -> tuple[Step, ...]:
-    """Commands that make a hidden user who cannot log in; ``free_id`` is None where it is not known yet."""
+def user_steps(account: Account, free_id: int | None, gid: int | None = None) -> tuple[Step, ...]:
+    """Commands that make a hidden user who cannot log in; ``free_id`` is None where it is not known yet, ``gid`` that
+    of the group where it is there.
+
+    The ids are last: until then the system knows no such user, and after a failure the next installation makes it
+    whole.
+    """
     number = "FREE_ID" if free_id is None else str(free_id)
     group, user = f"/Groups/{account.group}", f"/Users/{account.user}"
+    of_group = [(group,), (group, "Password", "*"), (group, "PrimaryGroupID", number)]
     values = [
-        (group,),
-        (group, "PrimaryGroupID", number),
-        (group, "Password", "*"),
+        *(of_group if gid is None else ()),
         (user,),
-        (user, "UniqueID", number),
-        (user, "PrimaryGroupID", number),
+        (user, "PrimaryGroupID", number if gid is None else str(gid)),
         (user, "RealName", f"promptmill ({account.user})"),
         (user, "NFSHomeDirectory", str(account.home)),
         (user, "UserShell", "/usr/bin/false"),
         (user, "Password", "*"),
         (user, "IsHidden", "1"),
+        (user, "UniqueID", number),
     ]
-    steps = [Step(("dscl", ".", "-create", *value)) for value in values]
+    # The home is guarded more than the rest, and the daemon is told its own anyway.
+    steps = [
+        Step(("dscl", ".", "-create", *value), may_fail="NFSHomeDirectory" in value, remedy=_ACCESS) for value in values
+    ]
     # That the user was not there a moment ago may be remembered.
     return (*steps, Step(("dscacheutil", "-flushcache"), may_fail=True))
 
@@ -169,8 +222,16 @@ def stop(label: str, stop_s: float) -> tuple[Step, ...]:
     """Commands that end a daemon, and wait: until it is gone it cannot be started anew."""
     return (
         Step(("launchctl", "bootout", f"system/{label}"), may_fail=True),
-        Step(("launchctl", "print", f"system/{label}"), until_fails_s=stop_s + 10),
+        Step(
+            ("launchctl", "print", f"system/{label}"),
+            until_fails_s=stop_s + 10,
+            waits=f"waiting until {label} has ended, {_duration(stop_s + 10)} at most",
+        ),
     )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 3600 else "an hour"
 
 
 def _root_file(path: Path, text: str) -> File:

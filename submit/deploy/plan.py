@@ -24,8 +24,8 @@ class Folder:
 @dataclass(frozen=True, slots=True)
 class File:
     """A file as it is written, whole. ``shown`` is what people see of it in its place, where it holds a secret. One
-    that is ``kept`` is there already and stays as it is, but for its mode and owner; one that is ``left`` stays when
-    all is uninstalled."""
+    that is ``kept`` is there already and stays as it is, but for its mode and owner, and so does one that is made
+    ``once`` where it is there; one that is ``left`` stays when all is uninstalled."""
 
     path: Path
     text: str
@@ -34,18 +34,22 @@ class File:
     group: str
     shown: str | None = None
     kept: bool = False
+    once: bool = False
     left: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """A command. One that ``may_fail`` stops nothing when it does. ``until_works_s`` repeats it for so many seconds
-    until it works; ``until_fails_s`` until it fails, which is how launchd says that a service is gone."""
+    until it works; ``until_fails_s`` until it fails, which is how launchd says that a service is gone. ``waits`` is
+    what a person is told meanwhile, ``remedy`` what helps where it fails."""
 
     command: tuple[str, ...]
     may_fail: bool = False
     until_works_s: float = 0.0
     until_fails_s: float | None = None
+    waits: str = ""
+    remedy: str = ""
 
 
 _STARTING = {("launchctl", "bootstrap"), ("systemctl", "restart")}
@@ -55,7 +59,9 @@ _STARTING = {("launchctl", "bootstrap"), ("systemctl", "restart")}
 class Plan:
     """An installation in the order in which it happens: ``users``, folders, files, ``start``.
 
-    ``left`` says what an uninstallation leaves; ``notes`` what a person should read.
+    ``undo`` are commands for when it is uninstalled, or installed anew without what they undo; ``power`` says that it
+    changes a Mac's power settings, so that the former ones are noted. ``left`` says what an uninstallation leaves;
+    ``notes`` what a person should read.
     """
 
     label: str
@@ -64,6 +70,8 @@ class Plan:
     files: tuple[File, ...]
     users: tuple[Step, ...] = ()
     start: tuple[Step, ...] = ()
+    undo: tuple[tuple[str, ...], ...] = ()
+    power: bool = False
     left: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

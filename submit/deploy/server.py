@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import RefusedError
-from submit.deploy import launchd
-from submit.deploy.certificates import SCRIPT
+from submit.deploy import launchd, systemd
+from submit.deploy.certificates import RENEWAL, SCRIPT
 from submit.deploy.plan import ETC, File, Folder, Plan, Step
 from submit.deploy.pool import CA_FILE, service_files
 from submit.deploy.redis_conf import RULES, Network, acl_users, kept_hashes, redis_conf
 from submit.deploy.service import Account, Service, root_group
 
-__all__ = ["CERTIFICATES", "CONFIG", "SCRIPT_FILE", "USERS", "ServerFlags", "server_plan"]
+__all__ = ["CERTIFICATES", "CONFIG", "RENEWAL_FILE", "SCRIPT_FILE", "USERS", "ServerFlags", "server_plan"]
 
 CONFIG = ETC / "redis.conf"
 CERTIFICATES = ETC / "tls"
 SCRIPT_FILE = ETC / "make-certs.sh"
+RENEWAL_FILE = ETC / "renew-certs.sh"
 STOP_S = 120
 """Seconds to write what is not yet on the disk."""
 LEAST_MEMORY = 64 * 2**20
@@ -74,13 +75,20 @@ def server_plan(
     if flags.tls:
         folders += (Folder(CERTIFICATES, 0o755, "root", root),)
         files.append(File(SCRIPT_FILE, SCRIPT, 0o755, "root", root))
+        files.append(File(RENEWAL_FILE, RENEWAL, 0o755, "root", root))
         steps += _certify(flags.hosts, account)
+        command = ("/bin/sh", str(RENEWAL_FILE), label, account.user, *flags.hosts)
+        weekly, watch = (launchd if init == "launchd" else systemd).weekly(f"{label}-renewal", command)
+        service_own += weekly
+        start = (*start, *watch)
     if init == "systemd":
         # A server that rewrites its file is copied for a moment: without this the kernel may refuse it.
         sysctl = Path("/etc/sysctl.d") / f"60-{label}.conf"
         files.append(File(sysctl, "vm.overcommit_memory = 1\n", 0o644, "root", root))
         steps.append(Step(("sysctl", "-q", "-p", str(sysctl)), may_fail=True))
     left = [f"{account.home} (data, users)", f"user {account.user}", f"{ETC}/*.url (passwords)"]
+    if init == "systemd":
+        left.append("vm.overcommit_memory = 1, until this machine starts anew (0 is Linux's own)")
     return Plan(
         label=label,
         init=init,
@@ -131,8 +139,9 @@ def _certify(hosts: Sequence[str], account: Account) -> list[Step]:
     key = str(CERTIFICATES / "server.key")
     return [
         Step(("sh", str(SCRIPT_FILE), str(CERTIFICATES), *hosts)),
-        Step(("chown", f"root:{account.group}", key)),
-        Step(("chmod", "640", key)),
+        # The user alone: its group may have other members.
+        Step(("chmod", "400", key)),
+        Step(("chown", account.user, key)),
         Step(("cp", str(CERTIFICATES / "ca.crt"), str(CA_FILE))),
         Step(("chmod", "644", str(CA_FILE))),
     ]
@@ -145,7 +154,10 @@ def _notes(init: str, label: str, flags: ServerFlags) -> list[str]:
             f"copy {CA_FILE} and {ETC}/worker.url to each worker, for `promptmill deploy worker --ca ca.crt "
             "--redis-file worker.url`"
         )
-        notes.append("the certificate ends in 820 days: this --install again renews it, and clients stay as they are")
+        notes.append(
+            f"the certificate ends in 820 days: {label}-renewal looks each week, and renews it in the last 90, as long "
+            f"as {CERTIFICATES}/ca.key is there; clients stay as they are"
+        )
     else:
         notes.append("without TLS everybody on the network can read passwords, prompts and texts")
     if init == "systemd":

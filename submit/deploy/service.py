@@ -30,7 +30,8 @@ class Service:
 
     ``stop_s`` is how long it may take to end after SIGTERM, ``writable`` the folders that it writes to besides the
     user's home, and ``foreground`` whether it needs the whole machine: launchd slows the GPU of other jobs.
-    ``confined`` says that it neither compiles nor loads foreign code, so that systemd may forbid it.
+    ``confined`` says that it neither compiles nor loads foreign code nor uses a device, so that systemd may forbid it;
+    ``reads_homes`` that it reads what people have in theirs, as far as they let it.
     """
 
     label: str
@@ -42,6 +43,7 @@ class Service:
     writable: tuple[Path, ...] = ()
     foreground: bool = False
     confined: bool = True
+    reads_homes: bool = False
 
 
 def default_init(platform: str = sys.platform) -> str:

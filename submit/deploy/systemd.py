@@ -7,7 +7,7 @@ from pathlib import Path
 from submit.deploy.plan import File, Step
 from submit.deploy.service import OPEN_FILES, Account, Service, root_group
 
-__all__ = ["UNITS", "quoted", "start", "stop", "stopped", "unit", "user_steps"]
+__all__ = ["UNITS", "quoted", "start", "stop", "stopped", "unit", "user_steps", "weekly"]
 
 UNITS = Path("/etc/systemd/system")
 RESTART_S = 30
@@ -15,7 +15,6 @@ _HARDENED = (
     "NoNewPrivileges=yes",
     "ProtectSystem=strict",
     "PrivateTmp=yes",
-    "ProtectClock=yes",
     "ProtectControlGroups=yes",
     "ProtectHostname=yes",
     "ProtectKernelLogs=yes",
@@ -30,7 +29,8 @@ _HARDENED = (
     "SystemCallArchitectures=native",
 )
 _CONFINED = (
-    "ProtectHome=yes",
+    # Before systemd 254 this closes all devices but the clock's, the GPU too: not for a worker.
+    "ProtectClock=yes",
     "PrivateDevices=yes",
     "MemoryDenyWriteExecute=yes",
     "SystemCallFilter=@system-service",
@@ -61,17 +61,18 @@ def unit(service: Service) -> File:
         f"User={account.user}",
         f"Group={account.group}",
         f"WorkingDirectory={account.home}".replace("%", "%%"),
-        *(f"Environment={_assignment(name, value)}" for name, value in service.environment.items()),
+        *(f"Environment={_value(f'{name}={value}')}" for name, value in service.environment.items()),
         "Restart=on-failure",
         f"RestartSec={RESTART_S}",
         # SIGTERM goes to the process alone, which ends its children; what is left after the limit is killed.
         "KillMode=mixed",
         f"TimeoutStopSec={service.stop_s}",
         f"LimitNOFILE={OPEN_FILES}",
-        "UMask=0027",
-        *(f"ReadWritePaths={quoted(str(path))}" for path in (account.home, *service.writable)),
+        "UMask=0077",
+        *(f"ReadWritePaths={_value(str(path))}" for path in (account.home, *service.writable)),
         *_HARDENED,
-        *(_CONFINED if service.confined else ("ProtectHome=read-only",)),
+        "ProtectHome=read-only" if service.reads_homes else "ProtectHome=yes",
+        *(_CONFINED if service.confined else ()),
         "",
         "[Install]",
         "WantedBy=multi-user.target",
@@ -79,34 +80,53 @@ def unit(service: Service) -> File:
     return File(UNITS / f"{service.label}.service", "\n".join(lines) + "\n", 0o644, "root", root_group("systemd"))
 
 
-def _assignment(name: str, value: str) -> str:
-    # No variable is replaced in Environment=, so a dollar stays as it is.
-    return quoted(f"{name}={value}").replace("$$", "$")
+def weekly(label: str, command: tuple[str, ...]) -> tuple[tuple[File, ...], tuple[Step, ...]]:
+    """A command that root runs once a week, after the start of the machine if it is missed, and what starts that."""
+    service = ["[Unit]", f"Description={label}", "", "[Service]", "Type=oneshot"]
+    service += [f"ExecStart={' '.join(map(quoted, command))}"]
+    timer = ["[Unit]", f"Description={label}", "", "[Timer]", "OnCalendar=weekly", "RandomizedDelaySec=6h"]
+    timer += ["Persistent=yes", "", "[Install]", "WantedBy=timers.target"]
+    files = tuple(
+        File(UNITS / f"{label}.{kind}", "\n".join(lines) + "\n", 0o644, "root", root_group("systemd"))
+        for kind, lines in (("service", service), ("timer", timer))
+    )
+    return files, (Step(("systemctl", "enable", f"{label}.timer")), Step(("systemctl", "restart", f"{label}.timer")))
 
 
-def user_steps(account: Account) -> tuple[Step, ...]:
-    """The command that makes a user who cannot log in."""
+def _value(word: str) -> str:
+    # Variables are replaced in commands only: elsewhere a dollar stays as it is.
+    return quoted(word.replace("$", "\0")).replace("\0", "$")
+
+
+def user_steps(account: Account, *, with_group: bool = True) -> tuple[Step, ...]:
+    """The command that makes a user who cannot log in, and a group of its own unless there is one of that name."""
+    group = ("--user-group",) if with_group else ("--gid", account.group)
     return (
         Step(
-            ("useradd", "--system", "--user-group", "--home-dir", str(account.home), "--no-create-home",
+            ("useradd", "--system", *group, "--home-dir", str(account.home), "--no-create-home",
              "--shell", "/usr/sbin/nologin", account.user)
         ),
     )  # fmt: skip
 
 
-def start(label: str) -> tuple[Step, ...]:
+def start(label: str, stop_s: float) -> tuple[Step, ...]:
     """Commands that start a unit, or start it anew with what its file says now."""
     name = f"{label}.service"
     return (
         Step(("systemctl", "daemon-reload")),
         Step(("systemctl", "enable", name)),
-        Step(("systemctl", "restart", name)),
+        Step(
+            ("systemctl", "restart", name),
+            waits=f"starting {label}: one that runs ends first, within {stop_s:.0f} seconds",
+        ),
     )
 
 
 def stop(label: str) -> tuple[Step, ...]:
-    return (Step(("systemctl", "disable", "--now", f"{label}.service"), may_fail=True),)
+    name = label if label.endswith(".timer") else f"{label}.service"
+    return (Step(("systemctl", "disable", "--now", name), may_fail=True, waits=f"ending {label}"),)
 
 
 def stopped() -> tuple[Step, ...]:
-    return (Step(("systemctl", "daemon-reload")),)
+    # By then all is removed; what is left is still to be said.
+    return (Step(("systemctl", "daemon-reload"), may_fail=True),)

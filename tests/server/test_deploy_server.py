@@ -110,6 +110,53 @@ def test_a_renewed_certificate_has_the_same_authority(tls_server: Installed, tmp
         assert subprocess.run([*script, *hosts], capture_output=True, timeout=60).returncode == 2
 
 
+def test_no_authority_takes_the_place_of_another(tls_server: Installed, tmp_path: Path) -> None:
+    """Where its key was taken away that is said: clients know the old one."""
+    script = ["sh", str(tls_server.root / "etc/promptmill/make-certs.sh"), str(tmp_path / "tls"), "a.local"]
+    subprocess.run(script, check=True, timeout=60, capture_output=True)
+    (tmp_path / "tls/ca.key").unlink()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "tls").iterdir()}
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "ca.key is not there: put it back" in done.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "tls").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("system", "restart"),
+    [("Linux", "systemctl try-restart promptmill-server.service"),
+     ("Darwin", "launchctl kickstart -k system/promptmill-server")],
+)  # fmt: skip
+def test_a_certificate_is_renewed_before_it_ends(
+    tls_server: Installed, tmp_path: Path, system: str, restart: str
+) -> None:
+    """In its last 90 days, with the server started anew; a fresh one is left alone."""
+    tools, asked = tmp_path / "bin", tmp_path / "asked"
+    tools.mkdir()
+    for name in ("systemctl", "launchctl"):
+        (tools / name).write_text(f'#!/bin/sh\necho {name} "$@" >>"{asked}"\n')
+    (tools / "uname").write_text(f"#!/bin/sh\necho {system}\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    for name in ("make-certs.sh", "renew-certs.sh"):
+        shutil.copy(tls_server.root / "etc/promptmill" / name, tmp_path)
+    making, certificate = tmp_path / "make-certs.sh", tmp_path / "tls" / "server.crt"
+    usual = making.read_text()
+    renew = ["sh", str(tmp_path / "renew-certs.sh"), "promptmill-server", str(os.getuid()), "a.local"]
+    environ = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    renewed = []
+    for days in (89, 91):
+        making.write_text(usual.replace("-days 820", f"-days {days}"))
+        subprocess.run(["sh", str(making), str(tmp_path / "tls"), "a.local"], check=True, capture_output=True)
+        making.write_text(usual)
+        before = certificate.read_bytes()
+        subprocess.run(renew, env=environ, check=True, timeout=60, capture_output=True)
+        renewed.append(certificate.read_bytes() != before)
+        assert asked.read_text() == f"{restart}\n"
+        assert (tmp_path / "tls/server.key").stat().st_mode & 0o777 == 0o400
+    assert renewed == [True, False]
+
+
 def fill(connection: Redis) -> None:
     """Write more than the server may keep."""
     for number in range(MEMORY // 2**20 + 1):

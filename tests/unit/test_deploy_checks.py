@@ -13,7 +13,17 @@ import pytest
 from jobs.errors import RefusedError
 from jobs.size import parse_size
 from submit.cli import main
-from submit.deploy.checks import check_url, check_user, reach_problem, unreachable, wired_limit
+from submit.deploy.checks import (
+    check_url,
+    check_user,
+    folder_problem,
+    low_limit,
+    reach_problem,
+    unreachable,
+    wired_limit,
+)
+from submit.deploy.plan import ETC
+from submit.deploy.settings import changed
 
 GIB = 2**30
 URL = "redis://worker:s3cret@redis.local"
@@ -62,7 +72,16 @@ def open_folder() -> Iterator[Path]:
         (["worker", "--model", "m", "--redis", URL, "--install", "--uninstall"], "exclude each other"),
         (["worker", "--uninstall", "--label", "no-such-worker"], "nothing is installed"),
         (["worker", "--model", "m", "--redis", URL, "--ca", __file__], "--ca"),
+        (["worker", "--model", "m", "--redis", URL, "--", "--log-file", "/x"], "leave it out"),
+        (["worker", "--model", "m", "--redis", URL, "--", "--spool", "x"], "--spool x"),
         (["scheduler"], "--redis-file"),
+        (["scheduler", "--redis", URL, "--", "--redis=x"], "before `--`"),
+        (["scheduler", "--redis", URL, "--", "--webhook-secret", "s3cx"], "--webhook-secret-file"),
+        (["scheduler", "--redis", URL, "--", "--log-file=/x"], "leave it out"),
+        (["scheduler", "--redis", URL, "--", "--read-from", "x"], "--read-from x"),
+        (["scheduler", "--redis", URL, "--init", "systemd", "--", "--read-from", "/tmp/x"], "/srv/promptmill"),
+        (["scheduler", "--redis", URL, "--webhook-secret-file", __file__], "whsec_"),
+        (["scheduler", "--redis-file", "-", "--webhook-secret-file", "-"], "standard input"),
         (["server", "--maxmemory", "1G"], "--host is missing"),
         (["server", "--host", "h"], "--maxmemory is missing"),
         (["server", "--host", "h", "--maxmemory", "1M"], "at least 64M"),
@@ -151,6 +170,53 @@ def test_owners_and_groups_pass_by_their_own_bits(open_folder: Path) -> None:
 def test_the_wired_limit(size: int | None, memory: int | None, mebibytes: int) -> None:
     """What is asked for, or an eighth less than there is and 8G at least."""
     assert wired_limit(size, memory) == mebibytes
+
+
+def test_a_limit_that_only_takes_away_is_remarked_upon() -> None:
+    """macOS gives two thirds anyway."""
+    assert low_limit(43 * 1024, 64 * GIB) is None
+    assert low_limit(10 * 1024, 64 * GIB) == (
+        "--wired-limit 10G is less than macOS gives its GPU anyway, about 42G of 64G: models have less room with it "
+        "than without"
+    )
+
+
+def test_a_folder_of_files_to_read_is_there_and_open(open_folder: Path) -> None:
+    """Else the scheduler would end at each start, or find nothing."""
+    assert folder_problem(open_folder, NOBODY, frozenset(), "promptmill") is None
+    (open_folder / "mine").mkdir(0o700)
+    assert "may not pass" in str(folder_problem(open_folder / "mine", NOBODY, frozenset(), "promptmill"))
+    assert "make it first" in str(folder_problem(open_folder / "none", NOBODY, frozenset(), "promptmill"))
+
+
+SETTINGS = ETC / "x.toml"
+
+
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("", 'redis = "new"\n\n[scheduler]\nwebhook-secret = "s"\n'),
+        ('# a\nredis = "old"  # b\n', '# a\nredis = "new"\n\n[scheduler]\nwebhook-secret = "s"\n'),
+        (
+            '[scheduler] # c\nwebhook_secret = "old"\nname = "n"\n[worker]\n',
+            'redis = "new"\n[scheduler] # c\nwebhook-secret = "s"\nname = "n"\n[worker]\n',
+        ),
+        (
+            '[worker]\nredis = "w"\n[scheduler]\n',
+            'redis = "new"\n[worker]\nredis = "w"\n[scheduler]\nwebhook-secret = "s"\n',
+        ),
+    ],
+)  # fmt: skip
+def test_settings_are_changed_line_by_line(text: str, made: str) -> None:
+    """What a person wrote besides stays, comments too."""
+    assert changed(SETTINGS, text, {("", "redis"): "new", ("scheduler", "webhook-secret"): "s"}) == made
+
+
+@pytest.mark.parametrize("text", ["redis =", "scheduler = 3", 'redis = """\nx"""', 'scheduler = {name = "x"}'])
+def test_settings_that_cannot_be_changed_are_said(text: str) -> None:
+    """With the file's name, and nothing of what is in it is lost."""
+    with pytest.raises(RefusedError, match=r"x\.toml"):
+        changed(SETTINGS, text, {("", "redis"): "new", ("scheduler", "webhook-secret"): "s"})
 
 
 @pytest.mark.parametrize(("size", "memory"), [(None, None), (None, 16 * GIB), (63 * GIB, 64 * GIB), (1, None)])

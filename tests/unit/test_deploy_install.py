@@ -5,10 +5,11 @@ from __future__ import annotations
 import grp
 import json
 import os
+import plistlib
 import pwd
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,11 @@ import pytest
 
 from jobs.errors import RefusedError
 from submit.cli import main
+from submit.deploy import launchd, systemd
 from submit.deploy.host import DeployError, Done, Host
 from submit.deploy.install import install, record_file, show, uninstall
 from submit.deploy.plan import File, Folder, Plan, Step
+from submit.deploy.service import Account
 
 SECRET = "s3cret-of-the-pool"
 URL = f"rediss://worker:{SECRET}@redis.local:6379/0"
@@ -62,18 +65,22 @@ def test_a_worker_is_installed_changed_and_removed(tmp_path: Path, capsys: pytes
         "/etc/promptmill/ca.crt",
         "/etc/promptmill/promptmill-worker.json",
         "/etc/promptmill/promptmill-worker.toml",
+        "/var/log/promptmill-worker/promptmill-worker.err",
+        "/var/log/promptmill-worker/promptmill-worker.log",
     ]
     settings = root / "etc/promptmill/promptmill-worker.toml"
     assert settings.read_text() == f'redis = "{URL}?ssl_ca_certs=/etc/promptmill/ca.crt"\n'
     assert stat.S_IMODE(settings.stat().st_mode) == 0o600
     assert "not run: launchctl bootstrap system" in capsys.readouterr().out
 
+    (root / "var/log/promptmill-worker/promptmill-worker.log").write_text("served\n")
     before = files_under(root)
     assert deploy(root, *first, "--install") == 0
     assert files_under(root) == before
 
     # The URL of before is kept, the limit goes, the model is new.
     assert deploy(root, "worker", "--model", "org/b", "--install") == 0
+    assert "not run: /usr/sbin/sysctl iogpu.wired_limit_mb=0" in capsys.readouterr().out
     after = files_under(root)
     assert "/Library/LaunchDaemons/promptmill-worker-wired-limit.plist" not in after
     assert "org/b" in after["/Library/LaunchDaemons/promptmill-worker.plist"]
@@ -83,7 +90,11 @@ def test_a_worker_is_installed_changed_and_removed(tmp_path: Path, capsys: pytes
     capsys.readouterr()
     assert deploy(root, "worker", "--uninstall") == 0
     shown = capsys.readouterr().out
-    assert sorted(files_under(root)) == ["/etc/promptmill/ca.crt", "/opt/promptmill/home/spool"]
+    assert sorted(files_under(root)) == [
+        "/etc/promptmill/ca.crt", "/opt/promptmill/home/spool",
+        "/var/log/promptmill-worker/promptmill-worker.err", "/var/log/promptmill-worker/promptmill-worker.log",
+    ]  # fmt: skip
+    assert f"removed {root}/etc/promptmill/promptmill-worker.toml (with redis)" in shown.splitlines()
     assert "left: /etc/promptmill/ca.crt" in shown
     assert "left: /opt/promptmill/home (models, spool)" in shown
     assert "left: user promptmill" in shown
@@ -165,26 +176,30 @@ def test_a_dry_run_shows_all_and_changes_nothing(tmp_path: Path, capsys: pytest.
 
 
 class Machine:
-    """A machine that writes down its commands; those that begin with words of ``failing`` fail so often."""
+    """A machine that writes down its commands; those that begin with words of ``failing`` fail so often, and the
+    others print what ``prints`` has for them."""
 
-    def __init__(self, **failing: int) -> None:
+    def __init__(self, prints: Mapping[str, str] | None = None, **failing: int) -> None:
         self.commands: list[str] = []
+        self.prints = prints or {}
         self.failing = failing
         self.now = 0.0
 
     def run(self, command: Sequence[str]) -> Done:
         self.commands.append(" ".join(command))
         word = command[1] if len(command) > 1 else command[0]
+        if " ".join(command) in self.prints:
+            return Done(0, self.prints[" ".join(command)])
         if self.failing.get(word, 0) > 0:
             self.failing[word] -= 1
             return Done(5, "Input/output error")
         return Done(0, "")
 
-    def host(self) -> Host:
+    def host(self, platform: str = sys.platform, is_mount: Callable[[Path], bool] = os.path.ismount) -> Host:
         def sleep(seconds: float) -> None:
             self.now += seconds
 
-        return Host(runner=self.run, platform=sys.platform, uid=0, clock=lambda: self.now, sleep=sleep)
+        return Host(runner=self.run, platform=platform, uid=0, clock=lambda: self.now, sleep=sleep, is_mount=is_mount)
 
 
 def test_a_command_is_repeated_until_it_works() -> None:
@@ -210,6 +225,128 @@ def test_a_daemon_is_waited_for() -> None:
     gone = Machine(print=1)
     gone.host().run(Step(("launchctl", "print"), until_fails_s=75))
     assert gone.now == 0
+
+
+def test_what_is_waited_for_is_said() -> None:
+    """Once: where a daemon ends at once nothing is, and systemd's own waiting is said before it begins."""
+    said: list[str] = []
+    step = Step(("launchctl", "print"), until_fails_s=5, waits="waiting until x has ended")
+    Machine(print=1).host().run(step, said.append)
+    assert said == []
+    with pytest.raises(DeployError):
+        Machine().host().run(step, said.append)
+    assert said == ["waiting until x has ended"]
+    Machine().host().run(systemd.start("x", 60)[-1], said.append)
+    assert said[1:] == ["starting x: one that runs ends first, within 60 seconds"]
+
+
+def test_a_failure_has_its_remedy() -> None:
+    """Over SSH macOS may refuse even root to make a user."""
+    steps = launchd.user_steps(Account("promptmill", "promptmill", Path("/opt/x")), 351)
+    with pytest.raises(DeployError, match=r"14120.*Allow full disk access for remote users"):
+        Host(runner=lambda _: Done(40, "eDSPermissionError (-14120)")).run(steps[0])
+
+
+POWER_SHOWN = """Battery Power:
+ sleep                1 (sleep prevented by sharingd)
+ powernap             1
+AC Power:
+ Sleep On Power Button 1
+ womp                 1
+ sleep                10
+ displaysleep         10
+"""
+
+
+def test_former_power_settings_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of before the first installation, by the source of power, and how they come back is said at the end."""
+    monkeypatch.setattr(Host, "at", lambda _self, path: tmp_path / path.relative_to("/"))
+    monkeypatch.setattr(Host, "_own", lambda *_: None)
+    back = ["sudo pmset -b sleep 1 powernap 1", "sudo pmset -c womp 1 sleep 10"]
+    plan = Plan("x", "launchd", (), (), start=(Step(("pmset", "-a", "sleep", "0")),), power=True)
+    for shown in (POWER_SHOWN, POWER_SHOWN.replace("10", "0")):
+        install(plan, Machine({"pmset -g custom": shown}).host("darwin"), lambda _: None)
+        record = json.loads((tmp_path / str(record_file("x"))[1:]).read_text())
+        assert record["power"] == back
+    said: list[str] = []
+    uninstall("x", Machine().host("darwin"), said.append)
+    assert said[-2:] == [f"the power settings of before: {command}" for command in back]
+
+
+def test_what_was_set_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an installation without it, and at the end; not by one that sets it anew."""
+    monkeypatch.setattr(Host, "at", lambda _self, path: tmp_path / path.relative_to("/"))
+    monkeypatch.setattr(Host, "_own", lambda *_: None)
+    with_limit, without = Plan("x", "launchd", (), (), undo=(launchd.NO_LIMIT,)), Plan("x", "launchd", (), ())
+    reset = "/usr/sbin/sysctl iogpu.wired_limit_mb=0"
+    for plan, commands in ((with_limit, []), (with_limit, []), (without, [reset]), (without, []), (with_limit, [])):
+        machine, said = Machine(), list[str]()
+        install(plan, machine.host("darwin"), said.append)
+        assert machine.commands == commands
+        assert said == [f"ran {command}" for command in commands]
+    machine = Machine()
+    uninstall("x", machine.host("darwin"), lambda _: None)
+    assert machine.commands == [reset]
+
+
+def test_a_disk_that_is_away_is_not_made() -> None:
+    """Its folder would be on the disk of the system, and hide the real one's place; nothing is written."""
+    machine = Machine()
+    plan = Plan("x", "launchd", (Folder(Path("/Volumes/Models/hf"), 0o700, "x", "x"),), (), (Step(("dscl",)),))
+    with pytest.raises(RefusedError, match=r"/Volumes/Models: attach it"):
+        install(plan, machine.host("darwin", lambda _: False), lambda _: None)
+    assert machine.commands == []
+    machine.host("darwin", lambda path: path == Path("/Volumes/Models")).check_disk(Path("/Volumes/Models/hf"))
+    machine.host("linux", lambda _: False).check_disk(Path("/Volumes/Models/hf"))
+    machine.host("darwin", lambda _: False).check_disk(Path("/opt/promptmill"))
+
+
+def test_what_a_service_may_have_put_there_is_not_followed(tmp_path: Path) -> None:
+    """Root keeps no file that is a link, or one more name of another: it would give that one away."""
+    other, host = tmp_path / "other", Host(tmp_path)
+    other.write_text("")
+    other.chmod(0o644)
+    (tmp_path / "link").symlink_to(other)
+    (tmp_path / "name").hardlink_to(other)
+    (tmp_path / "folder").mkdir()
+    for name in ("link", "name", "folder"):
+        with pytest.raises(DeployError, match=name):
+            host.keep(File(Path("/") / name, "", 0o600, "x", "x", kept=True))
+    assert stat.S_IMODE(other.stat().st_mode) == 0o644
+
+
+def test_an_administrator_to_be_is_none_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who is not there yet would join the group of its name."""
+    monkeypatch.setattr(Host, "uid_of", lambda _self, _name: None)
+    monkeypatch.setattr(Host, "gid_of", lambda _self, name: {"sudo": 27, "wheel": 0, "games": 60}.get(name))
+    assert [Host().is_admin(name) for name in ("sudo", "wheel", "games", "promptmill")] == [True, True, False, False]
+
+
+SECRET_OF_HOOKS = "whsec_" + "QUFB" * 8
+
+
+def test_a_scheduler_has_its_secret_and_its_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The secret is in the settings, never shown, and stays when the URL is another; so does what a person added."""
+    root, url = folder_for(tmp_path)
+    secret = tmp_path / "webhook.secret"
+    secret.write_text(f"{SECRET_OF_HOOKS}\n")
+    flags = ["scheduler", "--redis-file", str(url), "--webhook-secret-file", str(secret), "--install"]
+    assert deploy(root, *flags, "--", "--read-from", "/srv/x", "--webhook-hosts", "*.example.com") == 0
+    settings = root / "etc/promptmill/promptmill-scheduler.toml"
+    table = f'[scheduler]\nwebhook-secret = "{SECRET_OF_HOOKS}"\n'
+    assert settings.read_text() == f'redis = "{URL}"\n\n{table}'
+    daemon = plistlib.loads((root / "Library/LaunchDaemons/promptmill-scheduler.plist").read_bytes())
+    assert daemon["ProgramArguments"][3:] == ["scheduler", "--read-from", "/srv/x", "--webhook-hosts", "*.example.com"]
+    settings.write_text(settings.read_text() + '# by hand\nname = "n"\n')
+    url.write_text("redis://localhost")
+    assert deploy(root, "scheduler", "--redis-file", str(url), "--install") == 0
+    assert settings.read_text() == f'redis = "redis://localhost"\n\n{table}# by hand\nname = "n"\n'
+    assert deploy(root, "scheduler", "--redis-file", str(url)) == 0
+    assert "# kept as it is: scheduler.webhook-secret, scheduler.name" in capsys.readouterr().out
+    assert deploy(root, "scheduler", "--uninstall") == 0
+    shown = capsys.readouterr()
+    assert "promptmill-scheduler.toml (with redis, scheduler.webhook-secret, scheduler.name)" in shown.out
+    assert "QUFB" not in "".join(shown)
 
 
 def test_a_program_that_is_missing_is_said() -> None:
@@ -296,7 +433,23 @@ def test_the_record_names_files_and_daemons(tmp_path: Path) -> None:
         "files": ["/etc/promptmill/promptmill-worker.toml", "/etc/systemd/system/promptmill-worker.service"],
         "daemons": ["promptmill-worker"],
         "left": ["/var/lib/promptmill/home (models, spool)", "user promptmill"],
+        "undo": [],
+        "power": [],
     }
+
+
+def test_a_timer_is_what_is_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not what it starts once a week."""
+    root, _ = folder_for(tmp_path)
+    flags = ["server", "--host", "redis.local", "--maxmemory", "1G", "--install"]
+    assert deploy(root, *flags, init="systemd") == 0
+    record = json.loads((root / "etc/promptmill/promptmill-server.json").read_text())
+    assert record["daemons"] == ["promptmill-server", "promptmill-server-renewal.timer"]
+    capsys.readouterr()
+    assert deploy(root, "server", "--uninstall") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "not run: systemctl disable --now promptmill-server-renewal.timer || true" in shown
+    assert not list((root / "etc/systemd/system").iterdir())
 
 
 def test_a_plan_without_commands_or_notes_is_shown(tmp_path: Path) -> None:

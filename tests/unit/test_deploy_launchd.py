@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import RefusedError
+from submit.commands.scheduler import command as scheduler_command
 from submit.deploy import launchd
 from submit.deploy.plan import File, Plan
 from submit.deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
@@ -52,7 +53,7 @@ def test_a_workers_daemon() -> None:
         "UserName": "promptmill",
         "GroupName": "promptmill",
         "InitGroups": True,
-        "Umask": 0o027,
+        "Umask": 0o077,
         "WorkingDirectory": "/opt/promptmill/home",
         "EnvironmentVariables": {
             "HOME": "/opt/promptmill/home",
@@ -129,7 +130,7 @@ def test_logs_are_rotated_without_a_signal() -> None:
     assert file.path.parent == Path("/etc/newsyslog.d")
     lines = [line.split() for line in file.text.splitlines() if not line.startswith("#")]
     folder = "/var/log/promptmill-worker/promptmill-worker"
-    rest = ["promptmill:promptmill", "640", "7", "10240", "*", "BN"]
+    rest = ["promptmill:promptmill", "600", "7", "10240", "*", "BN"]
     assert lines == [[f"{folder}.log", *rest], [f"{folder}.err", *rest]]
 
 
@@ -199,13 +200,88 @@ def test_the_servers_daemon() -> None:
 
 def test_a_user_is_made_hidden_and_without_a_login() -> None:
     """With one free number for user and group."""
-    steps = [step.command for step in launchd.user_steps(ACCOUNT, 351)]
+    made = launchd.user_steps(ACCOUNT, 351)
+    steps = [step.command for step in made]
     values = {(step[3], step[4]): step[5] for step in steps if len(step) == 6}
     assert values["/Groups/promptmill", "PrimaryGroupID"] == "351"
     assert values["/Users/promptmill", "UniqueID"] == values["/Users/promptmill", "PrimaryGroupID"] == "351"
     assert values["/Users/promptmill", "UserShell"] == "/usr/bin/false"
     assert values["/Users/promptmill", "NFSHomeDirectory"] == "/opt/promptmill/home"
     assert values["/Users/promptmill", "IsHidden"] == "1"
+    assert [step.command[4] for step in made if step.may_fail and len(step.command) == 6] == ["NFSHomeDirectory"]
+
+
+def test_a_user_is_there_only_when_it_is_whole() -> None:
+    """The ids are last: after a failure the next installation finds no such user, and makes all of it anew."""
+    steps = [step.command for step in launchd.user_steps(ACCOUNT, 351) if step.command[0] == "dscl"]
+    of_group = [step for step in steps if step[3].startswith("/Groups/")]
+    assert steps[: len(of_group)] == of_group
+    assert of_group[-1][4] == "PrimaryGroupID"
+    assert steps[-1][3:] == ("/Users/promptmill", "UniqueID", "351")
+
+
+def test_a_group_that_is_there_stays_as_it_is() -> None:
+    """Its number would be another's: files of it would change hands."""
+    steps = [step.command for step in launchd.user_steps(ACCOUNT, 352, 777)]
+    assert not any(word.startswith("/Groups/") for step in steps for word in step)
+    assert ("dscl", ".", "-create", "/Users/promptmill", "PrimaryGroupID", "777") in steps
+    assert ("dscl", ".", "-create", "/Users/promptmill", "UniqueID", "352") in steps
+
+
+def test_logs_are_in_a_folder_of_roots() -> None:
+    """newsyslog works there as root: a service could have it follow its links. So the logs are made for it."""
+    plan = worker_plan(COMMON, FLAGS)
+    (folder,) = [folder for folder in plan.folders if folder.path == Path("/var/log/promptmill-worker")]
+    assert (folder.mode, folder.owner, folder.group) == (0o755, "root", "wheel")
+    for kind in ("log", "err"):
+        file = only(plan, f"promptmill-worker.{kind}")
+        assert (file.text, file.mode, file.owner, file.once, file.left) == ("", 0o600, "promptmill", True, True)
+
+
+def test_nothing_is_for_a_groups_other_members() -> None:
+    """An account that was there before may have staff as its group: homes and the server's key are the user's alone."""
+    account = Account("someone", "staff", Path("/opt/promptmill/redis"))
+    flags = ServerFlags(("redis.local",), 2**30, token=lambda: "pw")
+    plan = server_plan("launchd", "promptmill-server", account, Path("/opt/homebrew/bin/redis-server"), flags, ())
+    key = "/etc/promptmill/tls/server.key"
+    assert [step.command[:2] for step in plan.start if step.command[-1] == key] == [
+        ("chmod", "400"),
+        ("chown", "someone"),
+    ]
+    assert {folder.mode for folder in plan.folders if folder.owner == "someone"} == {0o700}
+    assert {file.mode for file in plan.files if file.owner == "someone"} == {0o600}
+
+
+def test_the_servers_certificate_is_looked_at_each_week() -> None:
+    """By root, with macOS's own tools."""
+    account = Account("promptmill-redis", "promptmill-redis", Path("/opt/promptmill/redis"))
+    flags = ServerFlags(("redis.local", "10.0.0.1"), 2**30, token=lambda: "pw")
+    plan = server_plan("launchd", "promptmill-server", account, Path("/opt/homebrew/bin/redis-server"), flags, ())
+    found = daemon(plan, "promptmill-server-renewal")
+    assert found["ProgramArguments"] == [
+        "/bin/sh", "/etc/promptmill/renew-certs.sh", "promptmill-server", "promptmill-redis", "redis.local", "10.0.0.1",
+    ]  # fmt: skip
+    assert set(found["StartCalendarInterval"]) == {"Weekday", "Hour", "Minute"}
+    assert not {"KeepAlive", "RunAtLoad", "UserName"} & set(found)
+    assert plan.start[-1].command[-1] == "/Library/LaunchDaemons/promptmill-server-renewal.plist"
+
+
+def test_a_spool_elsewhere_is_made() -> None:
+    """The daemon's user could not make it itself."""
+    for extra in (("--spool", "/srv/spool"), ("--spool=/srv/spool",)):
+        plan = worker_plan(COMMON, replace(FLAGS, extra=extra))
+        assert Path("/srv/spool") in [folder.path for folder in plan.folders if folder.owner == "promptmill"]
+        assert "/srv/spool" in plan.left
+    inside = worker_plan(COMMON, replace(FLAGS, extra=("--spool", str(HOME / "spool"))))
+    assert [folder.path for folder in inside.folders] == [folder.path for folder in worker_plan(COMMON, FLAGS).folders]
+
+
+def test_a_scheduler_takes_the_command_line_that_is_rendered() -> None:
+    """Its own parser reads the flags."""
+    extra = ("--webhook-hosts", "*.example.com", "--name=one", "--read-from", "/")
+    found = daemon(scheduler_plan(replace(COMMON, label="s"), extra=extra), "s")
+    parsed = scheduler_command.make_context("promptmill scheduler", found["ProgramArguments"][4:]).params
+    assert (parsed["webhook_hosts"], parsed["name"], parsed["read_from"]) == (("*.example.com",), "one", (Path("/"),))
 
 
 def test_power_settings_are_run_only_with_leave() -> None:
@@ -239,7 +315,7 @@ def test_how_models_are_fetched_is_said() -> None:
     (note,) = [note for note in worker_plan(COMMON, flags).notes if note.startswith("fetch")]
     assert note.startswith("fetch org/a@v2 after --install --no-start: ")
     assert note.endswith(
-        "sudo -u promptmill env HOME=/opt/promptmill/home HF_HOME=/opt/promptmill/home/huggingface "
+        "cd / && sudo -u promptmill env HOME=/opt/promptmill/home HF_HOME=/opt/promptmill/home/huggingface "
         "/opt/promptmill/venv/bin/hf download org/a --revision v2"
     )
 

@@ -16,7 +16,7 @@ from submit.deploy.plan import Plan
 from submit.deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
 from submit.deploy.server import ServerFlags, server_plan
 from submit.deploy.service import Account, Service
-from submit.deploy.systemd import quoted, unit
+from submit.deploy.systemd import quoted, unit, user_steps
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 HOME = Path("/var/lib/promptmill/home")
@@ -37,8 +37,7 @@ def plans() -> dict[str, Plan]:
 
 
 def unit_text(plan: Plan) -> str:
-    (found,) = [file.text for file in plan.files if file.path.suffix == ".service"]
-    return found
+    return next(file.text for file in plan.files if file.path.suffix == ".service")
 
 
 @pytest.mark.skipif(verify is None, reason="no systemd-analyze on PATH")
@@ -85,9 +84,10 @@ def test_a_workers_unit() -> None:
 
 def test_a_cache_elsewhere_is_made_and_may_be_written() -> None:
     """A unit with a path that is missing would not start."""
-    plan = worker_plan(COMMON, replace(FLAGS, hf_home=Path("/srv/models")))
-    assert "ReadWritePaths=/srv/models" in unit_text(plan).splitlines()
-    assert Path("/srv/models") in [folder.path for folder in plan.folders]
+    plan = worker_plan(COMMON, replace(FLAGS, hf_home=Path("/srv/models"), extra=("--spool", "/srv/spool")))
+    for place in ("/srv/models", "/srv/spool"):
+        assert f"ReadWritePaths={place}" in unit_text(plan).splitlines()
+        assert Path(place) in [folder.path for folder in plan.folders]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,58 @@ def test_a_dollar_in_an_assignment_stays() -> None:
     """systemd replaces variables in commands only."""
     service = Service("x", "x", ("/bin/true",), ACCOUNT, {"A": "$b %c d"}, 1)
     assert 'Environment="A=$b %%c d"' in unit(service).text.splitlines()
+    service = Service("x", "x", ("/bin/true",), ACCOUNT, {}, 1, writable=(Path("/srv/$a %b"), Path("/srv/a$$b")))
+    lines = unit(service).text.splitlines()
+    assert 'ReadWritePaths="/srv/$a %%b"' in lines
+    assert "ReadWritePaths=/srv/a$$b" in lines
+
+
+def test_the_servers_certificate_is_looked_at_each_week() -> None:
+    """By a timer, which is what is started and stopped; without TLS there is none."""
+    plan = plans()["server"]
+    texts = {file.path.name: file.text for file in plan.files if "renewal" in file.path.name}
+    script = "/etc/promptmill/renew-certs.sh promptmill-server promptmill redis.local"
+    assert f"ExecStart=/bin/sh {script}" in texts["promptmill-server-renewal.service"].splitlines()
+    assert {"OnCalendar=weekly", "Persistent=yes"} <= set(texts["promptmill-server-renewal.timer"].splitlines())
+    assert plan.start[-1].command == ("systemctl", "restart", "promptmill-server-renewal.timer")
+    open_flags = ServerFlags(("redis.local",), 2**30, tls=False, token=lambda: "pw")
+    without = server_plan("systemd", "promptmill-server", ACCOUNT, Path(sys.executable), open_flags, ())
+    assert not any("renew" in file.path.name for file in without.files)
+
+
+@pytest.mark.skipif(verify is None, reason="no systemd-analyze on PATH")
+def test_systemd_finds_nothing_wrong_with_the_timer(tmp_path: Path) -> None:
+    """Nor with what it starts."""
+    files = [file for file in plans()["server"].files if "renewal" in file.path.name]
+    for file in files:
+        (tmp_path / file.path.name).write_text(file.text)
+    paths = [str(tmp_path / file.path.name) for file in files]
+    done = subprocess.run([str(verify), "verify", *paths], capture_output=True, text=True, timeout=60)
+    ours = [line for line in (done.stdout + done.stderr).splitlines() if "renewal" in line]
+    assert (len(paths), done.returncode, ours) == (2, 0, [])
+
+
+def test_a_worker_keeps_its_devices() -> None:
+    """Before systemd 254 ProtectClock= closes all but the clock's, the GPU too."""
+    found = {name: unit_text(plan).splitlines() for name, plan in plans().items()}
+    assert not {"ProtectClock=yes", "PrivateDevices=yes"} & set(found["worker"])
+    for name in ("scheduler", "server"):
+        assert {"ProtectClock=yes", "PrivateDevices=yes"} <= set(found[name])
+
+
+def test_a_scheduler_reads_what_people_prepare() -> None:
+    """Files of `schedule add --read-at-fire` may be in homes; the server has nothing to look for there."""
+    found = {name: unit_text(plan).splitlines() for name, plan in plans().items()}
+    assert "ProtectHome=read-only" in found["scheduler"]
+    assert "ProtectHome=yes" in found["server"]
+
+
+def test_a_user_joins_a_group_that_is_there() -> None:
+    """useradd would make none of that name, and no user either."""
+    (alone,), (joining,) = user_steps(ACCOUNT), user_steps(ACCOUNT, with_group=False)
+    assert "--user-group" in alone.command
+    assert joining.command[2:4] == ("--gid", "promptmill")
+    assert "--user-group" not in joining.command
 
 
 @pytest.mark.parametrize("flags", [{"wired_mib": 1024}, {"power": True}])
@@ -123,7 +175,7 @@ def test_what_is_macoss_is_refused(flags: dict[str, object]) -> None:
 def test_the_files_to_read_are_what_the_command_writes() -> None:
     """deploy/ shows nothing that is not so: `python -m submit.deploy.examples` writes them anew."""
     shown = examples()
-    kinds = {".plist", ".service", ".conf", ".sh", ".acl"}
+    kinds = {".plist", ".service", ".timer", ".conf", ".sh", ".acl"}
     assert sorted(shown) == sorted(str(path.relative_to(DEPLOY)) for path in DEPLOY.rglob("*") if path.suffix in kinds)
     for name, text in shown.items():
         assert (DEPLOY / name).read_text(encoding="utf-8") == text, name

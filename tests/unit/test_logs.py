@@ -18,6 +18,11 @@ from submit.options import log_options
 from worker.cli import command as worker_command
 
 ROOT = Path(__file__).parents[2]
+PREAMBLE = """
+import logging, sys, os, pathlib
+from jobs.logs import set_up_logging
+log = logging.getLogger('promptmill.x')
+"""
 
 
 def formatted(message: str, *arguments: object, error: BaseException | None = None, **extra: Any) -> dict[str, Any]:
@@ -40,10 +45,8 @@ def formatted(message: str, *arguments: object, error: BaseException | None = No
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A process of its own, whose log is set up by the script."""
-    preamble = "import logging, sys, os, pathlib\nfrom jobs.logs import set_up_logging\n"
-    preamble += "log = logging.getLogger('promptmill.x')\n"
     return subprocess.run(
-        [sys.executable, "-c", preamble + script, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PREAMBLE + script, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
     )
 
 
@@ -106,6 +109,54 @@ log.info("after")
     assert file.with_suffix(".0").read_text().endswith("INFO before\\udce9\n")
     assert file.read_text().endswith("INFO after\n")
     assert len(file.read_text().splitlines()) == 1
+
+
+def test_a_log_goes_on_while_the_new_file_is_not_there_yet(tmp_path: Path) -> None:
+    """newsyslog renames it and makes the new one a moment later, in a folder where only root makes files: what is said
+    between is in the old one, and no line ends the process."""
+    script = """
+folder, away = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+set_up_logging(file=folder / "w.log")
+folder.rename(away)  # nothing can be opened by its name
+log.info("between")
+folder.mkdir()
+(folder / "w.log").touch()
+log.info("after")
+"""
+    folder, away = tmp_path / "log", tmp_path / "away"
+    folder.mkdir()
+    assert run(script, str(folder), str(away)).stderr == ""
+    assert [line.split()[-1] for line in (away / "w.log").read_text().splitlines()] == ["between"]
+    assert [line.split()[-1] for line in (folder / "w.log").read_text().splitlines()] == ["after"]
+
+
+def test_a_daemons_stderr_goes_into_its_log(tmp_path: Path) -> None:
+    """launchd opens it once, and never anew: what is written there after the start would grow beyond any rotation.
+    A crash stands in the log of its time."""
+    script = """
+path = pathlib.Path(sys.argv[1])
+print("early", file=sys.stderr, flush=True)
+set_up_logging(file=path)
+os.write(2, b"first\\n")
+path.rename(path.with_suffix(".0"))
+log.info("said")
+print("out", flush=True)
+raise SystemExit(os.write(2, b"crash\\n") - 6)
+"""
+    log, error = tmp_path / "w.log", tmp_path / "w.err"
+    with error.open("wb") as file:
+        subprocess.run(
+            [sys.executable, "-c", PREAMBLE + script, str(log)], cwd=ROOT, stdout=file, stderr=file, check=True
+        )
+    assert error.read_text() == "early\n"
+    assert log.with_suffix(".0").read_text() == "first\n"
+    assert [line.split()[-1] for line in log.read_text().splitlines()] == ["said", "out", "crash"]
+
+
+def test_a_terminals_or_pipes_stderr_stays(tmp_path: Path) -> None:
+    """Who reads it goes on reading it."""
+    script = "set_up_logging(file=pathlib.Path(sys.argv[1])); os.write(2, b'seen')"
+    assert run(script, str(tmp_path / "w.log")).stderr == "seen"
 
 
 def test_both_sides_commands_have_the_same_flags() -> None:
