@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from jobs.connect import redacted
 from jobs.errors import RefusedError
+from jobs.wired import least_left, most_wired
 
 __all__ = [
     "check_label",
@@ -172,8 +173,8 @@ def reach_problem(program: Path, uid: int | None, gids: frozenset[int], user: st
 
 
 def wired_limit(size: int | None, memory: int | None) -> int:
-    """A limit on what the GPU may wire, in MiB, of one in bytes, or ``size`` None: all memory but an eighth, and but
-    8 GiB at least. ``memory`` is that of the machine, None where it is another's.
+    """A limit on what the GPU may wire, in MiB, of one in bytes, or the highest that is right for ``size`` None.
+    ``memory`` is that of the machine, None where it is another's.
 
     Raises:
         RefusedError: it leaves the system too little, or is no more than what macOS gives anyway.
@@ -181,14 +182,15 @@ def wired_limit(size: int | None, memory: int | None) -> int:
     if size is None:
         if memory is None:
             raise RefusedError("--wired-limit auto is by the memory of the Mac itself: give a size, such as 48G")
-        size = memory - max(memory // 8, 8 * 2**30)
-        if size < memory * 2 // 3:
+        size = most_wired(memory)
+        if size is None:
             raise RefusedError("--wired-limit auto: this Mac has no memory to spare beyond what macOS gives its GPU")
     if size < 2**30:
         raise RefusedError("--wired-limit is below 1G: write a size such as 48G")
-    if memory is not None and size > memory - 2 * 2**30:
+    if memory is not None and size > memory - least_left(memory):
+        left = least_left(memory) / 2**30
         raise RefusedError(
-            f"--wired-limit leaves the system less than 2G of {memory // 2**30}G, and it would stall: give less"
+            f"--wired-limit leaves the system less than {left:g}G of {memory // 2**30}G, and it would stall: give less"
         )
     return size // 2**20
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RefusedError
+from jobs.wired import LIMIT
 from submit.deploy.plan import File, Folder, Step
 from submit.deploy.service import OPEN_FILES, Account, Service, root_group
 
@@ -46,7 +47,6 @@ POWER = (
 POWER_NOW = ("pmset", "-g", "custom")
 _SOURCES = {"AC Power:": "-c", "Battery Power:": "-b", "UPS Power:": "-u"}
 SYSCTL = "/usr/sbin/sysctl"
-LIMIT = "iogpu.wired_limit_mb"
 NO_LIMIT = (SYSCTL, f"{LIMIT}=0")
 """0 is what macOS starts with: it decides by itself."""
 _ACCESS = (

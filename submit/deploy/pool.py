@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 from jobs.connect import redacted
 from jobs.errors import RefusedError
 from jobs.size import parse_size
+from jobs.wired import DAEMON_SUFFIX
 from submit.deploy import launchd, systemd
 from submit.deploy.checks import check_model, check_plain, check_program
 from submit.deploy.plan import ETC, File, Folder, Plan, Step
@@ -108,7 +109,7 @@ def worker_plan(common: Common, flags: WorkerFlags) -> Plan:
     undo: tuple[tuple[str, ...], ...] = ()
     if common.init == "launchd":
         if flags.wired_mib is not None:
-            limit = f"{common.label}-wired-limit"
+            limit = f"{common.label}{DAEMON_SUFFIX}"
             files.append(launchd.wired_limit(limit, flags.wired_mib))
             before = launchd.start(limit, 0)
             undo = (launchd.NO_LIMIT,)
