@@ -66,6 +66,8 @@ def translated(url: str) -> Iterator[None]:
         raise RedisError(_not_allowed(url, error)) from None
     except (errors.ConnectionError, errors.TimeoutError) as error:
         raise RedisError(f"cannot reach Redis at {address}: {error}; {_remedy(url, str(error))}") from None
+    except errors.InvalidResponse:
+        raise RedisError(f"what answers at {address} is not Redis; give its address with --redis") from None
     except errors.ResponseError as error:
         if full(error):
             raise RedisError(f"Redis at {address} is full: give it more memory, or raise its maxmemory") from None
@@ -171,7 +173,10 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2)
         try:
             version = str(client.info("server").get("redis_version", "0"))
         except TypeError as error:  # a setting in the URL that is none is found here first
-            raise RedisError(f"{redacted(url)} is not a Redis URL: {error}") from None
+            name = (re.findall(r"argument '(\w+)'", str(error)) or ["one of its settings"])[0]
+            tls = name.startswith("ssl_") and not url.startswith("rediss:")
+            why = "is for rediss://, which speaks TLS" if tls else "is not known: remove it"
+            raise RedisError(f"{redacted(url)} is not a Redis URL: {name} {why}") from None
     if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
         raise RedisError(f"Redis at {redacted(url)} is version {version}; 6.2 or later is needed")
     return client

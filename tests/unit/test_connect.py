@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 from urllib.parse import quote
 
 import pytest
@@ -65,3 +68,29 @@ def test_errors_of_odd_urls_do_not_quote_them(url: str) -> None:
     with pytest.raises(RedisError) as raised:
         connect(url)
     assert SECRET not in str(raised.value)
+
+
+def test_what_is_not_redis_is_named() -> None:
+    """A web server at the port: no traceback, and the remedy."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(1000)
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(RedisError, match="is not Redis; give its address with --redis"):
+            connect(f"redis://127.0.0.1:{listener.getsockname()[1]}")
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_settings_of_tls_want_its_scheme() -> None:
+    """One letter is missing; a setting that does not exist is named too."""
+    with pytest.raises(RedisError, match=r"ssl_ca_certs is for rediss://, which speaks TLS"):
+        connect("redis://localhost:1?ssl_ca_certs=/x")
+    with pytest.raises(RedisError, match=r"colour is not known: remove it"):
+        connect("redis://localhost:1?colour=red")
