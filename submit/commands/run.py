@@ -95,8 +95,10 @@ def command(
     """Run the prompts in FILE (- is standard input) on this machine, and write OUT as lines finish.
 
     Without --redis a Redis of its own is started. With --redis the lines are in the pool's queues: the pool's workers
-    that serve their models may run them too, beside the worker that is started here. Run the same command again after any interruption: what is
-    finished stays, what is missing is run, nothing is run twice.
+    that serve their models may run them too, beside the worker that is started here.
+
+    Run the same command again after any interruption: what is finished stays, what is missing is run, nothing is run
+    twice.
 
     Exit statuses: 0 all lines succeeded, 1 some failed, 2 FILE or a flag is no good, 3 Redis cannot be reached or does
     not let a worker work, 5 no model can be loaded, 130 interrupted.

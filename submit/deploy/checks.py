@@ -32,6 +32,7 @@ __all__ = [
     "wired_limit",
 ]
 
+ROOT_UID = 0
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SCHEMES = ("redis", "rediss", "unix")
@@ -137,7 +138,7 @@ def model_problem(model: str, uid: int | None, gids: frozenset[int], user: str) 
 
 def owned_by_another(program: Path) -> bool:
     """Whether a program is neither root's nor beside the one that is running: root had better not run it."""
-    return program.parent != Path(sys.executable).parent and program.stat().st_uid != 0
+    return program.parent != Path(sys.executable).parent and program.stat().st_uid != ROOT_UID
 
 
 def flags_problem(status: int, output: str) -> str | None:

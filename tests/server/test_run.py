@@ -17,7 +17,7 @@ import pytest
 
 from jobs.batch import Batch
 from jobs.embedded import open_lock, try_lock
-from jobs.errors import InputError, ModelLoadError, PromptmillError, RefusedError
+from jobs.errors import InputError, ModelLoadError, PromptmillError, RedisError, RefusedError
 from jobs.line import Defaults
 from jobs.record import Choice
 from jobs.store import Store
@@ -341,6 +341,29 @@ def test_a_worker_that_dies_and_gets_on_is_kept(tmp_path: Path) -> None:
         supervisor, lambda: Batch("b_1", "in_progress", total=99, completed=len(said)), clock, said, 2 * MOST_DEATHS
     )
     assert {text.partition(";")[0] for text in said} == {"the worker ended with status 1"}
+
+
+def test_a_worker_that_redis_refuses_is_not_started_again(tmp_path: Path) -> None:
+    """Its last words are the error; noise before them is left in its log."""
+    clock, said = Clock(), []
+    words = "promptmill worker: Redis at x does not allow user 'submitter' what is needed"
+    supervisor = supervise(tmp_path, f'echo "DeprecationWarning: y" >&2; echo "{words}" >&2; exit 3', clock, said)
+    supervisor.start()
+    running = Batch("b_1", "in_progress", total=5)
+    with pytest.raises(RedisError, match=r"^the worker did not start: Redis at x does not allow user 'submitter'"):
+        check_until(supervisor, lambda: running, clock, said, 1)
+    assert said == []
+
+
+def test_a_worker_that_was_ready_and_lost_redis_is_started_again(tmp_path: Path) -> None:
+    """Redis comes back: status 3 is final only for one that never worked."""
+    clock, said = Clock(), []
+    ready = "echo 2026-11-21T10:00:00 INFO mini serves pocket >&2"
+    mark = tmp_path / "ready"
+    supervisor = supervise(tmp_path, f"[ -f {mark} ] || {ready}; touch {mark}; exit 3", clock, said)
+    supervisor.start()
+    check_until(supervisor, lambda: Batch("b_1", "in_progress", total=5), clock, said, 2)
+    assert {text.partition(";")[0] for text in said} == {"the worker ended with status 3"}
 
 
 def test_a_worker_that_does_not_stop_is_made_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
