@@ -259,7 +259,7 @@ class _Run:
         except KeyboardInterrupt:
             self.note("stopping: lines that were begun are finished first; Ctrl-C again ends at once")
             raise
-        except (ModelLoadError, RefusedError, RedisError):
+        except (ModelLoadError, RefusedError, RedisError) as error:
             # The next run has other flags, another model or another user, and nothing may ever finish this batch.
             latest = self.store.batch(batch.id)
             if latest.finished == latest.rejected:
@@ -269,6 +269,8 @@ class _Run:
                     f"batch {latest.id} stays in Redis, where the pool's workers may go on with it: "
                     f"`promptmill results {latest.id}` writes what is finished, `promptmill cancel {latest.id}` ends it"
                 )
+            if isinstance(error, RedisError) and latest.pool is None:
+                raise RedisError(f"{error}; to leave the work to the pool, use `promptmill submit --wait`") from None
             raise
         finally:
             supervisor.stop()

@@ -138,6 +138,7 @@ def test_a_run_whose_user_may_not_work_ends_at_once(server: str, tmp_path: Path)
         operator.acl_log_reset()
     assert ran.returncode == 3, ran.stderr
     assert ran.stderr.count("does not allow user 'submitter' what is needed") == 1
+    assert "use `promptmill submit --wait`" in ran.stderr
     for noise in ("Warning", "died", "starting it again", "pw-s"):
         assert noise not in ran.stderr
     assert left == set()

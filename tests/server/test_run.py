@@ -237,6 +237,21 @@ def test_a_worker_that_cannot_start_leaves_no_batch(store: Store, start: Run, tm
     assert len(ids(tmp_path / "out.jsonl")) == 3
 
 
+def test_a_batch_that_others_began_stays_and_is_named(
+    store: Store, start: Run, tmp_path: Path, said: io.StringIO, impatient: None
+) -> None:
+    """Where a pool's worker has finished lines of it, it is not removed when this run's own worker cannot start."""
+    write(tmp_path / "in.jsonl", prompts(3))
+    with pytest.raises(PromptmillError, match="died"):
+        start(worker=("false",))
+    (batch,) = batches(store)
+    work(store, batch, only=[1])
+    with pytest.raises(RedisError, match="use `promptmill submit --wait`"):
+        start(worker=("sh", "-c", "exit 3"))
+    assert batches(store) == [batch]
+    assert f"`promptmill results {batch}` writes what is finished" in said.getvalue()
+
+
 def test_what_the_worker_warns_of_is_said_once(start: Run, tmp_path: Path, said: io.StringIO, impatient: None) -> None:
     """Its log is nothing that anybody looks at while all goes well."""
     write(tmp_path / "in.jsonl", prompts(2))
