@@ -19,7 +19,7 @@ import orjson
 
 from jobs.batch import Batch, new_batch_id
 from jobs.embedded import data_folder, embedded_server
-from jobs.errors import BatchNotFoundError, ModelLoadError, RefusedError
+from jobs.errors import BatchNotFoundError, ModelLoadError, RedisError, RefusedError
 from jobs.keys import PREFIX, BatchKeys, run_key
 from jobs.line import Defaults
 from jobs.store import Store
@@ -259,11 +259,18 @@ class _Run:
         except KeyboardInterrupt:
             self.note("stopping: lines that were begun are finished first; Ctrl-C again ends at once")
             raise
-        except (ModelLoadError, RefusedError):
-            # The next run has other flags or another model, and nothing would ever finish this batch.
+        except (ModelLoadError, RefusedError, RedisError) as error:
+            # The next run has other flags, another model or another user, and nothing may ever finish this batch.
             latest = self.store.batch(batch.id)
             if latest.finished == latest.rejected:
                 self._discard(latest)
+            elif latest.pool is None:
+                self.note(
+                    f"batch {latest.id} stays in Redis, where the pool's workers may go on with it: "
+                    f"`promptmill results {latest.id}` writes what is finished, `promptmill cancel {latest.id}` ends it"
+                )
+            if isinstance(error, RedisError) and latest.pool is None:
+                raise RedisError(f"{error}; to leave the work to the pool, use `promptmill submit --wait`") from None
             raise
         finally:
             supervisor.stop()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jobs.batch import Batch
-from jobs.errors import ModelLoadError, PromptmillError, RefusedError
+from jobs.errors import ModelLoadError, PromptmillError, RedisError, RefusedError
 
 __all__ = ["Supervisor"]
 
@@ -24,6 +24,8 @@ TAIL_LINES = 12
 TAIL_BYTES = 8192
 
 _ERROR_LINE = re.compile(r"^\S+ ERROR (.*)$", re.MULTILINE)
+_READY_LINE = re.compile(rb"^\S+ INFO .* serves ", re.MULTILINE)
+_LAST_WORDS = re.compile(r"^promptmill worker: (.*)$", re.MULTILINE)
 _WARNING_LINE = re.compile(rb"^\S+ WARNING (.*)\n", re.MULTILINE)
 
 
@@ -47,6 +49,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = self._read_to = 0
         self._said: set[str] = set()
+        self._ready = False
         self._deaths = 0
         self._finished_at_death = -1
         self._restart_at = 0.0
@@ -73,6 +76,7 @@ class Supervisor:
         Raises:
             ModelLoadError: it says that no model can be loaded.
             RefusedError: it does not take its flags.
+            RedisError: Redis refuses it, or is away, before it was ever ready.
             PromptmillError: it died again and again.
         """
         self._pass_on()
@@ -85,15 +89,22 @@ class Supervisor:
         status = self._process.poll()
         if status is None:
             return
+        self._pass_on()  # what it said since
         self._process = None
         if status == ModelLoadError.exit_status:
             raise ModelLoadError(self._why() or "no model can be loaded")
         if status == RefusedError.exit_status:
             raise RefusedError(f"the worker did not start:\n{self.tail()}")
+        if status == RedisError.exit_status and not self._ready:
+            words = _LAST_WORDS.findall(self._since_start())
+            raise RedisError(
+                f"the worker did not start: {words[-1]}" if words else f"the worker did not start:\n{self.tail()}"
+            )
         self._died(status, batch.finished)
 
     def _pass_on(self) -> None:
-        """Say what the worker warns of, each warning once: its log is nothing that anybody looks at."""
+        """Say what the worker warns of, each warning once, and see whether it became ready: its log is nothing that
+        anybody looks at."""
         try:
             with self._log.open("rb") as file:
                 file.seek(self._read_to)
@@ -102,6 +113,7 @@ class Supervisor:
             return  # the log is looked at again when the worker dies, and then it is said that it cannot be read
         whole = text[: text.rfind(b"\n") + 1]
         self._read_to += len(whole)
+        self._ready = self._ready or _READY_LINE.search(whole) is not None
         for found in _WARNING_LINE.findall(whole):
             warning = found.decode(errors="replace")
             if warning not in self._said:

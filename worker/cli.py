@@ -204,13 +204,21 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
 @click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help=FORMAT_HELP)
 @click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=FILE_HELP)
 @click.option("--pool", hidden=True, help="Private queues, for `promptmill run`.")
+@click.option(
+    "--check", is_flag=True, hidden=True, help="See that all flags are right, and end: for `promptmill deploy`."
+)
 @click.option("--exit-with-parent", "parent", type=int, hidden=True, metavar="PID", help="End when this parent ends.")
-def command(redis_url: str | None, verbose: bool, log_format: str, log_file: Path | None, **flags: Any) -> int:
+def command(
+    redis_url: str | None, verbose: bool, log_format: str, log_file: Path | None, check: bool, **flags: Any
+) -> int:
     """Serve models: take shards of batches from Redis and generate their lines, many at a time.
 
     The first SIGTERM or Ctrl-C drains: lines already begun are finished, the others go back to the queue at once.
     A second one stops now. Either way nothing is lost and the exit status is 0.
     """
+    if check:
+        settings_from(flags)
+        return 0
     if flags["parent"] is not None:  # `promptmill run` reads its worker's log, and other workers may run beside it
         log_format, log_file, flags["metrics_port"] = "text", None, None
     about = {"worker": worker_name(flags["name"])}

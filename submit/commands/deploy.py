@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from jobs.errors import RefusedError
 from jobs.size import parse_size
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from submit.deploy.pool import Common
 
 F = TypeVar("F", bound=Callable[..., Any])
-ACTIONS = ("dry_run", "install", "uninstall")
 _SERVERS = ("redis-server", "valkey-server")
 _SERVER_FOLDERS = ("/opt/homebrew/bin", "/usr/local/bin", "/usr/bin")
 
@@ -48,13 +48,15 @@ def _machine_options(label: str, user: str) -> Callable[[F], F]:
     options = [
         click.option("--dry-run", is_flag=True, help="Show all files and commands, change nothing.  [default]"),
         click.option("--install", is_flag=True, help="Do it, or bring what is installed up to date. Needs root."),
-        click.option("--uninstall", is_flag=True, help="Remove what --install wrote, leave data. Needs root."),
+        click.option(
+            "--uninstall", is_flag=True, help="Remove what --install wrote, leave data; with --dry-run only show that."
+        ),
         click.option(
             "--init", type=click.Choice(INITS), help="What starts daemons.  [default: launchd on macOS, else systemd]"
         ),
         click.option(
-            "--root", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
-            help="Install into this folder as if it were /: no root needed, no command is run.",
+            "--root", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+            help="Install into this folder as if it were /: no root needed, none of the commands is run.",
         ),
         click.option("--label", default=label, show_default=True, help="Name of the daemon and of its files."),
         click.option(
@@ -138,7 +140,7 @@ def worker(
     What follows `--` goes to `promptmill worker` (see its --help), such as `-- --autotune --memory-limit 40G`.
     --install again, with other flags or after an upgrade, drains the worker and starts it anew.
     """
-    from submit.deploy.pool import WorkerFlags, worker_plan
+    from submit.deploy.pool import WorkerFlags, worker_plan, worker_words
 
     def plan(common: Common, host: Host) -> Plan:
         if not models:
@@ -147,6 +149,8 @@ def worker(
         wired = None if wired_limit is None else _wired(wired_limit, host)
         own = WorkerFlags(models, kept, flags["name"], flags["drain"], wired, flags["power"], extra)
         made = worker_plan(common, own)
+        _check_models(models, common, host, flags)
+        _check_flags(worker_words(own), common, host, flags)
         return made.not_started() if flags["no_start"] else made
 
     return _pool_daemon(flags, plan)
@@ -179,6 +183,7 @@ def scheduler(secret_file: Any, extra: tuple[str, ...], **flags: Any) -> int:
     def plan(common: Common, host: Host) -> Plan:
         made = scheduler_plan(common, secret, extra)
         _check_folders(extra, common, host, flags)
+        _check_flags(("scheduler", *extra), common, host, flags)
         return made
 
     secret = _secret(secret_file, flags)
@@ -213,6 +218,7 @@ def server(hosts: tuple[str, ...], maxmemory: int | None, bind: tuple[str, ...],
     Installs no server: `brew install redis` or `apt install redis-server` does. Each user's URL, with its password, is
     written to /etc/promptmill/USER.url for root alone. --install again keeps the passwords and renews the certificate.
     """
+    from submit.deploy.checks import memory_problem
     from submit.deploy.server import ServerFlags, server_plan
 
     def plan(init: str, account: Account, host: Host, users: tuple[Step, ...]) -> Plan:
@@ -222,6 +228,8 @@ def server(hosts: tuple[str, ...], maxmemory: int | None, bind: tuple[str, ...],
             raise RefusedError("--maxmemory is missing: say how much memory batches may take, such as 8G")
         program = flags["program"] or _server_program(init)
         _check_reach(program, account, host, flags)
+        if problem := memory_problem(maxmemory, host.memory()):
+            click.echo(f"warning: {problem}", err=True)
         existing = host.read(account.home / "users.acl")
         own = ServerFlags(hosts, maxmemory, flags["port"], bind, flags["tls"], existing, flags["new_passwords"])
         return server_plan(init, flags["label"], account, program, own, users)
@@ -255,11 +263,14 @@ def _daemon(flags: dict[str, Any], home: str, make: Callable[[str, Account, Host
     """What all do: check, plan, and the action that was asked for."""
     from submit.deploy.checks import check_label, check_user
     from submit.deploy.host import Host
-    from submit.deploy.install import install, show, uninstall
+    from submit.deploy.install import install, removal, show, uninstall
 
-    if sum(bool(flags[action]) for action in ACTIONS) > 1:
-        raise RefusedError("--dry-run, --install and --uninstall exclude each other: give one of them")
+    if flags["install"] and (flags["dry_run"] or flags["uninstall"]):
+        raise RefusedError("--install excludes --dry-run and --uninstall: give one of them")
     host, label, user = Host(flags["root"]), check_label(flags["label"]), check_user(flags["user"])
+    if flags["uninstall"] and flags["dry_run"]:
+        click.echo("\n".join(removal(label, host)))
+        return 0
     if flags["uninstall"]:
         uninstall(label, host, click.echo)
         return 0
@@ -295,12 +306,51 @@ def _check_reach(program: Path, account: Account, host: Host, flags: dict[str, A
     from submit.deploy.checks import check_program, reach_problem
 
     check_program(program)
-    problem = reach_problem(program, host.uid_of(account.user), host.groups_of(account.user), account.user)
-    if problem is None:
-        return
-    if flags["install"] and host.root is None:
+    _object(reach_problem(program, host.uid_of(account.user), host.groups_of(account.user), account.user), host, flags)
+
+
+def _object(problem: str | None, host: Host, flags: dict[str, Any]) -> None:
+    """Refuse to install here what cannot work here; where it is only shown, or for another machine, warn."""
+    if problem is not None and flags["install"] and host.root is None:
         raise RefusedError(problem)
-    click.echo(f"warning: {problem}", err=True)
+    if problem is not None:
+        click.echo(f"warning: {problem}", err=True)
+
+
+def _check_models(models: tuple[str, ...], common: Common, host: Host, flags: dict[str, Any]) -> None:
+    """The folders of models are there, and open to the daemon's user."""
+    from submit.deploy.checks import model_problem
+
+    user = common.account.user
+    for model in models:
+        _object(model_problem(model, host.uid_of(user), host.groups_of(user), user), host, flags)
+
+
+def _check_flags(words: tuple[str, ...], common: Common, host: Host, flags: dict[str, Any]) -> None:
+    """The program takes these flags: else the daemon would end at each start, unseen. It is asked itself.
+
+    Raises:
+        RefusedError: with what it says.
+    """
+    from submit.deploy.checks import flags_problem, owned_by_another
+    from submit.deploy.pool import settings_place, trial
+
+    if not common.program.exists():
+        return  # that has been said
+    if host.is_root and owned_by_another(common.program):
+        click.echo(
+            f"warning: flags are not checked: {common.program} is not root's, and root does not run it", err=True
+        )
+        return
+    settings = None if common.existing is None else host.at(settings_place(common))
+    done = host.ask(trial(common, words, settings))
+    if done.status == 0:
+        return
+    said = flags_problem(done.status, done.output)
+    if said is not None:
+        raise RefusedError(f"the {words[0]} would not start: {said} (see `promptmill {words[0]} --help`)")
+    why = " ".join(done.output.splitlines()[-1:]) or f"it ended with status {done.status}"
+    _object(f"{common.program} cannot check the {words[0]}'s flags: {why}", host, flags)
 
 
 def _check_folders(extra: tuple[str, ...], common: Common, host: Host, flags: dict[str, Any]) -> None:
@@ -311,10 +361,7 @@ def _check_folders(extra: tuple[str, ...], common: Common, host: Host, flags: di
     user = common.account.user
     for folder in read_folders(extra):
         problem = folder_problem(folder, host.uid_of(user), host.groups_of(user), user)
-        if problem is not None and flags["install"] and host.root is None:
-            raise RefusedError(f"--read-from {problem}")
-        if problem is not None:
-            click.echo(f"warning: --read-from {problem}", err=True)
+        _object(None if problem is None else f"--read-from {problem}", host, flags)
 
 
 def _secret(file: Any, flags: dict[str, Any]) -> str | None:
@@ -339,6 +386,8 @@ def _url(flags: dict[str, Any]) -> str | None:
 
     given: str | None = flags["redis_url"]
     if flags["redis_file"] is not None:
+        if click.get_current_context().get_parameter_source("redis_url") is ParameterSource.COMMANDLINE:
+            raise RefusedError("--redis and --redis-file both name the pool's Redis: give one of them")
         given = _read(flags["redis_file"], "--redis-file").strip()
     return None if given is None else check_url(given)
 

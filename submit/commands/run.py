@@ -94,11 +94,14 @@ def command(
 ) -> int:
     """Run the prompts in FILE (- is standard input) on this machine, and write OUT as lines finish.
 
-    Without --redis a Redis of its own is started. Run the same command again after any interruption: what is
-    finished stays, what is missing is run, nothing is run twice.
+    Without --redis a Redis of its own is started. With --redis the lines are in the pool's queues: the pool's workers
+    that serve their models may run them too, beside the worker that is started here.
 
-    Exit statuses: 0 all lines succeeded, 1 some failed, 2 FILE or a flag is no good, 5 no model can be loaded,
-    130 interrupted.
+    Run the same command again after any interruption: what is finished stays, what is missing is run, nothing is run
+    twice.
+
+    Exit statuses: 0 all lines succeeded, 1 some failed, 2 FILE or a flag is no good, 3 Redis cannot be reached or does
+    not let a worker work, 5 no model can be loaded, 130 interrupted.
     """
     from submit.runner import RunRequest, run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,16 +21,27 @@ __all__ = [
     "check_program",
     "check_url",
     "check_user",
+    "flags_problem",
     "folder_problem",
     "low_limit",
+    "memory_problem",
+    "model_problem",
+    "owned_by_another",
     "reach_problem",
     "unreachable",
     "wired_limit",
 ]
 
+ROOT_UID = 0
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SCHEMES = ("redis", "rediss", "unix")
+_HUB_NAME = re.compile(r"(?:[A-Za-z0-9_](?:[\w.-]*\w)?/)?[A-Za-z0-9_](?:[\w.-]*\w)?", re.ASCII)
+"""A repository of the Hugging Face Hub, as the Hub itself takes them: 96 characters, and neither -- nor .. in them."""
+_HUB_REVISION = re.compile(r"[\w][\w./-]*", re.ASCII)
+_FLAG_WORDS = ("Usage: promptmill", "promptmill worker: ", "promptmill: ")
+_NO_CHECK = re.compile(r"No such option:? '?--check\b(?!-)")
+"""Said by a promptmill that is older than this flag."""
 _HOMES = ("/Users", "/home", "/root", "/private/var/root", "/var/root")
 
 
@@ -101,7 +113,42 @@ def check_model(model: str) -> str:
         raise RefusedError("--model is empty: give a folder, or a Hugging Face repository")
     if model.startswith((".", "~")) or (not model.startswith("/") and Path(model).is_dir()):
         raise RefusedError(f"--model {model}: a daemon has another current folder; give the model's absolute path")
+    name, at, revision = model.partition("@")
+    named = _HUB_NAME.fullmatch(name) and len(name) <= 96 and "--" not in name and ".." not in name
+    if not model.startswith("/") and not (named and (not at or _HUB_REVISION.fullmatch(revision))):
+        raise RefusedError(
+            f"--model {model}: is neither the absolute path of a folder nor a Hugging Face repository; write the "
+            "latter as ORG/NAME or ORG/NAME@REVISION"
+        )
     return model
+
+
+def model_problem(model: str, uid: int | None, gids: frozenset[int], user: str) -> str | None:
+    """Why a worker of this user could not load a model from a folder of this machine; None where nothing is against
+    it, and for the Hub's."""
+    if not model.startswith("/"):
+        return None
+    if not Path(model).is_dir():
+        return f"--model {model}: no folder of that name is there: give that of the model's config.json"
+    blocked = unreachable(Path(model), uid, gids)
+    if blocked is None:
+        return None
+    return f"--model {model}: {user} may not pass {blocked}: put the model where it may, such as below /opt/promptmill"
+
+
+def owned_by_another(program: Path) -> bool:
+    """Whether a program is neither root's nor beside the one that is running: root had better not run it."""
+    return program.parent != Path(sys.executable).parent and program.stat().st_uid != ROOT_UID
+
+
+def flags_problem(status: int, output: str) -> str | None:
+    """What a promptmill that was asked to see its flags says against them; None where it says nothing of them."""
+    if status != RefusedError.exit_status or not output.startswith(_FLAG_WORDS):
+        return None
+    if _NO_CHECK.search(output) or "needs MLX" in output:
+        return None
+    said = output.partition("\nError: ")[2] or output.partition(": ")[2]
+    return " ".join(said.split()).rstrip(".")
 
 
 def check_program(program: Path, flag: str = "--program") -> Path:
@@ -160,14 +207,15 @@ def reach_problem(program: Path, uid: int | None, gids: frozenset[int], user: st
     """Why a daemon of this user cannot run a program on this machine; None where nothing is against it."""
     if not program.exists():
         return f"{program} is not there: install it for all users (see deploy/README.md), or name it with --program"
-    for part, what in ((program, "program"), (interpreter(program), "Python of it")):
+    for part, what in ((program, "program"), (interpreter(program), "Python of")):
         blocked = None if part is None else unreachable(part, uid, gids)
         if part is not None and (blocked is not None or in_a_home(part) or in_a_home(part.resolve())):
-            place = blocked or part.resolve()
+            really = part.resolve()
+            named = f"the {what} {program}" + (f", {really}," if really != program else "")
+            why = f"is in a place of somebody's own ({blocked or really.parent}), which {user} cannot rely on"
             return (
-                f"{program}: the {what}, {part.resolve()}, is in a place of somebody's own ({place}), which {user} "
-                "cannot rely on: install promptmill for all users, such as into /opt/promptmill/venv (see "
-                "deploy/README.md), or name it with --program"
+                f"{named} {f'may not be run by {user}' if blocked == really else why}: install promptmill for all "
+                "users, such as into /opt/promptmill/venv (see deploy/README.md), or name it with --program"
             )
     return None
 
@@ -203,6 +251,16 @@ def low_limit(mebibytes: int, memory: int) -> str | None:
     return (
         f"--wired-limit {mebibytes / 1024:g}G is less than macOS gives its GPU anyway, about {usual // 2**30}G of "
         f"{memory // 2**30}G: models have less room with it than without"
+    )
+
+
+def memory_problem(maxmemory: int, memory: int) -> str | None:
+    """What is said of a server that may take more than three quarters of a machine's memory; None of less."""
+    if maxmemory <= memory * 3 // 4:
+        return None
+    return (
+        f"--maxmemory {maxmemory / 2**30:.3g}G is more than three quarters of this machine's {memory / 2**30:.3g}G: "
+        f"rewriting the append-only file needs the rest; give at most {memory * 3 // 4 / 2**30:.3g}G"
     )
 
 

@@ -16,7 +16,7 @@ from submit.deploy.plan import ETC, File, Plan, Step
 from submit.deploy.service import root_group
 from submit.deploy.settings import settings_of
 
-__all__ = ["Record", "install", "record_file", "show", "uninstall"]
+__all__ = ["Record", "install", "record_file", "removal", "show", "uninstall"]
 
 Say = Callable[[str], None]
 
@@ -121,12 +121,7 @@ def uninstall(label: str, host: Host, say: Say) -> None:
         RefusedError: nothing of this label is installed.
         DeployError: a service does not end, or a file cannot be removed.
     """
-    record = _read_record(host, label)
-    if record is None:
-        raise RefusedError(
-            f"nothing is installed under the label {label} (there is no {host.at(record_file(label))}): "
-            "give its --label, or the --root of its installation"
-        )
+    record = _installed(host, label)
     _check_machine(host, record.init)
     skipped = _run([step for name in record.daemons for step in _stop(record.init, name)], host, say)
     _remove(record.files, host, say)
@@ -141,6 +136,34 @@ def uninstall(label: str, host: Host, say: Say) -> None:
         say(f"left: {text}")
     for command in record.power:
         say(f"the power settings of before: {command}")
+
+
+def removal(label: str, host: Host) -> list[str]:
+    """What an uninstallation would do, as a person reads it; nothing is changed.
+
+    Raises:
+        RefusedError: nothing of this label is installed.
+    """
+    record = _installed(host, label)
+    steps = [step for name in record.daemons for step in _stop(record.init, name)]
+    steps += [Step(command, may_fail=True) for command in record.undo]
+    steps += systemd.stopped() if record.init == "systemd" else ()
+    lines = [f"would run {_command(step)}" for step in steps]
+    for path in map(Path, (*record.files, str(record_file(label)))):
+        if host.exists(path):
+            lines.append(f"would remove {host.at(path)}{_contents(host, path)}")
+    lines += [f"would leave {text}" for text in record.left]
+    return lines
+
+
+def _installed(host: Host, label: str) -> Record:
+    record = _read_record(host, label)
+    if record is None:
+        raise RefusedError(
+            f"nothing is installed under the label {label} (there is no {host.at(record_file(label))}): "
+            "give its --label, or the --root of its installation"
+        )
+    return record
 
 
 def _check_machine(host: Host, init: str) -> None:
@@ -208,9 +231,15 @@ def _stop(init: str, name: str) -> Sequence[Step]:
 
 def _remove(paths: Sequence[str], host: Host, say: Say) -> None:
     for path in paths:
-        kept = settings_of(host.read(Path(path))) if path.endswith(".toml") else ()
+        contents = _contents(host, Path(path))
         if host.remove(Path(path)):
-            say(f"removed {host.at(Path(path))}" + (f" (with {', '.join(kept)})" if kept else ""))
+            say(f"removed {host.at(Path(path))}{contents}")
+
+
+def _contents(host: Host, path: Path) -> str:
+    """What goes with a settings file, by name."""
+    kept = settings_of(host.read(path)) if path.suffix == ".toml" else ()
+    return f" (with {', '.join(kept)})" if kept else ""
 
 
 def _write_record(host: Host, plan: Plan, record: Record) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,10 @@ __all__ = [
     "scheduler_plan",
     "service_files",
     "settings_file",
+    "settings_place",
+    "trial",
     "worker_plan",
+    "worker_words",
 ]
 
 CA_FILE = ETC / "ca.crt"
@@ -41,6 +45,7 @@ _SECRET: Key = ("scheduler", "webhook-secret")
 _PRIVATE = (Path("/tmp"), Path("/var/tmp"))
 """Each service of systemd has folders of its own in the place of these."""
 _ENDING_FLAGS = ("--burst", "--max-idle-time", "--exit-with-parent", "--pool")
+_SAYING_FLAGS = ("--check", "--help", "-h")
 _PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
 
 
@@ -80,12 +85,7 @@ def worker_plan(common: Common, flags: WorkerFlags) -> Plan:
         RefusedError: something does not fit.
     """
     _check_worker(common, flags)
-    command: tuple[str, ...] = (*_program(common), "worker")
-    for model in flags.models:
-        command += ("--model", model)
-    if flags.name is not None:
-        command += ("--name", flags.name)
-    command += ("--drain", f"{flags.drain_s:g}", *flags.extra)
+    command: tuple[str, ...] = (*_program(common), *worker_words(flags))
     stop_s = math.ceil(flags.drain_s) + STOP_MARGIN_S
     if flags.wired_mib is not None:
         command = launchd.after_limit(command, flags.wired_mib)
@@ -129,6 +129,26 @@ def worker_plan(common: Common, flags: WorkerFlags) -> Plan:
         left=plan.left + tuple(left),
         notes=(*notes, *plan.notes),
     )
+
+
+def worker_words(flags: WorkerFlags) -> tuple[str, ...]:
+    """The command of a worker and all its flags, as they follow the program."""
+    words: tuple[str, ...] = ("worker",)
+    for model in flags.models:
+        words += ("--model", model)
+    if flags.name is not None:
+        words += ("--name", flags.name)
+    return (*words, "--drain", f"{flags.drain_s:g}", *flags.extra)
+
+
+def trial(common: Common, words: Sequence[str], settings: Path | None) -> tuple[str, ...]:
+    """A command with which the program sees whether a daemon's flags are right, and ends: with 0, or 2 and what is
+    wrong. ``settings`` is its settings file, None where there is none to read. Folders to read from are left to us:
+    they are the daemon's user's to see, not this one's."""
+    config = Path(os.devnull) if settings is None else settings
+    environment = (f"{name}={value}" for name, value in {**_environment(common, ""), "HOME": "/nonexistent"}.items())
+    kept = _without("--read-from", words)
+    return ("/usr/bin/env", "-i", *environment, str(common.program), "--config", str(config), *kept, "--check")
 
 
 def scheduler_plan(common: Common, secret: str | None = None, extra: tuple[str, ...] = ()) -> Plan:
@@ -187,6 +207,9 @@ def _check_extra(extra: Sequence[str], own: Sequence[str], kind: str) -> None:
     for name in own:
         if _names(name, extra):
             raise RefusedError(f"{name} after `--`: give it to `promptmill deploy {kind}` itself, before `--`")
+    for name in _SAYING_FLAGS:
+        if _names(name, extra):
+            raise RefusedError(f"{name} after `--`: such a {kind} ends at once, and a daemon is for one that stays")
     if _names("--log-file", extra):
         raise RefusedError(
             "--log-file after `--`: a daemon's log is where it is rotated, /var/log/LABEL on a Mac and the journal on "
@@ -208,16 +231,32 @@ def _values_of(flag: str, words: Sequence[str]) -> list[str]:
     return values
 
 
+def _without(flag: str, words: Sequence[str]) -> list[str]:
+    """A command line without a flag and its values."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == flag:
+            next(rest, None)
+        elif not word.startswith(f"{flag}="):
+            kept.append(word)
+    return kept
+
+
 def _writable(home: Path, flags: WorkerFlags) -> tuple[Path, ...]:
     """The folders outside its home that a worker writes to."""
     asked = (flags.hf_home, *map(Path, _values_of("--spool", flags.extra)))
     return tuple(dict.fromkeys(path for path in asked if not path.is_relative_to(home)))
 
 
+def settings_place(common: Common) -> Path:
+    return ETC / f"{common.label}.toml"
+
+
 def settings_file(common: Common, values: Mapping[Key, str] = MappingProxyType({})) -> File:
     """The settings that hold the URL with its password, and ``values``: for the service's user alone. What else is in
     the file stays."""
-    path = ETC / f"{common.label}.toml"
+    path = settings_place(common)
     account = common.account
     given = dict(values)
     if common.url is not None:
@@ -298,7 +337,7 @@ def _exposed(url: str | None) -> Sequence[str]:
 
 
 def _program(common: Common) -> tuple[str, ...]:
-    return str(common.program), "--config", str(ETC / f"{common.label}.toml")
+    return str(common.program), "--config", str(settings_place(common))
 
 
 def _environment(common: Common, command: str) -> dict[str, str]:
@@ -308,7 +347,7 @@ def _environment(common: Common, command: str) -> dict[str, str]:
         "PATH": f"{common.program.parent}:{_PATH}",
         "PROMPTMILL_DATA_DIR": str(home / "data"),
     }
-    if common.init == "launchd":
+    if common.init == "launchd" and command:
         environment[f"PROMPTMILL_{command}_LOG_FILE"] = str(launchd.log_file(common.label))
     return environment
 

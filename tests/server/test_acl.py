@@ -126,6 +126,24 @@ def test_a_worker_that_may_not_do_its_work_says_so_at_the_start(server: str, mis
     assert "serves" not in worked.stderr
 
 
+def test_a_run_whose_user_may_not_work_ends_at_once(server: str, tmp_path: Path) -> None:
+    """Exit status 3 with the worker's own words, once, and no batch is left for a pool that nobody meant."""
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b'{"prompt":"Once","max_tokens":5}\n')
+    submitter = as_user(server, "submitter")
+    with Redis.from_url(as_user(server, "operator")) as operator:
+        before = set(operator.scan_iter("promptmill:b:*"))
+        ran = command(submitter, "run", str(source), "-o", str(tmp_path / "out.jsonl"), "--model", MODEL)
+        left = set(operator.scan_iter("promptmill:b:*")) - before
+        operator.acl_log_reset()
+    assert ran.returncode == 3, ran.stderr
+    assert ran.stderr.count("does not allow user 'submitter' what is needed") == 1
+    assert "use `promptmill submit --wait`" in ran.stderr
+    for noise in ("Warning", "died", "starting it again", "pw-s"):
+        assert noise not in ran.stderr
+    assert left == set()
+
+
 def test_a_wrong_password_is_said(server: str) -> None:
     """Exit status 3, with the remedy and without the password."""
     done = command(server.replace("unix://", "unix://worker:s3cret@"), "status")

@@ -17,7 +17,7 @@ import pytest
 
 from jobs.batch import Batch
 from jobs.embedded import open_lock, try_lock
-from jobs.errors import InputError, ModelLoadError, PromptmillError, RefusedError
+from jobs.errors import InputError, ModelLoadError, PromptmillError, RedisError, RefusedError
 from jobs.line import Defaults
 from jobs.record import Choice
 from jobs.store import Store
@@ -237,6 +237,21 @@ def test_a_worker_that_cannot_start_leaves_no_batch(store: Store, start: Run, tm
     assert len(ids(tmp_path / "out.jsonl")) == 3
 
 
+def test_a_batch_that_others_began_stays_and_is_named(
+    store: Store, start: Run, tmp_path: Path, said: io.StringIO, impatient: None
+) -> None:
+    """Where a pool's worker has finished lines of it, it is not removed when this run's own worker cannot start."""
+    write(tmp_path / "in.jsonl", prompts(3))
+    with pytest.raises(PromptmillError, match="died"):
+        start(worker=("false",))
+    (batch,) = batches(store)
+    work(store, batch, only=[1])
+    with pytest.raises(RedisError, match="use `promptmill submit --wait`"):
+        start(worker=("sh", "-c", "exit 3"))
+    assert batches(store) == [batch]
+    assert f"`promptmill results {batch}` writes what is finished" in said.getvalue()
+
+
 def test_what_the_worker_warns_of_is_said_once(start: Run, tmp_path: Path, said: io.StringIO, impatient: None) -> None:
     """Its log is nothing that anybody looks at while all goes well."""
     write(tmp_path / "in.jsonl", prompts(2))
@@ -341,6 +356,29 @@ def test_a_worker_that_dies_and_gets_on_is_kept(tmp_path: Path) -> None:
         supervisor, lambda: Batch("b_1", "in_progress", total=99, completed=len(said)), clock, said, 2 * MOST_DEATHS
     )
     assert {text.partition(";")[0] for text in said} == {"the worker ended with status 1"}
+
+
+def test_a_worker_that_redis_refuses_is_not_started_again(tmp_path: Path) -> None:
+    """Its last words are the error; noise before them is left in its log."""
+    clock, said = Clock(), []
+    words = "promptmill worker: Redis at x does not allow user 'submitter' what is needed"
+    supervisor = supervise(tmp_path, f'echo "DeprecationWarning: y" >&2; echo "{words}" >&2; exit 3', clock, said)
+    supervisor.start()
+    running = Batch("b_1", "in_progress", total=5)
+    with pytest.raises(RedisError, match=r"^the worker did not start: Redis at x does not allow user 'submitter'"):
+        check_until(supervisor, lambda: running, clock, said, 1)
+    assert said == []
+
+
+def test_a_worker_that_was_ready_and_lost_redis_is_started_again(tmp_path: Path) -> None:
+    """Redis comes back: status 3 is final only for one that never worked."""
+    clock, said = Clock(), []
+    ready = "echo 2026-11-21T10:00:00 INFO mini serves pocket >&2"
+    mark = tmp_path / "ready"
+    supervisor = supervise(tmp_path, f"[ -f {mark} ] || {ready}; touch {mark}; exit 3", clock, said)
+    supervisor.start()
+    check_until(supervisor, lambda: Batch("b_1", "in_progress", total=5), clock, said, 2)
+    assert {text.partition(";")[0] for text in said} == {"the worker ended with status 3"}
 
 
 def test_a_worker_that_does_not_stop_is_made_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

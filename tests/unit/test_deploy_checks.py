@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,10 +15,15 @@ from jobs.errors import RefusedError
 from jobs.size import parse_size
 from submit.cli import main
 from submit.deploy.checks import (
+    check_model,
     check_url,
     check_user,
+    flags_problem,
     folder_problem,
     low_limit,
+    memory_problem,
+    model_problem,
+    owned_by_another,
     reach_problem,
     unreachable,
     wired_limit,
@@ -26,6 +32,7 @@ from submit.deploy.plan import ETC
 from submit.deploy.settings import changed
 
 GIB = 2**30
+PROMPTMILL = str(Path(sys.executable).with_name("promptmill"))
 URL = "redis://worker:s3cret@redis.local"
 NOBODY = 54321  # an id that no test file belongs to
 
@@ -69,7 +76,16 @@ def open_folder() -> Iterator[Path]:
         (["worker", "--model", "m", "--redis", URL, "--init", "systemd", "--power"], "--init launchd"),
         (["worker", "--model", "m", "--redis", URL, "--init", "launchd", "--wired-limit", "x"], "48G"),
         (["worker", "--model", "m", "--redis", URL, "--init", "launchd", "--wired-limit", "10"], "below 1G"),
-        (["worker", "--model", "m", "--redis", URL, "--install", "--uninstall"], "exclude each other"),
+        (["worker", "--model", "m", "--redis", URL, "--install", "--uninstall"], "--install excludes"),
+        (["worker", "--model", "m", "--redis", URL, "--install", "--dry-run"], "--install excludes"),
+        (["worker", "--model", "m", "--redis", URL, "--redis-file", "-"], "both name the pool's Redis"),
+        (["worker", "--model", "http://x", "--redis", URL], "ORG/NAME@REVISION"),
+        (["worker", "--model", "a/b/c/d", "--redis", URL], "ORG/NAME@REVISION"),
+        (["worker", "--model", "org/a@", "--redis", URL], "ORG/NAME@REVISION"),
+        (["worker", "--model", "org/a--b", "--redis", URL], "ORG/NAME@REVISION"),
+        (["worker", "--model", "org/" + "a" * 93, "--redis", URL], "ORG/NAME@REVISION"),
+        (["worker", "--model", "m", "--redis", URL, "--", "--help"], "ends at once"),
+        (["scheduler", "--redis", URL, "--", "--check"], "ends at once"),
         (["worker", "--uninstall", "--label", "no-such-worker"], "nothing is installed"),
         (["worker", "--model", "m", "--redis", URL, "--ca", __file__], "--ca"),
         (["worker", "--model", "m", "--redis", URL, "--", "--log-file", "/x"], "leave it out"),
@@ -109,6 +125,118 @@ def test_urls_of_all_kinds_are_taken(url: str) -> None:
     assert check_url(url) == url
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["worker", "--model", "org/a", "--", "--autotune", "--bogus"], "No such option.*--bogus"),
+        (["worker", "--model", "org/a", "--", "--memory-limit", "lots"], "'lots' is not a size"),
+        (["worker", "--model", "org/a", "--", "--kv-group-size", "64"], "does nothing without --kv-bits: give that"),
+        (["scheduler", "--", "--bogus"], "No such option.*--bogus"),
+    ],
+)
+@pytest.mark.parametrize("action", ["--dry-run", "--install"])
+def test_flags_that_the_program_does_not_take_are_refused(
+    arguments: list[str], said: str, action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In its own words, before anything is written: the daemon would fail at each start, unseen."""
+    first = [arguments[0], "--redis", URL, "--root", str(tmp_path / "root"), action]
+    assert main(["deploy", *first, "--program", PROMPTMILL, *arguments[1:]]) == 2
+    shown = capsys.readouterr()
+    assert re.search(f"the {arguments[0]} would not start: .*{said}", shown.err)
+    assert shown.out == ""
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["worker", "--model", "org/a@main", "--name", "mini", "--", "--autotune", "--memory-limit", "40G"],
+        ["scheduler", "--", "--read-from", "/nonexistent/prompts", "--webhook-hosts=*.example.com"],
+    ],
+)
+def test_flags_that_it_takes_pass(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """And nothing is said of them, even where a folder to read from is another machine's."""
+    assert main(["deploy", arguments[0], "--redis", URL, "--program", PROMPTMILL, *arguments[1:]]) == 0
+    assert "flags" not in capsys.readouterr().err
+
+
+def test_settings_of_before_are_checked_with_the_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The daemon reads both."""
+    settings = tmp_path / "etc/promptmill/promptmill-worker.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(f'redis = "{URL}"\n[worker]\nmemory-limit = "lots"\n')
+    arguments = ["--model", "org/a", "--root", str(tmp_path), "--program", PROMPTMILL, "--install"]
+    assert main(["deploy", "worker", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert "the worker would not start" in shown.err
+    assert "'lots' is not a size" in shown.err
+    assert "s3c" not in shown.err
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "problem"),
+    [
+        (2, "Usage: promptmill worker [OPTIONS]\nTry x\n\nError: No such option: --bogus", "No such option: --bogus"),
+        (2, "promptmill worker: x.toml: [worker]\nis bad.", "x.toml: [worker] is bad"),
+        (2, "Usage: promptmill worker [OPTIONS]\n\nError: No such option: --check", None),
+        (2, "Usage: promptmill worker [OPTIONS]\n\nError: No such option '--check'. (Did you mean x?)", None),
+        (2, "promptmill: a worker needs MLX: pip install 'promptmill[worker]'", None),
+        (2, "unknown option --config\nusage: python", None),
+        (1, "Traceback (most recent call last):", None),
+    ],
+)
+def test_what_a_program_says_of_its_flags(status: int, output: str, problem: str | None) -> None:
+    """A usage error is; an older program, one without MLX, and another program say nothing of them."""
+    assert flags_problem(status, output) == problem
+
+
+def test_a_program_that_cannot_be_asked_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is only shown, or written into a folder, may be for another machine."""
+    program = tmp_path / "promptmill"
+    program.write_text('#!/bin/sh\necho "promptmill: a worker needs MLX"; exit 2\n')
+    program.chmod(0o755)
+    assert main(["deploy", "worker", "--model", "org/a", "--redis", URL, "--program", str(program)]) == 0
+    assert f"warning: {program} cannot check the worker's flags: promptmill: a worker needs MLX" in (
+        capsys.readouterr().err
+    )
+
+
+def test_root_runs_no_program_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon's user, say, could have changed it; that of the command itself runs already."""
+    program = tmp_path / "promptmill"
+    program.write_text("")
+    monkeypatch.setattr("submit.deploy.checks.ROOT_UID", program.stat().st_uid)
+    assert not owned_by_another(program)
+    monkeypatch.setattr("submit.deploy.checks.ROOT_UID", NOBODY)
+    assert owned_by_another(program)
+    assert not owned_by_another(Path(PROMPTMILL))
+
+
+@pytest.mark.parametrize("model", ["gpt2", "org/Qwen3-4B-4bit", "org/a.b_c@main", "org/a@refs/pr/1", "/any/folder"])
+def test_models_of_the_hub_and_folders_are_taken(model: str) -> None:
+    """As they are."""
+    assert check_model(model) == model
+
+
+def test_a_models_folder_is_there_and_open(open_folder: Path) -> None:
+    """Else the worker would end at each start; the Hub's are not looked for."""
+    assert model_problem("org/a", NOBODY, frozenset(), "promptmill") is None
+    assert model_problem(str(open_folder), NOBODY, frozenset(), "promptmill") is None
+    assert "no folder of that name" in str(model_problem(f"{open_folder}/x", NOBODY, frozenset(), "promptmill"))
+    (open_folder / "mine").mkdir(0o700)
+    assert f"may not pass {open_folder}/mine" in str(
+        model_problem(f"{open_folder}/mine", NOBODY, frozenset(), "promptmill")
+    )
+
+
+def test_a_server_that_takes_too_much_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    """Three quarters of the memory are the most that is right."""
+    assert memory_problem(48 * GIB, 64 * GIB) is None
+    assert "48.1G is more than three quarters of this machine's 64G" in str(memory_problem(48 * GIB + 2**27, 64 * GIB))
+    assert main(["deploy", "server", "--host", "h", "--maxmemory", "900T", "--program", "/bin/sh"]) == 0
+    assert "warning: --maxmemory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["promptmill", "_promptmill", "mlx-2"])
 def test_users_are_named_as_both_systems_do(name: str) -> None:
     """Lower case, digits, dashes."""
@@ -140,6 +268,7 @@ def test_a_program_that_the_user_cannot_reach_is_said(open_folder: Path, what: s
     (closed if what == "Python" else program.parent).chmod(0o755)
     assert problem is not None
     assert f"the {what}" in problem
+    assert problem.count(f"{program}") == 1
     assert "/opt/promptmill/venv" in problem
 
 

@@ -159,6 +159,40 @@ def test_no_password_is_lost_where_an_installation_breaks_off(tmp_path: Path) ->
     assert blocked.read_text().startswith("rediss://worker:")
 
 
+def test_a_root_that_is_missing_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By an installation; what only shows makes nothing, and one that never was is said."""
+    root = tmp_path / "deep" / "root"
+    flags = ["--model", "org/a", "--redis", URL]
+    assert deploy(root, "worker", *flags) == 0
+    assert deploy(root, "worker", "--uninstall") == 2
+    assert not root.parent.exists()
+    assert deploy(root, "worker", *flags, "--install") == 0
+    assert (root / "etc/promptmill/promptmill-worker.toml").is_file()
+    assert "nothing is installed under the label promptmill-worker" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("init", ["launchd", "systemd"])
+def test_what_an_uninstallation_would_do_is_shown(
+    init: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same files, commands and rest as it has then, and nothing is changed."""
+    root, url = folder_for(tmp_path)
+    assert deploy(root, "worker", "--model", "org/a", "--redis-file", str(url), "--install", init=init) == 0
+    before = files_under(root)
+    capsys.readouterr()
+    assert deploy(root, "worker", "--uninstall", "--dry-run") == 0
+    assert files_under(root) == before
+    shown = capsys.readouterr().out
+    assert deploy(root, "worker", "--uninstall") == 0
+    done = capsys.readouterr().out.splitlines()
+    words = (("would remove ", "removed "), ("would run ", "not run: "), ("would leave ", "left: "))
+    for would, did in words:
+        expected = [line.removeprefix(did) for line in done if line.startswith(did)]
+        assert [line.removeprefix(would) for line in shown.splitlines() if line.startswith(would)] == expected != []
+    assert SECRET not in shown
+    assert deploy(root, "worker", "--uninstall", "--dry-run") == 2
+
+
 def test_a_dry_run_shows_all_and_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Files with their modes and owners, commands, notes."""
     root, url = folder_for(tmp_path)
