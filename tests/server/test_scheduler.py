@@ -56,12 +56,13 @@ class Process:
 
 
 @contextmanager
-def schedulers(url: str, folder: Path, *names: str) -> Iterator[list[Process]]:
+def schedulers(url: str, folder: Path, *names: str, read_from: Path | None = None) -> Iterator[list[Process]]:
     """Schedulers of these names, the first of them active."""
+    flags = [] if read_from is None else ["--read-from", str(read_from)]
     started: list[Process] = []
     try:
         for name in names:
-            started.append(Process(url, folder, name))
+            started.append(Process(url, folder, name, *flags))
             started[-1].said("stands by") if len(started) > 1 else started[-1].active()
         yield started
     finally:
@@ -88,7 +89,7 @@ def test_another_takes_over_from_one_that_dies_in_the_middle(store: Store, serve
     lines_in(path, *['{"prompt":"Once"}'] * 200_000)
     night = Night(store, time.time())
     night.add(file=str(path))
-    with schedulers(server_url, tmp_path, "one", "two") as (one, two):
+    with schedulers(server_url, tmp_path, "one", "two", read_from=tmp_path) as (one, two):
         due = due_soon(store, "nightly")
         until(lambda: store.connection.zcard(UPLOADING), "the upload begins")
         assert one.end(signal.SIGKILL) == -signal.SIGKILL
@@ -272,7 +273,10 @@ def test_users_of_least_privilege_are_enough(tmp_path: Path) -> None:
             lines_in(tmp_path / "a.jsonl", '{"prompt":"a"}'),
             lines_in(tmp_path / "b.jsonl", '{"prompt":"b"}'),
         )
-        with Redis.from_url(as_user("operator")) as operator, schedulers(as_user("worker"), tmp_path, "one") as (one,):
+        with (
+            Redis.from_url(as_user("operator")) as operator,
+            schedulers(as_user("worker"), tmp_path, "one", read_from=tmp_path) as (one,),
+        ):
             store = Store(operator)
             added = schedule("add", "stored", stored, "--cron", "0 2 * * *", "--model", "m")
             assert added.returncode == 0, added.stderr

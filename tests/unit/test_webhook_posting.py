@@ -74,7 +74,7 @@ def test_a_redirect_is_not_followed(status: int) -> None:
     """It is a failure like any other status: where it points might be anywhere."""
     with receiving() as elsewhere, receiving() as receiver:
         receiver.answers = [(status, {"Location": elsewhere.url})]
-        assert post(receiver.url, b"{}", {}) == Answer(status, f"HTTP {status}")
+        assert post(receiver.url, b"{}", {}, local=True) == Answer(status, f"HTTP {status}")
         assert elsewhere.received == []
 
 
@@ -83,12 +83,12 @@ def test_a_certificate_that_is_not_trusted_is_not_accepted(
 ) -> None:
     """Nothing is sent; with its authority in SSL_CERT_FILE it is."""
     with receiving(server_context(certificate)) as receiver:
-        answer = post(receiver.url, b"{}", {})
+        answer = post(receiver.url, b"{}", {}, local=True)
         assert answer.status is None
         assert "certificate not accepted: self-signed certificate" in answer.text
         assert receiver.received == []
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-        assert post(receiver.url, b"{}", {}).status == 204
+        assert post(receiver.url, b"{}", {}, local=True).status == 204
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -98,7 +98,7 @@ def test_a_receiver_that_trickles_is_cut_off(scheme: str, monkeypatch: pytest.Mo
     handshake = b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc\x03\x03"  # the beginning of a long hello
     with trickling(b"HTTP/1.1 200 OK\r\nX-Long: " if scheme == "http" else handshake) as port:
         begun = time.monotonic()
-        answer = post(f"{scheme}://127.0.0.1:{port}/", b"{}", {})
+        answer = post(f"{scheme}://127.0.0.1:{port}/", b"{}", {}, local=True)
         assert time.monotonic() - begun < 4
     assert answer.status == (200 if scheme == "http" else None)
 
@@ -108,11 +108,11 @@ def test_what_hinders_is_said_in_our_words(monkeypatch: pytest.MonkeyPatch) -> N
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         monkeypatch.setattr("submit.posting.TIMEOUT_S", 0.2)
-        assert post(f"http://127.0.0.1:{port}/", b"{}", {}) == Answer(None, "no answer in time")
-    assert post(f"http://127.0.0.1:{port}/", b"{}", {}) == Answer(None, "Connection refused")
-    assert post("http://" + "a" * 70 + ".example/", b"{}", {}).status is None
+        assert post(f"http://127.0.0.1:{port}/", b"{}", {}, local=True) == Answer(None, "no answer in time")
+    assert post(f"http://127.0.0.1:{port}/", b"{}", {}, local=True) == Answer(None, "Connection refused")
+    assert post("http://" + "a" * 70 + ".example/", b"{}", {}, local=True).status is None
     with trickling(b"SSH-2.0-hello \x1b[31m\r\n") as port:
-        assert post(f"http://127.0.0.1:{port}/", b"{}", {}) == Answer(None, "no answer (BadStatusLine)")
+        assert post(f"http://127.0.0.1:{port}/", b"{}", {}, local=True) == Answer(None, "no answer (BadStatusLine)")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_only_a_pause_that_is_one_is_taken(value: str, seconds: float | None) ->
     """Seconds or a date."""
     with receiving() as receiver:
         receiver.answers = [(503, {"Retry-After": value})]
-        assert post(receiver.url, b"{}", {}).retry_after_s == seconds
+        assert post(receiver.url, b"{}", {}, local=True).retry_after_s == seconds
 
 
 def test_no_connection_is_left_open() -> None:
@@ -130,7 +130,7 @@ def test_no_connection_is_left_open() -> None:
     before = threading.active_count()
     with receiving() as receiver:
         for _ in range(3):
-            post(receiver.url, b"{}", {})
+            post(receiver.url, b"{}", {}, local=True)
         until(lambda: threading.active_count() <= before + 1, "no timer is left")
 
 
@@ -141,6 +141,7 @@ def test_no_connection_is_left_open() -> None:
         "https://user:pw@example.com/", "https://user@example.com/", "https://example.com/#part",
         "https://example.com/a b", "https://exämple.com/", "https://example.com/\n", "https://example.com:99999/",
         "https://example.com:0/", "https://[::1/", "https://example.com/" + "a" * 2048, "http://a\\@b/",
+        "http://127.0.0.1%c2%a0.example.com/", "http://a%2eb/", "http://a*b/", "http://a;b/", "http://[fe80::1%25eth0]/",
         "javascript:alert(1)", "HTTP//x", "https://example.com/\x00",
     ],
 )  # fmt: skip
