@@ -151,7 +151,8 @@ class Firing:
                 why = "no scheduler was there at that time, or Redis refused it"
                 return self._pass_over(schedule, run, following, why)
             if now - run.due > LATE_S:
-                return self._pass_over(schedule, run, following, "Redis was away or full for more than an hour")
+                why = "for more than an hour Redis was away or full, or an earlier run in its way"
+                return self._pass_over(schedule, run, following, why)
         if not schedule.allow_overlap and schedule.run is not None:
             why = f"its run of {timestamp(schedule.run.due)} is not submitted yet"
             return self._pass_over(schedule, run, following, why)

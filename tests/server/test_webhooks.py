@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 
 import orjson
 import pytest
 from redis import Redis
-from redis.exceptions import ConnectionError
+from redis.exceptions import ConnectionError, NoPermissionError
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from jobs.batch import Batch
@@ -348,6 +349,56 @@ def test_only_hosts_that_are_allowed_are_called(store: Store, receiver: Receiver
     assert "refused, not called: 127.0.0.1 is none of the hosts of --webhook-hosts" in shown(store, batch_id)
     done_batch(store, receiver.url)
     assert deliver_due(store, SIGNER, hosts=["*.example.com", "127.*"]) == 1
+
+
+def test_this_machine_is_called_only_if_it_is_named(store: Store, receiver: Receiver) -> None:
+    """Without a list of hosts: what listens here only is not for whoever may submit."""
+    batch_id = done_batch(store, receiver.url)
+    assert deliver_due(store, SIGNER) == 1
+    assert receiver.received == []
+    told = shown(store, batch_id)
+    assert "refused after 1 try, not called: 127.0.0.1 is local: name the host in --webhook-hosts" in told
+    assert store.connection.zcard(WEBHOOKS) == 0
+
+
+def test_a_claim_whose_reply_is_lost_is_given_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sent again it is the same claim, and the same try; another claim is another."""
+    for _ in range(2):
+        done_batch(store, "http://a.example/")
+    same = uuid.uuid4()
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.webhooks.uuid.uuid4", lambda: same)
+        first, again = claim_due(store), claim_due(store)
+    other = claim_due(store)
+    assert first == again
+    assert first is not None
+    assert other is not None
+    assert (first.tries, other.tries) == (1, 1)
+    assert first.batch_id != other.batch_id
+    assert claim_due(store) is None
+    assert settle(store, first, "delivered", "HTTP 200")
+
+
+def test_what_redis_forbids_is_said_once(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outage is not, for it passes."""
+    monkeypatch.setattr("submit.courier.OUTAGE_POLL_S", 0.01)
+    troubles: list[Exception] = [NoPermissionError("this user has no permissions")] * 3 + [ConnectionError("out")] * 3
+    done = threading.Event()
+
+    class Troubled(Courier):
+        def _round(self) -> None:
+            if troubles:
+                raise troubles.pop()
+            done.set()
+
+    courier = Troubled(store, SECRET, deliverers=1, poll_s=0.01)
+    courier.start()
+    assert done.wait(20)
+    courier.stop()
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said == ["webhooks wait, for Redis refuses a command: this user has no permissions"]
 
 
 def test_a_courier_delivers_until_it_is_stopped(store: Store, receiver: Receiver) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import ssl
@@ -16,7 +17,8 @@ import pytest
 
 from jobs.delivery import Delivery, check_webhook, delivery_of, origin, webhook_id
 from jobs.errors import RefusedError
-from submit.posting import Answer, post
+from jobs.webhooks import LEASE_S
+from submit.posting import DEADLINE_S, TIMEOUT_S, Answer, post
 from submit.signing import Signer
 from tests.receiver import receiving
 from tests.waiting import until
@@ -132,6 +134,126 @@ def test_no_connection_is_left_open() -> None:
         for _ in range(3):
             post(receiver.url, b"{}", {}, local=True)
         until(lambda: threading.active_count() <= before + 1, "no timer is left")
+
+
+def test_a_receiver_that_keeps_the_connection_is_left() -> None:
+    """It hears the end of it at once, and no watch is left behind."""
+    before, ended = threading.active_count(), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                while not connection.recv(4096).endswith(b"{}"):
+                    pass
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\n")
+                connection.settimeout(20)
+                if connection.recv(1) == b"":
+                    ended.set()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert post(f"http://127.0.0.1:{server.getsockname()[1]}/", b"{}", {}, local=True).status == 200
+        assert ended.wait(10)
+        thread.join()
+    until(lambda: threading.active_count() <= before, "no timer is left")
+
+
+@contextmanager
+def deaf() -> Iterator[int]:
+    """The port of a server that takes no more connections: whoever calls waits."""
+    with socket.socket() as server, contextlib.ExitStack() as stack:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        yield server.getsockname()[1]
+
+
+def test_the_deadline_is_over_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, and however long each may be waited for."""
+    monkeypatch.setattr("submit.posting.DEADLINE_S", 0.6)
+    begun = time.monotonic()
+    with deaf() as port:
+        entry = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))
+        answer = post("http://a.example/", b"{}", {}, local=True, addresses=lambda *_, **__: [entry] * 50)
+    assert answer == Answer(None, "no answer in time")
+    assert 0.5 < time.monotonic() - begun < 5
+
+
+def test_a_name_that_is_looked_for_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline begins before it is looked for."""
+    monkeypatch.setattr("submit.posting.DEADLINE_S", 0.2)
+    found = threading.Event()
+    answer = post("http://a.example/", b"{}", {}, addresses=lambda *_, **__: found.wait(20) and [])
+    found.set()
+    assert answer == Answer(None, "no answer in time")
+
+
+def test_all_of_a_try_fits_in_its_lease() -> None:
+    """Another makes the next try no sooner."""
+    assert DEADLINE_S + TIMEOUT_S < LEASE_S
+
+
+def test_three_addresses_are_tried() -> None:
+    """The third answers; a fourth is not asked."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        nobody = gone.getsockname()
+    with receiving() as receiver:
+
+        def led_to(nobodies: int) -> Answer:
+            ends = [nobody] * nobodies + [("127.0.0.1", receiver.port)]
+            entries = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", end) for end in ends]
+            return post("http://a.example/", b"{}", {}, local=True, addresses=lambda *_, **__: entries)
+
+        assert led_to(2).status == 204
+        assert led_to(3) == Answer(None, "Connection refused")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "127.1.2.3",
+        "::1",
+        "::ffff:127.0.0.1",
+        "0.0.0.0",
+        "::",
+        "169.254.169.254",
+        "fe80::1%lo",
+        "224.0.0.1",
+    ],
+)
+def test_this_machine_is_not_called_whatever_its_name(address: str) -> None:
+    """The address is looked at where it is called: a name that led elsewhere before is of no help."""
+    with receiving() as receiver:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        entry = (family, socket.SOCK_STREAM, 0, "", (address, receiver.port))
+        answer = post("http://rebound.example/", b"{}", {}, addresses=lambda *_, **__: [entry])
+        assert answer == Answer(None, f"{address} is local: name the host in --webhook-hosts", refused=True)
+        assert receiver.received == []
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3", "192.168.1.20", "172.16.0.9", "fd00::1", "8.8.8.8"])
+def test_a_network_of_ones_own_is_called(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools are in such networks. (Nothing need answer there.)"""
+    monkeypatch.setattr("submit.posting.DEADLINE_S", 0.1)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    entry = (family, socket.SOCK_STREAM, 0, "", (address, 9))
+    assert not post("http://a.example/", b"{}", {}, addresses=lambda *_, **__: [entry]).refused
+
+
+def test_no_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would call what is not to be called from here."""
+    with receiving() as proxy, receiving() as receiver:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        assert post(receiver.url, b"{}", {}, local=True).status == 204
+        assert proxy.received == []
+        [request] = receiver.received
+    assert request.path == "/hooks/token-in-path?key=in-query"
+    assert request.headers["host"] == f"127.0.0.1:{receiver.port}"
 
 
 @pytest.mark.parametrize(
