@@ -264,7 +264,7 @@ def _readable(path: str, read_from: Sequence[Path]) -> Path:
         raise RefusedError(f"{path}: the path of a file that is read at each run is absolute")
     if not read_from:
         raise RefusedError(
-            f"{path}: is not read: no folder was given that the scheduler may read: `promptmill scheduler --read-from "
+            f"{path}: is not read, for the scheduler was given no folder: `promptmill scheduler --read-from "
             f"{Path(path).parent}`"
         )
     try:
