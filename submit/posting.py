@@ -75,7 +75,7 @@ def _connection(host: str, port: int | None, context: ssl.SSLContext | None) -> 
 
 
 def _cut_off(stack: contextlib.ExitStack, raw: socket.socket, ends_at: float) -> None:
-    """Shut a socket down at this time, whatever still trickles in, unless the stack is left before."""
+    """Hear nothing more from this time on, whatever still trickles in, unless the stack is left before."""
     handle = stack.enter_context(raw.dup())  # TLS takes the socket itself over
     cut = threading.Timer(max(ends_at - time.monotonic(), 0.0), _shut, [handle])
     cut.daemon = True
@@ -84,8 +84,9 @@ def _cut_off(stack: contextlib.ExitStack, raw: socket.socket, ends_at: float) ->
 
 
 def _shut(handle: socket.socket) -> None:
+    # What is sent has its timeout; and a receiver that hears of the end answers with a reset, which hides its status.
     with contextlib.suppress(OSError):
-        handle.shutdown(socket.SHUT_RDWR)
+        handle.shutdown(socket.SHUT_RD)
 
 
 def _reason(error: Exception) -> str:
