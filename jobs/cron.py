@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -19,10 +19,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from jobs.errors import RefusedError
 
-__all__ = ["Cron", "local_zone", "time_zone"]
+__all__ = ["MOST_COUNTED", "Cron", "local_zone", "time_zone"]
 
 MAX_LENGTH = 256
-MOST_COUNTED = 10_000
+MOST_COUNTED = 1000
+"""So many missed runs or more are the same to whoever reads of them; each costs most of a millisecond."""
 NAMED = ("@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly")
 MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 DAYS = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"]
@@ -63,11 +64,12 @@ class Cron:
         found = self._once_a_day(start) if self._names_hours else self._as_time_passes(start)
         return int(found.timestamp())
 
-    def latest(self, first: int, moment: float) -> tuple[int, int]:
+    def latest(self, first: int, moment: float, *, progress: Callable[[], object] = lambda: None) -> tuple[int, int]:
         """The last time that is not after ``moment``, and how many there are from ``first``, which is one, to it; no
-        more than MOST_COUNTED are counted."""
+        more than MOST_COUNTED are counted. ``progress`` is called at each, and may end it by an exception."""
         last, count = first, 1
         while (following := self.after(last)) <= moment:
+            progress()
             last, count = following, count + 1
             if count == MOST_COUNTED:
                 return self._last_before(moment), count

@@ -112,6 +112,8 @@ def _wrong_with(url: str) -> str | None:
         return "has a user or password in it, which Redis would keep in the clear: its signature says who sends it"
     if not parts.hostname or port == 0 or "\\" in url:
         return "names no host"
+    if not re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", parts.netloc):
+        return "has a host with other characters than letters, digits, dots, - and _"
     if parts.fragment or "#" in url:
         return "has a part after #, which is not sent"
     return None

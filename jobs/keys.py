@@ -156,11 +156,7 @@ class ScheduleKeys:
         """List: JSON of what became of its last runs, the newest first."""
         return f"{self.info}:runs"
 
-    @property
-    def prompts(self) -> str:
-        """String: the file that is stored with it, compressed."""
-        return f"{self.info}:prompts"
-
-    def upload(self, incarnation: str) -> str:
-        """String: that file, until the schedule is there; gone after some minutes."""
-        return f"{self.info}:upload:{incarnation}"
+    def prompts(self, incarnation: str) -> str:
+        """String: the file that is stored with the schedule of this id, compressed; gone after some minutes where the
+        schedule did not come about."""
+        return f"{self.info}:prompts:{incarnation}"

@@ -17,7 +17,6 @@ __all__ = [
     "FIELDS",
     "MAX_SCHEDULE_NAME",
     "REMEDY",
-    "Claim",
     "NewSchedule",
     "Outcome",
     "Run",
@@ -33,7 +32,7 @@ MAX_SCHEDULE_NAME = 48
 MAX_WHY = 500
 FIELDS = (
     "id", "cron", "zone", "source", "path", "lines", "bytes", "models", "catch_up", "allow_overlap", "created_at",
-    "next", "asked", "run",
+    "next", "asked", "asked_overlap", "run", "open",
 )  # fmt: skip
 """Of a schedule's hash those that :func:`parse_schedule` wants, in order; its ``order`` may be large."""
 REMEDY = "`promptmill schedule add --replace` makes it anew"
@@ -48,25 +47,17 @@ class ScheduleNotFoundError(RefusedError):
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """The one upload of a run that may become live, with what :meth:`jobs.store.Store.commit` is to be told."""
-
-    batch_id: str
-    facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class Run:
-    """A run that has begun. ``due`` is in seconds since the epoch; ``missed`` counts those that it makes up for."""
+    """A run that has begun. ``due`` is in seconds since the epoch; ``missed`` counts those that it makes up for; ``by``
+    names, without telling, who makes it by hand: for a while schedulers leave it to them."""
 
     due: int
     asked: bool = False
     missed: int = 0
-    claim: Claim | None = None
+    by: str | None = None
 
     def encoded(self) -> bytes:
-        claim = None if self.claim is None else [self.claim.batch_id, dict(self.claim.facts)]
-        return orjson.dumps({"due": self.due, "asked": self.asked, "missed": self.missed, "claim": claim})
+        return orjson.dumps({"due": self.due, "asked": self.asked, "missed": self.missed, "by": self.by})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +78,13 @@ class Outcome:
     def encoded(self) -> bytes:
         why = None if self.why is None else self.why[:MAX_WHY]
         return orjson.dumps(replace(self, why=why))
+
+    def merged(self, before: Outcome, most: int) -> Outcome | None:
+        """This and the outcome before it as one, where both runs were skipped for the same reason; None: they were not.
+        No more than ``most`` runs are counted."""
+        if (before.state, before.why, before.asked) != ("skipped", self.why, self.asked) or self.state != "skipped":
+            return None
+        return replace(self, missed=min(max(self.missed, 1) + max(before.missed, 1), most))
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -136,8 +134,12 @@ class Schedule:
     """When the next run is due, in seconds since the epoch by the server's clock."""
     asked: int | None = None
     """When a run was asked for that has not begun."""
+    asked_overlap: bool = False
+    """Whether that may begin while an earlier batch is not done."""
     run: Run | None = None
     """The run that has begun and is not submitted yet."""
+    open: tuple[str, ...] = ()
+    """Batches that were not done when the last was submitted, and that one: the newest first."""
     runs: tuple[Outcome, ...] = ()
     """What became of the last ones, the newest first."""
 
@@ -214,7 +216,9 @@ def _parsed(name: str, values: Mapping[str, bytes], runs: list[bytes], cron: Cal
         created_at=_moment(float(text["created_at"])),
         next=int(_moment(int(text["next"]))),
         asked=int(_moment(int(text["asked"]))) if text["asked"] else None,
+        asked_overlap=text["asked_overlap"] == "1",
         run=_run(values["run"]) if text["run"] else None,
+        open=_open(text["open"]),
         runs=tuple(outcome for item in runs if (outcome := _outcome(item)) is not None),
     )
 
@@ -227,22 +231,20 @@ def _moment(seconds: float) -> float:
 
 def _run(stored: bytes) -> Run:
     value = orjson.loads(stored)
-    claim = value["claim"]
-    if claim is not None:
-        batch_id, facts = claim
-        if (
-            not (isinstance(batch_id, str) and is_batch_id(batch_id))
-            or type(facts["total"] + facts["shards"]) is not int
-        ):
-            raise TypeError("its run is none")
-        claim = Claim(batch_id, facts)
-    due, asked, missed = value["due"], value["asked"], value["missed"]
-    if type(due) is not int or type(asked) is not bool or type(missed) is not int:
+    due, asked, missed, by = value["due"], value["asked"], value["missed"], value["by"]
+    if type(due) is not int or type(asked) is not bool or type(missed) is not int or not isinstance(by, str | None):
         raise TypeError("its run is none")
-    run = Run(int(_moment(due)), asked, missed, claim)
+    run = Run(int(_moment(due)), asked, missed, by)
     if run.encoded() != stored:  # steps compare it, byte by byte
         raise ValueError("its run is written otherwise")
     return run
+
+
+def _open(stored: str) -> tuple[str, ...]:
+    ids = tuple(stored.split())
+    if not all(map(is_batch_id, ids)) or " ".join(ids) != stored:  # as above
+        raise ValueError("its batches are none")
+    return ids
 
 
 def _outcome(item: bytes) -> Outcome | None:

@@ -1,8 +1,8 @@
 """Schedules: batches that are submitted again and again, by cron. What Redis keeps of them, and the steps of a run.
 
 A run goes through its schedule's hash, each step by comparing and setting, so that it may be repeated by anyone and
-is done once: it *begins* (``next`` moves on, ``run`` says which has begun), an upload of it is *claimed* (``run`` names
-the one batch that may become live), and it is *recorded* (``run`` is gone, the list of runs has it).
+is done once: it *begins* (``next`` moves on, ``run`` says which has begun), and its batch becomes live and it is
+*recorded* (``run`` is gone, the list of runs has it) in one step, see :mod:`jobs.runstore`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import orjson
 
 from jobs.connect import refusing, replies
-from jobs.cron import Cron
+from jobs.cron import MOST_COUNTED, Cron
 from jobs.errors import RefusedError
 from jobs.keys import SCHEDULER, SCHEDULES, ScheduleKeys
 from jobs.schedule import (
@@ -29,6 +29,7 @@ from jobs.schedule import (
     no_schedule,
     parse_schedule,
 )
+from jobs.schedulescripts import ADD, ASK, BEGIN, END, HOLD, KEPT_RUNS, NAMES, READ, REMOVE
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -40,100 +41,9 @@ MAX_PROMPTS_BYTES = 64 * 2**20
 MAX_INFO_BYTES = 2**20
 MAX_ORDER_BYTES = 3 * 2**20
 MAX_OUTCOME_BYTES = 4096
-KEPT_RUNS = 20
 PIECE_BYTES = 4 * 2**20
 UPLOAD_S = 900
 MOST_CRONS = 1000
-
-READ = """
--- A schedule, unless it is larger than any of ours.  KEYS: info, runs.
--- ARGV: most bytes of the fields, runs wanted, most bytes of one, then fields.  Returns {values, runs} or nothing.
-if redis.call('EXISTS', KEYS[1]) == 0 then return false end
-local size = 0
-for i = 4, #ARGV do size = size + redis.call('HSTRLEN', KEYS[1], ARGV[i]) end
-if size > tonumber(ARGV[1]) then return redis.error_reply('FOREIGN it has ' .. size .. ' bytes') end
-local runs = {}
-if tonumber(ARGV[2]) > 0 then
-  for _, run in ipairs(redis.call('LRANGE', KEYS[2], 0, ARGV[2] - 1)) do
-    if #run <= tonumber(ARGV[3]) then runs[#runs + 1] = run end
-  end
-end
-return {redis.call('HMGET', KEYS[1], unpack(ARGV, 4)), runs}
-"""
-
-NAMES = """
--- The names of schedules; what can be none is removed.  KEYS: the set.  ARGV: most characters of a name.
-if redis.replicate_commands then redis.replicate_commands() end
-local names = {}
-for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
-  if #name <= tonumber(ARGV[1]) and name:find('^%w[%w_-]*$') then names[#names + 1] = name
-  else redis.call('SREM', KEYS[1], name) end
-end
-return names
-"""
-
-ADD = """
--- Make a schedule of a name that is free, or take the place of the one that has it; the list of its runs stays.
--- KEYS: info, the set, prompts, the uploaded file.  ARGV: name, 1 to replace, 1 with a file, then fields and values.
-if ARGV[2] == '0' and redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-if ARGV[3] == '1' and redis.call('EXISTS', KEYS[4]) == 0 then return -1 end
-redis.call('SADD', KEYS[2], ARGV[1])
-redis.call('DEL', KEYS[1], KEYS[3])
-redis.call('HSET', KEYS[1], unpack(ARGV, 4))
-if ARGV[3] == '1' then
-  redis.call('RENAME', KEYS[4], KEYS[3])
-  redis.call('PERSIST', KEYS[3])
-end
-return 1
-"""
-
-BEGIN = f"""
--- A run begins, or is passed over, unless somebody else has seen to it.  KEYS: info, runs.
--- ARGV: id of the schedule, 'next' or 'asked', when it was due, when the next is due, the run or nothing, what became
--- of it or nothing.
-if redis.call('HGET', KEYS[1], 'id') ~= ARGV[1] or redis.call('HGET', KEYS[1], ARGV[2]) ~= ARGV[3] then return 0 end
-if ARGV[5] ~= '' and redis.call('HSETNX', KEYS[1], 'run', ARGV[5]) == 0 then return 0 end
-if ARGV[2] == 'next' then redis.call('HSET', KEYS[1], 'next', ARGV[4]) else redis.call('HDEL', KEYS[1], 'asked') end
-if ARGV[6] ~= '' then
-  redis.call('LPUSH', KEYS[2], ARGV[6])
-  redis.call('LTRIM', KEYS[2], 0, {KEPT_RUNS - 1})
-end
-return 1
-"""
-
-SWAP = f"""
--- The run that has begun goes on, or ends.  KEYS: info, runs.
--- ARGV: the run as it is, as it is to be or nothing, what became of it or nothing.
--- A client that lost the reply sends it again: what is as it is to be stays so.
-local run = redis.call('HGET', KEYS[1], 'run')
-if run and run == ARGV[2] then return 1 end
-if run ~= ARGV[1] then return 0 end
-if ARGV[2] == '' then redis.call('HDEL', KEYS[1], 'run') else redis.call('HSET', KEYS[1], 'run', ARGV[2]) end
-if ARGV[3] ~= '' then
-  redis.call('LPUSH', KEYS[2], ARGV[3])
-  redis.call('LTRIM', KEYS[2], 0, {KEPT_RUNS - 1})
-end
-return 1
-"""
-
-NOTE = f"""
--- A run that somebody made by hand.  KEYS: info, runs.  ARGV: id of the schedule, what became of it.
-if redis.call('HGET', KEYS[1], 'id') ~= ARGV[1] then return 0 end
-redis.call('LPUSH', KEYS[2], ARGV[2])
-redis.call('LTRIM', KEYS[2], 0, {KEPT_RUNS - 1})
-return 1
-"""
-
-ASK = """
--- Ask the scheduler for a run now; asked twice before it begins, it is one.  KEYS: info.  ARGV: id, now.
--- Returns when it is due, in seconds that no other run that was asked for has.
-if redis.call('HGET', KEYS[1], 'id') ~= ARGV[1] then return false end
-local asked = redis.call('HGET', KEYS[1], 'asked')
-if asked then return asked end
-local due = math.max(tonumber(ARGV[2]), (redis.call('HGET', KEYS[1], 'last_asked') or 0) + 1)
-redis.call('HSET', KEYS[1], 'asked', string.format('%.0f', due), 'last_asked', string.format('%.0f', due))
-return string.format('%.0f', due)
-"""
 
 
 class Schedules:
@@ -146,8 +56,9 @@ class Schedules:
         self._names = connection.register_script(NAMES)
         self._add = connection.register_script(ADD)
         self._begin = connection.register_script(BEGIN)
-        self._swap = connection.register_script(SWAP)
-        self._note = connection.register_script(NOTE)
+        self._hold = connection.register_script(HOLD)
+        self._end = connection.register_script(END)
+        self._remove = connection.register_script(REMOVE)
         self._ask = connection.register_script(ASK)
 
     # --- what there is ---
@@ -225,15 +136,19 @@ class Schedules:
         """The file that is stored with a schedule, compressed, piece by piece.
 
         Raises:
+            ScheduleNotFoundError: it was replaced or removed meanwhile.
             RefusedError: there is none, or something larger than any.
         """
-        key = ScheduleKeys(schedule.name).prompts
+        key = ScheduleKeys(schedule.name).prompts(schedule.id)
         with refusing(f"schedule '{schedule.name}'"):
             size = self._connection.strlen(key)
         if not 0 < size <= MAX_PROMPTS_BYTES:
             raise RefusedError(f"the prompts of schedule '{schedule.name}' are not in Redis any more: {REMEDY}")
         for start in range(0, size, PIECE_BYTES):
-            yield cast("bytes", self._connection.getrange(key, start, start + PIECE_BYTES - 1))
+            piece = cast("bytes", self._connection.getrange(key, start, start + PIECE_BYTES - 1))
+            if len(piece) != min(PIECE_BYTES, size - start):
+                raise no_schedule(schedule.name)
+            yield piece
 
     def active_scheduler(self) -> str | None:
         """The name of the scheduler that is active; None: there is none."""
@@ -259,7 +174,7 @@ class Schedules:
                 f"the batch's defaults and metadata have {len(order)} bytes: give in the lines what is so long"
             )
         fields: dict[str, Any] = {
-            "id": incarnation,
+            "id": incarnation,  # the first: ADD looks at it
             "cron": new.cron.expression,
             "zone": new.cron.zone,
             "order": order,
@@ -273,14 +188,15 @@ class Schedules:
             "created_at": repr(now),
             "next": new.cron.after(now),
         }
+        file = keys.prompts(incarnation)
         if prompts is not None:
-            self._connection.set(keys.upload(incarnation), prompts, ex=UPLOAD_S)
+            self._connection.set(file, prompts, ex=UPLOAD_S)
         flat = [item for pair in fields.items() for item in pair]
-        arguments: list[Any] = [new.name, int(replace), int(prompts is not None), *flat]
+        arguments: list[Any] = [new.name, int(replace), int(prompts is not None), *self._left(new.name, now), *flat]
         with refusing("the list of schedules"):
-            added = self._add(keys=[keys.info, SCHEDULES, keys.prompts, keys.upload(incarnation)], args=arguments)
+            added = self._add(keys=[keys.info, SCHEDULES, keys.runs, file], args=arguments)
         if added != 1:
-            self._connection.unlink(keys.upload(incarnation))
+            self._connection.unlink(file)
             raise RefusedError(
                 f"there is a schedule '{new.name}' already: --replace takes its place, or choose another name"
                 if added == 0
@@ -288,61 +204,82 @@ class Schedules:
             )
         return self.get(new.name)
 
-    def remove(self, name: str) -> bool:
-        """Remove a schedule; its batches stay. False: there was none."""
-        keys = ScheduleKeys(check_schedule_name(name))
-        with self._connection.pipeline() as pipe:
-            pipe.srem(SCHEDULES, name)
-            pipe.unlink(keys.info, keys.runs, keys.prompts)
-            listed, removed = replies(pipe)
-        return bool(listed == 1 or removed)
+    def _left(self, name: str, now: float) -> tuple[bytes, bytes]:
+        """The run of a schedule of this name that is being submitted and what becomes of it if it is replaced."""
+        try:
+            run = self.get(name, runs=0).run
+        except RefusedError:
+            run = None
+        if run is None:
+            return b"", b""
+        why = "the schedule was replaced while this run was being submitted"
+        return run.encoded(), Outcome(run.due, now, "skipped", None, why, run.asked, run.missed).encoded()
 
-    def ask(self, schedule: Schedule, now: float) -> int:
+    def remove(self, name: str) -> bool:
+        """Remove a schedule; its batches stay, a run that is being submitted is given up. False: there was none."""
+        keys = ScheduleKeys(check_schedule_name(name))
+        return bool(self._remove(keys=[keys.info, SCHEDULES, keys.runs], args=[name]))
+
+    def ask(self, schedule: Schedule, now: float, *, overlap: bool) -> int:
         """Ask the scheduler for a run now; when it is due, by which its outcome is known.
 
         Raises:
             ScheduleNotFoundError: it was replaced or removed meanwhile.
         """
-        due = self._ask(keys=[ScheduleKeys(schedule.name).info], args=[schedule.id, int(now)])
+        due = self._ask(keys=[ScheduleKeys(schedule.name).info], args=[schedule.id, int(now), int(overlap)])
         if due is None:
             raise no_schedule(schedule.name)
         return int(cast("bytes", due))
 
-    def note(self, schedule: Schedule, outcome: Outcome) -> bool:
-        """Record a run that did not come from the scheduler. False: the schedule is gone."""
-        keys = ScheduleKeys(schedule.name)
-        return bool(self._note(keys=[keys.info, keys.runs], args=[schedule.id, outcome.encoded()]))
-
     # --- the steps of a run ---
 
-    def begin(self, schedule: Schedule, run: Run, following: int) -> bool:
-        """A run begins, and the next is due at ``following``. False: it was seen to already, or another has begun."""
+    def begin(self, schedule: Schedule, run: Run, following: int, *, overlap: bool = False) -> bool | None:
+        """A run begins, and the next is due at ``following``. False: it was seen to already. None: another has begun,
+        or was submitted since the schedule was read, which matters unless they may ``overlap``."""
         due = schedule.asked if run.asked else schedule.next
-        return self._seen_to(schedule, run.asked, due, following, run.encoded(), b"")
+        known = "*" if overlap else " ".join(schedule.open)
+        arguments: list[Any] = [schedule.id, "asked" if run.asked else "next", due or "", following]
+        arguments += [run.encoded(), known, b"", b"", b""]
+        keys = ScheduleKeys(schedule.name)
+        begun = self._begin(keys=[keys.info, keys.runs], args=arguments)
+        return None if begun == -1 else begun == 1
 
     def pass_over(self, schedule: Schedule, outcome: Outcome, following: int) -> bool:
-        """The run that was due does not begin. False: it was seen to already."""
-        due = schedule.asked if outcome.asked else schedule.next
-        return self._seen_to(schedule, outcome.asked, due, following, b"", outcome.encoded())
+        """The run that was due does not begin. False: it was seen to already.
 
-    def _seen_to(
-        self, schedule: Schedule, asked: bool, due: int | None, following: int, run: bytes, outcome: bytes
-    ) -> bool:
+        Runs that are passed over one after the other for the same reason are one entry of the list.
+        """
+        due, keys = schedule.asked if outcome.asked else schedule.next, ScheduleKeys(schedule.name)
+        before, both = b"", b""
+        if schedule.runs and (merged := outcome.merged(schedule.runs[0], MOST_COUNTED)) is not None:
+            before, both = schedule.runs[0].encoded(), merged.encoded()
+        arguments: list[Any] = [schedule.id, "asked" if outcome.asked else "next", due or "", following]
+        arguments += [b"", "*", outcome.encoded(), before, both]
+        return bool(self._begin(keys=[keys.info, keys.runs], args=arguments) == 1)
+
+    def hold(self, schedule: Schedule, run: Run, gone: Run | None = None) -> bool:
+        """A run by hand begins, in the place of one whose maker is ``gone``. False: another has begun, or was submitted
+        since the schedule was read.
+
+        Raises:
+            ScheduleNotFoundError: it was replaced or removed meanwhile.
+        """
+        arguments: list[Any] = [
+            schedule.id,
+            run.encoded(),
+            " ".join(schedule.open),
+            b"" if gone is None else gone.encoded(),
+        ]
+        held = self._hold(keys=[ScheduleKeys(schedule.name).info], args=arguments)
+        if held == -1:
+            raise no_schedule(schedule.name)
+        return bool(held == 1)
+
+    def end(self, schedule: Schedule, run: Run, outcome: Outcome | None = None) -> bool:
+        """A run is over, and there is no batch of it. False: it is another's, or was over already."""
         keys = ScheduleKeys(schedule.name)
-        arguments = [schedule.id, "asked" if asked else "next", due or "", following, run, outcome]
-        return bool(self._begin(keys=[keys.info, keys.runs], args=arguments))
-
-    def go_on(self, name: str, run: Run, changed: Run) -> bool:
-        """A run goes on as ``changed``. False: it is another's, or over."""
-        return self._swapped(name, run, changed.encoded(), b"")
-
-    def record(self, name: str, run: Run, outcome: Outcome) -> bool:
-        """A run is over. False: it was recorded already."""
-        return self._swapped(name, run, b"", outcome.encoded())
-
-    def _swapped(self, name: str, run: Run, changed: bytes, outcome: bytes) -> bool:
-        keys = ScheduleKeys(name)
-        return bool(self._swap(keys=[keys.info, keys.runs], args=[run.encoded(), changed, outcome]))
+        arguments: list[Any] = [schedule.id, run.encoded(), b"" if outcome is None else outcome.encoded()]
+        return bool(self._end(keys=[keys.info, keys.runs], args=arguments))
 
 
 def _parsed(name: str, reply: Any, cron: Callable[[str, str], Cron]) -> Schedule | RefusedError:

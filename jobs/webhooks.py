@@ -7,6 +7,7 @@ place that the claim gave it; a batch that was retried, purged or claimed by ano
 from __future__ import annotations
 
 import logging
+import uuid
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,12 +24,22 @@ log = logging.getLogger("promptmill.jobs")
 LEASE_S = 120.0
 """A try that has not been noted for so long was its deliverer's last: another makes the next."""
 MOST_LOOKED_AT = 100
+RESENT_S = 60
+"""A client that lost a reply has sent its command again by then."""
 
 CLAIM = """
 -- Claim the first due webhook; what is listed and is none is taken off.
--- KEYS: webhooks.  ARGV: now, the lease's end, prefix of the batches' hashes, most to look at, most bytes of a URL.
+-- A client that lost the reply sends it again: it gets the claim that it has.
+-- KEYS: webhooks, this claim's.  ARGV: now, the lease's end, prefix of the batches' hashes, most to look at, most bytes
+-- of a URL, seconds in which a client sends again.
 -- Returns {entries taken off}, and where one was claimed its batch, place, webhook id, tries and URL.
 local removed = {}
+local function claimed(id)
+  local found = redis.call('HMGET', ARGV[3] .. id, 'webhook_id', 'webhook_tries', 'webhook')
+  return {removed, id, redis.call('ZSCORE', KEYS[1], id), unpack(found)}
+end
+local before = redis.call('GET', KEYS[2])
+if before and redis.call('ZSCORE', KEYS[1], before) then return claimed(before) end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[4])) do
   local info, wanted = ARGV[3] .. id, false
   if #id == 28 and id:find('^b_[0-9A-Z]+$') and redis.call('TYPE', info).ok == 'hash' then
@@ -45,7 +56,8 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT
       end
       tries = string.format('%d', math.max(0, math.min(tries, 1000)) + 1)
       redis.call('HSET', info, 'webhook_id', name, 'webhook_tries', tries, 'webhook_state', 'waiting')
-      return {removed, id, redis.call('ZSCORE', KEYS[1], id), name, tries, redis.call('HGET', info, 'webhook')}
+      redis.call('SET', KEYS[2], id, 'EX', ARGV[6])
+      return claimed(id)
     end
   end
   redis.call('ZREM', KEYS[1], id)
@@ -98,10 +110,12 @@ def claim_due(store: Store) -> Claim | None:
     Raises:
         RefusedError: somebody put something else where they are listed.
     """
-    now = store.server_time()
-    arguments: list[Any] = [repr(now), f"{now + LEASE_S:.6f}", f"{PREFIX}b:", MOST_LOOKED_AT, MAX_URL_LENGTH]
+    now, script = store.server_time(), store.connection.register_script(CLAIM)
+    keys = [WEBHOOKS, f"{WEBHOOKS}:claim:{uuid.uuid4().hex}"]
+    limits = [MOST_LOOKED_AT, MAX_URL_LENGTH, RESENT_S]
     with refusing(WEBHOOKS):
-        removed, *found = cast("list[Any]", store.connection.register_script(CLAIM)(keys=[WEBHOOKS], args=arguments))
+        reply = script(keys=keys, args=[repr(now), f"{now + LEASE_S:.6f}", f"{PREFIX}b:", *limits])
+    removed, *found = cast("list[Any]", reply)
     for entry in removed:
         log.warning("%.80r has no webhook to call", entry, extra={"action": "refuse_webhook"})
     if not found:

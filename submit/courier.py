@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -52,22 +53,22 @@ def deliver_due(
     signer: Signer,
     *,
     hosts: Sequence[str] = (),
-    send: Post = post,
+    send: Post | None = None,
     jitter: Callable[[], float] = random.random,
     stop: Callable[[], bool] = lambda: False,
 ) -> int:
     """Make a try at each webhook that is due; how many were made.
 
-    ``hosts`` are patterns such as ``*.example.com``: others are not called; without any all are.
+    ``hosts`` are patterns such as ``*.example.com``: others are not called; without any all are but this machine.
 
     Raises:
         RefusedError: somebody put something else where they are listed.
     """
-    tried = 0
+    tried, call = 0, send or partial(post, local=bool(hosts))
     while not stop() and (claim := claim_due(store)) is not None:
         batch = _told_of(store, claim, hosts)
         if batch is not None:
-            _note(store, claim, send(claim.url, *_message(batch, claim, signer, int(store.now()))), jitter)
+            _note(store, claim, call(claim.url, *_message(batch, claim, signer, int(store.now()))), jitter)
             tried += 1
     return tried
 
@@ -109,6 +110,8 @@ def _note(store: Store, claim: Claim, answer: Answer, jitter: Callable[[], float
         settle(store, claim, "delivered", answer.text)
         message = "told %s of the end of %s"
         log.info(message, origin(claim.url), claim.batch_id, extra={"action": "webhook_delivered"})
+    elif answer.refused:
+        _end(store, claim, "refused", f"not called: {answer.text}")
     elif answer.status == HTTPStatus.GONE:
         _end(store, claim, "gone", answer.text)
     elif claim.tries > len(RETRY_AFTER_S):
@@ -145,7 +148,7 @@ class Courier:
         secret: str | None,
         *,
         hosts: Sequence[str] = (),
-        send: Post = post,
+        send: Post | None = None,
         deliverers: int = DELIVERERS,
         poll_s: float = POLL_S,
     ) -> None:
@@ -171,16 +174,19 @@ class Courier:
             thread.join(max(deadline - time.monotonic(), 0.0))
 
     def _run(self) -> None:
-        from redis.exceptions import RedisError
+        from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
         pause = self._poll_s
         while not self._stopped.wait(pause):
             pause = self._poll_s
             try:
                 self._round()
-            except RedisError as error:
+            except (ConnectionError, TimeoutError) as error:
                 pause = OUTAGE_POLL_S
                 log.debug("webhooks wait for Redis: %s", error, extra={"action": "redis_out"})
+            except RedisError as error:
+                pause = OUTAGE_POLL_S
+                self._say_once(f"webhooks wait, for Redis refuses a command: {error}")
             except RefusedError as error:
                 self._say_once(f"{error}; delete that key")
             except Exception:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
+from jobs.duration import parse_duration
 from jobs.errors import LineError, RefusedError
 from jobs.line import Defaults
 from jobs.logs import FILE_HELP, FORMAT_HELP, FORMATS
@@ -19,12 +20,14 @@ from jobs.params import ALIASES, PARAMETERS, Parameter
 
 if TYPE_CHECKING:
     from jobs.store import Store
+    from submit.submitter import Order
 
 __all__ = [
     "defaults_from",
     "json_option",
     "log_options",
     "open_store",
+    "order_from",
     "parameter_options",
     "redis_option",
     "watch_option",
@@ -123,6 +126,37 @@ def defaults_from(flags: Mapping[str, Any]) -> Defaults:
     return Defaults({**given, **_checked(asked, "flags")})
 
 
+def order_from(flags: Mapping[str, Any], *, name: str | None) -> Order:
+    """What a batch of this name is to be, by the flags that commands which make batches have.
+
+    Raises:
+        RefusedError: a value is none; the message names the flag.
+    """
+    from submit.submitter import Order
+
+    expires_in, keep = flags["expires_in"], flags["keep"]
+    return Order(
+        defaults=defaults_from(flags),
+        name=name,
+        priority=flags["priority"],
+        on_bad_line=flags["on_bad_line"],
+        metadata=_object("--metadata", flags["metadata"]),
+        expires_in=None if expires_in is None else parse_duration(expires_in),
+        keep_s=None if keep == "forever" else parse_duration(keep),
+        webhook=flags["webhook"],
+    )
+
+
+def _object(flag: str, text: str | None) -> dict[str, Any]:
+    try:
+        value = {} if text is None else orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise RefusedError(f"{flag} must be a JSON object: {error}") from None
+    if not isinstance(value, dict):
+        raise RefusedError(f'{flag} must be a JSON object, such as \'{{"project": "a"}}\'')
+    return value
+
+
 def _said(value: Any) -> bool:
     return value is not None and value != ()
 
@@ -165,7 +199,8 @@ def webhook_options(command: F) -> F:
         "--webhook-hosts",
         multiple=True,
         metavar="PATTERN",
-        help="Hosts that webhooks may go to, such as *.example.com; may be given several times.  [default: any]",
+        help="Hosts that webhooks may go to, such as *.example.com; may be given several times.  "
+        "[default: any but this machine's own and link-local addresses]",
     )(command)
     return click.option(
         "--webhook-secret",

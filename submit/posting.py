@@ -8,52 +8,96 @@ import socket
 import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from urllib.parse import urlsplit
+
+from submit.dialling import Addresses, LocalAddressError, dial
 
 __all__ = ["TIMEOUT_S", "Answer", "post"]
 
 TIMEOUT_S = 15.0
+"""The silence that ends a try."""
 DEADLINE_S = 30.0
-"""The whole of an answer: a receiver that sends its byte by byte is cut off."""
+"""The whole of a try, from the look for the host's addresses to the head of the answer: a receiver that sends it byte
+by byte is cut off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a try: an HTTP status (None: there was none), in words, and the pause that was asked for."""
+    """What came of a try: an HTTP status (None: there was none), in words, and the pause that was asked for.
+    ``refused``: it is not to be called from here, and was not."""
 
     status: int | None
     text: str
     retry_after_s: float | None = None
+    refused: bool = False
 
 
-def post(url: str, body: bytes, headers: dict[str, str]) -> Answer:
-    """POST once; no redirect is followed, certificates are checked, and nothing but the head of the answer is read."""
-    opener = urllib.request.build_opener(_NoRedirects, _Http, _Https)
-    request = urllib.request.Request(url, data=body, headers=headers, method="POST")
+def post(
+    url: str,
+    body: bytes,
+    headers: dict[str, str],
+    *,
+    local: bool = False,
+    addresses: Addresses = socket.getaddrinfo,
+) -> Answer:
+    """POST once; no redirect is followed, no proxy asked, certificates are checked, and nothing but the head of the
+    answer is read. With ``local`` the addresses of this machine and link-local ones are called too."""
     try:
-        with opener.open(request, timeout=TIMEOUT_S) as reply:
-            return Answer(reply.status, f"HTTP {reply.status}")
-    except urllib.error.HTTPError as error:
-        with error:
-            return Answer(error.code, f"HTTP {error.code}", _retry_after(error.headers.get("Retry-After")))
+        parts = urlsplit(url)
+        host, path = parts.hostname or "", parts.path or "/"
+        context = ssl.create_default_context() if parts.scheme == "https" else None
+        connection = _connection(host, parts.port, context)
+        target = f"{path}?{parts.query}" if parts.query else path
+        with contextlib.ExitStack() as stack:
+            stack.callback(connection.close)
+            ends_at = time.monotonic() + DEADLINE_S
+            raw = dial(host, connection.port, ends_at, timeout_s=TIMEOUT_S, local=local, addresses=addresses)
+            stack.enter_context(raw)
+            _cut_off(stack, raw, ends_at)
+            connection.sock = raw
+            if context is not None:
+                connection.sock = context.wrap_socket(raw, server_hostname=host)
+            connection.request("POST", target, body, {**headers, "Connection": "close"})
+            with connection.getresponse() as reply:
+                return Answer(reply.status, f"HTTP {reply.status}", _retry_after(reply.getheader("Retry-After")))
+    except LocalAddressError as error:
+        return Answer(None, str(error), refused=True)
     except (OSError, http.client.HTTPException, ValueError) as error:
         return Answer(None, _reason(error))
 
 
+def _connection(host: str, port: int | None, context: ssl.SSLContext | None) -> http.client.HTTPConnection:
+    if context is not None:
+        return http.client.HTTPSConnection(host, port, context=context)
+    return http.client.HTTPConnection(host, port)
+
+
+def _cut_off(stack: contextlib.ExitStack, raw: socket.socket, ends_at: float) -> None:
+    """Hear nothing more from this time on, whatever still trickles in, unless the stack is left before."""
+    handle = stack.enter_context(raw.dup())  # TLS takes the socket itself over
+    cut = threading.Timer(max(ends_at - time.monotonic(), 0.0), _shut, [handle])
+    cut.daemon = True
+    cut.start()
+    stack.callback(cut.cancel)
+
+
+def _shut(handle: socket.socket) -> None:
+    # What is sent has its timeout; and a receiver that hears of the end answers with a reset, which hides its status.
+    with contextlib.suppress(OSError):
+        handle.shutdown(socket.SHUT_RD)
+
+
 def _reason(error: Exception) -> str:
     """Why there was no answer, without anything that the other side wrote."""
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return f"certificate not accepted: {reason.verify_message}"
-    if isinstance(reason, TimeoutError):
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate not accepted: {error.verify_message}"
+    if isinstance(error, TimeoutError):
         return "no answer in time"
-    if isinstance(reason, OSError) and reason.strerror:
-        return reason.strerror
-    return f"no answer ({type(reason).__name__})"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"no answer ({type(error).__name__})"
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -67,47 +111,3 @@ def _retry_after(value: str | None) -> float | None:
     except (ValueError, OverflowError):
         return None
     return max(at - time.time(), 0.0)
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *arguments: Any, **named: Any) -> None:
-        """A receiver that has moved is given to `submit` as it is now: where it points might be anywhere."""
-        return
-
-
-class _Bounded(http.client.HTTPConnection):
-    """A connection that is cut off some time after it was made, whatever still trickles in."""
-
-    _cut: threading.Timer | None = None
-
-    def connect(self) -> None:
-        super().connect()
-        self._handle = self.sock.dup()  # TLS, which begins only now, takes the socket itself over
-        self._cut = threading.Timer(DEADLINE_S, _shut, [self._handle])
-        self._cut.daemon = True
-        self._cut.start()
-
-    def close(self) -> None:
-        if self._cut is not None:
-            self._cut.cancel()
-            self._handle.close()
-        super().close()
-
-
-def _shut(handle: socket.socket) -> None:
-    with handle, contextlib.suppress(OSError):
-        handle.shutdown(socket.SHUT_RDWR)
-
-
-class _BoundedTls(http.client.HTTPSConnection, _Bounded):
-    """The same with TLS."""
-
-
-class _Http(urllib.request.HTTPHandler):
-    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_Bounded, request)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_BoundedTls, request, context=ssl.create_default_context())

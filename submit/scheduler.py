@@ -29,6 +29,7 @@ from jobs.schedule import Schedule
 from jobs.schedules import Schedules
 from jobs.store import Store
 from jobs.upkeep import upkeep
+from submit.attendance import Attendance
 from submit.firing import Firing
 from submit.runqueue import LOCK_S, DueRun, Lock, RunQueue
 
@@ -49,7 +50,7 @@ Tend = Callable[[Store], object]
 class Scheduler:
     """One scheduler process. ``run`` returns its exit status.
 
-    ``read_from`` are the folders of which files are read for schedules, all if there is none. What is in ``tend`` is
+    ``read_from`` are the folders of which files are read for schedules. What is in ``tend`` is
     done every few seconds, by the active scheduler: whatever a pool needs done by somebody goes there.
     """
 
@@ -74,7 +75,8 @@ class Scheduler:
         self._stopped = threading.Event()
         self._held_at = float("-inf")
         self._said: dict[str, str] = {}
-        self._firing = Firing(store, read_from=read_from, stopping=self._must_stop)
+        self._attendance = Attendance()
+        self._firing = Firing(store, read_from=read_from, stopping=self._must_stop, attended=self._attendance.covers)
         self._threads = [
             threading.Thread(target=self._fire, name="firing", daemon=True),
             threading.Thread(target=self._tend_now_and_then, name="tending", daemon=True),
@@ -114,7 +116,9 @@ class Scheduler:
     def tick(self) -> None:
         """Keep or take the lock; where it is held see to it that what is due is queued."""
         asked_at = self._clock()
+        self._attendance.trying()
         held = self._lock.refresh()
+        self._attendance.reached(self._store.server_time())
         if "redis" in self._said:
             del self._said["redis"]
             log.info("Redis is back", extra={"action": "redis_back"})
@@ -174,6 +178,13 @@ class Scheduler:
                 log.warning("%s", text, extra={"action": "redis_out" if what == "redis" else "refuse_schedule"})
             self._said[what] = text
 
+    def _say_refused(self, what: str, text: str, error: redis.exceptions.RedisError) -> None:
+        """Of an outage the main thread speaks; of a command that is refused, as for want of permission, nobody else."""
+        if _is_away(error):
+            log.debug("%s: %s", text, error, extra={"action": "redis_out"})
+        else:
+            self._say(what, f"{text}: Redis refuses a command: {error}")
+
     def _end(self) -> None:
         self._stopped.set()
         for thread in self._threads:
@@ -210,8 +221,9 @@ class Scheduler:
             try:
                 if not self._must_stop():
                     self._firing.work()
+                    self._said.pop("firing", None)
             except redis.exceptions.RedisError as error:
-                log.debug("no runs can be taken: %s", error, extra={"action": "redis_out"})
+                self._say_refused("firing", "no runs can be taken", error)
                 pause = LEAST_BACKOFF_S
             except Exception:  # one run must not end all others
                 log.exception("taking runs ended in an error that should not be")
@@ -234,12 +246,16 @@ class Scheduler:
             try:
                 if not self._must_stop():
                     self.tend()
+                    self._said.pop("tending", None)
             except redis.exceptions.RedisError as error:
-                log.debug("no upkeep: %s", error, extra={"action": "redis_out"})
+                self._say_refused("tending", "no upkeep", error)
             except Exception:
                 log.exception("upkeep ended in an error that should not be")
 
 
+def _is_away(error: redis.exceptions.RedisError) -> bool:
+    return isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError)
+
+
 def _outage(error: redis.exceptions.RedisError) -> str:
-    away = isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError)
-    return "Redis does not answer" if away else "Redis refuses a command"
+    return "Redis does not answer" if _is_away(error) else "Redis refuses a command"

@@ -6,6 +6,7 @@ import contextlib
 import stat
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,16 +18,18 @@ from jobs.cron import Cron
 from jobs.errors import InputError, LineError, RefusedError, WaitTimeoutError
 from jobs.info import read_batches
 from jobs.line import Defaults
-from jobs.schedule import NewSchedule, Outcome, Schedule
+from jobs.runstore import OvertakenError, RunStore
+from jobs.schedule import NewSchedule, Run, Schedule
 from jobs.schedules import MAX_PROMPTS_BYTES, Schedules
 from jobs.shard import COMPRESSION_LEVEL
-from jobs.store import Store
+from jobs.store import UPLOAD_LEASE_S, Store
 from submit.reader import PromptFile, PromptObjects
 from submit.submitter import Checked, Order, ReadSoFar, check, check_order, submit
 from submit.text import duration
 
 __all__ = [
     "ASK_S",
+    "BY_HAND_S",
     "NO_SCHEDULER",
     "ScheduleOrder",
     "add_schedule",
@@ -39,6 +42,8 @@ __all__ = [
 NO_SCHEDULER = "no scheduler is running: `promptmill scheduler` starts one"
 POLL_S = 0.2
 ASK_S = 60.0
+BY_HAND_S = UPLOAD_LEASE_S
+"""A run by hand that has not come about after so long is gone on with by others: its maker may be dead."""
 MAX_PATH = 1000
 _ORDER = {
     "defaults": dict,
@@ -121,22 +126,52 @@ def run_schedule(
         WaitTimeoutError: the scheduler has not done it within ``timeout`` seconds, but will.
     """
     schedules = Schedules(store.connection)
-    schedule = schedules.get(name)
-    if not (allow_overlap or schedule.allow_overlap):
-        _refuse_overlap(store, schedule)
+    schedule, now = schedules.get(name), store.server_time()
+    overlap = allow_overlap or schedule.allow_overlap
+    if not overlap:
+        _refuse_overlap(store, schedule, now)
     if schedule.path is not None:
-        return _asked(schedules, schedule, store.server_time(), timeout, clock, sleep)
+        return _asked(schedules, schedule, now, timeout, clock, sleep, overlap=overlap)
     order = order_from(schedules.order(schedule), schedule.name)
-    with prompts_of(schedules, schedule) as prompts:
-        submitted = submit(store, prompts, order, progress=progress)
-    now = store.server_time()
-    schedules.note(schedule, Outcome(int(now), now, "submitted", submitted.batch_id, asked=True))
-    return submitted.batch_id
+    with _run_by_hand(schedules, schedule, int(now), overlap=overlap) as run:
+        by_hand = RunStore(store, schedule, run, int(now), asked=True)
+        with prompts_of(schedules, schedule) as prompts:
+            return submit(by_hand, prompts, order, progress=progress).batch_id
 
 
-def _refuse_overlap(store: Store, schedule: Schedule) -> None:
-    if schedule.run is not None:
-        raise RefusedError(f"a run of schedule '{schedule.name}' is being submitted: --allow-overlap runs it besides")
+@contextlib.contextmanager
+def _run_by_hand(schedules: Schedules, schedule: Schedule, due: int, *, overlap: bool) -> Iterator[Run | None]:
+    """The one run of the schedule that is under way, over when the block ends; None for one that may overlap.
+
+    Raises:
+        RefusedError: another was there first, or takes this one's place.
+    """
+    run = None
+    if not overlap:
+        run = Run(due, asked=True, by=uuid.uuid4().hex)
+        if not schedules.hold(schedule, run, schedule.run):
+            raise _under_way(schedule)
+    try:
+        yield run
+    except OvertakenError:
+        shown = "`promptmill schedule list` shows whether it was submitted elsewhere"
+        raise RefusedError(f"this run of schedule '{schedule.name}' was taken over, or ended: {shown}") from None
+    finally:
+        from redis.exceptions import RedisError
+
+        if run is not None:  # of one that was submitted nothing is there any more
+            with contextlib.suppress(RedisError):
+                schedules.end(schedule, run)
+
+
+def _under_way(schedule: Schedule) -> RefusedError:
+    return RefusedError(f"a run of schedule '{schedule.name}' is being submitted: --allow-overlap runs it besides")
+
+
+def _refuse_overlap(store: Store, schedule: Schedule, now: float) -> None:
+    run = schedule.run
+    if run is not None and (run.by is None or now - run.due < BY_HAND_S):
+        raise _under_way(schedule)
     batch_id = unfinished_batch(store, schedule)
     if batch_id is not None:
         raise RefusedError(
@@ -152,17 +187,22 @@ def _asked(
     timeout: float,
     clock: Callable[[], float],
     sleep: Callable[[float], object],
+    *,
+    overlap: bool,
 ) -> str:
     """The batch of a run that the scheduler was asked for."""
     if schedules.active_scheduler() is None:
         raise RefusedError(f"the file of schedule '{schedule.name}' is read by the scheduler, and {NO_SCHEDULER}")
-    due, begun = schedules.ask(schedule, now), clock()
+    due, begun = schedules.ask(schedule, now, overlap=overlap), clock()
     while clock() - begun < timeout:
-        for outcome in schedules.get(schedule.name).runs:
+        found = schedules.get(schedule.name)
+        for outcome in found.runs:
             if (outcome.due, outcome.asked) == (due, True):
                 if outcome.batch_id is None:
                     raise RefusedError(f"the scheduler could not run '{schedule.name}': {outcome.why}")
                 return outcome.batch_id
+        if found.id != schedule.id:
+            raise RefusedError(f"schedule '{schedule.name}' was replaced before it was run: run it again")
         sleep(POLL_S)
     raise WaitTimeoutError(
         f"the scheduler has not run '{schedule.name}' after {duration(timeout)}; it will: `promptmill schedule list` "
@@ -171,9 +211,11 @@ def _asked(
 
 
 def unfinished_batch(store: Store, schedule: Schedule) -> str | None:
-    """A batch of one of the schedule's last runs that is not done; None: all are, or are gone."""
-    ids = [outcome.batch_id for outcome in schedule.runs if outcome.batch_id is not None]
-    return next((batch.id for batch in read_batches(store.connection, ids) if not batch.done), None)
+    """A batch of the schedule that is not done; None: all are, or are gone."""
+    ids = dict.fromkeys(schedule.open)
+    # One that was done and is retried is among the last, or nobody's concern.
+    ids.update(dict.fromkeys(outcome.batch_id for outcome in schedule.runs if outcome.batch_id is not None))
+    return next((batch.id for batch in read_batches(store.connection, list(ids)) if not batch.done), None)
 
 
 # --- orders, as they are kept ---
@@ -202,7 +244,7 @@ def order_from(kept: Mapping[str, Any], schedule: str) -> Order:
 
 @contextlib.contextmanager
 def prompts_of(schedules: Schedules, schedule: Schedule, read_from: Sequence[Path] = ()) -> Iterator[PromptFile]:
-    """The prompts of a run: those stored with the schedule, or the file at its path, in one of these folders if any.
+    """The prompts of a run: those stored with the schedule, or the file at its path, if it is in one of these folders.
 
     Raises:
         RefusedError: there is no such file, or none that may be read.
@@ -220,6 +262,11 @@ def _readable(path: str, read_from: Sequence[Path]) -> Path:
     """Where the file at ``path`` lies in the end, if it may be read."""
     if not Path(path).is_absolute():
         raise RefusedError(f"{path}: the path of a file that is read at each run is absolute")
+    if not read_from:
+        raise RefusedError(
+            f"{path}: is not read, for the scheduler was given no folder: `promptmill scheduler --read-from "
+            f"{Path(path).parent}`"
+        )
     try:
         real = Path(path).resolve(strict=True)
         regular = stat.S_ISREG(real.stat().st_mode)
@@ -227,7 +274,7 @@ def _readable(path: str, read_from: Sequence[Path]) -> Path:
         raise RefusedError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not regular:  # a pipe would be waited for
         raise RefusedError(f"{path}: is no regular file")
-    if read_from and not any(real.is_relative_to(folder.resolve()) for folder in read_from):
+    if not any(real.is_relative_to(folder.resolve()) for folder in read_from):
         raise RefusedError(f"{path}: is in none of the folders of the scheduler's --read-from")
     return real
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from jobs.batch import Batch
+from jobs.cron import MOST_COUNTED
 from jobs.schedule import Outcome, Schedule
 from submit.text import cells, clip, duration, plural, table
 
-__all__ = ["next_run", "timetable"]
+__all__ = ["missed_runs", "next_run", "timetable"]
 
 NO_SCHEDULES = "no schedules; `promptmill schedule add NAME --cron '0 2 * * *' FILE --model MODEL` makes one"
 HEADER = ("schedule", "cron", "zone", "next run", "last run", "source", "model")
@@ -49,6 +50,11 @@ def next_run(schedule: Schedule, now: float) -> str:
     return f"{_local(schedule.next)} ({_in(schedule.next - now)})"
 
 
+def missed_runs(count: int) -> str:
+    """How many runs were missed, as far as they are counted."""
+    return plural(count, "run") if count < MOST_COUNTED else f"{MOST_COUNTED:,} or more runs"
+
+
 def _columns(rows: Sequence[Sequence[str]], keep: Sequence[int]) -> list[str]:
     return table([HEADER[column] for column in keep], [[row[column] for column in keep] for row in rows])
 
@@ -78,7 +84,7 @@ def _last_run(schedule: Schedule, batches: Mapping[str, Batch]) -> str:
 
 
 def _what(outcome: Outcome) -> str:
-    missed = f" ({plural(outcome.missed, 'run')} missed)" if outcome.missed > 1 else ""
+    missed = f" ({missed_runs(outcome.missed)} missed)" if outcome.missed > 1 else ""
     return f"{outcome.state}{missed}"
 
 

@@ -48,7 +48,8 @@ class Night:
         return add_schedule(self.store, wanted, prompts(3) if file is None else file)[0]
 
     def firing(self, **settings: Any) -> Firing:
-        return Firing(self.store, **settings)
+        """What takes runs; it may read all files."""
+        return Firing(self.store, **{"read_from": [Path("/")], **settings})
 
     def crashing(self, step: str) -> Firing:
         """A scheduler that dies at this step."""

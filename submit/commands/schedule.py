@@ -12,14 +12,14 @@ from jobs.batch import PRIORITIES
 from jobs.duration import parse_duration
 from jobs.errors import RefusedError
 from submit.feedback import SHOWN_PROBLEMS, json_errors, read_display
-from submit.options import defaults_from, json_option, open_store, parameter_options, redis_option
+from submit.options import json_option, open_store, order_from, parameter_options, redis_option
 from submit.text import plural
 
 if TYPE_CHECKING:
     from jobs.schedule import Schedule
     from jobs.schedules import Schedules
     from jobs.store import Store
-    from submit.submitter import Checked, Order
+    from submit.submitter import Checked
 
 
 @click.group("schedule", short_help="Batches by cron: add, list, remove, run now.")
@@ -37,7 +37,8 @@ def command() -> None:
 @click.option("--tz", "zone", metavar="ZONE", help="Time zone, such as Europe/Berlin.  [default: this machine's]")
 @click.option(
     "--read-at-fire", is_flag=True,
-    help="FILE is an absolute path on the scheduler's host, read at each run; else it is checked and stored now.",
+    help="FILE is an absolute path on the scheduler's host, in a folder of its --read-from, read at each run; else it "
+    "is checked and stored now.",
 )  # fmt: skip
 @click.option(
     "--catch-up", is_flag=True,
@@ -92,7 +93,7 @@ def add(
         wanted = ScheduleOrder(
             name=name,
             cron=Cron(cron, zone or local_zone()),
-            order=_order(flags),
+            order=order_from(flags, name=flags["batch_name"]),
             read_at_fire=flags["read_at_fire"],
             catch_up=flags["catch_up"],
             allow_overlap=flags["allow_overlap"],
@@ -104,32 +105,6 @@ def add(
             if as_json:
                 click.echo(orjson.dumps(schedule.as_dict()).decode())
     return 0
-
-
-def _order(flags: dict[str, Any]) -> Order:
-    from submit.submitter import Order
-
-    expires_in, keep = flags["expires_in"], flags["keep"]
-    return Order(
-        defaults=defaults_from(flags),
-        name=flags["batch_name"],
-        priority=flags["priority"],
-        on_bad_line=flags["on_bad_line"],
-        metadata=_object("--metadata", flags["metadata"]),
-        expires_in=None if expires_in is None else parse_duration(expires_in),
-        keep_s=None if keep == "forever" else parse_duration(keep),
-        webhook=flags["webhook"],
-    )
-
-
-def _object(flag: str, text: str | None) -> dict[str, Any]:
-    try:
-        value = {} if text is None else orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise RefusedError(f"{flag} must be a JSON object: {error}") from None
-    if not isinstance(value, dict):
-        raise RefusedError(f'{flag} must be a JSON object, such as \'{{"project": "a"}}\'')
-    return value
 
 
 def _say_added(store: Store, schedule: Schedule, checked: Checked | None) -> None:
@@ -205,11 +180,14 @@ def remove(names: tuple[str, ...], redis_url: str | None) -> int:
     with open_store(redis_url) as store:
         schedules = Schedules(store.connection)
         for name in dict.fromkeys(names):
-            if schedules.remove(name):
-                click.echo(f"schedule {name} is removed", err=True)
+            try:
+                if not schedules.remove(name):
+                    raise no_schedule(name)
+            except RefusedError as error:
+                click.echo(f"promptmill: {error}", err=True)
+                status = error.exit_status
             else:
-                click.echo(f"promptmill: {no_schedule(name)}", err=True)
-                status = RefusedError.exit_status
+                click.echo(f"schedule {name} is removed", err=True)
     return status
 
 

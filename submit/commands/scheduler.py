@@ -31,8 +31,8 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
 @click.option("--name", help="Name of this scheduler.  [default: the host's]")
 @click.option(
     "--read-from", type=click.Path(path_type=Path, file_okay=False, exists=True), multiple=True, metavar="DIR",
-    help="Read files of `schedule add --read-at-fire` only in this folder. May be given several times.  "
-    "[default: any file that this user may read]",
+    help="Folder of the files that `schedule add --read-at-fire` names: no others are read. May be given several "
+    "times.  [default: none is read]",
 )  # fmt: skip
 @webhook_options
 @redis_option

@@ -14,7 +14,7 @@ from jobs.duration import parse_duration
 from jobs.errors import RefusedError
 from jobs.moment import parse_moment
 from submit.feedback import SHOWN_PROBLEMS, json_errors, read_display
-from submit.options import defaults_from, json_option, open_store, parameter_options, redis_option
+from submit.options import json_option, open_store, order_from, parameter_options, redis_option
 from submit.text import plural
 
 if TYPE_CHECKING:
@@ -64,14 +64,8 @@ if TYPE_CHECKING:
 def command(
     file: str,
     name: str | None,
-    priority: str,
     at: str | None,
     start_in: str | None,
-    expires_in: str | None,
-    keep: str,
-    on_bad_line: str,
-    webhook: str | None,
-    metadata: str | None,
     wait: bool,
     out: Path | None,
     timeout: str | None,
@@ -88,21 +82,13 @@ def command(
     4 not done within --timeout (the batch goes on).
     """
     from submit.reader import PromptFile
-    from submit.submitter import Order, submit
+    from submit.submitter import submit
 
     with json_errors(as_json) as answer:
         limit = _waiting(file, wait=wait, out=out, timeout=timeout)
-        order = Order(
-            defaults=defaults_from(flags),
-            name=name,
-            priority=priority,
-            on_bad_line=on_bad_line,
-            metadata=_object("--metadata", metadata),
-            start_in=None if start_in is None else parse_duration(start_in),
-            expires_in=None if expires_in is None else parse_duration(expires_in),
-            keep_s=None if keep == "forever" else parse_duration(keep),
-            webhook=webhook,
-        )
+        order = order_from(flags, name=name)
+        if start_in is not None:
+            order = replace(order, start_in=parse_duration(start_in))
         with PromptFile(file) as prompts, open_store(redis_url) as store:
             if at is not None:
                 order = replace(order, start_in=_until(at, start_in, store))
@@ -131,16 +117,6 @@ def _until(at: str, start_in: str | None, store: Store) -> float:
         raise RefusedError("--at and --in say the same thing: give one of them")
     now = store.server_time()
     return parse_moment(at, now) - now
-
-
-def _object(flag: str, text: str | None) -> dict[str, Any]:
-    try:
-        value = {} if text is None else orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise RefusedError(f"{flag} must be a JSON object: {error}") from None
-    if not isinstance(value, dict):
-        raise RefusedError(f'{flag} must be a JSON object, such as \'{{"project": "a"}}\'')
-    return value
 
 
 def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:

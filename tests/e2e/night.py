@@ -127,8 +127,8 @@ class Night:
             self.start_worker(name)
         for name in ("scheduler", "standby"):
             self.start(
-                name, sys.executable, "-P", "-m", "submit.cli", "scheduler", user="worker",
-                PROMPTMILL_WEBHOOK_SECRET=self.secret,
+                name, sys.executable, "-P", "-m", "submit.cli", "scheduler", "--webhook-hosts", "127.0.0.1",
+                user="worker", PROMPTMILL_WEBHOOK_SECRET=self.secret,
             )  # fmt: skip
         targets = [f"127.0.0.1:{port}" for port in self.ports.values()]
         config = {

@@ -67,8 +67,9 @@ def test_add_list_run_remove(store: Store, server_url: str, good: str) -> None:
     assert (found["name"], found["time_zone"], found["runs"][0]["batch_id"]) == ("nightly", "Asia/Tokyo", batch.id)
     assert found["next_run_at"].endswith("T17:00:00.000Z")
 
-    removed = schedule(server_url, "remove", "nightly", "other")
+    removed = schedule(server_url, "remove", "bad name", "other", "nightly")
     assert removed.returncode == 2
+    assert "'bad name' is no name for a schedule" in removed.stderr
     assert "schedule nightly is removed" in removed.stderr
     assert "there is no schedule 'other'" in removed.stderr
     assert store.batch(batch.id).status == "in_progress"

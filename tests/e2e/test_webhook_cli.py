@@ -45,7 +45,7 @@ def test_a_webhook_from_submit_to_status(store: Store, server_url: str, prompts:
         host = f"http://127.0.0.1:{receiver.port}"
         assert f"webhook   {host}, when the batch is done\n" in promptmill(server_url, "status", batch_id).stdout
         work(store, batch_id)
-        deliver_due(store, Signer(SECRET))
+        deliver_due(store, Signer(SECRET), hosts=["127.0.0.1"])
         [request] = receiver.received
         event = Webhook(SECRET).verify(request.body, request.headers)
     assert event["data"]["id"] == batch_id

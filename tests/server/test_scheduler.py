@@ -14,15 +14,17 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError, NoPermissionError, OutOfMemoryError
 
 from jobs.connect import connect
 from jobs.errors import RefusedError
 from jobs.keys import SCHEDULER, SCHEDULES, UPLOADING, ScheduleKeys
 from jobs.schedules import Schedules
 from jobs.store import Store
+from submit.attendance import Attendance
 from submit.runqueue import LOCK_S, QUEUE, Lock
 from submit.scheduler import Scheduler
-from tests.night import Night, lines_in
+from tests.night import TWO, Night, lines_in
 from tests.servers import Server, private_server
 from tests.waiting import until
 
@@ -56,12 +58,13 @@ class Process:
 
 
 @contextmanager
-def schedulers(url: str, folder: Path, *names: str) -> Iterator[list[Process]]:
+def schedulers(url: str, folder: Path, *names: str, read_from: Path | None = None) -> Iterator[list[Process]]:
     """Schedulers of these names, the first of them active."""
+    flags = [] if read_from is None else ["--read-from", str(read_from)]
     started: list[Process] = []
     try:
         for name in names:
-            started.append(Process(url, folder, name))
+            started.append(Process(url, folder, name, *flags))
             started[-1].said("stands by") if len(started) > 1 else started[-1].active()
         yield started
     finally:
@@ -88,7 +91,7 @@ def test_another_takes_over_from_one_that_dies_in_the_middle(store: Store, serve
     lines_in(path, *['{"prompt":"Once"}'] * 200_000)
     night = Night(store, time.time())
     night.add(file=str(path))
-    with schedulers(server_url, tmp_path, "one", "two") as (one, two):
+    with schedulers(server_url, tmp_path, "one", "two", read_from=tmp_path) as (one, two):
         due = due_soon(store, "nightly")
         until(lambda: store.connection.zcard(UPLOADING), "the upload begins")
         assert one.end(signal.SIGKILL) == -signal.SIGKILL
@@ -193,6 +196,80 @@ def test_what_is_in_the_way_is_said_once(store: Store, caplog: pytest.LogCapture
     assert ["Mars" in said[0], "something else" in said[1], "list of schedules" in said[2]] == [True] * 3
 
 
+def test_what_redis_forbids_beside_the_main_thread_is_said_once(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Want of permission to take runs or to tend the pool; an outage is the main thread's to say."""
+    for name in ("LEAST_BACKOFF_S", "UPKEEP_S", "IDLE_S"):
+        monkeypatch.setattr(f"submit.scheduler.{name}", 0.01)
+    scheduler = Scheduler(store, name="mini")
+    scheduler.tick()
+    counts = {"work": 0, "tend": 0}
+
+    def refused(what: str) -> None:
+        counts[what] += 1
+        if min(counts.values()) > 6:
+            scheduler.stop()
+        raise NoPermissionError(f"no {what}") if counts[what] % 2 else ConnectionError("out")
+
+    monkeypatch.setattr(scheduler._firing, "work", lambda: refused("work"))
+    monkeypatch.setattr(scheduler, "tend", lambda: refused("tend"))
+    for thread in scheduler._threads:
+        thread.start()
+    for thread in scheduler._threads:
+        thread.join(20)
+    said = sorted(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+    assert said == [
+        "no runs can be taken: Redis refuses a command: no work",
+        "no upkeep: Redis refuses a command: no tend",
+    ]
+
+
+def test_a_run_that_was_due_while_redis_refused_is_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler tried all the time, so it knows that nobody was away."""
+    night = Night(store)
+    night.add()
+    wall = [0.0]
+    scheduler = Scheduler(night.store, name="mini")
+    scheduler._attendance = attendance = Attendance(lambda: wall[0])
+    scheduler._firing._attended = attendance.covers
+    night.now = TWO - 5
+    scheduler.tick()
+
+    def full() -> bool:
+        raise OutOfMemoryError("command not allowed when used memory > 'maxmemory'")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler._lock, "refresh", full)
+        for _ in range(30):
+            wall[0] += 10
+            with pytest.raises(OutOfMemoryError):
+                scheduler.tick()
+    night.now = TWO + 295
+    scheduler.tick()
+    scheduler._firing.work()
+    assert [run.state for run in night.runs()] == ["submitted"]
+
+
+def test_a_scheduler_that_slept_was_not_there() -> None:
+    """Nor was one that has only just begun."""
+    wall = [1000.0]
+    attendance = Attendance(lambda: wall[0])
+    attendance.trying()
+    assert not attendance.covers(1e9)
+    attendance.reached(5000.0)
+    assert attendance.covers(5000.0)
+    assert not attendance.covers(4999.0)
+    wall[0] += 59
+    attendance.trying()
+    attendance.reached(5059.0)
+    assert attendance.covers(5000.0)
+    wall[0] += 61
+    attendance.trying()
+    attendance.reached(5120.0)
+    assert not attendance.covers(5100.0)
+
+
 def test_the_lock_is_short(store: Store) -> None:
     """RQ's own lasts for a minute; only who has it may let it go."""
     one, two = Lock(store.connection, "one"), Lock(store.connection, "two")
@@ -272,7 +349,10 @@ def test_users_of_least_privilege_are_enough(tmp_path: Path) -> None:
             lines_in(tmp_path / "a.jsonl", '{"prompt":"a"}'),
             lines_in(tmp_path / "b.jsonl", '{"prompt":"b"}'),
         )
-        with Redis.from_url(as_user("operator")) as operator, schedulers(as_user("worker"), tmp_path, "one") as (one,):
+        with (
+            Redis.from_url(as_user("operator")) as operator,
+            schedulers(as_user("worker"), tmp_path, "one", read_from=tmp_path) as (one,),
+        ):
             store = Store(operator)
             added = schedule("add", "stored", stored, "--cron", "0 2 * * *", "--model", "m")
             assert added.returncode == 0, added.stderr

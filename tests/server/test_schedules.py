@@ -17,6 +17,7 @@ from jobs.errors import InputError, RefusedError, WaitTimeoutError
 from jobs.keys import SCHEDULER, SCHEDULES, UPLOADING, ScheduleKeys
 from jobs.line import Defaults
 from jobs.results import ordered_records
+from jobs.runstore import RunStore
 from jobs.schedule import ScheduleNotFoundError
 from jobs.store import UPLOAD_LEASE_S, Store
 from submit import scheduling
@@ -30,7 +31,7 @@ from tests.pool import MODEL, prompts
 
 DAY = 86400
 REGISTRY = f"rq:scheduled:{QUEUE}"
-STEPS = ["taken", "begun", "uploading", "claimed", "committed", "recorded"]
+STEPS = ["taken", "begun", "uploading", "committed"]
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_a_scheduler_that_dies_loses_and_doubles_nothing(
     """At whichever step, and however late the next one comes: one live batch, one run on record, no upload left."""
     night.add()
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "discard", lambda *_: None)  # a process that is killed tidies nothing up
+        patch.setattr(RunStore, "discard", lambda *_: None)  # a process that is killed tidies nothing up
         with pytest.raises(Crash):
             night.at(TWO + 1, night.crashing(step))
     night.at(TWO + 20 + hours * 3600)
@@ -128,20 +129,7 @@ def test_a_scheduler_that_dies_loses_and_doubles_nothing(
     assert night.batches() == [batch_id]
 
 
-def test_a_claimed_upload_that_was_swept_is_made_again(night: Night) -> None:
-    """The scheduler died between claim and commit, and none came for longer than uploads are kept."""
-    night.add()
-    with pytest.raises(Crash):
-        night.at(TWO, night.crashing("claimed"))
-    night.now = TWO + 2 * UPLOAD_LEASE_S
-    assert len(night.store.sweep()) == 1
-    night.at(night.now)
-    night.at(night.now + 1)
-    assert len(night.batches()) == 1
-    assert states(night) == ["submitted"]
-
-
-@pytest.mark.parametrize("step", ["begun", "uploading", "claimed", "committed"])
+@pytest.mark.parametrize("step", ["begun", "uploading", "committed"])
 def test_a_scheduler_that_slept_while_another_took_over_adds_nothing(night: Night, step: str) -> None:
     """Both go on with the same run: one batch is live, and the upload that is not wanted is given up."""
     night.add()
@@ -172,7 +160,7 @@ def test_a_scheduler_that_is_to_stop_leaves_the_run_to_the_next(night: Night) ->
     )
     run = night.schedules.get("nightly").run
     assert run is not None
-    assert (run.due, run.claim) == (TWO, None)
+    assert (run.due, run.by) == (TWO, None)
     assert night.store.connection.keys("promptmill:b:*") == []
     night.firing().work()
     assert len(night.batches()) == 1
@@ -362,9 +350,9 @@ def test_a_name_that_is_taken_is_refused(night: Night) -> None:
         night.add(cron="0 3 * * *")
     assert night.schedules.get("nightly") == first
     assert {key.decode() for key in night.store.connection.keys("*")} == {
-        SCHEDULES, ScheduleKeys("nightly").info, ScheduleKeys("nightly").prompts,
+        SCHEDULES, ScheduleKeys("nightly").info, ScheduleKeys("nightly").prompts(first.id),
     }  # fmt: skip
-    assert night.store.connection.ttl(ScheduleKeys("nightly").prompts) == -1
+    assert night.store.connection.ttl(ScheduleKeys("nightly").prompts(first.id)) == -1
 
 
 def test_a_file_that_is_too_large_names_the_other_way(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:

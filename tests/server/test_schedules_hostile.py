@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from jobs.batch import new_batch_id
 from jobs.errors import RefusedError
 from jobs.keys import SCHEDULES, ScheduleKeys
 from jobs.store import Store
@@ -29,18 +28,16 @@ def states(night: Night, name: str = "nightly") -> list[str]:
     return [outcome.state for outcome in reversed(night.runs(name))]
 
 
-RUN = b'{"due":1,"asked":false,"missed":0,"claim":["%s",{"groups":[]}]}' % new_batch_id(lambda: TWO, bytes).encode()
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("cron", "* * *"), ("zone", "Mars"), ("next", "soon"), ("next", "-1"), ("next", "9" * 30), ("models", "{}"),
-        ("run", "{}"), ("run", "x"), ("run", '{"due":1, "asked":false,"missed":0,"claim":null}'), ("lines", "\xff"),
-        ("run", '{"due":1,"asked":false,"missed":0,"claim":["../x",{}]}'), ("created_at", "nan"),
+        ("run", "{}"), ("run", "x"), ("run", '{"due":1, "asked":false,"missed":0,"by":null}'), ("lines", "\xff"),
+        ("run", '{"due":1,"asked":false,"missed":0,"by":["../x",{}]}'), ("created_at", "nan"),
         ("source", "x" * 2**21),
         ("order", "[]"), ("order", '{"webhook":1}'), ("order", '{"batch_id":"b_x"}'), ("order", "x" * 2**22),
-        ("order", '{"defaults":{"temperature":"hot"}}'), ("order", '{"priority":"urgent"}'), ("run", RUN),
+        ("order", '{"defaults":{"temperature":"hot"}}'), ("order", '{"priority":"urgent"}'),
+        ("open", "x"), ("open", "b_x  b_y"), ("open", "\xff"),
     ],
 )  # fmt: skip
 def test_a_damaged_schedule_stops_no_other(night: Night, field: str, value: Any) -> None:
@@ -64,7 +61,8 @@ def test_keys_of_another_type_stop_no_other(night: Night, key: str) -> None:
     """Whichever key of a schedule it is."""
     night.add("bad")
     night.add("good")
-    name = getattr(ScheduleKeys("bad"), key)
+    keys = ScheduleKeys("bad")
+    name = {"info": keys.info, "runs": keys.runs, "prompts": keys.prompts(night.schedules.get("bad").id)}[key]
     night.store.connection.delete(name)
     night.store.connection.zadd(name, {"x": 1})
     night.at(TWO)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 
 import orjson
 import pytest
 from redis import Redis
-from redis.exceptions import ConnectionError
+from redis.exceptions import ConnectionError, NoPermissionError
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from jobs.batch import Batch
@@ -32,6 +33,8 @@ from tests.waiting import until
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwc2VjcmV0IQ=="
 OTHER = "whsec_b2xkLXNlY3JldC1vZi10aGUtd2ViaG9vay1yZWNlaXZlcg=="
 SIGNER = Signer(SECRET)
+HERE = ["127.0.0.1"]
+"""Receivers of tests are on this machine, which is not called unless it is named."""
 
 
 class Clock:
@@ -83,8 +86,8 @@ def ids(receiver: Receiver) -> list[str]:
 def test_an_end_is_told_once_and_the_schemes_library_accepts_it(store: Store, receiver: Receiver) -> None:
     """The body is the batch as `status --json` gives it; a changed body is not accepted."""
     batch_id = done_batch(store, receiver.url, name="nightly", metadata={"project": "a"})
-    assert deliver_due(store, SIGNER) == 1
-    assert deliver_due(store, SIGNER) == 0
+    assert deliver_due(store, SIGNER, hosts=HERE) == 1
+    assert deliver_due(store, SIGNER, hosts=HERE) == 0
     [request] = receiver.received
     event = Webhook(SECRET).verify(request.body, request.headers)
     assert event["type"] == "batch.completed"
@@ -106,7 +109,7 @@ def test_an_end_is_told_once_and_the_schemes_library_accepts_it(store: Store, re
 def test_receivers_may_know_the_old_or_the_new_secret(store: Store, receiver: Receiver) -> None:
     """Two secrets are two signatures, so that they can be changed without a gap."""
     done_batch(store, receiver.url)
-    deliver_due(store, Signer(f"{SECRET} {OTHER}"))
+    deliver_due(store, Signer(f"{SECRET} {OTHER}"), hosts=HERE)
     [request] = receiver.received
     for secret in (SECRET, OTHER):
         assert Webhook(secret).verify(request.body, request.headers)["type"] == "batch.completed"
@@ -120,14 +123,14 @@ def test_a_failing_receiver_is_tried_again_with_the_same_id(
     receiver.answers = [(500, {}), (302, {"Location": receiver.url}), (404, {})]
     batch_id = done_batch(store, receiver.url)
     for tries, pause in enumerate(RETRY_AFTER_S[:3], start=1):
-        assert deliver_due(store, SIGNER, jitter=lambda: 0.0) == 1
+        assert deliver_due(store, SIGNER, hosts=HERE, jitter=lambda: 0.0) == 1
         assert len(receiver.received) == tries
         clock.ahead += pause - 1.0
-        assert deliver_due(store, SIGNER) == 0
+        assert deliver_due(store, SIGNER, hosts=HERE) == 0
         clock.ahead += 2.0
     assert shown(store, batch_id).endswith(": waiting after 3 tries, HTTP 404; tried again in 0s")
-    assert deliver_due(store, SIGNER) == 1
-    assert deliver_due(store, SIGNER) == 0
+    assert deliver_due(store, SIGNER, hosts=HERE) == 1
+    assert deliver_due(store, SIGNER, hosts=HERE) == 0
     assert len(set(ids(receiver))) == 1
     assert len(receiver.received) == 4
     assert "delivered after 4 tries" in shown(store, batch_id)
@@ -141,7 +144,7 @@ def test_it_is_given_up_after_the_last_pause(store: Store, receiver: Receiver, c
     receiver.answers = [(503, {})] * 20
     batch_id = done_batch(store, receiver.url)
     for pause in (*RETRY_AFTER_S, 86400.0, 86400.0):
-        deliver_due(store, SIGNER)
+        deliver_due(store, SIGNER, hosts=HERE)
         clock.ahead += pause * 1.1 + 1.0
     assert len(receiver.received) == len(RETRY_AFTER_S) + 1
     assert shown(store, batch_id).endswith(": given up after 10 tries, HTTP 503")
@@ -154,20 +157,20 @@ def test_a_receiver_may_ask_for_a_longer_pause(store: Store, receiver: Receiver,
     later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 3600))
     receiver.answers = [(429, {"Retry-After": value if value == "3600" else later})]
     done_batch(store, receiver.url)
-    deliver_due(store, SIGNER)
+    deliver_due(store, SIGNER, hosts=HERE)
     clock.ahead += 3500
-    assert deliver_due(store, SIGNER) == 0
+    assert deliver_due(store, SIGNER, hosts=HERE) == 0
     clock.ahead += 110
-    assert deliver_due(store, SIGNER) == 1
+    assert deliver_due(store, SIGNER, hosts=HERE) == 1
 
 
 def test_410_is_the_end_of_it(store: Store, receiver: Receiver, clock: Clock) -> None:
     """A receiver that wants nothing more gets nothing more."""
     receiver.answers = [(410, {})]
     batch_id = done_batch(store, receiver.url)
-    deliver_due(store, SIGNER)
+    deliver_due(store, SIGNER, hosts=HERE)
     clock.ahead += 10 * 86400
-    assert deliver_due(store, SIGNER) == 0
+    assert deliver_due(store, SIGNER, hosts=HERE) == 0
     assert shown(store, batch_id).endswith(": gone after 1 try, HTTP 410")
 
 
@@ -179,7 +182,7 @@ def test_cancelled_and_expired_are_ends_too(store: Store, receiver: Receiver) ->
     store.connection.hset(BatchKeys(expired).info, "expires_at", 1.0)
     store.connection.zadd(EXPIRING, {expired: 1.0})
     assert expire_due(store) == [expired]
-    assert deliver_due(store, SIGNER) == 2
+    assert deliver_due(store, SIGNER, hosts=HERE) == 2
     told = [orjson.loads(request.body) for request in receiver.received]
     assert {event["type"]: event["data"]["id"] for event in told} == {
         "batch.cancelled": cancelled,
@@ -193,13 +196,13 @@ def test_a_batch_that_is_retried_is_told_of_again(store: Store, receiver: Receiv
     receiver.answers = [(204, {}), (500, {})]
     batch_id = make_batch(store, prompts(2), webhook=receiver.url)
     cancel(store, batch_id)
-    deliver_due(store, SIGNER)
+    deliver_due(store, SIGNER, hosts=HERE)
     retry(store, batch_id)
-    assert deliver_due(store, SIGNER) == 0
+    assert deliver_due(store, SIGNER, hosts=HERE) == 0
     assert shown(store, batch_id) == f"http://127.0.0.1:{receiver.port}, when the batch is done"
     work(store, batch_id)
     assert shown(store, batch_id).endswith(": waiting for `promptmill scheduler` to send it")
-    deliver_due(store, SIGNER)
+    deliver_due(store, SIGNER, hosts=HERE)
     assert "waiting after 1 try, HTTP 500" in shown(store, batch_id)
     assert [orjson.loads(request.body)["type"] for request in receiver.received] == [
         "batch.cancelled",
@@ -243,7 +246,7 @@ def test_an_end_that_is_over_when_it_is_read_is_not_told(store: Store, receiver:
                 work(self, wanted)
             return super().batch(wanted)
 
-    assert deliver_due(Racing(store.connection, server_time=clock), SIGNER) == 1
+    assert deliver_due(Racing(store.connection, server_time=clock), SIGNER, hosts=HERE) == 1
     [request] = receiver.received
     assert orjson.loads(request.body)["type"] == "batch.completed"
     assert request.headers["webhook-id"] != old
@@ -254,13 +257,13 @@ def test_two_deliverers_never_call_at_once(store: Store, receiver: Receiver) -> 
     """While one waits for its answer the other finds nothing due."""
     receiver.release.clear()
     done_batch(store, receiver.url)
-    first = threading.Thread(target=deliver_due, args=(store, SIGNER))
+    first = threading.Thread(target=deliver_due, args=(store, SIGNER), kwargs={"hosts": HERE})
     first.start()
     until(lambda: receiver.received, "it was called")
-    assert deliver_due(store, SIGNER) == 0
+    assert deliver_due(store, SIGNER, hosts=HERE) == 0
     receiver.release.set()
     first.join()
-    assert deliver_due(store, SIGNER) == 0
+    assert deliver_due(store, SIGNER, hosts=HERE) == 0
     assert len(receiver.received) == 1
 
 
@@ -276,9 +279,9 @@ def test_what_a_dead_deliverer_sent_is_sent_again_under_its_id(store: Store, rec
 
     with pytest.raises(DeathError) as death:
         deliver_due(store, SIGNER, send=send)
-    assert deliver_due(store, SIGNER) == 0
+    assert deliver_due(store, SIGNER, hosts=HERE) == 0
     clock.ahead += LEASE_S + 1
-    assert deliver_due(store, SIGNER) == 1
+    assert deliver_due(store, SIGNER, hosts=HERE) == 1
     assert ids(receiver) == [str(death.value)]
     assert "delivered after 2 tries" in shown(store, batch_id)
 
@@ -323,7 +326,7 @@ def test_what_is_no_webhook_is_taken_off_and_stops_nobody(store: Store, receiver
     store.connection.hset(BatchKeys(damaged).info, mapping={"webhook_tries": "many", "total": "x"})
     strange = b"b_\xff\xfe" + b"x" * 10_000
     store.connection.zadd(WEBHOOKS, {strange: 1, "b_x": 1, running: 1, "b_" + "A" * 26: 1})
-    assert deliver_due(store, SIGNER) == 1
+    assert deliver_due(store, SIGNER, hosts=HERE) == 1
     assert [orjson.loads(request.body)["data"]["id"] for request in receiver.received] == [batch_id]
     assert store.connection.zcard(WEBHOOKS) == 0
     assert shown(store, local).startswith("file://: refused, not called: the webhook does not begin with http")
@@ -333,7 +336,7 @@ def test_a_foreign_list_is_said(store: Store) -> None:
     """Whoever put something else there."""
     store.connection.set(WEBHOOKS, "no")
     with pytest.raises(RefusedError, match="webhooks"):
-        deliver_due(store, SIGNER)
+        deliver_due(store, SIGNER, hosts=HERE)
     with pytest.raises(RefusedError, match="webhooks"):
         due(store)
 
@@ -348,10 +351,60 @@ def test_only_hosts_that_are_allowed_are_called(store: Store, receiver: Receiver
     assert deliver_due(store, SIGNER, hosts=["*.example.com", "127.*"]) == 1
 
 
+def test_this_machine_is_called_only_if_it_is_named(store: Store, receiver: Receiver) -> None:
+    """Without a list of hosts: what listens here only is not for whoever may submit."""
+    batch_id = done_batch(store, receiver.url)
+    assert deliver_due(store, SIGNER) == 1
+    assert receiver.received == []
+    told = shown(store, batch_id)
+    assert "refused, not called: 127.0.0.1 is local: name the host in --webhook-hosts" in told
+    assert store.connection.zcard(WEBHOOKS) == 0
+
+
+def test_a_claim_whose_reply_is_lost_is_given_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sent again it is the same claim, and the same try; another claim is another."""
+    for _ in range(2):
+        done_batch(store, "http://a.example/")
+    same = uuid.uuid4()
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.webhooks.uuid.uuid4", lambda: same)
+        first, again = claim_due(store), claim_due(store)
+    other = claim_due(store)
+    assert first == again
+    assert first is not None
+    assert other is not None
+    assert (first.tries, other.tries) == (1, 1)
+    assert first.batch_id != other.batch_id
+    assert claim_due(store) is None
+    assert settle(store, first, "delivered", "HTTP 200")
+
+
+def test_what_redis_forbids_is_said_once(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outage is not, for it passes."""
+    monkeypatch.setattr("submit.courier.OUTAGE_POLL_S", 0.01)
+    troubles: list[Exception] = [NoPermissionError("this user has no permissions")] * 3 + [ConnectionError("out")] * 3
+    done = threading.Event()
+
+    class Troubled(Courier):
+        def _round(self) -> None:
+            if troubles:
+                raise troubles.pop()
+            done.set()
+
+    courier = Troubled(store, SECRET, deliverers=1, poll_s=0.01)
+    courier.start()
+    assert done.wait(20)
+    courier.stop()
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said == ["webhooks wait, for Redis refuses a command: this user has no permissions"]
+
+
 def test_a_courier_delivers_until_it_is_stopped(store: Store, receiver: Receiver) -> None:
     """Several at a time, each end once."""
     wanted = {done_batch(store, receiver.url) for _ in range(6)}
-    couriers = [Courier(store, SECRET, poll_s=0.01) for _ in range(2)]
+    couriers = [Courier(store, SECRET, hosts=HERE, poll_s=0.01) for _ in range(2)]
     for courier in couriers:
         courier.start()
     try:
@@ -382,7 +435,7 @@ def test_without_a_secret_nothing_is_sent_and_that_is_said_once(
     courier.stop()
     assert receiver.received == []
     assert caplog.text.count("PROMPTMILL_WEBHOOK_SECRET") == 1
-    assert deliver_due(store, SIGNER) == 1
+    assert deliver_due(store, SIGNER, hosts=HERE) == 1
 
 
 def test_a_courier_outlives_trouble(store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +450,7 @@ def test_a_courier_outlives_trouble(store: Store, receiver: Receiver, monkeypatc
                 raise troubles.pop()
             super()._round()
 
-    courier = Troubled(store, SECRET, deliverers=1, poll_s=0.01)
+    courier = Troubled(store, SECRET, hosts=HERE, deliverers=1, poll_s=0.01)
     courier.start()
     until(lambda: receiver.received, "it was told all the same")
     courier.stop()

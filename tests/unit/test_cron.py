@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from jobs.cron import MOST_COUNTED, Cron, local_zone, time_zone
 from jobs.errors import RefusedError
+from submit.timetable import missed_runs
 
 BERLIN = "Europe/Berlin"
 
@@ -99,6 +100,22 @@ def test_what_was_missed_is_counted() -> None:
     assert cron.latest(first, at("2026-11-04T01:59", "UTC")) == (int(at("2026-11-03T02:00", "UTC")), 3)
     now = at("2026-11-01T02:00:30", "UTC") + 366 * 86400
     assert Cron("* * * * *", "UTC").latest(first, now) == (int(now) - 30, MOST_COUNTED)
+
+
+def test_counting_what_was_missed_may_be_stopped() -> None:
+    """It is asked at each time, and as often as there is something to count."""
+    asked: list[None] = []
+
+    def progress() -> None:
+        asked.append(None)
+        if len(asked) == 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        Cron("* * * * *", "UTC").latest(0, 86400.0, progress=progress)
+    assert len(asked) == 5
+    assert MOST_COUNTED == 1000
+    assert (missed_runs(1), missed_runs(999), missed_runs(1000)) == ("1 run", "999 runs", "1,000 or more runs")
 
 
 @pytest.mark.parametrize(

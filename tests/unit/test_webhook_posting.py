@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import ssl
@@ -16,7 +17,8 @@ import pytest
 
 from jobs.delivery import Delivery, check_webhook, delivery_of, origin, webhook_id
 from jobs.errors import RefusedError
-from submit.posting import Answer, post
+from jobs.webhooks import LEASE_S
+from submit.posting import DEADLINE_S, TIMEOUT_S, Answer, post
 from submit.signing import Signer
 from tests.receiver import receiving
 from tests.waiting import until
@@ -74,7 +76,7 @@ def test_a_redirect_is_not_followed(status: int) -> None:
     """It is a failure like any other status: where it points might be anywhere."""
     with receiving() as elsewhere, receiving() as receiver:
         receiver.answers = [(status, {"Location": elsewhere.url})]
-        assert post(receiver.url, b"{}", {}) == Answer(status, f"HTTP {status}")
+        assert post(receiver.url, b"{}", {}, local=True) == Answer(status, f"HTTP {status}")
         assert elsewhere.received == []
 
 
@@ -83,12 +85,12 @@ def test_a_certificate_that_is_not_trusted_is_not_accepted(
 ) -> None:
     """Nothing is sent; with its authority in SSL_CERT_FILE it is."""
     with receiving(server_context(certificate)) as receiver:
-        answer = post(receiver.url, b"{}", {})
+        answer = post(receiver.url, b"{}", {}, local=True)
         assert answer.status is None
         assert "certificate not accepted: self-signed certificate" in answer.text
         assert receiver.received == []
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-        assert post(receiver.url, b"{}", {}).status == 204
+        assert post(receiver.url, b"{}", {}, local=True).status == 204
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -98,7 +100,7 @@ def test_a_receiver_that_trickles_is_cut_off(scheme: str, monkeypatch: pytest.Mo
     handshake = b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc\x03\x03"  # the beginning of a long hello
     with trickling(b"HTTP/1.1 200 OK\r\nX-Long: " if scheme == "http" else handshake) as port:
         begun = time.monotonic()
-        answer = post(f"{scheme}://127.0.0.1:{port}/", b"{}", {})
+        answer = post(f"{scheme}://127.0.0.1:{port}/", b"{}", {}, local=True)
         assert time.monotonic() - begun < 4
     assert answer.status == (200 if scheme == "http" else None)
 
@@ -108,11 +110,11 @@ def test_what_hinders_is_said_in_our_words(monkeypatch: pytest.MonkeyPatch) -> N
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         monkeypatch.setattr("submit.posting.TIMEOUT_S", 0.2)
-        assert post(f"http://127.0.0.1:{port}/", b"{}", {}) == Answer(None, "no answer in time")
-    assert post(f"http://127.0.0.1:{port}/", b"{}", {}) == Answer(None, "Connection refused")
-    assert post("http://" + "a" * 70 + ".example/", b"{}", {}).status is None
+        assert post(f"http://127.0.0.1:{port}/", b"{}", {}, local=True) == Answer(None, "no answer in time")
+    assert post(f"http://127.0.0.1:{port}/", b"{}", {}, local=True) == Answer(None, "Connection refused")
+    assert post("http://" + "a" * 70 + ".example/", b"{}", {}, local=True).status is None
     with trickling(b"SSH-2.0-hello \x1b[31m\r\n") as port:
-        assert post(f"http://127.0.0.1:{port}/", b"{}", {}) == Answer(None, "no answer (BadStatusLine)")
+        assert post(f"http://127.0.0.1:{port}/", b"{}", {}, local=True) == Answer(None, "no answer (BadStatusLine)")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_only_a_pause_that_is_one_is_taken(value: str, seconds: float | None) ->
     """Seconds or a date."""
     with receiving() as receiver:
         receiver.answers = [(503, {"Retry-After": value})]
-        assert post(receiver.url, b"{}", {}).retry_after_s == seconds
+        assert post(receiver.url, b"{}", {}, local=True).retry_after_s == seconds
 
 
 def test_no_connection_is_left_open() -> None:
@@ -130,8 +132,128 @@ def test_no_connection_is_left_open() -> None:
     before = threading.active_count()
     with receiving() as receiver:
         for _ in range(3):
-            post(receiver.url, b"{}", {})
+            post(receiver.url, b"{}", {}, local=True)
         until(lambda: threading.active_count() <= before + 1, "no timer is left")
+
+
+def test_a_receiver_that_keeps_the_connection_is_left() -> None:
+    """It hears the end of it at once, and no watch is left behind."""
+    before, ended = threading.active_count(), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                while not connection.recv(4096).endswith(b"{}"):
+                    pass
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\n")
+                connection.settimeout(20)
+                if connection.recv(1) == b"":
+                    ended.set()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert post(f"http://127.0.0.1:{server.getsockname()[1]}/", b"{}", {}, local=True).status == 200
+        assert ended.wait(10)
+        thread.join()
+    until(lambda: threading.active_count() <= before, "no timer is left")
+
+
+@contextmanager
+def deaf() -> Iterator[int]:
+    """The port of a server that takes no more connections: whoever calls waits."""
+    with socket.socket() as server, contextlib.ExitStack() as stack:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        yield server.getsockname()[1]
+
+
+def test_the_deadline_is_over_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, and however long each may be waited for."""
+    monkeypatch.setattr("submit.posting.DEADLINE_S", 0.6)
+    begun = time.monotonic()
+    with deaf() as port:
+        entry = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))
+        answer = post("http://a.example/", b"{}", {}, local=True, addresses=lambda *_, **__: [entry] * 50)
+    assert answer == Answer(None, "no answer in time")
+    assert 0.5 < time.monotonic() - begun < 5
+
+
+def test_a_name_that_is_looked_for_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline begins before it is looked for."""
+    monkeypatch.setattr("submit.posting.DEADLINE_S", 0.2)
+    found = threading.Event()
+    answer = post("http://a.example/", b"{}", {}, addresses=lambda *_, **__: found.wait(20) and [])
+    found.set()
+    assert answer == Answer(None, "no answer in time")
+
+
+def test_all_of_a_try_fits_in_its_lease() -> None:
+    """Another makes the next try no sooner."""
+    assert DEADLINE_S + TIMEOUT_S < LEASE_S
+
+
+def test_three_addresses_are_tried() -> None:
+    """The third answers; a fourth is not asked."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        nobody = gone.getsockname()
+    with receiving() as receiver:
+
+        def led_to(nobodies: int) -> Answer:
+            ends = [nobody] * nobodies + [("127.0.0.1", receiver.port)]
+            entries = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", end) for end in ends]
+            return post("http://a.example/", b"{}", {}, local=True, addresses=lambda *_, **__: entries)
+
+        assert led_to(2).status == 204
+        assert led_to(3) == Answer(None, "Connection refused")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "127.1.2.3",
+        "::1",
+        "::ffff:127.0.0.1",
+        "0.0.0.0",
+        "::",
+        "169.254.169.254",
+        "fe80::1%lo",
+        "224.0.0.1",
+    ],
+)
+def test_this_machine_is_not_called_whatever_its_name(address: str) -> None:
+    """The address is looked at where it is called: a name that led elsewhere before is of no help."""
+    with receiving() as receiver:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        entry = (family, socket.SOCK_STREAM, 0, "", (address, receiver.port))
+        answer = post("http://rebound.example/", b"{}", {}, addresses=lambda *_, **__: [entry])
+        assert answer == Answer(None, f"{address} is local: name the host in --webhook-hosts", refused=True)
+        assert receiver.received == []
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3", "192.168.1.20", "172.16.0.9", "fd00::1", "8.8.8.8"])
+def test_a_network_of_ones_own_is_called(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools are in such networks. (Nothing need answer there.)"""
+    monkeypatch.setattr("submit.posting.DEADLINE_S", 0.1)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    entry = (family, socket.SOCK_STREAM, 0, "", (address, 9))
+    assert not post("http://a.example/", b"{}", {}, addresses=lambda *_, **__: [entry]).refused
+
+
+def test_no_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would call what is not to be called from here."""
+    with receiving() as proxy, receiving() as receiver:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        assert post(receiver.url, b"{}", {}, local=True).status == 204
+        assert proxy.received == []
+        [request] = receiver.received
+    assert request.path == "/hooks/token-in-path?key=in-query"
+    assert request.headers["host"] == f"127.0.0.1:{receiver.port}"
 
 
 @pytest.mark.parametrize(
@@ -141,6 +263,7 @@ def test_no_connection_is_left_open() -> None:
         "https://user:pw@example.com/", "https://user@example.com/", "https://example.com/#part",
         "https://example.com/a b", "https://exämple.com/", "https://example.com/\n", "https://example.com:99999/",
         "https://example.com:0/", "https://[::1/", "https://example.com/" + "a" * 2048, "http://a\\@b/",
+        "http://127.0.0.1%c2%a0.example.com/", "http://a%2eb/", "http://a*b/", "http://a;b/", "http://[fe80::1%25eth0]/",
         "javascript:alert(1)", "HTTP//x", "https://example.com/\x00",
     ],
 )  # fmt: skip
