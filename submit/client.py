@@ -200,11 +200,11 @@ class Client:
     ) -> ScheduleHandle:
         """Submit ``prompts`` by cron, as `promptmill scheduler` does it: they are checked now and stored.
 
-        With ``read_at_fire`` they are the absolute path of a file on the scheduler's host, in a folder of its `--read-from`, read at each run. Without
-        ``catch_up`` runs that no scheduler was there for are skipped, with it one makes up for all of them; without
-        ``allow_overlap`` a run is skipped while an earlier batch is not done. ``replace`` takes the place of a schedule
-        of this name. ``keep`` seconds after its end a batch is removed (None: not), and ``webhook`` is the URL that is
-        told of its end. What is not said here is as in :meth:`submit`.
+        With ``read_at_fire`` they are the absolute path of a file on the scheduler's host, in a folder of its
+        ``--read-from``, read at each run. Without ``catch_up`` runs that no scheduler was there for are skipped, with
+        it one makes up for all of them; without ``allow_overlap`` a run is skipped while an earlier batch is not done.
+        ``replace`` takes the place of a schedule of this name. ``keep`` seconds after its end a batch is removed (None:
+        not), and ``webhook`` is the URL that is told of its end. What is not said here is as in :meth:`submit`.
 
         Raises:
             LineError, InputError, RefusedError: as from :meth:`submit`; and for a bad expression or time zone, a name
