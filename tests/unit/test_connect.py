@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from jobs.connect import connect, redacted
-from jobs.errors import RedisError
+from jobs.errors import RefusedError
 
 SECRET = "s3cr3t"
 
@@ -62,6 +62,6 @@ def test_no_password_is_ever_shown(before: str, after: str, encoded: bool, form:
 )
 def test_errors_of_odd_urls_do_not_quote_them(url: str) -> None:
     """What redis-py says of a URL may have a part of the password in it."""
-    with pytest.raises(RedisError) as raised:
+    with pytest.raises(RefusedError) as raised:
         connect(url)
     assert SECRET not in str(raised.value)
