@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from jobs.connect import check_url
 from jobs.duration import parse_duration
 from jobs.errors import PromptmillError, RefusedError
 from jobs.logs import FILE_HELP, FORMAT_HELP, FORMATS, set_up_logging
@@ -83,6 +84,14 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     if path is not None:
         ctx.obj = path
         ctx.default_map = read_settings(path, "worker", ctx.command.params)
+
+
+def _check_redis(_ctx: click.Context, _param: click.Parameter, url: str | None) -> str | None:
+    try:
+        check_url(url or "redis://")
+    except RefusedError as error:
+        raise click.BadParameter(str(error)) from None
+    return url
 
 
 def _check_name(_ctx: click.Context, _param: click.Parameter, name: str | None) -> str | None:
@@ -201,7 +210,7 @@ def _check_name(_ctx: click.Context, _param: click.Parameter, name: str | None) 
     help="Name of this worker: letters, digits, dots, _ and -.  [default: the host's]",
 )  # fmt: skip
 @click.option(
-    "--redis", "redis_url", metavar="URL", envvar=["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
+    "--redis", "redis_url", metavar="URL", callback=_check_redis, envvar=["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
     help="Redis of the pool (redis://, rediss://, unix://).  [default: this user's embedded server]",
 )  # fmt: skip
 @click.option(

@@ -33,9 +33,11 @@ def command(words: tuple[str, ...], redis_url: str | None, as_json: bool) -> int
 
     *names, priority = words or ("",)
     if priority not in PRIORITIES:
+        wrong = f"'{priority}' is no priority" if names else "the priority is missing"
+        example = " ".join(words if len(words) == 1 else (names or ["BATCH"]))
         raise click.UsageError(
-            f"the priority is missing: it comes last, and is {', '.join(PRIORITIES[:-1])} or {PRIORITIES[-1]}"
-            + (f", as in `promptmill priority {' '.join(words)} {PRIORITIES[0]}`" if words else "")
+            f"{wrong}: it comes last and is {', '.join(PRIORITIES[:-1])} or {PRIORITIES[-1]}, as in "
+            f"`promptmill priority {example} {PRIORITIES[0]}`"
         )
     if not names:
         raise click.UsageError(f"the batch is missing: `promptmill priority BATCH {priority}`")
