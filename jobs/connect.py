@@ -195,7 +195,9 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2)
         try:
             version = str(client.info("server").get("redis_version", "0"))
         except TypeError as error:  # a setting in the URL that is none is found here first
-            raise RefusedError(f"{redacted(url)} is not a Redis URL: {error}") from None
+            unknown = re.search(r"keyword argument '(\w+)'", str(error))
+            why = f"'{unknown[1]}' is no setting of it" if unknown else str(error)
+            raise RefusedError(f"{redacted(url)} is not a Redis URL: {why}") from None
     if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
         raise RedisError(f"Redis at {redacted(url)} is version {version}; 6.2 or later is needed")
     return client

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Duration",
+    "any_redis_option",
     "defaults_from",
     "json_option",
     "log_options",
@@ -79,14 +80,14 @@ def said_with(name: str) -> str:
     return origin(context, parameter, os.environ) or f"--{name.replace('_', '-')}"
 
 
-redis_option = click.option(
-    "--redis",
-    "redis_url",
-    metavar="URL",
-    callback=_check_redis,
-    envvar=["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
-    help="Redis of the pool (redis://, rediss://, unix://).  [default: this user's embedded server]",
-)
+_any_redis: Mapping[str, Any] = {
+    "metavar": "URL",
+    "envvar": ["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
+    "help": "Redis of the pool (redis://, rediss://, unix://).  [default: this user's embedded server]",
+}
+redis_option = click.option("--redis", "redis_url", callback=_check_redis, **_any_redis)
+any_redis_option = click.option("--redis", "redis_url", **_any_redis)
+"""For `promptmill doctor`, which examines what it is given."""
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 watch_option = click.option("--watch", is_flag=True, help="Refresh every second; q or Ctrl-C leaves.")
 

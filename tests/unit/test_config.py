@@ -109,8 +109,8 @@ def test_a_bad_value_is_blamed_on_its_variable(
     assert main(["submit", "in.jsonl", "--priority", "lo"]) == 2
     assert "Invalid value for '--priority': 'lo'" in capsys.readouterr().err
     monkeypatch.setenv("PROMPTMILL_REDIS_URL", "localhost:6379")
-    for status in (main(["status"]), worker_main(["--model", "m"])):
-        assert status == 2
+    for entry, arguments in ((main, ["status"]), (worker_main, ["--model", "m"])):
+        assert entry(arguments) == 2
         said = capsys.readouterr().err
         assert "Invalid value for PROMPTMILL_REDIS_URL: localhost:6379 is not a Redis URL: write redis://local" in said
 
