@@ -6,9 +6,10 @@ from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from redis.exceptions import ConnectionError
 
-from jobs.connect import connect, redacted
-from jobs.errors import RefusedError
+from jobs.connect import connect, redacted, translated
+from jobs.errors import RedisError, RefusedError
 
 SECRET = "s3cr3t"
 
@@ -65,3 +66,9 @@ def test_errors_of_odd_urls_do_not_quote_them(url: str) -> None:
     with pytest.raises(RefusedError) as raised:
         connect(url)
     assert SECRET not in str(raised.value)
+
+
+def test_an_error_is_one_sentence_with_its_remedy() -> None:
+    """The stop that redis-py puts behind some of its errors does not come between them."""
+    with pytest.raises(RedisError, match=r"closed by server; start it, or if it wants TLS"), translated("redis://h"):
+        raise ConnectionError("Connection closed by server.")
