@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.client import Pipeline
 
-__all__ = ["connect", "foreign_data", "full", "redacted", "refusing", "replies", "translated"]
+__all__ = ["check_url", "connect", "foreign_data", "full", "redacted", "refusing", "replies", "translated"]
 
 COMMAND_TIMEOUT_S = 10.0
 """A server that is silent for so long is taken for gone: nothing of ours blocks in Redis."""
 MINIMUM_VERSION = (6, 2)
 _FOREIGN_DATA = re.compile("WRONGTYPE|FOREIGN|not an integer|not a (valid )?float|would overflow|attempt to ")
 """What Redis says, and Lua in it, where a value is of another type or size than a command needs."""
+
+_SCHEMES = ("redis://", "rediss://", "unix://")
+_HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+:\d{1,5}")
 
 _PLAIN_SETTING = re.compile("db|username|ssl_(ca_certs|ca_path|cert_reqs|certfile|check_hostname|keyfile)|.*timeout")
 """Settings in a URL whose values may be shown."""
@@ -61,11 +64,15 @@ def translated(url: str) -> Iterator[None]:
     try:
         yield
     except errors.AuthenticationError as error:
-        raise RedisError(f"Redis at {address} refused the user: {error}; check the URL's user and password") from None
+        raise RedisError(
+            f"Redis at {address} refused the user: {str(error).rstrip('.')}; check the URL's user and password"
+        ) from None
     except errors.NoPermissionError as error:
         raise RedisError(_not_allowed(url, error)) from None
     except (errors.ConnectionError, errors.TimeoutError) as error:
-        raise RedisError(f"cannot reach Redis at {address}: {error}; {_remedy(url, str(error))}") from None
+        raise RedisError(
+            f"cannot reach Redis at {address}: {str(error).rstrip('.')}; {_remedy(url, str(error))}"
+        ) from None
     except errors.InvalidResponse:
         raise RedisError(f"what answers at {address} is not Redis; give its address with --redis") from None
     except errors.ResponseError as error:
@@ -102,7 +109,7 @@ def _remedy(url: str, said: str) -> str:
 def _not_allowed(url: str, error: Exception) -> str:
     user = urlsplit(url).username or "default"
     return (
-        f"Redis at {redacted(url)} does not allow user '{user}' what is needed: {error}; "
+        f"Redis at {redacted(url)} does not allow user '{user}' what is needed: {str(error).rstrip('.')}; "
         "give it the rules of deploy/redis/users.acl"
     )
 
@@ -140,6 +147,21 @@ def replies(pipe: Pipeline) -> list[Any]:
     return found
 
 
+def check_url(url: str) -> None:
+    """See that a URL is one of Redis, as far as can be seen without it.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    if url.startswith(_SCHEMES):
+        return
+    # What is no URL may yet hold a password.
+    meant = (
+        f"redis://{url}" if _HOST_AND_PORT.fullmatch(url) else "redis://HOST:PORT, rediss://HOST:PORT or unix://PATH"
+    )
+    raise RefusedError(f"{redacted(url)} is not a Redis URL: write {meant}")
+
+
 def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2) -> Redis:
     """An open connection pool to ``url``, checked with a PING; replies are bytes.
 
@@ -147,8 +169,10 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2)
     it rides out an outage by itself, and must hear of it soon.
 
     Raises:
+        RefusedError: it is no URL of Redis.
         RedisError: unreachable, refused, or older than Redis 6.2 (safe dequeueing needs its LMOVE).
     """
+    check_url(url)
     from redis import Redis
     from redis.backoff import ExponentialBackoff
     from redis.retry import Retry
@@ -168,7 +192,7 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2)
         # Others may quote a part of the password.
         harmless = str(error).startswith(("Redis URL must", "Invalid value for"))
         why = str(error) if harmless else "what is special in a user or password is to be %-encoded"
-        raise RedisError(f"{redacted(url)} is not a Redis URL: {why}") from None
+        raise RefusedError(f"{redacted(url)} is not a Redis URL: {why}") from None
     with translated(url):
         try:
             version = str(client.info("server").get("redis_version", "0"))
@@ -176,7 +200,7 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2)
             name = (re.findall(r"argument '(\w+)'", str(error)) or ["one of its settings"])[0]
             tls = name.startswith("ssl_") and not url.startswith("rediss:")
             why = "is for rediss://, which speaks TLS" if tls else "is not known: remove it"
-            raise RedisError(f"{redacted(url)} is not a Redis URL: {name} {why}") from None
+            raise RefusedError(f"{redacted(url)} is not a Redis URL: {name} {why}") from None
     if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
         raise RedisError(f"Redis at {redacted(url)} is version {version}; 6.2 or later is needed")
     return client

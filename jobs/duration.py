@@ -13,7 +13,7 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of ``90``, ``90s``, ``1.5h`` or ``1h30m``.
+    """Seconds of ``90``, ``90s``, ``1.5h``, ``14d`` or ``1h30m``.
 
     Raises:
         RefusedError: it is not a duration.
@@ -21,5 +21,5 @@ def parse_duration(text: str) -> float:
     compact = text.strip().lower()
     parts = _PART.findall(compact)
     if not parts or "".join(number + unit for number, unit in parts) != compact:
-        raise RefusedError(f"'{text:.40}' is not a duration; write 90s, 15m, 2h or 1h30m")
+        raise RefusedError(f"'{text:.40}' is not a duration; write 90s, 15m, 2h, 14d or 1h30m")
     return sum(float(number) * _UNITS[unit] for number, unit in parts)

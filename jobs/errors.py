@@ -127,17 +127,36 @@ class LineError(PromptmillError):
 class InputError(PromptmillError):
     """An input file was rejected whole: nothing of it was enqueued.
 
-    ``count`` is the number of bad lines, ``problems`` those that were kept for display.
+    ``count`` is the number of bad lines, ``problems`` those that were kept for display. ``what`` says in a word what is
+    wrong with the input as a whole, where its lines need not be listed. An input that was not to be enqueued is refused
+    with ``checked_only``.
     """
 
     code = "invalid_input"
     exit_status = 2
 
-    def __init__(self, source: str, problems: list[ProblemLine], count: int | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        problems: list[ProblemLine],
+        count: int | None = None,
+        *,
+        what: str | None = None,
+        checked_only: bool = False,
+    ) -> None:
         self.source = source
         self.problems = problems
         self.count = len(problems) if count is None else count
+        self.what = what
         lines = "1 bad line" if self.count == 1 else f"{self.count} bad lines"
-        super().__init__(f"{source}: {lines}; nothing was enqueued")
-        for problem in problems[:NOTED_PROBLEMS]:
-            self.add_note(str(problem))
+        super().__init__(f"{source}: {what or lines}{'' if checked_only else '; nothing was enqueued'}")
+
+    def in_full(self) -> InputError:
+        """The error for who sees nothing but the exception: its text has the first problem, its notes the others."""
+        full = InputError(self.source, self.problems, self.count, what=self.what)
+        if self.what is None and self.problems:
+            first, *others = self.problems[:NOTED_PROBLEMS]
+            full.args = (f"{self}; {'it is' if self.count == 1 else 'the first is'} {first}",)
+            for problem in others:
+                full.add_note(str(problem))
+        return full

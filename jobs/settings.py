@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jobs.errors import RefusedError
+from jobs.flags import FLAGS
+from jobs.params import did_you_mean
 
-__all__ = ["COMMANDS", "config_file", "read_settings"]
+__all__ = ["COMMANDS", "config_file", "origin", "read_settings", "read_toml"]
 
 COMMANDS = (
     "run",
@@ -61,13 +63,9 @@ def read_settings(path: Path, command: str, parameters: Iterable[Parameter]) -> 
     Raises:
         RefusedError: the file is not TOML, cannot be read, or has a table for no command or a key for no flag.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RefusedError(f"{path}: cannot be read as TOML: {error}") from None
+    document = read_toml(path)
     for key, value in document.items():
-        if isinstance(value, dict) != (key in COMMANDS):
-            raise RefusedError(f"{path}: '{key}' is no setting; there is a table for each of {', '.join(COMMANDS)}")
+        _check_key(path, key, value)
     options = [parameter for parameter in parameters if parameter.param_type_name == "option"]
     flags = {flag.removeprefix("--"): option for option in options for flag in option.opts}
     own, settings = document.get(command, {}), {}
@@ -76,5 +74,48 @@ def read_settings(path: Path, command: str, parameters: Iterable[Parameter]) -> 
         if option is not None and option.name is not None:
             settings[option.name] = [value] if option.multiple and isinstance(value, str) else value
         elif key in own:
-            raise RefusedError(f"{path}: '{key}' in [{command}] is not a flag of `promptmill {command}`")
+            meant = did_you_mean(key.replace("_", "-"), (flag for flag in flags if len(flag) > 1))
+            raise RefusedError(f"{path}: '{key}' in [{command}] is not a flag of `promptmill {command}`{meant}")
     return settings
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a file of TOML says.
+
+    Raises:
+        RefusedError: it is not TOML, or cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RefusedError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise RefusedError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RefusedError(f"{path}: cannot be read as TOML: {error}") from None
+
+
+def _check_key(path: Path, key: str, value: Any) -> None:
+    """See that a top-level key is a flag of some command, or a command with its table."""
+    if isinstance(value, dict):
+        if key not in COMMANDS:
+            meant = did_you_mean(key, COMMANDS) or f"; there is a table for each of {', '.join(COMMANDS)}"
+            raise RefusedError(f"{path}: [{key}] is no command{meant}")
+    elif key in COMMANDS and key not in FLAGS:
+        raise RefusedError(f"{path}: '{key}' is a command, and has a table: [{key}]")
+    elif key.replace("_", "-") not in FLAGS:
+        meant = did_you_mean(key.replace("_", "-"), sorted(FLAGS)) or "; keys are the names of flags"
+        raise RefusedError(f"{path}: '{key}' is no flag of any command{meant}")
+
+
+def origin(context: Any, parameter: Any, environ: Mapping[str, str]) -> str | None:
+    """What set a parameter that was not set on the command line, as messages name it: a key of the settings file or
+    an environment variable; None for all others. The context is click's, its ``obj`` the path of the file."""
+    source = context.get_parameter_source(parameter.name)
+    if source is not None and source.name == "DEFAULT_MAP":
+        return f"'{parameter.opts[0].lstrip('-')}' in {context.obj}"
+    if source is None or source.name != "ENVIRONMENT":
+        return None
+    named = [parameter.envvar] if isinstance(parameter.envvar, str) else list(parameter.envvar or ())
+    by_rule = f"{context.auto_envvar_prefix}_{parameter.name.upper()}"
+    return next((name for name in (*named, by_rule) if environ.get(name)), by_rule)

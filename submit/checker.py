@@ -18,6 +18,7 @@ __all__ = ["NOBODY", "BadLine", "Chunk", "GoodLine", "Problems", "checked"]
 CHUNK_LINES = 1000
 CHUNK_BYTES = 4 << 20
 KEPT_PROBLEMS = 100_000
+NO_MODEL = ("missing_field", "model")
 NOBODY = Group("")
 """Of lines for which no model is named, where none is needed."""
 
@@ -53,10 +54,13 @@ class Problems:
 
     def __init__(self) -> None:
         self.count = 0
+        self.without_model = 0
+        """How many of them are that no model is named."""
         self.kept: list[ProblemLine] = []
 
     def add(self, problems: list[ProblemLine]) -> None:
         self.count += len(problems)
+        self.without_model += sum((problem.code, problem.field) == NO_MODEL for problem in problems)
         self.kept += problems[: KEPT_PROBLEMS - len(self.kept)]
 
 

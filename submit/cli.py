@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-import click
-
-from jobs.errors import InputError, PromptmillError
-from jobs.settings import COMMANDS, config_file, read_settings
-
-__all__ = ["COMMANDS", "INTERRUPTED", "cli", "main"]
 
 INTERRUPTED = 130
+
+try:
+    import importlib
+    import os
+    from collections.abc import Sequence
+    from pathlib import Path
+    from typing import Any
+
+    import click
+
+    from jobs.errors import InputError, PromptmillError
+    from jobs.params import did_you_mean
+    from jobs.settings import COMMANDS, config_file, origin, read_settings
+except KeyboardInterrupt:  # these take a tenth of a second, in which somebody may change their mind
+    sys.exit(INTERRUPTED)
+
+__all__ = ["COMMANDS", "INTERRUPTED", "cli", "main"]
 
 
 class LazyGroup(click.Group):
@@ -30,6 +35,14 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"submit.commands.{cmd_name}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            ctx.fail(f"No such command '{name}'{did_you_mean(name, COMMANDS)}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -86,6 +99,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except click.ClickException as error:
+        blame(error)
         error.show()
         return error.exit_code
     except PromptmillError as error:
@@ -94,12 +108,18 @@ def main(args: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
+def blame(error: click.ClickException) -> None:
+    """Have an error about a value that nobody typed name the settings file or the variable that it came from."""
+    if isinstance(error, click.BadParameter) and error.param is not None and error.ctx is not None:
+        error.param_hint = origin(error.ctx, error.param, os.environ) or error.param_hint
+
+
 def report(error: PromptmillError) -> None:
     """An error as a person reads it, on stderr."""
     from submit.feedback import SHOWN_PROBLEMS
 
     click.echo(f"promptmill: {error}", err=True)
-    if isinstance(error, InputError):
+    if isinstance(error, InputError) and error.what is None:
         for problem in error.problems[:SHOWN_PROBLEMS]:
             click.echo(f"  {problem}", err=True)
         if error.count > SHOWN_PROBLEMS:

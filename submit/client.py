@@ -18,14 +18,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
+from inspect import signature
 from typing import Any
 
 from jobs.connect import connect, translated
 from jobs.cron import Cron, local_zone
 from jobs.embedded import data_folder, embedded_server
-from jobs.errors import LineError, RefusedError
+from jobs.errors import InputError, LineError, RefusedError
 from jobs.keeping import KEEP_S
 from jobs.line import Defaults
+from jobs.params import ALIASES, PARAMETERS, did_you_mean
 from jobs.pool import pause_pool, pause_workers, resume_pool, resume_workers
 from jobs.schedules import Schedules
 from jobs.store import Store
@@ -124,8 +126,9 @@ class Client:
         """
         if at is not None and start_in is not None:
             raise RefusedError("at and start_in say the same thing: give one of them")
+        _check_seconds(start_in=start_in, expires_in=expires_in, keep=keep)
         order = Order(
-            defaults=_defaults(model, parameters),
+            defaults=_defaults("submit", model, parameters),
             name=name,
             priority=priority,
             on_bad_line=on_bad_line,
@@ -137,8 +140,9 @@ class Client:
         )
         with self._open():
             if at is not None:
-                order = replace(order, start_in=at.timestamp() - self._store.server_time())
-            submitted = _submit(self._store, prompts, order)
+                order = replace(order, start_in=_seconds_until(at, self._store.server_time()))
+            with _in_full():
+                submitted = _submit(self._store, prompts, order)
         return BatchHandle(self, submitted.batch_id, submitted)
 
     def batch(self, id_or_name: str) -> BatchHandle:
@@ -210,11 +214,12 @@ class Client:
             LineError, InputError, RefusedError: as from :meth:`submit`; and for a bad expression or time zone, a name
                 that is taken, a file that is too large.
         """
+        _check_seconds(expires_in=expires_in, keep=keep)
         wanted = ScheduleOrder(
             name=name,
             cron=Cron(cron, time_zone or local_zone()),
             order=Order(
-                defaults=_defaults(model, parameters),
+                defaults=_defaults("add_schedule", model, parameters),
                 name=batch_name,
                 priority=priority,
                 on_bad_line=on_bad_line,
@@ -228,7 +233,7 @@ class Client:
             allow_overlap=allow_overlap,
             take_place=replace,
         )
-        with self._open():
+        with self._open(), _in_full():
             add_schedule(self._store, wanted, os.fspath(prompts) if isinstance(prompts, os.PathLike) else prompts)
         return ScheduleHandle(self, name)
 
@@ -262,11 +267,47 @@ class Client:
             yield
 
 
-def _defaults(model: str | None, parameters: Mapping[str, Any]) -> Defaults:
+@contextlib.contextmanager
+def _in_full() -> Iterator[None]:
+    """Have the text of a refused input name its first problem: no command shows the others beside it."""
+    try:
+        yield
+    except InputError as error:
+        raise error.in_full() from None
+
+
+def _check_seconds(**given: object) -> None:
+    for name, value in given.items():
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            continue
+        raise RefusedError(f"{name} is a number of seconds, such as 14 * 86400, not {value!r:.40}")
+
+
+def _seconds_until(at: object, now: float) -> float:
+    if not isinstance(at, datetime):
+        raise RefusedError(f"at is a datetime, such as datetime(2026, 11, 22, 2, 0), not {at!r:.40}")
+    seconds = at.timestamp() - now
+    if seconds <= 0:
+        raise RefusedError(f"at {at:%Y-%m-%d %H:%M:%S} has passed already: give a moment to come")
+    return seconds
+
+
+def _arguments(function: Callable[..., Any]) -> list[str]:
+    """The names that may be given to a method that takes parameters of a line besides its own."""
+    own = [name for name, what in signature(function).parameters.items() if what.kind is what.KEYWORD_ONLY]
+    return [*own, *PARAMETERS, *ALIASES, "system_prompt", "prefill_response", "adapter_path", "chat_template_kwargs"]
+
+
+def _defaults(method: str, model: str | None, parameters: Mapping[str, Any]) -> Defaults:
     try:
         return Defaults({"model": model, **parameters})
     except LineError as error:
-        raise LineError(error.code, error.field, f"'{error.field}' {error.message}") from None
+        if error.field in parameters and error.message.startswith("is not a field of a line"):
+            meant = did_you_mean(str(error.field), _arguments(getattr(Client, method)))
+            message = f"'{error.field}' is not a parameter of {method}{meant}"
+        else:
+            message = f"'{error.field}' {error.message}"
+        raise LineError(error.code, error.field, message) from None
 
 
 def _submit(store: Store, prompts: FilePath | Iterable[Mapping[str, Any]], order: Order) -> Submitted:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 import orjson
@@ -15,7 +17,7 @@ from jobs.errors import InputError, PromptmillError
 from submit.progress import is_terminal
 from submit.text import plural
 
-__all__ = ["SHOWN_PROBLEMS", "Answer", "json_errors", "read_display"]
+__all__ = ["SHOWN_PROBLEMS", "Answer", "json_errors", "left_to_itself", "read_display"]
 
 SHOWN_PROBLEMS = 20
 SHOW_EVERY_S = 0.2
@@ -46,6 +48,17 @@ def _shown(error: PromptmillError) -> dict[str, object]:
         shown["bad_lines"] = error.count
         shown["problems"] = [problem.as_dict() for problem in error.problems]
     return shown
+
+
+@contextlib.contextmanager
+def left_to_itself(batch_id: str, out: Path | None) -> Iterator[None]:
+    """Around following a batch: who interrupts that is told that the batch goes on, and how to come by the rest."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        file = "OUT" if out is None else shlex.quote(str(out))
+        click.echo(f"\nthe batch goes on; `promptmill results {batch_id} -o {file}` writes the rest", err=True)
+        raise
 
 
 @contextlib.contextmanager

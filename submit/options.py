@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,17 +11,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
+from jobs.connect import check_url
 from jobs.duration import parse_duration
 from jobs.errors import LineError, RefusedError
 from jobs.line import Defaults
 from jobs.logs import FILE_HELP, FORMAT_HELP, FORMATS
 from jobs.params import ALIASES, PARAMETERS, Parameter
+from jobs.settings import origin, read_toml
 
 if TYPE_CHECKING:
     from jobs.store import Store
     from submit.submitter import Order
 
 __all__ = [
+    "Duration",
+    "any_redis_option",
     "defaults_from",
     "json_option",
     "log_options",
@@ -30,19 +33,63 @@ __all__ = [
     "order_from",
     "parameter_options",
     "redis_option",
+    "said_with",
     "watch_option",
     "webhook_options",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-redis_option = click.option(
-    "--redis",
-    "redis_url",
-    metavar="URL",
-    envvar=["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
-    help="Redis of the pool (redis://, rediss://, unix://).  [default: this user's embedded server]",
-)
+LONGEST_S = 10 * 365 * 86400.0
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, of ``90s``, ``12h`` or ``14d``: of a ``lifetime`` more than none and less than ten years, which with
+    ``forever`` may have no end (None)."""
+
+    name = "duration"
+
+    def __init__(self, *, lifetime: bool = True, forever: bool = False) -> None:
+        self._lifetime, self._forever = lifetime, forever
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if self._forever and value == "forever":
+            return None
+        otherwise = ", or `forever`" if self._forever else ""
+        try:
+            seconds = parse_duration(str(value))
+        except RefusedError as error:
+            self.fail(f"{error}{otherwise}", param, ctx)
+        if self._lifetime and not 0 < seconds < LONGEST_S:
+            self.fail(
+                f"must be above 0 and below ten years, not {value!s:.40}; write 90s, 2h or 14d{otherwise}", param, ctx
+            )
+        return seconds
+
+
+def _check_redis(_ctx: click.Context, _param: click.Parameter, url: str | None) -> str | None:
+    try:
+        check_url(url or "redis://")
+    except RefusedError as error:
+        raise click.BadParameter(str(error)) from None
+    return url
+
+
+def said_with(name: str) -> str:
+    """What gave the running command its parameter ``name``, for messages: a flag, a setting or a variable."""
+    context = click.get_current_context()
+    parameter = next(parameter for parameter in context.command.params if parameter.name == name)
+    return origin(context, parameter, os.environ) or f"--{name.replace('_', '-')}"
+
+
+_any_redis: Mapping[str, Any] = {
+    "metavar": "URL",
+    "envvar": ["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
+    "help": "Redis of the pool (redis://, rediss://, unix://).  [default: this user's embedded server]",
+}
+redis_option = click.option("--redis", "redis_url", callback=_check_redis, **_any_redis)
+any_redis_option = click.option("--redis", "redis_url", **_any_redis)
+"""For `promptmill doctor`, which examines what it is given."""
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 watch_option = click.option("--watch", is_flag=True, help="Refresh every second; q or Ctrl-C leaves.")
 
@@ -118,12 +165,12 @@ def defaults_from(flags: Mapping[str, Any]) -> Defaults:
     given: dict[str, Any] = {}
     path: Path | None = flags.get("defaults_file")
     if path is not None:
-        given = _checked(_read_toml(path), str(path))
+        given = _checked(read_toml(path), lambda field: f"{path}: '{field}'")
     asked = {name: value for name in (*PARAMETERS, "model", *dict(_JOB_FLAGS)) if _said(value := flags.get(name))}
     for name, field in (("logit_bias", "logit_bias"), ("chat_template_config", "chat_template_kwargs")):
         if flags.get(name):
             asked[field] = _json_flag(name, flags[name])
-    return Defaults({**given, **_checked(asked, "flags")})
+    return Defaults({**given, **_checked(asked, _said_as)})
 
 
 def order_from(flags: Mapping[str, Any], *, name: str | None) -> Order:
@@ -134,26 +181,25 @@ def order_from(flags: Mapping[str, Any], *, name: str | None) -> Order:
     """
     from submit.submitter import Order
 
-    expires_in, keep = flags["expires_in"], flags["keep"]
     return Order(
         defaults=defaults_from(flags),
         name=name,
         priority=flags["priority"],
         on_bad_line=flags["on_bad_line"],
-        metadata=_object("--metadata", flags["metadata"]),
-        expires_in=None if expires_in is None else parse_duration(expires_in),
-        keep_s=None if keep == "forever" else parse_duration(keep),
+        metadata=_object("metadata", flags["metadata"]),
+        expires_in=flags["expires_in"],
+        keep_s=flags["keep"],
         webhook=flags["webhook"],
     )
 
 
-def _object(flag: str, text: str | None) -> dict[str, Any]:
+def _object(name: str, text: str | None) -> dict[str, Any]:
     try:
         value = {} if text is None else orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise RefusedError(f"{flag} must be a JSON object: {error}") from None
+        raise RefusedError(f"{said_with(name)} must be a JSON object: {error}") from None
     if not isinstance(value, dict):
-        raise RefusedError(f'{flag} must be a JSON object, such as \'{{"project": "a"}}\'')
+        raise RefusedError(f'{said_with(name)} must be a JSON object, such as \'{{"project": "a"}}\'')
     return value
 
 
@@ -161,26 +207,22 @@ def _said(value: Any) -> bool:
     return value is not None and value != ()
 
 
-def _checked(fields: dict[str, Any], source: str) -> dict[str, Any]:
+def _said_as(field: str) -> str:
+    return said_with("chat_template_config" if field == "chat_template_kwargs" else field)
+
+
+def _checked(fields: dict[str, Any], named: Callable[[str], str]) -> dict[str, Any]:
     try:
         return dict(Defaults(fields).fields)
     except LineError as error:
-        name = f"--{(error.field or '').replace('_', '-')}" if source == "flags" else f"{source}: '{error.field}'"
-        raise RefusedError(f"{name} {error.message}") from None
+        raise RefusedError(f"{named(error.field or '')} {error.message}") from None
 
 
 def _json_flag(name: str, text: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise RefusedError(f"--{name.replace('_', '-')} must be JSON: {error}") from None
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RefusedError(f"{path}: cannot be read as TOML: {error}") from None
+        raise RefusedError(f"{said_with(name)} must be JSON: {error}") from None
 
 
 def log_options(command: F) -> F:

@@ -27,6 +27,7 @@ ON_BAD_LINE = ("reject", "skip")
 
 MAX_NAME_LENGTH = 256
 MAX_S = 10 * 366 * 86400.0
+NO_MODEL = "no line names a model, and no --model is given"
 
 ReadSoFar = Callable[[int, int], object]
 """Told of progress: lines and bytes read so far."""
@@ -171,8 +172,10 @@ def submit(
 def _refuse(prompts: Prompts, total: int, problems: Problems, order: Order) -> None:
     if total == 0:
         nothing = ProblemLine(1, "empty_file", None, "there are no prompts in it")
-        raise InputError(prompts.name, [nothing])
+        raise InputError(prompts.name, [nothing], what=nothing.message)
     if problems.count and order.on_bad_line == "reject":
+        if problems.without_model == total > 1:
+            raise InputError(prompts.name, problems.kept, problems.count, what=NO_MODEL)
         raise InputError(prompts.name, problems.kept, problems.count)
 
 

@@ -1,13 +1,17 @@
 """``python -m worker``: what ``promptmill worker`` becomes."""
 
-import logging
-import os
 import sys
-import threading
 
-from worker.cli import main
-from worker.compute import THREAD_NAME
-from worker.recycle import RECYCLE, listen, start_afresh
+try:
+    import logging
+    import os
+    import threading
+
+    from worker.cli import main
+    from worker.compute import THREAD_NAME
+    from worker.recycle import RECYCLE, listen, start_afresh
+except KeyboardInterrupt:  # these take half a second, in which somebody may change their mind
+    sys.exit(130)
 
 if __name__ == "__main__":
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 
 import click
 
+from jobs.connect import check_url
 from jobs.duration import parse_duration
 from jobs.errors import PromptmillError, RefusedError
 from jobs.logs import FILE_HELP, FORMAT_HELP, FORMATS, set_up_logging
-from jobs.settings import read_settings
+from jobs.settings import origin, read_settings
 from jobs.shard import Group
 from jobs.size import parse_size
 from worker.compute import DECODE_CONCURRENCY, EngineSettings
@@ -40,6 +42,7 @@ SOLO_FLAGS = {
     "num_draft_tokens": "draft_model",
 }
 """Flags of modes in which lines run one at a time, each with the one that it does nothing without."""
+NAME = re.compile("[A-Za-z0-9._-]{1,128}")
 LEAST_KEPT_S = 60.0
 REDIS_TIMEOUT_S = 5.0
 """A worker rides out an outage by itself, and must hear of it soon."""
@@ -79,7 +82,22 @@ class Duration(click.ParamType[float]):
 def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
     """Give the command the defaults of the settings file before its other flags are read."""
     if path is not None:
+        ctx.obj = path
         ctx.default_map = read_settings(path, "worker", ctx.command.params)
+
+
+def _check_redis(_ctx: click.Context, _param: click.Parameter, url: str | None) -> str | None:
+    try:
+        check_url(url or "redis://")
+    except RefusedError as error:
+        raise click.BadParameter(str(error)) from None
+    return url
+
+
+def _check_name(_ctx: click.Context, _param: click.Parameter, name: str | None) -> str | None:
+    if name is not None and not NAME.fullmatch(name):
+        raise click.BadParameter(f"{name!r:.40} has other characters than letters, digits, dots, _ and -")
+    return name
 
 
 @click.command(
@@ -187,9 +205,12 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     "--max-attempts", type=click.IntRange(1, 100), default=MAX_ATTEMPTS, show_default=True,
     help="Attempts at a line that ends its worker, or fails for a reason that may pass; then it gets an error record.",
 )  # fmt: skip
-@click.option("--name", help="Name of this worker.  [default: the host's]")
 @click.option(
-    "--redis", "redis_url", metavar="URL", envvar=["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
+    "--name", callback=_check_name,
+    help="Name of this worker: letters, digits, dots, _ and -.  [default: the host's]",
+)  # fmt: skip
+@click.option(
+    "--redis", "redis_url", metavar="URL", callback=_check_redis, envvar=["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
     help="Redis of the pool (redis://, rediss://, unix://).  [default: this user's embedded server]",
 )  # fmt: skip
 @click.option(
@@ -304,8 +325,9 @@ def serve(url: str, settings: ServiceSettings) -> int:
         marks = connect(url, timeout_s=MARKS_TIMEOUT_S, retries=1)
         pulse = connect(url, timeout_s=REDIS_TIMEOUT_S, retries=1)
         metrics = None if settings.metrics is None else PrometheusMetrics(settings.groups)
+        # Before RQ tries what its own way of telling would be a Python warning.
+        check_permissions(connection, worker_name(settings.name))
         service = Service(connection, pulse, settings, marks_connection=marks, metrics=metrics)
-        check_permissions(connection, service.name)
         if metrics is None or settings.metrics is None:
             return service.run()
         with metrics.serving(service, *settings.metrics):
@@ -346,6 +368,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         status = command.main(args=args, prog_name="promptmill worker", standalone_mode=False)
     except click.ClickException as error:
+        if isinstance(error, click.BadParameter) and error.param is not None and error.ctx is not None:
+            error.param_hint = origin(error.ctx, error.param, os.environ) or error.param_hint
         error.show()
         return error.exit_code
     except PromptmillError as error:

@@ -41,14 +41,15 @@ def command(file: str, as_json: bool, **flags: Any) -> int:
         with PromptFile(file) as prompts:
             findings = _check(prompts, defaults)
         if findings.lines == 0:
-            raise InputError(prompts.name, [ProblemLine(1, "empty_file", None, "there are no prompts in it")])
+            empty = ProblemLine(1, "empty_file", None, "there are no prompts in it")
+            raise InputError(prompts.name, [empty], what=empty.message, checked_only=True)
         if as_json:
             click.echo(orjson.dumps(findings.as_dict(prompts.name)).decode())
         else:
             findings.show(prompts.name)
         answer.given = True
         if findings.bad_lines:
-            raise InputError(prompts.name, findings.problems, findings.bad_lines)
+            raise InputError(prompts.name, findings.problems, findings.bad_lines, checked_only=True)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import orjson
 
-from submit.options import json_option, redis_option
+from submit.options import any_redis_option, json_option
 
 if TYPE_CHECKING:
     from submit.doctor.finding import Section
@@ -28,7 +28,7 @@ WIDTH, WIDEST = 100, 140
     "--worker/--no-worker", "worker", default=None,
     help="Check what workers need as well.  [default: where mlx and mlx-lm are installed, or --model is given]",
 )  # fmt: skip
-@redis_option
+@any_redis_option
 @json_option
 @click.pass_context
 def command(

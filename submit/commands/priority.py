@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 
 
 @click.command("priority", short_help="Give a running batch another priority.")
-@click.argument("names", metavar="BATCH...", nargs=-1, required=True)
-@click.argument("priority", type=click.Choice(PRIORITIES))
+@click.argument("words", metavar=f"BATCH... {{{'|'.join(PRIORITIES)}}}", nargs=-1)
 @redis_option
 @json_option
-def command(names: tuple[str, ...], priority: str, redis_url: str | None, as_json: bool) -> int:
+def command(words: tuple[str, ...], redis_url: str | None, as_json: bool) -> int:
     """Give each BATCH (an id or a name) another priority, also while it runs.
 
     Lines of a batch of high priority begin as soon as rows are free, before all others; shards that workers hold
@@ -32,6 +31,16 @@ def command(names: tuple[str, ...], priority: str, redis_url: str | None, as_jso
     from jobs.holding import prioritise
     from submit.named import each_batch
 
+    *names, priority = words or ("",)
+    if priority not in PRIORITIES:
+        wrong = f"'{priority}' is no priority" if names else "the priority is missing"
+        example = " ".join(words if len(words) == 1 else (names or ["BATCH"]))
+        raise click.UsageError(
+            f"{wrong}: it comes last and is {', '.join(PRIORITIES[:-1])} or {PRIORITIES[-1]}, as in "
+            f"`promptmill priority {example} {PRIORITIES[0]}`"
+        )
+    if not names:
+        raise click.UsageError(f"the batch is missing: `promptmill priority BATCH {priority}`")
     with open_store(redis_url) as store:
 
         def move(batch: Batch) -> str:

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.duration import parse_duration
 from jobs.errors import BatchNotFoundError, RefusedError
-from submit.options import json_option, open_store, redis_option
-from submit.text import memory_size, plural
+from submit.options import Duration, json_option, open_store, redis_option
+from submit.text import duration, memory_size, plural
 
 if TYPE_CHECKING:
     from jobs.batch import Batch
@@ -17,10 +16,15 @@ if TYPE_CHECKING:
 
 @click.command("purge", short_help="Remove batches that are done, with their records.")
 @click.argument("names", metavar="[BATCH]...", nargs=-1)
-@click.option("--older-than", metavar="DURATION", help="Those that ended longer ago than this: 12h, 14d, 0.")
+@click.option(
+    "--older-than",
+    type=Duration(lifetime=False),
+    metavar="DURATION",
+    help="Those that ended longer ago than this: 12h, 14d, 0.",
+)
 @redis_option
 @json_option
-def command(names: tuple[str, ...], older_than: str | None, redis_url: str | None, as_json: bool) -> int:
+def command(names: tuple[str, ...], older_than: float | None, redis_url: str | None, as_json: bool) -> int:
     """Remove each BATCH (an id or a name), or those --older-than a duration, from Redis: prompts and records.
 
     Only batches that are done are removed: cancel one first that is not. Without this command they are removed by
@@ -37,12 +41,12 @@ def command(names: tuple[str, ...], older_than: str | None, redis_url: str | Non
         raise RefusedError("name the batches to purge, or give --older-than DURATION: one of the two")
     with open_store(redis_url) as store:
         if older_than is not None:
-            ended_before = store.now() - parse_duration(older_than)
+            ended_before = store.now() - older_than
             names = tuple(
                 batch.id for batch in store.batches() if batch.ended_at is not None and batch.ended_at <= ended_before
             )
             if not names:
-                click.echo(f"no batch ended longer than {older_than} ago", err=True)
+                click.echo(f"no batch ended longer than {duration(older_than)} ago", err=True)
 
         def remove(batch: Batch) -> str:
             freed = memory(store.connection, batch.id) if batch.done else 0

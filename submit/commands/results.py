@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING
 import click
 import orjson
 
-from jobs.duration import parse_duration
 from jobs.errors import BatchNotFoundError, RefusedError
+from submit.feedback import left_to_itself
 from submit.formats import FORMATS
-from submit.options import json_option, open_store, redis_option
+from submit.options import Duration, json_option, open_store, redis_option
 from submit.text import plural
 
 if TYPE_CHECKING:
@@ -48,7 +49,12 @@ if TYPE_CHECKING:
     help="native: promptmill's records; openai: envelopes of OpenAI's Batch API; chat, completions: "
     "training data for mlx_lm.lora, of the lines that succeeded.",
 )
-@click.option("--timeout", metavar="DURATION", help="With --follow: give up after this long (90s, 15m, 2h).")
+@click.option(
+    "--timeout",
+    type=Duration(lifetime=False),
+    metavar="DURATION",
+    help="With --follow: give up after this long (90s, 15m, 2h).",
+)
 @click.option(
     "--from-spool",
     "spools",
@@ -66,7 +72,7 @@ def command(
     errors: Path | None,
     follow: bool,
     fmt: str,
-    timeout: str | None,
+    timeout: float | None,
     spools: tuple[Path, ...],
     redis_url: str | None,
     as_json: bool,
@@ -97,24 +103,24 @@ def command(
         if follow:
             raise RefusedError("--follow goes with Redis: a spool holds what is finished already")
         return _from_spools(name, [*spools, *more], out, errors, fmt, as_json)
-    limit = None if timeout is None else parse_duration(timeout)
     begun, tally = time.monotonic(), Tally()
     with open_store(redis_url) as store:
         batch_id = _found(store, name)
         # Records on the same terminal would tear the bar to pieces.
         progress = Progress() if follow and not (out is None and sys.stdout.isatty()) else None
         try:
-            batch = write_results(
-                store,
-                batch_id,
-                out,
-                errors=errors,
-                follow=follow,
-                fmt=fmt,
-                progress=progress,
-                timeout=limit,
-                observe=tally.add,
-            )
+            with left_to_itself(batch_id, out) if follow else contextlib.nullcontext():
+                batch = write_results(
+                    store,
+                    batch_id,
+                    out,
+                    errors=errors,
+                    follow=follow,
+                    fmt=fmt,
+                    progress=progress,
+                    timeout=timeout,
+                    observe=tally.add,
+                )
         finally:
             if progress is not None:
                 progress.close()
@@ -134,6 +140,8 @@ def command(
         for line in summary(batch, tally, out=out, errors=shown_errors, seconds=seconds, tokens_per_second=pace):
             click.echo(line, err=True)
     else:
+        if out is not None:
+            _say_written(tally.lines, failed, fmt, out, shown_errors)
         _say(batch.id, batch.status, missing, failed, fmt, shown_errors)
     return exit_status(batch, tally)
 
@@ -164,6 +172,11 @@ def _found(store: Store, name: str) -> str:
     except BatchNotFoundError as error:
         lost = f"if Redis was lost, `promptmill results {name} --from-spool DIR` reads what its workers kept"
         raise BatchNotFoundError(f"{error}; {lost}") from None
+
+
+def _say_written(lines: int, failed: int, fmt: str, out: Path, errors: Path | None) -> None:
+    together = errors is None and fmt not in ("chat", "completions")
+    click.echo(f"{plural(lines if together else lines - failed, 'line')} written to {out}", err=True)
 
 
 def _say(batch_id: str, status: str, missing: int, failed: int, fmt: str, errors: Path | None) -> None:

@@ -9,10 +9,9 @@ import click
 import orjson
 
 from jobs.batch import PRIORITIES
-from jobs.duration import parse_duration
 from jobs.errors import RefusedError
 from submit.feedback import SHOWN_PROBLEMS, json_errors, read_display
-from submit.options import json_option, open_store, order_from, parameter_options, redis_option
+from submit.options import Duration, json_option, open_store, order_from, parameter_options, redis_option
 from submit.text import plural
 
 if TYPE_CHECKING:
@@ -51,11 +50,11 @@ def command() -> None:
 @click.option("--name", "batch_name", help="A name for the batches.  [default: the schedule's]")
 @click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
 @click.option(
-    "--expires-in", metavar="DURATION",
+    "--expires-in", type=Duration(), metavar="DURATION",
     help="End each batch after this long (90s, 15m, 2h); lines not finished by then get an error record.",
 )  # fmt: skip
 @click.option(
-    "--keep", metavar="DURATION", default="14d", show_default=True,
+    "--keep", type=Duration(forever=True), metavar="DURATION", default="14d", show_default=True,
     help="Remove each batch and its records so long after its end; `forever` keeps it.",
 )  # fmt: skip
 @click.option("--webhook", metavar="URL", help="Tell this URL when a batch has ended.")
@@ -109,6 +108,7 @@ def add(
 
 def _say_added(store: Store, schedule: Schedule, checked: Checked | None) -> None:
     from jobs.schedules import Schedules
+    from submit.prospects import waits_for
     from submit.timetable import next_run
 
     if checked is not None and checked.rejected:
@@ -123,6 +123,8 @@ def _say_added(store: Store, schedule: Schedule, checked: Checked | None) -> Non
     )
     when = next_run(schedule, store.server_time())
     click.echo(f"schedule {schedule.name}: {what}, first at {when}", err=True)
+    for note in waits_for(store.connection, () if checked is None else checked.models):
+        click.echo(note, err=True)
     _warn_alone(Schedules(store.connection))
 
 
@@ -195,12 +197,12 @@ def remove(names: tuple[str, ...], redis_url: str | None) -> int:
 @click.argument("name")
 @click.option("--allow-overlap", is_flag=True, help="Run also while an earlier batch of the schedule is not done.")
 @click.option(
-    "--timeout", default="60s", show_default=True, metavar="DURATION",
+    "--timeout", type=Duration(lifetime=False), default="60s", show_default=True, metavar="DURATION",
     help="Where the scheduler has to read the file: wait for it so long.",
 )  # fmt: skip
 @redis_option
 @json_option
-def run(name: str, allow_overlap: bool, timeout: str, redis_url: str | None, as_json: bool) -> int:
+def run(name: str, allow_overlap: bool, timeout: float, redis_url: str | None, as_json: bool) -> int:
     """Submit a batch of the schedule now; its id is printed alone on stdout. Later runs are as before.
 
     What is stored is submitted from here. A file that is read at each run is read by the scheduler, which is asked to
@@ -212,7 +214,6 @@ def run(name: str, allow_overlap: bool, timeout: str, redis_url: str | None, as_
     from submit.scheduling import run_schedule
 
     with json_errors(as_json), open_store(redis_url) as store, read_display(None) as progress:
-        limit = parse_duration(timeout)
-        batch_id = run_schedule(store, name, allow_overlap=allow_overlap, timeout=limit, progress=progress)
+        batch_id = run_schedule(store, name, allow_overlap=allow_overlap, timeout=timeout, progress=progress)
         click.echo(orjson.dumps({"id": batch_id, "schedule": name}).decode() if as_json else batch_id)
     return 0

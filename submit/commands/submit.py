@@ -8,33 +8,46 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
+from click.core import ParameterSource
 
 from jobs.batch import PRIORITIES
-from jobs.duration import parse_duration
 from jobs.errors import RefusedError
 from jobs.moment import parse_moment
-from submit.feedback import SHOWN_PROBLEMS, json_errors, read_display
-from submit.options import json_option, open_store, order_from, parameter_options, redis_option
+from submit.feedback import SHOWN_PROBLEMS, json_errors, left_to_itself, read_display
+from submit.options import Duration, json_option, open_store, order_from, parameter_options, redis_option, said_with
 from submit.text import plural
 
 if TYPE_CHECKING:
     from jobs.store import Store
-    from submit.submitter import Submitted
+    from submit.submitter import Order, Submitted
 
 
 @click.command("submit", short_help="Enqueue a file of prompts; prints the batch id.")
 @click.argument("file")
 @click.option("--name", help="A name for the batch, by which other commands find it too.")
 @click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
-@click.option("--at", metavar="TIME", help="Begin then: 02:00, 2026-11-22 02:00 or 2026-11-22T02:00+01:00.")
-@click.option("--in", "start_in", metavar="DURATION", help="Begin after this long: 90s, 15m, 2h.")
+@click.option(
+    "--at",
+    metavar="TIME",
+    help="Begin then: 02:00, 2026-11-22 02:00 or 2026-11-22T02:00+01:00. Without a zone it is this machine's time; "
+    "a time of day that has passed already means tomorrow.",
+)
+@click.option(
+    "--in",
+    "start_in",
+    type=Duration(),
+    metavar="DURATION",
+    help="Begin after this long: 90s, 15m, 2h, 1d or 1h30m; a bare number is seconds, here and for all durations.",
+)
 @click.option(
     "--expires-in",
+    type=Duration(),
     metavar="DURATION",
-    help="End the batch so long after it begins (90s, 15m, 2h); lines not finished by then get an error record.",
+    help="End the batch so long after it begins (90s, 15m, 2h, 1d); lines not finished by then get an error record.",
 )
 @click.option(
     "--keep",
+    type=Duration(forever=True),
     metavar="DURATION",
     default="14d",
     show_default=True,
@@ -57,7 +70,12 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", "out", type=click.Path(path_type=Path), metavar="OUT", help="File for the results, with --wait."
 )
-@click.option("--timeout", metavar="DURATION", help="With --wait: give up waiting after this long (90s, 15m, 2h).")
+@click.option(
+    "--timeout",
+    type=Duration(lifetime=False),
+    metavar="DURATION",
+    help="With --wait: give up waiting after this long (90s, 15m, 2h).",
+)
 @parameter_options
 @redis_option
 @json_option
@@ -65,10 +83,10 @@ def command(
     file: str,
     name: str | None,
     at: str | None,
-    start_in: str | None,
+    start_in: float | None,
     wait: bool,
     out: Path | None,
-    timeout: str | None,
+    timeout: float | None,
     redis_url: str | None,
     as_json: bool,
     **flags: Any,
@@ -85,10 +103,10 @@ def command(
     from submit.submitter import submit
 
     with json_errors(as_json) as answer:
-        limit = _waiting(file, wait=wait, out=out, timeout=timeout)
+        _check_waiting(file, wait=wait, out=out, timeout=timeout)
         order = order_from(flags, name=name)
         if start_in is not None:
-            order = replace(order, start_in=parse_duration(start_in))
+            order = replace(order, start_in=start_in)
         with PromptFile(file) as prompts, open_store(redis_url) as store:
             if at is not None:
                 order = replace(order, start_in=_until(at, start_in, store))
@@ -96,11 +114,12 @@ def command(
                 submitted = submit(store, prompts, order, progress=progress)
             _print(submitted, prompts.name, as_json=as_json)
             answer.given = True
-            return _follow(store, submitted.batch_id, out, limit) if wait else 0
+            _say_prospects(store, submitted, order)
+            return _follow(store, submitted.batch_id, out, timeout) if wait else 0
 
 
-def _waiting(file: str, *, wait: bool, out: Path | None, timeout: str | None) -> float | None:
-    """Check the flags about waiting; the seconds to wait, None for as long as it takes."""
+def _check_waiting(file: str, *, wait: bool, out: Path | None, timeout: float | None) -> None:
+    """See that the flags about waiting go together."""
     if wait and out is None:
         raise RefusedError("--wait writes the results as they come: give it a file with -o")
     if not wait and (out is not None or timeout is not None):
@@ -108,15 +127,17 @@ def _waiting(file: str, *, wait: bool, out: Path | None, timeout: str | None) ->
         raise RefusedError(f"{flag} goes with --wait; `promptmill results BATCH -o OUT` writes results later")
     if out is not None and file != "-" and out.exists() and Path(file).exists() and out.samefile(file):
         raise RefusedError(f"{out} is the input: the results need a file of their own")
-    return None if timeout is None else parse_duration(timeout)
 
 
-def _until(at: str, start_in: str | None, store: Store) -> float:
+def _until(at: str, start_in: float | None, store: Store) -> float:
     """Seconds from now, by the server's clock, until a moment."""
     if start_in is not None:
         raise RefusedError("--at and --in say the same thing: give one of them")
     now = store.server_time()
-    return parse_moment(at, now) - now
+    try:
+        return parse_moment(at, now) - now
+    except RefusedError as error:
+        raise RefusedError(f"{said_with('at')}: {error}") from None
 
 
 def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
@@ -131,6 +152,24 @@ def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
     click.echo(f"{running} of {source} enqueued for {', '.join(submitted.models) or 'no model'}", err=True)
 
 
+def _say_prospects(store: Store, submitted: Submitted, order: Order) -> None:
+    """When the batch begins and ends, as far as that was said, and whether it will have to wait for a worker."""
+    from submit.prospects import times, waits_for
+
+    now = store.server_time()
+    source = click.get_current_context().get_parameter_source("keep")
+    said = times(
+        now,
+        begins=None if order.start_in is None else now + order.start_in,
+        expires_in=order.expires_in,
+        keep_s=order.keep_s,
+        keep_given=source is not ParameterSource.DEFAULT,
+    )
+    for text in (said, *waits_for(store.connection, submitted.models)):
+        if text is not None:
+            click.echo(text, err=True)
+
+
 def _follow(store: Store, batch_id: str, out: Path | None, timeout: float | None) -> int:
     from submit.follow import write_results
     from submit.progress import Progress
@@ -138,7 +177,10 @@ def _follow(store: Store, batch_id: str, out: Path | None, timeout: float | None
 
     tally, progress = Tally(), Progress()
     try:
-        batch = write_results(store, batch_id, out, follow=True, progress=progress, timeout=timeout, observe=tally.add)
+        with left_to_itself(batch_id, out):
+            batch = write_results(
+                store, batch_id, out, follow=True, progress=progress, timeout=timeout, observe=tally.add
+            )
     finally:
         progress.close()
     return exit_status(batch, tally)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.connect import connect, full, redacted, translated
 from jobs.embedded import data_folder, embedded_server
-from jobs.errors import RedisError
+from jobs.errors import RedisError, RefusedError
 from submit.doctor.access import (
     check_encryption,
     check_password,
@@ -117,7 +117,7 @@ def _redis(request: Request, host: Host, environ: Mapping[str, str]) -> Iterator
             way = _way(section, host, url)
             if way is not None:
                 _server(section, pool, request, host, way)
-        except RedisError as error:
+        except (RedisError, RefusedError) as error:
             section.findings.append(_unreachable(error))
         if not pool.findings:
             there = {finding.name for finding in section.findings}
@@ -218,7 +218,7 @@ def _allowed(name: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:
         return [skipped(name, f"this user may not ask for it: {error}")]
 
 
-def _unreachable(error: RedisError) -> Finding:
+def _unreachable(error: RedisError | RefusedError) -> Finding:
     """The error's message ends with its remedy."""
     reason, _, remedy = str(error).rpartition("; ")
     return failed("connection", reason or remedy, remedy if reason else "give --redis URL")

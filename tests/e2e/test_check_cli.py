@@ -84,7 +84,7 @@ def test_bad_lines_are_listed_as_submit_lists_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        (b"", "[empty_file]"),
+        (b"", "a.jsonl: there are no prompts in it\n"),
         ("{}".encode("utf-16"), "UTF-16"),
         (None, "cannot be read"),
     ],
@@ -97,6 +97,7 @@ def test_files_that_cannot_be_checked_exit_2(tmp_path: Path, content: bytes | No
     done = check(path, "--json")
     assert done.returncode == 2
     assert named in done.stderr
+    assert "enqueued" not in done.stderr
     assert orjson.loads(done.stdout)["error"]["message"]
 
 

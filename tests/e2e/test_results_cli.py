@@ -42,13 +42,14 @@ until = functools.partial(waiting.until, seconds=DEADLINE_S)
 def test_all_lines_succeeded_is_0(
     store: Store, server_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Results in OUT, nothing on stdout, nothing to say on stderr; the batch is found by its name too."""
+    """Results in OUT, nothing on stdout, where they are on stderr; the batch is found by its name too."""
     batch_id = make_batch(store, prompts(3), name="nightly")
     work(store, batch_id)
     for name in (batch_id, "nightly"):
         assert main(["results", name, "-o", str(tmp_path / "out.jsonl"), "--redis", server_url]) == 0
     assert [record["id"] for record in lines((tmp_path / "out.jsonl").read_bytes())] == ["row-0", "row-1", "row-2"]
-    assert capsys.readouterr() == ("", "")
+    said = f"3 lines written to {tmp_path / 'out.jsonl'}\n"
+    assert capsys.readouterr() == ("", said * 2)
 
 
 def test_some_failed_is_1_and_stderr_says_where_they_are(
@@ -59,7 +60,9 @@ def test_some_failed_is_1_and_stderr_says_where_they_are(
     work(store, batch_id, answer=fail_some)
     out = tmp_path / "out.jsonl"
     assert main(["results", batch_id, "-o", str(out), "--redis", server_url]) == 1
-    assert capsys.readouterr().err == f"2 lines failed: their records are in {tmp_path / 'out.errors.jsonl'}\n"
+    assert capsys.readouterr().err == (
+        f"2 lines written to {out}\n2 lines failed: their records are in {tmp_path / 'out.errors.jsonl'}\n"
+    )
     assert [record["index"] for record in lines((tmp_path / "out.errors.jsonl").read_bytes())] == [1, 3]
 
 
@@ -72,6 +75,7 @@ def test_an_unfinished_batch_says_what_is_missing(
     assert main(["results", batch_id, "-o", str(tmp_path / "out.jsonl"), "--redis", server_url]) == 1
     assert [record["index"] for record in lines((tmp_path / "out.jsonl").read_bytes())] == [1, 2]
     assert capsys.readouterr().err == (
+        f"2 lines written to {tmp_path / 'out.jsonl'}\n"
         f"2 lines are missing: batch {batch_id} is in_progress; --follow waits for them\n"
     )
 
@@ -129,7 +133,7 @@ def test_formats_are_written(store: Store, server_url: str, tmp_path: Path, caps
     assert lines(out.read_bytes()) == [
         {"prompt": "Once upon a time", "completion": f"answer to row-{n}"} for n in (0, 2)
     ]
-    assert capsys.readouterr().err == "2 lines failed: they are left out\n"
+    assert capsys.readouterr().err.endswith("2 lines failed: they are left out\n")
     assert not (tmp_path / "out.errors.jsonl").exists()
 
 
@@ -197,6 +201,7 @@ def test_ctrl_c_while_following_is_130(store: Store, server_url: str, tmp_path: 
     _, errors = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130
     assert b"Traceback" not in errors
+    assert f"the batch goes on; `promptmill results {batch_id} -o {out}` writes the rest".encode() in errors
     assert [record["index"] for record in lines(out.read_bytes())] == [1]
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 

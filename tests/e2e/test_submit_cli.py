@@ -17,6 +17,7 @@ import orjson
 import pytest
 
 from jobs.errors import LineError
+from jobs.keys import worker_key
 from jobs.line import Job
 from jobs.record import Choice
 from jobs.store import Store
@@ -139,7 +140,7 @@ def test_bad_lines_can_be_skipped(store: Store, server_url: str, bad: Path) -> N
     ("arguments", "named"),
     [
         (["missing.jsonl", "--model", "m"], "missing.jsonl: cannot be read"),
-        (["GOOD"], "no model: give the line a 'model', or the batch one with --model"),
+        (["GOOD"], "good.jsonl: no line names a model, and no --model is given; nothing was enqueued"),
         (["GOOD", "--model", "m", "--top-p", "7"], "--top-p must be"),
         (["GOOD", "--model", "m", "--metadata", "[1]"], "--metadata must be a JSON object"),
         (["GOOD", "--model", "m", "--metadata", "{"], "--metadata must be a JSON object"),
@@ -147,6 +148,9 @@ def test_bad_lines_can_be_skipped(store: Store, server_url: str, bad: Path) -> N
         (["GOOD", "--model", "m", "-o", "out.jsonl"], "--wait"),
         (["GOOD", "--model", "m", "--wait", "-o", "GOOD"], "is the input"),
         (["GOOD", "--model", "m", "--wait", "-o", "x", "--timeout", "soon"], "is not a duration"),
+        (["GOOD", "--model", "m", "--keep", "0"], "'--keep': must be above 0 and below ten years, not 0"),
+        (["GOOD", "--model", "m", "--keep", "9999d"], "write 90s, 2h or 14d, or `forever`"),
+        (["GOOD", "--model", "m", "--at", "noon"], "--at: 'noon' is no moment"),
         (["GOOD", "--model", "m", "--name", "a\nb"], "printable"),
         (["GOOD", "--priority", "urgent"], "--priority"),
         (["GOOD", "--temprature", "1"], "--temprature"),
@@ -236,3 +240,56 @@ def test_interrupted_upload_never_runs(store: Store, server_url: str, sent: sign
     assert store.connection.keys("rq:queue:*") == []
     Store(store.connection, server_time=lambda: time.time() + 1000).sweep()
     assert store.connection.keys("*") == []
+
+
+def said(done: subprocess.CompletedProcess[bytes]) -> list[str]:
+    """The lines on stderr of a command that went well."""
+    assert done.returncode == 0, done.stderr
+    return done.stderr.decode().splitlines()
+
+
+def test_a_missing_model_is_said_once_where_all_lines_lack_it(server_url: str, good: Path, tmp_path: Path) -> None:
+    """And line by line where some have one."""
+    assert len(submit(server_url, good).stderr.splitlines()) == 1
+    some = tmp_path / "some.jsonl"
+    some.write_text('{"prompt":"a"}\n{"prompt":"a","model":"m"}\n')
+    assert b"line 1, field 'model': no model: give the line a 'model'" in submit(server_url, some).stderr
+
+
+def test_the_times_of_a_batch_are_said(server_url: str, good: Path) -> None:
+    """When it begins by the clock of who reads it, and what else was said of its times; else nothing."""
+    zone = {**environment(server_url), "TZ": "Europe/Berlin"}
+    flags = ["--model", "m", "--at", "2031-07-01 02:00", "--expires-in", "2h", "--keep", "30d"]
+    done = subprocess.run(command(good, *flags), capture_output=True, timeout=DEADLINE_S, check=False, env=zone)
+    times = said(done)[1]
+    assert times.startswith("begins 2031-07-01 02:00 CEST (in ")
+    assert "; expires 2031-07-01 04:00 CEST (in " in times
+    assert times.endswith("; kept for 30d00h after its end")
+    later = said(submit(server_url, good, "--model", "m", "--in", "90m", "--keep", "forever"))[1]
+    assert later.endswith(" (in 1h30m); kept until `promptmill purge` removes it")
+    assert len(said(submit(server_url, good, "--model", "m"))) == 2
+
+
+def test_a_model_that_no_worker_serves_is_said(store: Store, server_url: str, good: Path) -> None:
+    """The batch is enqueued all the same; once a worker serves the model, or an adapter on it, nothing is said."""
+    note = "no worker serves m now; it waits for one"
+    assert note in said(submit(server_url, good, "--model", "m"))
+    for queue, noted in (("promptmill:normal:mm", True), ("promptmill:high:m+/adapter", False)):
+        state = {"name": "w", "state": "idle", "queues": [queue]}
+        store.connection.set(worker_key("w"), orjson.dumps(state))
+        assert (note in said(submit(server_url, good, "--model", "m"))) is noted
+
+
+def test_who_stops_waiting_is_told_how_to_come_by_the_rest(server_url: str, good: Path, tmp_path: Path) -> None:
+    """Ctrl-C in `--wait`: 130, and the command that writes the rest."""
+    out = tmp_path / "the results.jsonl"
+    process = subprocess.Popen(
+        command(good, "--model", "m", "--wait", "-o", out),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(server_url),
+    )  # fmt: skip
+    waiting.until(out.exists, "the batch is followed")
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=DEADLINE_S)
+    batch_id = printed.decode().strip()
+    assert process.returncode == 130
+    assert f"the batch goes on; `promptmill results {batch_id} -o '{out}'` writes the rest" in errors.decode()

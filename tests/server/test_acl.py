@@ -144,6 +144,16 @@ def test_a_run_whose_user_may_not_work_ends_at_once(server: str, tmp_path: Path)
     assert left == set()
 
 
+def test_a_worker_as_the_submitter_is_told_so_alone(server: str) -> None:
+    """Nothing but the one message: RQ, which finds less than it would like, has not begun."""
+    worked = command(as_user(server, "submitter"), "--model", MODEL, "--burst", program="worker")
+    with Redis.from_url(as_user(server, "operator")) as operator:
+        operator.acl_log_reset()
+    assert worked.returncode == 3
+    assert worked.stderr.startswith("promptmill worker: Redis at ")
+    assert len(worked.stderr.splitlines()) == 1
+
+
 def test_a_wrong_password_is_said(server: str) -> None:
     """Exit status 3, with the remedy and without the password."""
     done = command(server.replace("unix://", "unix://worker:s3cret@"), "status")

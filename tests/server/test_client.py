@@ -115,8 +115,12 @@ def test_purged_batches_are_said_to_be_gone(client: Client, store: Store) -> Non
 
 def test_unknown_parameters_are_named_with_a_suggestion(client: Client) -> None:
     """As the keyword arguments of any function would be."""
-    with pytest.raises(LineError, match=r"'temprature' is not a field.*did you mean 'temperature'"):
+    with pytest.raises(LineError, match=r"^'temprature' is not a parameter of submit; did you mean 'temperature'\?$"):
         client.submit(prompts(1), model="m", temprature=1)
+    with pytest.raises(LineError, match=r"of submit; did you mean 'priority'\?"):
+        client.submit(prompts(1), model="m", **{"priorty": "high"})
+    with pytest.raises(LineError, match=r"of add_schedule; did you mean 'catch_up'\?"):
+        client.add_schedule("n", prompts(1), cron="@daily", model="m", **{"catchup": True})
     with pytest.raises(LineError, match=r"'top_p' must be float \(0, 1\]"):
         client.submit(prompts(1), model="m", top_p=2)
     assert client.batches() == []
@@ -128,8 +132,25 @@ def test_bad_lines_are_listed_or_skipped(client: Client) -> None:
     with pytest.raises(InputError) as caught:
         client.submit(lines, model="m")
     assert [(problem.line, problem.field) for problem in caught.value.problems] == [(2, "temperature")]
+    assert "1 bad line; nothing was enqueued; it is line 2, field 'temperature': " in str(caught.value)
     batch = client.submit(lines, model="m", on_bad_line="skip")
     assert [error["error"]["code"] for error in batch.errors()] == ["out_of_range"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "wanted"),
+    [
+        ({"keep": "90d"}, "keep is a number of seconds, such as .*, not '90d'"),
+        ({"start_in": timedelta(hours=1)}, "start_in is a number of seconds"),
+        ({"expires_in": True}, "expires_in is a number of seconds"),
+        ({"at": "02:00"}, "at is a datetime, such as .*, not '02:00'"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(client: Client, argument: Any, wanted: str) -> None:
+    """With what is wanted, before anything is enqueued."""
+    with pytest.raises(RefusedError, match=wanted):
+        client.submit(prompts(1), model="m", **argument)
+    assert client.batches() == []
 
 
 @pytest.mark.parametrize("wrong", [{"prompt": "x"}, b"a.jsonl", 5, None])
@@ -184,7 +205,7 @@ def test_batches_are_held_moved_and_removed(client: Client) -> None:
     assert later.status().times["starts"] - time.time() == pytest.approx(3600, abs=5)
     with pytest.raises(RefusedError, match="give one of them"):
         client.submit([{"prompt": "a"}], model=MODEL, at=datetime.now(), start_in=5.0)
-    with pytest.raises(RefusedError, match="begins in a number of seconds above 0"):
+    with pytest.raises(RefusedError, match="has passed already: give a moment to come"):
         client.submit([{"prompt": "a"}], model=MODEL, at=datetime.now() - timedelta(hours=1))
     with pytest.raises(RefusedError, match="cancel it first"):
         batch.purge()

@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from redis.exceptions import ConnectionError
 
-from jobs.connect import connect, redacted
-from jobs.errors import RedisError
+from jobs.connect import connect, redacted, translated
+from jobs.errors import RedisError, RefusedError
 
 SECRET = "s3cr3t"
 
@@ -65,7 +66,7 @@ def test_no_password_is_ever_shown(before: str, after: str, encoded: bool, form:
 )
 def test_errors_of_odd_urls_do_not_quote_them(url: str) -> None:
     """What redis-py says of a URL may have a part of the password in it."""
-    with pytest.raises(RedisError) as raised:
+    with pytest.raises(RefusedError) as raised:
         connect(url)
     assert SECRET not in str(raised.value)
 
@@ -90,7 +91,13 @@ def test_what_is_not_redis_is_named() -> None:
 
 def test_settings_of_tls_want_its_scheme() -> None:
     """One letter is missing; a setting that does not exist is named too."""
-    with pytest.raises(RedisError, match=r"ssl_ca_certs is for rediss://, which speaks TLS"):
+    with pytest.raises(RefusedError, match=r"ssl_ca_certs is for rediss://, which speaks TLS"):
         connect("redis://localhost:1?ssl_ca_certs=/x")
-    with pytest.raises(RedisError, match=r"colour is not known: remove it"):
+    with pytest.raises(RefusedError, match=r"colour is not known: remove it"):
         connect("redis://localhost:1?colour=red")
+
+
+def test_an_error_is_one_sentence_with_its_remedy() -> None:
+    """The stop that redis-py puts behind some of its errors does not come between them."""
+    with pytest.raises(RedisError, match=r"closed by server; start it, or if it wants TLS"), translated("redis://h"):
+        raise ConnectionError("Connection closed by server.")

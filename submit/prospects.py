@@ -1,0 +1,55 @@
+"""What is to be known of a batch once it is submitted: when it begins and ends, and whether anybody will run it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from submit.text import duration, printable
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from submit.worker_state import WorkerState
+
+__all__ = ["moment", "times", "unserved", "waits_for"]
+
+_QUEUE_PARTS = 2
+"""A queue's name is ``promptmill:normal:MODEL``, with ``+ADAPTER`` where one is wanted."""
+
+
+def moment(seconds: float, now: float) -> str:
+    """A time to come by the clock of who reads it, and in how long: ``2026-11-22 02:00 CET (in 7h24m)``."""
+    local = datetime.fromtimestamp(seconds).astimezone()
+    return f"{local:%Y-%m-%d %H:%M %Z} (in {duration(seconds - now)})"
+
+
+def times(
+    now: float, *, begins: float | None, expires_in: float | None, keep_s: float | None, keep_given: bool
+) -> str | None:
+    """What was said of a batch's times, as one line; None where nothing was. ``begins`` is since the epoch."""
+    said = []
+    if begins is not None:
+        said.append(f"begins {moment(begins, now)}")
+    if expires_in is not None:
+        said.append(f"expires {moment((begins or now) + expires_in, now)}")
+    if keep_given and keep_s is None:
+        said.append("kept until `promptmill purge` removes it")
+    elif keep_given:
+        said.append(f"kept for {duration(keep_s)} after its end")
+    return "; ".join(said) or None
+
+
+def unserved(models: Iterable[str], states: Iterable[WorkerState]) -> list[str]:
+    """Those of ``models`` that no worker serves, with or without an adapter."""
+    served = {queue.split(":", _QUEUE_PARTS)[-1] for state in states for queue in state.queues}
+    return [model for model in models if not any(name == model or name.startswith(f"{model}+") for name in served)]
+
+
+def waits_for(connection: Redis, models: Iterable[str]) -> list[str]:
+    """A note for each model that no worker of the pool serves now."""
+    from submit.workers import Workers
+
+    lacking = unserved(models, Workers(connection).read())
+    return [f"no worker serves {printable(model)} now; it waits for one" for model in lacking]
