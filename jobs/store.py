@@ -442,17 +442,25 @@ class Store:
         return read_batches(self.connection, [item.decode(errors="replace") for item in listed])
 
     def find(self, name: str) -> Batch:
-        """The batch of this id, else the newest of this name.
+        """The batch of this id, else the newest of this name, else the only one whose id this is with a cut in it.
 
         Raises:
             BatchNotFoundError: there is none.
+            RefusedError: the short id is that of several.
         """
         try:
             return self.batch(name)
         except BatchNotFoundError:
-            for batch in reversed(self.batches()):
+            batches = self.batches()
+            for batch in reversed(batches):
                 if batch.name == name:
                     return batch
+            head, cut, tail = name.replace("\u2026", ID_CUT).partition(ID_CUT)
+            meant = [batch for batch in batches if cut and batch.id.startswith(head) and batch.id.endswith(tail)]
+            if len(meant) > 1:
+                raise RefusedError(f"'{name}' is short for {len(meant)} batches; give the whole id") from None
+            if meant:
+                return meant[0]
             raise
 
 

@@ -34,7 +34,7 @@ from submit.submitter import Order, submit
 from submit.summary import Tally, exit_status, summary
 from submit.supervisor import Supervisor
 from submit.text import plural
-from submit.workers import NO_WORKER, RUN_ENDED
+from submit.workers import NO_WORKER, RUN_ENDED, STARTING
 
 __all__ = ["INTERRUPTED", "RunRequest", "run"]
 
@@ -102,7 +102,7 @@ class _Run:
     # As the one who is told of progress:
 
     def update(self, batch: Batch, waiting: str | None = None) -> None:
-        none = waiting is not None and waiting.startswith((NO_WORKER, RUN_ENDED))
+        none = waiting is not None and waiting.startswith((NO_WORKER, RUN_ENDED, STARTING))
         self.progress.update(batch, "starting the worker" if none else waiting)
 
     def note(self, text: str) -> None:
