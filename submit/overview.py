@@ -12,7 +12,20 @@ from jobs.batch import ID_CUT, Batch
 from jobs.delivery import origin
 from submit.progress import Rates
 from submit.roster import state_text
-from submit.text import cells, clip, count, duration, fitted, memory_size, plural, printable, rate, short_name, size, table
+from submit.text import (
+    cells,
+    clip,
+    count,
+    duration,
+    fitted,
+    memory_size,
+    plural,
+    printable,
+    rate,
+    short_name,
+    size,
+    table,
+)
 from submit.worker_state import LineInFlight, WorkerState
 from submit.workers import POOL_PAUSED, activity, unserved
 
@@ -92,7 +105,9 @@ def state_of(batch: Batch, why: str | None, now: float) -> str:
         return word_of(batch, why)
     at = datetime.fromtimestamp(batch.times["starts"])
     ahead = batch.times["starts"] - now
-    return f"begins {at:%H:%M}" if ahead < DAY_S else f"begins {at:%a %H:%M}" if ahead < 6 * DAY_S else f"begins {at:%F}"
+    return (
+        f"begins {at:%H:%M}" if ahead < DAY_S else f"begins {at:%a %H:%M}" if ahead < 6 * DAY_S else f"begins {at:%F}"
+    )
 
 
 def _row(batch: Batch, now: float, recent: Rates | None, why: str | None) -> list[str]:

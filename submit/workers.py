@@ -95,16 +95,16 @@ class Workers:
         """The queues a batch went to, but for those that none of these workers serves and that have nothing of it."""
         return self.queues_of_each([batch_id], states)[batch_id]
 
-    def queues_of_each(
-        self, batch_ids: Sequence[str], states: Iterable[WorkerState] = ()
-    ) -> dict[str, frozenset[str]]:
+    def queues_of_each(self, batch_ids: Sequence[str], states: Iterable[WorkerState] = ()) -> dict[str, frozenset[str]]:
         """The queues that batches went to, but for those that none of these workers serves and that have nothing of
         theirs any more; in two round trips."""
         served = {queue for state in states for queue in state.queues}
         queues = self._named(batch_ids)
         left = self._left(sorted({queue for each in queues.values() for queue in each if queue not in served}))
         return {
-            batch_id: frozenset(queue for queue in each if queue in served or not left[queue].isdisjoint({batch_id, "*"}))
+            batch_id: frozenset(
+                queue for queue in each if queue in served or not left[queue].isdisjoint({batch_id, "*"})
+            )
             for batch_id, each in queues.items()
         }
 
