@@ -297,19 +297,9 @@ class _Run:
         request, seconds = self.request, time.monotonic() - self._begun
         errors = request.errors or default_errors(request.out)
         shown = errors if tally.failures and request.fmt == "native" else None
-        pace = _pace(before, batch, seconds)
-        for line in summary(batch, tally, out=request.out, errors=shown, seconds=seconds, tokens_per_second=pace):
+        for line in summary(batch, tally, out=request.out, errors=shown, seconds=seconds, now=time.time()):
             self.note(line)
         return exit_status(batch, tally)
-
-
-def _pace(before: Batch, batch: Batch, seconds: float) -> float | None:
-    """New tokens per second: of the whole batch if all of it was generated now, else of what was added."""
-    if before.done:
-        return None
-    if before.finished == before.rejected:
-        return batch.rates(time.time())["completion_tokens_per_second"]
-    return (batch.usage.completion_tokens - before.usage.completion_tokens) / seconds
 
 
 def _changed_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
