@@ -71,7 +71,7 @@ def draw_pool(scene: PoolScene, width: int, height: int, *, unicode: bool = True
     room = height - len(lines)
     # Lines in flight have half of the screen where there are so many, and what batches leave.
     wanted = len(flights) + 3 if flights else 0
-    lines += _batch_lines(scene, width, max(room - min(wanted, room // 2), 3), unicode)
+    lines += _batch_lines(scene, width, max(room - min(wanted, room // 2), 3), room - wanted, unicode)
     left = height - len(lines) - 1
     section = flight_section(
         flights,
@@ -126,15 +126,20 @@ def _urgency(priority: str) -> int:
     return PRIORITIES.index(priority) if priority in PRIORITIES else len(PRIORITIES)
 
 
-def _batch_lines(scene: PoolScene, width: int, rows: int, unicode: bool) -> list[Text]:
-    """The batches in at most so many ``rows``: of those that have ended the latest, where there is not room for all."""
+def _batch_lines(scene: PoolScene, width: int, rows: int, spare: int, unicode: bool) -> list[Text]:
+    """The batches in at most so many ``rows``. Those that have ended have what is left of the rows that nothing else
+    wants (``spare``), and are the latest few where that is less."""
     batches = in_order(scene.batches, scene.waiting)
     if not batches:
         return [text(NO_BATCHES)]
-    if len(batches) + 1 > rows:
+    count = len(batches)
+    if count + 1 > spare:
         live = sum(not batch.done for batch in batches)
-        batches = batches[: live + FEW_ENDED]
-    return more(_batch_table(scene, batches, width, unicode), rows, len(scene.batches))
+        batches = batches[: live + max(FEW_ENDED, spare - live - 2)]
+    lines = _batch_table(scene, batches, width, unicode)
+    if len(batches) < count and len(lines) < rows:
+        return [*lines, text(f"... and {count - len(batches):,} more that have ended", "bright_black")]
+    return more(lines, rows, count)
 
 
 def _batch_table(scene: PoolScene, batches: Sequence[Batch], width: int, unicode: bool) -> list[Text]:

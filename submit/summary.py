@@ -17,6 +17,8 @@ from submit.text import count, duration, plural, rate
 __all__ = ["Tally", "exit_status", "summary"]
 
 SOME_FAILED = 1
+SHORT_S = 10.0
+"""Of less than this, tenths of seconds count."""
 
 
 @dataclass(slots=True)
@@ -72,8 +74,9 @@ def summary(
     per_second = batch.rates(now)["completion_tokens_per_second"]
     if per_second is not None:
         end = "its end" if batch.done else "now"
-        over = f"over {duration(batch.elapsed(now))} from the first line's start to {end}"
-        tokens += f"; {rate(per_second)} tok/s {over}"
+        elapsed = batch.elapsed(now)
+        over = f"{elapsed:.2g}s" if elapsed < SHORT_S else duration(elapsed)
+        tokens += f"; {rate(per_second)} tok/s over {over} from the first line's start to {end}"
     lines = [head, f"{tokens}; {duration(seconds)} in all"]
     if tally.stops:
         lines.insert(1, f"ended by: {_counts(tally.stops)}")

@@ -136,7 +136,7 @@ def test_a_view_follows_what_happens_and_stays_behind_at_the_end(store: Store, s
     batch = make_batch(store, prompts(4), name="nightly")
     made = terminal("status", "nightly", "--watch", "--redis", server_url)
     made.until("0 of 4 lines")
-    made.until("waiting for a worker that serves pocket")
+    made.until("waiting: no worker serves pocket")
     before = len(made.read())
     work(store, batch, only=[0, 1])
     made.until("2 of 4 lines", before)
