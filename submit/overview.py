@@ -48,7 +48,7 @@ __all__ = [
 NO_BATCHES = "no batches; `promptmill submit FILE --model MODEL` makes one"
 HEADER = ("batch", "name", "status", "done/failed/total", "tokens", "tok/s", "eta", "model", "age")
 FLUSH_RIGHT = frozenset({"done/failed/total", "tokens", "tok/s", "eta", "age"})
-DROPPED_FIRST = ("age", "tokens", "tok/s", "model", "eta", "name")
+DROPPED_FIRST = ("age", "tokens", "model", "tok/s", "eta", "name")
 """Columns a narrow terminal does without, in this order."""
 LONGEST_NAME = 24
 """Columns of a name in a terminal that has no room for all."""
@@ -126,8 +126,8 @@ def _row(batch: Batch, now: float, recent: Rates | None, why: str | None) -> lis
 
 
 def pace(batch: Batch, now: float, recent: Rates | None) -> tuple[float | None, float | None]:
-    """New tokens per second, and seconds left."""
-    if recent is not None and recent.lines:
+    """New tokens per second, and seconds left; of a batch that is done those of all its time."""
+    if recent is not None and recent.lines and not batch.done:
         return recent.completion_tokens, recent.eta(batch)
     rates = batch.rates(now)
     return rates["completion_tokens_per_second"], rates["eta_s"]
@@ -256,13 +256,13 @@ def _json(value: Any) -> str:
 
 
 def _counted(batch: Batch, now: float, recent: Rates | None, waiting: str | None) -> list[tuple[str, str]]:
-    lines = f"{batch.finished:,} of {batch.total:,} done"
-    if batch.failed:
-        lines += f", {batch.failed:,} failed"
+    lines = f"{batch.finished - batch.unrun:,} of {batch.total:,} done"
+    if failed := batch.failed - batch.unrun:
+        lines += f", {failed:,} failed"
     if batch.rejected:
         lines += f" ({batch.rejected:,} of them refused at submission)"
     if batch.unrun:
-        lines += f" ({batch.unrun:,} of them not run: the batch {batch.fate})"
+        lines += f", {batch.unrun:,} not run: the batch {batch.fate}"
     usage = batch.usage
     tokens = f"{usage.prompt_tokens:,} prompt"
     if usage.cached_tokens:

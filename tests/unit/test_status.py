@@ -111,6 +111,21 @@ def test_detail_of_a_finished_batch_has_no_eta_and_no_flight() -> None:
     assert "in flight" not in text
 
 
+def test_detail_of_a_cancelled_batch_counts_what_was_run() -> None:
+    """Lines that were not run are neither done nor failed."""
+    times = {**RUNNING.times, "cancelled": NOW - 60}
+    ended = replace(RUNNING, status="cancelled", completed=390, failed=610, rejected=0, unrun=600, times=times)
+    shown = detail(ended, NOW, [], QUEUES)
+    assert "lines     400 of 1,000 done, 10 failed, 600 not run: the batch was cancelled" in shown
+
+
+def test_a_batch_that_is_done_has_the_rate_of_all_its_time() -> None:
+    """Whatever was seen of it while it was watched."""
+    done = replace(RUNNING, status="completed", completed=990, times={**RUNNING.times, "completed": NOW})
+    row = batch_table([done], NOW, rates={done.id: Rates(4.0, 10.0, 50.0)})[1]
+    assert row.split()[-4:-2] == ["200", "-"]
+
+
 def test_the_json_object_has_the_lines_in_flight() -> None:
     """The contract's fields, and each line in flight with its worker."""
     shown = orjson.loads(orjson.dumps(batch_object(RUNNING, NOW, [worker("busy", DECODING)], QUEUES, 4096)))
