@@ -194,7 +194,7 @@ def test_a_view_outlives_an_outage(server: Server, terminal: Open) -> None:
     made.until("q or Ctrl-C leaves", before)
     made.type("q")
     assert made.ended() == 0
-    assert "in_progress" in outside(made.output)
+    assert "waiting" in outside(made.output)
 
 
 def test_a_closed_window_ends_the_view(store: Store, server_url: str, terminal: Open) -> None:
