@@ -18,6 +18,7 @@ from jobs.errors import RefusedError
 __all__ = [
     "DONE",
     "ENDED",
+    "ID_CUT",
     "PRIORITIES",
     "STATUSES",
     "Batch",
@@ -42,6 +43,9 @@ STATUSES = (
 DONE = frozenset({"failed", "completed", "expired", "cancelled"})
 ENDED = frozenset({"cancelled", "expired"})
 PRIORITIES = ("high", "normal", "low")
+
+ID_CUT = "..."
+"""Stands for the middle of an id where it is shown short."""
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _BATCH_ID = re.compile(f"b_[{_CROCKFORD}]{{26}}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import orjson
 
 from jobs.attempt import Attempt, Standing, Verdict
-from jobs.batch import Batch, queue_name
+from jobs.batch import ID_CUT, Batch, queue_name
 from jobs.connect import refusing, replies
 from jobs.errors import BatchNotFoundError, BatchPausedError, RefusedError, StaleAttemptError
 from jobs.info import MAX_GIVEN_BYTES, keys_of, read_batch, read_batches
@@ -442,18 +442,31 @@ class Store:
         return read_batches(self.connection, [item.decode(errors="replace") for item in listed])
 
     def find(self, name: str) -> Batch:
-        """The batch of this id, else the newest of this name.
+        """The batch of this id, else the newest of this name, else the only one whose id this is with a cut in it.
 
         Raises:
             BatchNotFoundError: there is none.
+            RefusedError: the short id is that of several.
         """
         try:
             return self.batch(name)
         except BatchNotFoundError:
-            for batch in reversed(self.batches()):
+            batches = self.batches()
+            for batch in reversed(batches):
                 if batch.name == name:
                     return batch
+            head, cut, tail = name.replace("\u2026", ID_CUT).partition(ID_CUT)
+            short = cut and head.startswith("b_") and len(tail) >= LEAST_TAIL
+            meant = [batch for batch in batches if short and batch.id.startswith(head) and batch.id.endswith(tail)]
+            if len(meant) > 1:
+                raise RefusedError(f"'{name}' is short for {len(meant)} batches; give the whole id") from None
+            if meant:
+                return meant[0]
             raise
+
+
+LEAST_TAIL = 5
+"""So many letters of an id say which one is meant, where its middle is left out."""
 
 
 def _holds(attempt: Attempt, fence: Any) -> bool:

@@ -11,12 +11,12 @@ from rich.text import Text
 from jobs.batch import Batch
 from submit.crew import crew_table
 from submit.flight import flight_section, taking_turns
-from submit.overview import described, in_flight, pace, serving
+from submit.overview import described, in_flight, pace, rest_waits, serving
 from submit.progress import Rates
 from submit.text import count, duration, memory_size, plural, rate
 from submit.widgets import bar, beside, fit, more, text, wrapped
 from submit.worker_state import WorkerState
-from submit.workers import activity
+from submit.workers import POOL_PAUSED, activity
 
 __all__ = ["BatchScene", "draw_batch"]
 
@@ -35,13 +35,17 @@ class BatchScene:
     queues: frozenset[str]
     recent: Rates = Rates()
     memory: int | None = None
+    pool_paused: bool = False
 
 
 def draw_batch(scene: BatchScene, width: int, height: int, *, unicode: bool = True) -> list[Text]:
     """At most ``height`` lines of at most ``width`` columns: facts, progress, workers, lines in flight."""
     batch = scene.batch
-    waiting = activity(batch, scene.queues, scene.states)
+    waiting = activity(batch, scene.queues, scene.states, pool_paused=scene.pool_paused)
+    waiting = waiting or rest_waits(batch, scene.queues, scene.states)
     lines = [_title(batch, scene.now, width), text(""), _progress(batch, width, unicode)]
+    if scene.pool_paused and not batch.done:
+        lines.insert(1, text(POOL_PAUSED, "magenta"))
     if waiting is not None:
         lines.append(text(waiting, "yellow"))
     lines += wrapped(_pace(scene, waiting), width)
@@ -69,12 +73,15 @@ def _title(batch: Batch, now: float, width: int) -> Text:
 
 
 def _progress(batch: Batch, width: int, unicode: bool) -> Text:
-    share = batch.finished / batch.total if batch.total else 1.0
-    said = text(f"{int(share * 100):>4}%   {batch.finished:,} of {plural(batch.total, 'line')}", "bold")
-    if batch.failed:
-        said.append_text(text(f"   {batch.failed:,} failed", "red"))
+    run = batch.finished - batch.unrun
+    share = run / batch.total if batch.total else 1.0
+    said = text(f"{int(share * 100):>4}%   {run:,} of {plural(batch.total, 'line')}", "bold")
+    if failed := batch.failed - batch.unrun:
+        said.append_text(text(f"   {failed:,} failed", "red"))
+    if batch.unrun:
+        said.append_text(text(f"   {batch.unrun:,} not run", "yellow"))
     room = max(width - said.cell_len, 0)
-    return bar(share, room, "green", unicode=unicode).append_text(said)
+    return bar(share, room, STYLES.get(batch.status, "green"), unicode=unicode).append_text(said)
 
 
 def _pace(scene: BatchScene, waiting: str | None) -> list[Text]:

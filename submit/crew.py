@@ -14,7 +14,14 @@ from submit.worker_state import WorkerState
 
 __all__ = ["crew_table", "summed_speeds"]
 
-STYLES = {"busy": "green", "loading": "yellow", "draining": "yellow", "paused": "magenta", "silent": "red"}
+STYLES = {
+    "busy": "green",
+    "starting": "yellow",
+    "loading": "yellow",
+    "draining": "yellow",
+    "paused": "magenta",
+    "silent": "red",
+}
 WIDE = 110
 """Columns of a terminal from which on bars and sparklines are longer."""
 

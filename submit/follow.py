@@ -15,7 +15,7 @@ from jobs.store import Store
 from submit.formats import make_format
 from submit.output import Output
 from submit.text import duration
-from submit.workers import Workers, activity
+from submit.workers import Workers, activity, pool_is_paused
 
 __all__ = ["POLL_S", "Follower", "Watcher", "write_results"]
 
@@ -126,7 +126,6 @@ class _Loop:
         self._clock, self._sleep = clock, sleep
         self._follower = Follower(store, batch_id)
         self._workers = Workers(store.connection, clock=clock)
-        self._queues: frozenset[str] = frozenset()
         self._waiting: str | None = None
         self._finished: int | None = None
         self._looked_at: float | None = None
@@ -178,9 +177,9 @@ class _Loop:
         now = self._clock()
         if self._looked_at is None or now - self._looked_at >= LOOK_S:
             self._looked_at = now
-            if not self._queues:
-                self._queues = self._workers.queues_of(batch.id)
-            waiting = activity(batch, self._queues, self._workers.read())
+            states = self._workers.read()
+            queues = self._workers.queues_of(batch.id, states)
+            waiting = activity(batch, queues, states, pool_paused=pool_is_paused(self._store))
             # Workers publish once a second; lines that finish speak for themselves.
             self._waiting = waiting if self._finished in (None, batch.finished) else None
             self._finished = batch.finished

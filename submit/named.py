@@ -9,12 +9,18 @@ import click
 import orjson
 
 from jobs.errors import BatchNotFoundError, RefusedError
+from submit.text import printable
 
 if TYPE_CHECKING:
     from jobs.batch import Batch
     from jobs.store import Store
 
-__all__ = ["each_batch"]
+__all__ = ["called", "each_batch"]
+
+
+def called(batch: Batch) -> str:
+    """A batch for a person: ``nightly (b_...)``, or ``batch b_...`` where it has no name."""
+    return f"batch {batch.id}" if batch.name is None else f"{printable(batch.name)} ({batch.id})"
 
 
 def each_batch(store: Store, names: Iterable[str], act: Callable[[Batch], str], *, as_json: bool) -> int:

@@ -8,12 +8,26 @@ from typing import Any
 
 import orjson
 
-from jobs.batch import Batch
+from jobs.batch import ID_CUT, Batch
 from jobs.delivery import origin
 from submit.progress import Rates
-from submit.text import count, duration, fitted, memory_size, plural, printable, rate, short_name, size, table
+from submit.roster import state_text
+from submit.text import (
+    cells,
+    clip,
+    count,
+    duration,
+    fitted,
+    memory_size,
+    plural,
+    printable,
+    rate,
+    short_name,
+    size,
+    table,
+)
 from submit.worker_state import LineInFlight, WorkerState
-from submit.workers import activity
+from submit.workers import POOL_PAUSED, activity, unserved
 
 __all__ = [
     "NO_BATCHES",
@@ -24,36 +38,84 @@ __all__ = [
     "in_flight",
     "models_of",
     "pace",
+    "rest_waits",
     "serving",
+    "short_ids",
+    "state_of",
+    "word_of",
 ]
 
 NO_BATCHES = "no batches; `promptmill submit FILE --model MODEL` makes one"
 HEADER = ("batch", "name", "status", "done/failed/total", "tokens", "tok/s", "eta", "model", "age")
 FLUSH_RIGHT = frozenset({"done/failed/total", "tokens", "tok/s", "eta", "age"})
-DROPPED_FIRST = ("age", "tokens", "name", "tok/s", "model", "eta")
+DROPPED_FIRST = ("age", "tokens", "model", "tok/s", "eta", "name")
 """Columns a narrow terminal does without, in this order."""
+LONGEST_NAME = 24
+"""Columns of a name in a terminal that has no room for all."""
+ID_HEAD, ID_TAIL = 6, 5
+"""Letters of an id that is shown short; more at its end where it would be one of several."""
 SHOWN_LINES = 40
+DAY_S = 86400.0
 
 
 def batch_table(
-    batches: Sequence[Batch], now: float, *, rates: Mapping[str, Rates] | None = None, width: int | None = None
+    batches: Sequence[Batch],
+    now: float,
+    *,
+    rates: Mapping[str, Rates] | None = None,
+    waiting: Mapping[str, str] | None = None,
+    width: int | None = None,
 ) -> list[str]:
     """Batches, oldest first, as lines of at most ``width`` columns (None: as wide as need be).
 
     ``rates`` are those of the recent past, by batch id; without them rates since each batch began are shown.
+    ``waiting`` says of those that do not run why, by batch id. Where there is no room, ids are shortened first.
     """
     if not batches:
         return [NO_BATCHES]
-    rows = [_row(batch, now, (rates or {}).get(batch.id)) for batch in batches]
+    rows = [_row(batch, now, (rates or {}).get(batch.id), (waiting or {}).get(batch.id)) for batch in batches]
+    if width is not None and max(map(cells, table(HEADER, rows))) > width:
+        shown = short_ids([batch.id for batch in batches])
+        rows = [[shown[row[0]], clip(row[1], LONGEST_NAME), *row[2:]] for row in rows]
     return fitted(HEADER, rows, right=FLUSH_RIGHT, dropped_first=DROPPED_FIRST, width=width)
 
 
-def _row(batch: Batch, now: float, recent: Rates | None) -> list[str]:
-    per_second, eta = pace(batch, now, recent)
+def short_ids(ids: Sequence[str]) -> dict[str, str]:
+    """Ids with a cut in the middle that commands take for the whole, each for one of these alone."""
+    tail = ID_TAIL
+    while len({batch_id[-tail:] for batch_id in ids}) < len(set(ids)) and tail < max(map(len, ids)):
+        tail += 1
+    cut = ID_HEAD + len(ID_CUT) + tail
+    return {
+        batch_id: batch_id if len(batch_id) <= cut else f"{batch_id[:ID_HEAD]}{ID_CUT}{batch_id[-tail:]}"
+        for batch_id in ids
+    }
+
+
+def word_of(batch: Batch, why: str | None) -> str:
+    """How a batch is, in one word; ``why`` it does not run is what :func:`activity` says."""
+    if why is None:
+        return "running" if batch.status == "in_progress" else batch.status
+    return next((word for word in ("loading", "paused") if why.startswith(word)), "waiting")
+
+
+def state_of(batch: Batch, why: str | None, now: float) -> str:
+    """The same; of a batch that waits for its time, when that is."""
+    if batch.done or batch.paused or "starts" not in batch.times:
+        return word_of(batch, why)
+    at = datetime.fromtimestamp(batch.times["starts"])
+    ahead = batch.times["starts"] - now
+    return (
+        f"begins {at:%H:%M}" if ahead < DAY_S else f"begins {at:%a %H:%M}" if ahead < 6 * DAY_S else f"begins {at:%F}"
+    )
+
+
+def _row(batch: Batch, now: float, recent: Rates | None, why: str | None) -> list[str]:
+    per_second, eta = pace(batch, now, recent) if why is None else (None, None)
     return [
         batch.id,
         printable(batch.name or "-"),
-        batch.status,
+        state_of(batch, why, now),
         f"{batch.completed:,}/{batch.failed:,}/{batch.total:,}",
         count(batch.usage.prompt_tokens + batch.usage.completion_tokens),
         rate(per_second),
@@ -64,8 +126,8 @@ def _row(batch: Batch, now: float, recent: Rates | None) -> list[str]:
 
 
 def pace(batch: Batch, now: float, recent: Rates | None) -> tuple[float | None, float | None]:
-    """New tokens per second, and seconds left."""
-    if recent is not None and recent.lines:
+    """New tokens per second, and seconds left; of a batch that is done those of all its time."""
+    if recent is not None and recent.lines and not batch.done:
         return recent.completion_tokens, recent.eta(batch)
     rates = batch.rates(now)
     return rates["completion_tokens_per_second"], rates["eta_s"]
@@ -78,13 +140,21 @@ def models_of(models: Sequence[str]) -> str:
 
 
 def batch_object(
-    batch: Batch, now: float, states: Sequence[WorkerState], queues: frozenset[str], memory: int
+    batch: Batch,
+    now: float,
+    states: Sequence[WorkerState],
+    queues: frozenset[str],
+    memory: int,
+    *,
+    pool_paused: bool = False,
 ) -> dict[str, Any]:
     """The JSON object of one batch: what Redis knows, and what the workers say of it; ``memory`` in bytes."""
     return {
         **batch.as_dict(now),
         "memory_bytes": memory,
-        "waiting": activity(batch, queues, states),
+        "waiting": activity(batch, queues, states, pool_paused=pool_paused),
+        "unserved": unserved(batch, queues, states),
+        "pool_paused": pool_paused,
         "workers": [state.as_dict() for state in serving(batch, states, queues)],
         "in_flight": [{**line.as_dict(), "worker": state.name} for state, line in in_flight(batch, states)],
     }
@@ -110,13 +180,16 @@ def detail(
     *,
     recent: Rates | None = None,
     memory: int | None = None,
+    pool_paused: bool = False,
 ) -> list[str]:
     """One batch as lines of text: its facts, then its lines in flight."""
     facts = [("batch", batch.id if batch.name is None else f"{batch.id} ({printable(batch.name)})")]
-    waiting = activity(batch, queues, states)
-    facts.append(("status", batch.status if waiting is None else f"{batch.status}, {waiting}"))
+    waiting, partly = activity(batch, queues, states, pool_paused=pool_paused), rest_waits(batch, queues, states)
+    facts.append(("status", ", ".join([batch.status, *(why for why in (waiting or partly,) if why)])))
+    if pool_paused and not batch.done:
+        facts.append(("pool", POOL_PAUSED))
     facts += [(label, printable(text)) for label, text in described(batch) if text]
-    facts += _counted(batch, now, recent, waiting)
+    facts += _counted(batch, now, recent, waiting or partly)
     facts += [("webhook", told) for told in _told(batch, now)]
     moments = {"submitted": "created", "retried": "retried", "started": "started"}
     if batch.done:
@@ -137,6 +210,14 @@ def detail(
     facts += [("worker", _worker(state)) for state in serving(batch, states, queues)]
     lines = [f"{label:<10}{text}" for label, text in facts]
     return lines + _flight_lines(batch, states)
+
+
+def rest_waits(batch: Batch, queues: frozenset[str], states: Sequence[WorkerState]) -> str | None:
+    """What a batch waits for whose other lines are worked on; None where that is nothing."""
+    missing = unserved(batch, queues, states)
+    if not missing or not in_flight(batch, states):
+        return None
+    return f"some of its lines wait: no worker serves {', '.join(missing)}"
 
 
 def described(batch: Batch) -> list[tuple[str, str]]:
@@ -175,13 +256,13 @@ def _json(value: Any) -> str:
 
 
 def _counted(batch: Batch, now: float, recent: Rates | None, waiting: str | None) -> list[tuple[str, str]]:
-    lines = f"{batch.finished:,} of {batch.total:,} done"
-    if batch.failed:
-        lines += f", {batch.failed:,} failed"
+    lines = f"{batch.finished - batch.unrun:,} of {batch.total:,} done"
+    if failed := batch.failed - batch.unrun:
+        lines += f", {failed:,} failed"
     if batch.rejected:
         lines += f" ({batch.rejected:,} of them refused at submission)"
     if batch.unrun:
-        lines += f" ({batch.unrun:,} of them not run: the batch {batch.fate})"
+        lines += f", {batch.unrun:,} not run: the batch {batch.fate}"
     usage = batch.usage
     tokens = f"{usage.prompt_tokens:,} prompt"
     if usage.cached_tokens:
@@ -198,8 +279,8 @@ def _local(seconds: float) -> str:
 
 
 def _worker(state: WorkerState) -> str:
-    text = f"{printable(state.name)}: {state.word}"
-    if state.tokens_per_second is not None and state.state != "loading":
+    text = f"{printable(state.name)}: {state_text(state)}"
+    if state.tokens_per_second is not None and state.state not in ("loading", "starting"):
         text += f", {rate(state.tokens_per_second)} tok/s"
     if state.occupancy is not None:
         text += f", {state.occupancy:.0%} full"

@@ -12,15 +12,18 @@ from rich.text import Text
 from jobs.batch import PRIORITIES, Batch
 from submit.crew import summed_speeds
 from submit.flight import flight_section, taking_turns
-from submit.overview import NO_BATCHES, models_of, pace
+from submit.overview import NO_BATCHES, models_of, pace, state_of, word_of
 from submit.progress import Rates
 from submit.text import duration, plural, rate
 from submit.widgets import Column, bar, beside, columns, fit, more, sparkline, text, wrapped
 from submit.worker_state import WorkerState
+from submit.workers import POOL_PAUSED
 
-__all__ = ["PoolScene", "draw_pool", "headline", "in_order"]
+__all__ = ["PoolScene", "draw_pool", "heading", "in_order"]
 
 SPARK = 20
+FEW_ENDED = 3
+"""Batches that have ended are at most so many where there is not room for all."""
 WIDE = 110
 """Columns of a terminal from which on bars are longer."""
 STYLES = {
@@ -45,12 +48,14 @@ class PoolScene:
     states: Sequence[WorkerState]
     rates: Mapping[str, Rates] = field(default_factory=dict)
     waiting: Mapping[str, str] = field(default_factory=dict)
+    paused: bool = False
+    """The whole pool is."""
 
 
 def draw_pool(scene: PoolScene, width: int, height: int, *, unicode: bool = True) -> list[Text]:
     """At most ``height`` lines of at most ``width`` columns: the pool in short, batches, lines in flight."""
     lines = [
-        headline("promptmill", scene.states, scene.now, width),
+        *heading("promptmill", scene.states, scene.now, width, paused=scene.paused),
         *_totals(scene, width, unicode),
         text(""),
     ]
@@ -64,11 +69,9 @@ def draw_pool(scene: PoolScene, width: int, height: int, *, unicode: bool = True
         ]
     )
     room = height - len(lines)
-    batches = _batch_lines(scene, width, unicode)
     # Lines in flight have half of the screen where there are so many, and what batches leave.
     wanted = len(flights) + 3 if flights else 0
-    given = max(room - min(wanted, room // 2), 3)
-    lines += more(batches, given, len(scene.batches)) if scene.batches else batches
+    lines += _batch_lines(scene, width, max(room - min(wanted, room // 2), 3), room - wanted, unicode)
     left = height - len(lines) - 1
     section = flight_section(
         flights,
@@ -81,22 +84,24 @@ def draw_pool(scene: PoolScene, width: int, height: int, *, unicode: bool = True
     return fit([*lines, *([text(""), *section] if section else [])], width, height)
 
 
-def headline(title: str, states: Sequence[WorkerState], now: float, width: int) -> Text:
-    """What is watched, how many workers there are and what they do, and the time of day."""
+def heading(title: str, states: Sequence[WorkerState], now: float, width: int, *, paused: bool) -> list[Text]:
+    """What is watched, how many workers there are and what they do, and the time of day; then that the pool is paused,
+    where it is."""
     words = Counter(state.word for state in states)
-    order = ("busy", "idle", "loading", "paused", "draining")
+    order = ("busy", "idle", "starting", "loading", "paused", "draining")
     counted = [f"{words.pop(word)} {word}" for word in order if words[word]]
     counted += [f"{number} {word}" for word, number in sorted(words.items()) if number]
     workers = f"{plural(len(states), 'worker')}: {', '.join(counted)}" if states else "no workers"
     left = text(title, "bold").append("   ").append_text(text(workers, "" if states else "red"))
-    return beside(left, text(datetime.fromtimestamp(now).strftime("%H:%M:%S"), "bright_black"), width)
+    first = beside(left, text(datetime.fromtimestamp(now).strftime("%H:%M:%S"), "bright_black"), width)
+    return [first, text(POOL_PAUSED, "magenta")] if paused else [first]
 
 
 def _totals(scene: PoolScene, width: int, unicode: bool) -> list[Text]:
     states = scene.states
     speed = sum(state.tokens_per_second or 0.0 for state in states)
     lines = sum(state.lines_per_second or 0.0 for state in states)
-    words = Counter(_word(batch, scene.waiting) for batch in scene.batches if not batch.done)
+    words = Counter(word_of(batch, scene.waiting.get(batch.id)) for batch in scene.batches if not batch.done)
     spark = sparkline(summed_speeds(states), SPARK, unicode=unicode)
     parts = [
         text(f"{rate(speed)} tok/s ", "bold").append_text(spark),
@@ -121,30 +126,45 @@ def _urgency(priority: str) -> int:
     return PRIORITIES.index(priority) if priority in PRIORITIES else len(PRIORITIES)
 
 
-def _batch_lines(scene: PoolScene, width: int, unicode: bool) -> list[Text]:
+def _batch_lines(scene: PoolScene, width: int, rows: int, spare: int, unicode: bool) -> list[Text]:
+    """The batches in at most so many ``rows``. Those that have ended have what is left of the rows that nothing else
+    wants (``spare``), and are the latest few where that is less."""
     batches = in_order(scene.batches, scene.waiting)
     if not batches:
         return [text(NO_BATCHES)]
+    count = len(batches)
+    if count + 1 > spare:
+        live = sum(not batch.done for batch in batches)
+        batches = batches[: live + max(FEW_ENDED, spare - live - 2)]
+    lines = _batch_table(scene, batches, width, unicode)
+    if len(batches) < count and len(lines) < rows:
+        return [*lines, text(f"... and {count - len(batches):,} more that have ended", "bright_black")]
+    return more(lines, rows, count)
+
+
+def _batch_table(scene: PoolScene, batches: Sequence[Batch], width: int, unicode: bool) -> list[Text]:
     paces = [pace(batch, scene.now, scene.rates.get(batch.id)) for batch in batches]
-    shares = [batch.finished / batch.total if batch.total else 0.0 for batch in batches]
-    failed = any(batch.failed for batch in batches)
+    run = [batch.finished - batch.unrun for batch in batches]
+    shares = [lines / batch.total if batch.total else 0.0 for batch, lines in zip(batches, run, strict=True)]
+    failures = [batch.failed - batch.unrun for batch in batches]
     table = [
         Column("batch", [text(batch.name or batch.id, _weight(batch)) for batch in batches], least=12, middle=True),
         Column("id", [text(batch.id if batch.name else "", "bright_black") for batch in batches], rank=8),
-        Column("state", [_state(batch, scene.waiting) for batch in batches], rank=1),
+        Column("state", [_state(batch, scene) for batch in batches], rank=1),
         Column("progress", [bar(share, 24 if width >= WIDE else 8, _colour(batch), unicode=unicode)
                             for batch, share in zip(batches, shares, strict=True)], rank=3),
         Column("", [text(f"{int(share * 100)}%") for share in shares], right=True),
-        Column("lines", [text(f"{batch.finished:,}/{batch.total:,}") for batch in batches], right=True),
+        Column("lines", [text(f"{lines:,}/{batch.total:,}")
+                         for batch, lines in zip(batches, run, strict=True)], right=True),
         Column("tok/s", [text(rate(speed)) for speed, _ in paces], right=True, rank=2),
         Column("left", [_left(batch, eta, scene) for batch, (_, eta) in zip(batches, paces, strict=True)], right=True),
         Column("prio", [text(batch.priority) for batch in batches], rank=5),
         Column("model", [text(models_of(batch.models)) for batch in batches], rank=6),
         Column("", [text(scene.waiting.get(batch.id, ""), "yellow") for batch in batches], rank=7, least=24),
     ]  # fmt: skip
-    if failed:
+    if any(failures):
         place = next(place for place, column in enumerate(table) if column.title == "lines") + 1
-        cells = [text(f"{batch.failed:,}" if batch.failed else "-", "red" if batch.failed else "") for batch in batches]
+        cells = [text(f"{failed:,}" if failed else "-", "red" if failed else "") for failed in failures]
         table.insert(place, Column("failed", cells, right=True, rank=2))
     return columns(table, width)
 
@@ -154,20 +174,14 @@ def _weight(batch: Batch) -> str:
 
 
 def _colour(batch: Batch) -> str:
-    return "bright_black" if batch.done else "green"
+    if not batch.done:
+        return "green"
+    return "bright_black" if batch.status == "completed" else STYLES.get(batch.status, "bright_black")
 
 
-def _word(batch: Batch, waiting: Mapping[str, str]) -> str:
-    """How a batch is, in one word: why it waits says so with its first one."""
-    why = waiting.get(batch.id)
-    if why is None:
-        return "running" if batch.status == "in_progress" else batch.status
-    return next((word for word in ("loading", "paused") if why.startswith(word)), "waiting")
-
-
-def _state(batch: Batch, waiting: Mapping[str, str]) -> Text:
-    word = _word(batch, waiting)
-    return text(word, STYLES.get(word, ""))
+def _state(batch: Batch, scene: PoolScene) -> Text:
+    why = scene.waiting.get(batch.id)
+    return text(state_of(batch, why, scene.now), STYLES.get(word_of(batch, why), ""))
 
 
 def _left(batch: Batch, eta: float | None, scene: PoolScene) -> Text:

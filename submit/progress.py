@@ -21,7 +21,7 @@ PLAIN_S = 5.0
 LIVE_S = 0.1
 NARROWEST_BAR, WIDEST_BAR = 8, 30
 DEFAULT_WIDTH = 80
-GREEN, RED, RESET = "\x1b[32m", "\x1b[31m", "\x1b[0m"
+GREEN, YELLOW, RED, RESET = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,17 @@ def _between(start: _Sample, end: _Sample) -> Rates:
     )
 
 
+def whole(batch: Batch) -> Rates:
+    """The rates of a batch that is done, from its first line's start to its end: what its summary says too."""
+    # The time of the end is all that they need.
+    rates, elapsed = batch.rates(batch.ended_at or 0.0), batch.elapsed(batch.ended_at or 0.0)
+    if rates["lines_per_second"] is None:
+        return Rates()
+    # What was read before a retry is not counted apart: of such a batch the rate at which prompts were read is unknown.
+    read = None if batch.carried else batch.usage.prompt_tokens / elapsed
+    return Rates(rates["lines_per_second"], read, rates["completion_tokens_per_second"])
+
+
 def is_terminal(stream: TextIO | None, environ: Mapping[str, str] = os.environ) -> bool:
     """Whether ``stream`` is a terminal that can rewrite a line."""
     return stream is not None and not stream.closed and stream.isatty() and environ.get("TERM") != "dumb"
@@ -135,7 +146,7 @@ class Progress:
     def close(self, batch: Batch | None = None) -> None:
         """End with the batch's last state; without one, leave the line as it is."""
         if batch is not None:
-            rates = self._window.add(self._clock(), batch)
+            rates = whole(batch) if batch.done else self._window.add(self._clock(), batch)
             if self._live:
                 self._rewrite(batch, rates, None)
             else:
@@ -172,13 +183,16 @@ class Progress:
 
 def plain_text(batch: Batch, rates: Rates, waiting: str | None) -> str:
     """One line for logs."""
-    text = f"{batch.finished:,} of {plural(batch.total, 'line')} done"
-    if batch.failed:
-        text += f", {batch.failed:,} failed"
+    text = f"{batch.finished - batch.unrun:,} of {plural(batch.total, 'line')} done"
+    if lost := batch.failed - batch.unrun:
+        text += f", {lost:,} failed"
+    if batch.unrun:
+        text += f", {batch.unrun:,} not run"
     if waiting:
         return f"{text}; {waiting}"
     if rates.completion_tokens is not None:
-        text += f"; prompt {rate(rates.prompt_tokens)} tok/s, output {rate(rates.completion_tokens)} tok/s"
+        read = "" if rates.prompt_tokens is None else f"prompt {rate(rates.prompt_tokens)} tok/s, "
+        text += f"; {read}output {rate(rates.completion_tokens)} tok/s"
     left = rates.eta(batch)
     return f"{text}; {duration(left)} left" if left else text
 
@@ -187,15 +201,17 @@ def bar_text(
     batch: Batch, rates: Rates, waiting: str | None, width: int, *, unicode: bool = True, colour: bool = False
 ) -> str:
     """The bar's line in at most ``width`` columns: what matters least is left out first."""
-    share = batch.finished / batch.total if batch.total else 1.0
-    counts = f"{batch.finished:,}/{batch.total:,}"
-    failed = f"{batch.failed:,} failed" if batch.failed else ""
+    run, lost = batch.finished - batch.unrun, batch.failed - batch.unrun
+    share = run / batch.total if batch.total else 1.0
+    counts = f"{run:,}/{batch.total:,}"
+    failed = f"{lost:,} failed" if lost else ""
     eta = rates.eta(batch)
     # In the order in which they are shown; the number says what is given up first.
     parts = [
         (5, f"{int(share * 100)}%"),
         (0, counts),
         (2, failed),
+        (1, f"{batch.unrun:,} not run" if batch.unrun else ""),
         (1, waiting or ""),
         (4, "" if waiting or rates.prompt_tokens is None else f"prompt {rate(rates.prompt_tokens)} tok/s"),
         (3, "" if waiting or rates.completion_tokens is None else f"output {rate(rates.completion_tokens)} tok/s"),
@@ -208,15 +224,16 @@ def bar_text(
     if colour and failed:
         text = text.replace(failed, f"{RED}{failed}{RESET}", 1)
     room = min(width - _width(shown) - 2, WIDEST_BAR)
-    return f"{_bar(share, room, unicode=unicode, colour=colour)}  {text}" if room >= NARROWEST_BAR else text
+    painted = "" if not colour else YELLOW if batch.ended else GREEN
+    return f"{_bar(share, room, unicode=unicode, colour=painted)}  {text}" if room >= NARROWEST_BAR else text
 
 
 def _width(parts: list[tuple[int, str]]) -> int:
     return sum(cells(text) for _, text in parts) + 2 * (len(parts) - 1)
 
 
-def _bar(share: float, width: int, *, unicode: bool, colour: bool) -> str:
+def _bar(share: float, width: int, *, unicode: bool, colour: str) -> str:
     full, empty = ("█", "░") if unicode else ("#", "-")
     done = int(share * width)
-    painted = f"{GREEN}{full * done}{RESET}" if colour and done else full * done
+    painted = f"{colour}{full * done}{RESET}" if colour and done else full * done
     return painted + empty * (width - done)

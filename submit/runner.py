@@ -34,7 +34,7 @@ from submit.submitter import Order, submit
 from submit.summary import Tally, exit_status, summary
 from submit.supervisor import Supervisor
 from submit.text import plural
-from submit.workers import NO_WORKER, RUN_ENDED
+from submit.workers import NO_WORKER, RUN_ENDED, STARTING
 
 __all__ = ["INTERRUPTED", "RunRequest", "run"]
 
@@ -102,7 +102,7 @@ class _Run:
     # As the one who is told of progress:
 
     def update(self, batch: Batch, waiting: str | None = None) -> None:
-        none = waiting is not None and waiting.startswith((NO_WORKER, RUN_ENDED))
+        none = waiting is not None and waiting.startswith((NO_WORKER, RUN_ENDED, STARTING))
         self.progress.update(batch, "starting the worker" if none else waiting)
 
     def note(self, text: str) -> None:
@@ -304,19 +304,9 @@ class _Run:
         request, seconds = self.request, time.monotonic() - self._begun
         errors = request.errors or default_errors(request.out)
         shown = errors if tally.failures and request.fmt == "native" else None
-        pace = _pace(before, batch, seconds)
-        for line in summary(batch, tally, out=request.out, errors=shown, seconds=seconds, tokens_per_second=pace):
+        for line in summary(batch, tally, out=request.out, errors=shown, seconds=seconds, now=time.time()):
             self.note(line)
         return exit_status(batch, tally)
-
-
-def _pace(before: Batch, batch: Batch, seconds: float) -> float | None:
-    """New tokens per second: of the whole batch if all of it was generated now, else of what was added."""
-    if before.done:
-        return None
-    if before.finished == before.rejected:
-        return batch.rates(time.time())["completion_tokens_per_second"]
-    return (batch.usage.completion_tokens - before.usage.completion_tokens) / seconds
 
 
 def _changed_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

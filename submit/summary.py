@@ -17,6 +17,8 @@ from submit.text import count, duration, plural, rate
 __all__ = ["Tally", "exit_status", "summary"]
 
 SOME_FAILED = 1
+SHORT_S = 10.0
+"""Of less than this, tenths of seconds count."""
 
 
 @dataclass(slots=True)
@@ -52,9 +54,13 @@ def summary(
     out: Path | None,
     errors: Path | None,
     seconds: float,
-    tokens_per_second: float | None,
+    now: float,
 ) -> list[str]:
-    """Lines for stderr; ``seconds`` is how long the user waited, ``errors`` None when no line failed."""
+    """Lines for stderr; ``seconds`` is how long the user waited, ``errors`` None when no line failed.
+
+    The rate is that of the whole batch: the tokens it generated over the time from its first line's start to its end,
+    or to ``now`` (seconds since the epoch) where that is still to come.
+    """
     head = f"{plural(batch.total, 'line')}: {batch.completed:,} succeeded"
     if batch.failed:
         head += f", {batch.failed:,} failed ({_counts(tally.failures)})"
@@ -65,9 +71,13 @@ def summary(
     if usage.cached_tokens:
         tokens += f" ({count(usage.cached_tokens)} cached)"
     tokens += f", {count(usage.completion_tokens)} generated"
-    if tokens_per_second is not None:
-        tokens += f", {rate(tokens_per_second)} tok/s"
-    lines = [head, f"{tokens}; {duration(seconds)}"]
+    per_second = batch.rates(now)["completion_tokens_per_second"]
+    if per_second is not None:
+        end = "its end" if batch.done else "now"
+        elapsed = batch.elapsed(now)
+        over = f"{elapsed:.2g}s" if elapsed < SHORT_S else duration(elapsed)
+        tokens += f"; {rate(per_second)} tok/s over {over} from the first line's start to {end}"
+    lines = [head, f"{tokens}; {duration(seconds)} in all"]
     if tally.stops:
         lines.insert(1, f"ended by: {_counts(tally.stops)}")
     if out is not None:

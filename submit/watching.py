@@ -15,7 +15,7 @@ from submit.progress import Rates, Window
 from submit.roster import worker_objects, worker_table
 from submit.silent import Silent, read_silent
 from submit.worker_state import WorkerState
-from submit.workers import Workers, activity
+from submit.workers import POOL_PAUSED, Workers, activity, pool_is_paused
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -41,6 +41,7 @@ class PoolView:
         self._rates: dict[str, Rates] = {}
         self._states: list[WorkerState] = []
         self._waiting: dict[str, str] = {}
+        self._paused = False
 
     def look(self, *, drawn: bool = False) -> bool:
         """Read the batches; there is always more to come."""
@@ -51,28 +52,29 @@ class PoolView:
         self._rates = {
             batch.id: self._windows.setdefault(batch.id, Window()).add(self._now, batch) for batch in self._batches
         }
-        if drawn:
-            self._states = self._workers.read()
+        if not self._as_json:
+            self._states, self._paused = self._workers.read(), pool_is_paused(self._store)
             self._waiting = self._why_waiting()
         return False
 
     def _why_waiting(self) -> dict[str, str]:
         live = [batch for batch in self._batches if not batch.done]
-        queues = self._workers.queues_of_each([batch.id for batch in live])
-        said = {batch.id: activity(batch, queues[batch.id], self._states) for batch in live}
+        queues = self._workers.queues_of_each([batch.id for batch in live], self._states)
+        said = {batch.id: activity(batch, queues[batch.id], self._states, pool_paused=self._paused) for batch in live}
         return {batch_id: why for batch_id, why in said.items() if why is not None}
 
     def text(self, width: int | None) -> list[str]:
         """A table, the oldest batch first."""
         if self._as_json:
             return [orjson.dumps([batch.as_dict(self._now) for batch in self._batches]).decode()]
-        return batch_table(self._batches, self._now, rates=self._rates, width=width)
+        lines = batch_table(self._batches, self._now, rates=self._rates, waiting=self._waiting, width=width)
+        return [POOL_PAUSED, *lines] if self._paused else lines
 
     def draw(self, width: int, height: int, *, unicode: bool = True) -> list[Text]:
         """The batches with the workers and their lines in flight."""
         from submit.pool_view import PoolScene, draw_pool
 
-        scene = PoolScene(self._now, self._batches, self._states, self._rates, self._waiting)
+        scene = PoolScene(self._now, self._batches, self._states, self._rates, self._waiting, self._paused)
         return draw_pool(scene, width, height, unicode=unicode)
 
 
@@ -88,14 +90,15 @@ class BatchView:
         self._queues: frozenset[str] = frozenset()
         self._recent = Rates()
         self._memory: int | None = None
+        self._paused = False
         self._measure_at = 0.0
 
     def look(self, *, drawn: bool = False) -> bool:
         """Read the batch and the workers; whether it is done."""
         self._now, self._batch = self._store.now(), current(self._store, self._batch.id)
-        self._queues = self._workers.queues_of(self._batch.id)
+        self._states, self._paused = self._workers.read(), pool_is_paused(self._store)
+        self._queues = self._workers.queues_of(self._batch.id, self._states)
         self._recent = self._window.add(self._now, self._batch)
-        self._states = self._workers.read()
         if self._now >= self._measure_at:
             self._memory = memory(self._store.connection, self._batch.id)
             now = self._store.now()
@@ -105,15 +108,25 @@ class BatchView:
     def text(self, width: int | None) -> list[str]:
         """Its facts, then its lines in flight."""
         if self._as_json:
-            found = batch_object(self._batch, self._now, self._states, self._queues, self._memory or 0)
+            found = batch_object(
+                self._batch, self._now, self._states, self._queues, self._memory or 0, pool_paused=self._paused
+            )
             return [orjson.dumps(found).decode()]
-        return detail(self._batch, self._now, self._states, self._queues, recent=self._recent, memory=self._memory)
+        return detail(
+            self._batch,
+            self._now,
+            self._states,
+            self._queues,
+            recent=self._recent,
+            memory=self._memory,
+            pool_paused=self._paused,
+        )
 
     def draw(self, width: int, height: int, *, unicode: bool = True) -> list[Text]:
         """Its progress, the workers that serve it, its lines in flight."""
         from submit.batch_view import BatchScene, draw_batch
 
-        scene = BatchScene(self._now, self._batch, self._states, self._queues, self._recent, self._memory)
+        scene = BatchScene(self._now, self._batch, self._states, self._queues, self._recent, self._memory, self._paused)
         return draw_batch(scene, width, height, unicode=unicode)
 
 
@@ -126,11 +139,13 @@ class WorkersView:
         self._now = 0.0
         self._states: list[WorkerState] = []
         self._silent: list[Silent] = []
+        self._paused = False
         self._names: dict[str, str] = {}
 
     def look(self, *, drawn: bool = False) -> bool:
         """Read what the workers say, and which of RQ's say nothing; there is always more to come."""
         self._now, self._states = self._store.now(), self._workers.read()
+        self._paused = pool_is_paused(self._store)
         live = frozenset(state.name for state in self._states)
         self._silent = read_silent(self._store.connection, live, self._now)
         if drawn:
@@ -141,13 +156,14 @@ class WorkersView:
         """A table, by name."""
         if self._as_json:
             return [orjson.dumps(worker_objects(self._states, self._silent, self._now)).decode()]
-        return worker_table(self._states, self._silent, self._now, width=width)
+        lines = worker_table(self._states, self._silent, self._now, width=width)
+        return [POOL_PAUSED, *lines] if self._paused else lines
 
     def draw(self, width: int, height: int, *, unicode: bool = True) -> list[Text]:
         """The workers with their lines in flight."""
         from submit.workers_view import WorkersScene, draw_workers
 
-        scene = WorkersScene(self._now, self._states, self._silent, self._names)
+        scene = WorkersScene(self._now, self._states, self._silent, self._names, self._paused)
         return draw_workers(scene, width, height, unicode=unicode)
 
     def _name_batches(self) -> None:

@@ -52,12 +52,12 @@ class LoadedModel:
 class WorkerState:
     """What one worker published last, at most six seconds ago; None and 0 where it does not say.
 
-    ``state`` is ``idle``, ``busy``, ``loading`` (then ``model`` says which) or ``draining``; ``models`` are those it
-    serves, ``loaded`` those in its memory. ``tokens_per_second`` counts new tokens of the last second, ``speeds`` those
-    of each second of the last minute, and ``occupancy`` (0..1) is how full the batch was. ``cached_share`` (0..1) is
-    the part of the last minute's prompt tokens that came from the prefix cache. ``lines_done``, ``prompt_tokens``,
-    ``cached_tokens`` and ``completion_tokens`` are totals since ``started_at`` (seconds since the epoch), and
-    ``lines_in_flight`` counts those beyond what ``in_flight`` lists too.
+    ``state`` is ``starting`` (not ready for work yet), ``idle``, ``busy``, ``loading`` (then ``model`` says which) or
+    ``draining``; ``models`` are those it serves, ``loaded`` those in its memory. ``tokens_per_second`` counts new
+    tokens of the last second, ``speeds`` those of each second of the last minute, and ``occupancy`` (0..1) is how full
+    the batch was. ``cached_share`` (0..1) is the part of the last minute's prompt tokens that came from the prefix
+    cache. ``lines_done``, ``prompt_tokens``, ``cached_tokens`` and ``completion_tokens`` are totals since
+    ``started_at`` (seconds since the epoch), and ``lines_in_flight`` counts those beyond what ``in_flight`` lists too.
     """
 
     name: str

@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING
 from jobs.batch import Batch
 from jobs.connect import foreign_data, replies
 from jobs.keys import BatchKeys, worker_key
+from jobs.pool import pool_paused
 from submit.worker_state import WorkerState, parse_state
 
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["NO_WORKER", "RUN_ENDED", "Workers", "activity"]
+    from jobs.store import Store
 
-NO_WORKER = "waiting for a worker"
+__all__ = ["NO_WORKER", "POOL_PAUSED", "RUN_ENDED", "STARTING", "Workers", "activity", "pool_is_paused", "unserved"]
+
+NO_WORKER = "waiting: no worker serves"
+STARTING = "waiting: its worker is starting"
+POOL_PAUSED = "the pool is paused: `promptmill resume` lets it go on"
 RUN_ENDED = "waiting for its `promptmill run` to be started again"
 
 SCAN_STEP = 5000
@@ -26,6 +31,30 @@ RESCAN_NONE_S = 1.0
 """And this often while there are none."""
 MAX_STATE_BYTES = 1 << 20
 """Far above what a worker publishes: a longer value is no worker's, and is not loaded."""
+MOST_LOOKED_AT = 1000
+"""Of a queue that nobody serves so many shards are looked at from each end; a longer one has some of every batch."""
+
+LEFT = """
+-- Which batches have shards in a queue, waiting or held; '*': it is too long to say.
+-- KEYS: the queue's list, RQ's list of what was just taken from it, its registry of what is held.  ARGV: how many to
+-- look at.
+local most = tonumber(ARGV[1])
+if redis.call('LLEN', KEYS[1]) > 2 * most then return {'*'} end
+local found, seen = {}, {}
+local function note(entries)
+    for _, entry in ipairs(entries) do
+        local batch = string.match(entry, '^([%w_]+)%-')
+        if batch and #batch <= 64 and not seen[batch] then
+            seen[batch] = true
+            found[#found + 1] = batch
+        end
+    end
+end
+note(redis.call('LRANGE', KEYS[1], 0, -1))
+note(redis.call('LRANGE', KEYS[2], 0, most - 1))
+note(redis.call('ZRANGE', KEYS[3], 0, most - 1))
+return found
+"""
 
 
 class Workers:
@@ -62,12 +91,39 @@ class Workers:
                 raise error
         return [raw if isinstance(raw, bytes) else b"" for raw in found]
 
-    def queues_of(self, batch_id: str) -> frozenset[str]:
-        """The queues a batch went to."""
-        return self.queues_of_each([batch_id])[batch_id]
+    def queues_of(self, batch_id: str, states: Iterable[WorkerState] = ()) -> frozenset[str]:
+        """The queues a batch went to, but for those that none of these workers serves and that have nothing of it."""
+        return self.queues_of_each([batch_id], states)[batch_id]
 
-    def queues_of_each(self, batch_ids: Sequence[str]) -> dict[str, frozenset[str]]:
-        """The queues that batches went to, in one round trip."""
+    def queues_of_each(self, batch_ids: Sequence[str], states: Iterable[WorkerState] = ()) -> dict[str, frozenset[str]]:
+        """The queues that batches went to, but for those that none of these workers serves and that have nothing of
+        theirs any more; in two round trips."""
+        served = {queue for state in states for queue in state.queues}
+        queues = self._named(batch_ids)
+        left = self._left(sorted({queue for each in queues.values() for queue in each if queue not in served}))
+        return {
+            batch_id: frozenset(
+                queue for queue in each if queue in served or not left[queue].isdisjoint({batch_id, "*"})
+            )
+            for batch_id, each in queues.items()
+        }
+
+    def _left(self, queues: Sequence[str]) -> dict[str, set[str]]:
+        """The batches that have shards in these queues; ``*`` stands for all."""
+        if not queues:
+            return {}
+        look = self._connection.register_script(LEFT)
+        with self._connection.pipeline(transaction=False) as pipe:
+            for queue in queues:
+                keys = [f"rq:queue:{queue}", f"rq:queue:{queue}:intermediate", f"rq:wip:{queue}"]
+                look(keys=keys, args=[MOST_LOOKED_AT], client=pipe)
+            found = replies(pipe)
+        return {
+            queue: {item.decode(errors="replace") for item in reply} if isinstance(reply, list) else {"*"}
+            for queue, reply in zip(queues, found, strict=True)
+        }
+
+    def _named(self, batch_ids: Sequence[str]) -> dict[str, frozenset[str]]:
         with self._connection.pipeline(transaction=False) as pipe:
             for batch_id in batch_ids:
                 pipe.smembers(BatchKeys(batch_id).queues)
@@ -81,28 +137,61 @@ def served_by(queue: str, pool: str | None) -> str:
     return queue.split(":", 3 if pool is not None else 2)[-1]
 
 
-def activity(batch: Batch, queues: frozenset[str], states: Iterable[WorkerState]) -> str | None:
-    """Why nothing of a batch seems to happen, for a person; None while its lines are generated, or it is done."""
+def pool_is_paused(store: Store) -> bool:
+    """Whether the pool is paused, as far as this user of Redis may know."""
+    from redis.exceptions import NoPermissionError
+
+    try:
+        return pool_paused(store)
+    except NoPermissionError:
+        return False
+
+
+def activity(
+    batch: Batch, queues: frozenset[str], states: Iterable[WorkerState], *, pool_paused: bool = False
+) -> str | None:
+    """Why nothing of a batch seems to happen, for a person; None while its lines are generated, or it is done.
+
+    ``queues`` are those of :meth:`Workers.queues_of`.
+    """
     states = list(states)
+    if batch.done:
+        return None
     if batch.paused:
         return f"paused: `promptmill resume {batch.id}` lets it go on"
     if "starts" in batch.times:
         return "waiting for its time"
-    if batch.done or any(state.lines_of(batch.id) for state in states):
+    if any(state.lines_of(batch.id) for state in states):
         return None
+    if pool_paused:
+        return "paused with the pool: `promptmill resume` lets it go on"
     serving = [state for state in states if queues & set(state.queues)]
+    if not serving and batch.pool is not None:
+        return RUN_ENDED
+    if missing := unserved(batch, queues, states):
+        return f"{NO_WORKER} {', '.join(missing)}"
+    return _served(serving)
+
+
+def _served(serving: Sequence[WorkerState]) -> str | None:
+    """Why the workers that serve a batch do nothing for it."""
     loading = [state for state in serving if state.state == "loading"]
     if loading:
         model = loading[0].model
         return f"loading {model}" if model else "loading the model"
-    unserved = queues.difference(*(state.queues for state in serving))
-    if not serving and batch.pool is not None:
-        return RUN_ENDED
     others = any(state.in_flight for state in serving)
     if serving and all(state.paused for state in serving):
         return "waiting: its workers are paused, `promptmill workers` shows which"
-    if unserved and not others:
-        return f"{NO_WORKER} that serves {', '.join(sorted(served_by(queue, batch.pool) for queue in unserved))}"
-    if all(state.state == "draining" for state in serving):
-        return f"{NO_WORKER}: the one at hand is stopping"
+    if serving and all(state.state == "draining" for state in serving):
+        return "waiting: the worker at hand is stopping"
+    if serving and all(state.state in ("starting", "draining") for state in serving):
+        return STARTING
     return "waiting: workers are busy with other batches" if others else None
+
+
+def unserved(batch: Batch, queues: frozenset[str], states: Iterable[WorkerState]) -> list[str]:
+    """The models that lines of a batch wait for and no worker serves; ``queues`` are those of
+    :meth:`Workers.queues_of`."""
+    if batch.done:
+        return []
+    return sorted({served_by(queue, batch.pool) for queue in queues.difference(*(state.queues for state in states))})

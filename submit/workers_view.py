@@ -9,7 +9,7 @@ from rich.text import Text
 
 from submit.crew import crew_table, summed_speeds
 from submit.flight import flight_section, taking_turns
-from submit.pool_view import headline
+from submit.pool_view import heading
 from submit.roster import NO_WORKERS
 from submit.silent import Silent
 from submit.text import rate
@@ -31,12 +31,14 @@ class WorkersScene:
     states: Sequence[WorkerState]
     silent: Sequence[Silent] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    paused: bool = False
+    """The whole pool is."""
 
 
 def draw_workers(scene: WorkersScene, width: int, height: int, *, unicode: bool = True) -> list[Text]:
     """At most ``height`` lines of at most ``width`` columns: the workers, then their lines in flight in turns."""
     states = scene.states
-    lines = [headline("promptmill workers", states, scene.now, width)]
+    lines = heading("promptmill workers", states, scene.now, width, paused=scene.paused)
     if not states and not scene.silent:
         return fit([*lines, text(""), text(NO_WORKERS)], width, height)
     speed = sum(state.tokens_per_second or 0.0 for state in states)

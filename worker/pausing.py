@@ -28,13 +28,14 @@ log = logging.getLogger("promptmill.worker")
 
 
 class Pausing:
-    """Called by the main thread alone. ``paused`` says whether the worker takes nothing new, for others to read."""
+    """Called by the main thread alone. For others to read, ``paused`` says whether the worker takes nothing new, and
+    ``looked`` whether it has looked for that at all: before, it is not ready for work."""
 
     def __init__(self, name: str, compute: Compute, writer: Writer) -> None:
         self._names = [name, name.rpartition(".")[0]]
         self._compute, self._writer = compute, writer
         self._withdrawing: dict[str, tuple[HeldShard, Future[int]]] = {}
-        self.paused = False
+        self.paused = self.looked = False
 
     def look(self, connection: Redis) -> bool:
         """Whether the pool or this worker is paused, as Redis has it now."""
@@ -46,7 +47,7 @@ class Pausing:
         if paused != self.paused:
             message = "paused: lines that were begun are finished, nothing new is taken" if paused else "resumed"
             log.info(message, extra={"action": "paused" if paused else "resumed"})
-        self.paused = paused
+        self.paused, self.looked = paused, True
         return paused
 
     def withdraw(self, held: Iterable[HeldShard]) -> None:

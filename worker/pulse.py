@@ -107,7 +107,7 @@ class Pulse(threading.Thread):
         service = self._service
         compute, shot = service.compute, service.compute.snapshot
         loading = compute.loading
-        word = "busy" if service.held else "idle"
+        word = "busy" if service.held else "idle" if service.pausing.looked else "starting"
         if service.draining:
             word = "draining"
         elif loading is not None:

@@ -37,5 +37,7 @@ def command(names: tuple[str, ...], redis_url: str | None, as_json: bool) -> int
 
 
 def _said(batch: Batch, what: str) -> str:
+    from submit.named import called
+
     kept = batch.finished - batch.unrun
-    return f"batch {batch.id} {what}: {kept:,} of {plural(batch.total, 'line')} finished, {batch.unrun:,} not run"
+    return f"{called(batch)} {what}: {kept:,} of {plural(batch.total, 'line')} finished, {batch.unrun:,} not run"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+import orjson
 
 from jobs.errors import RefusedError
 from submit.options import json_option, open_store, redis_option
+from submit.text import printable
 
 if TYPE_CHECKING:
     from jobs.batch import Batch
@@ -20,23 +22,31 @@ if TYPE_CHECKING:
     "--worker", "workers", multiple=True, metavar="NAME",
     help="Pause this worker: mini.4711 is one process, mini all workers of this name.",
 )  # fmt: skip
+@click.option("--list", "listed", is_flag=True, help="Only show what is paused: the pool, workers, batches.")
 @redis_option
 @json_option
-def command(names: tuple[str, ...], workers: tuple[str, ...], redis_url: str | None, as_json: bool) -> int:
+def command(
+    names: tuple[str, ...], workers: tuple[str, ...], listed: bool, redis_url: str | None, as_json: bool
+) -> int:
     """Hold back each BATCH (an id or a name), with --worker workers, with neither the whole pool as `rq suspend` does.
 
     Lines that were begun are finished, within seconds all others are back in Redis, and nothing new begins until
     `promptmill resume`. Paused batches can be cancelled, and expire.
 
-    --json prints each batch as a line of JSON.
+    --json prints each batch as a line of JSON, with --list one object.
 
     Exit statuses: 0 done, 2 a batch is over, is still being submitted, or is unknown.
     """
     from jobs.holding import pause
-    from submit.named import each_batch
+    from submit.named import called, each_batch
 
     check_what(names, workers)
+    if listed and (names or workers):
+        raise RefusedError("--list shows all that is paused: give neither batches nor --worker with it")
     with open_store(redis_url) as store:
+        if listed:
+            _list(store, as_json)
+            return 0
         if workers:
             _pause_workers(store, workers)
         elif not names:
@@ -46,9 +56,28 @@ def command(names: tuple[str, ...], workers: tuple[str, ...], redis_url: str | N
 
         def hold(batch: Batch) -> str:
             now = pause(store, batch.id)
-            return f"batch {batch.id} {'is paused' if now else 'was paused already'}"
+            return f"{called(batch)} {'is paused' if now else 'was paused already'}"
 
         return each_batch(store, names, hold, as_json=as_json)
+
+
+def _list(store: Store, as_json: bool) -> None:
+    from jobs.pool import paused_workers, pool_paused
+    from submit.named import called
+
+    pool, workers = pool_paused(store), paused_workers(store)
+    batches = [batch for batch in store.batches() if batch.paused]
+    if as_json:
+        held = [{"id": batch.id, "name": batch.name} for batch in batches]
+        click.echo(orjson.dumps({"pool": pool, "workers": workers, "batches": held}).decode())
+        return
+    said = [("the pool", "promptmill resume")] if pool else []
+    said += [(f"worker {printable(name)}", f"promptmill resume --worker {printable(name)}") for name in workers]
+    said += [(called(batch), f"promptmill resume {batch.id}") for batch in batches]
+    for what, remedy in said:
+        click.echo(f"{what} is paused: `{remedy}`")
+    if not said:
+        click.echo("nothing is paused")
 
 
 def check_what(names: tuple[str, ...], workers: tuple[str, ...]) -> None:

@@ -29,7 +29,7 @@ def command(words: tuple[str, ...], redis_url: str | None, as_json: bool) -> int
     Exit statuses: 0 done, 2 a batch is over, is still being submitted, or is unknown.
     """
     from jobs.holding import prioritise
-    from submit.named import each_batch
+    from submit.named import called, each_batch
 
     *names, priority = words or ("",)
     if priority not in PRIORITIES:
@@ -46,7 +46,7 @@ def command(words: tuple[str, ...], redis_url: str | None, as_json: bool) -> int
         def move(batch: Batch) -> str:
             before = prioritise(store, batch.id, priority)
             if before == priority:
-                return f"batch {batch.id} has priority {priority} already"
-            return f"batch {batch.id} has priority {priority} now, it was {before}"
+                return f"{called(batch)} has priority {priority} already"
+            return f"{called(batch)} has priority {priority} now, it was {before}"
 
         return each_batch(store, names, move, as_json=as_json)

@@ -35,7 +35,7 @@ def command(names: tuple[str, ...], older_than: float | None, redis_url: str | N
     Exit statuses: 0 done, 2 a batch is not done, or is unknown.
     """
     from jobs.keeping import memory, purge
-    from submit.named import each_batch
+    from submit.named import called, each_batch
 
     if bool(names) == (older_than is not None):
         raise RefusedError("name the batches to purge, or give --older-than DURATION: one of the two")
@@ -53,7 +53,7 @@ def command(names: tuple[str, ...], older_than: float | None, redis_url: str | N
             try:
                 purge(store, batch.id)
             except BatchNotFoundError:
-                return f"batch {batch.id} is gone already"
-            return f"batch {batch.id} is removed: {plural(batch.total, 'line')}, {memory_size(freed)}"
+                return f"{called(batch)} is gone already"
+            return f"{called(batch)} is removed: {plural(batch.total, 'line')}, {memory_size(freed)}"
 
         return each_batch(store, names, remove, as_json=as_json)

@@ -135,9 +135,8 @@ def command(
         paths = {"results": str(out), "errors": None if shown_errors is None else str(shown_errors)}
         click.echo(orjson.dumps({**batch.as_dict(now), **counts, **paths}).decode())
     elif follow:
-        pace = batch.rates(now)["completion_tokens_per_second"]
         seconds = time.monotonic() - begun
-        for line in summary(batch, tally, out=out, errors=shown_errors, seconds=seconds, tokens_per_second=pace):
+        for line in summary(batch, tally, out=out, errors=shown_errors, seconds=seconds, now=now):
             click.echo(line, err=True)
     else:
         if out is not None:

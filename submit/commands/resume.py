@@ -32,7 +32,7 @@ def command(names: tuple[str, ...], workers: tuple[str, ...], redis_url: str | N
     Exit statuses: 0 done, 2 a batch is over, is still being submitted, or is unknown.
     """
     from jobs.holding import resume_batch
-    from submit.named import each_batch
+    from submit.named import called, each_batch
 
     check_what(names, workers)
     with open_store(redis_url) as store:
@@ -43,7 +43,7 @@ def command(names: tuple[str, ...], workers: tuple[str, ...], redis_url: str | N
 
         def release(batch: Batch) -> str:
             now = resume_batch(store, batch.id)
-            return f"batch {batch.id} {'goes on' if now else 'was not paused'}"
+            return f"{called(batch)} {'goes on' if now else 'was not paused'}"
 
         return each_batch(store, names, release, as_json=as_json)
 
@@ -62,10 +62,11 @@ def _resume_workers(store: Store, names: tuple[str, ...]) -> None:
 
 def _resume_pool(store: Store) -> None:
     from jobs.pool import paused_workers, resume_pool
+    from submit.named import called
 
     click.echo("the pool goes on" if resume_pool(store) else "the pool was not paused", err=True)
     if workers := paused_workers(store):
         click.echo(f"still paused: {plural(len(workers), 'worker')}: {', '.join(workers)}", err=True)
-    if batches := [batch.id for batch in store.batches() if batch.paused]:
+    if batches := [called(batch).removeprefix("batch ") for batch in store.batches() if batch.paused]:
         shown = ", ".join(batches[:10]) + (", ..." if len(batches) > 10 else "")
         click.echo(f"still paused: {len(batches)} {'batch' if len(batches) == 1 else 'batches'}: {shown}", err=True)

@@ -22,17 +22,18 @@ def command(name: str, redis_url: str | None, as_json: bool) -> int:
     Exit statuses: 0 they wait, or there are none; 2 the batch is still running, or unknown.
     """
     from jobs.retrying import retry
+    from submit.named import called
 
     with open_store(redis_url) as store:
-        batch_id = store.find(name).id
-        lines = retry(store, batch_id)
-        batch = store.batch(batch_id)
+        found = store.find(name)
+        lines = retry(store, found.id)
+        batch = store.batch(found.id)
         now = store.now()
     if not lines:
-        click.echo(f"nothing to retry in batch {batch_id}", err=True)
+        click.echo(f"nothing to retry in {called(batch)}", err=True)
     else:
         verb = "waits" if lines == 1 else "wait"
-        click.echo(f"{plural(lines, 'line')} of batch {batch_id} {verb} to run again", err=True)
+        click.echo(f"{plural(lines, 'line')} of {called(batch)} {verb} to run again", err=True)
     if batch.rejected:
         click.echo(f"{plural(batch.rejected, 'line')} refused at submission cannot run: submit them mended", err=True)
     if lines and batch.pool is not None:

@@ -180,7 +180,7 @@ def test_cancel_says_what_it_did_to_each(store: Store, server_url: str, promptmi
     assert f"promptmill: batch {over} is completed already" in done.stderr
     again = promptmill(server_url, "cancel", first)
     assert (again.returncode, again.stdout) == (0, "")
-    assert again.stderr == f"batch {first} was cancelled already: 0 of 2 lines finished, 2 not run\n"
+    assert again.stderr == f"nightly ({first}) was cancelled already: 0 of 2 lines finished, 2 not run\n"
     assert promptmill(server_url, "cancel", first, "missing").returncode == 2
     assert promptmill(server_url, "retry", "missing").returncode == 2
 

@@ -157,7 +157,7 @@ def test_purge_and_keep(store: Store, server_url: str, start_worker: Worker, sub
     assert "in Redis" in promptmill(server_url, "status", "one").stdout
     said = promptmill(server_url, "purge", "one", "--json")
     assert said.stdout == f'{{"id":"{first}","purged":true}}\n'
-    assert said.stderr.startswith(f"batch {first} is removed: 2 lines, ")
+    assert said.stderr.startswith(f"one ({first}) is removed: 2 lines, ")
     until(lambda: short not in [batch.id for batch in store.batches()], "it is removed by itself")
     begun = time.time()
     promptmill(server_url, "purge", "--older-than", "0")

@@ -113,7 +113,7 @@ def test_follow_ends_with_the_batch_and_a_summary(
     late.join()
     errors = tmp_path / "out.errors.jsonl"
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "0 of 4 lines done; waiting for a worker that serves pocket"
+    assert said[0] == "0 of 4 lines done; waiting: no worker serves pocket"
     assert "4 lines: 2 succeeded, 2 failed (2 internal_error)" in said
     assert "ended by: 2 eos" in said
     assert said[-2:] == [f"results: {out}", f"errors: {errors}"]
@@ -212,7 +212,7 @@ def test_status_lists_batches(store: Store, server_url: str, capsys: pytest.Capt
     work(store, first, answer=fail_some)
     assert main(["status", "--redis", server_url]) == 0
     _header, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
-    assert [row[:4] for row in rows] == [[first, "one", "completed", "1/1/2"], [second, "-", "in_progress", "0/0/3"]]
+    assert [row[:4] for row in rows] == [[first, "one", "completed", "1/1/2"], [second, "-", "waiting", "0/0/3"]]
     assert main(["status", "--json", "--redis", server_url]) == 0
     assert [item["id"] for item in orjson.loads(capsys.readouterr().out)] == [first, second]
 

@@ -136,7 +136,7 @@ def test_a_view_follows_what_happens_and_stays_behind_at_the_end(store: Store, s
     batch = make_batch(store, prompts(4), name="nightly")
     made = terminal("status", "nightly", "--watch", "--redis", server_url)
     made.until("0 of 4 lines")
-    made.until("waiting for a worker that serves pocket")
+    made.until("waiting: no worker serves pocket")
     before = len(made.read())
     work(store, batch, only=[0, 1])
     made.until("2 of 4 lines", before)
@@ -194,7 +194,7 @@ def test_a_view_outlives_an_outage(server: Server, terminal: Open) -> None:
     made.until("q or Ctrl-C leaves", before)
     made.type("q")
     assert made.ended() == 0
-    assert "in_progress" in outside(made.output)
+    assert "waiting" in outside(made.output)
 
 
 def test_a_closed_window_ends_the_view(store: Store, server_url: str, terminal: Open) -> None:

@@ -285,7 +285,8 @@ def test_an_adapter_that_no_worker_lists_waits(serve: Callable[..., list[str]], 
     workers = Workers(store.connection)
     info = store.batch(batch)
     assert (info.status, info.completed, info.failed) == ("in_progress", 0, 0)
-    assert activity(info, workers.queues_of(batch), workers.read()) == f"{NO_WORKER} that serves {POCKET}+{adapter}"
+    states = workers.read()
+    assert activity(info, workers.queues_of(batch, states), states) == f"{NO_WORKER} {POCKET}+{adapter}"
     serve(Group(str(POCKET), adapter), limit=None)
     assert len(finished(store, batch)) == 2
 

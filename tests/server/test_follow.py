@@ -303,7 +303,7 @@ def test_progress_hears_why_a_batch_waits(store: Store, tmp_path: Path) -> None:
     )
     states = list(dict.fromkeys(told.states))
     assert states == [
-        (0, "waiting for a worker that serves pocket"),
+        (0, "waiting: no worker serves pocket"),
         (0, "loading pocket"),
         (0, None),
         (1, None),

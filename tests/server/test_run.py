@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -78,7 +79,9 @@ def test_a_run_answers_every_line_in_order(store: Store, start: Run, tmp_path: P
     summary = said.getvalue().splitlines()[-4:]
     assert summary[0] == "120 lines: 120 succeeded"
     assert summary[1] == "ended by: 120 eos"
-    assert summary[2].startswith("tokens: 1,200 prompt (480 cached), 2,400 generated, ")
+    assert summary[2].startswith("tokens: 1,200 prompt (480 cached), 2,400 generated; ")
+    rate = re.findall(r"[\d,.]+(?= tok/s over)", summary[2])
+    assert rate == re.findall(r"(?<=output )[\d,.]+(?= tok/s$)", said.getvalue().splitlines()[-5])
     assert summary[3] == f"results: {tmp_path / 'out.jsonl'}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "in.jsonl", "out.jsonl"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -116,13 +117,29 @@ def test_elsewhere_progress_is_plain_lines_now_and_then(stream: io.StringIO, ter
     for second in range(13):
         clock.now = float(second)
         progress.update(batch(second * 5, failed=1 if second else 0), "waiting for a worker" if second < 5 else None)
-    progress.close(batch(100, failed=1, status="completed"))
+    done = replace(batch(100, failed=1, status="completed"), times={"started": 100.0, "completed": 120.0})
+    progress.close(done)
     assert stream.getvalue().splitlines() == [
         "0 of 100 lines done; waiting for a worker",
         "25 of 100 lines done, 1 failed; prompt 50.0 tok/s, output 250 tok/s; 15s left",
         "50 of 100 lines done, 1 failed; prompt 50.0 tok/s, output 250 tok/s; 10s left",
-        "100 of 100 lines done, 1 failed; prompt 83.3 tok/s, output 417 tok/s",
+        # What the summary says: of the whole batch, from its first line's start to its end.
+        "100 of 100 lines done, 1 failed; prompt 50.0 tok/s, output 250 tok/s",
     ]
+
+
+def test_the_bar_of_a_cancelled_batch_ends_where_its_lines_did() -> None:
+    """Lines that were not run are said, and neither green nor counted as done."""
+    screen, clock = Terminal(), Clock()
+    ended = replace(batch(100, failed=61, status="cancelled"), unrun=60)
+    bar(screen, clock).update(ended)
+    assert "40%" in screen.lines()[0]
+    assert "40/100  1 failed  60 not run" in screen.lines()[0]
+    assert "\x1b[33m█" in screen.getvalue()
+    assert "\x1b[32m" not in screen.getvalue()
+    stream = io.StringIO()
+    bar(stream, clock).update(ended)
+    assert stream.getvalue() == "40 of 100 lines done, 1 failed, 60 not run\n"
 
 
 def test_a_broken_stream_does_not_stop_the_work() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from datetime import datetime
 
 import orjson
 import pytest
@@ -49,7 +50,7 @@ def test_the_list_has_a_row_per_batch() -> None:
     header, row = batch_table([RUNNING], NOW)
     assert header.split() == ["batch", "name", "status", "done/failed/total", "tokens", "tok/s", "eta", "model", "age"]
     assert row.split() == [
-        RUNNING.id, "nightly", "in_progress", "590/10/1,000", "72.0k", "200", "3m21s", "pocket", "5m10s",
+        RUNNING.id, "nightly", "running", "590/10/1,000", "72.0k", "200", "3m21s", "pocket", "5m10s",
     ]  # fmt: skip
 
 
@@ -110,6 +111,21 @@ def test_detail_of_a_finished_batch_has_no_eta_and_no_flight() -> None:
     assert "in flight" not in text
 
 
+def test_detail_of_a_cancelled_batch_counts_what_was_run() -> None:
+    """Lines that were not run are neither done nor failed."""
+    times = {**RUNNING.times, "cancelled": NOW - 60}
+    ended = replace(RUNNING, status="cancelled", completed=390, failed=610, rejected=0, unrun=600, times=times)
+    shown = detail(ended, NOW, [], QUEUES)
+    assert "lines     400 of 1,000 done, 10 failed, 600 not run: the batch was cancelled" in shown
+
+
+def test_a_batch_that_is_done_has_the_rate_of_all_its_time() -> None:
+    """Whatever was seen of it while it was watched."""
+    done = replace(RUNNING, status="completed", completed=990, times={**RUNNING.times, "completed": NOW})
+    row = batch_table([done], NOW, rates={done.id: Rates(4.0, 10.0, 50.0)})[1]
+    assert row.split()[-4:-2] == ["200", "-"]
+
+
 def test_the_json_object_has_the_lines_in_flight() -> None:
     """The contract's fields, and each line in flight with its worker."""
     shown = orjson.loads(orjson.dumps(batch_object(RUNNING, NOW, [worker("busy", DECODING)], QUEUES, 4096)))
@@ -136,11 +152,13 @@ def test_the_json_object_has_the_lines_in_flight() -> None:
 @pytest.mark.parametrize(
     ("states", "expected"),
     [
-        ([], "waiting for a worker that serves org/pocket"),
-        ([worker("idle", queues=("promptmill:normal:other",))], "waiting for a worker that serves org/pocket"),
+        ([], "waiting: no worker serves org/pocket"),
+        ([worker("idle", queues=("promptmill:normal:other",))], "waiting: no worker serves org/pocket"),
         ([worker("loading")], "loading org/pocket"),
-        ([worker("draining")], "waiting for a worker: the one at hand is stopping"),
+        ([worker("draining")], "waiting: the worker at hand is stopping"),
+        ([worker("starting")], "waiting: its worker is starting"),
         ([worker("busy", OTHERS)], "waiting: workers are busy with other batches"),
+        ([worker("busy", OTHERS, queues=("promptmill:normal:other",))], "waiting: no worker serves org/pocket"),
         ([worker("busy", OTHERS, DECODING)], None),
         ([worker("idle")], None),
     ],
@@ -151,10 +169,71 @@ def test_why_a_batch_waits(states: list[WorkerState], expected: str | None) -> N
 
 
 def test_a_batch_waits_for_the_adapter_that_nobody_serves() -> None:
-    """What is left is named once the workers at hand have done their part."""
+    """It is said first, however busy the workers at hand are; while other lines run, that some of them wait."""
     queues = QUEUES | {"promptmill:normal:org/pocket+lora"}
-    assert activity(RUNNING, queues, [worker("idle")]) == "waiting for a worker that serves org/pocket+lora"
+    for state in (worker("idle"), worker("busy", OTHERS), worker("loading")):
+        assert activity(RUNNING, queues, [state]) == "waiting: no worker serves org/pocket+lora"
     assert activity(RUNNING, queues, [worker("busy", DECODING)]) is None
+    shown = detail(RUNNING, NOW, [worker("busy", DECODING)], queues)
+    assert "status    in_progress, some of its lines wait: no worker serves org/pocket+lora" in shown
+    assert [line for line in shown if line.startswith("rate")] == ["rate      200 tok/s"]  # no time left is known
+    assert batch_object(RUNNING, NOW, [worker("busy", DECODING)], queues, 1)["unserved"] == ["org/pocket+lora"]
+
+
+def test_a_paused_pool_is_said() -> None:
+    """In the batch's status where nothing of it runs, and for itself; its workers are called paused."""
+    shown = detail(RUNNING, NOW, [replace(worker("idle"), paused=True)], QUEUES, pool_paused=True)
+    assert "status    in_progress, paused with the pool: `promptmill resume` lets it go on" in shown
+    assert "pool      the pool is paused: `promptmill resume` lets it go on" in shown
+    assert [line[:22] for line in shown if line.startswith("worker")] == ["worker    mini.7: paus"]
+    draining = detail(RUNNING, NOW, [worker("busy", DECODING)], QUEUES, pool_paused=True)
+    assert "status    in_progress" in draining  # lines that were begun are finished
+    done = replace(RUNNING, status="completed", times={**RUNNING.times, "completed": NOW - 60})
+    assert "paused" not in "\n".join(detail(done, NOW, [], QUEUES, pool_paused=True))
+
+
+def test_a_starting_worker_says_so() -> None:
+    """Not idle: it is not ready for work."""
+    assert "worker    mini.7: starting, 90% full, 3.0 GiB" in detail(RUNNING, NOW, [worker("starting")], QUEUES)
+
+
+def test_the_list_has_the_words_of_the_views() -> None:
+    """What runs, waits, is paused or begins later; only what runs has a speed and a time left."""
+    later = replace(RUNNING, times={**RUNNING.times, "starts": NOW + 3600})
+    batches = [replace(batch, id=f"b_{number}") for number, batch in enumerate([RUNNING, RUNNING, RUNNING, later])]
+    why = {
+        "b_1": "waiting: no worker serves org/pocket",
+        "b_2": "paused: `promptmill resume b_2` lets it go on",
+        "b_3": "waiting for its time",
+    }
+    rows = [line.split() for line in batch_table(batches, NOW, waiting=why)[1:]]
+    at = datetime.fromtimestamp(NOW + 3600).strftime("%H:%M")
+    assert [" ".join(row[2:-6]) for row in rows] == ["running", "waiting", "paused", f"begins {at}"]
+    assert [row[-4:-2] for row in rows] == [["200", "3m21s"], ["-", "-"], ["-", "-"], ["-", "-"]]
+
+
+@pytest.mark.parametrize(("days", "form"), [(3, "begins %a %H:%M"), (40, "begins %Y-%m-%d")])
+def test_what_begins_on_another_day_has_the_day(days: int, form: str) -> None:
+    """By its name within the week, by its date after that."""
+    starts = NOW + days * 86400
+    row = batch_table([replace(RUNNING, times={"starts": starts})], NOW, waiting={RUNNING.id: "waiting for its time"})[
+        1
+    ]
+    assert datetime.fromtimestamp(starts).strftime(form) in row
+
+
+def test_80_columns_have_names_and_short_ids() -> None:
+    """Ids give way before names do, each still another's; a wide terminal has them whole."""
+    twin = replace(RUNNING, id=f"{RUNNING.id[:-6]}X{RUNNING.id[-5:]}", name="a-very-long-name-of-a-batch-of-mine")
+    header, *rows = batch_table([RUNNING, twin], NOW, width=80)
+    assert header.split()[:2] == ["batch", "name"]
+    assert [row.split()[1] for row in rows] == ["nightly", "a-very-long-name-of-a-b…"]
+    shown = [row.split()[0] for row in rows]
+    assert shown == ["b_01M7...HB524A", "b_01M7...XB524A"]
+    assert batch_table([RUNNING], NOW, width=80)[1].split()[:4] == [
+        "b_01M7...B524A", "nightly", "running", "590/10/1,000",
+    ]  # fmt: skip
+    assert RUNNING.id in batch_table([RUNNING], NOW, width=160)[1]
 
 
 def test_the_batch_of_a_run_that_ended_says_so() -> None:

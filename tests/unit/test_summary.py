@@ -11,6 +11,8 @@ from jobs.batch import Batch, Usage
 from jobs.results import StoredRecord
 from submit.summary import Tally, exit_status, summary
 
+NOW = 1_790_000_300.0
+
 
 def tally(*codes: str | None) -> Tally:
     """A tally of lines that failed with these codes; None succeeded."""
@@ -42,15 +44,30 @@ def test_exit_statuses(status: str, codes: list[str | None], expected: int) -> N
 
 def test_the_summary_counts_what_happened() -> None:
     """Lines by outcome, completions by stop reason, tokens with their speed, and where the files are."""
-    batch = Batch("b_1", "cancelled", total=1500, completed=3, failed=3, usage=Usage(12_000, 34_000, 1_000))
+    batch = Batch(
+        "b_1", "cancelled", total=1500, completed=3, failed=3, usage=Usage(12_000, 34_000, 1_000),
+        times={"started": NOW - 80, "cancelled": NOW},
+    )  # fmt: skip
     counted = tally(None, None, None, "internal_error", "timeout", "internal_error")
-    lines = summary(
-        batch, counted, out=Path("o.jsonl"), errors=Path("o.errors.jsonl"), seconds=90, tokens_per_second=377.7
-    )
+    lines = summary(batch, counted, out=Path("o.jsonl"), errors=Path("o.errors.jsonl"), seconds=90, now=NOW + 5)
     assert lines == [
         "1,500 lines: 3 succeeded, 3 failed (2 internal_error, 1 timeout), 1,494 not run (cancelled)",
         "ended by: 3 eos",
-        "tokens: 12.0k prompt (1,000 cached), 34.0k generated, 378 tok/s; 1m30s",
+        "tokens: 12.0k prompt (1,000 cached), 34.0k generated; 425 tok/s over 1m20s from the first line's start to its "
+        "end; 1m30s in all",
         "results: o.jsonl",
         "errors: o.errors.jsonl",
     ]
+
+
+def test_the_rate_of_a_short_batch_has_its_time() -> None:
+    """Also one of less than a second is said over what it was measured; one that still runs has its rate until now."""
+    times = {"started": NOW, "completed": NOW + 0.25}
+    batch = Batch("b_1", "completed", total=1, completed=1, usage=Usage(5, 10), times=times)
+    lines = summary(batch, tally(None), out=None, errors=None, seconds=3, now=NOW + 60)
+    assert lines[-1] == (
+        "tokens: 5 prompt, 10 generated; 40.0 tok/s over 0.25s from the first line's start to its end; 3s in all"
+    )
+    running = Batch("b_1", "in_progress", total=2, completed=1, usage=Usage(5, 10), times={"started": NOW})
+    lines = summary(running, tally(None), out=None, errors=None, seconds=20, now=NOW + 20)
+    assert "; 0.50 tok/s over 20s from the first line's start to now; 20s in all" in lines[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -116,10 +117,68 @@ def test_batches_that_run_come_before_those_that_are_over() -> None:
     assert in_order([DONE, low, NIGHTLY, URGENT], {URGENT.id}) == [NIGHTLY, low, URGENT, DONE]
 
 
+def test_batches_that_have_ended_give_way_to_lines_in_flight() -> None:
+    """On a small screen the three that ended last are there; what runs, the workers and their lines stay."""
+    ended = [replace(DONE, id=f"b_{number:02}", name=f"old-{number:02}") for number in range(40)]
+    busy = replace(MINI, in_flight=many(30), lines_in_flight=30)
+    shown = seen(draw_pool(pool(batches=[*ended, NIGHTLY], states=[busy, PAUSED]), 79, 23))
+    text = "\n".join(shown)
+    assert shown[0].startswith("promptmill   2 workers: 1 busy, 1 paused")
+    assert [line.split()[0] for line in shown[4:9]] == ["nightly", "old-39", "old-38", "old-37", "..."]
+    assert "... and 37 more that have ended" in text
+    assert "30 lines in flight" in text
+    assert sum("5 tokens" in line for line in shown) == 10
+    few = replace(MINI, in_flight=many(9), lines_in_flight=9)
+    shown = seen(draw_pool(pool(batches=[*ended, NIGHTLY], states=[few]), 79, 23))
+    assert (sum("5 tokens" in line for line in shown), sum(line.startswith("old-") for line in shown)) == (9, 5)
+    roomy = seen(draw_pool(pool(batches=[*ended[:10], NIGHTLY], states=[busy]), 79, 50), 80, 51)
+    assert sum(line.startswith("old-") for line in roomy) == 10
+
+
+def test_lines_that_were_not_run_are_not_drawn_as_done() -> None:
+    """A cancelled batch has a bar of the lines that were finished, in another colour, and says how many were not."""
+    ended = replace(
+        NIGHTLY, status="cancelled", completed=390, failed=610, unrun=600,
+        times={**NIGHTLY.times, "cancelled": NOW - 60},
+    )  # fmt: skip
+    drawn = draw_batch(BatchScene(NOW, ended, [], frozenset()), 79, 23)
+    (progress,) = (line for line in drawn if "1,000" in line.plain)
+    assert progress.plain.endswith(" 40%   400 of 1,000 lines   10 failed   600 not run")
+    assert progress.plain.count("█") == int((79 - len(progress.plain.lstrip("█░"))) * 0.4)
+    assert "yellow" in {str(span.style) for span in progress.spans if "█" in progress.plain[span.start : span.end]}
+    (row,) = (line for line in draw_pool(pool(batches=[ended]), 79, 23) if line.plain.startswith("nightly"))
+    assert row.plain.split()[1:6] == ["cancelled", "███░░░░░", "40%", "400/1,000", "10"]
+    assert "yellow" in {str(span.style) for span in row.spans if "█" in row.plain[span.start : span.end]}
+
+
+def test_a_paused_pool_is_in_the_heads_of_the_views() -> None:
+    """With what lets it go on; a batch that is done does not care."""
+    said = "the pool is paused: `promptmill resume` lets it go on"
+    assert seen(draw_pool(pool(paused=True), 79, 23))[1] == said
+    assert seen(draw_workers(WorkersScene(NOW, [PAUSED], paused=True), 79, 23))[1] == said
+    assert seen(draw_batch(BatchScene(NOW, NIGHTLY, [MINI], frozenset({QUEUE}), pool_paused=True), 79, 23))[1] == said
+    assert said not in seen(draw_batch(BatchScene(NOW, DONE, [], frozenset(), pool_paused=True), 79, 23))
+
+
+def test_a_batch_whose_time_is_to_come_says_when() -> None:
+    """In its row, in place of a time left; it counts as waiting."""
+    later = replace(NIGHTLY, times={**NIGHTLY.times, "starts": NOW + 3600})
+    shown = seen(draw_pool(pool(batches=[later], waiting={later.id: "waiting for its time"}), 79, 23))
+    assert f"begins {datetime.fromtimestamp(NOW + 3600):%H:%M}" in shown[4]
+    assert "1 waiting" in shown[1]
+
+
+def test_a_starting_worker_is_not_called_idle() -> None:
+    """In the head and in its row."""
+    shown = seen(draw_workers(WorkersScene(NOW, [replace(PAUSED, state="starting", paused=False)]), 79, 23))
+    assert "1 worker: 1 starting" in shown[0]
+    assert [line.split()[1] for line in shown if line.startswith("studio.9")] == ["starting"]
+
+
 @pytest.mark.parametrize(
     ("why", "word"),
     [
-        ("waiting for a worker that serves org/pocket", "waiting"),
+        ("waiting: no worker serves org/pocket", "waiting"),
         ("loading org/pocket", "loading"),
         ("paused: `promptmill resume b_1` lets it go on", "paused"),
     ],
@@ -154,7 +213,7 @@ def test_a_batch_has_its_workers_and_lines() -> None:
 def test_a_batch_that_waits_says_why() -> None:
     """In words, and without a time left."""
     shown = "\n".join(seen(draw_batch(BatchScene(NOW, NIGHTLY, [], frozenset({QUEUE})), 79, 23)))
-    assert "waiting for a worker that serves org/pocket" in shown
+    assert "waiting: no worker serves org/pocket" in shown
     assert " left" not in shown
 
 
