@@ -143,7 +143,7 @@ def test_submit_at_and_in(store: Store, server_url: str, start_worker: Worker, s
     assert batch.times["started"] - batch.times["created"] >= 2
     assert store.batch(later).finished == 0
     refused = promptmill(server_url, "submit", "-", "--model", MODEL, "--at", "2020-01-01 02:00", check=False)
-    assert (refused.returncode, refused.stderr) == (2, "promptmill: '2020-01-01 02:00' has passed already\n")
+    assert (refused.returncode, refused.stderr) == (2, "promptmill: --at: '2020-01-01 02:00' has passed already\n")
 
 
 def test_purge_and_keep(store: Store, server_url: str, start_worker: Worker, submit: Callable[..., str]) -> None:
