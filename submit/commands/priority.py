@@ -21,8 +21,8 @@ def command(words: tuple[str, ...], redis_url: str | None, as_json: bool) -> int
     """Give each BATCH (an id or a name) another priority, also while it runs.
 
     Lines of a batch of high priority begin as soon as rows are free, before all others; shards that workers hold
-    already are finished as they are. On a busy pool a batch of normal priority gets a shard's turn every two minutes,
-    one of low priority every ten.
+    already are finished as they are. On a busy pool a batch of normal priority gets a shard's turn after two minutes
+    and four shards at the latest, one of low priority after ten minutes and sixteen.
 
     --json prints each batch as a line of JSON.
 
