@@ -17,7 +17,6 @@ __all__ = ["COMMANDS", "config_file", "origin", "read_settings", "read_toml"]
 COMMANDS = (
     "run",
     "submit",
-    "worker",
     "status",
     "results",
     "check",
@@ -27,11 +26,12 @@ COMMANDS = (
     "pause",
     "resume",
     "purge",
-    "deploy",
-    "doctor",
+    "worker",
     "workers",
     "schedule",
     "scheduler",
+    "doctor",
+    "deploy",
 )
 """The commands of ``promptmill``; the file may have a table for each."""
 
