@@ -125,12 +125,13 @@ class ShardWorker(BaseWorker):
             self.connection.delete(self.key)  # our process id, so it is gone: a container's first process has always 1
         try:
             self._register()
-            self.connection.hdel(PAUSED, self.name)  # who was paused by this name is gone
         except ValueError:
             raise RefusedError(
                 f"a worker named {self.name} is registered already: give this one another --name, or wait two minutes "
                 "if that one was killed"
             ) from None
+        with contextlib.suppress(RefusedError), refusing(PAUSED):
+            self.connection.hdel(PAUSED, self.name)  # who was paused by this name is gone
         self.subscribe()
         self.set_state(WorkerStatus.IDLE)
 

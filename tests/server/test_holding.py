@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import orjson
 import pytest
 
 from jobs.attempt import Standing
 from jobs.batch import queue_name
-from jobs.connect import connect
 from jobs.ending import cancel, expire_due
 from jobs.errors import BatchNotFoundError, BatchPausedError, RefusedError
 from jobs.holding import pause, prioritise, resume_batch, start_due
@@ -17,11 +14,10 @@ from jobs.keys import EXPIRING, KEEPING, STARTING, BatchKeys
 from jobs.pool import pause_pool, pause_workers, paused_workers, pool_paused, resume_pool, resume_workers
 from jobs.results import ordered_records
 from jobs.retrying import retry
-from jobs.shard import Group
 from jobs.store import NewBatch, Store
 from jobs.upkeep import upkeep
 from tests.pool import MODEL, full, make_batch, prompts, watched, work
-from worker.service import Service, ServiceSettings
+from worker.service import Service
 
 QUEUE = queue_name(MODEL, "normal")
 HIGH = queue_name(MODEL, "high")
@@ -41,14 +37,6 @@ def expired(store: Store, batch_id: str) -> None:
     """The batch's time is up."""
     store.connection.hset(BatchKeys(batch_id).info, "expires_at", 1.0)
     store.connection.zadd(EXPIRING, {batch_id: 1.0})
-
-
-@pytest.fixture
-def service(store: Store, server_url: str) -> Iterator[Service]:
-    """A worker for MODEL whose threads are not started."""
-    connection = connect(server_url)
-    yield Service(store.connection, connection, ServiceSettings((Group(MODEL),), name="mini"))
-    connection.close()
 
 
 def test_a_paused_batch_waits_outside_the_queues(store: Store) -> None:
@@ -349,3 +337,5 @@ def test_workers_and_the_pool_pause(store: Store, service: Service) -> None:
     assert not look(store.connection)
     with pytest.raises(RefusedError):
         pause_workers(store, ["a"])
+    service.rq.start()  # nor is a worker kept from starting by it
+    service.rq.end()
