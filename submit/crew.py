@@ -9,7 +9,7 @@ from rich.text import Text
 from submit.roster import memory_text, models_text, share, state_text
 from submit.silent import Silent
 from submit.text import count, duration, rate, size
-from submit.widgets import Column, bar, columns, sparkline, text
+from submit.widgets import WIDE, Column, bar, columns, sparkline, text
 from submit.worker_state import WorkerState
 
 __all__ = ["crew_table", "summed_speeds"]
@@ -22,8 +22,6 @@ STYLES = {
     "paused": "magenta",
     "silent": "red",
 }
-WIDE = 110
-"""Columns of a terminal from which on bars and sparklines are longer."""
 
 
 def crew_table(

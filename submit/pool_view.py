@@ -15,7 +15,7 @@ from submit.flight import flight_section, taking_turns
 from submit.overview import NO_BATCHES, models_of, pace, state_of, word_of
 from submit.progress import Rates
 from submit.text import duration, plural, rate
-from submit.widgets import Column, bar, beside, columns, fit, more, sparkline, text, wrapped
+from submit.widgets import WIDE, Column, bar, beside, columns, fit, more, sparkline, text, wrapped
 from submit.worker_state import WorkerState
 from submit.workers import POOL_PAUSED
 
@@ -24,8 +24,6 @@ __all__ = ["PoolScene", "draw_pool", "heading", "in_order"]
 SPARK = 20
 FEW_ENDED = 3
 """Batches that have ended are at most so many where there is not room for all."""
-WIDE = 110
-"""Columns of a terminal from which on bars are longer."""
 STYLES = {
     "running": "green",
     "waiting": "yellow",

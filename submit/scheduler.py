@@ -25,6 +25,7 @@ import redis.exceptions
 from jobs.batch import timestamp
 from jobs.errors import RefusedError
 from jobs.keys import SCHEDULER
+from jobs.naming import process_name
 from jobs.schedule import Schedule
 from jobs.schedules import Schedules
 from jobs.store import Store
@@ -63,7 +64,7 @@ class Scheduler:
         tend: Sequence[Tend] = (upkeep,),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.name = f"{name or socket.gethostname().split('.')[0]}.{os.getpid()}"
+        self.name = process_name(name)
         self._store = store
         self._schedules = Schedules(store.connection)
         self._queue = RunQueue(store)

@@ -12,11 +12,13 @@ from rich.text import Text
 
 from submit.text import printable
 
-__all__ = ["Column", "bar", "beside", "columns", "fit", "more", "sparkline", "text", "wrapped"]
+__all__ = ["WIDE", "Column", "bar", "beside", "columns", "fit", "more", "sparkline", "text", "wrapped"]
 
 BLOCKS, ASCII_BLOCKS = ("█", "░"), ("#", "-")
 STEPS, ASCII_STEPS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 GAP, NARROW_GAP = 2, 1
+WIDE = 110
+"""Columns of a terminal from which on bars and sparklines are longer."""
 HEAD = 6
 """Letters that stay before the cut of what is cut in the middle."""
 

@@ -17,6 +17,7 @@ from jobs.connect import check_url
 from jobs.duration import parse_duration
 from jobs.errors import PromptmillError, RefusedError
 from jobs.logs import FILE_HELP, FORMAT_HELP, FORMATS, set_up_logging
+from jobs.naming import process_name
 from jobs.settings import origin, read_settings
 from jobs.shard import Group
 from jobs.size import parse_size
@@ -25,7 +26,7 @@ from worker.held import MAX_ATTEMPTS
 from worker.lease import machine
 from worker.metrics import PrometheusMetrics
 from worker.permissions import check_permissions
-from worker.service import Service, ServiceSettings, worker_name
+from worker.service import Service, ServiceSettings
 from worker.trouble import without_trouble
 from worker.tuned import FILE as TUNED_FILE, MOST_ROWS
 
@@ -242,7 +243,7 @@ def command(
         return 0
     if flags["parent"] is not None:  # `promptmill run` reads its worker's log, and other workers may run beside it
         log_format, log_file, flags["metrics_port"] = "text", None, None
-    about = {"worker": worker_name(flags["name"])}
+    about = {"worker": process_name(flags["name"])}
     set_up_logging(log_format, verbose=verbose, file=log_file, fields=about)
     # Its warning of long prompts is ours to give, per line and as an error.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -326,7 +327,7 @@ def serve(url: str, settings: ServiceSettings) -> int:
         pulse = connect(url, timeout_s=REDIS_TIMEOUT_S, retries=1)
         metrics = None if settings.metrics is None else PrometheusMetrics(settings.groups)
         # Before RQ tries what its own way of telling would be a Python warning.
-        check_permissions(connection, worker_name(settings.name))
+        check_permissions(connection, process_name(settings.name))
         service = Service(connection, pulse, settings, marks_connection=marks, metrics=metrics)
         if metrics is None or settings.metrics is None:
             return service.run()

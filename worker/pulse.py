@@ -49,6 +49,7 @@ class Pulse(threading.Thread):
         self._renewed_at = 0.0
         self._gone: dict[str, Attempt] = {}
         self._recent = Recent(time.monotonic(), service.compute.snapshot)
+        self._now = now
         self._started_at = now()
         self._version = version("promptmill")
         self.answered_at = now()
@@ -64,7 +65,7 @@ class Pulse(threading.Thread):
         while not self._stopped.wait(PUBLISH_S):
             try:
                 self._beat()
-                self.answered_at, self._answering = time.time(), True
+                self.answered_at, self._answering = self._now(), True
             except redis.exceptions.RedisError as error:
                 self.outages += self._answering
                 self._answering = False

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 import uuid
@@ -31,6 +30,7 @@ from jobs.attempt import Verdict
 from jobs.connect import refusing
 from jobs.errors import BatchNotFoundError, BatchPausedError, LineError, ModelLoadError, RefusedError, SickModelError
 from jobs.line import Defaults
+from jobs.naming import process_name
 from jobs.shard import Group, decode_lines
 from jobs.store import Store
 from jobs.upkeep import upkeep
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from worker.engine.sequence import Finished
 
-__all__ = ["Service", "ServiceSettings", "worker_name"]
+__all__ = ["Service", "ServiceSettings"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -91,11 +91,6 @@ class ServiceSettings:
     engine: EngineSettings = field(default_factory=EngineSettings)
 
 
-def worker_name(name: str | None) -> str:
-    """What this process is called as a worker: ``name``, else the host's, and its process id."""
-    return f"{name or socket.gethostname().split('.')[0]}.{os.getpid()}"
-
-
 class Service:
     """One worker process. ``run`` returns its exit status."""
 
@@ -110,7 +105,7 @@ class Service:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
-        self.name = worker_name(settings.name)
+        self.name = process_name(settings.name)
         self.store = Store(connection, now=now)
         self.held: dict[str, HeldShard] = {}
         self._metrics = metrics or Metrics()

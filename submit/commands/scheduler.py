@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from pathlib import Path
 
 import click
 
 from jobs.logs import set_up_logging
+from jobs.naming import process_name
 from jobs.settings import read_settings
 from submit.options import log_options, redis_option, webhook_options
 
@@ -20,6 +20,7 @@ REDIS_TIMEOUT_S = 5.0
 def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
     """Give the command the values of this settings file before its other flags are read."""
     if path is not None:
+        ctx.obj = path
         ctx.default_map = read_settings(path, "scheduler", ctx.command.params)
 
 
@@ -67,7 +68,7 @@ def command(
     from submit.courier import Courier
     from submit.scheduler import Scheduler
 
-    about = {"scheduler": f"{name or socket.gethostname().split('.')[0]}.{os.getpid()}"}
+    about = {"scheduler": process_name(name)}
     set_up_logging(log_format, verbose=verbose, file=log_file, fields=about)
     with contextlib.ExitStack() as stack:
         url = redis_url or stack.enter_context(embedded_server(data_folder(os.environ)))

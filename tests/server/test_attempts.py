@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from redis.exceptions import ConnectionError as OutError
 
 from jobs.attempt import Attempt, Standing
-from jobs.connect import connect
 from jobs.errors import ModelLoadError, SickModelError, StaleAttemptError
 from jobs.keys import trouble_key
 from jobs.results import ordered_records
@@ -23,7 +21,7 @@ from worker.engine.sequence import Failure, Finished
 from worker.held import HeldShard
 from worker.lease import machine
 from worker.marks import QUIET_S, Marks
-from worker.service import Service, ServiceSettings
+from worker.service import Service
 from worker.trouble import TROUBLE_LIMIT, note_trouble, without_trouble
 
 
@@ -81,14 +79,6 @@ def test_a_batch_that_ended_takes_no_records(store: Store) -> None:
     with pytest.raises(StaleAttemptError):
         store.finish(attempt, 2)
     assert store.standing([attempt], store.connection) == [Standing.LOST]
-
-
-@pytest.fixture
-def service(store: Store, server_url: str) -> Iterator[Service]:
-    """A worker for MODEL whose threads are not started."""
-    connection = connect(server_url)
-    yield Service(store.connection, connection, ServiceSettings((Group(MODEL),), name="mini"))
-    connection.close()
 
 
 def held_by(service: Service) -> HeldShard:

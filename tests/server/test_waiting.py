@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from redis.exceptions import NoPermissionError
 
-from jobs.connect import connect
 from jobs.pool import pause_pool
 from jobs.shard import Group
 from jobs.store import Store
@@ -16,17 +14,9 @@ from submit import workers as module
 from submit.worker_state import WorkerState, parse_state
 from submit.workers import Workers, activity, pool_is_paused
 from tests.pool import MODEL, make_batch, prompts, publish
-from worker.service import Service, ServiceSettings
+from worker.service import Service
 
 MINE, OTHERS = f"promptmill:normal:{MODEL}", "promptmill:normal:other"
-
-
-@pytest.fixture
-def service(store: Store, server_url: str) -> Iterator[Service]:
-    """A worker for MODEL whose threads are not started."""
-    connection = connect(server_url)
-    yield Service(store.connection, connection, ServiceSettings((Group(MODEL),), name="mini"))
-    connection.close()
 
 
 def two_models(store: Store) -> str:

@@ -454,6 +454,7 @@ def test_a_courier_outlives_trouble(store: Store, receiver: Receiver, monkeypatc
     courier.start()
     until(lambda: receiver.received, "it was told all the same")
     courier.stop()
+    assert troubles == []
 
 
 def test_a_url_that_cannot_be_called_is_refused_at_submission(store: Store) -> None:

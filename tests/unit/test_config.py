@@ -98,6 +98,14 @@ def test_a_bad_value_is_blamed_on_the_file(
     assert said.format(path) in capsys.readouterr().err
 
 
+def test_the_schedulers_own_config_is_blamed_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file that a daemon is given behind the command's name."""
+    path = tmp_path / "promptmill.toml"
+    path.write_text('[scheduler]\nlog-format = "xml"')
+    assert main(["scheduler", "--config", str(path)]) == 2
+    assert f"Invalid value for 'log-format' in {path}: 'xml' is not one of" in capsys.readouterr().err
+
+
 def test_a_bad_value_is_blamed_on_its_variable(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from jobs.batch import Batch, Usage
 from submit.batch_view import BatchScene, draw_batch
 from submit.pool_view import PoolScene, draw_pool, in_order
 from submit.progress import Rates
@@ -21,22 +20,9 @@ from submit.text import cells
 from submit.widgets import sparkline
 from submit.worker_state import LineInFlight, LoadedModel, WorkerState
 from submit.workers_view import WorkersScene, draw_workers
+from tests.unit.test_status import NOW, QUEUE, RUNNING
 
-NOW = 1_790_000_300.0
-QUEUE = "promptmill:normal:org/pocket"
-NIGHTLY = Batch(
-    id="b_01M7WHRNPRZGVFB4KZDYHB524A",
-    status="in_progress",
-    name="nightly",
-    source="prompts.jsonl",
-    models=("org/pocket",),
-    times={"created": NOW - 310, "started": NOW - 300},
-    total=1000,
-    completed=590,
-    failed=10,
-    usage=Usage(12_000, 60_000, 2_000),
-    defaults={"model": "org/pocket", "temperature": 0.7},
-)
+NIGHTLY = replace(RUNNING, rejected=0, defaults={"model": "org/pocket", "temperature": 0.7}, metadata={})
 URGENT = replace(NIGHTLY, id="b_01M7WHRNPRZGVFB4KZDYHB524B", name=None, priority="high", completed=0, failed=0)
 DONE = replace(
     NIGHTLY, id="b_01M7WHRNPRZGVFB4KZDYHB524C", name="old", status="completed", completed=990, failed=10,
