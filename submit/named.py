@@ -26,7 +26,7 @@ def called(batch: Batch) -> str:
 def each_batch(store: Store, names: Iterable[str], act: Callable[[Batch], str], *, as_json: bool) -> int:
     """Do ``act`` to each batch of these ids or names and say what it answers; 0, or 2 where one was refused.
 
-    With ``as_json`` each batch is printed as a line, as it is afterwards: nothing of one that is gone.
+    With ``as_json`` each batch is printed as a line, as it is afterwards; of one that is gone, that it was purged.
     """
     status = 0
     for name in dict.fromkeys(names):

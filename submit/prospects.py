@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["moment", "times", "unserved", "waits_for"]
 
-_QUEUE_PARTS = 2
-"""A queue's name is ``promptmill:normal:MODEL``, with ``+ADAPTER`` where one is wanted."""
-
 
 def moment(seconds: float, now: float) -> str:
     """A time to come by the clock of who reads it, and in how long: ``2026-11-22 02:00 CET (in 7h24m)``."""
@@ -43,7 +40,9 @@ def times(
 
 def unserved(models: Iterable[str], states: Iterable[WorkerState]) -> list[str]:
     """Those of ``models`` that no worker serves, with or without an adapter."""
-    served = {queue.split(":", _QUEUE_PARTS)[-1] for state in states for queue in state.queues}
+    from submit.workers import served_by
+
+    served = {served_by(queue, None) for state in states for queue in state.queues}
     return [model for model in models if not any(name == model or name.startswith(f"{model}+") for name in served)]
 
 

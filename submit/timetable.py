@@ -8,7 +8,7 @@ from datetime import datetime
 from jobs.batch import Batch
 from jobs.cron import MOST_COUNTED
 from jobs.schedule import Outcome, Schedule
-from submit.text import cells, clip, duration, plural, table
+from submit.text import clip, duration, fitted, plural
 
 __all__ = ["missed_runs", "next_run", "timetable"]
 
@@ -29,13 +29,7 @@ def timetable(
     if not schedules:
         return [NO_SCHEDULES]
     rows = [_row(schedule, batches, now) for schedule in schedules]
-    keep = list(range(len(HEADER)))
-    lines = _columns(rows, keep)
-    for name in DROPPED_FIRST:
-        if width is None or max(map(cells, lines)) <= width:
-            break
-        keep.remove(HEADER.index(name))
-        lines = _columns(rows, keep)
+    lines = fitted(HEADER, rows, dropped_first=DROPPED_FIRST, width=width)
     reasons = [
         f"{schedule.name}: the run of {_local(last.due)} {_what(last)}: {clip(last.why, 500)}"
         for schedule in schedules
@@ -53,10 +47,6 @@ def next_run(schedule: Schedule, now: float) -> str:
 def missed_runs(count: int) -> str:
     """How many runs were missed, as far as they are counted."""
     return plural(count, "run") if count < MOST_COUNTED else f"{MOST_COUNTED:,} or more runs"
-
-
-def _columns(rows: Sequence[Sequence[str]], keep: Sequence[int]) -> list[str]:
-    return table([HEADER[column] for column in keep], [[row[column] for column in keep] for row in rows])
 
 
 def _row(schedule: Schedule, batches: Mapping[str, Batch], now: float) -> list[str]:
