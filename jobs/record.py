@@ -136,6 +136,7 @@ def error_record(
     finished_at: float,
     worker: str | None = None,
     model: str | None = None,
+    adapter_path: str | None = None,
     endpoint: str | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> bytes:
@@ -150,6 +151,8 @@ def error_record(
         "worker": worker,
         "finished_at": timestamp(finished_at),
     }
+    if adapter_path is not None:
+        record["adapter_path"] = adapter_path
     if endpoint is not None:
         record["endpoint"] = endpoint
     record["metadata"] = metadata or {}

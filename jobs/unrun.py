@@ -39,6 +39,7 @@ def _record(batch: Batch, line: ShardLine, defaults: Defaults) -> bytes:
         attempt=0,
         finished_at=batch.ended_at or 0.0,
         model=None if job is None else job.model,
+        adapter_path=None if job is None else job.adapter_path,
         endpoint=None if job is None else job.endpoint,
         metadata=None if job is None else job.metadata,
     )

@@ -61,7 +61,13 @@ def _chat_body(record: dict[str, Any], name: str) -> dict[str, Any]:
         "choices": [_chat_choice(choice) for choice in choices_of(record)],
         "usage": record["usage"],
         "system_fingerprint": record.get("model_revision"),
+        **_adapter(record),
     }
+
+
+def _adapter(record: dict[str, Any]) -> dict[str, Any]:
+    """The adapter beside the model, which OpenAI has no field for; nothing for a line without one."""
+    return {"adapter_path": record["adapter_path"]} if "adapter_path" in record else {}
 
 
 def _chat_choice(choice: dict[str, Any]) -> dict[str, Any]:
@@ -86,6 +92,7 @@ def _text_body(record: dict[str, Any], name: str) -> dict[str, Any]:
         "choices": [_text_choice(choice) for choice in choices_of(record)],
         "usage": record["usage"],
         "system_fingerprint": record.get("model_revision"),
+        **_adapter(record),
     }
 
 

@@ -52,6 +52,7 @@ def finished_line(job: Job, answer: Answer, batch_id: str) -> FinishedLine:
             message=error.message,
             param=error.field,
             finished_at=NOON,
+            adapter_path=job.adapter_path,
             endpoint=job.endpoint,
             metadata=job.metadata,
         )

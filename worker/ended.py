@@ -81,6 +81,7 @@ def _failure(item: EndedLine | FailedLine, worker: str, code: str, message: str,
         finished_at=item.at,
         worker=worker,
         model=held.group.model,
+        adapter_path=held.group.adapter_path,
         endpoint=job.endpoint if job is not None else None,
         metadata=job.metadata if job is not None else None,
     )

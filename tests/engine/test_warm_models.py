@@ -274,6 +274,7 @@ def test_an_adapter_at_fault_is_the_field_of_the_record(
     good, bad = finished(store, batch)
     assert "error" not in good
     assert (bad["error"]["code"], bad["error"]["param"]) == ("model_load_failed", "adapter_path")
+    assert (bad["model"], bad["adapter_path"]) == (str(POCKET), empty)
     assert "is no adapter: it has no adapter_config.json" in bad["error"]["message"]
 
 

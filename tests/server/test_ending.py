@@ -58,6 +58,17 @@ def test_cancel_keeps_what_is_finished(store: Store) -> None:
     assert sorted(finished) == list(range(120))
 
 
+def test_the_records_of_lines_that_did_not_run_name_their_adapter(store: Store) -> None:
+    """Those of a line with an adapter, its own or the batch's; no other record has the field."""
+    batch_id = make_batch(store, [{"prompt": "a"}, {"prompt": "a", "adapter_path": "lora"}])
+    other = make_batch(store, prompts(1), defaults={"adapter_path": "tuned"})
+    for batch in (batch_id, other):
+        cancel(store, batch)
+    found = [record.get("adapter_path") for batch in (batch_id, other) for record in ordered(store, batch)]
+    assert found == [None, "lora", "tuned"]
+    assert "adapter_path" not in ordered(store, batch_id)[0]
+
+
 def test_rejected_lines_keep_their_own_errors(store: Store) -> None:
     """A line refused at submission stays refused, and is not counted again."""
     batch_id = make_batch(store, [*prompts(2), {"prompt": 5}], on_bad_line="skip")

@@ -64,6 +64,20 @@ def test_a_chat_line_becomes_a_chat_completion(store: Store) -> None:
     }
 
 
+def test_an_envelope_names_the_adapter(store: Store) -> None:
+    """Beside the model in the body, as mlx-lm's server takes it; lines without one have no such field."""
+    batch_id = make_batch(store, [{"messages": CHAT, "adapter_path": "lora"}, {"prompt": "a", "adapter_path": "lora"}])
+    work(store, batch_id)
+    bodies = [line["response"]["body"] for line in written(store, batch_id, "openai")]
+    assert [(body["object"], body["model"], body["adapter_path"]) for body in bodies] == [
+        ("chat.completion", "pocket", "lora"),
+        ("text_completion", "pocket", "lora"),
+    ]
+    plain = make_batch(store, prompts(1))
+    work(store, plain)
+    assert "adapter_path" not in written(store, plain, "openai")[0]["response"]["body"]
+
+
 def test_reasoning_and_logprobs_lie_where_clients_look(store: Store) -> None:
     """Reasoning is the message's reasoning_content; logprobs are the choice's logprobs.content."""
     entry = {"token": "Hi", "logprob": -0.5, "bytes": [72, 105], "top_logprobs": []}
