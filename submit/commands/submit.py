@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,7 @@ def command(
     from submit.reader import PromptFile
     from submit.submitter import submit
 
+    begun = time.monotonic()
     with json_errors(as_json) as answer:
         _check_waiting(file, wait=wait, out=out, timeout=timeout)
         order = order_from(flags, name=name)
@@ -115,7 +117,7 @@ def command(
             _print(submitted, prompts.name, as_json=as_json)
             answer.given = True
             _say_prospects(store, submitted, order)
-            return _follow(store, submitted.batch_id, out, timeout) if wait else 0
+            return _follow(store, submitted.batch_id, out, timeout, begun) if wait else 0
 
 
 def _check_waiting(file: str, *, wait: bool, out: Path | None, timeout: float | None) -> None:
@@ -170,10 +172,12 @@ def _say_prospects(store: Store, submitted: Submitted, order: Order) -> None:
             click.echo(text, err=True)
 
 
-def _follow(store: Store, batch_id: str, out: Path | None, timeout: float | None) -> int:
+def _follow(store: Store, batch_id: str, out: Path | None, timeout: float | None, begun: float) -> int:
+    """Write the results as they come, and say what the batch came to; ``begun`` is when the user began to wait."""
     from submit.follow import write_results
+    from submit.output import STDOUT, default_errors
     from submit.progress import Progress
-    from submit.summary import Tally, exit_status
+    from submit.summary import Tally, exit_status, summary
 
     tally, progress = Tally(), Progress()
     try:
@@ -183,4 +187,9 @@ def _follow(store: Store, batch_id: str, out: Path | None, timeout: float | None
             )
     finally:
         progress.close()
+    shown = None if out == STDOUT else out
+    errors = default_errors(shown) if tally.failures and shown is not None else None
+    seconds = time.monotonic() - begun
+    for line in summary(batch, tally, out=shown, errors=errors, seconds=seconds, now=store.now()):
+        click.echo(line, err=True)
     return exit_status(batch, tally)

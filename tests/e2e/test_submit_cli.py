@@ -190,27 +190,41 @@ def failing(job: Job) -> list[Choice]:
     return echo(job)
 
 
-@pytest.mark.parametrize(("answer", "status"), [(echo, 0), (failing, 1)])
+@pytest.mark.parametrize(
+    ("answer", "status", "head"),
+    [
+        (echo, 0, "3 lines: 3 succeeded"),
+        (failing, 1, "3 lines: 2 succeeded, 1 failed (1 context_length_exceeded)"),
+    ],
+)
 def test_wait_writes_results_and_exits_as_the_lines_did(
-    store: Store, server_url: str, good: Path, tmp_path: Path, answer: Any, status: int
+    store: Store, server_url: str, good: Path, tmp_path: Path, answer: Any, status: int, head: str
 ) -> None:
-    """--wait -o: the id at once, then all results; exit 1 when a line failed, which is in the errors file."""
+    """--wait -o: the id at once, then all results, and the summary that `run` ends with; exit 1 when a line failed,
+    which is in the errors file."""
     out = tmp_path / "out.jsonl"
     process = subprocess.Popen(
         command(good, "--model", "m", "--wait", "-o", out), env=environment(server_url), stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )  # fmt: skip
     with process:
         assert process.stdout is not None
         batch_id = process.stdout.readline().decode().strip()
         worker = threading.Thread(target=work, args=(store, batch_id), kwargs={"answer": answer})
         worker.start()
-        assert process.wait(DEADLINE_S) == status
+        printed, told = process.communicate(timeout=DEADLINE_S)
         worker.join()
-        assert process.stdout.read() == b""
+    assert (process.returncode, printed) == (status, b"")
     results = [orjson.loads(line)["id"] for line in out.read_bytes().splitlines()]
     assert sorted(results) == sorted({"line-1", "x", "q"} - ({"x"} if status else set()))
-    assert (tmp_path / "out.errors.jsonl").exists() == bool(status)
+    errors = tmp_path / "out.errors.jsonl"
+    assert errors.exists() == bool(status)
+    lines = told.decode().splitlines()
+    assert head in lines
+    summary = lines[lines.index(head) + 1 :]
+    assert summary[0] == f"ended by: {3 - status} eos"
+    assert summary[1].startswith(f"tokens: {10 * (3 - status)} prompt (")
+    assert summary[2:] == [f"results: {out}", *([f"errors: {errors}"] if status else [])]
 
 
 def test_wait_gives_up_after_its_timeout(store: Store, server_url: str, good: Path, tmp_path: Path) -> None:
