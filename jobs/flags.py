@@ -7,7 +7,8 @@ from jobs.params import ALIASES, PARAMETERS
 __all__ = ["FLAGS"]
 
 _OTHERS = """
-adapter-path allow-overlap at autotune bind burst ca catch-up chat-template-config config cron decode-concurrency
+adapter-path allow-overlap allow-sleep at autotune
+bind burst ca catch-up chat-template-config config cron decode-concurrency
 defaults draft-model drain dry-run errors expires-in follow format from-spool hf-home home host in init install json
 keep kv-bits kv-group-size label list log-file log-format max-attempts max-context max-idle-time max-kv-size maxmemory
 memory-limit metadata metrics-host metrics-port model name new-passwords no-start num-draft-tokens older-than

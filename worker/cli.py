@@ -207,6 +207,10 @@ def _check_name(_ctx: click.Context, _param: click.Parameter, name: str | None) 
     help="Attempts at a line that ends its worker, or fails for a reason that may pass; then it gets an error record.",
 )  # fmt: skip
 @click.option(
+    "--allow-sleep", is_flag=True,
+    help="Let a Mac fall asleep when nobody uses it, as it is set up, even while lines are under way.",
+)  # fmt: skip
+@click.option(
     "--name", callback=_check_name,
     help="Name of this worker: letters, digits, dots, _ and -.  [default: the host's]",
 )  # fmt: skip
@@ -285,6 +289,7 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
         spool=flags["spool"] or _data_folder() / "spool",
         spool_keep_s=flags["spool_keep"],
         max_attempts=flags["max_attempts"],
+        allow_sleep=flags["allow_sleep"],
         metrics=None if flags["metrics_port"] is None else (flags["metrics_host"], flags["metrics_port"]),
         engine=engine,
     )

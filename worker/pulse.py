@@ -1,4 +1,5 @@
-"""The pulse thread: renews leases and publishes what the worker is doing. It waits for no other thread."""
+"""The pulse thread: renews leases, publishes what the worker is doing, and keeps the machine awake meanwhile. It waits
+for no other thread."""
 
 from __future__ import annotations
 
@@ -70,12 +71,14 @@ class Pulse(threading.Thread):
                 self.outages += self._answering
                 self._answering = False
                 log.debug("no pulse: %s", error, extra={"action": "redis_out"})
+        self._service.assertion.keep(False)
         try:
             self._connection.delete(worker_key(self._service.name))
         except redis.exceptions.RedisError:
             log.debug("the published state expires by itself")
 
     def _beat(self) -> None:
+        self._service.assertion.keep(bool(self._service.held))  # before what fails without Redis
         now = time.monotonic()
         due = now - self._renewed_at >= RENEW_S
         # What a server takes that is full goes first.

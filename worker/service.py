@@ -43,6 +43,7 @@ from worker.marks import Marks
 from worker.metrics import RETURNED, Metrics
 from worker.models import Models
 from worker.pausing import Pausing
+from worker.power import SleepAssertion, Take, way_to_stay_awake
 from worker.pulse import Pulse
 from worker.recycle import HELD_BACK, RECYCLE
 from worker.spool import SPOOL_KEEP_S, Spool
@@ -82,6 +83,7 @@ class ServiceSettings:
     parent: int | None = None
     recycle_after_tokens: int | None = None
     max_attempts: int = MAX_ATTEMPTS
+    allow_sleep: bool = False
     starvation_s: float = STARVATION_S
     spool: Path | None = None
     """Folder in which finished records are kept for ``spool_keep_s``; None: they are not."""
@@ -102,6 +104,7 @@ class Service:
         *,
         marks_connection: Redis | None = None,
         metrics: Metrics | None = None,
+        stay_awake: Take | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
@@ -109,6 +112,7 @@ class Service:
         self.store = Store(connection, now=now)
         self.held: dict[str, HeldShard] = {}
         self._metrics = metrics or Metrics()
+        self.assertion = SleepAssertion(None if settings.allow_sleep else stay_awake or way_to_stay_awake())
         self._life = f"{self.name}/{uuid.uuid4().hex}"
         marks = Marks(self.store, marks_connection or pulse_connection, self._life, self.held, self.let_go)
         self.compute = Compute(settings.engine, self._line_finished, self._wake, marks.begin, self._unstored)

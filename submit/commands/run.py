@@ -30,6 +30,7 @@ WORKER_OPTIONS: tuple[tuple[str, Any, str], ...] = (
 )
 WORKER_SWITCHES = (
     ("autotune", "Worker: measure how many lines to decode together, and remember it."),
+    ("allow-sleep", "Worker: let a Mac fall asleep when nobody uses it, even while lines are under way."),
     ("trust-remote-code", "Worker: let models and tokenizers run code from their repositories."),
 )
 

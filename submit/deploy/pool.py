@@ -119,7 +119,7 @@ def worker_plan(common: Common, flags: WorkerFlags) -> Plan:
             left.append("power settings (see `pmset -g`)")
         else:
             settings = " ".join(word for setting in launchd.POWER for word in setting)
-            notes.append(f"a Mac that sleeps serves nothing: sudo pmset -a {settings} (--power runs it)")
+            notes.append(f"a Mac without work may fall asleep for good: sudo pmset -a {settings} (--power runs it)")
     return replace(
         plan,
         files=tuple(files),

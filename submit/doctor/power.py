@@ -34,7 +34,10 @@ def _sleep(plugged_in: Mapping[str, int]) -> Finding:
         return skipped("sleep", "`pmset -g custom` did not say")
     if minutes:
         when = "a minute" if minutes == 1 else f"{minutes} minutes"
-        reason = f"this Mac sleeps when nobody has used it for {when}; a worker's lines then go to other workers"
+        reason = (
+            f"this Mac sleeps when nobody has used it for {when} and no worker holds lines (with --allow-sleep: even "
+            "then); nothing wakes it for new ones"
+        )
         return unsure("sleep", reason, "sudo pmset -c sleep 0")
     return good("sleep", "never, on mains power")
 

@@ -50,6 +50,48 @@ def write_all(service: Service) -> None:
     service.writer.run()
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_worker_keeps_its_machine_awake_while_it_holds_lines(store: Store, server_url: str, allowed: bool) -> None:
+    """From the first beat with a shard in hand to the one after its end, and never with --allow-sleep."""
+    held: list[bool] = [False]
+
+    def take() -> Callable[[], None]:
+        held.append(True)
+        return lambda: held.append(False)
+
+    settings = ServiceSettings((Group(MODEL),), name="mini", allow_sleep=allowed)
+    service = Service(store.connection, connect(server_url), settings, stay_awake=take)
+    seen = []
+    for _ in range(2):
+        make_batch(store, prompts(1))
+        service.pulse._beat()
+        seen.append(held[-1])
+        shard = held_by(service)
+        service.pulse._beat()
+        seen.append(held[-1])
+        service._return(shard)
+        service.pulse._beat()
+        seen.append(held[-1])
+    assert seen == ([False] * 6 if allowed else [False, True, False] * 2)
+
+
+def test_a_worker_that_ends_lets_its_machine_sleep(store: Store, server_url: str) -> None:
+    """Whatever it still held: Redis may be out, and the shard's lease then ends by itself."""
+    held: list[bool] = []
+
+    def take() -> Callable[[], None]:
+        held.append(True)
+        return lambda: held.append(False)
+
+    service = Service(store.connection, connect(server_url), ServiceSettings((Group(MODEL),)), stay_awake=take)
+    make_batch(store, prompts(1))
+    held_by(service)
+    service.pulse._beat()
+    service.pulse.start()
+    service.pulse.stop()
+    assert held == [True, False]
+
+
 def fail(service: Service, held: HeldShard, index: int) -> None:
     service.writer.put(FailedLine(held, index, "internal_error", "no", None, 0.0))
 

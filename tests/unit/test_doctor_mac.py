@@ -130,7 +130,7 @@ def test_a_mac_that_sleeps_is_told_how_not_to() -> None:
     """The number of minutes on mains power counts, not that on the battery."""
     found = power(tools(custom=BOOK))
     assert found["sleep"].state is State.WARN
-    assert "a minute" in found["sleep"].reason
+    assert "for a minute and no worker holds lines" in found["sleep"].reason
     assert found["sleep"].remedy == "sudo pmset -c sleep 0"
     awake = power(tools(custom=BOOK.replace("sleep                1 (sleep prevented by powerd)", "sleep 0")))
     assert awake["sleep"].state is State.OK
