@@ -36,7 +36,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The whole fault matrix with the leases of production, about a quarter of an hour, and docs/faults.md. With SEED or
 # MINUTES: random faults on a busy pool instead; with LINES: one batch of so many lines under faults.

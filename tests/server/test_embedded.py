@@ -29,6 +29,7 @@ from jobs.embedded import data_folder, embedded_server, find_server, is_held, op
 from jobs.errors import RedisError
 from jobs.guardian import Server
 from tests import waiting
+from tests.processes import processes as all_processes
 
 ROOT = Path(embedded.__file__).parent.parent
 USER = """
@@ -46,23 +47,15 @@ Start = Callable[[Path], subprocess.Popen[str]]
 until = functools.partial(waiting.until, seconds=8.0)
 
 
-def listed(*columns: str) -> list[list[str]]:
-    """All processes that are not mere zombies, as lists of the columns asked for."""
-    names = ",".join(f"{name}=" for name in ("stat", *columns))
-    output = subprocess.run(["ps", "-axww", "-o", names], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(maxsplit=len(columns)) for line in output.splitlines()]
-    return [row[1:] for row in rows if not row[0].startswith("Z")]
-
-
 def lives(pid: int) -> bool:
-    return [str(pid)] in listed("pid")
+    return any(process.pid == pid for process in all_processes())
 
 
 def processes(what: str, folder: Path) -> list[int]:
     """Ids of the processes of ``folder`` whose command line contains ``what``."""
     return [
-        int(pid)
-        for pid, command in listed("pid", "command")
+        pid
+        for pid, command in ((process.pid, process.command) for process in all_processes())
         if what in command and str(folder) in command and not command.startswith("/bin/sh")
     ]
 

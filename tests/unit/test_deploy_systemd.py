@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,13 +16,14 @@ from submit.deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
 from submit.deploy.server import ServerFlags, server_plan
 from submit.deploy.service import Account, Service
 from submit.deploy.systemd import quoted, unit, user_steps
+from tests.programs import needs
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 HOME = Path("/var/lib/promptmill/home")
 ACCOUNT = Account("promptmill", "promptmill", HOME)
 COMMON = Common("systemd", "promptmill-worker", ACCOUNT, Path(sys.executable), "redis://:s3cret@redis", None, ())
 FLAGS = WorkerFlags(("org/model",), HOME / "huggingface")
-verify = shutil.which("systemd-analyze")
+VERIFY = ["systemd-analyze", "verify"]
 
 
 def plans() -> dict[str, Plan]:
@@ -40,23 +40,23 @@ def unit_text(plan: Plan) -> str:
     return next(file.text for file in plan.files if file.path.suffix == ".service")
 
 
-@pytest.mark.skipif(verify is None, reason="no systemd-analyze on PATH")
+@needs("systemd-analyze")
 @pytest.mark.parametrize("name", ["worker", "scheduler", "server"])
 def test_systemd_finds_nothing_wrong(name: str, tmp_path: Path) -> None:
     """systemd's own check says nothing of any line."""
     path = tmp_path / f"{name}.service"
     path.write_text(unit_text(plans()[name]))
-    done = subprocess.run([str(verify), "verify", str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*VERIFY, str(path)], capture_output=True, text=True, timeout=60)
     ours = [line for line in (done.stdout + done.stderr).splitlines() if path.name in line]
     assert (done.returncode, ours) == (0, [])
 
 
-@pytest.mark.skipif(verify is None, reason="no systemd-analyze on PATH")
+@needs("systemd-analyze")
 def test_systemd_would_say_what_is_wrong(tmp_path: Path) -> None:
     """The check above is one: a key that is none, and a program that is missing, are found."""
     path = tmp_path / "bad.service"
     path.write_text(unit_text(plans()["worker"]).replace("TimeoutStopSec", "TimeoutStopSecs"))
-    done = subprocess.run([str(verify), "verify", str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*VERIFY, str(path)], capture_output=True, text=True, timeout=60)
     assert "TimeoutStopSecs" in done.stdout + done.stderr
 
 
@@ -130,14 +130,14 @@ def test_the_servers_certificate_is_looked_at_each_week() -> None:
     assert not any("renew" in file.path.name for file in without.files)
 
 
-@pytest.mark.skipif(verify is None, reason="no systemd-analyze on PATH")
+@needs("systemd-analyze")
 def test_systemd_finds_nothing_wrong_with_the_timer(tmp_path: Path) -> None:
     """Nor with what it starts."""
     files = [file for file in plans()["server"].files if "renewal" in file.path.name]
     for file in files:
         (tmp_path / file.path.name).write_text(file.text)
     paths = [str(tmp_path / file.path.name) for file in files]
-    done = subprocess.run([str(verify), "verify", *paths], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*VERIFY, *paths], capture_output=True, text=True, timeout=60)
     ours = [line for line in (done.stdout + done.stderr).splitlines() if "renewal" in line]
     assert (len(paths), done.returncode, ours) == (2, 0, [])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from tests.e2e.faults.auditor import Audit
 from tests.e2e.faults.pool import DEADLINE_S, ROOT, Pool
 from tests.e2e.faults.table import Case
 from tests.mixed import audit, records
+from tests.programs import needs
 
 POCKET = str(ROOT / "examples" / "pocket" / "model")
 LINES = 60
@@ -97,17 +97,18 @@ def test_torn_last_line(pool: Pool, case: Case) -> None:
     case.note("torn last line (real engine)", "OUT", Audit(lines=LINES, records=LINES))
 
 
-ORDINARY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
+DROPPED = "-dac_override,-dac_read_search"
+ORDINARY = ["setpriv", f"--bounding-set={DROPPED}", f"--inh-caps={DROPPED}"] if os.geteuid() == 0 else []
 """Root may write anywhere, unless it gives that up."""
 
 
 @pytest.mark.faults
-@pytest.mark.skipif(os.geteuid() == 0 and shutil.which(ORDINARY[0]) is None, reason="root may write anywhere")
+@needs(*ORDINARY[:1])
 def test_folder_is_read_only(pool: Pool, case: Case) -> None:
     """It is said before anything is generated, and nothing is left in Redis."""
     folder = pool.folder / "locked"
     folder.mkdir(mode=0o500)
-    refused = run(pool, pool.write(lines()), folder / "out.jsonl", prefix=ORDINARY if os.geteuid() == 0 else [])
+    refused = run(pool, pool.write(lines()), folder / "out.jsonl", prefix=ORDINARY)
     assert refused.returncode == 2
     assert str(folder) in refused.stderr
     assert "Traceback" not in refused.stderr
