@@ -20,6 +20,9 @@ from tests.e2e.test_pool import MODEL, promptmill, start_worker, until, write_li
 
 __all__ = ["start_worker"]
 
+LINES = 100
+"""Two shards: one is under way when the other is looked for in its queue."""
+
 Worker = Callable[..., subprocess.Popen[bytes]]
 
 
@@ -61,7 +64,7 @@ def test_a_batch_is_paused_and_goes_on(
 ) -> None:  # fmt: skip
     """Lines under way are finished, nothing else of it begins, others run; resumed, each line is tried once."""
     start_worker("--decode-concurrency", "4")
-    held = submit(200, 60)
+    held = submit(LINES, 40)
     until(lambda: store.batch(held).completed > 4, "it is under way")
     said = promptmill(server_url, "pause", held)
     assert (said.stdout, said.stderr) == ("", f"batch {held} is paused\n")
@@ -70,13 +73,13 @@ def test_a_batch_is_paused_and_goes_on(
     until(lambda: not in_flight(), "nothing is under way")
     stopped = store.batch(held)
     assert stopped.paused
-    assert stopped.finished < 200
+    assert stopped.finished < LINES
     status = promptmill(server_url, "status", held).stdout
     assert f"in_progress, paused: `promptmill resume {held}` lets it go on" in status
     assert store.batch(held).finished == stopped.finished
     promptmill(server_url, "resume", held)
     until(lambda: store.batch(held).done, "it is done")
-    assert attempts(server_url, held, tmp_path / "out.jsonl") == [1] * 200
+    assert attempts(server_url, held, tmp_path / "out.jsonl") == [1] * LINES
 
 
 @pytest.mark.parametrize("what", ["worker", "pool", "rq"])
@@ -86,7 +89,7 @@ def test_a_worker_and_the_pool_are_paused(
 ) -> None:  # fmt: skip
     """A paused worker finishes what it has begun and hands back the rest; RQ's own command does the same."""
     start_worker("--decode-concurrency", "4", "--name", "mini")
-    batch = submit(200, 60)
+    batch = submit(LINES, 40)
     until(lambda: store.batch(batch).completed > 4, "it is under way")
     flags = ("--worker", "mini") if what == "worker" else ()
     if what == "rq":
@@ -97,7 +100,7 @@ def test_a_worker_and_the_pool_are_paused(
     # No shard is held any more: nothing can be generated.
     until(lambda: not any(store.connection.zcard(key) for key in store.connection.scan_iter("rq:wip:*")), "all is back")
     stopped = store.batch(batch)
-    assert stopped.finished < 200
+    assert stopped.finished < LINES
     assert store.connection.llen(f"rq:queue:{queue_name(MODEL, 'normal')}") > 0
     if what == "rq":
         run_rq("resume", server_url)
@@ -105,7 +108,7 @@ def test_a_worker_and_the_pool_are_paused(
         said = promptmill(server_url, "resume", *flags).stderr
         assert said == ("worker mini goes on\n" if what == "worker" else "the pool goes on\n")
     until(lambda: store.batch(batch).done, "it is done")
-    assert attempts(server_url, batch, tmp_path / "out.jsonl") == [1] * 200
+    assert attempts(server_url, batch, tmp_path / "out.jsonl") == [1] * LINES
 
 
 def run_rq(command: str, url: str) -> None:
@@ -117,7 +120,7 @@ def test_a_high_batch_begins_on_a_busy_worker(
 ) -> None:
     """It is done while the one before it has hardly moved; a running batch made high overtakes as well."""
     start_worker("--decode-concurrency", "2")
-    busy = submit(300, 40)
+    busy = submit(150, 40)
     until(lambda: store.batch(busy).completed > 2, "it is under way")
     before = store.batch(busy).completed
     urgent = submit(4, 10, "--priority", "high")

@@ -1,4 +1,4 @@
-"""A pool as users have it: a server, a submitter and workers, each a process of its own, on the pocket model."""
+"""A pool as users have it: a server, a submitter, and workers as processes, on the pocket model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jobs.batch import queue_name
 from jobs.keys import worker_key
 from jobs.store import Store
 from submit import Client, FirstToken, LineFinished, PromptProgress, WorkerState
-from tests import waiting
+from tests import commands, waiting
 from tests.mixed import audit, lines, records
 
 ROOT = Path(__file__).parents[2]
@@ -30,11 +30,8 @@ DEADLINE_S = 90.0
 
 
 def promptmill(url: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "submit.cli", *arguments, "--redis", url],
-        capture_output=True, text=True, timeout=DEADLINE_S, check=check,
-    )  # fmt: skip
+    """Run a command on a pool's Redis to its end."""
+    return commands.promptmill(*arguments, "--redis", url, check=check)
 
 
 until = functools.partial(waiting.until, seconds=DEADLINE_S)
@@ -72,7 +69,7 @@ def test_submit_two_workers_and_follow(
     store: Store, server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     """A batch of mixed lines over two workers: each line has one record, and both workers had a part."""
-    source = write_lines(tmp_path / "in.jsonl", list(lines(300)))
+    source = write_lines(tmp_path / "in.jsonl", list(lines(200)))
     batch = promptmill(server_url, "submit", str(source), "--model", MODEL, "--name", "nightly").stdout.strip()
     start_worker("--decode-concurrency", "8")
     start_worker("--decode-concurrency", "8")
@@ -85,7 +82,7 @@ def test_submit_two_workers_and_follow(
     assert {record["error"]["code"] for record in records(tmp_path / "out.errors.jsonl")} == {"context_length_exceeded"}
     assert len({record["worker"] for record in records(out)}) == 2
     status = orjson.loads(promptmill(server_url, "status", batch, "--json").stdout)
-    assert status["request_counts"] == {"total": 300, "completed": 294, "failed": 6}
+    assert status["request_counts"] == {"total": 200, "completed": 196, "failed": 4}
     assert status["usage"]["completion_tokens"] == sum(r["usage"]["completion_tokens"] for r in records(out))
 
 
@@ -118,7 +115,7 @@ def test_a_killed_workers_lines_are_finished_by_another(
     store: Store, server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     """SIGKILL in the middle of a batch: the other worker takes over, and no line is lost or doubled."""
-    jobs = [{"id": str(n), "prompt": "Once upon a time", "max_tokens": 120, "ignore_eos": True} for n in range(150)]
+    jobs = [{"id": str(n), "prompt": "Once upon a time", "max_tokens": 60, "ignore_eos": True} for n in range(90)]
     source = write_lines(tmp_path / "in.jsonl", jobs)
     victim = start_worker("--decode-concurrency", "8")
     batch = promptmill(server_url, "submit", str(source), "--model", MODEL).stdout.strip()
@@ -137,7 +134,7 @@ def test_a_stopped_worker_hands_back_what_it_has_not_begun(
     store: Store, server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     """SIGTERM: begun lines are finished, the rest is queued again at once, and the exit status is 0."""
-    jobs = [{"id": str(n), "prompt": "Once upon a time", "max_tokens": 60, "ignore_eos": True} for n in range(200)]
+    jobs = [{"id": str(n), "prompt": "Once upon a time", "max_tokens": 40, "ignore_eos": True} for n in range(120)]
     source = write_lines(tmp_path / "in.jsonl", jobs)
     worker = start_worker("--decode-concurrency", "4")
     batch = promptmill(server_url, "submit", str(source), "--model", MODEL).stdout.strip()
@@ -145,7 +142,7 @@ def test_a_stopped_worker_hands_back_what_it_has_not_begun(
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(DEADLINE_S) == 0
     done = store.batch(batch).completed
-    assert 4 < done < 200
+    assert 4 < done < 120
     assert store.connection.keys("rq:wip:*") == []
     start_worker("--burst")
     out = tmp_path / "out.jsonl"
@@ -270,7 +267,7 @@ def test_a_batch_is_watched_while_a_worker_is_at_it(
     start_worker("--decode-concurrency", "24", "--memory-limit", "1GB", "--name", "mini")
     text = "Once upon a time there was a fox. " * 12
     jobs = [
-        {"id": f"row-{n}", "prompt": f"{text} One day {n}", "max_tokens": 750, "ignore_eos": True} for n in range(24)
+        {"id": f"row-{n}", "prompt": f"{text} One day {n}", "max_tokens": 300, "ignore_eos": True} for n in range(24)
     ]
     told: list[Any] = []
     with Client(server_url) as client:
@@ -319,6 +316,9 @@ def test_workers_are_listed_and_those_that_were_killed_fall_silent(
     assert all(row.split()[1] == "idle" for row in rows)
     victim.kill()
     victim.wait()
+    state = worker_key(f"studio.{victim.pid}")
+    assert 0 < store.connection.ttl(state) <= 6  # what it published goes by itself
+    store.connection.delete(state)
 
     def states() -> dict[str, str]:
         found = orjson.loads(promptmill(server_url, "workers", "--json").stdout)
