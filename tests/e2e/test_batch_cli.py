@@ -73,7 +73,7 @@ def test_cancel_in_the_middle(
     store: Store, server_url: str, tmp_path: Path, promptmill: Promptmill, start_worker: Callable[..., Any]
 ) -> None:
     """Finished lines are kept, the others are errors, status agrees with the files, and the rest can be run later."""
-    jobs = [{"id": str(n), "prompt": "Once upon a time", "max_tokens": 60, "ignore_eos": True} for n in range(120)]
+    jobs = [{"id": str(n), "prompt": "Once upon a time", "max_tokens": 40, "ignore_eos": True} for n in range(80)]
     batch = promptmill(server_url, "submit", write(tmp_path / "in.jsonl", jobs), "--model", MODEL).stdout.strip()
     worker = start_worker("--decode-concurrency", "4")
     until(lambda: store.batch(batch).completed > 4, "some lines are done")
@@ -83,20 +83,20 @@ def test_cancel_in_the_middle(
     kept = shown["request_counts"]["completed"]
     assert (shown["status"], shown["request_counts"]) == (
         "cancelled",
-        {"total": 120, "completed": kept, "failed": 120 - kept},
+        {"total": 80, "completed": kept, "failed": 80 - kept},
     )
-    assert f"{kept} of 120 lines finished, {120 - kept} not run" in cancelled.stderr
+    assert f"{kept} of 80 lines finished, {80 - kept} not run" in cancelled.stderr
     out, errors = tmp_path / "out.jsonl", tmp_path / "out.errors.jsonl"
     written = promptmill(server_url, "results", batch, "-o", str(out), "--json")
-    assert (written.returncode, orjson.loads(written.stdout)["failed_by_code"]) == (1, {"cancelled": 120 - kept})
+    assert (written.returncode, orjson.loads(written.stdout)["failed_by_code"]) == (1, {"cancelled": 80 - kept})
     assert len(records(out)) == kept
-    assert sorted(record["index"] for record in records(out) + records(errors)) == list(range(120))
+    assert sorted(record["index"] for record in records(out) + records(errors)) == list(range(80))
     assert worker.poll() is None
     assert promptmill(server_url, "retry", batch).returncode == 0
     followed = promptmill(server_url, "results", batch, "--follow", "-o", str(tmp_path / "follow.jsonl"))
-    assert (followed.returncode, len(records(tmp_path / "follow.jsonl"))) == (0, 120)
+    assert (followed.returncode, len(records(tmp_path / "follow.jsonl"))) == (0, 80)
     again = promptmill(server_url, "results", batch, "-o", str(tmp_path / "all.jsonl"))
-    assert (again.returncode, [record["index"] for record in records(tmp_path / "all.jsonl")]) == (0, [*range(120)])
+    assert (again.returncode, [record["index"] for record in records(tmp_path / "all.jsonl")]) == (0, [*range(80)])
     before = {record["index"]: record for record in records(out)}
     assert [record for record in records(tmp_path / "all.jsonl") if record["index"] in before] == list(before.values())
 
@@ -159,7 +159,7 @@ def test_workers_end_batches_whose_time_is_up(
     worker = start_worker()
     line = {"prompt": "Once upon a time", "max_tokens": 200, "ignore_eos": True}
     source = write(tmp_path / "in.jsonl", [line] * 3000)
-    submitted = promptmill(server_url, "submit", source, "--model", MODEL, "--expires-in", "6s")
+    submitted = promptmill(server_url, "submit", source, "--model", MODEL, "--expires-in", "3s")
     batch = submitted.stdout.strip()
     until(lambda: store.batch(batch).status == "expired", "the worker ends the batch")
     ended = store.batch(batch)

@@ -74,16 +74,16 @@ def short_lines(path: Path, count: int, max_tokens: int) -> str:
 def test_a_recycled_worker_goes_on_where_it_was(
     start_worker: StartWorker, promptmill: Callable[..., str], tmp_path: Path, log: Path
 ) -> None:
-    """After every 500 tokens the worker, the one user of the embedded server, starts afresh under its process id: each
+    """After every 200 tokens the worker, the one user of the embedded server, starts afresh under its process id: each
     line has one record, of its first attempt, and --burst still ends the worker when the queues are empty."""
-    source = short_lines(tmp_path / "in.jsonl", 260, 8)
+    source = short_lines(tmp_path / "in.jsonl", 160, 8)
     batch = promptmill("submit", source, "--model", MODEL)
-    worker = start_worker("--burst", "--recycle-after-tokens", "500")
+    worker = start_worker("--burst", "--recycle-after-tokens", "200")
     assert worker.wait(DEADLINE_S) == 0
     assert len(re.findall(r"recycling after \d+ tokens", log.read_text())) >= 2
     promptmill("results", batch, "-o", str(tmp_path / "out.jsonl"))
     found = records(tmp_path / "out.jsonl")
-    assert [record["index"] for record in found] == list(range(260))
+    assert [record["index"] for record in found] == list(range(160))
     assert {record["attempt"] for record in found} == {1}
     assert {record["worker"].rpartition(".")[2] for record in found} == {str(worker.pid)}
     assert not (tmp_path / "out.errors.jsonl").exists()
@@ -98,13 +98,13 @@ def test_a_stop_while_it_recycles_ends_the_worker(
     log: Path,
 ) -> None:
     """SIGTERM as soon as the worker says that it recycles: it ends with status 0, whatever it is at by then."""
-    source = short_lines(tmp_path / "in.jsonl", 200, 40)
+    source = short_lines(tmp_path / "in.jsonl", 120, 40)
     batch = promptmill("submit", source, "--model", MODEL, "--redis", server_url)
     worker = start_worker("--redis", server_url, "--recycle-after-tokens", "100")
     until(lambda: "recycling after" in log.read_text(), "the worker recycles")
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(DEADLINE_S) == 0
-    assert 0 < store.batch(batch).completed < 200
+    assert 0 < store.batch(batch).completed < 120
     assert store.connection.keys("rq:wip:*") == []
 
 

@@ -13,6 +13,7 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from jobs.store import Store
+from tests.commands import promptmill
 from tests.pool import watched
 from tests.servers import running_server
 
@@ -37,6 +38,8 @@ def as_user(server: str, name: str) -> str:
 
 
 def command(url: str, *arguments: str, program: str = "submit.cli") -> subprocess.CompletedProcess[str]:
+    if program == "submit.cli" and arguments[0] != "run":
+        return promptmill(*arguments, "--redis", url, check=False)
     return subprocess.run(
         [sys.executable, "-P", "-m", program, *arguments, "--redis", url], capture_output=True, text=True, timeout=90
     )

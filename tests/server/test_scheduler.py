@@ -97,6 +97,8 @@ def test_another_takes_over_from_one_that_dies_in_the_middle(store: Store, serve
         assert one.end(signal.SIGKILL) == -signal.SIGKILL
         killed = time.monotonic()
         assert submitted(store) == []
+        assert 0 < store.connection.ttl(LOCK) <= LOCK_S
+        store.connection.expire(LOCK, 2)  # as if most of its time had passed
         two.active(seconds=LOCK_S + 10)
         assert time.monotonic() - killed < LOCK_S + 5
         until(lambda: submitted(store), "the run is submitted")

@@ -28,7 +28,7 @@ def test_batch_ends_before_its_time(how: str, pool: Pool, case: Case) -> None:
     that were not run are."""
     workers = pool.worker(), pool.worker()
     pool.ready(*workers)
-    batch = pool.submit(job_lines(LINES, max_tokens=100), *(["--expires-in", "3s"] if how == "expired" else []))
+    batch = pool.submit(job_lines(LINES, max_tokens=60), *(["--expires-in", "3s"] if how == "expired" else []))
     some_done(pool, batch)
     if how == "cancelled":
         pool.command("cancel", batch.id)

@@ -1,0 +1,24 @@
+"""The command line, called in this process: for tests of what it does, where how a process begins and ends is tested
+elsewhere. Starting an interpreter takes longer than most commands."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+
+from submit.cli import main
+
+__all__ = ["promptmill"]
+
+
+def promptmill(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run ``promptmill`` to its end, as by ``subprocess.run`` with its output captured."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(arguments)
+    printed, said = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
+    done = subprocess.CompletedProcess(["promptmill", *arguments], status, printed, said)
+    if check:
+        done.check_returncode()
+    return done
