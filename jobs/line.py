@@ -15,7 +15,8 @@ from typing import Any
 import orjson
 
 from jobs.errors import LineError
-from jobs.params import ALIASES, CHECKS, OPENAI_DEFAULTS, PARAMETERS, Sampling, did_you_mean, shown
+from jobs.messages import check_messages
+from jobs.params import ALIASES, CHECKS, OPENAI_DEFAULTS, PARAMETERS, SHOWN_NAME, Sampling, did_you_mean, shown
 
 __all__ = ["MAX_LINE_BYTES", "CheckedLine", "Defaults", "Job", "check_fields", "check_line", "derived_seed"]
 
@@ -23,9 +24,6 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_ID_LENGTH = 256
 MAX_DEPTH = 64
 """Levels of nesting of the objects a line may carry: they must also fit into a record, which orjson writes."""
-SHOWN_NAME = 80
-
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
 OPENAI_ENVELOPE = frozenset({"custom_id", "method", "url", "body"})
@@ -328,48 +326,6 @@ def _check_object(field: str) -> Any:
     return check
 
 
-def _check_messages(value: Any) -> tuple[dict[str, Any], ...]:
-    if not isinstance(value, list):
-        raise LineError("invalid_type", "messages", f"must be an array of messages, not {_json_kind(value)}")
-    if not value:
-        raise LineError("out_of_range", "messages", "must hold at least one message")
-    return tuple(_check_message(f"messages[{number}]", item) for number, item in enumerate(value))
-
-
-def _check_message(where: str, item: Any) -> dict[str, Any]:
-    if not isinstance(item, dict):
-        raise LineError("invalid_type", where, f"must be an object, not {_json_kind(item)}")
-    for key, value in item.items():
-        if key in ("tool_calls", "function_call", "audio", "tool_call_id") and value is not None:
-            raise LineError("unsupported", f"{where}.{key}", "is not supported; remove it")
-        if key not in ("role", "content", "name") and value is not None:
-            raise LineError("unknown_field", f"{where}.{key[:SHOWN_NAME]}", "is not a field of a message")
-    role = item.get("role")
-    if role is None:
-        raise LineError("missing_field", f"{where}.role", f"must be one of {', '.join(sorted(ROLES))}")
-    if not isinstance(role, str) or role not in ROLES:
-        raise LineError("out_of_range", f"{where}.role", f"must be one of {', '.join(sorted(ROLES))}")
-    message = {"role": role, "content": _content(f"{where}.content", item.get("content"))}
-    if item.get("name") is not None:
-        message["name"] = _check_text(f"{where}.name")(item["name"])
-    return message
-
-
-def _content(where: str, content: Any) -> str:
-    if content is None:
-        raise LineError("missing_field", where, "a message needs 'content'")
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise LineError("invalid_type", where, f"must be a string, not {_json_kind(content)}")
-    parts = []
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise LineError("unsupported", where, "only parts of type 'text' are supported")
-        parts.append(part["text"])
-    return "".join(parts)
-
-
 def _check_response_format(value: Any) -> Any:
     if not isinstance(value, dict):
         raise LineError("invalid_type", "response_format", f"must be an object, not {_json_kind(value)}")
@@ -382,7 +338,7 @@ def _check_response_format(value: Any) -> Any:
 
 _FIELD_CHECKS: Mapping[str, Any] = {
     "prompt": _check_text("prompt"),
-    "messages": _check_messages,
+    "messages": check_messages,
     "system_prompt": _check_text("system_prompt"),
     "prefill_response": _check_text("prefill_response"),
     "chat_template_kwargs": _check_object("chat_template_kwargs"),

@@ -196,7 +196,7 @@ def nested(levels: int) -> bytes:
         (b'{"messages":[{"role":"user","content":5}]}', "invalid_type", "messages[0].content"),
         (b'{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}', "unsupported", "messages[0].content"),
         (b'{"messages":[{"role":"user","content":"a","x":1}]}', "unknown_field", "messages[0].x"),
-        (b'{"messages":[{"role":"user","content":"a","tool_calls":[]}]}', "unsupported", "messages[0].tool_calls"),
+        (b'{"messages":[{"role":"user","content":"a","tool_calls":[{}]}]}', "unsupported", "messages[0].tool_calls"),
         (b'{"id":"a","body":{"prompt":"x"}}', "unknown_field", "id"),
         (b'{"temperature":1,"body":{"prompt":"x"}}', "unknown_field", "temperature"),
         (b'{"custom_id":5,"body":{"prompt":"x"}}', "invalid_type", "custom_id"),
