@@ -8,7 +8,7 @@ from typing import Any
 from jobs.errors import LineError
 from jobs.params import SHOWN_NAME, did_you_mean, shown
 
-__all__ = ["ROLES", "check_messages"]
+__all__ = ["CHAT_FIELDS", "ROLES", "check_continuing", "check_flag", "check_messages", "unfit_defaults"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 FOREIGN_ROLES: Mapping[str, str] = {
@@ -38,6 +38,8 @@ FOREIGN_FIELDS: Mapping[str, str] = {
     "refusal": "put the text into 'content'",
 }
 """What to do with fields that mean something."""
+CHAT_FIELDS = ("system_prompt", "prefill_response", "chat_template_kwargs", "continue_final_message")
+"""Fields of a line that are nothing without messages."""
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -131,3 +133,49 @@ def _content(where: str, content: Any) -> str:
             raise LineError("unsupported", where, "only parts of type 'text' are supported")
         parts.append(part["text"])
     return "".join(parts)
+
+
+def check_flag(field: str) -> Any:
+    """The check of a field that is true or false."""
+
+    def check(value: Any) -> bool:
+        if type(value) is not bool:
+            raise LineError("invalid_type", field, f"must be true or false, not {shown(value)}")
+        return value
+
+    return check
+
+
+def check_continuing(fields: Mapping[str, Any]) -> None:
+    """See that what a line says about its last message goes together.
+
+    Raises:
+        LineError: ``conflicting_fields`` or ``unsupported``, with what to write instead.
+    """
+    continues, opens = fields.get("continue_final_message", False), fields.get("add_generation_prompt")
+    if opens is not None and opens == continues:
+        message = "true begins a new turn, which 'continue_final_message': true does not; leave it out"
+        if not opens:
+            message = "false goes with 'continue_final_message': true, to have the last message continued; leave it out"
+        raise LineError("conflicting_fields", "add_generation_prompt", message)
+    if not continues:
+        return
+    if "prefill_response" in fields:
+        message = "continues the last message, and 'prefill_response' a new one; give one of them"
+        raise LineError("conflicting_fields", "continue_final_message", message)
+    if "messages" in fields and (role := fields["messages"][-1]["role"]) != "assistant":
+        message = f"continues an assistant's message, and the last one is of role '{role}'"
+        raise LineError("conflicting_fields", "continue_final_message", message)
+
+
+def unfit_defaults(fields: Mapping[str, Any]) -> list[str]:
+    """The fields of a batch's defaults that a line with these messages has no use for."""
+    messages = fields["messages"]
+    unfit = []
+    if any(message["role"] in ("system", "developer") for message in messages):
+        unfit.append("system_prompt")
+    if messages[-1]["role"] != "assistant" or "prefill_response" in fields:
+        unfit.append("continue_final_message")
+    if fields.get("continue_final_message"):
+        unfit.append("prefill_response")
+    return unfit

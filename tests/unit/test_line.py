@@ -185,7 +185,7 @@ def nested(levels: int) -> bytes:
         (b'{"prompt":"x","messages":[{"role":"user","content":"a"}]}', "conflicting_fields", "messages"),
         (b'{"prompt":"x","system_prompt":"a"}', "conflicting_fields", "system_prompt"),
         (b'{"prompt":"x","prefill_response":"a"}', "conflicting_fields", "prefill_response"),
-        (b'{"prompt":"x","chat_template_kwargs":{}}', "conflicting_fields", "chat_template_kwargs"),
+        (b'{"prompt":"x","chat_template_kwargs":{"a":1}}', "conflicting_fields", "chat_template_kwargs"),
         (b'{"messages":"hi"}', "invalid_type", "messages"),
         (b'{"messages":[]}', "out_of_range", "messages"),
         (b'{"messages":["hi"]}', "invalid_type", "messages[0]"),

@@ -30,6 +30,11 @@ def job(messages: list[Any], defaults: dict[str, Any] | None = None, **fields: A
     return checked(messages, **fields).job(index=0, line=1, batch_id="b", defaults=batch)
 
 
+def opening_of(made: Job) -> str | None:
+    """The text that the model goes on with."""
+    return None if made.turn is None else made.turn["content"]
+
+
 # --- kind K: what servers and our own output put into messages ---
 
 
@@ -112,3 +117,124 @@ def test_an_answer_cut_within_its_thought_is_a_message() -> None:
     made = job([USER, {"role": "assistant", "content": None, "reasoning": "hm"}, USER])
     assert made.messages is not None
     assert made.messages[1] == {"role": "assistant", "content": "", "reasoning_content": "hm"}
+
+
+# --- an assistant's message last ---
+
+
+@pytest.mark.parametrize(
+    ("fields", "opening"),
+    [
+        ({}, None),
+        ({"continue_final_message": False}, None),
+        ({"add_generation_prompt": True}, None),
+        ({"continue_final_message": True}, "hello"),
+        ({"continue_final_message": True, "add_generation_prompt": False}, "hello"),
+        ({"prefill_response": "Well,"}, "Well,"),
+    ],
+)
+def test_what_the_turn_begins_with(fields: dict[str, Any], opening: str | None) -> None:
+    """The answer goes on from prefill_response, from the last message if that is to be continued, or from nothing."""
+    assert opening_of(job([USER, ANSWER], **fields)) == opening
+
+
+def test_openai_lines_may_have_the_last_message_continued() -> None:
+    """Both formats take what vLLM takes."""
+    body = {"messages": [USER, ANSWER], "continue_final_message": True, "add_generation_prompt": False}
+    line = check_line(orjson.dumps({"custom_id": "a", "body": body}))
+    made = line.job(index=0, line=1, batch_id="b", defaults=Defaults({"model": "m"}))
+    assert (opening_of(made), made.history) == ("hello", (USER,))
+
+
+@pytest.mark.parametrize(
+    ("messages", "fields", "field", "part"),
+    [
+        ([USER], {"continue_final_message": True}, "continue_final_message", "of role 'user'"),
+        (
+            [USER, ANSWER],
+            {"continue_final_message": True, "prefill_response": "a"},
+            "continue_final_message",
+            "one of them",
+        ),
+        (
+            [USER, ANSWER],
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "add_generation_prompt",
+            "leave it out",
+        ),
+        ([USER], {"add_generation_prompt": False}, "add_generation_prompt", "'continue_final_message': true"),
+    ],
+)
+def test_what_contradicts_continuing_is_refused(
+    messages: list[Any], fields: dict[str, Any], field: str, part: str
+) -> None:
+    """What vLLM refuses together is refused, with what to write."""
+    error = refused(messages, **fields)
+    assert (error.code, error.field) == ("conflicting_fields", field)
+    assert part in error.message
+
+
+@pytest.mark.parametrize("field", ["continue_final_message", "add_generation_prompt"])
+def test_continuing_is_said_by_true_or_false(field: str) -> None:
+    """A string is neither."""
+    assert refused([USER, ANSWER], **{field: "yes"}).code == "invalid_type"
+
+
+def test_continuing_asks_for_nothing_of_a_plain_prompt_unless_true() -> None:
+    """false, as frameworks write every field, is no reason to refuse a completion."""
+    assert check_line(b'{"prompt":"a","continue_final_message":false,"add_generation_prompt":true}').fields["prompt"]
+    with pytest.raises(LineError, match="chat template"):
+        check_line(b'{"prompt":"a","continue_final_message":true}')
+
+
+@pytest.mark.parametrize(
+    ("messages", "fields", "defaults", "begins"),
+    [
+        ([USER], {}, {}, False),
+        ([USER, ANSWER], {}, {}, True),
+        ([USER, ANSWER], {"prefill_response": "a"}, {}, True),
+        ([USER, ANSWER], {"continue_final_message": True}, {}, False),
+        ([USER, ANSWER], {}, {"continue_final_message": True}, False),
+        ([USER, ANSWER], {"continue_final_message": False}, {"continue_final_message": True}, True),
+    ],
+)
+def test_a_new_turn_after_the_assistants_is_noticed(
+    messages: list[Any], fields: dict[str, Any], defaults: dict[str, Any], begins: bool
+) -> None:
+    """A last message of the assistant's that nobody asked to be continued is something to be told of."""
+    assert checked(messages, **fields).begins_after_answer(Defaults(defaults)) is begins
+
+
+def test_a_plain_prompt_begins_after_nobodys_answer() -> None:
+    """Only messages have an assistant."""
+    assert check_line(b'{"prompt":"a"}').begins_after_answer(Defaults({})) is False
+
+
+# --- kind H: what the batch says and the line says ---
+
+
+def test_template_arguments_of_batch_and_line_merge_by_key() -> None:
+    """A line that sets one argument keeps the batch's others; its own win."""
+    batch = {"chat_template_kwargs": {"enable_thinking": False, "date": "today"}}
+    made = job([USER], batch, chat_template_kwargs={"enable_thinking": True})
+    assert made.chat_template_kwargs == {"enable_thinking": True, "date": "today"}
+    assert job([USER], batch, chat_template_kwargs={}).chat_template_kwargs == batch["chat_template_kwargs"]
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_batchs_system_prompt_is_for_lines_without_a_system_message(role: str) -> None:
+    """A line that has one keeps it alone; a line's own system_prompt stands before it."""
+    own = {"role": role, "content": "be brief"}
+    assert job([own, USER], {"system_prompt": "be kind"}).history == (own, USER)
+    assert [message["content"] for message in job([USER], {"system_prompt": "be kind"}).history] == ["be kind", "hi"]
+    both = job([own, USER], {"system_prompt": "be kind"}, system_prompt="be true").history
+    assert [message["content"] for message in both] == ["be true", "be brief", "hi"]
+
+
+def test_of_the_batchs_defaults_a_line_takes_what_fits_its_last_message() -> None:
+    """Continuing by default is for lines that end with an answer; a line's own way of continuing wins."""
+    continuing = {"continue_final_message": True}
+    assert opening_of(job([USER], continuing)) is None
+    assert opening_of(job([USER, ANSWER], continuing)) == "hello"
+    assert opening_of(job([USER, ANSWER], continuing, prefill_response="So")) == "So"
+    assert opening_of(job([USER, ANSWER], {"prefill_response": "So"}, continue_final_message=True)) == "hello"
