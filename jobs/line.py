@@ -15,7 +15,8 @@ from typing import Any
 import orjson
 
 from jobs.errors import LineError
-from jobs.params import ALIASES, CHECKS, OPENAI_DEFAULTS, PARAMETERS, Sampling, did_you_mean, shown
+from jobs.messages import CHAT_FIELDS, check_continuing, check_flag, check_messages, unfit_defaults
+from jobs.params import ALIASES, CHECKS, OPENAI_DEFAULTS, PARAMETERS, SHOWN_NAME, Sampling, did_you_mean, shown
 
 __all__ = ["MAX_LINE_BYTES", "CheckedLine", "Defaults", "Job", "check_fields", "check_line", "derived_seed"]
 
@@ -23,22 +24,17 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_ID_LENGTH = 256
 MAX_DEPTH = 64
 """Levels of nesting of the objects a line may carry: they must also fit into a record, which orjson writes."""
-SHOWN_NAME = 80
-
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
 OPENAI_ENVELOPE = frozenset({"custom_id", "method", "url", "body"})
 OPENAI_IGNORED = frozenset({"user", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
 OPENAI_UNSUPPORTED = frozenset({"tools", "tool_choice", "echo", "suffix", "best_of", "functions", "function_call"})
-CHAT_FIELDS = ("system_prompt", "prefill_response", "chat_template_kwargs")
 JOB_FIELDS = frozenset(
     {
+        *CHAT_FIELDS,
+        "add_generation_prompt",
         "prompt",
         "messages",
-        "system_prompt",
-        "prefill_response",
-        "chat_template_kwargs",
         "model",
         "adapter_path",
         "metadata",
@@ -85,11 +81,32 @@ class Job:
     messages: tuple[dict[str, Any], ...] | None
     system_prompt: str | None
     prefill_response: str | None
+    continue_final_message: bool
     chat_template_kwargs: dict[str, Any]
     metadata: dict[str, Any]
     sampling: Sampling
     endpoint: str | None
     """``/v1/chat/completions`` or ``/v1/completions`` for OpenAI lines, None for native ones."""
+
+    @property
+    def turn(self) -> dict[str, Any] | None:
+        """The assistant's message that the model goes on with; None where it begins one of its own."""
+        if self.continue_final_message and self.messages is not None:
+            return self.messages[-1]
+        return None if self.prefill_response is None else {"role": "assistant", "content": self.prefill_response}
+
+    @property
+    def continues(self) -> bool:
+        """Whether the model goes on with a text of the line's: a prompt, or a turn that has begun."""
+        return self.messages is None or self.turn is not None
+
+    @property
+    def history(self) -> tuple[dict[str, Any], ...]:
+        """The messages before the assistant's turn, ``system_prompt`` among them."""
+        messages = self.messages or ()
+        if self.system_prompt is not None:
+            messages = ({"role": "system", "content": self.system_prompt}, *messages)
+        return messages[:-1] if self.continue_final_message else messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +126,7 @@ class CheckedLine:
         Raises:
             LineError: ``missing_field`` when neither the line nor the batch names a model.
         """
-        fields = {**self._fitting(defaults), **self.fields}
+        fields = self._filled(defaults)
         if "model" not in fields:
             raise no_model()
         given = {name: fields[name] for name in PARAMETERS if name in fields}
@@ -126,21 +143,36 @@ class CheckedLine:
             messages=fields.get("messages"),
             system_prompt=fields.get("system_prompt"),
             prefill_response=fields.get("prefill_response"),
+            continue_final_message=fields.get("continue_final_message", False),
             chat_template_kwargs=fields.get("chat_template_kwargs", {}),
             metadata=fields.get("metadata", {}),
             sampling=Sampling(**given),
             endpoint=self.endpoint,
         )
 
-    def _fitting(self, defaults: Defaults) -> dict[str, Any]:
-        """The defaults that make sense for this line: no chat fields for a plain prompt, no top_logprobs alone."""
-        fitting = dict(defaults.fields)
-        if "prompt" in self.fields:
-            for name in CHAT_FIELDS:
-                fitting.pop(name, None)
-        if self.fields.get("logprobs") is False:
-            fitting.pop("top_logprobs", None)
-        return fitting
+    def begins_after_answer(self, defaults: Defaults) -> bool:
+        """Whether the last message is the assistant's, and the model is to begin a new turn after it all the same."""
+        if "messages" not in self.fields or self.fields["messages"][-1]["role"] != "assistant":
+            return False
+        return not self._filled(defaults).get("continue_final_message", False)
+
+    def _filled(self, defaults: Defaults) -> dict[str, Any]:
+        """The line's fields, and those of the batch's that make sense beside them: no chat fields for a plain prompt,
+        no top_logprobs alone."""
+        given, filling = self.fields, dict(defaults.fields)
+        unfit = list(CHAT_FIELDS) if "messages" not in given else unfit_defaults(given)
+        if given.get("logprobs") is False:
+            unfit.append("top_logprobs")
+        for name in unfit:
+            filling.pop(name, None)
+        filled = {**filling, **given}
+        if "chat_template_kwargs" in given:
+            # Key by key: a line that says how much to think keeps the batch's other arguments.
+            filled["chat_template_kwargs"] = {
+                **filling.get("chat_template_kwargs", {}),
+                **given["chat_template_kwargs"],
+            }
+        return filled
 
 
 def derived_seed(batch_id: str, index: int) -> int:
@@ -274,7 +306,8 @@ def check_fields(data: dict[str, Any], *, openai: bool) -> dict[str, Any]:
             raise LineError("conflicting_fields", key, f"says '{name}' a second time; give one of them")
         checked[name] = check(value)
     check_together(checked)
-    checked.pop("response_format", None)
+    for name in ("response_format", "add_generation_prompt"):
+        checked.pop(name, None)
     return checked
 
 
@@ -292,13 +325,14 @@ def check_together(fields: Mapping[str, Any]) -> None:
     """Refuse fields that exclude each other."""
     if "prompt" in fields:
         for name in ("messages", *CHAT_FIELDS):
-            if name in fields:
+            if fields.get(name):
                 message = f"goes with 'messages', not with 'prompt': '{name}' needs the chat template"
                 if name == "messages":
                     message = "a line has either 'prompt' or 'messages', not both"
                 raise LineError("conflicting_fields", name, message)
     if fields.get("top_logprobs") and not fields.get("logprobs"):
         raise LineError("conflicting_fields", "top_logprobs", "needs 'logprobs': true")
+    check_continuing(fields)
 
 
 def _need_prompt(fields: Mapping[str, Any]) -> None:
@@ -328,48 +362,6 @@ def _check_object(field: str) -> Any:
     return check
 
 
-def _check_messages(value: Any) -> tuple[dict[str, Any], ...]:
-    if not isinstance(value, list):
-        raise LineError("invalid_type", "messages", f"must be an array of messages, not {_json_kind(value)}")
-    if not value:
-        raise LineError("out_of_range", "messages", "must hold at least one message")
-    return tuple(_check_message(f"messages[{number}]", item) for number, item in enumerate(value))
-
-
-def _check_message(where: str, item: Any) -> dict[str, Any]:
-    if not isinstance(item, dict):
-        raise LineError("invalid_type", where, f"must be an object, not {_json_kind(item)}")
-    for key, value in item.items():
-        if key in ("tool_calls", "function_call", "audio", "tool_call_id") and value is not None:
-            raise LineError("unsupported", f"{where}.{key}", "is not supported; remove it")
-        if key not in ("role", "content", "name") and value is not None:
-            raise LineError("unknown_field", f"{where}.{key[:SHOWN_NAME]}", "is not a field of a message")
-    role = item.get("role")
-    if role is None:
-        raise LineError("missing_field", f"{where}.role", f"must be one of {', '.join(sorted(ROLES))}")
-    if not isinstance(role, str) or role not in ROLES:
-        raise LineError("out_of_range", f"{where}.role", f"must be one of {', '.join(sorted(ROLES))}")
-    message = {"role": role, "content": _content(f"{where}.content", item.get("content"))}
-    if item.get("name") is not None:
-        message["name"] = _check_text(f"{where}.name")(item["name"])
-    return message
-
-
-def _content(where: str, content: Any) -> str:
-    if content is None:
-        raise LineError("missing_field", where, "a message needs 'content'")
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise LineError("invalid_type", where, f"must be a string, not {_json_kind(content)}")
-    parts = []
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise LineError("unsupported", where, "only parts of type 'text' are supported")
-        parts.append(part["text"])
-    return "".join(parts)
-
-
 def _check_response_format(value: Any) -> Any:
     if not isinstance(value, dict):
         raise LineError("invalid_type", "response_format", f"must be an object, not {_json_kind(value)}")
@@ -382,9 +374,11 @@ def _check_response_format(value: Any) -> Any:
 
 _FIELD_CHECKS: Mapping[str, Any] = {
     "prompt": _check_text("prompt"),
-    "messages": _check_messages,
+    "messages": check_messages,
     "system_prompt": _check_text("system_prompt"),
     "prefill_response": _check_text("prefill_response"),
+    "continue_final_message": check_flag("continue_final_message"),
+    "add_generation_prompt": check_flag("add_generation_prompt"),
     "chat_template_kwargs": _check_object("chat_template_kwargs"),
     "model": _check_text("model"),
     "adapter_path": _check_text("adapter_path"),

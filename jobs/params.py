@@ -19,6 +19,7 @@ __all__ = [
     "ALIASES",
     "OPENAI_DEFAULTS",
     "PARAMETERS",
+    "SHOWN_NAME",
     "Parameter",
     "Sampling",
     "check_parameter",
@@ -29,6 +30,8 @@ __all__ = [
 MAX_STOP_STRINGS = 16
 MAX_SEED = 2**64 - 1
 LONGEST_GUESS = 80
+SHOWN_NAME = 80
+"""Of a name that a line gives, messages show so many characters: it may have megabytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from jobs.embedded import data_folder, embedded_server
 from jobs.errors import InputError, LineError, RefusedError
 from jobs.keeping import KEEP_S
 from jobs.line import Defaults
+from jobs.messages import CHAT_FIELDS
 from jobs.params import ALIASES, PARAMETERS, did_you_mean
 from jobs.pool import pause_pool, pause_workers, resume_pool, resume_workers
 from jobs.schedules import Schedules
@@ -295,7 +296,7 @@ def _seconds_until(at: object, now: float) -> float:
 def _arguments(function: Callable[..., Any]) -> list[str]:
     """The names that may be given to a method that takes parameters of a line besides its own."""
     own = [name for name, what in signature(function).parameters.items() if what.kind is what.KEYWORD_ONLY]
-    return [*own, *PARAMETERS, *ALIASES, "system_prompt", "prefill_response", "adapter_path", "chat_template_kwargs"]
+    return [*own, *PARAMETERS, *ALIASES, *CHAT_FIELDS, "adapter_path"]
 
 
 def _defaults(method: str, model: str | None, parameters: Mapping[str, Any]) -> Defaults:

@@ -99,18 +99,17 @@ def _answers(job: Job, record: dict[str, Any]) -> Iterator[tuple[str, dict[str, 
     """Each choice that came to its own end, with the whole text of its turn."""
     for choice in choices_of(record):
         if choice["finish_reason"] is not None:
-            yield (job.prefill_response or "") + choice["text"], choice
+            yield (job.turn["content"] if job.turn else "") + choice["text"], choice
 
 
 def _conversation(job: Job) -> list[dict[str, Any]]:
-    system = [{"role": "system", "content": job.system_prompt}] if job.system_prompt is not None else []
     if job.messages is None:
         return [{"role": "user", "content": job.prompt}]
-    return [*system, *job.messages]
+    return list(job.history)
 
 
 def _chat(job: Job, text: str, choice: dict[str, Any]) -> dict[str, Any]:
-    answer = {"role": "assistant", "content": text}
+    answer = {**(job.turn or {"role": "assistant"}), "content": text}
     if choice.get("reasoning"):
         # Where templates of thinking models look for it; others leave it out.
         answer["reasoning_content"] = choice["reasoning"]

@@ -119,6 +119,8 @@ _JOB_FLAGS = (
     ("prefill_response", "Text the assistant's turn starts with."),
     ("adapter_path", "Adapter on the model, as a worker of the pool knows it."),
 )
+_JOB_FIELDS = (*dict(_JOB_FLAGS), "continue_final_message")
+_CONTINUE_HELP = "Have the last message of lines that end with an assistant's message continued, as in vLLM."
 
 
 def parameter_options(command: F) -> F:
@@ -128,6 +130,7 @@ def parameter_options(command: F) -> F:
     command = click.option(
         "--chat-template-config", metavar="JSON", help="Arguments for the chat template, as a JSON object."
     )(command)
+    command = click.option("--continue-final-message", is_flag=True, default=None, help=_CONTINUE_HELP)(command)
     for name, text in reversed(_JOB_FLAGS):
         command = click.option(f"--{name.replace('_', '-')}", name, help=text)(command)
     command = click.option(
@@ -166,7 +169,7 @@ def defaults_from(flags: Mapping[str, Any]) -> Defaults:
     path: Path | None = flags.get("defaults_file")
     if path is not None:
         given = _checked(read_toml(path), lambda field: f"{path}: '{field}'")
-    asked = {name: value for name in (*PARAMETERS, "model", *dict(_JOB_FLAGS)) if _said(value := flags.get(name))}
+    asked = {name: value for name in (*PARAMETERS, "model", *_JOB_FIELDS) if _said(value := flags.get(name))}
     for name, field in (("logit_bias", "logit_bias"), ("chat_template_config", "chat_template_kwargs")):
         if flags.get(name):
             asked[field] = _json_flag(name, flags[name])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from jinja2 import TemplateError
+from tokenizers import AddedToken
 
 from jobs.errors import LineError
 from jobs.line import Defaults, Job, check_line
@@ -22,6 +23,8 @@ class Letters:
     has_thinking, think_start, think_end = True, "<think>", "</think>"
     has_chat_template = True
     bos_token: str | None = "<s>"
+    chat_template = None
+    added_tokens_decoder = {number: AddedToken(name, special=True) for name, number in SPECIAL.items()}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []

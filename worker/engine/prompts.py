@@ -6,6 +6,8 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import LineError
+from worker.engine.chat_template import ChatTemplate, source_of
+from worker.engine.control_tokens import ControlTokens, Marked, mark_for
 from worker.engine.sequence import PreparedLine
 
 if TYPE_CHECKING:
@@ -16,13 +18,17 @@ __all__ = ["Preparer"]
 
 
 class Preparer:
-    """Prepares lines for one loaded model. ``max_context`` overrides the context length of its config.
+    """Prepares lines for one loaded model. ``max_context`` overrides the context length of its config. With
+    ``control_tokens``, those in messages are control tokens, which is for files that are trusted, and else text.
 
     May be used from several threads at once: it holds nothing that changes.
     """
 
-    def __init__(self, model: LoadedModel, *, max_context: int | None = None) -> None:
+    def __init__(self, model: LoadedModel, *, max_context: int | None = None, control_tokens: bool = False) -> None:
         self._tokenizer: Any = model.tokenizer
+        self._template = ChatTemplate(self._tokenizer)
+        self._control = None if control_tokens else ControlTokens(self._tokenizer, source_of(self._tokenizer))
+        self._thinking = (self._tokenizer.think_start, self._tokenizer.think_end)
         self._vocab_size = model.vocab_size
         self._eos = model.eos
         self._context = max_context if max_context is not None else model.context_length
@@ -42,8 +48,8 @@ class Preparer:
                 message = f"token id {token} is not in the model's vocabulary of {self._vocab_size}"
                 raise LineError("out_of_range", "logit_bias", message)
         eos = self._eos | {self._single_token(text) for text in sampling.extra_eos_tokens}
-        text = self.render(job)
-        prompt = self._encode(job, text)
+        rendered = self._rendered(job)
+        prompt = self._encode(job, rendered)
         field = "prompt" if job.messages is None else "messages"
         if not prompt:
             raise LineError("out_of_range", field, "gives no tokens at all")
@@ -63,44 +69,56 @@ class Preparer:
             rank=rank,
             eos=eos,
             xtc_exempt=tuple(dict.fromkeys([*self._newline, *sorted(eos)])),
-            reasoning_open=self._reasoning_open(job, text, prompt),
+            reasoning_open=self._reasoning_open(job, rendered, prompt),
+            continues=job.continues,
         )
 
     def render(self, job: Job) -> str:
         """The text of the prompt, chat template applied; special tokens that encoding adds are not in it.
 
         Raises:
-            LineError: ``unsupported`` when the model has no chat template, or its template refuses the messages.
+            LineError: ``unsupported`` when the model has no chat template, its template refuses the messages, or it
+                leaves one of them out.
         """
-        if job.messages is None:
-            return job.prompt or ""
-        if not self._tokenizer.has_chat_template:
-            raise LineError("unsupported", "messages", "the model has no chat template: use 'prompt'")
-        messages = [dict(message) for message in job.messages]
-        if job.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": job.system_prompt})
-        prefill = job.prefill_response is not None
-        if prefill:
-            messages.append({"role": "assistant", "content": job.prefill_response})
-        options = {"continue_final_message": prefill, "add_generation_prompt": not prefill}
-        clash = (options.keys() | {"tokenize", "conversation", "return_dict"}) & job.chat_template_kwargs.keys()
-        if clash:
-            raise LineError("unsupported", f"chat_template_kwargs.{min(clash)}", "is not the line's to set")
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, **options, **job.chat_template_kwargs
-            )
-        except Exception as error:  # templates are the model's own code, some of it Python
-            message = f"the model's chat template refuses them: {error}"
-            raise LineError("unsupported", "messages", message) from error
-        return text
+        return self._rendered(job).text
 
-    def _encode(self, job: Job, text: str) -> list[int]:
+    def _rendered(self, job: Job) -> Marked:
+        """The text of the prompt, and where contents could have written control tokens into it."""
+        if job.messages is None:
+            return Marked((job.prompt or "",))
+        template, kwargs = self._template, job.chat_template_kwargs
+        messages = template.known([*job.history, job.turn] if job.turn is not None else [*job.history])
+        text = template.render(messages, kwargs, continues=job.continues)
+        swallowed = template.left_out(messages, kwargs, text, continues=job.continues)
+        if swallowed is not None:
+            raise _left_out(job, swallowed, messages[swallowed]["role"])
+        if self._control is None:
+            return Marked((text,))
+        mark = mark_for(messages, kwargs)
+        marked = [self._marked(message, mark) for message in messages]
+        # These are mostly words that the template compares with its own.
+        marked_kwargs = {name: self._control.mark(value, mark, borders=False) for name, value in kwargs.items()}
+        if marked == messages and marked_kwargs == kwargs:
+            return Marked((text,))
+        rendered = self._control.marked(template.render(marked, marked_kwargs, continues=job.continues), mark)
+        return rendered if len(rendered.segments) > 1 else Marked((text,))
+
+    def _marked(self, message: dict[str, Any], mark: str) -> dict[str, Any]:
+        """A message with marks in what its author wrote. An assistant's answer may think: models write theirs so."""
+        if self._control is None:
+            return message
+        own = self._thinking if message["role"] == "assistant" else ()
+        marked = {name: self._control.mark(text, mark) for name, text in message.items() if name != "role"}
+        return {"role": message["role"], **marked, "content": self._control.mark(message["content"], mark, own)}
+
+    def _encode(self, job: Job, rendered: Marked) -> list[int]:
         """The token ids of the prompt: ``mlx_lm.stream_generate``'s for a ``prompt``, the template's for messages."""
-        special = False
+        text, special = rendered.text, False
         if job.messages is None:
             bos = self._tokenizer.bos_token
             special = bos is None or not text.startswith(bos)
+        elif self._control is not None:
+            return self._control.encode(rendered)
         return list(self._tokenizer.encode(text, add_special_tokens=special))
 
     def _single_token(self, text: str) -> int:
@@ -114,18 +132,27 @@ class Preparer:
             raise LineError("unsupported", "extra_eos_tokens", message)
         return int(token)
 
-    def _reasoning_open(self, job: Job, text: str, prompt: list[int]) -> bool:
+    def _reasoning_open(self, job: Job, rendered: Marked, prompt: list[int]) -> bool:
         """Whether the answer starts within a thinking block.
 
         Of messages only the assistant's turn counts, since users may write a marker into theirs: the template's own
-        opening at the very end, or the text of ``prefill_response``.
+        opening at the very end, or what the turn begins with.
         """
         tokenizer = self._tokenizer
         if not tokenizer.has_thinking:
             return False
         if job.messages is None:
             return bool(tokenizer.rfind_think_start(prompt) > tokenizer.rfind_think_end(prompt))
-        if job.prefill_response is not None:
-            turn = job.prefill_response
-            return bool(turn.rfind(tokenizer.think_start) > turn.rfind(tokenizer.think_end))
-        return text.rstrip().endswith(tokenizer.think_start)
+        if job.turn is not None:
+            begun = job.turn["content"]
+            return bool(begun.rfind(tokenizer.think_start) > begun.rfind(tokenizer.think_end))
+        return rendered.segments[-1].rstrip().endswith(tokenizer.think_start)
+
+
+def _left_out(job: Job, index: int, role: str) -> LineError:
+    """What to say of a message that the template swallows, by its place among those that were rendered."""
+    before = 0 if job.system_prompt is None else 1
+    field = "system_prompt" if index < before else f"messages[{index - before}]"
+    remedy = "put it first, or into a 'user' message" if role == "system" else "put it into a 'user' message"
+    message = f"would be lost: the model's chat template leaves a message of role '{role}' out there; {remedy}"
+    return LineError("unsupported", field, message)

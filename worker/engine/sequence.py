@@ -20,7 +20,8 @@ class PreparedLine:
     ``key`` is the caller's identity of the line and opaque here. ``prompt`` holds at least one token id.
     ``sampling`` has its seed filled in. ``eos`` are the ids that end a text: the model's and the line's own.
     ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``reasoning_open`` says that the prompt ends inside
-    a thinking block. Lines of a lower ``rank`` begin before those of a higher one.
+    a thinking block, ``continues`` that what is generated is read on from the prompt's own end: its first space is part
+    of the text. Lines of a lower ``rank`` begin before those of a higher one.
     """
 
     key: Hashable
@@ -29,6 +30,7 @@ class PreparedLine:
     eos: frozenset[int]
     xtc_exempt: tuple[int, ...] = ()
     reasoning_open: bool = False
+    continues: bool = False
     rank: int = 0
 
 
