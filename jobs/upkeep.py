@@ -6,6 +6,7 @@ from jobs.connect import refusing
 from jobs.ending import expire_due
 from jobs.holding import start_due
 from jobs.keeping import purge_due
+from jobs.orphans import tend_orphans
 from jobs.retrying import resume
 from jobs.store import Store
 
@@ -14,7 +15,7 @@ __all__ = ["upkeep"]
 
 def upkeep(store: Store) -> None:
     """Begin batches whose time has come, end those whose time is up, remove those that were kept for long enough, and
-    dead uploads, and go on with dead retries.
+    dead uploads, go on with dead retries, and put back shards that are in no queue.
 
     Raises:
         RefusedError: somebody put something else where Redis keeps who is at it.
@@ -25,3 +26,4 @@ def upkeep(store: Store) -> None:
         purge_due(store)
         store.sweep()
         resume(store)
+        tend_orphans(store)
