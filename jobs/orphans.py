@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import orjson
 
@@ -28,7 +28,7 @@ from jobs.store import REJECTED_GROUP, Store
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["LOOK_S", "PUT_BACK_S", "Orphans", "find_orphans", "marked_orphans", "remake_job", "restore", "tend_orphans"]
+__all__ = ["LOOK_S", "PUT_BACK_S", "Orphans", "find_orphans", "known_orphans", "remake_job", "restore", "tend_orphans"]
 
 log = logging.getLogger("promptmill.jobs")
 
@@ -131,13 +131,10 @@ return queued
 
 @dataclass(frozen=True, slots=True)
 class Orphans:
-    """How many shards of a batch are in no queue, and how many lines they have."""
+    """How many shards of a batch are in no queue, and how many lines they have; None where that was not looked at."""
 
     shards: int
-    lines: int
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"shards": self.shards, "lines": self.lines}
+    lines: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +182,15 @@ def find_orphans(store: Store, batch_id: str) -> Orphans | None:
     return Orphans(len(lost.rows), sum(row.lines for row in lost.rows)) if lost is not None and lost.rows else None
 
 
-def marked_orphans(connection: Redis, batch_ids: Sequence[str]) -> frozenset[str]:
-    """Those of some batches of which workers have found shards that are in no queue, and have not put them back yet."""
+def known_orphans(connection: Redis, batch_ids: Sequence[str]) -> dict[str, Orphans]:
+    """The shards that workers have found in no queue and not put back yet, of those of some batches that have any; no
+    queue is read for it."""
     with connection.pipeline(transaction=False) as pipe:
         for batch_id in batch_ids:
-            pipe.exists(BatchKeys(batch_id).orphans)
+            pipe.hlen(BatchKeys(batch_id).orphans)
         found = replies(pipe)
-    return frozenset(batch_id for batch_id, marked in zip(batch_ids, found, strict=True) if marked)
+    counts = zip(batch_ids, found, strict=True)
+    return {batch_id: Orphans(count) for batch_id, count in counts if isinstance(count, int) and count}
 
 
 def remake_job(store: Store, batch_id: str, number: int, queue: str) -> bool:

@@ -13,9 +13,10 @@ from jobs.store import Store
 __all__ = ["upkeep"]
 
 
-def upkeep(store: Store) -> None:
+def upkeep(store: Store, *, orphans: bool = True) -> None:
     """Begin batches whose time has come, end those whose time is up, remove those that were kept for long enough, and
-    dead uploads, go on with dead retries, and put back shards that are in no queue.
+    dead uploads, and go on with dead retries. With ``orphans`` also put back shards that are in no queue: for that all
+    queues are read, which is for those who are there anyway.
 
     Raises:
         RefusedError: somebody put something else where Redis keeps who is at it.
@@ -26,4 +27,5 @@ def upkeep(store: Store) -> None:
         purge_due(store)
         store.sweep()
         resume(store)
-        tend_orphans(store)
+        if orphans:
+            tend_orphans(store)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+from rq import Queue, SimpleWorker
 from rq.job import Job
 from rq.registry import CanceledJobRegistry, FailedJobRegistry
 from rq.serializers import JSONSerializer
@@ -23,8 +26,11 @@ from jobs.keys import ORPHANS_LOOK, BatchKeys
 from jobs.orphans import CONFIRM_S, LOOK_S, PUT_BACK_S, Orphans, find_orphans, restore, tend_orphans
 from jobs.results import ordered_records
 from jobs.store import Store
+from jobs.tasks import REFUSED_ID
 from jobs.upkeep import upkeep
-from tests.pool import MODEL, make_batch, prompts, work
+from submit.cli import main
+from submit.runqueue import QUEUE as SCHEDULES, RunQueue
+from tests.pool import MODEL, make_batch, prompts, publish, work
 from tests.waiting import until
 from worker.lease import MAINTENANCE_S, ShardWorker
 
@@ -291,7 +297,11 @@ def plain_worker(store: Store, log: Path, queue: str) -> Iterator[Callable[[], s
         try:
             yield lambda: log.read_text()
         finally:
-            process.kill()  # its work horse ends with its sleep
+            listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+            pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+            process.kill()
+            for child in (pid for pid, parent in pairs if parent == process.pid):  # its work horse sleeps
+                os.kill(child, signal.SIGKILL)
             process.wait()
 
 
@@ -314,3 +324,111 @@ def test_a_plain_rq_worker_holds_nothing_up(store: Store, tmp_path: Path, shards
     assert store.batch(batch_id).status == "completed"
     assert queued(store) == Counter()
     assert list(store.connection.scan_iter("rq:job:*")) == []
+
+
+def run_one(store: Store, name: str, meanwhile: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a plain RQ worker run one job of a queue in this process; ``meanwhile`` happens in its pause."""
+    monkeypatch.setattr("jobs.tasks.time.sleep", lambda _: meanwhile())
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    queue = Queue(name, connection=store.connection, serializer=JSONSerializer)
+    try:
+        SimpleWorker([queue], connection=store.connection, serializer=JSONSerializer).work(burst=True, max_jobs=1)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_a_plain_rq_worker_leaves_rqs_books_in_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it goes on after its pause, a worker of ours has the shard: its lease and its job stay as they are, and RQ
+    shows one failed job, which is none of the batch's."""
+    batch_id = make_batch(store, prompts(LINES))
+    worker = ShardWorker(store, [QUEUE], "mini.1")
+
+    def meanwhile() -> None:
+        shard = worker.take([QUEUE])
+        assert shard is not None
+        assert worker.begin(shard) is not None
+
+    run_one(store, QUEUE, meanwhile, monkeypatch)
+    assert queued(store) == each_once(batch_id, 1)
+    assert store.connection.hget(f"rq:job:{batch_id}-0", "status") == b"started"
+    assert FailedJobRegistry(QUEUE, connection=store.connection).get_job_ids(cleanup=False) == [REFUSED_ID]
+    assert 0 < store.connection.ttl(f"rq:job:{REFUSED_ID}") <= 3600
+    rq(store, "requeue", "--all", "--queue", QUEUE, "--serializer", "rq.serializers.JSONSerializer")
+    assert ShardWorker(store, [QUEUE], "mini.2").take([QUEUE]) is None
+    assert put_back(store) == 0
+
+
+def test_a_plain_rq_worker_without_promptmill_takes_each_shard_once(store: Store, tmp_path: Path) -> None:
+    """Where the function cannot be found, as in another project that has a module of its name, RQ does not try again
+    and again: the shards have failed, until upkeep puts them back."""
+    batch_id = live_batch(store)
+    (tmp_path / "worker.py").write_text("")
+    url = "unix://" + store.connection.connection_pool.connection_kwargs["path"]
+    command = [str(Path(sys.executable).with_name("rq")), "worker", "--burst", "--url", url, "--path", str(tmp_path)]
+    command += ["--serializer", "rq.serializers.JSONSerializer", QUEUE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.count("exception raised while executing") == SHARDS
+    assert queued(store) == Counter()
+    assert put_back(store) == SHARDS
+    finish(store, batch_id)
+
+
+def test_a_schedules_run_taken_by_a_plain_rq_worker_is_made_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler queues it anew within a second; the plain worker is kept from taking that too, and what it does in
+    the end is no harm."""
+    runs = RunQueue(store)
+    runs.sync({("nightly", 1): "a run"})
+    runs.move()
+    taken = []
+
+    def meanwhile() -> None:
+        runs.sync({("nightly", 1): "a run"})
+        runs.move()
+        taken.append(runs.take())
+
+    run_one(store, SCHEDULES, meanwhile, monkeypatch)
+    assert [run and run[0] for run in taken] == [("nightly", 1)]
+    assert store.connection.exists("rq:job:cron-nightly-1")
+    runs.done(("nightly", 1))
+    assert runs.take() is None
+
+
+def test_status_says_that_shards_are_in_no_queue(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """As text and as JSON, whoever emptied the queue and whether or not a worker is there; until they are back."""
+    batch_id = live_batch(store)
+    url = "unix://" + store.connection.connection_pool.connection_kwargs["path"]
+
+    def status(*flags: str) -> str:
+        assert main(["status", batch_id, "--redis", url, *flags]) == 0
+        return capsys.readouterr().out
+
+    assert "no queue" not in status()
+    rq(store, "empty", QUEUE)
+    said = "waiting: 3 shards (150 lines) are in no queue: start `promptmill worker`, which puts them back"
+    assert f"in_progress, {said}" in status()
+    publish(store, "mini.1", queues=[QUEUE])
+    assert "(150 lines) are in no queue: a worker puts them back within 45 s" in status()
+    found = orjson.loads(status("--json"))
+    assert found["orphans"] == {"shards": 3, "lines": 150}
+    assert "are in no queue" in found["waiting"]
+    assert restore(store) == 0
+    assert main(["status", "--redis", url]) == 0
+    assert "waiting" in capsys.readouterr().out
+    assert put_back(store) == SHARDS
+    assert orjson.loads(status("--json"))["orphans"] is None
+    assert "no queue" not in status()
+
+
+def test_status_says_it_beside_lines_under_way(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """One shard is worked on, the other is nowhere."""
+    batch_id = make_batch(store, prompts(2 * LINES))
+    store.connection.lrem(f"rq:queue:{QUEUE}", 0, f"{batch_id}-1")
+    line = {"batch_id": batch_id, "index": 0, "id": "row-0", "phase": "decode"}
+    publish(store, "mini.1", queues=[QUEUE], state="busy", in_flight=[line])
+    url = "unix://" + store.connection.connection_pool.connection_kwargs["path"]
+    assert main(["status", batch_id, "--redis", url]) == 0
+    out = capsys.readouterr().out
+    assert "some of its lines wait: 1 shard (50 lines) is in no queue: a worker puts it back within 45 s" in out
