@@ -8,6 +8,7 @@ __all__ = [
     "BATCHES",
     "EXPIRING",
     "KEEPING",
+    "ORPHANS_LOOK",
     "PAUSED",
     "PREFIX",
     "RQ_SUSPENDED",
@@ -38,6 +39,8 @@ KEEPING = PREFIX + "keeping"
 """Sorted set of batches that are done, by the time at which they are removed (of Redis' clock)."""
 WEBHOOKS = PREFIX + "webhooks"
 """Sorted set of batches whose end is to be told to a webhook, by the time of the next try (of Redis' clock)."""
+ORPHANS_LOOK = PREFIX + "orphans"
+"""String: somebody has just looked for orphans (see :mod:`jobs.orphans`); gone when it is time to look again."""
 PAUSED = PREFIX + "paused"
 """Hash: name of a worker, or of all workers so named on a host -> when it was paused."""
 
@@ -104,6 +107,11 @@ class BatchKeys:
         """Set: names of the queues the batch goes to."""
         return f"{self.info}:q"
 
+    @property
+    def orphans(self) -> str:
+        """Hash: number of a shard that is in no queue -> when that was first seen (of Redis' clock)."""
+        return f"{self.info}:orphan"
+
     def payload(self, number: int) -> str:
         """String: the shard's compressed lines."""
         return f"{self.info}:s:{number}"
@@ -114,7 +122,12 @@ class BatchKeys:
 
     def compacted(self, number: int) -> str:
         """String: the shard's records, compressed, once it is done."""
-        return f"{self.info}:d:{number}"
+        return f"{self.compacted_prefix}{number}"
+
+    @property
+    def compacted_prefix(self) -> str:
+        """What stands before the shard's number there, for scripts that look at many."""
+        return f"{self.info}:d:"
 
     def flights(self, number: int) -> str:
         """Hash: index -> the life of a worker that has begun this line and not ended it."""

@@ -25,7 +25,7 @@ from jobs.scripts import ENDED, ENQUEUE
 from jobs.shard import MAX_SHARD_BYTES, Group, decode_lines, unpack
 from jobs.store import REJECTED_GROUP, UPLOAD_LEASE_S, Store
 
-__all__ = ["resume", "retry"]
+__all__ = ["group_of", "resume", "retry"]
 
 log = logging.getLogger("promptmill.jobs")
 
@@ -199,7 +199,7 @@ def _open_shards(store: Store, batch: Batch) -> Iterator[_Shard]:
         if packed is not None and not failures:
             continue
         if group not in queues:
-            queues[group] = queue_name(_group(store, batch, number).key, batch.priority, batch.pool)
+            queues[group] = queue_name(group_of(store, batch, number).key, batch.priority, batch.pool)
         yield _Shard(number, queues[group], lines, failures, others)
 
 
@@ -211,8 +211,12 @@ def _packed(store: Store, keys: BatchKeys, number: int) -> bytes | None:
     return cast("bytes | None", store.connection.get(keys.compacted(number)))
 
 
-def _group(store: Store, batch: Batch, number: int) -> Group:
-    """What all lines of a shard share, read from its first one."""
+def group_of(store: Store, batch: Batch, number: int) -> Group:
+    """What all lines of a shard share, read from its first one.
+
+    Raises:
+        RefusedError, IndexError: its prompts are not in Redis, or are none of ours.
+    """
     payload = store.payload(batch.id, number)
     if payload is None:
         raise RefusedError(f"the prompts of batch {batch.id} are no longer in Redis: submit them again")

@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["JOB_FUNCTION", "RqJobs"]
 
 JOB_FUNCTION = "worker.tasks.run_shard"
-"""The only function a promptmill worker acts on, whatever a job's hash says."""
-
-RETRIES = 1_000_000
-"""RQ's own retry counter is no limit of ours: a plain RQ worker that takes a shard by mistake puts it back."""
+"""The only function a promptmill worker acts on, whatever a job's hash says. RQ's own retries are not asked for: with
+them a plain RQ worker would take a shard thousands of times a second."""
 
 
 class RqJobs:
@@ -37,8 +35,6 @@ class RqJobs:
             result_ttl=0,
             serializer=JSONSerializer,
         )
-        self._model.retries_left = RETRIES
-        self._model.enqueue_at_front_on_retry = True
 
     def save(self, pipe: Any, number: int, lines: int) -> None:
         """Store the job of a shard; it runs once its id is in a queue."""

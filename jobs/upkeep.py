@@ -6,15 +6,17 @@ from jobs.connect import refusing
 from jobs.ending import expire_due
 from jobs.holding import start_due
 from jobs.keeping import purge_due
+from jobs.orphans import tend_orphans
 from jobs.retrying import resume
 from jobs.store import Store
 
 __all__ = ["upkeep"]
 
 
-def upkeep(store: Store) -> None:
+def upkeep(store: Store, *, orphans: bool = True) -> None:
     """Begin batches whose time has come, end those whose time is up, remove those that were kept for long enough, and
-    dead uploads, and go on with dead retries.
+    dead uploads, and go on with dead retries. With ``orphans`` also put back shards that are in no queue: for that all
+    queues are read, which is for those who are there anyway.
 
     Raises:
         RefusedError: somebody put something else where Redis keeps who is at it.
@@ -25,3 +27,5 @@ def upkeep(store: Store) -> None:
         purge_due(store)
         store.sweep()
         resume(store)
+        if orphans:
+            tend_orphans(store)

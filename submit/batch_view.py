@@ -9,6 +9,7 @@ from datetime import datetime
 from rich.text import Text
 
 from jobs.batch import Batch
+from jobs.orphans import Orphans
 from submit.crew import crew_table
 from submit.flight import flight_section, taking_turns
 from submit.overview import described, in_flight, pace, rest_waits, serving
@@ -36,13 +37,14 @@ class BatchScene:
     recent: Rates = Rates()
     memory: int | None = None
     pool_paused: bool = False
+    orphans: Orphans | None = None
 
 
 def draw_batch(scene: BatchScene, width: int, height: int, *, unicode: bool = True) -> list[Text]:
     """At most ``height`` lines of at most ``width`` columns: facts, progress, workers, lines in flight."""
     batch = scene.batch
-    waiting = activity(batch, scene.queues, scene.states, pool_paused=scene.pool_paused)
-    waiting = waiting or rest_waits(batch, scene.queues, scene.states)
+    waiting = activity(batch, scene.queues, scene.states, pool_paused=scene.pool_paused, orphans=scene.orphans)
+    waiting = waiting or rest_waits(batch, scene.queues, scene.states, scene.orphans)
     lines = [_title(batch, scene.now, width), text(""), _progress(batch, width, unicode)]
     if scene.pool_paused and not batch.done:
         lines.insert(1, text(POOL_PAUSED, "magenta"))

@@ -10,6 +10,7 @@ from typing import Protocol
 from jobs.batch import Batch
 from jobs.ending import current
 from jobs.errors import WaitTimeoutError
+from jobs.orphans import known_orphans
 from jobs.results import StoredRecord, finished_records, ordered_records
 from jobs.store import Store
 from submit.formats import make_format
@@ -179,7 +180,8 @@ class _Loop:
             self._looked_at = now
             states = self._workers.read()
             queues = self._workers.queues_of(batch.id, states)
-            waiting = activity(batch, queues, states, pool_paused=pool_is_paused(self._store))
+            orphans = known_orphans(self._store.connection, [batch.id]).get(batch.id)
+            waiting = activity(batch, queues, states, pool_paused=pool_is_paused(self._store), orphans=orphans)
             # Workers publish once a second; lines that finish speak for themselves.
             self._waiting = waiting if self._finished in (None, batch.finished) else None
             self._finished = batch.finished

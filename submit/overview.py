@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ import orjson
 
 from jobs.batch import ID_CUT, Batch
 from jobs.delivery import origin
+from jobs.orphans import Orphans
 from submit.progress import Rates
 from submit.roster import state_text
 from submit.text import (
@@ -27,7 +29,7 @@ from submit.text import (
     table,
 )
 from submit.worker_state import LineInFlight, WorkerState
-from submit.workers import POOL_PAUSED, activity, unserved
+from submit.workers import POOL_PAUSED, activity, orphaned, unserved
 
 __all__ = [
     "NO_BATCHES",
@@ -147,12 +149,14 @@ def batch_object(
     memory: int,
     *,
     pool_paused: bool = False,
+    orphans: Orphans | None = None,
 ) -> dict[str, Any]:
     """The JSON object of one batch: what Redis knows, and what the workers say of it; ``memory`` in bytes."""
     return {
         **batch.as_dict(now),
         "memory_bytes": memory,
-        "waiting": activity(batch, queues, states, pool_paused=pool_paused),
+        "waiting": activity(batch, queues, states, pool_paused=pool_paused, orphans=orphans),
+        "orphans": None if orphans is None else asdict(orphans),
         "unserved": unserved(batch, queues, states),
         "pool_paused": pool_paused,
         "workers": [state.as_dict() for state in serving(batch, states, queues)],
@@ -181,10 +185,12 @@ def detail(
     recent: Rates | None = None,
     memory: int | None = None,
     pool_paused: bool = False,
+    orphans: Orphans | None = None,
 ) -> list[str]:
     """One batch as lines of text: its facts, then its lines in flight."""
     facts = [("batch", batch.id if batch.name is None else f"{batch.id} ({printable(batch.name)})")]
-    waiting, partly = activity(batch, queues, states, pool_paused=pool_paused), rest_waits(batch, queues, states)
+    waiting = activity(batch, queues, states, pool_paused=pool_paused, orphans=orphans)
+    partly = rest_waits(batch, queues, states, orphans)
     facts.append(("status", ", ".join([batch.status, *(why for why in (waiting or partly,) if why)])))
     if pool_paused and not batch.done:
         facts.append(("pool", POOL_PAUSED))
@@ -212,12 +218,15 @@ def detail(
     return lines + _flight_lines(batch, states)
 
 
-def rest_waits(batch: Batch, queues: frozenset[str], states: Sequence[WorkerState]) -> str | None:
+def rest_waits(
+    batch: Batch, queues: frozenset[str], states: Sequence[WorkerState], orphans: Orphans | None = None
+) -> str | None:
     """What a batch waits for whose other lines are worked on; None where that is nothing."""
     missing = unserved(batch, queues, states)
-    if not missing or not in_flight(batch, states):
+    if not (missing or orphans) or not in_flight(batch, states):
         return None
-    return f"some of its lines wait: no worker serves {', '.join(missing)}"
+    why = f"no worker serves {', '.join(missing)}" if orphans is None else orphaned(orphans, states)
+    return f"some of its lines wait: {why}"
 
 
 def described(batch: Batch) -> list[tuple[str, str]]:

@@ -132,7 +132,7 @@ def submit(
         RedisError: the upload was silent for too long and was given up.
     """
     batch = _new_batch(prompts, order, new_id)
-    upkeep(store)
+    upkeep(store, orphans=False)
     start_at = None if order.start_in is None else store.server_time() + order.start_in
     packing = Packing(batch.id, now)
     problems = Problems()

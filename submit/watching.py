@@ -10,6 +10,7 @@ from jobs.batch import Batch
 from jobs.ending import current, expire_due
 from jobs.info import read_batches
 from jobs.keeping import memory
+from jobs.orphans import Orphans, find_orphans, known_orphans
 from submit.overview import batch_object, batch_table, detail
 from submit.progress import Rates, Window
 from submit.roster import worker_objects, worker_table
@@ -26,7 +27,7 @@ __all__ = ["BatchView", "PoolView", "WorkersView"]
 
 MEASURE_S, MEASURE_RATIO = 10.0, 20
 """What a batch takes in Redis is measured again after this long, and after so many times what it took: each of its keys
-is asked for."""
+is asked for. So it is with its shards that are in no queue: all queues are read."""
 
 
 class PoolView:
@@ -60,7 +61,13 @@ class PoolView:
     def _why_waiting(self) -> dict[str, str]:
         live = [batch for batch in self._batches if not batch.done]
         queues = self._workers.queues_of_each([batch.id for batch in live], self._states)
-        said = {batch.id: activity(batch, queues[batch.id], self._states, pool_paused=self._paused) for batch in live}
+        orphans = known_orphans(self._store.connection, [batch.id for batch in live])
+        said = {
+            batch.id: activity(
+                batch, queues[batch.id], self._states, pool_paused=self._paused, orphans=orphans.get(batch.id)
+            )
+            for batch in live
+        }
         return {batch_id: why for batch_id, why in said.items() if why is not None}
 
     def text(self, width: int | None) -> list[str]:
@@ -91,6 +98,7 @@ class BatchView:
         self._recent = Rates()
         self._memory: int | None = None
         self._paused = False
+        self._orphans: Orphans | None = None
         self._measure_at = 0.0
 
     def look(self, *, drawn: bool = False) -> bool:
@@ -101,6 +109,7 @@ class BatchView:
         self._recent = self._window.add(self._now, self._batch)
         if self._now >= self._measure_at:
             self._memory = memory(self._store.connection, self._batch.id)
+            self._orphans = find_orphans(self._store, self._batch.id)
             now = self._store.now()
             self._measure_at = now + max(MEASURE_S, MEASURE_RATIO * (now - self._now))
         return self._batch.done
@@ -109,7 +118,13 @@ class BatchView:
         """Its facts, then its lines in flight."""
         if self._as_json:
             found = batch_object(
-                self._batch, self._now, self._states, self._queues, self._memory or 0, pool_paused=self._paused
+                self._batch,
+                self._now,
+                self._states,
+                self._queues,
+                self._memory or 0,
+                pool_paused=self._paused,
+                orphans=self._orphans,
             )
             return [orjson.dumps(found).decode()]
         return detail(
@@ -120,13 +135,23 @@ class BatchView:
             recent=self._recent,
             memory=self._memory,
             pool_paused=self._paused,
+            orphans=self._orphans,
         )
 
     def draw(self, width: int, height: int, *, unicode: bool = True) -> list[Text]:
         """Its progress, the workers that serve it, its lines in flight."""
         from submit.batch_view import BatchScene, draw_batch
 
-        scene = BatchScene(self._now, self._batch, self._states, self._queues, self._recent, self._memory, self._paused)
+        scene = BatchScene(
+            self._now,
+            self._batch,
+            self._states,
+            self._queues,
+            self._recent,
+            self._memory,
+            self._paused,
+            self._orphans,
+        )
         return draw_batch(scene, width, height, unicode=unicode)
 
 

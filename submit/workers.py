@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from jobs.batch import Batch
 from jobs.connect import foreign_data, replies
 from jobs.keys import BatchKeys, worker_key
+from jobs.orphans import PUT_BACK_S, Orphans
 from jobs.pool import pool_paused
+from submit.text import plural
 from submit.worker_state import WorkerState, parse_state
 
 if TYPE_CHECKING:
@@ -17,7 +19,17 @@ if TYPE_CHECKING:
 
     from jobs.store import Store
 
-__all__ = ["NO_WORKER", "POOL_PAUSED", "RUN_ENDED", "STARTING", "Workers", "activity", "pool_is_paused", "unserved"]
+__all__ = [
+    "NO_WORKER",
+    "POOL_PAUSED",
+    "RUN_ENDED",
+    "STARTING",
+    "Workers",
+    "activity",
+    "orphaned",
+    "pool_is_paused",
+    "unserved",
+]
 
 NO_WORKER = "waiting: no worker serves"
 STARTING = "waiting: its worker is starting"
@@ -147,12 +159,27 @@ def pool_is_paused(store: Store) -> bool:
         return False
 
 
+def orphaned(orphans: Orphans, states: Sequence[WorkerState]) -> str:
+    """That shards are in no queue, as where `rq empty` was said, and what becomes of them."""
+    lines = "" if orphans.lines is None else f" ({plural(orphans.lines, 'line')})"
+    are, them = ("is", "it") if orphans.shards == 1 else ("are", "them")
+    there = f"{plural(orphans.shards, 'shard')}{lines} {are} in no queue: "
+    if states:
+        return f"{there}a worker puts {them} back within {PUT_BACK_S:.0f} s"
+    return f"{there}start `promptmill worker`, which puts {them} back"
+
+
 def activity(
-    batch: Batch, queues: frozenset[str], states: Iterable[WorkerState], *, pool_paused: bool = False
+    batch: Batch,
+    queues: frozenset[str],
+    states: Iterable[WorkerState],
+    *,
+    pool_paused: bool = False,
+    orphans: Orphans | None = None,
 ) -> str | None:
     """Why nothing of a batch seems to happen, for a person; None while its lines are generated, or it is done.
 
-    ``queues`` are those of :meth:`Workers.queues_of`.
+    ``queues`` are those of :meth:`Workers.queues_of`; ``orphans`` its shards that are in none.
     """
     states = list(states)
     if batch.done:
@@ -168,6 +195,8 @@ def activity(
     serving = [state for state in states if queues & set(state.queues)]
     if not serving and batch.pool is not None:
         return RUN_ENDED
+    if orphans is not None:
+        return f"waiting: {orphaned(orphans, states)}"
     if missing := unserved(batch, queues, states):
         return f"{NO_WORKER} {', '.join(missing)}"
     return _served(serving)

@@ -37,6 +37,7 @@ from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 from jobs.connect import foreign_data, refusing
 from jobs.errors import RefusedError
 from jobs.keys import PAUSED, PREFIX
+from jobs.orphans import remake_job
 from jobs.store import Store
 from worker.entries import CLEAN, ShardJob, read_job, short_field
 from worker.scripts import ACKNOWLEDGE, HAND_BACK, LEASE, MARK_FAILED, RECOVER, RENEW
@@ -171,7 +172,7 @@ class ShardWorker(BaseWorker):
         while found := self.store.take(queues):
             queue, job_id = found
             try:
-                shard = read_job(self.connection, queue, job_id)
+                shard = self._read(queue, job_id)
             except RefusedError as error:
                 log.warning("refused job %.80r of queue %s: %s", job_id, queue, error, extra={"action": "refuse_job"})
                 self._drop(queue, job_id)
@@ -182,6 +183,16 @@ class ShardWorker(BaseWorker):
                 return shard
             self._drop(queue, job_id)
         return None
+
+    def _read(self, queue: str, job_id: str) -> ShardJob | None:
+        """The shard of a queue's entry, also where its job was lost; None where there is no such shard to run."""
+        shard = read_job(self.connection, queue, job_id)
+        if shard is not None:
+            return shard
+        batch_id, _, number = job_id.rpartition("-")
+        return (
+            read_job(self.connection, queue, job_id) if remake_job(self.store, batch_id, int(number), queue) else None
+        )
 
     def begin(self, shard: ShardJob) -> Lease | None:
         """Take the lease: from now on a lost worker's shard comes back by itself. None: it was given to another since

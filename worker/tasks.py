@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from jobs.tasks import refuse
+from worker.scripts import HAND_BACK
+
+if TYPE_CHECKING:
+    from rq.job import Job
+
 
 def run_shard(batch_id: str, number: int, lines: int) -> None:
-    """Refuse: a shard needs a worker that keeps a model loaded.
+    """Refuse: a shard needs a worker that keeps a model loaded. It goes back to the end of its queue at once.
 
     Raises:
-        RuntimeError: always; RQ then requeues the shard, and a promptmill worker can take it.
+        RuntimeError: always.
     """
-    raise RuntimeError(
+    from rq import get_current_job
+
+    job = get_current_job()
+    if job is not None:
+        _hand_back(job)
+    refuse(
+        job,
         f"shard {number} of {batch_id} ({lines} lines) was taken by a plain RQ worker: "
-        "start `promptmill worker` on this queue instead"
+        "start `promptmill worker` on this queue instead",
     )
+
+
+def _hand_back(job: Job) -> None:
+    """Give up this worker's lease on a job, and put it back to its queue."""
+    step = job.connection.register_script(HAND_BACK)
+    for execution in job.get_executions():
+        if job.connection.hget(execution.key, "worker_name") == str(job.worker_name).encode():
+            keys = [job.started_job_registry.key, f"rq:queue:{job.origin}", job.key, execution.key]
+            step(keys=[*keys, f"rq:executions:{job.id}"], args=[execution.composite_key, job.id, "RPUSH"])
