@@ -65,7 +65,7 @@ def shard_keys(batch_id: str, number: int) -> list[str]:
     """The keys that a shard has or may have."""
     keys = BatchKeys(batch_id)
     own = [keys.payload(number), keys.records(number), keys.compacted(number), keys.flights(number)]
-    return [*own, keys.tries(number), keys.load_failures(number), f"rq:job:{keys.job_id(number)}"]
+    return [*own, keys.tries(number), keys.refusals(number), f"rq:job:{keys.job_id(number)}"]
 
 
 def read_batches(connection: Redis, ids: Sequence[str]) -> list[Batch]:

@@ -144,9 +144,9 @@ class BatchKeys:
         """Hash: ``number:index`` of lines run again -> length of :attr:`finished` then: earlier places are void."""
         return f"{self.info}:again"
 
-    def load_failures(self, number: int) -> str:
-        """Set: workers on which the shard's model could not be loaded."""
-        return f"{self.info}:lf:{number}"
+    def refusals(self, number: int) -> str:
+        """Set: the lives of workers that refused the shard."""
+        return f"{self.info}:no:{number}"
 
     def job_id(self, number: int) -> str:
         """The RQ job of a shard; RQ allows only letters, digits, ``_`` and ``-``."""

@@ -57,7 +57,7 @@ return 1
 
 REOPEN = """
 -- Take back a shard's failures and have its job pend; -1 where the retry is over.
--- KEYS: info, uploading, finished, retried, compacted, records, tries, load failures, pending, queues, the job's
+-- KEYS: info, uploading, finished, retried, compacted, records, tries, refusals, pending, queues, the job's
 -- executions, flights.
 -- ARGV: batch id, now, shard number, job id, failures, then index and attempt of each, then index and record of others.
 if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' or not redis.call('ZSCORE', KEYS[2], ARGV[1]) then
@@ -230,7 +230,7 @@ def _reopen(store: Store, batch_id: str, shard: _Shard) -> bool:
     keys, number = BatchKeys(batch_id), shard.number
     job_id = keys.job_id(number)
     wanted = [keys.info, UPLOADING, keys.finished, keys.retried, keys.compacted(number), keys.records(number)]
-    wanted += [keys.tries(number), keys.load_failures(number), keys.pending(shard.queue)]
+    wanted += [keys.tries(number), keys.refusals(number), keys.pending(shard.queue)]
     wanted += [keys.queues, f"rq:executions:{job_id}", keys.flights(number)]
     arguments: list[Any] = [batch_id, repr(store.server_time()), number, job_id, len(shard.failures)]
     for index, attempt in shard.failures.items():

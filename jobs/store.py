@@ -42,7 +42,6 @@ UPLOAD_LEASE_S = 120.0
 REJECTED_GROUP = -1
 """The group number of shards that hold records of lines refused at submission."""
 
-LOAD_FAILURES_S = 30 * 86400
 MAX_JOB_ID_BYTES = 64
 """An RQ job's id is its batch's, 28 characters, and a number."""
 
@@ -417,13 +416,6 @@ class Store:
             pipe.exists(keys.compacted(attempt.number))
             fence, done = pipe.execute()
         return _holds(attempt, fence) and not done
-
-    def note_load_failure(self, batch_id: str, number: int, worker: str) -> frozenset[str]:
-        """Remember that ``worker`` cannot load a shard's model; all workers that could not."""
-        key = BatchKeys(batch_id).load_failures(number)
-        self.connection.sadd(key, worker)
-        self.connection.expire(key, LOAD_FAILURES_S)  # the batch may be gone by now
-        return frozenset(item.decode(errors="replace") for item in cast("set[bytes]", self.connection.smembers(key)))
 
     # --- what both read ---
 

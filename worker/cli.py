@@ -24,6 +24,7 @@ from jobs.size import parse_size
 from worker.compute import DECODE_CONCURRENCY, EngineSettings
 from worker.held import MAX_ATTEMPTS
 from worker.lease import machine
+from worker.loadfailures import PATIENCE_S
 from worker.metrics import PrometheusMetrics
 from worker.permissions import check_permissions
 from worker.service import Service, ServiceSettings
@@ -211,6 +212,10 @@ def _check_name(_ctx: click.Context, _param: click.Parameter, name: str | None) 
     help="Let a Mac fall asleep when nobody uses it, as it is set up, even while lines are under way.",
 )  # fmt: skip
 @click.option(
+    "--load-patience", type=click.FloatRange(0), default=PATIENCE_S, show_default=True, metavar="SECONDS",
+    help="A model that cannot be loaded is tried again and again for this long; then its lines get error records.",
+)  # fmt: skip
+@click.option(
     "--name", callback=_check_name,
     help="Name of this worker: letters, digits, dots, _ and -.  [default: the host's]",
 )  # fmt: skip
@@ -274,6 +279,7 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
         revision=flags["revision"],
         trust_remote_code=flags["trust_remote_code"],
         autotune=_data_folder() / TUNED_FILE if flags["autotune"] else None,
+        load_patience_s=flags["load_patience"],
         **chosen,
     )
     return ServiceSettings(

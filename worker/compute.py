@@ -18,6 +18,7 @@ from jobs.errors import ModelLoadError, SickModelError
 from jobs.shard import Group
 from worker.held import LineKey
 from worker.isolation import Isolation
+from worker.loadfailures import PATIENCE_S, LoadFailure, failed_again
 from worker.warm import Size, left_for_caches, readable, refuse_too_large
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DECODE_CONCURRENCY",
-    "LOAD_BACKOFF_S",
     "THREAD_NAME",
     "Compute",
     "EngineSettings",
@@ -41,8 +41,6 @@ log = logging.getLogger("promptmill.worker")
 
 SNAPSHOT_S = 0.5
 DECODE_CONCURRENCY = 32
-LOAD_BACKOFF_S = 60.0
-"""A model that could not be loaded is not tried again for this long; it is said of each shard at once."""
 SHORT_ROW = 256
 """Tokens of a line that any worker should have room for; it warns where it has not."""
 THREAD_NAME = "compute"
@@ -71,6 +69,7 @@ class EngineSettings:
     revision: str | None = None
     trust_remote_code: bool = False
     autotune: Path | None = None
+    load_patience_s: float = PATIENCE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ class Compute(threading.Thread):
     ``unstored()`` is how many ended lines have no stored record yet, None while Redis is out.
     ``failure`` holds the exception that ended the thread, if one did, and ``failed_group`` the model that was at work
     then, ``alone`` the line if it was the only one under way: the worker hands back and exits.
-    ``loads``, ``unloads`` and ``load_failures`` count those of each model.
+    ``loads``, ``unloads`` and ``load_failures`` count those of each model; ``failed`` has those that cannot be loaded.
     ``loaded`` has the measured sizes of the loaded models; ``budget`` is the memory for all of them and their caches
     (None: no limit), known once a size was asked for or a model loaded; ``memory_limit`` is that with the draft model.
 
@@ -149,7 +148,7 @@ class Compute(threading.Thread):
         self._served: dict[Group, ServedModel] = {}
         self._draft: LoadedModel | None = None
         self._past = dict.fromkeys(COUNTED, 0)
-        self._failed: dict[Group, tuple[float, ModelLoadError]] = {}
+        self.failed: Mapping[Group, LoadFailure] = MappingProxyType({})
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._snapshot_at = 0.0
         self._pending: dict[Group, int] = {}
@@ -282,10 +281,10 @@ class Compute(threading.Thread):
         self._pending = {group: engine.pending for group, engine in self._engines.items()}
 
     def _attempt(self, group: Group, future: Future[T], work: Callable[[Group], T]) -> None:
-        """Do what may take long and may fail; a failure stands for a while."""
-        since, failed = self._failed.get(group, (0.0, None))
-        if failed is not None and time.monotonic() - since < LOAD_BACKOFF_S:
-            future.set_exception(failed)
+        """Do what may take long and may fail; a failure stands until it is time to try again."""
+        failed = self.failed.get(group)
+        if failed is not None and time.monotonic() < failed.again_at:
+            future.set_exception(failed.error)
             return
         if group in self._engines:
             future.set_result(work(group))  # it is known already
@@ -305,11 +304,13 @@ class Compute(threading.Thread):
             # A new one, without the traceback: its frames would keep what was loaded so far.
             failure = ModelLoadError(str(error), error.field)
         self.loading = None
+        others = {other: known for other, known in self.failed.items() if other != group}
         if failure is None:
-            self._failed.pop(group, None)
+            self.failed = MappingProxyType(others)
             future.set_result(result)
         else:
-            self._failed[group] = (time.monotonic(), failure)
+            again = failed_again(failed, failure, time.monotonic(), self.settings.load_patience_s)
+            self.failed = MappingProxyType({**others, group: again})
             self.load_failures[group] += 1
             free_memory()
             future.set_exception(failure)

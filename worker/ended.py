@@ -6,16 +6,20 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import orjson
+
 from jobs.errors import LineError
+from jobs.line import MAX_ID_LENGTH
 from jobs.record import Choice, RunStats, error_record, result_record
 from jobs.store import FinishedLine
 from worker.held import HeldShard
 
 if TYPE_CHECKING:
+    from jobs.shard import ShardLine
     from worker.compute import ServedModel
     from worker.engine.sequence import Finished
 
-__all__ = ["EndedLine", "FailedLine", "may_pass", "record_of"]
+__all__ = ["EndedLine", "FailedLine", "failed_line", "may_pass", "record_of"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -41,6 +45,11 @@ class FailedLine:
     message: str
     param: str | None
     at: float
+
+
+def failed_line(held: HeldShard, line: ShardLine, error: LineError, at: float) -> FailedLine:
+    """A line that ``error`` ends, at ``at`` seconds since the epoch."""
+    return FailedLine(held, line.index, error.code, error.at(line.line).text, error.field, at)
 
 
 def may_pass(item: EndedLine) -> bool:
@@ -71,7 +80,7 @@ def _failure(item: EndedLine | FailedLine, worker: str, code: str, message: str,
     except LineError:
         job = None
     record = error_record(
-        line_id=job.id if job is not None else f"line-{line.line}",
+        line_id=job.id if job is not None else _id_of(line),
         index=item.index,
         batch_id=held.attempt.batch_id,
         code=code,
@@ -86,6 +95,18 @@ def _failure(item: EndedLine | FailedLine, worker: str, code: str, message: str,
         metadata=job.metadata if job is not None else None,
     )
     return FinishedLine(item.index, False, 0, 0, 0, record)
+
+
+def _id_of(line: ShardLine) -> str:
+    """The user's own id of a line that this worker does not take, where it can be read."""
+    try:
+        data = orjson.loads(line.raw)
+    except orjson.JSONDecodeError:
+        data = None
+    name = data.get("custom_id" if "body" in data else "id") if isinstance(data, dict) else None
+    if isinstance(name, str) and 1 <= len(name) <= MAX_ID_LENGTH and name.isprintable():
+        return name
+    return f"line-{line.line}"
 
 
 def _result(item: EndedLine, worker: str) -> FinishedLine:

@@ -16,6 +16,7 @@ from rq.serializers import JSONSerializer
 from jobs.batch import is_batch_id
 from jobs.connect import refusing
 from jobs.errors import RefusedError
+from jobs.refusals import is_listed
 from jobs.rqjobs import JOB_FUNCTION
 from jobs.shard import MAX_INDEX, MAX_SHARD_LINES
 
@@ -50,13 +51,16 @@ return removed
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """A dequeued RQ job, checked to be one of ours."""
+    """A dequeued RQ job, checked to be one of ours.
+
+    ``refusal`` says what is wrong with the job of a shard that a batch has, as when a newer version wrote it.
+    """
 
     job: Job
     queue: str
     batch_id: str
     number: int
-    lines: int
+    refusal: str | None = None
 
 
 def read_job(connection: Redis, queue: str, job_id: str) -> ShardJob | None:
@@ -70,22 +74,25 @@ def read_job(connection: Redis, queue: str, job_id: str) -> ShardJob | None:
     batch_id, _, digits = job_id.rpartition("-")
     if not (is_batch_id(batch_id) and digits.isascii() and digits.isdecimal() and len(digits) <= 15):
         raise RefusedError("its id is no shard's")
+    refusal = None
     with refusing(f"job {job_id}"):
-        data = short_field(connection, f"rq:job:{job_id}", "data", MAX_DATA_BYTES)
         # RQ is about to keep its leases there.
         connection.zcard(f"rq:executions:{job_id}")
-    if data is None:
-        return None
-    number, lines = _arguments(data, batch_id)
-    if str(number) != digits:
-        raise RefusedError("its id is not its shard's")
+        if not connection.hexists(f"rq:job:{job_id}", "data"):
+            return None
+    try:
+        _check(short_field(connection, f"rq:job:{job_id}", "data", MAX_DATA_BYTES) or b"", batch_id, digits)
+    except RefusedError as error:
+        if str(int(digits)) != digits or not is_listed(connection, batch_id, int(digits)):
+            raise
+        refusal = str(error)
     job = Job(id=job_id, connection=connection, serializer=JSONSerializer)
     job.origin = queue
-    return ShardJob(job, queue, batch_id, number, lines)
+    return ShardJob(job, queue, batch_id, int(digits), refusal)
 
 
-def _arguments(data: bytes, batch_id: str) -> tuple[int, int]:
-    """The number and lines of the shard that a job's data names, as RQ packs them."""
+def _check(data: bytes, batch_id: str, digits: str) -> None:
+    """See that a job's data, as RQ packs it, names the shard of its id."""
     try:
         call: Any = orjson.loads(_inflated(data))
         function, instance, arguments, keywords = call
@@ -98,7 +105,8 @@ def _arguments(data: bytes, batch_id: str) -> tuple[int, int]:
         raise RefusedError("its arguments are not a shard's")
     if named != batch_id or not 0 <= number <= MAX_INDEX or not 0 < lines <= MAX_SHARD_LINES:
         raise RefusedError("its arguments are not its shard's")
-    return number, lines
+    if str(number) != digits:
+        raise RefusedError("its id is not its shard's")
 
 
 def _inflated(data: bytes) -> bytes:

@@ -31,6 +31,7 @@ class HeldShard:
     the shard is finished, handed back or lost, and whoever sets it removes the shard from the worker's table.
     ``rank`` is what its lines go by: those of a lower one begin first. ``paused`` says that its batch is held back,
     ``withdrawing`` that no more of its lines are to begin here, ``withdrawn`` that none of them is under way any more.
+    ``refused`` are lines that no live worker takes: they are not to be prepared.
     ``lease`` and ``attempt`` are renewed when this worker takes its own shard up again, as after an outage.
     """
 
@@ -50,6 +51,7 @@ class HeldShard:
     withdrawn: bool = False
     remaining: set[int] = field(default_factory=set)
     jobs: dict[int, Job] = field(default_factory=dict)
+    refused: dict[int, LineError] = field(default_factory=dict)
     ended: threading.Event = field(default_factory=threading.Event)
     taken_under: int = field(init=False)
 

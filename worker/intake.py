@@ -11,10 +11,10 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 
-from jobs.errors import LineError, ModelLoadError, ProblemLine
+from jobs.errors import LineError, ModelLoadError
 from jobs.shard import Group, ShardLine
 from worker.compute import Compute, ServedModel
-from worker.ended import FailedLine
+from worker.ended import failed_line
 from worker.held import HeldShard
 from worker.writer import Writer
 
@@ -33,7 +33,8 @@ class Work:
     after_s: float = 0.0
 
     def todo(self) -> list[ShardLine]:
-        return [line for line in self.held.todo() if self.again in (None, line.index)]
+        todo = (line for line in self.held.todo() if line.index not in self.held.refused)
+        return [line for line in todo if self.again in (None, line.index)]
 
 
 class Intake(threading.Thread):
@@ -59,8 +60,9 @@ class Intake(threading.Thread):
         self._count_lock = threading.Lock()
 
     def put(self, held: HeldShard, loading: Future[ServedModel]) -> None:
-        self._count(held.group, len(held.remaining))
-        self._queue.put(Work(held, loading))
+        work = Work(held, loading)
+        self._count(held.group, len(work.todo()))
+        self._queue.put(work)
 
     def put_again(self, held: HeldShard, loading: Future[ServedModel], index: int, after_s: float) -> None:
         """Try a line once more."""
@@ -98,26 +100,24 @@ class Intake(threading.Thread):
         if held.hopeless(line.index):
             deaths, tries = held.attempt.deaths.get(line.index, 0), held.attempt.failures(line.index)
             message = f"{deaths} of {tries} attempts at this line ended with the death of their worker"
-            self._fail(held, line, "worker_crashed" if deaths else "internal_error", message, None)
+            self._fail(held, line, LineError("worker_crashed" if deaths else "internal_error", None, message))
             said = "line %d of %s is given up: %s"
             log.warning(said, line.line, held.attempt.batch_id, message, extra={"action": "line_given_up"})
             return
         try:
             prepared = served.preparer.prepare(held.job(line), key=held.key(line.index), rank=held.rank)
         except LineError as error:
-            self._fail(held, line, error.code, error.message, error.field)
+            self._fail(held, line, error)
         except Exception as error:
             # A template or tokenizer can raise anything on odd input: that is this line's failure, nobody else's.
             log.exception("line %d of %s cannot be prepared", line.line, held.attempt.batch_id)
-            self._fail(held, line, "internal_error", f"the prompt cannot be prepared: {error}", None)
+            self._fail(held, line, LineError("internal_error", None, f"the prompt cannot be prepared: {error}"))
         else:
             tries = held.attempt.failures(line.index)
             self._compute.add(held.group, prepared, alone=held.suspect(line.index), after_s=after_s, tries=tries)
 
-    def _fail(self, held: HeldShard, line: ShardLine, code: str, message: str, param: str | None) -> None:
-        self._writer.put(
-            FailedLine(held, line.index, code, ProblemLine(line.line, code, param, message).text, param, self._now())
-        )
+    def _fail(self, held: HeldShard, line: ShardLine, error: LineError) -> None:
+        self._writer.put(failed_line(held, line, error, self._now()))
 
     def unprepared(self, group: Group) -> int:
         """Lines taken for a model and not yet with its engine."""

@@ -91,9 +91,10 @@ class Lease:
 class ShardWorker(BaseWorker):
     """An RQ worker for shards: visible to RQ's tools, never forking, JSON only, running only our own function."""
 
-    def __init__(self, store: Store, queues: Sequence[str], name: str) -> None:
+    def __init__(self, store: Store, queues: Sequence[str], name: str, life: str | None = None) -> None:
         super().__init__(list(queues), name=name, connection=store.connection, serializer=JSONSerializer, worker_ttl=60)
         self.store = store
+        self.life = life or f"{name}/{uuid.uuid4().hex}"
         self._renew_leases = store.connection.register_script(RENEW)
         self._recover_leases = store.connection.register_script(RECOVER)
         self._acknowledge = store.connection.register_script(ACKNOWLEDGE)
@@ -138,7 +139,7 @@ class ShardWorker(BaseWorker):
 
     def _register(self) -> None:
         self.register_birth()
-        self.connection.hset(self.key, "machine", machine())
+        self.connection.hset(self.key, mapping={"machine": machine(), "life": self.life})
 
     def end(self) -> None:
         """Deregister."""
@@ -315,22 +316,17 @@ class ShardWorker(BaseWorker):
         except RefusedError:
             return b""
 
-    def served_by(self, queue: str) -> frozenset[str]:
-        """Names of the live workers on a queue, this one among them."""
-        start = self.redis_worker_namespace_prefix
-        keys = [key for key in self._registered(queue) if key.startswith(start)]
-        with self.connection.pipeline(transaction=False) as pipe:
-            for key in keys:
-                pipe.exists(key)
-            alive = pipe.execute()
-        return frozenset(key.removeprefix(start) for key, exists in zip(keys, alive, strict=True) if exists) | {
-            self.name
-        }
-
-    def _registered(self, queue: str) -> list[str]:
-        """Keys of the workers that RQ lists for a queue; whatever else is listed comes with them."""
-        found = cast("set[bytes]", self.connection.smembers(WORKERS_BY_QUEUE_KEY % queue))
-        return [item.decode(errors="replace") for item in found]
+    def served_by(self, queue: str) -> dict[str, str]:
+        """The live workers on a queue, this one among them: the life of each by its name. RQ's own, which run no
+        shards, are left out."""
+        start, found = self.redis_worker_namespace_prefix, {self.name: self.life}
+        for item in cast("set[bytes]", self.connection.smembers(WORKERS_BY_QUEUE_KEY % queue)):
+            key = item.decode(errors="replace")
+            name = key.removeprefix(start)
+            if key != name != self.name and self._short(key, "machine"):
+                # One of an older version has no life: it is known by its name.
+                found[name] = self._short(key, "life").decode(errors="replace") or name
+        return found
 
 
 def process_alive(pid: int) -> bool:

@@ -18,6 +18,7 @@ import redis.exceptions
 from jobs.attempt import Standing
 from jobs.keys import worker_key
 from worker.lease import RENEW_S
+from worker.loadfailures import published_failures
 from worker.recent import Recent
 from worker.warm import share_out
 
@@ -124,6 +125,8 @@ class Pulse(threading.Thread):
             "models": [group.key for group in service.settings.groups],
             "loaded": [{"model": group.key, "bytes": size} for group, size in share_out(compute.loaded).items()],
             "queues": service.rq.queue_names(),
+            "failing": published_failures(compute.failed, now),
+            "refused": [{"batch_id": batch_id, "reason": why} for batch_id, why in service.refusals.said.items()],
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
             "version": self._version,

@@ -29,16 +29,16 @@ import redis.exceptions
 from jobs.attempt import Verdict
 from jobs.connect import refusing
 from jobs.errors import BatchNotFoundError, BatchPausedError, LineError, ModelLoadError, RefusedError, SickModelError
-from jobs.line import Defaults
 from jobs.naming import process_name
-from jobs.shard import Group, decode_lines
+from jobs.shard import Group
 from jobs.store import Store
 from jobs.upkeep import upkeep
-from worker.compute import LOAD_BACKOFF_S, Compute, EngineSettings
-from worker.ended import EndedLine, FailedLine
+from worker.compute import Compute, EngineSettings
+from worker.ended import EndedLine, failed_line
 from worker.held import MAX_ATTEMPTS, HeldShard, LineKey
 from worker.intake import Intake
 from worker.lease import MAINTENANCE_S, ShardJob, ShardWorker, machine
+from worker.loadfailures import LoadFailures
 from worker.marks import Marks
 from worker.metrics import RETURNED, Metrics
 from worker.models import Models
@@ -46,6 +46,7 @@ from worker.pausing import Pausing
 from worker.power import SleepAssertion, Take, way_to_stay_awake
 from worker.pulse import Pulse
 from worker.recycle import HELD_BACK, RECYCLE
+from worker.refusals import Refusals
 from worker.spool import SPOOL_KEEP_S, Spool
 from worker.trouble import note_trouble
 from worker.turns import Turns
@@ -124,7 +125,9 @@ class Service:
             lengths=lambda queues: self.rq.waiting(queues),
             wanted=self._wanted,
         )
-        self.rq = ShardWorker(self.store, self.turns.queues, self.name)
+        self.rq = ShardWorker(self.store, self.turns.queues, self.name, self._life)
+        self.refusals = Refusals(self.store, self.rq, self.turns.put_off_queue)
+        self.load_failures = LoadFailures(self.rq, lambda: self.compute.failed)
         self.spool = None if settings.spool is None else Spool(settings.spool, self.name, settings.spool_keep_s)
         self.writer = Writer(self.store, self.name, self._shard_ended, self._retry, self.spool, metrics=metrics)
         self.intake = Intake(self.compute, self.writer, self._load_failed, now=now)
@@ -280,8 +283,9 @@ class Service:
 
     def _begin(self, shard: ShardJob, rank: int) -> None:
         lease = self.rq.begin(shard)
-        if lease is None:
+        if lease is None or self.refusals.waits(shard, lease):
             return
+        attempt, group = None, self.turns.group_of(shard.queue)
         try:
             batch = self.store.batch(shard.batch_id)
             attempt = self.store.claim(shard.batch_id, shard.number, self._life)
@@ -290,35 +294,42 @@ class Service:
                 # Our own lease ran out, as when the machine slept: what is generated goes on under the new one.
                 held.lease, held.attempt = lease, attempt
                 return
-            payload = self.store.payload(shard.batch_id, shard.number)
-            if attempt is None or payload is None:
+            if attempt is None:
                 self.rq.acknowledge(lease, 0.0)
                 return
-            lines = decode_lines(payload)
-            defaults = Defaults(batch.defaults)
+            contents = self.refusals.contents(shard, batch, group)
         except BatchPausedError:
             self.rq.hand_back(lease, shard.queue)
             return
-        except (BatchNotFoundError, RefusedError, LineError, ValueError, KeyError, TypeError) as error:
-            log.warning("refused shard %s: %s", lease.job_id, error, extra={"action": "refuse_shard"})
+        except BatchNotFoundError as error:
+            log.warning("removed shard %s: %s", lease.job_id, error, extra={"action": "refuse_shard"})
             self.rq.acknowledge(lease, 0.0)
+            return
+        except (RefusedError, LineError, ValueError, KeyError, TypeError) as error:
+            self.refusals.leave(shard, lease, attempt, error)
             return
         held = HeldShard(
             lease=lease,
             attempt=attempt,
             batch=batch,
-            group=self.turns.group_of(shard.queue),
+            group=group,
             queue=shard.queue,
-            defaults=defaults,
+            defaults=contents.defaults,
             committed_at=batch.times.get("in_progress", self._now()),
-            lines=lines,
+            lines=contents.lines,
             taken_at=self._now(),
             max_attempts=self.settings.max_attempts,
             rank=rank,
         )
+        if not self.refusals.takes(held, contents.refusal):
+            return
         self.held[held.job_id] = held
         self._metrics.shard_taken(held.group)
-        self.intake.put(held, self.models.load(held.group))
+        if len(held.refused) < len(held.remaining) or not held.remaining:
+            self.intake.put(held, self.models.load(held.group))
+        for line in held.todo():
+            if line.index in held.refused:
+                self.writer.put(failed_line(held, line, held.refused[line.index], self._now()))
         self.rq.show_state(busy=True)
 
     def _pause(self) -> None:
@@ -346,12 +357,14 @@ class Service:
         """Writer thread: a shard has come to its end here."""
         if end is End.INCOMPLETE:
             log.warning("Redis lost records of %s; its lines go back", held.job_id, extra={"action": "records_lost"})
-        if end in (End.INCOMPLETE, End.WITHDRAWN):
-            self._return(held)
+        if end in (End.INCOMPLETE, End.WITHDRAWN, End.REFUSED):
+            if end is End.REFUSED:
+                self.refusals.not_stored(held)
+            self._return(held, front=end is not End.REFUSED, outcome=RETURNED if end is not End.REFUSED else end.value)
         else:
             self._metrics.shard_ended(held.group, end.value)
         self._forget(held)
-        if end in (End.FINISHED, End.REFUSED):
+        if end is End.FINISHED:
             self._acknowledge(held)
         if end is not End.FINISHED:
             # The lease of a lost one stays: when it runs out, recovery sees whether anybody else has the shard.
@@ -389,19 +402,20 @@ class Service:
             self.held.pop(held.job_id, None)
 
     def _load_failed(self, held: HeldShard, error: ModelLoadError) -> None:
-        """Intake thread: leave the shard to the other workers of its queue; when none of them can, fail its lines."""
+        """Intake thread: put the model off, and leave the shard to the other workers of its queue; its lines fail when
+        none of them could load it for long."""
         try:
-            failed = self.store.note_load_failure(held.attempt.batch_id, held.attempt.number, self.name)
-            hopeless = self.rq.served_by(held.queue) <= failed
+            final = self.load_failures.verdict(held)
         except redis.exceptions.RedisError:
-            hopeless = False
-        if hopeless:
+            final = None
+        if final is not None:
             for line in held.todo():
-                self.writer.put(
-                    FailedLine(held, line.index, error.code, f"line {line.line}: {error}", error.field, self._now())
-                )
+                self.writer.put(failed_line(held, line, final, self._now()))
             return
-        self.turns.put_off(held.group, LOAD_BACKOFF_S)
+        pause = self.load_failures.due_in(held.group)
+        if self.turns.put_off(held.group, pause):
+            message = "%s cannot be used now: %s; it is tried again in %.0f s"
+            log.warning(message, held.group.key, error, pause, extra={"action": "model_put_off"})
         self._return(held, front=False)
 
     # --- the end ---
@@ -451,12 +465,12 @@ class Service:
                 return  # a model can take minutes to load, and nothing else is under way
             self._pause()
 
-    def _return(self, held: HeldShard, *, front: bool = True) -> bool:
+    def _return(self, held: HeldShard, *, front: bool = True, outcome: str = RETURNED) -> bool:
         """Hand a shard back: its finished lines keep their records, the others go to the next worker. False: Redis is
         out, and the lease expires by itself."""
         held.ended.set()
         self._forget(held)
-        self._metrics.shard_ended(held.group, RETURNED)
+        self._metrics.shard_ended(held.group, outcome)
         try:
             self.store.release(held.attempt, self._verdict(held))
             # Whether or not it was stale: RQ's books say whether the job is still this worker's.

@@ -41,14 +41,14 @@ class Turns:
         self._models, self._lengths, self._wanted, self._clock = models, lengths, wanted, clock
         self._group_of = {queue_name(group.key, priority, pool): group for priority in PRIORITIES for group in groups}
         self._places = {name: place // len(groups) for place, name in enumerate(self._group_of)}
-        self._not_before: dict[Group, float] = {}
+        self._not_before: dict[str, float] = {}
         self._takes: dict[Group, float] = {}
         self._patience = patience
         self._passed: dict[str, tuple[float, int]] = {}
         self.lengths: Mapping[str, int] = {}
         """Jobs that waited in each queue that had any, at the last look."""
         self.waiting = False
-        """Whether a model has work whose turn it is not yet."""
+        """Whether there is work whose turn it is not yet, or that was put off."""
 
     @property
     def queues(self) -> list[str]:
@@ -80,21 +80,29 @@ class Turns:
                 self._passed[other] = (since, shards + 1)
         return rank
 
-    def put_off(self, group: Group, seconds: float) -> None:
-        """Take nothing for a model for a while."""
-        self._not_before[group] = self._clock() + seconds
+    def put_off(self, group: Group, seconds: float) -> bool:
+        """Take nothing for a model for a while; False: so it was already."""
+        queues = [name for name, other in self._group_of.items() if other == group]
+        return any([self.put_off_queue(name, seconds) for name in queues])  # noqa: C419 (each of them)
+
+    def put_off_queue(self, queue: str, seconds: float) -> bool:
+        """Take nothing from a queue for a while; False: so it was already."""
+        now, before = self._clock(), self._not_before.get(queue, 0.0)
+        self._not_before[queue] = max(before, now + seconds)
+        return before <= now
 
     def choose(self, busy: Set[Group]) -> list[str]:
         """Queues to take from, in order; ``busy`` are the models of the shards that are held."""
         now = self._clock()
-        ready = [name for name, group in self._group_of.items() if self._not_before.get(group, 0.0) <= now]
+        ready = [name for name in self._group_of if self._not_before.get(name, 0.0) <= now]
+        put_off = [name for name in self._group_of if name not in ready]
         # Asked for only where models have to take turns.
         filled = [] if self._models.all_fit else list(self._lengths(ready))
         work: dict[Group, int] = {}
         for name in filled:
             work[self._group_of[name]] = min(self.rank_of(name), work.get(self._group_of[name], len(PRIORITIES)))
         takeable = self._models.takeable(work, busy)
-        self.waiting = not takeable.issuperset(work)
+        self.waiting = not takeable.issuperset(work) or bool(put_off and self._lengths(put_off))
         ranks = {name: self.rank_of(name) for name in ready if self._group_of[name] in takeable}
         ready = [name for name, rank in ranks.items() if self._wanted(self._group_of[name], rank)]
 

@@ -49,7 +49,7 @@ class End(enum.Enum):
     WITHDRAWN = "withdrawn"
     """It goes back because of a pause: none of its lines is under way."""
     REFUSED = "refused"
-    """What Redis keeps of it is not ours: nothing can be stored."""
+    """What Redis keeps of it is not ours: nothing can be stored, now at least."""
 
 
 Outcome = FinishedLine | EndedLine | None
@@ -286,7 +286,7 @@ class Writer(threading.Thread):
         self._end(held, End.LOST)
 
     def _refused(self, held: HeldShard, error: RefusedError) -> None:
-        log.error("%s; the shard is dropped", error, extra={"action": "refuse_shard"})
+        log.error("%s; the shard goes back", error, extra={"action": "refuse_shard"})
         self._end(held, End.REFUSED)
 
     def _end(self, held: HeldShard, end: End) -> None:
