@@ -64,6 +64,7 @@ class Preparer:
             eos=eos,
             xtc_exempt=tuple(dict.fromkeys([*self._newline, *sorted(eos)])),
             reasoning_open=self._reasoning_open(job, text, prompt),
+            continues=job.messages is None or job.prefill_response is not None,
         )
 
     def render(self, job: Job) -> str:

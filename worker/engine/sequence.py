@@ -20,7 +20,8 @@ class PreparedLine:
     ``key`` is the caller's identity of the line and opaque here. ``prompt`` holds at least one token id.
     ``sampling`` has its seed filled in. ``eos`` are the ids that end a text: the model's and the line's own.
     ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``reasoning_open`` says that the prompt ends inside
-    a thinking block. Lines of a lower ``rank`` begin before those of a higher one.
+    a thinking block, ``continues`` that what is generated is read on from the prompt's own end: its first space is part
+    of the text. Lines of a lower ``rank`` begin before those of a higher one.
     """
 
     key: Hashable
@@ -29,6 +30,7 @@ class PreparedLine:
     eos: frozenset[int]
     xtc_exempt: tuple[int, ...] = ()
     reasoning_open: bool = False
+    continues: bool = False
     rank: int = 0
 
 
@@ -54,6 +56,7 @@ class Sequence:
     limit_reason: str = "max_tokens"
     xtc_exempt: tuple[int, ...] = ()
     reasoning_open: bool = False
+    continues: bool = False
     tokens: list[int] = field(default_factory=list)
     token_logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
@@ -169,6 +172,7 @@ def sequences_of(line: PreparedLine, context: int | None, now: float) -> list[Se
             limit_reason=reason,
             xtc_exempt=line.xtc_exempt,
             reasoning_open=line.reasoning_open,
+            continues=line.continues,
             submitted_at=now,
         )
         for choice in range(sampling.n)
