@@ -145,10 +145,11 @@ class Sampling:
     stop: tuple[str, ...] = _param(
         "strings",
         (),
-        "ends the text; matched on the text however it was tokenised, and removed from it",
+        "ends the text; matched on the answer's text however it was tokenised, and removed from it",
         high=MAX_STOP_STRINGS,
         default_text="[]",
     )
+    stop_in_reasoning: bool = _param("bool", False, "stop strings look at what the model thinks, too")
     extra_eos_tokens: tuple[str, ...] = _param(
         "strings", (), "tokens of the model that end the text as EOS does", default_text="[]"
     )

@@ -22,19 +22,6 @@ from worker.engine.sequence import Finished, PreparedLine
 POCKET = Path(__file__).parents[2] / "examples" / "pocket" / "model"
 
 
-class LetterDetokenizer:
-    """Text of the letter tokenizer, in the manner of mlx-lm's streaming detokenizers."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def add_token(self, token: int) -> None:
-        self.text += chr(0x100 + token)
-
-    def finalize(self) -> None:
-        pass
-
-
 @dataclass
 class LetterTokenizer:
     """A tokenizer of one letter per token id, for models whose weights are random anyway."""
@@ -44,10 +31,6 @@ class LetterTokenizer:
     think_start: str | None = None
     think_end: str | None = None
     vocab_size: int = 256
-
-    @property
-    def detokenizer(self) -> LetterDetokenizer:
-        return LetterDetokenizer()
 
     def decode(self, tokens: list[int]) -> str:
         return "".join(chr(0x100 + token) for token in tokens)

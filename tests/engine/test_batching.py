@@ -162,28 +162,28 @@ class Narrow:
         return self.inner(tokens, cache)
 
 
-class BrokenDetokenizer:
-    """Fails on the tokens it is told to, and when it is closed."""
+class BrokenTokenizer:
+    """Knows no whole characters, and fails on a token and when it is told to."""
 
-    text = ""
+    has_thinking = False
+    closing = False
 
-    def __init__(self, *tokens: int) -> None:
-        self.tokens = tokens
+    def __init__(self, token: int) -> None:
+        self.token = token
 
-    def add_token(self, token: int) -> None:
-        if token in self.tokens:
-            raise KeyError(token)
-
-    def finalize(self) -> None:
-        raise ValueError("cannot be closed")
+    def decode(self, tokens: list[int]) -> str:
+        if self.closing:
+            raise ValueError("cannot be closed")
+        if self.token in tokens:
+            raise KeyError(self.token)
+        return "".join("\ufffd" for _ in tokens)
 
 
 @pytest.fixture
 def broken(markov: Any) -> Any:
     """A model that counts, with a tokenizer that fails on token 4."""
     model = markov()
-    detokenizer = BrokenDetokenizer(4)
-    object.__setattr__(model, "tokenizer", type("T", (), {"detokenizer": detokenizer, "has_thinking": False})())
+    object.__setattr__(model, "tokenizer", BrokenTokenizer(4))
     return model
 
 
@@ -201,6 +201,7 @@ def test_cancelled_line_that_cannot_be_closed_fails(broken: Any, line_of: Any, r
     engine.add(line_of("a", [10], max_tokens=50, stop=("x",)))
     engine.add(line_of("b", [10], max_tokens=9))
     steps_until(engine, lambda: engine.stats.completion_tokens > 4)
+    broken.tokenizer.closing = True
     engine.cancel("a")
     (finished,) = engine.step()
     assert finished.error.code == "internal_error"

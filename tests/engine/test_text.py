@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mlx_lm import generate
-from mlx_lm.tokenizer_utils import NaiveStreamingDetokenizer
 
 from jobs.line import Defaults, Job, check_line
 from worker.engine.engine import Engine
 from worker.engine.model import LoadedModel
 from worker.engine.prompts import Preparer
-from worker.engine.text import Completion, StopMatcher, TextAssembler, TextStream
+from worker.engine.stops import StopMatcher
+from worker.engine.text import Completion, TextAssembler
+from worker.engine.token_bytes import TextStream, TokenTexts
 
 QUESTIONS = [
     "What is 2 plus 3?",
@@ -63,13 +65,15 @@ def expected(model: LoadedModel, question: str, *, thinking: bool = False, count
 
 
 def test_greedy_text_is_mlx_lms(pocket: LoadedModel, complete: Any) -> None:
-    """Chats and plain prompts run together give the very text that mlx_lm.generate prints for each."""
+    """Chats and plain prompts run together give the very text that mlx_lm.generate prints for each, which leaves out
+    the space that a plain prompt goes on with."""
     plain = ["Once upon a time", "The sun", "2 + 2 ="]
     lines = [chat(question, max_tokens=40) for question in QUESTIONS]
     lines += [{"prompt": text, "max_tokens": 30} for text in plain]
     texts = [completion.text for (completion,) in complete(*lines, decode_concurrency=4)]
     assert texts[: len(QUESTIONS)] == [expected(pocket, question) for question in QUESTIONS]
-    assert texts[len(QUESTIONS) :] == [generate(pocket.model, pocket.tokenizer, text, max_tokens=30) for text in plain]
+    found = [text.removeprefix(" ") for text in texts[len(QUESTIONS) :]]
+    assert found == [generate(pocket.model, pocket.tokenizer, text, max_tokens=30) for text in plain]
 
 
 def test_thinking_is_the_default_and_apart(pocket: LoadedModel, complete: Any) -> None:
@@ -122,7 +126,7 @@ def test_characters_of_several_tokens(pocket: LoadedModel, naive: bool) -> None:
     tokenizer = pocket.tokenizer
 
     def stream() -> TextStream:
-        return TextStream(NaiveStreamingDetokenizer(tokenizer._tokenizer) if naive else tokenizer.detokenizer)
+        return TokenTexts(SimpleNamespace(decode=tokenizer.decode) if naive else tokenizer).stream()
 
     tokens = tokenizer.encode("say 日本 🙂 now", add_special_tokens=False)
     growing = stream()

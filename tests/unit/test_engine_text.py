@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, strategies as st
 
 from jobs.params import Sampling
 from worker.engine.sequence import Sequence, choice_seed
-from worker.engine.text import StopMatcher, TextAssembler, TextStream, split_thinking
+from worker.engine.stops import StopMatcher
+from worker.engine.text import TextAssembler
+from worker.engine.thinking import AnswerParts, split_thinking
+from worker.engine.token_bytes import TextStream, TokenTexts
 
 THINK = ("<think>", "</think>")
 
 
 class Bytes:
-    """A detokenizer whose tokens are bytes, or pieces of text: it gives whole characters only."""
+    """A tokenizer whose tokens are pieces of bytes; behind them there is one for each byte."""
 
     def __init__(self, pieces: list[bytes]) -> None:
-        self.pieces, self.pending, self.text = pieces, b"", ""
+        self.pieces = pieces
 
-    def add_token(self, token: int) -> None:
-        self.pending += self.pieces[token]
-        text = self.pending.decode("utf-8", "replace")
-        if not text.endswith("\ufffd"):
-            self.text, self.pending = self.text + text, b""
+    def convert_ids_to_tokens(self, token: int) -> bytes:
+        return self.pieces[token] if token < len(self.pieces) else bytes([token - len(self.pieces)])
 
-    def finalize(self) -> None:
-        self.text += self.pending.decode("utf-8", "replace")
-        self.pending = b""
+    def encode(self, text: str, **_: Any) -> list[int]:
+        return [len(self.pieces) + byte for byte in text.encode()]
+
+    def decode(self, tokens: list[int]) -> str:
+        return b"".join(map(self.convert_ids_to_tokens, tokens)).decode(errors="replace")
 
 
-def match(pieces: list[bytes], stops: list[str], min_tokens: int = 0) -> tuple[str, str | None, int]:
-    """Text, matched stop string and number of tokens read, of pieces fed one by one."""
-    matcher = StopMatcher(stops, TextStream(Bytes(pieces)), min_tokens)
+class Decoding:
+    """A tokenizer that can but decode."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.decode = Bytes(pieces).decode
+
+
+def stream_of(pieces: list[bytes]) -> TextStream:
+    return TokenTexts(Bytes(pieces)).stream()
+
+
+def match(
+    pieces: list[bytes], stops: list[str], min_tokens: int = 0, *, inside: bool | None = None
+) -> tuple[str, str | None, int]:
+    """Text, matched stop string and number of tokens read, of pieces fed one by one. ``inside``: whether the first
+    is part of a thought, of a model that has some."""
+    answers = None if inside is None else AnswerParts(THINK, inside=inside)
+    matcher = StopMatcher(stops, stream_of(pieces), min_tokens, answers)
     for token in range(len(pieces)):
         if matcher.add(token):
             return matcher.text, matcher.match, token + 1
@@ -83,11 +102,67 @@ def test_min_tokens_guard_the_beginning() -> None:
     assert match([b"a", b"b", b"c"], ["bc"], min_tokens=3) == ("a", "bc", 3)
 
 
-def test_half_a_character_is_left_out() -> None:
+@pytest.mark.parametrize("tokenizer", [Bytes, Decoding])
+def test_half_a_character_is_left_out(tokenizer: Any) -> None:
     """Bytes of a character that was cut by the end of the text are not shown as a replacement character."""
     assert match([b"caf", b"\xc3"], ["zzz"])[0] == "caf"
-    stream = TextStream(Bytes(["\ufffd!".encode(), "日".encode()[:2]]))
+    stream = TokenTexts(tokenizer(["\ufffd!".encode(), "日".encode()[:2]])).stream()
     assert [stream.add(0), stream.add(1), stream.close()] == ["\ufffd!", "\ufffd!", "\ufffd!"]
+
+
+@pytest.mark.parametrize("tokenizer", [Bytes, Decoding])
+def test_invalid_bytes_are_replacement_characters(tokenizer: Any) -> None:
+    """Bytes that are no part of a character are U+FFFD each, as everywhere; a text of nothing else is not empty."""
+    stream = TokenTexts(tokenizer([b"\xff"])).stream()
+    for _ in range(24):
+        stream.add(0)
+    assert stream.close() == 24 * "\ufffd"
+    stream = TokenTexts(tokenizer([b"a\xc3", b"b", b"\xe6", b"\x97", b"\xa5."])).stream()
+    assert [stream.add(token) for token in range(5)][-1] == "a\ufffdb日."
+
+
+@given(data=st.binary(max_size=40), seed=st.integers(0, 99))
+def test_texts_grow_to_what_their_bytes_say(data: bytes, seed: int) -> None:
+    """However bytes are cut into tokens, each text on the way begins the next, and the last is what the bytes decode
+    to, but for an unfinished character at the end."""
+    borders = sorted(random.Random(seed).choices(range(len(data) + 1), k=6))
+    stream = stream_of([data[a:b] for a, b in zip([0, *borders], [*borders, len(data)], strict=True)])
+    seen = [stream.add(token) for token in range(7)]
+    assert all(longer.startswith(shorter) for shorter, longer in itertools.pairwise(seen))
+    whole = data.decode(errors="replace")
+    assert stream.close() in (whole, whole.removesuffix("\ufffd"))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@given(count=st.integers(0, 12), seed=st.integers(0, 99))
+def test_stop_strings_do_not_see_the_thought(inside: bool, count: int, seed: int) -> None:
+    """The thought goes on past a stop string, whether the prompt or the model opened it and wherever its markers are
+    cut into tokens; the answer ends at one. White space at the markers is nobody's."""
+    opened = "" if inside else "\n<think>\n"
+    raw = f"{opened}1 < 2. So.\n\n</think>\n\nYes. No."
+    assert match(cut(raw, count, seed), [".", "\n"], inside=inside)[:2] == (raw.removesuffix(". No."), ".")
+
+
+def test_an_answer_goes_on_after_another_thought() -> None:
+    """What is between two thoughts is searched, what is in them is not."""
+    pieces = [b"<think>", b"x", b"</think>", b"a", b"<think>", b"x", b"</think>", b"b", b"x", b"c"]
+    assert match(pieces, ["x"], inside=False) == ("<think>x</think>a<think>x</think>b", "x", 9)
+    assert match(pieces, ["ab"], inside=False)[1] is None
+
+
+def test_letters_of_a_marker_are_text_when_it_does_not_come() -> None:
+    """A stop string that looks like a marker's beginning ends the text as soon as it cannot be one, or at the end."""
+    assert match([b"a <", b"b", b"c"], ["<"], inside=False) == ("a ", "<", 2)
+    assert match([b"a ", b"<"], ["<"], inside=False) == ("a ", "<", 2)
+    assert match([b"\n", b"\n"], ["\n"], inside=False) == ("", "\n", 2)
+    assert match([b"\n", b"b"], ["\n"], inside=False) == ("", "\n", 2)
+
+
+def test_min_tokens_count_the_thought() -> None:
+    """Tokens of the thought are tokens: a stop string is put off no further than by min_tokens."""
+    pieces = [b"x", b"</think>", b"x", b"x"]
+    assert match(pieces, ["x"], inside=True, min_tokens=4) == ("x</think>x", "x", 4)
+    assert match(pieces, ["x"], inside=True, min_tokens=3) == ("x</think>", "x", 3)
 
 
 @pytest.mark.parametrize(
@@ -114,10 +189,6 @@ class Words:
 
     has_thinking, think_start, think_end = True, "<think>", "</think>"
     words = ("<eos>", "<think>", "</think>", " a", " b", " c")
-
-    @property
-    def detokenizer(self) -> Any:
-        return Bytes([word.encode() for word in self.words])
 
     def decode(self, tokens: list[int]) -> str:
         return "".join(self.words[token] for token in tokens)
@@ -156,7 +227,29 @@ def test_assembly() -> None:
 def test_ignored_eos_stays_in_the_text() -> None:
     """A row that ended for another reason keeps all its tokens, as mlx-lm's text does."""
     found = TextAssembler(Words()).assemble(sequence([3, 0, 4], "max_tokens", ignore_eos=True))
-    assert found.text == " a<eos> b"
+    assert found.text == "a<eos> b"
+
+
+def test_only_an_answer_by_itself_is_trimmed() -> None:
+    """The space before the first word belongs to the text where the text goes on from the prompt's; a chat's answer,
+    which stands alone, begins with its first word. Its tokens have all their bytes either way."""
+    row = sequence([3, 4], "max_tokens", logprobs=True)
+    row.token_logprobs = [-0.5, -0.1]
+    row.continues = True
+    assert TextAssembler(Words()).assemble(row).text == " a b"
+    row.continues = False
+    found = TextAssembler(Words()).assemble(row)
+    assert found.text == "a b"
+    assert [entry["token"] for entry in found.logprobs or ()] == [" a", " b"]
+
+
+def test_log_probabilities_are_numbers() -> None:
+    """JSON has neither NaN nor infinities: what cannot come has a very low number, as with OpenAI."""
+    row = sequence([3], "max_tokens", logprobs=True, top_logprobs=2)
+    row.token_logprobs, row.top_logprobs = [float("nan")], [[(4, -0.1), (5, float("-inf"))]]
+    (entry,) = TextAssembler(Words()).assemble(row).logprobs or ()
+    assert [entry["logprob"], *(best["logprob"] for best in entry["top_logprobs"])] == [-9999.0, -0.1, -9999.0]
+    assert orjson.loads(orjson.dumps(entry)) == entry
 
 
 def test_logprob_entries() -> None:

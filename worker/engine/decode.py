@@ -12,10 +12,10 @@ from worker.engine import caches as batch_caches, rows as row_arrays, slots as r
 from worker.engine.caches import Cache
 from worker.engine.model import LoadedModel
 from worker.engine.rows import BatchArrays
-from worker.engine.sampler import Sampled, Sampler
+from worker.engine.sampler import NO_TOKEN, Sampled, Sampler
 from worker.engine.sequence import Sequence
 
-__all__ = ["CLEAR_EVERY", "DecodeBatch", "Results", "StepResult", "Taken"]
+__all__ = ["CLEAR_EVERY", "DecodeBatch", "NotFiniteError", "Results", "StepResult", "Taken"]
 
 SETTLE_EVERY = 16
 """Steps between evaluations of the whole caches: parts of them that no logits depend on (recurrent masks, offsets of
@@ -29,10 +29,18 @@ MOST_WASTED = 256
 """With more columns of padding in every row the batch is made narrower."""
 
 
+class NotFiniteError(ArithmeticError):
+    """the model's logits are NaN or infinite: no token can be drawn"""
+
+    def __init__(self) -> None:
+        super().__init__(self.__doc__)
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """What one step computed for one row: a token, or ``covered`` false, which means that it must be done again.
-    ``drafted`` says that a draft model had proposed the token."""
+    ``token`` is ``NO_TOKEN`` where the logits are no numbers to draw from. ``drafted`` says that a draft model had
+    proposed the token."""
 
     row: Sequence
     token: int
@@ -40,6 +48,11 @@ class Taken:
     logprob: float | None
     top: list[tuple[int, float]] | None
     drafted: bool = False
+
+    @property
+    def finite(self) -> bool:
+        """Whether there is a token at all."""
+        return self.token != NO_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +75,7 @@ class Results:
     """What a step sampled, waited for and brought to the host."""
 
     def __init__(self, sampled: Sampled) -> None:
-        self.tokens: list[int] = _listed(sampled.tokens)
+        self.tokens: list[int] = _listed(sampled.told)
         self._covered = _listed(sampled.covered)
         self._logprobs = _listed(sampled.logprobs)
         self._ids, self._values = _listed(sampled.top_ids), _listed(sampled.top_logprobs)
@@ -106,6 +119,7 @@ class DecodeBatch:
         self._sampled: Sampled | None = None
         self._arrays: BatchArrays | None = None
         self._steps = 0
+        self._spoilt = False
 
     def __len__(self) -> int:
         return len(self._rows) - len(self._idle)
@@ -131,6 +145,8 @@ class DecodeBatch:
     def join(self, rows: Items[Sequence], caches: list[Cache], inputs: Items[int]) -> None:
         """Add rows with their prefilled caches and the last token of each prompt; between sampling and advancing."""
         tokens = mx.array(list(inputs), dtype=mx.int32)
+        if self._spoilt and len(self):
+            self._compact()
         slots = self._idle[: len(rows)]
         if self._inputs is None or not len(self):
             self._caches, self._inputs, self._rows, self._idle = caches, tokens, list(rows), []
@@ -168,10 +184,17 @@ class DecodeBatch:
         """Take a row out that has not ended: it will come back."""
         self._retire(lambda other: other is row)
 
+    def spoil(self, row: Sequence) -> None:
+        """Take a row out for good whose caches hold NaN. Its slot is not used again: padding is multiplied by nothing,
+        and nothing times NaN is NaN."""
+        self._spoilt = True
+        self.leave(row)
+
     def clear(self) -> None:
         """Forget all rows and their caches."""
         self._rows, self._idle, self._caches = [], [], []
         self._inputs = self._logits = self._sampled = self._arrays = None
+        self._spoilt = False
 
     def _retire(self, which: Callable[[Sequence], bool]) -> None:
         for slot, row in enumerate(self._rows):
@@ -188,6 +211,7 @@ class DecodeBatch:
         self._rows = [self._rows[slot] for slot in stays]
         self._idle.clear()
         self._arrays = None
+        self._spoilt = False
 
     def _wasted(self) -> int:
         """Columns of the caches that are padding in every row."""

@@ -13,8 +13,9 @@ from collections.abc import Callable, Hashable
 
 import mlx.core as mx
 
+from jobs.errors import SickModelError
 from worker.engine import caches as batch_caches
-from worker.engine.decode import StepResult, Taken
+from worker.engine.decode import NotFiniteError, StepResult, Taken
 from worker.engine.draft import batch_of
 from worker.engine.lines import EngineStats, Line, check_tokens, in_flight, internal_error, key_of, may_go, without
 from worker.engine.lm import cache_budget
@@ -25,7 +26,8 @@ from worker.engine.recovery import to_try, try_alone, try_model
 from worker.engine.sampler import suited
 from worker.engine.scheduler import Scheduler, Ticket
 from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, Sequence, sequences_of
-from worker.engine.text import StopMatcher, TextStream
+from worker.engine.stops import StopMatchers
+from worker.engine.token_bytes import TokenTexts
 
 __all__ = ["Engine", "EngineStats"]
 
@@ -90,7 +92,7 @@ class Engine:
         self._groups: deque[PrefillGroup] = deque()
         self._ready: list[PrefillGroup] = []
         self._tickets: dict[Sequence, Ticket] = {}
-        self._matchers: dict[Sequence, StopMatcher] = {}
+        self._matchers = StopMatchers(TokenTexts(model.tokenizer), model.think_markers)
         self._suspects: deque[tuple[Line, list[Sequence]]] = deque()
         self._cleared: list[Line] = []
         self._guilty_found = False
@@ -184,6 +186,8 @@ class Engine:
         else:
             try:
                 self._advance()
+            except SickModelError:
+                raise
             except Exception:
                 self._recover()
                 if not self._suspects:
@@ -223,13 +227,9 @@ class Engine:
         """Forget all lines and give the caches' memory back. Nothing more is reported of the lines."""
         self._reset()
         self._prefixes.clear()
-        self._lines.clear()
         self._begun = 0
-        self._cancelled.clear()
-        self._suspects.clear()
-        self._cleared.clear()
-        self._finished.clear()
-        self._matchers.clear()
+        for kept in (self._lines, self._cancelled, self._suspects, self._cleared, self._finished, self._matchers):
+            kept.clear()
         mx.clear_cache()
 
     # -- one round ----------------------------------------------------------------------------------------------------
@@ -330,7 +330,11 @@ class Engine:
     def _collect(self, result: StepResult) -> None:
         for taken in result.read():
             row = taken.row
-            if taken.covered:
+            if row.ended:  # with its line, by another choice
+                continue
+            if not taken.finite:
+                self._spoil(self._lines[row.key])
+            elif taken.covered:
                 self._accept(taken)
             else:
                 row.full = True
@@ -354,27 +358,24 @@ class Engine:
             row.top_logprobs.append(taken.top)
         if token in row.eos and not row.sampling.ignore_eos:
             self._end(row, "eos")
-        elif row.sampling.stop and self._matcher(row).add(token):
+        elif row.sampling.stop and self._matchers.add(row, token):
             self._end(row, "stop_string")
         elif len(row.tokens) >= row.limit:
             self._end(row, row.limit_reason)
 
-    def _matcher(self, row: Sequence) -> StopMatcher:
-        matcher = self._matchers.get(row)
-        if matcher is None:
-            stream = TextStream(self.model.tokenizer.detokenizer)
-            matcher = StopMatcher(row.sampling.stop, stream, row.sampling.min_tokens)
-            self._matchers[row] = matcher
-        return matcher
+    def _spoil(self, line: Line) -> None:
+        """Fail a line whose logits are not finite, unless that is the model's fault; its caches are of no use."""
+        try_model(self.model, self._sampler)
+        self._prefixes.forget()
+        for row in line.unfinished:
+            self._batch.spoil(row)
+        self._fail(line, internal_error(NotFiniteError()))
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _end(self, row: Sequence, reason: str) -> None:
-        matcher = self._matchers.pop(row, None)
-        if matcher is not None:
-            if matcher.match is None and matcher.close():
-                reason = "stop_string"
-            row.text, row.stop_string = matcher.text, matcher.match
+        if self._matchers.end(row):
+            reason = "stop_string"
         row.end(reason, self._clock())
         self._release(row)
         line = self._lines[row.key]
@@ -411,7 +412,7 @@ class Engine:
         for ticket in line.tickets:
             self._scheduler.drop(ticket)
         for row in line.unfinished:
-            self._matchers.pop(row, None)
+            self._matchers.drop(row)
             row.end("error", now)
             self._release(row)
         self._forget(line)
@@ -485,11 +486,8 @@ class Engine:
         """Queue the lines that passed their trial, in their old order and ahead of all others."""
         if not self._guilty_found:
             self._scheduler.narrow()
-            log.warning(
-                "no line fails by itself: going on with at most %d rows together",
-                self._scheduler.decode_concurrency,
-                extra={"action": "engine_narrowed"},
-            )
+            message, rows = "no line fails by itself: going on with at most %d rows together", self.capacity
+            log.warning(message, rows, extra={"action": "engine_narrowed"})
         for line in reversed(self._cleared):
             fresh = [row for row in line.unfinished if not row.tokens]
             for row in reversed([row for row in line.unfinished if row.tokens]):

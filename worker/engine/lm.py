@@ -32,6 +32,7 @@ from jobs.errors import ModelLoadError
 from worker.engine import caches as batch_caches
 from worker.engine.model import LoadedModel
 from worker.engine.probe import cache_cost, try_batching, try_prefixes
+from worker.engine.sampler import drawable
 from worker.engine.solo import ALL_TOGETHER, SoloModes, fitted
 
 __all__ = [
@@ -269,6 +270,11 @@ def _weighed(
     caches = list(make_prompt_cache(model))
     logits = model(mx.array([[0, 0]]), cache=caches)
     mx.eval(logits, batch_caches.arrays(caches))
+    if not drawable(logits[:, -1]).item():
+        raise ModelLoadError(
+            f"model '{name}' gives NaN or infinite logits to the simplest prompt: its files may be damaged, or its "
+            "weights unfit for their precision; fetch or convert it again"
+        )
     return LoadedModel(
         name=name,
         model=model,

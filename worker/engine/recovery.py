@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from jobs.errors import SickModelError
 from jobs.params import Sampling
-from worker.engine.decode import Taken
+from worker.engine.decode import NotFiniteError, Taken
 from worker.engine.draft import batch_of
 from worker.engine.model import LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
@@ -50,6 +50,8 @@ def try_alone(
         if result is None:
             return
         for taken in result.read():
+            if not taken.finite:
+                raise NotFiniteError
             if not taken.covered:
                 row.full = True
                 return

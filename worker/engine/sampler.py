@@ -21,7 +21,18 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-__all__ = ["CANDIDATES", "Features", "Sampled", "Sampler", "best", "mass", "suited", "survivors"]
+__all__ = [
+    "CANDIDATES",
+    "NO_TOKEN",
+    "Features",
+    "Sampled",
+    "Sampler",
+    "best",
+    "drawable",
+    "mass",
+    "suited",
+    "survivors",
+]
 
 CANDIDATES = 256
 """How many of the best tokens the filters look at. A constant: a row's tokens must not depend on its batch."""
@@ -32,6 +43,8 @@ BLOCKS = 64
 ROUND = 1.5 * 2.0**23
 EXP2 = (1.0, 0.69314718, 0.24022646, 0.05550329, 0.00961852, 0.00133998699, 0.00015337585)
 """2^x for x between -1/2 and 1/2 as a polynomial: least squares on Chebyshev points, off by 2e-8 at most."""
+NO_TOKEN = -1
+"""What is told of a row whose logits are NaN, infinite, or all of them -infinity."""
 UNIFORMS = 3
 """Random numbers per row and step: XTC's coin, and two for a draw of two levels."""
 
@@ -70,10 +83,12 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Results of one step, lazy: ``tokens [rows]``; ``covered [rows]`` where candidates were used; log-probabilities
-    of the tokens ``[rows]`` and of the best alternatives ``[rows, TOP_LOGPROBS]``, ids and values, where asked for."""
+    """Results of one step, lazy: ``tokens [rows]``, which the next step goes on from, and ``told [rows]``, the same but
+    for ``NO_TOKEN`` in rows that have none; ``covered [rows]`` where candidates were used; log-probabilities of the
+    tokens ``[rows]`` and of the best alternatives ``[rows, TOP_LOGPROBS]``, ids and values, where asked for."""
 
     tokens: mx.array
+    told: mx.array
     state: dict[str, mx.array]
     covered: mx.array | None = None
     logprobs: mx.array | None = None
@@ -82,8 +97,8 @@ class Sampled:
 
     def outputs(self) -> list[mx.array]:
         """All arrays of the step, for an evaluation."""
-        found = (self.tokens, self.covered, self.logprobs, self.top_ids, self.top_logprobs, *self.state.values())
-        return [array for array in found if array is not None]
+        asked = (self.covered, self.logprobs, self.top_ids, self.top_logprobs)
+        return [self.tokens, self.told, *(array for array in asked if array is not None), *self.state.values()]
 
 
 class Sampler:
@@ -104,6 +119,7 @@ class Sampler:
         found = step(logits, dict(state), dict(params))
         return Sampled(
             tokens=found["tokens"],
+            told=found["told"],
             state={name: found[name] for name in state},
             covered=found.get("covered"),
             logprobs=found.get("logprobs"),
@@ -149,11 +165,21 @@ def sample(features: Features, logits: mx.array, state: Arrays, params: Arrays) 
         raise ValueError("the features have no way to a token")
     if features.logprobs:
         found |= _logprobs(features, logits, tokens, ids, values)
+    finite = drawable(logits)
+    tokens = mx.where(finite, tokens, 0)
+    found["told"] = mx.where(finite, tokens, NO_TOKEN)
     found["tokens"] = tokens
     found["generated"] = state["generated"] + 1
     if features.window:
         found["window"] = mx.concatenate([state["window"][:, 1:], tokens[:, None]], axis=1)
     return found
+
+
+def drawable(logits: mx.array) -> mx.array:
+    """``[rows]``: whether a token can be drawn at all. -infinity is a token that cannot come, which is in order as long
+    as another can. One pass: the maximum of numbers with a NaN among them is NaN, in MLX."""
+    most = logits.max(axis=-1)
+    return (most < mx.inf) & (most > -mx.inf)
 
 
 def _either(rows: mx.array, tokens: mx.array, others: mx.array | None) -> mx.array:

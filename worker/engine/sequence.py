@@ -56,6 +56,7 @@ class Sequence:
     limit_reason: str = "max_tokens"
     xtc_exempt: tuple[int, ...] = ()
     reasoning_open: bool = False
+    continues: bool = False
     tokens: list[int] = field(default_factory=list)
     token_logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
@@ -171,6 +172,7 @@ def sequences_of(line: PreparedLine, context: int | None, now: float) -> list[Se
             limit_reason=reason,
             xtc_exempt=line.xtc_exempt,
             reasoning_open=line.reasoning_open,
+            continues=line.continues,
             submitted_at=now,
         )
         for choice in range(sampling.n)

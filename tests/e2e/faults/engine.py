@@ -85,28 +85,11 @@ class Tokenizer:
     think_start = think_end = None
     eos_token_ids = (256,)
 
-    @property
-    def detokenizer(self) -> Any:
-        return Detokenizer()
-
     def encode(self, text: str, **_: Any) -> list[int]:
         return list(text.encode())
 
     def decode(self, tokens: Iterable[int]) -> str:
         return bytes(tokens).decode(errors="replace")
-
-
-class Detokenizer:
-    """Text of bytes, as mlx-lm's streaming detokenizers give it."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def add_token(self, token: int) -> None:
-        self.text += chr(token)
-
-    def finalize(self) -> None:
-        pass
 
 
 @dataclass(slots=True)
