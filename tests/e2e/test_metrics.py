@@ -12,6 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from jobs.store import Store
 from submit.client import Client
 from tests.programs import needs
+from tests.servers import free_port
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -204,8 +206,7 @@ def test_a_prometheus_finds_the_worker_and_answers_the_dashboard(busy_worker: Wo
     settings = targets.sub(f'targets: ["127.0.0.1:{busy_worker.port()}"]\n', settings).replace("15s", "1s")
     (tmp_path / "prometheus.yml").write_text(settings)
     (tmp_path / "alerts.yml").write_text(rules())
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     api = f"http://127.0.0.1:{port}/api/v1"
     command = ["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=store", "--log.level=warn"]
     command.append(f"--web.listen-address=127.0.0.1:{port}")
@@ -239,8 +240,7 @@ def test_a_prometheus_finds_the_worker_and_answers_the_dashboard(busy_worker: Wo
 
 def test_a_recycled_worker_serves_its_metrics_again(start_worker: StartWorker, server_url: str) -> None:
     """On the same port, under the same process id; its counters begin anew."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     worker = start_worker("--redis", server_url, "--metrics-port", str(port), "--recycle-after-tokens", "20")
     first = until(lambda: METRIC.search(worker.scrape()) and worker.value("promptmill_start_time_seconds"), "it began")
     with Client(server_url) as client:
@@ -250,7 +250,7 @@ def test_a_recycled_worker_serves_its_metrics_again(start_worker: StartWorker, s
     def began_anew() -> bool:
         try:
             return worker.value("promptmill_start_time_seconds") > (first or 0.0)
-        except OSError:  # nobody listens in between
+        except (OSError, HTTPException):  # nobody listens in between, or nobody any more
             return False
 
     until(began_anew, "it serves them again")

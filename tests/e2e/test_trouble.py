@@ -9,13 +9,16 @@ from pathlib import Path
 
 import orjson
 
+from jobs.shard import Group
 from jobs.store import Store
 from tests.mixed import audit, records
-from worker.trouble import TROUBLE_LIMIT
+from worker.lease import machine
+from worker.trouble import TROUBLE_LIMIT, note_trouble
 
 ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "examples" / "pocket" / "model")
 DEADLINE_S = 90.0
+DEATHS = 2
 
 
 def worker(url: str, module: str) -> subprocess.CompletedProcess[str]:
@@ -36,14 +39,16 @@ def promptmill(url: str, *arguments: str) -> str:
 def test_a_device_that_fails_ends_the_worker_and_at_last_the_model(
     store: Store, server_url: str, tmp_path: Path
 ) -> None:
-    """Status 1 with the reason and all lines handed back, five times; then 5: the model is no longer served on this
-    machine. No line fails for it, and a worker in order finishes them."""
+    """Status 1 with the reason and all lines handed back; after the fifth time, three of them noted beforehand, 5: the
+    model is no longer served on this machine. No line fails for it, and a worker in order finishes them."""
+    for number in range(TROUBLE_LIMIT - DEATHS):
+        note_trouble(store.connection, machine(), Group(MODEL), f"life {number}", "RuntimeError")
     source = tmp_path / "in.jsonl"
     source.write_bytes(
         b"".join(orjson.dumps({"id": str(n), "prompt": "Once", "max_tokens": 4}) + b"\n" for n in range(40))
     )
     batch = promptmill(server_url, "submit", str(source), "--model", MODEL)
-    for _ in range(TROUBLE_LIMIT):
+    for _ in range(DEATHS):
         done = worker(server_url, "tests.sick_worker")
         assert done.returncode == 1
         assert "the model fails at the simplest prompt: RuntimeError: [METAL] Command buffer" in done.stderr
@@ -58,4 +63,4 @@ def test_a_device_that_fails_ends_the_worker_and_at_last_the_model(
     promptmill(server_url, "results", batch, "-o", str(out))
     assert audit(source, out, tmp_path / "out.errors.jsonl") == []
     attempts = Counter(record["attempt"] for record in records(out))
-    assert attempts == {1: 40 - (TROUBLE_LIMIT - 1), 2: TROUBLE_LIMIT - 1}  # a line each was alone when it failed
+    assert attempts == {1: 40 - (DEATHS - 1), 2: DEATHS - 1}  # a line each was alone when it failed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from submit.cli import main
 from submit.doctor.access import open_to_strangers
 from submit.doctor.host import Host, Package
 from submit.doctor.mac import Mac
-from tests.servers import Server, private_server
+from tests.servers import Server, free_port, private_server
 
 ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "examples" / "pocket" / "model")
@@ -225,9 +224,7 @@ def test_a_server_that_does_not_answer(capsys: pytest.CaptureFixture[str], serve
 
 def test_a_server_of_this_machine_by_tcp(capsys: pytest.CaptureFixture[str]) -> None:
     """It is reached and named; without a password it is no danger at an address of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with private_server("--port", str(port), "--bind", "127.0.0.1") as server:
         status, checks = doctor(capsys, f"redis://127.0.0.1:{port}")
         assert status == 0

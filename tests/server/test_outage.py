@@ -105,7 +105,7 @@ def test_a_full_redis_is_an_outage_with_its_own_remedy(
     fail(service, held, 0)
     fail(service, held, 1)
     until(lambda: said(caplog, "redis_full"), "it is noticed")
-    assert spooled(tmp_path / "spool", batch) == [0, 1]
+    until(lambda: spooled(tmp_path / "spool", batch) == [0, 1], "both records are in the spool")
     assert store.batch(batch).failed == 0
     server.configure("maxmemory", 0)
     until(lambda: said(caplog, "redis_back"), "all is delivered")

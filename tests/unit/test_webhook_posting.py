@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import socket
 import ssl
 import subprocess
@@ -20,6 +19,7 @@ from jobs.errors import RefusedError
 from jobs.webhooks import LEASE_S
 from submit.posting import DEADLINE_S, TIMEOUT_S, Answer, post
 from submit.signing import Signer
+from tests.programs import needs
 from tests.receiver import receiving
 from tests.waiting import until
 
@@ -27,8 +27,6 @@ from tests.waiting import until
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 that nobody trusts, and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl on PATH")
     folder = tmp_path_factory.mktemp("tls")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
@@ -80,6 +78,7 @@ def test_a_redirect_is_not_followed(status: int) -> None:
         assert elsewhere.received == []
 
 
+@needs("openssl")
 def test_a_certificate_that_is_not_trusted_is_not_accepted(
     certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,11 +106,14 @@ def test_a_receiver_that_trickles_is_cut_off(scheme: str, monkeypatch: pytest.Mo
 
 def test_what_hinders_is_said_in_our_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """No status, and nothing the other side wrote."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with socket.create_server(("127.0.0.1", 0)) as silent, monkeypatch.context() as patch:
         port = silent.getsockname()[1]
-        monkeypatch.setattr("submit.posting.TIMEOUT_S", 0.2)
+        patch.setattr("submit.posting.TIMEOUT_S", 0.2)
         assert post(f"http://127.0.0.1:{port}/", b"{}", {}, local=True) == Answer(None, "no answer in time")
-    assert post(f"http://127.0.0.1:{port}/", b"{}", {}, local=True) == Answer(None, "Connection refused")
+    with socket.socket() as bound:  # and not listening: nobody else can take the port
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}/"
+        assert post(url, b"{}", {}, local=True) == Answer(None, "Connection refused")
     assert post("http://" + "a" * 70 + ".example/", b"{}", {}, local=True).status is None
     with trickling(b"SSH-2.0-hello \x1b[31m\r\n") as port:
         assert post(f"http://127.0.0.1:{port}/", b"{}", {}, local=True) == Answer(None, "no answer (BadStatusLine)")
@@ -199,9 +201,9 @@ def test_all_of_a_try_fits_in_its_lease() -> None:
 
 def test_three_addresses_are_tried() -> None:
     """The third answers; a fourth is not asked."""
-    with socket.create_server(("127.0.0.1", 0)) as gone:
+    with socket.socket() as gone, receiving() as receiver:
+        gone.bind(("127.0.0.1", 0))  # and not listening
         nobody = gone.getsockname()
-    with receiving() as receiver:
 
         def led_to(nobodies: int) -> Answer:
             ends = [nobody] * nobodies + [("127.0.0.1", receiver.port)]
