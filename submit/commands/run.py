@@ -31,6 +31,7 @@ WORKER_OPTIONS: tuple[tuple[str, Any, str], ...] = (
 WORKER_SWITCHES = (
     ("autotune", "Worker: measure how many lines to decode together, and remember it."),
     ("trust-remote-code", "Worker: let models and tokenizers run code from their repositories."),
+    ("control-tokens", "Worker: take control tokens in messages for what they say, for files that you trust."),
 )
 
 

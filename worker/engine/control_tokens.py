@@ -12,7 +12,6 @@ texts, encodes in pieces, and makes text of the thinking markers in an assistant
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence as Items
 from dataclasses import dataclass
@@ -95,7 +94,7 @@ class ControlTokens:
     def _at_borders(self, text: str) -> set[int]:
         sizes = range(1, min(self._longest, len(text) + 1))
         places = {len(text) - size + 1 for size in sizes if text[len(text) - size :] in self._beginnings}
-        if any(text[:size] in self._ends for size in sizes) or 0 < len(text) < self._longest and text in self._names:
+        if any(text[:size] in self._ends for size in sizes) or (0 < len(text) < self._longest and text in self._names):
             places.add(0)
         return places
 
@@ -191,13 +190,14 @@ def _between(places: Items[int], end: int) -> Iterator[tuple[int, int]]:
 def _one_of(names: set[str]) -> str:
     """A pattern for the longest of some names, which reads no character twice: there may be a thousand of them, and a
     search holds up the whole process."""
-    common = os.path.commonprefix(list(names))
+    first, last = min(names), max(names)
+    size = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
     rests: dict[str, set[str]] = {}
-    for rest in (name[len(common) :] for name in names):
+    for rest in (name[size:] for name in names):
         rests.setdefault(rest[:1], set()).add(rest)
     optional = "?" if rests.pop("", None) else ""
     branches = "|".join(map(_one_of, rests.values()))
-    return re.escape(common) + (f"(?:{branches}){optional}" if branches else "")
+    return re.escape(first[:size]) + (f"(?:{branches}){optional}" if branches else "")
 
 
 def _is_control(token: Any, known: str) -> bool:
