@@ -63,7 +63,7 @@ class ControlTokens:
         self._beginnings = frozenset(name[:size] for name in names for size in range(1, len(name)))
         self._ends = frozenset(name[size:] for name in names for size in range(1, len(name)))
         self._longest = max(map(len, names), default=0)
-        self._break = next(
+        self._break: tuple[int, str] | None = next(
             ((number, token.content) for number, token in control.items() if number != unknown and _is_plain(token)),
             None,
         )
