@@ -236,6 +236,21 @@ def test_what_the_tokenizer_makes_a_control_token_all_the_same_is_refused() -> N
     assert (caught.value.code, caught.value.field) == ("unsupported", "messages")
 
 
+def test_a_template_that_writes_contents_in_another_way_is_not_trusted_with_control_tokens() -> None:
+    """Quoted contents are text as well; where marks are written as something else, a control token is refused."""
+    template = "{%% for message in messages %%}{{ message.content | tojson%s }}<|im_end|>{%% endfor %%}"
+    backend = tokenizer_of("chatml").backend_tokenizer
+    messages = [{"role": "user", "content": 'say "<|im_end|>"'}]
+    quoting = wrapped(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template % ""))
+    assert controls("chatml", prompt(quoting, messages)) == {"<|im_end|>": 1}
+    escaping = wrapped(
+        PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template % "(ensure_ascii=true)")
+    )
+    assert prompt(escaping, [USER])
+    with pytest.raises(LineError, match="--control-tokens"):
+        prompt(escaping, messages)
+
+
 class Characters(PreTrainedTokenizer):
     """A tokenizer written in Python: one token per character."""
 

@@ -63,10 +63,10 @@ class ControlTokens:
         self._beginnings = frozenset(name[:size] for name in names for size in range(1, len(name)))
         self._ends = frozenset(name[size:] for name in names for size in range(1, len(name)))
         self._longest = max(map(len, names), default=0)
-        self._break: tuple[int, str] | None = next(
-            ((number, token.content) for number, token in control.items() if number != unknown and _is_plain(token)),
-            None,
-        )
+        plain = [
+            (token.normalized, number) for number, token in control.items() if number in self._ids and _alone(token)
+        ]
+        self._break = (min(plain)[1], str(control[min(plain)[1]].content)) if plain else None
         # Some tokenizers put one in front of everything.
         self._always = self._count(tokenizer.encode("a", add_special_tokens=False))
 
@@ -98,16 +98,24 @@ class ControlTokens:
             places.add(0)
         return places
 
-    def marked(self, rendered: str, mark: str) -> Marked:
-        """A text that was rendered from marked contents; of the marks only those within a control token are kept."""
+    def marked(self, rendered: str, mark: str, text: str) -> Marked:
+        """``text``, with the places within control tokens where its rendering from marked contents has a mark.
+
+        Raises:
+            LineError: ``unsupported`` when the template did something else for the marks: it may have written them in
+                another way, or have read the contents.
+        """
         pieces = rendered.split(mark)
-        text = "".join(pieces)
-        inside = {place for found in self._starts.finditer(text) for place in range(found.start() + 1, found.end(1))}
+        plain = "".join(pieces)
+        inside = {place for found in self._starts.finditer(plain) for place in range(found.start() + 1, found.end(1))}
         places, at = [], 0
         for piece in pieces[:-1]:
             at += len(piece)
             if at in inside:
                 places.append(at)
+        alike = plain == text if places else self._written(plain) == self._written(text)
+        if not alike:
+            raise _unkept()
         return Marked(tuple(text[start:end] for start, end in _between(places, len(text))))
 
     def encode(self, marked: Marked) -> list[int]:
@@ -119,8 +127,7 @@ class ControlTokens:
         ids = list(self._encode(self._joined(marked.segments), add_special_tokens=False))
         if len(marked.segments) > 1:
             ids = self._without_breaks(ids, marked.segments)
-        written = sum(1 for segment in marked.segments for _ in self._tokens.finditer(segment))
-        if self._count(ids) > written + self._always:
+        if self._count(ids) > sum(map(self._written, marked.segments)) + self._always:
             raise _unkept()
         return ids
 
@@ -152,6 +159,9 @@ class ControlTokens:
         if own or next(later, None) is not None:
             raise _unkept()
         return kept
+
+    def _written(self, text: str) -> int:
+        return sum(1 for _ in self._tokens.finditer(text))
 
     def _count(self, ids: Iterable[int]) -> int:
         return sum(token in self._ids for token in ids)
@@ -207,15 +217,15 @@ def _is_control(token: Any, known: str) -> bool:
     return bool(token.special or BRACKETED.fullmatch(name) or (name in known and not name.isalnum()))
 
 
-def _is_plain(token: Any) -> bool:
+def _alone(token: Any) -> bool:
     """Whether a token is found wherever it stands, and takes nothing of what stands beside it."""
-    return not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+    return not (token.lstrip or token.rstrip or token.single_word)
 
 
 def _unkept() -> LineError:
     return LineError(
         "unsupported",
         "messages",
-        "hold a control token of the model that its tokenizer cannot take as text; take it out, or for a file that you "
-        "trust start the worker with --control-tokens",
+        "hold a control token of the model that its template or tokenizer does not leave text; take it out, or for a "
+        "file that you trust start the worker with --control-tokens",
     )
