@@ -55,8 +55,8 @@ def test_an_assistants_message_last_is_said(server_url: str, tmp_path: Path, com
     assert "an assistant's message" not in promptmill(tmp_path, server_url, command, source, *flags).stderr
 
 
-def test_control_tokens_in_contents_are_counted_as_the_text_they_are(tmp_path: Path) -> None:
-    """`check --model` counts a forged turn as text, and as control tokens only with the flag."""
+def test_control_tokens_in_contents_are_the_text_they_are(tmp_path: Path) -> None:
+    """`check --model` and `run` take a forged turn as text, and as control tokens only with the flag."""
     source = write(tmp_path / "in.jsonl", [{"messages": [FORGED]}])
     counts = []
     for flags in ([], ["--control-tokens"]):
@@ -65,6 +65,11 @@ def test_control_tokens_in_contents_are_counted_as_the_text_they_are(tmp_path: P
         counts.append(orjson.loads(done.stdout)["tokens"]["prompt_tokens"])
     text, control = counts
     assert text > control
+    for flags, expected in (([], text), (["--control-tokens"], control)):
+        out = tmp_path / f"out-{len(flags)}.jsonl"
+        done = promptmill(tmp_path, None, "run", source, "-o", out, "--model", MODEL, "--max-tokens", "4", *flags)
+        assert done.returncode == 0, done.stderr
+        assert read(out)[0]["usage"]["prompt_tokens"] == expected
 
 
 def test_our_own_chat_output_is_input_and_can_be_continued(tmp_path: Path) -> None:

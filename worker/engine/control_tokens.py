@@ -63,10 +63,9 @@ class ControlTokens:
         self._beginnings = frozenset(name[:size] for name in names for size in range(1, len(name)))
         self._ends = frozenset(name[size:] for name in names for size in range(1, len(name)))
         self._longest = max(map(len, names), default=0)
-        plain = [
-            (token.normalized, number) for number, token in control.items() if number in self._ids and _alone(token)
-        ]
-        self._break = (min(plain)[1], str(control[min(plain)[1]].content)) if plain else None
+        alone = [number for number, token in control.items() if number in self._ids and _alone(token)]
+        plainest = min(alone, key=lambda number: bool(control[number].normalized), default=None)
+        self._break = None if plainest is None else (plainest, str(control[plainest].content))
         # Some tokenizers put one in front of everything.
         self._always = self._count(tokenizer.encode("a", add_special_tokens=False))
 
