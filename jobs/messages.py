@@ -160,7 +160,7 @@ def check_continuing(fields: Mapping[str, Any]) -> None:
         raise LineError("conflicting_fields", "add_generation_prompt", message)
     if not continues:
         return
-    if "prefill_response" in fields:
+    if fields.get("prefill_response"):
         message = "continues the last message, and 'prefill_response' a new one; give one of them"
         raise LineError("conflicting_fields", "continue_final_message", message)
     if "messages" in fields and (role := fields["messages"][-1]["role"]) != "assistant":
@@ -174,7 +174,7 @@ def unfit_defaults(fields: Mapping[str, Any]) -> list[str]:
     unfit = []
     if any(message["role"] in ("system", "developer") for message in messages):
         unfit.append("system_prompt")
-    if messages[-1]["role"] != "assistant" or "prefill_response" in fields:
+    if messages[-1]["role"] != "assistant" or fields.get("prefill_response"):
         unfit.append("continue_final_message")
     if fields.get("continue_final_message"):
         unfit.append("prefill_response")

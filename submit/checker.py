@@ -25,11 +25,13 @@ NOBODY = Group("")
 
 @dataclass(frozen=True, slots=True)
 class GoodLine:
-    """A line that may run: its place and bytes, who is to run it, the endpoint of an OpenAI line."""
+    """A line that may run: its place and bytes, who is to run it, the endpoint of an OpenAI line, and whether the model
+    begins a new turn after an assistant's message."""
 
     place: ShardLine
     group: Group
     endpoint: str | None
+    after_answer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class _Groups:
     """Which group runs a line: one object for all lines of a model and adapter."""
 
     def __init__(self, defaults: Defaults, *, need_model: bool) -> None:
+        self.defaults = defaults
         self._model, self._adapter = defaults.model, defaults.adapter_path
         self._need_model = need_model
         self._known: dict[tuple[str, str | None], Group] = {}
@@ -121,7 +124,8 @@ def _check_chunk(lines: list[Line], start: int, groups: _Groups, seen: SeenIds) 
             if isinstance(raw, LineError):
                 raise raw
             line = check_line(raw)
-            good.append(GoodLine(ShardLine(index, number, raw), groups.of(line), line.endpoint))
+            after = line.begins_after_answer(groups.defaults)
+            good.append(GoodLine(ShardLine(index, number, raw), groups.of(line), line.endpoint, after))
             ids.append((number, line.id))
         except LineError as error:
             # Its error record carries its id, so the id is taken by this line as much as by a good one.

@@ -50,13 +50,16 @@ class Previewed:
 
 
 class Preview:
-    """Renders and counts lines for ``model``. A context manager; :meth:`feed` lines, then :meth:`finish`.
+    """Renders and counts lines for ``model``, with ``control_tokens`` as a worker with ``--control-tokens`` does. A
+    context manager; :meth:`feed` lines, then :meth:`finish`.
 
     Raises:
         RefusedError: the worker package's dependencies are not installed.
     """
 
-    def __init__(self, model: str, defaults: Defaults, *, command: Sequence[str] = PREVIEW_COMMAND) -> None:
+    def __init__(
+        self, model: str, defaults: Defaults, *, control_tokens: bool = False, command: Sequence[str] = PREVIEW_COMMAND
+    ) -> None:
         if command is PREVIEW_COMMAND and importlib.util.find_spec("mlx_lm") is None:
             raise RefusedError(
                 "prompts are rendered and counted with the model's tokenizer: pip install 'promptmill[worker]', "
@@ -74,7 +77,7 @@ class Preview:
         self._listener = threading.Thread(target=self._listen, name="preview", daemon=True)
         self._listener.start()
         fields = {**defaults.fields, "model": model}
-        self._send({"model": model, "defaults": fields})
+        self._send({"model": model, "defaults": fields, "control_tokens": control_tokens})
 
     def __enter__(self) -> Preview:
         return self

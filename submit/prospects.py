@@ -6,14 +6,26 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from submit.text import duration, printable
+from submit.text import duration, plural, printable
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from submit.worker_state import WorkerState
 
-__all__ = ["moment", "times", "unserved", "waits_for"]
+__all__ = ["begins_after", "moment", "times", "unserved", "waits_for"]
+
+
+def begins_after(lines: int) -> list[str]:
+    """A note where in so many lines the model begins a new turn after an assistant's message."""
+    if not lines:
+        return []
+    ends, turn = ("ends", "it") if lines == 1 else ("end", "them")
+    return [
+        f"{plural(lines, 'line')} {ends} with an assistant's message, and the model begins a new turn after {turn}; to "
+        "have such messages continued: --continue-final-message ('continue_final_message': true in a line), or write "
+        "them into 'prefill_response'"
+    ]
 
 
 def moment(seconds: float, now: float) -> str:

@@ -58,7 +58,10 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A batch that is live. ``problems`` are the first of the ``rejected`` lines'; ``digest`` names the input."""
+    """A batch that is live. ``problems`` are the first of the ``rejected`` lines'; ``digest`` names the input.
+
+    ``after_answer`` counts lines in which the model begins a new turn after an assistant's message.
+    """
 
     batch_id: str
     total: int
@@ -67,6 +70,7 @@ class Submitted:
     shards: int
     models: tuple[str, ...]
     digest: str
+    after_answer: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -76,17 +80,20 @@ class Submitted:
             "problems": [problem.as_dict() for problem in self.problems],
             "shards": self.shards,
             "models": list(self.models),
+            "after_answer": self.after_answer,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """An input that may be submitted: its lines, how many of them are bad, the first of their problems, its models."""
+    """An input that may be submitted: its lines, how many of them are bad, the first of their problems, its models, and
+    in how many the model begins a new turn after an assistant's message."""
 
     total: int
     rejected: int
     problems: tuple[ProblemLine, ...]
     models: tuple[str, ...]
+    after_answer: int = 0
 
 
 def check_order(order: Order) -> None:
@@ -105,14 +112,15 @@ def check(prompts: Prompts, order: Order, *, progress: ReadSoFar = lambda lines,
         InputError, RefusedError: what :func:`submit` would raise for them.
     """
     _new_batch(prompts, order, new_batch_id)
-    problems, models, total = Problems(), set[str](), 0
+    problems, models, total, after = Problems(), set[str](), 0, 0
     for chunk in checked(prompts, order.defaults):
         total += len(chunk.good) + len(chunk.bad)
         problems.add([line.problem for line in chunk.bad])
+        after += sum(line.after_answer for line in chunk.good)
         models.update(line.group.model for line in chunk.good)
         progress(total, prompts.bytes_read)
     _refuse(prompts, total, problems, order)
-    return Checked(total, problems.count, tuple(problems.kept), tuple(sorted(models)))
+    return Checked(total, problems.count, tuple(problems.kept), tuple(sorted(models)), after)
 
 
 def submit(
@@ -136,11 +144,12 @@ def submit(
     start_at = None if order.start_in is None else store.server_time() + order.start_in
     packing = Packing(batch.id, now)
     problems = Problems()
-    total = 0
+    total, after = 0, 0
     with Uploader(store, batch) as uploader:
         for chunk in checked(prompts, order.defaults):
             total += len(chunk.good) + len(chunk.bad)
             problems.add([line.problem for line in chunk.bad])
+            after += sum(line.after_answer for line in chunk.good)
             progress(total, prompts.bytes_read)
             if problems.count and order.on_bad_line == "reject":
                 uploader.give_up()  # read on: all problems are listed at once
@@ -166,7 +175,9 @@ def submit(
                 "nothing was enqueued: submit again"
             )
     models = tuple(sorted({group.model for group in groups}))
-    return Submitted(batch.id, total, problems.count, tuple(problems.kept), packing.shards, models, prompts.digest)
+    return Submitted(
+        batch.id, total, problems.count, tuple(problems.kept), packing.shards, models, prompts.digest, after
+    )
 
 
 def _refuse(prompts: Prompts, total: int, problems: Problems, order: Order) -> None:

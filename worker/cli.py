@@ -125,6 +125,10 @@ def _check_name(_ctx: click.Context, _param: click.Parameter, name: str | None) 
 @click.option("--revision", help="Revision of the Hub's models that are named without one.")
 @click.option("--trust-remote-code", is_flag=True, help="Let models and tokenizers run code from their repositories.")
 @click.option(
+    "--control-tokens", is_flag=True,
+    help="Take control tokens in messages, such as <|im_end|>, for what they say and not for text: for trusted files.",
+)  # fmt: skip
+@click.option(
     "--decode-concurrency", type=click.IntRange(1, 4096),
     help=f"Most lines decoded together.  [default: {DECODE_CONCURRENCY}]",
 )  # fmt: skip
@@ -278,6 +282,7 @@ def settings_from(flags: dict[str, Any]) -> ServiceSettings:
         prefix_memory=flags["prefix_memory"],
         revision=flags["revision"],
         trust_remote_code=flags["trust_remote_code"],
+        control_tokens=flags["control_tokens"],
         autotune=_data_folder() / TUNED_FILE if flags["autotune"] else None,
         load_patience_s=flags["load_patience"],
         **chosen,

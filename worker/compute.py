@@ -68,6 +68,7 @@ class EngineSettings:
     num_draft_tokens: int = 3
     revision: str | None = None
     trust_remote_code: bool = False
+    control_tokens: bool = False
     autotune: Path | None = None
     load_patience_s: float = PATIENCE_S
 
@@ -442,7 +443,7 @@ class Compute(threading.Thread):
             memory_limit=memory,
             prefix_memory=settings.prefix_memory,
         )
-        preparer = Preparer(model, max_context=settings.max_context)
+        preparer = Preparer(model, max_context=settings.max_context, control_tokens=settings.control_tokens)
         return engine, ServedModel(preparer, TextAssembler(model.tokenizer), model.revision)
 
     def _draft_model(self) -> LoadedModel | None:

@@ -1,8 +1,8 @@
 """``python -m worker.preview``: prompts as a model will see them, for ``promptmill check --model``. No weights.
 
-Standard input is JSON lines: first ``{"model", "defaults"}``, then ``{"line", "raw"}`` per prompt line. Standard
-output has one JSON line for each: ``{"line", "tokens"}`` or ``{"line", "problem"}``, for the first prompts also
-``{"line", "preview"}``, and at the end ``{"summary"}``.
+Standard input is JSON lines: first ``{"model", "defaults", "control_tokens"}``, then ``{"line", "raw"}`` per prompt
+line. Standard output has one JSON line for each: ``{"line", "tokens"}`` or ``{"line", "problem"}``, for the first
+prompts also ``{"line", "preview"}``, and at the end ``{"summary"}``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def previewed(header: dict[str, Any], lines: Iterable[dict[str, Any]]) -> Iterat
     from worker.engine.prompts import Preparer
 
     model = describe_model(header["model"])
-    preparer, defaults = Preparer(model), Defaults(header["defaults"])
+    preparer = Preparer(model, control_tokens=header["control_tokens"])
+    defaults = Defaults(header["defaults"])
     total, longest, shown = 0, 0, 0
     for line in lines:
         number = line["line"]

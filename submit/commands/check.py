@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
 @click.command("check", short_help="Validate a file of prompts, without Redis.")
 @click.argument("file")
+@click.option(
+    "--control-tokens", is_flag=True, help="With --model: render and count as a worker with --control-tokens does."
+)
 @parameter_options
 @json_option
-def command(file: str, as_json: bool, **flags: Any) -> int:
+def command(file: str, as_json: bool, control_tokens: bool, **flags: Any) -> int:
     """Check every line of FILE as `submit` would, and say what is in it; nothing is enqueued.
 
     With --model its prompts are also rendered and counted with that model's tokenizer (this needs the worker
@@ -34,15 +37,18 @@ def command(file: str, as_json: bool, **flags: Any) -> int:
 
     Exit statuses: 0 every line is good, 2 some are not.
     """
+    from submit.prospects import begins_after
     from submit.reader import PromptFile
 
     with json_errors(as_json) as answer:
         defaults = defaults_from(flags)
         with PromptFile(file) as prompts:
-            findings = _check(prompts, defaults)
+            findings = _check(prompts, defaults, control_tokens)
         if findings.lines == 0:
             empty = ProblemLine(1, "empty_file", None, "there are no prompts in it")
             raise InputError(prompts.name, [empty], what=empty.message, checked_only=True)
+        for note in begins_after(findings.after_answer):
+            click.echo(note, err=True)
         if as_json:
             click.echo(orjson.dumps(findings.as_dict(prompts.name)).decode())
         else:
@@ -60,6 +66,7 @@ class _Findings:
     lines: int = 0
     formats: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
+    after_answer: int = 0
     problems: list[ProblemLine] = field(default_factory=list)
     bad_lines: int = 0
     previewed: Previewed | None = None
@@ -69,6 +76,7 @@ class _Findings:
         for line in chunk.good:
             self.formats["native" if line.endpoint is None else "openai"] += 1
             self.models[line.group.model] += 1
+            self.after_answer += line.after_answer
 
     def add_problems(self, *sources: Problems) -> None:
         for source in sources:
@@ -84,6 +92,7 @@ class _Findings:
             "formats": dict(self.formats),
             "models": {model: count for model, count in self.models.items() if model},
             "without_model": self.models[""],
+            "after_answer": self.after_answer,
             "problems": [problem.as_dict() for problem in self.problems],
         }
         if self.previewed is not None:
@@ -114,12 +123,12 @@ def _number(value: int | None) -> str:
     return "an unknown number" if value is None else f"{value:,}"
 
 
-def _check(prompts: PromptFile, defaults: Defaults) -> _Findings:
+def _check(prompts: PromptFile, defaults: Defaults, control_tokens: bool) -> _Findings:
     from submit.checker import Problems, checked
 
     findings, problems = _Findings(), Problems()
     with contextlib.ExitStack() as stack:
-        preview = stack.enter_context(_preview(defaults.model, defaults)) if defaults.model else None
+        preview = stack.enter_context(_preview(defaults.model, defaults, control_tokens)) if defaults.model else None
         progress = stack.enter_context(read_display(prompts.size))
         for chunk in checked(prompts, defaults, need_model=False):
             findings.count(chunk)
@@ -135,10 +144,10 @@ def _check(prompts: PromptFile, defaults: Defaults) -> _Findings:
     return findings
 
 
-def _preview(model: str, defaults: Defaults) -> Preview:
+def _preview(model: str, defaults: Defaults, control_tokens: bool) -> Preview:
     from submit.preview import Preview
 
-    return Preview(model, defaults)
+    return Preview(model, defaults, control_tokens=control_tokens)
 
 
 def _feed(preview: Preview, chunk: Chunk) -> None:

@@ -33,6 +33,7 @@ WORKER_SWITCHES = (
     ("autotune", "Worker: measure how many lines to decode together, and remember it."),
     ("allow-sleep", "Worker: let a Mac fall asleep when nobody uses it, even while lines are under way."),
     ("trust-remote-code", "Worker: let models and tokenizers run code from their repositories."),
+    ("control-tokens", "Worker: take control tokens in messages for what they say, for files that you trust."),
 )
 
 

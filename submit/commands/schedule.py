@@ -108,7 +108,7 @@ def add(
 
 def _say_added(store: Store, schedule: Schedule, checked: Checked | None) -> None:
     from jobs.schedules import Schedules
-    from submit.prospects import waits_for
+    from submit.prospects import begins_after, waits_for
     from submit.timetable import next_run
 
     if checked is not None and checked.rejected:
@@ -123,8 +123,9 @@ def _say_added(store: Store, schedule: Schedule, checked: Checked | None) -> Non
     )
     when = next_run(schedule, store.server_time())
     click.echo(f"schedule {schedule.name}: {what}, first at {when}", err=True)
-    for note in waits_for(store.connection, () if checked is None else checked.models):
-        click.echo(note, err=True)
+    if checked is not None:
+        for note in (*begins_after(checked.after_answer), *waits_for(store.connection, checked.models)):
+            click.echo(note, err=True)
     _warn_alone(Schedules(store.connection))
 
 

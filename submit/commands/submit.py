@@ -156,7 +156,7 @@ def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
 
 def _say_prospects(store: Store, submitted: Submitted, order: Order) -> None:
     """When the batch begins and ends, as far as that was said, and whether it will have to wait for a worker."""
-    from submit.prospects import times, waits_for
+    from submit.prospects import begins_after, times, waits_for
 
     now = store.server_time()
     source = click.get_current_context().get_parameter_source("keep")
@@ -167,7 +167,7 @@ def _say_prospects(store: Store, submitted: Submitted, order: Order) -> None:
         keep_s=order.keep_s,
         keep_given=source is not ParameterSource.DEFAULT,
     )
-    for text in (said, *waits_for(store.connection, submitted.models)):
+    for text in (said, *begins_after(submitted.after_answer), *waits_for(store.connection, submitted.models)):
         if text is not None:
             click.echo(text, err=True)
 

@@ -58,6 +58,7 @@ def test_json_is_one_object(good: Path) -> None:
         "formats": {"native": 2, "openai": 1},
         "models": {"a": 2},
         "without_model": 1,
+        "after_answer": 0,
         "problems": [],
     }
     assert orjson.loads(check(good, "--json").stdout) == {"source": str(good), **expected}

@@ -20,6 +20,9 @@ SET_HERE = frozenset(
 )
 """Arguments of what applies templates that are not for the template, and no line's to set."""
 SHAPES = 512
+"""Of the last kinds of conversations it is known what the template leaves out."""
+SHOWN = 300
+"""Characters of what a template says of messages: it may repeat them all."""
 Message = dict[str, Any]
 
 
@@ -50,7 +53,7 @@ class ChatTemplate:
         try:
             return self._apply(messages, kwargs, continues=continues)
         except Exception as error:  # templates are the model's own code, some of it Python
-            message = f"the model's chat template refuses them: {error}"
+            message = f"the model's chat template refuses them: {str(error)[:SHOWN]}"
             raise LineError("unsupported", "messages", message) from error
 
     def left_out(self, messages: list[Message], kwargs: dict[str, Any], text: str, *, continues: bool) -> int | None:

@@ -12,7 +12,6 @@ texts, encodes in pieces, and makes text of the thinking markers in an assistant
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence as Items
 from dataclasses import dataclass
@@ -64,10 +63,9 @@ class ControlTokens:
         self._beginnings = frozenset(name[:size] for name in names for size in range(1, len(name)))
         self._ends = frozenset(name[size:] for name in names for size in range(1, len(name)))
         self._longest = max(map(len, names), default=0)
-        self._break = next(
-            ((number, token.content) for number, token in control.items() if number != unknown and _is_plain(token)),
-            None,
-        )
+        alone = [number for number, token in control.items() if number in self._ids and _alone(token)]
+        plainest = min(alone, key=lambda number: bool(control[number].normalized), default=None)
+        self._break = None if plainest is None else (plainest, str(control[plainest].content))
         # Some tokenizers put one in front of everything.
         self._always = self._count(tokenizer.encode("a", add_special_tokens=False))
 
@@ -95,20 +93,28 @@ class ControlTokens:
     def _at_borders(self, text: str) -> set[int]:
         sizes = range(1, min(self._longest, len(text) + 1))
         places = {len(text) - size + 1 for size in sizes if text[len(text) - size :] in self._beginnings}
-        if any(text[:size] in self._ends for size in sizes) or 0 < len(text) < self._longest and text in self._names:
+        if any(text[:size] in self._ends for size in sizes) or (0 < len(text) < self._longest and text in self._names):
             places.add(0)
         return places
 
-    def marked(self, rendered: str, mark: str) -> Marked:
-        """A text that was rendered from marked contents; of the marks only those within a control token are kept."""
+    def marked(self, rendered: str, mark: str, text: str) -> Marked:
+        """``text``, with the places within control tokens where its rendering from marked contents has a mark.
+
+        Raises:
+            LineError: ``unsupported`` when the template did something else for the marks: it may have written them in
+                another way, or have read the contents.
+        """
         pieces = rendered.split(mark)
-        text = "".join(pieces)
-        inside = {place for found in self._starts.finditer(text) for place in range(found.start() + 1, found.end(1))}
+        plain = "".join(pieces)
+        inside = {place for found in self._starts.finditer(plain) for place in range(found.start() + 1, found.end(1))}
         places, at = [], 0
         for piece in pieces[:-1]:
             at += len(piece)
             if at in inside:
                 places.append(at)
+        alike = plain == text if places else self._written(plain) == self._written(text)
+        if not alike:
+            raise _unkept()
         return Marked(tuple(text[start:end] for start, end in _between(places, len(text))))
 
     def encode(self, marked: Marked) -> list[int]:
@@ -120,8 +126,7 @@ class ControlTokens:
         ids = list(self._encode(self._joined(marked.segments), add_special_tokens=False))
         if len(marked.segments) > 1:
             ids = self._without_breaks(ids, marked.segments)
-        written = sum(1 for segment in marked.segments for _ in self._tokens.finditer(segment))
-        if self._count(ids) > written + self._always:
+        if self._count(ids) > sum(map(self._written, marked.segments)) + self._always:
             raise _unkept()
         return ids
 
@@ -153,6 +158,9 @@ class ControlTokens:
         if own or next(later, None) is not None:
             raise _unkept()
         return kept
+
+    def _written(self, text: str) -> int:
+        return sum(1 for _ in self._tokens.finditer(text))
 
     def _count(self, ids: Iterable[int]) -> int:
         return sum(token in self._ids for token in ids)
@@ -191,13 +199,14 @@ def _between(places: Items[int], end: int) -> Iterator[tuple[int, int]]:
 def _one_of(names: set[str]) -> str:
     """A pattern for the longest of some names, which reads no character twice: there may be a thousand of them, and a
     search holds up the whole process."""
-    common = os.path.commonprefix(list(names))
+    first, last = min(names), max(names)
+    size = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
     rests: dict[str, set[str]] = {}
-    for rest in (name[len(common) :] for name in names):
+    for rest in (name[size:] for name in names):
         rests.setdefault(rest[:1], set()).add(rest)
     optional = "?" if rests.pop("", None) else ""
     branches = "|".join(map(_one_of, rests.values()))
-    return re.escape(common) + (f"(?:{branches}){optional}" if branches else "")
+    return re.escape(first[:size]) + (f"(?:{branches}){optional}" if branches else "")
 
 
 def _is_control(token: Any, known: str) -> bool:
@@ -207,15 +216,15 @@ def _is_control(token: Any, known: str) -> bool:
     return bool(token.special or BRACKETED.fullmatch(name) or (name in known and not name.isalnum()))
 
 
-def _is_plain(token: Any) -> bool:
+def _alone(token: Any) -> bool:
     """Whether a token is found wherever it stands, and takes nothing of what stands beside it."""
-    return not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+    return not (token.lstrip or token.rstrip or token.single_word)
 
 
 def _unkept() -> LineError:
     return LineError(
         "unsupported",
         "messages",
-        "hold a control token of the model that its tokenizer cannot take as text; take it out, or for a file that you "
-        "trust start the worker with --control-tokens",
+        "hold a control token of the model that its template or tokenizer does not leave text; take it out, or for a "
+        "file that you trust start the worker with --control-tokens",
     )

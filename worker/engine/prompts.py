@@ -100,8 +100,7 @@ class Preparer:
         marked_kwargs = {name: self._control.mark(value, mark, borders=False) for name, value in kwargs.items()}
         if marked == messages and marked_kwargs == kwargs:
             return Marked((text,))
-        rendered = self._control.marked(template.render(marked, marked_kwargs, continues=job.continues), mark)
-        return rendered if len(rendered.segments) > 1 else Marked((text,))
+        return self._control.marked(template.render(marked, marked_kwargs, continues=job.continues), mark, text)
 
     def _marked(self, message: dict[str, Any], mark: str) -> dict[str, Any]:
         """A message with marks in what its author wrote. An assistant's answer may think: models write theirs so."""
