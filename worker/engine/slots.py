@@ -94,7 +94,7 @@ def _line(cache: Cache, other: Cache, name: str, place: int, width: int) -> mx.a
     of the row before. Attention multiplies what it does not see by nothing, and nothing times NaN is NaN."""
     if other.keys is None:
         return mx.zeros_like(getattr(cache, name)[:1, :, :width])
-    row = getattr(other, name)[place : place + 1, :, : other._idx]
+    row: mx.array = getattr(other, name)[place : place + 1, :, : other._idx]
     excess = row.shape[2] - width
     if excess >= 0:
         return row[:, :, excess:]
