@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -101,7 +102,7 @@ def _text_choice(choice: dict[str, Any]) -> dict[str, Any]:
     shown = {
         "text": choice["text"],
         "index": choice["index"],
-        "logprobs": None if entries is None else _text_logprobs(entries),
+        "logprobs": None if entries is None else _text_logprobs(entries, choice["text"]),
         "finish_reason": choice["finish_reason"],
     }
     if "reasoning" in choice:
@@ -109,20 +110,40 @@ def _text_choice(choice: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _text_logprobs(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Token entries as completions show them: parallel lists, offsets into the text."""
-    tokens = [entry["token"] for entry in entries]
-    offsets, position = [], 0
-    for token in tokens:
-        offsets.append(position)
-        position += len(token)
-    tops = [{top["token"]: top["logprob"] for top in entry.get("top_logprobs") or ()} for entry in entries]
+def _text_logprobs(entries: list[dict[str, Any]], text: str) -> dict[str, Any]:
+    """Token entries as completions show them: parallel lists, offsets into the text.
+
+    A token that begins within a character has the place of that character. Where a thought or a first space stands
+    before the text in the tokens, those before it have the place 0.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    written, offsets = "", []
+    for entry in entries:
+        offsets.append(len(written))
+        written += decoder.decode(_bytes_of(entry))
+    before = 0 if written.startswith(text) else max(written.rfind(text), 0)
+    tops = [_by_token(entry.get("top_logprobs") or []) for entry in entries]
     return {
-        "tokens": tokens,
+        "tokens": [entry["token"] for entry in entries],
         "token_logprobs": [entry["logprob"] for entry in entries],
         "top_logprobs": tops if any(tops) else None,
-        "text_offset": offsets,
+        "text_offset": [max(offset - before, 0) for offset in offsets],
     }
+
+
+def _by_token(entries: list[dict[str, Any]]) -> dict[str, float]:
+    """Alternatives by their tokens' text; of tokens of the same text all but the likeliest by their ids."""
+    found: dict[str, float] = {}
+    for entry in entries:
+        name = entry["token"] if entry["token"] not in found else f"token_id:{entry.get('id')}"
+        found[name] = entry["logprob"]
+    return found
+
+
+def _bytes_of(entry: dict[str, Any]) -> bytes:
+    """What a token adds to the text; records of older workers have no bytes for parts of characters."""
+    data = entry.get("bytes")
+    return entry["token"].encode() if data is None else bytes(data)
 
 
 def _seconds(timestamp: str) -> int:

@@ -73,6 +73,7 @@ def write_results(
     errors: Path | None = None,
     follow: bool = False,
     fmt: str = "native",
+    keep_cut: bool = False,
     progress: Watcher | None = None,
     timeout: float | None = None,
     poll_s: float = POLL_S,
@@ -86,6 +87,7 @@ def write_results(
     Without ``follow``: what there is now, in the order of the input; the files appear whole, replacing older
     ones. With ``follow``: in the order of finishing until the batch is done; the files begin with what is
     finished already and grow. ``errors`` None is beside ``out``, and is written only when a line failed.
+    ``fmt`` and ``keep_cut`` are those of :func:`submit.formats.make_format`.
     ``observe`` sees each record; ``on_poll`` is called with the batch about every ``poll_s`` seconds.
 
     Returns:
@@ -96,7 +98,7 @@ def write_results(
         BatchNotFoundError: there is no such batch, or it was purged meanwhile.
         RefusedError, PromptmillError: a file cannot be written.
     """
-    shape = make_format(fmt, store, store.batch(batch_id))
+    shape = make_format(fmt, store, store.batch(batch_id), keep_cut=keep_cut)
     output = Output(out, errors, shape)
 
     def take(record: StoredRecord) -> None:

@@ -2,8 +2,9 @@
 
 Training data is what ``mlx_lm.lora --train`` reads: ``chat`` is ``{"messages": [...]}`` with the answer as the
 last message, ``completions`` is ``{"prompt", "completion"}``. Both hold one line per choice, only of lines that
-succeeded. A plain prompt becomes one user message in ``chat``; ``completions`` takes a conversation only if it
-is one user message, because mlx-lm puts the prompt back into exactly that.
+succeeded, and without choices that nothing good is learned from, see :func:`left_out`. A plain prompt becomes one user
+message in ``chat``; ``completions`` takes a conversation only if it is one user message, because mlx-lm puts the prompt
+back into exactly that.
 """
 
 from __future__ import annotations
@@ -22,9 +23,30 @@ from jobs.store import Store
 from submit.envelopes import choices_of, endpoint_of, envelope
 from submit.inputs import Inputs
 
-__all__ = ["FORMATS", "Format", "make_format", "plain_format"]
+__all__ = ["FORMATS", "TRAINING", "Format", "check_keep_cut", "left_out", "make_format", "plain_format"]
 
-FORMATS = ("native", "openai", "chat", "completions")
+TRAINING = ("chat", "completions")
+FORMATS = ("native", "openai", *TRAINING)
+
+
+def left_out(choice: dict[str, Any], *, keep_cut: bool) -> str | None:
+    """Why a choice is no example to learn from: ``empty``, ``cut`` by a limit (unless ``keep_cut``), or ``cancelled``;
+    None for one that is."""
+    if choice["finish_reason"] is None:
+        return "cancelled"
+    if not choice["text"].strip():
+        return "empty"
+    return "cut" if choice["finish_reason"] == "length" and not keep_cut else None
+
+
+def check_keep_cut(fmt: str, *, keep_cut: bool) -> None:
+    """See that ``--keep-cut`` was given with a format that leaves something out.
+
+    Raises:
+        RefusedError: it was not.
+    """
+    if keep_cut and fmt not in TRAINING:
+        raise RefusedError(f"--keep-cut goes with --format chat or completions: '{fmt}' leaves nothing out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +61,8 @@ class Format:
     """Whether records of failed lines are written at all."""
 
 
-def make_format(name: str, store: Store, batch: Batch) -> Format:
-    """The format ``name`` for the records of ``batch``.
+def make_format(name: str, store: Store, batch: Batch, *, keep_cut: bool = False) -> Format:
+    """The format ``name`` for the records of ``batch``; with ``keep_cut`` training data has texts that a limit cut.
 
     Raises:
         RefusedError: there is no such format.
@@ -51,7 +73,8 @@ def make_format(name: str, store: Store, batch: Batch) -> Format:
     examples = {"chat": _chat, "completions": _completion}.get(name)
     if examples is None:
         raise RefusedError(f"no format '{name}': take one of {', '.join(FORMATS)}")
-    return Format(name, lambda record: _training(record, inputs, examples), errors_apart=False, keeps_failures=False)
+    training = _Training(inputs, examples, keep_cut)
+    return Format(name, training.render, errors_apart=False, keeps_failures=False)
 
 
 def plain_format(name: str, endpoint: Callable[[int], str]) -> Format | None:
@@ -87,19 +110,26 @@ def _openai(record: StoredRecord, endpoint: Callable[[int], str]) -> bytes:
 Example = Callable[[Job, str, dict[str, Any]], dict[str, Any]]
 
 
-def _training(record: StoredRecord, inputs: Callable[[], Inputs], example: Example) -> bytes:
-    if not record.ok:
-        return b""
-    job = inputs().job(record.index)
-    lines = (example(job, text, choice) for text, choice in _answers(job, orjson.loads(record.raw)))
-    return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """Records as examples to learn from."""
 
+    inputs: Callable[[], Inputs]
+    example: Example
+    keep_cut: bool
 
-def _answers(job: Job, record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each choice that came to its own end, with the whole text of its turn."""
-    for choice in choices_of(record):
-        if choice["finish_reason"] is not None:
-            yield (job.turn["content"] if job.turn else "") + choice["text"], choice
+    def render(self, record: StoredRecord) -> bytes:
+        if not record.ok:
+            return b""
+        job = self.inputs().job(record.index)
+        lines = (self.example(job, text, choice) for text, choice in self._answers(job, orjson.loads(record.raw)))
+        return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
+
+    def _answers(self, job: Job, record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each choice to learn from, with the whole text of its turn."""
+        for choice in choices_of(record):
+            if left_out(choice, keep_cut=self.keep_cut) is None:
+                yield (job.turn["content"] if job.turn else "") + choice["text"], choice
 
 
 def _conversation(job: Job) -> list[dict[str, Any]]:

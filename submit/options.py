@@ -28,6 +28,7 @@ __all__ = [
     "any_redis_option",
     "defaults_from",
     "json_option",
+    "keep_cut_option",
     "log_options",
     "open_store",
     "order_from",
@@ -91,6 +92,11 @@ redis_option = click.option("--redis", "redis_url", callback=_check_redis, **_an
 any_redis_option = click.option("--redis", "redis_url", **_any_redis)
 """For `promptmill doctor`, which examines what it is given."""
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+keep_cut_option = click.option(
+    "--keep-cut",
+    is_flag=True,
+    help="With --format chat and completions: write texts that max_tokens or the context cut, too.",
+)
 watch_option = click.option("--watch", is_flag=True, help="Refresh every second; q or Ctrl-C leaves.")
 
 

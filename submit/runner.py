@@ -25,6 +25,7 @@ from jobs.line import Defaults
 from jobs.store import Store
 from submit.feedback import read_display
 from submit.follow import write_results
+from submit.formats import check_keep_cut
 from submit.holding import identity_of, interruptible, locked, runs_folder, spooled
 from submit.options import open_store
 from submit.output import STDOUT, check_paths, default_errors, writable
@@ -55,6 +56,7 @@ class RunRequest:
     defaults: Defaults = field(default_factory=lambda: Defaults({}))
     on_bad_line: str = "reject"
     fmt: str = "native"
+    keep_cut: bool = False
     name: str | None = None
     redis_url: str | None = None
     restart: bool = False
@@ -71,6 +73,7 @@ def run(request: RunRequest, *, environ: Mapping[str, str] = os.environ, progres
     """
     if request.out == STDOUT:
         raise RefusedError("run needs a file for OUT: it is by OUT that an interrupted run is found again")
+    check_keep_cut(request.fmt, keep_cut=request.keep_cut)
     check_paths(request.out, request.errors, request.fmt, apart=request.fmt == "native")
     for path in (request.out, request.errors or default_errors(request.out)):
         writable(path)
@@ -255,6 +258,7 @@ class _Run:
                 errors=self.request.errors,
                 follow=True,
                 fmt=self.request.fmt,
+                keep_cut=self.request.keep_cut,
                 progress=self,
                 on_poll=supervisor.check,
             )
@@ -297,11 +301,17 @@ class _Run:
         """OUT and its errors as Redis has them, in the order of the input."""
         request = self.request
         return write_results(
-            self.store, batch_id, request.out, errors=request.errors, fmt=request.fmt, observe=tally.add
+            self.store,
+            batch_id,
+            request.out,
+            errors=request.errors,
+            fmt=request.fmt,
+            keep_cut=request.keep_cut,
+            observe=tally.add,
         )
 
     def _finish(self, before: Batch) -> int:
-        tally = Tally()
+        tally = Tally(self.request.fmt, self.request.keep_cut)
         batch = self._write(before.id, tally)
         self._remove_private_queues(batch)
         request, seconds = self.request, time.monotonic() - self._begun

@@ -12,30 +12,66 @@ from jobs.batch import Batch
 from jobs.errors import ModelLoadError
 from jobs.results import StoredRecord
 from submit.envelopes import choices_of
+from submit.formats import TRAINING, left_out
 from submit.text import count, duration, plural, rate
 
 __all__ = ["Tally", "exit_status", "summary"]
 
 SOME_FAILED = 1
+LEFT_OUT = (
+    ("cut", "cut by max_tokens or the context (--keep-cut keeps them)"),
+    ("empty", "empty"),
+    ("cancelled", "cancelled or expired"),
+)
 SHORT_S = 10.0
 """Of less than this, tenths of seconds count."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """How a batch's lines ended: completions by stop reason, failed lines by code."""
+    """How a batch's lines ended: completions by stop reason, failed lines by code, lines that thought and gave no
+    answer, and, for training data, completions that are ``left_out`` of it by reason."""
 
+    fmt: str = "native"
+    keep_cut: bool = False
     lines: int = 0
     stops: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
+    unanswered: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def add(self, record: StoredRecord) -> None:
         self.lines += 1
         data = orjson.loads(record.raw)
         if "error" in data:
             self.failures[data["error"]["code"]] += 1
-        else:
-            self.stops.update(choice["stop_reason"] for choice in choices_of(data))
+            return
+        choices = choices_of(data)
+        self.stops.update(choice["stop_reason"] for choice in choices)
+        self.unanswered += any(choice.get("reasoning") and not choice["text"].strip() for choice in choices)
+        if self.fmt in TRAINING:
+            reasons = (left_out(choice, keep_cut=self.keep_cut) for choice in choices)
+            self.left_out.update(reason for reason in reasons if reason is not None)
+
+    @property
+    def written(self) -> int:
+        """Lines that hold a result: a line of the input each, and in training data a completion each."""
+        if self.fmt in TRAINING:
+            return self.stops.total() - self.left_out.total()
+        return self.lines - self.failures.total()
+
+    def notes(self) -> list[str]:
+        """What a person should know of the texts, a line each."""
+        said = []
+        if self.unanswered:
+            said.append(
+                f"{plural(self.unanswered, 'line')} thought and gave no answer: raise max_tokens, or give them "
+                'chat_template_kwargs {"enable_thinking": false}'
+            )
+        if self.left_out:
+            reasons = [f"{self.left_out[reason]:,} {text}" for reason, text in LEFT_OUT if self.left_out[reason]]
+            said.append(f"left out of the training data: {', '.join(reasons)}")
+        return said
 
 
 def exit_status(batch: Batch, tally: Tally | None = None) -> int:
@@ -80,6 +116,7 @@ def summary(
     lines = [head, f"{tokens}; {duration(seconds)} in all"]
     if tally.stops:
         lines.insert(1, f"ended by: {_counts(tally.stops)}")
+    lines += tally.notes()
     if out is not None:
         lines.append(f"results: {out}")
     if errors is not None:

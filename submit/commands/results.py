@@ -13,12 +13,13 @@ import orjson
 
 from jobs.errors import BatchNotFoundError, RefusedError
 from submit.feedback import left_to_itself
-from submit.formats import FORMATS
-from submit.options import Duration, json_option, open_store, redis_option
+from submit.formats import FORMATS, TRAINING, check_keep_cut
+from submit.options import Duration, json_option, keep_cut_option, open_store, redis_option
 from submit.text import plural
 
 if TYPE_CHECKING:
     from jobs.store import Store
+    from submit.summary import Tally
 
 
 @click.command("results", short_help="Write a batch's results to a file.")
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     help="native: promptmill's records; openai: envelopes of OpenAI's Batch API; chat, completions: "
     "training data for mlx_lm.lora, of the lines that succeeded.",
 )
+@keep_cut_option
 @click.option(
     "--timeout",
     type=Duration(lifetime=False),
@@ -72,6 +74,7 @@ def command(
     errors: Path | None,
     follow: bool,
     fmt: str,
+    keep_cut: bool,
     timeout: float | None,
     spools: tuple[Path, ...],
     redis_url: str | None,
@@ -93,6 +96,7 @@ def command(
     from submit.summary import Tally, exit_status, summary
 
     out = None if out == STDOUT else out
+    check_keep_cut(fmt, keep_cut=keep_cut)
     if timeout is not None and not follow:
         raise RefusedError("--timeout goes with --follow: without it nothing is waited for")
     if as_json and out is None:
@@ -103,7 +107,7 @@ def command(
         if follow:
             raise RefusedError("--follow goes with Redis: a spool holds what is finished already")
         return _from_spools(name, [*spools, *more], out, errors, fmt, as_json)
-    begun, tally = time.monotonic(), Tally()
+    begun, tally = time.monotonic(), Tally(fmt, keep_cut)
     with open_store(redis_url) as store:
         batch_id = _found(store, name)
         # Records on the same terminal would tear the bar to pieces.
@@ -117,6 +121,7 @@ def command(
                     errors=errors,
                     follow=follow,
                     fmt=fmt,
+                    keep_cut=keep_cut,
                     progress=progress,
                     timeout=timeout,
                     observe=tally.add,
@@ -131,7 +136,13 @@ def command(
         shown_errors = errors or (default_errors(out) if out is not None else None)
     missing = max(batch.total - tally.lines, 0)
     if as_json:
-        counts = {"written": tally.lines, "missing": missing, "failed_by_code": dict(tally.failures)}
+        counts = {
+            "written": tally.lines,
+            "missing": missing,
+            "failed_by_code": dict(tally.failures),
+            "unanswered": tally.unanswered,
+            "left_out": dict(tally.left_out),
+        }
         paths = {"results": str(out), "errors": None if shown_errors is None else str(shown_errors)}
         click.echo(orjson.dumps({**batch.as_dict(now), **counts, **paths}).decode())
     elif follow:
@@ -140,7 +151,9 @@ def command(
             click.echo(line, err=True)
     else:
         if out is not None:
-            _say_written(tally.lines, failed, fmt, out, shown_errors)
+            _say_written(tally, out, shown_errors)
+        for text in tally.notes():
+            click.echo(text, err=True)
         _say(batch.id, batch.status, missing, failed, fmt, shown_errors)
     return exit_status(batch, tally)
 
@@ -159,7 +172,7 @@ def _from_spools(name: str, folders: list[Path], out: Path | None, errors: Path 
     if as_json:
         paths = {"results": str(out), "errors": None if shown_errors is None else str(shown_errors)}
         click.echo(orjson.dumps({**found.as_dict(), "failed_by_code": dict(tally.failures), **paths}).decode())
-    for text in found.notes():
+    for text in (*found.notes(), *tally.notes()):
         click.echo(text, err=True)
     _say_failed(failed, fmt, shown_errors)
     return 0 if found.complete and not failed else 1
@@ -173,9 +186,9 @@ def _found(store: Store, name: str) -> str:
         raise BatchNotFoundError(f"{error}; {lost}") from None
 
 
-def _say_written(lines: int, failed: int, fmt: str, out: Path, errors: Path | None) -> None:
-    together = errors is None and fmt not in ("chat", "completions")
-    click.echo(f"{plural(lines if together else lines - failed, 'line')} written to {out}", err=True)
+def _say_written(tally: Tally, out: Path, errors: Path | None) -> None:
+    together = errors is None and tally.fmt not in TRAINING
+    click.echo(f"{plural(tally.lines if together else tally.written, 'line')} written to {out}", err=True)
 
 
 def _say(batch_id: str, status: str, missing: int, failed: int, fmt: str, errors: Path | None) -> None:
@@ -192,6 +205,6 @@ def _say(batch_id: str, status: str, missing: int, failed: int, fmt: str, errors
 def _say_failed(failed: int, fmt: str, errors: Path | None) -> None:
     if failed:
         where = f"their records are in {errors}" if errors is not None else "their records are with the others"
-        if fmt in ("chat", "completions"):
+        if fmt in TRAINING:
             where = "they are left out"
         click.echo(f"{plural(failed, 'line')} failed: {where}", err=True)

@@ -10,7 +10,7 @@ import click
 
 from jobs.errors import RefusedError
 from submit.formats import FORMATS
-from submit.options import defaults_from, parameter_options, redis_option
+from submit.options import defaults_from, keep_cut_option, parameter_options, redis_option
 
 WORKER_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("decode-concurrency", click.IntRange(1, 4096), "Worker: most lines decoded together."),
@@ -80,6 +80,7 @@ def worker_options(command: Any) -> Any:
     show_default=True,
     help="What OUT holds, as with `promptmill results`.",
 )
+@keep_cut_option
 @click.option("--restart", is_flag=True, help="Forget what an earlier run for OUT has done, and run all lines.")
 @redis_option
 @worker_options
@@ -91,6 +92,7 @@ def command(
     name: str | None,
     on_bad_line: str,
     fmt: str,
+    keep_cut: bool,
     restart: bool,
     redis_url: str | None,
     **flags: Any,
@@ -124,6 +126,7 @@ def command(
         defaults=defaults_from(flags),
         on_bad_line=on_bad_line,
         fmt=fmt,
+        keep_cut=keep_cut,
         name=name,
         redis_url=redis_url,
         restart=restart,

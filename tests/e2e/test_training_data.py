@@ -23,7 +23,7 @@ def test_lora_trains_on_results(server_url: str, tmp_path: Path, form: str) -> N
     data.mkdir()
     source.write_bytes(b"".join(orjson.dumps({**line, "max_tokens": 4, "seed": n}) + b"\n" for n in range(6)))
     environment = {**os.environ, "PROMPTMILL_DATA_DIR": str(tmp_path / "promptmill"), "HF_HUB_OFFLINE": "1"}
-    flags = ["-o", str(data / "train.jsonl"), "--model", MODEL, "--format", form, "--redis", server_url]
+    flags = ["-o", str(data / "train.jsonl"), "--model", MODEL, "--format", form, "--keep-cut", "--redis", server_url]
     subprocess.run(
         [sys.executable, "-P", "-m", "submit.cli", "run", str(source), *flags],
         check=True, timeout=DEADLINE_S, env=environment, capture_output=True,

@@ -88,6 +88,22 @@ def test_thinking_is_the_default_and_apart(pocket: LoadedModel, complete: Any) -
     assert completion.text
 
 
+def test_stop_strings_see_the_answer_only(pocket: LoadedModel, complete: Any) -> None:
+    """A stop string that is in the thought does not end it; with stop_in_reasoning it does, as in the answer."""
+    question = "What is 4 plus 5?"
+    thought, _, answer = expected(pocket, question, thinking=True, count=60).partition("</think>")
+    thought, answer = thought.strip(), answer.strip()
+    stop = answer[:1]
+    assert stop in thought
+    asked = {"messages": [{"role": "user", "content": question}], "max_tokens": 60}
+    (apart,), (both,), (white,) = complete(
+        {**asked, "stop": [stop]}, {**asked, "stop": [stop], "stop_in_reasoning": True}, {**asked, "stop": ["\n"]}
+    )
+    assert (apart.reasoning, apart.text, apart.stop_string) == (thought, "", stop)
+    assert (both.reasoning, both.text) == (thought[: thought.index(stop)] or None, "")
+    assert (white.reasoning, white.text, white.stop_reason) == (thought, answer, "eos")
+
+
 def test_stop_string_on_text(pocket: LoadedModel, complete: Any) -> None:
     """Any part of the text works as a stop string, wherever tokens begin and end in it."""
     text, question = max(

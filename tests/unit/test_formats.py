@@ -14,6 +14,7 @@ from jobs.record import Choice
 from jobs.results import ordered_records
 from jobs.store import Store
 from submit.formats import make_format
+from submit.summary import Tally
 from tests.pool import NOON, echo, make_batch, prompts, work
 
 CHAT = [{"role": "user", "content": "Hello"}]
@@ -116,6 +117,54 @@ def test_a_prompt_line_becomes_a_text_completion(store: Store) -> None:
             "finish_reason": "stop",
         }
     ]
+
+
+def test_completions_logprobs_of_half_an_emoji(store: Store) -> None:
+    """Tokens that are parts of a character keep their bytes, alternatives never share a key, and offsets are places in
+    the text: the character's for each of its parts."""
+
+    def entry(data: bytes, number: int) -> dict[str, Any]:
+        try:
+            token = data.decode()
+        except UnicodeDecodeError:
+            token = "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+        return {"token": token, "id": number, "logprob": -number / 10, "bytes": list(data)}
+
+    smile = "\U0001f642".encode()
+    parts = [b" a", smile[:2], smile[2:3], smile[3:], b"b"]
+    entries: list[dict[str, Any]] = [{**entry(data, place), "top_logprobs": []} for place, data in enumerate(parts)]
+    entries[1]["top_logprobs"] = [
+        entry(data, place) for place, data in enumerate([b"\xf0\x9f", b"\xe6", b"\xe7", b"\xff", b"b", b"b"])
+    ]
+    batch_id = make_batch(store, [{"prompt": "Once", "logprobs": True, "top_logprobs": 5}])
+    work(store, batch_id, answer=lambda job: [Choice(0, " a\U0001f642b", "eos", logprobs=entries)])
+    (envelope,) = written(store, batch_id, "openai")
+    shown = envelope["response"]["body"]["choices"][0]["logprobs"]
+    assert shown["tokens"] == [" a", "bytes:\\xf0\\x9f", "bytes:\\x99", "bytes:\\x82", "b"]
+    assert shown["text_offset"] == [0, 2, 2, 2, 3]
+    assert list(shown["top_logprobs"][1]) == [
+        "bytes:\\xf0\\x9f",
+        "bytes:\\xe6",
+        "bytes:\\xe7",
+        "bytes:\\xff",
+        "b",
+        "token_id:5",
+    ]
+
+
+def test_offsets_are_those_of_the_text_behind_a_thought(store: Store) -> None:
+    """Tokens of a thought stand before the text; a stop string behind it."""
+    pieces = ["<think>", "x", "</think>", "\n\n", "an", "s", ". Stop"]
+    entries = [
+        {"token": piece, "id": 1, "logprob": -0.1, "bytes": list(piece.encode()), "top_logprobs": []}
+        for piece in pieces
+    ]
+    batch_id = make_batch(store, [{"prompt": "Once", "logprobs": True}])
+    answer = Choice(0, "ans.", "stop_string", stop_string=" Stop", reasoning="x", logprobs=entries)
+    work(store, batch_id, answer=lambda job: [answer])
+    (envelope,) = written(store, batch_id, "openai")
+    shown = envelope["response"]["body"]["choices"][0]["logprobs"]
+    assert shown["text_offset"] == [0, 0, 0, 0, 0, 2, 3]
 
 
 def test_native_lines_get_the_body_of_their_kind(store: Store) -> None:
@@ -234,6 +283,37 @@ def test_training_data_has_a_line_per_choice_and_none_for_failures(store: Store)
         {"prompt": "x", "completion": "answer to two"},
         {"prompt": "Hello", "completion": "answer to last"},
     ]
+
+
+def test_training_data_leaves_out_cut_and_empty_answers(store: Store) -> None:
+    """Nothing is learned from answers that a limit cut or that are empty, thoughts without an answer among them; both
+    are counted, and --keep-cut keeps those that were cut and are not empty."""
+    answers = [
+        Choice(0, "All of it.", "eos"),
+        Choice(0, "As far as", "max_tokens"),
+        Choice(0, "Half a", "context_length"),
+        Choice(0, " \n", "eos"),
+        Choice(0, "", "max_tokens", reasoning="Well"),
+    ]
+    batch_id = make_batch(store, [{"id": str(n), "messages": CHAT} for n in range(len(answers))])
+    work(store, batch_id, answer=lambda job: [answers[int(job.id)]])
+    for fmt in ("chat", "completions"):
+        for keep_cut, kept, notes in (
+            (False, 1, "2 cut by max_tokens or the context (--keep-cut keeps them), 2 empty"),
+            (True, 3, "2 empty"),
+        ):
+            shape = make_format(fmt, store, store.batch(batch_id), keep_cut=keep_cut)
+            tally = Tally(fmt, keep_cut)
+            data = b""
+            for record in ordered_records(store.connection, batch_id):
+                data += shape.render(record)
+                tally.add(record)
+            assert data.count(b"\n") == tally.written == kept
+            assert tally.notes() == [
+                "1 line thought and gave no answer: raise max_tokens, or give them chat_template_kwargs "
+                '{"enable_thinking": false}',
+                f"left out of the training data: {notes}",
+            ]
 
 
 def test_completions_refuse_a_longer_conversation(store: Store) -> None:

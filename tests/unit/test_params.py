@@ -31,6 +31,7 @@ CONTRACT: dict[str, tuple[str, Any, Any, Any]] = {
     "frequency_context_size": ("int", 0, None, None),
     "logit_bias": ("bias", -100, 100, {}),
     "stop": ("strings", None, 16, ()),
+    "stop_in_reasoning": ("bool", None, None, False),
     "extra_eos_tokens": ("strings", None, None, ()),
     "ignore_eos": ("bool", None, None, False),
     "seed": ("int", 0, 2**64 - 1, None),

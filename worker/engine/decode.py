@@ -119,7 +119,6 @@ class DecodeBatch:
         self._sampled: Sampled | None = None
         self._arrays: BatchArrays | None = None
         self._steps = 0
-        self._spoilt = False
 
     def __len__(self) -> int:
         return len(self._rows) - len(self._idle)
@@ -145,8 +144,6 @@ class DecodeBatch:
     def join(self, rows: Items[Sequence], caches: list[Cache], inputs: Items[int]) -> None:
         """Add rows with their prefilled caches and the last token of each prompt; between sampling and advancing."""
         tokens = mx.array(list(inputs), dtype=mx.int32)
-        if self._spoilt and len(self):
-            self._compact()
         slots = self._idle[: len(rows)]
         if self._inputs is None or not len(self):
             self._caches, self._inputs, self._rows, self._idle = caches, tokens, list(rows), []
@@ -184,17 +181,10 @@ class DecodeBatch:
         """Take a row out that has not ended: it will come back."""
         self._retire(lambda other: other is row)
 
-    def spoil(self, row: Sequence) -> None:
-        """Take a row out for good whose caches hold NaN. Its slot is not used again: padding is multiplied by nothing,
-        and nothing times NaN is NaN."""
-        self._spoilt = True
-        self.leave(row)
-
     def clear(self) -> None:
         """Forget all rows and their caches."""
         self._rows, self._idle, self._caches = [], [], []
         self._inputs = self._logits = self._sampled = self._arrays = None
-        self._spoilt = False
 
     def _retire(self, which: Callable[[Sequence], bool]) -> None:
         for slot, row in enumerate(self._rows):
@@ -211,7 +201,6 @@ class DecodeBatch:
         self._rows = [self._rows[slot] for slot in stays]
         self._idle.clear()
         self._arrays = None
-        self._spoilt = False
 
     def _wasted(self) -> int:
         """Columns of the caches that are padding in every row."""

@@ -121,10 +121,6 @@ class DraftBatch:
         if self._place is not None and self._place.row is row:
             self.clear()
 
-    def spoil(self, row: Sequence) -> None:
-        """Take the row out for good, with its caches."""
-        self.leave(row)
-
     def clear(self) -> None:
         """Forget the row and its caches."""
         self._place = None

@@ -333,7 +333,7 @@ class Engine:
             if row.ended:  # with its line, by another choice
                 continue
             if not taken.finite:
-                self._spoil(self._lines[row.key])
+                self._fail_not_finite(self._lines[row.key])
             elif taken.covered:
                 self._accept(taken)
             else:
@@ -363,12 +363,10 @@ class Engine:
         elif len(row.tokens) >= row.limit:
             self._end(row, row.limit_reason)
 
-    def _spoil(self, line: Line) -> None:
-        """Fail a line whose logits are not finite, unless that is the model's fault; its caches are of no use."""
+    def _fail_not_finite(self, line: Line) -> None:
+        """Fail a line whose logits are NaN or infinite, unless that is the model's fault."""
         try_model(self.model, self._sampler)
-        self._prefixes.forget()
-        for row in line.unfinished:
-            self._batch.spoil(row)
+        self._prefixes.forget()  # the one that the line went on from may be to blame
         self._fail(line, internal_error(NotFiniteError()))
 
     # -- ends ---------------------------------------------------------------------------------------------------------

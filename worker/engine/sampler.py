@@ -438,7 +438,8 @@ def pick(weights: mx.array, uniforms: mx.array) -> mx.array:
     """Positions ``[rows, 1]`` drawn in proportion to ``weights [rows, count]``, by inverse distribution function.
 
     In two levels, each with a uniform of its own, so that a running sum stays short and a light tail is not lost to
-    rounding: first a block of strided members, then one of it.
+    rounding: first a block of strided members, then one of it. Where the weights say nothing, because they are NaN or
+    all 0, it is some position, and none beyond the end: arrays are read there.
     """
     size = 1
     while size * size < weights.shape[1]:
@@ -446,12 +447,13 @@ def pick(weights: mx.array, uniforms: mx.array) -> mx.array:
     grid = _grid(weights, size)
     block = _invert(grid.sum(axis=1), uniforms[:, :1])
     inner = mx.take_along_axis(grid, block[:, None], axis=2)[:, :, 0]
-    return _invert(inner, uniforms[:, 1:2]) * grid.shape[2] + block
+    return mx.minimum(_invert(inner, uniforms[:, 1:2]) * grid.shape[2] + block, weights.shape[1] - 1)
 
 
 def _invert(weights: mx.array, uniform: mx.array) -> mx.array:
     sums = mx.cumsum(weights, axis=-1)
-    return (sums <= uniform * sums[:, -1:]).sum(axis=-1, keepdims=True).astype(mx.int32)
+    place = (sums <= uniform * sums[:, -1:]).sum(axis=-1, keepdims=True).astype(mx.int32)
+    return mx.minimum(place, weights.shape[1] - 1)
 
 
 def _redraw_full(drawn: mx.array, logits: mx.array, params: Arrays, uniforms: mx.array, *, xtc: bool) -> mx.array:

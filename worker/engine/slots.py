@@ -70,31 +70,31 @@ def _place_state(cache: Cache, other: Cache, slots: Sequence[int]) -> None:
 
 
 def _place_growing(cache: Cache, other: Cache, slots: Sequence[int]) -> None:
-    start = cache._idx - other._idx
-    if other.keys is not None:
-        for row, slot in enumerate(slots):
-            cache.keys[slot : slot + 1, :, start : cache._idx] = other.keys[row : row + 1, :, : other._idx]
-            cache.values[slot : slot + 1, :, start : cache._idx] = other.values[row : row + 1, :, : other._idx]
-    _set_rows(cache, slots, other.left_padding + start, other.offset)
+    width = cache._idx
+    for row, slot in enumerate(slots):
+        for name in ("keys", "values"):
+            getattr(cache, name)[slot : slot + 1, :, :width] = _line(cache, other, name, row, width)
+    _set_rows(cache, slots, other.left_padding + width - other._idx, other.offset)
 
 
 def _place_window(cache: Cache, other: Cache, slots: Sequence[int]) -> None:
     """Into a ring that has gone round: in the order of time the newest token stands before the next write, so the
     row is laid out in that order and turned as far as the ring is."""
     width = cache.keys.shape[2] if cache.rotated else cache._idx
-    start = width - other._idx
-    if other.keys is not None:
-        for row, slot in enumerate(slots):
-            for name in ("keys", "values"):
-                ring, new = getattr(cache, name), getattr(other, name)[row : row + 1, :, : other._idx]
-                line = _right_aligned(new, width)
-                turned = mx.roll(line, cache._idx, 2) if cache.rotated else line
-                ring[slot : slot + 1, :, :width] = turned
-    _set_rows(cache, slots, other.left_padding + start, other.offset)
+    for row, slot in enumerate(slots):
+        for name in ("keys", "values"):
+            line = _line(cache, other, name, row, width)
+            turned = mx.roll(line, cache._idx, 2) if cache.rotated else line
+            getattr(cache, name)[slot : slot + 1, :, :width] = turned
+    _set_rows(cache, slots, other.left_padding + width - other._idx, other.offset)
 
 
-def _right_aligned(row: mx.array, width: int) -> mx.array:
-    """The last ``width`` columns of a row, with zeros before them where it is shorter."""
+def _line(cache: Cache, other: Cache, name: str, place: int, width: int) -> mx.array:
+    """The last ``width`` columns of a row of ``other``, with zeros before them where it is shorter: nothing may stay
+    of the row before. Attention multiplies what it does not see by nothing, and nothing times NaN is NaN."""
+    if other.keys is None:
+        return mx.zeros_like(getattr(cache, name)[:1, :, :width])
+    row: mx.array = getattr(other, name)[place : place + 1, :, : other._idx]
     excess = row.shape[2] - width
     if excess >= 0:
         return row[:, :, excess:]
