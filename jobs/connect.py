@@ -99,16 +99,6 @@ def translated(url: str) -> Iterator[None]:
         raise RedisError(f"Redis at {address} refused a command: {error}") from None
 
 
-def _info(client: Redis) -> Mapping[str, Any]:
-    """What a server says of itself, also while it loads its data: then it refuses the PING that redis-py sends first."""
-    from redis.exceptions import BusyLoadingError
-
-    try:
-        return client.info()
-    except BusyLoadingError:
-        return client.info()
-
-
 def _loading(url: str, info: Mapping[str, Any]) -> LoadingError:
     """That a server loads its data, with how far it is by its INFO."""
     share, seconds = info.get("loading_loaded_perc"), info.get("loading_eta_seconds")
@@ -211,19 +201,15 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2)
     check_url(url)
     from redis import Redis
     from redis.backoff import ExponentialBackoff
+    from redis.exceptions import BusyLoadingError
     from redis.retry import Retry
 
     # A unix socket has neither: redis-py refuses the settings there.
-    network: dict[str, Any] = {} if url.startswith("unix:") else {"socket_keepalive": True, "socket_connect_timeout": 5}
+    settings: dict[str, Any] = {} if url.startswith("unix:") else {"socket_keepalive": True, "socket_connect_timeout": 5}
+    settings |= {"socket_timeout": timeout_s, "protocol": 2}
+    settings["retry"] = Retry(ExponentialBackoff(cap=2, base=0.05), retries)
     try:
-        client = Redis.from_url(
-            url,
-            **network,
-            health_check_interval=30,
-            socket_timeout=timeout_s,
-            retry=Retry(ExponentialBackoff(cap=2, base=0.05), retries),
-            protocol=2,
-        )
+        client = Redis.from_url(url, **settings, health_check_interval=30)
     except (ValueError, TypeError) as error:
         # Others may quote a part of the password.
         harmless = str(error).startswith(("Redis URL must", "Invalid value for"))
@@ -231,7 +217,11 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2)
         raise RefusedError(f"{redacted(url)} is not a Redis URL: {why}") from None
     with translated(url):
         try:
-            info = _info(client)
+            info = client.info()
+        except BusyLoadingError:
+            # It refuses the PING that is sent first, and not this.
+            with Redis.from_url(url, **settings) as plain:
+                info = plain.info()
         except TypeError as error:  # a setting in the URL that is none is found here first
             name = (re.findall(r"argument '(\w+)'", str(error)) or ["one of its settings"])[0]
             tls = name.startswith("ssl_") and not url.startswith("rediss:")
