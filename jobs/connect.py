@@ -204,10 +204,10 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2)
     from redis.exceptions import BusyLoadingError
     from redis.retry import Retry
 
-    # A unix socket has neither: redis-py refuses the settings there.
-    settings: dict[str, Any] = {} if url.startswith("unix:") else {"socket_keepalive": True, "socket_connect_timeout": 5}
-    settings |= {"socket_timeout": timeout_s, "protocol": 2}
-    settings["retry"] = Retry(ExponentialBackoff(cap=2, base=0.05), retries)
+    retry = Retry(ExponentialBackoff(cap=2, base=0.05), retries)
+    settings: dict[str, Any] = {"socket_timeout": timeout_s, "retry": retry, "protocol": 2}
+    if not url.startswith("unix:"):  # a socket has neither, and redis-py refuses the settings there
+        settings |= {"socket_keepalive": True, "socket_connect_timeout": 5}
     try:
         client = Redis.from_url(url, **settings, health_check_interval=30)
     except (ValueError, TypeError) as error:

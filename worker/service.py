@@ -30,6 +30,7 @@ from jobs.attempt import Verdict
 from jobs.connect import refusing
 from jobs.errors import BatchNotFoundError, BatchPausedError, LineError, ModelLoadError, RefusedError, SickModelError
 from jobs.line import Defaults
+from jobs.lostlines import end_lost_lines
 from jobs.naming import process_name
 from jobs.shard import Group, decode_lines
 from jobs.store import Store
@@ -287,6 +288,9 @@ class Service:
                 held.lease, held.attempt = lease, attempt
                 return
             payload = self.store.payload(shard.batch_id, shard.number)
+            if attempt is not None and payload is None:
+                log.warning("%s has lost its prompts; its lines fail", lease.job_id, extra={"action": "prompts_lost"})
+                end_lost_lines(self.store, batch, attempt, self.name)
             if attempt is None or payload is None:
                 self.rq.acknowledge(lease, 0.0)
                 return
