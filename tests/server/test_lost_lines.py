@@ -8,12 +8,14 @@ from typing import Any
 import orjson
 import pytest
 
-from jobs.errors import RefusedError
+from jobs.errors import LineError, RefusedError
 from jobs.holding import pause
 from jobs.keys import BatchKeys
-from jobs.line import Defaults
+from jobs.line import Defaults, Job
 from jobs.lostlines import end_lost_lines, lost_lines
+from jobs.record import Choice
 from jobs.results import ordered_records
+from jobs.retrying import retry
 from jobs.shard import Group
 from jobs.store import Store
 from submit.reader import PromptObjects
@@ -119,6 +121,25 @@ def test_an_attempt_that_was_taken_over_ends_nothing(store: Store) -> None:
     end_lost_lines(store, store.batch(batch_id), new, "mini.2")
     assert store.batch(batch_id).status == "completed"
     assert {record["worker"] for record in records(store, batch_id)} == {"mini.2"}
+
+
+def test_a_retry_leaves_lost_lines_alone(store: Store, service: Service) -> None:
+    """The other failed lines of the batch run again; those without prompts stay as they are."""
+
+    def refuse(_job: Job) -> list[Choice]:
+        raise LineError("internal_error", None, "not now")
+
+    batch_id = make_batch(store, prompts(100))
+    store.connection.delete(BatchKeys(batch_id).payload(1))
+    work(store, batch_id, answer=refuse)
+    while service._take_one():
+        pass
+    assert store.batch(batch_id).failed == 100
+    assert retry(store, batch_id) == 50
+    work(store, batch_id)
+    batch = store.batch(batch_id)
+    assert (batch.status, batch.completed, batch.failed) == ("completed", 50, 50)
+    assert [record["index"] for record in records(store, batch_id)] == list(range(100))
 
 
 def test_a_lost_table_row_is_named(store: Store) -> None:
