@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from jobs.errors import RedisError, RefusedError
+from jobs.errors import LoadingError, RedisError, RefusedError
 
 if TYPE_CHECKING:
     from redis import Redis
     from redis.client import Pipeline
 
-__all__ = ["check_url", "connect", "foreign_data", "full", "redacted", "refusing", "replies", "translated"]
+__all__ = [
+    "check_url",
+    "connect",
+    "connect_patiently",
+    "foreign_data",
+    "full",
+    "redacted",
+    "refusing",
+    "replies",
+    "translated",
+]
 
 COMMAND_TIMEOUT_S = 10.0
 """A server that is silent for so long is taken for gone: nothing of ours blocks in Redis."""
 MINIMUM_VERSION = (6, 2)
+LOADING_POLL_S = 1.0
 _FOREIGN_DATA = re.compile("WRONGTYPE|FOREIGN|not an integer|not a (valid )?float|would overflow|attempt to ")
 """What Redis says, and Lua in it, where a value is of another type or size than a command needs."""
 
@@ -69,6 +81,10 @@ def translated(url: str) -> Iterator[None]:
         ) from None
     except errors.NoPermissionError as error:
         raise RedisError(_not_allowed(url, error)) from None
+    except errors.BusyLoadingError:  # which is a ConnectionError too
+        raise _loading(url, {}) from None
+    except (errors.ReadOnlyError, errors.MasterDownError):
+        raise RedisError(f"Redis at {address} is a replica: it takes no writes; give its primary's address") from None
     except (errors.ConnectionError, errors.TimeoutError) as error:
         raise RedisError(
             f"cannot reach Redis at {address}: {str(error).rstrip('.')}; {_remedy(url, str(error))}"
@@ -81,6 +97,15 @@ def translated(url: str) -> Iterator[None]:
         if _IN_SCRIPT.search(str(error)):
             raise RedisError(_not_allowed(url, error)) from None
         raise RedisError(f"Redis at {address} refused a command: {error}") from None
+
+
+def _loading(url: str, info: Mapping[str, Any]) -> LoadingError:
+    """That a server loads its data, with how far it is by its INFO."""
+    share, seconds = info.get("loading_loaded_perc"), info.get("loading_eta_seconds")
+    said = [f"{share:.0f} %"] if isinstance(share, int | float) else []
+    said += [f"about {seconds:.0f} s more"] if isinstance(seconds, int | float) and seconds > 0 else []
+    progress = f" ({', '.join(said)})" if said else ""
+    return LoadingError(f"Redis at {redacted(url)} is still loading its data{progress}")
 
 
 def _remedy(url: str, said: str) -> str:
@@ -170,24 +195,21 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2)
 
     Raises:
         RefusedError: it is no URL of Redis.
+        LoadingError: it is still loading its data.
         RedisError: unreachable, refused, or older than Redis 6.2 (safe dequeueing needs its LMOVE).
     """
     check_url(url)
     from redis import Redis
     from redis.backoff import ExponentialBackoff
+    from redis.exceptions import BusyLoadingError
     from redis.retry import Retry
 
-    # A unix socket has neither: redis-py refuses the settings there.
-    network: dict[str, Any] = {} if url.startswith("unix:") else {"socket_keepalive": True, "socket_connect_timeout": 5}
+    retry = Retry(ExponentialBackoff(cap=2, base=0.05), retries)
+    settings: dict[str, Any] = {"socket_timeout": timeout_s, "retry": retry, "protocol": 2}
+    if not url.startswith("unix:"):  # a socket has neither, and redis-py refuses the settings there
+        settings |= {"socket_keepalive": True, "socket_connect_timeout": 5}
     try:
-        client = Redis.from_url(
-            url,
-            **network,
-            health_check_interval=30,
-            socket_timeout=timeout_s,
-            retry=Retry(ExponentialBackoff(cap=2, base=0.05), retries),
-            protocol=2,
-        )
+        client = Redis.from_url(url, **settings, health_check_interval=30)
     except (ValueError, TypeError) as error:
         # Others may quote a part of the password.
         harmless = str(error).startswith(("Redis URL must", "Invalid value for"))
@@ -195,12 +217,44 @@ def connect(url: str, *, timeout_s: float = COMMAND_TIMEOUT_S, retries: int = 2)
         raise RefusedError(f"{redacted(url)} is not a Redis URL: {why}") from None
     with translated(url):
         try:
-            version = str(client.info("server").get("redis_version", "0"))
+            info = client.info()
+        except BusyLoadingError:
+            # It refuses the PING that is sent first, and not this.
+            with Redis.from_url(url, **settings) as plain:
+                info = plain.info()
         except TypeError as error:  # a setting in the URL that is none is found here first
             name = (re.findall(r"argument '(\w+)'", str(error)) or ["one of its settings"])[0]
             tls = name.startswith("ssl_") and not url.startswith("rediss:")
             why = "is for rediss://, which speaks TLS" if tls else "is not known: remove it"
             raise RefusedError(f"{redacted(url)} is not a Redis URL: {name} {why}") from None
+    if info.get("loading"):
+        client.close()
+        raise _loading(url, info)
+    version = str(info.get("redis_version", "0"))
     if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
         raise RedisError(f"Redis at {redacted(url)} is version {version}; 6.2 or later is needed")
     return client
+
+
+def connect_patiently(
+    url: str,
+    say: Callable[[str], object],
+    *,
+    sleep: Callable[[float], object] = time.sleep,
+    **settings: Any,
+) -> Redis:
+    """:func:`connect` for who has time: a server that is loading its data is waited for as long as that takes, and
+    ``say`` is told once.
+
+    Raises:
+        RefusedError, RedisError: as there.
+    """
+    said = False
+    while True:
+        try:
+            return connect(url, **settings)
+        except LoadingError as error:
+            if not said:
+                say(f"{error.state}; waiting for it")
+                said = True
+        sleep(LOADING_POLL_S)

@@ -28,7 +28,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from jobs.errors import RedisError
+from jobs.connect import connect
+from jobs.errors import LoadingError, RedisError
 
 __all__ = ["data_folder", "embedded_server", "private_folder"]
 
@@ -41,6 +42,7 @@ SOCKET_BYTES = 103  # what macOS takes, less the closing NUL; Linux takes 107
 LOG_BYTES = 1_000_000  # past this the log is set aside, and one older log is kept
 LOCK_PATIENCE = 30.0  # seconds; the guardian's own limits for ending a server add up to less
 ANSWER_PATIENCE = 10.0
+LOADING_SAID_AFTER = 2.0  # seconds: most servers have loaded their data by then
 GUARDIAN_PATIENCE = 1.0  # seconds a new guardian has to take its lock before another is started
 TICK = 0.02
 
@@ -75,12 +77,14 @@ def data_folder(environ: Mapping[str, str], platform: str = sys.platform) -> Pat
 def embedded_server(
     folder: Path,
     *,
+    say: Callable[[str], object] = lambda text: None,
     clock: Clock = time.monotonic,
     sleep: Sleep = time.sleep,
 ) -> Iterator[str]:
     """The ``unix://`` URL of the server that keeps its data in ``folder``, running while the block runs.
 
-    A server that others use already is shared, else one is started; it ends after its last user.
+    A server that others use already is shared, else one is started; it ends after its last user. One that has much
+    data to load is waited for as long as that takes, and ``say`` is told once.
     A process forked inside the block counts as a user too until it ends.
 
     Raises:
@@ -94,7 +98,7 @@ def embedded_server(
             stack.callback(os.close, users)
             _become_user(users, folder, clock, sleep)
             address = socket_path(folder)
-            _wait_until_ready(folder, address, clock, sleep)
+            _wait_until_ready(folder, address, say, clock, sleep)
         stack.callback(_leave, folder)
         yield f"unix://{quote(str(address))}"
 
@@ -201,9 +205,10 @@ def _become_user(users: int, folder: Path, clock: Clock, sleep: Sleep) -> None:
         sleep(TICK)
 
 
-def _wait_until_ready(folder: Path, address: Path, clock: Clock, sleep: Sleep) -> None:
+def _wait_until_ready(folder: Path, address: Path, say: Callable[[str], object], clock: Clock, sleep: Sleep) -> None:
     """Make sure that a guardian runs and the server answers; the caller is a user already."""
     deadline = clock() + ANSWER_PATIENCE
+    say_at: float | None = None
     start_after = clock()
     while True:
         answer = _ask(address)
@@ -215,6 +220,10 @@ def _wait_until_ready(folder: Path, address: Path, clock: Clock, sleep: Sleep) -
             return
         if answer is Answer.LOADING:
             deadline = clock() + ANSWER_PATIENCE
+            say_at = clock() + LOADING_SAID_AFTER if say_at is None else say_at
+            if clock() >= say_at:
+                say(_loading(address))
+                say_at = float("inf")
         elif clock() > deadline:
             raise RedisError(
                 f"the embedded server in {folder} does not answer; its log ends with "
@@ -240,6 +249,17 @@ def _ask(address: Path) -> Answer:
     finally:
         client.close()
     return Answer.READY
+
+
+def _loading(address: Path) -> str:
+    """That the server loads its data, and how far it is."""
+    try:
+        connect(f"unix://{quote(str(address))}", retries=0).close()
+    except LoadingError as error:
+        return f"{error.state}; waiting for it"
+    except RedisError:
+        pass
+    return "the embedded Redis is loading its data; waiting for it"
 
 
 def _start_guardian(folder: Path, program: Path | None) -> None:

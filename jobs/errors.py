@@ -9,6 +9,7 @@ __all__ = [
     "BatchPausedError",
     "InputError",
     "LineError",
+    "LoadingError",
     "ModelLoadError",
     "ProblemLine",
     "PromptmillError",
@@ -55,6 +56,14 @@ class RedisError(PromptmillError):
 
     code = "redis_unavailable"
     exit_status = 3
+
+
+class LoadingError(RedisError):
+    """Redis is there, and is still loading its data from disk; ``state`` says how far it is."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"{state}; try again in a moment")
+        self.state = state
 
 
 class WaitTimeoutError(PromptmillError):

@@ -289,7 +289,7 @@ def _open_rows(connection: Redis, batch_id: str) -> list[_Row]:
     """The rows of a batch's shards that are not done."""
     keys, look, rows = BatchKeys(batch_id), connection.register_script(OPEN), list[_Row]()
     for start in range(0, connection.zcard(keys.table), CHUNK):
-        arguments = [keys.compacted_prefix, start, start + CHUNK - 1]
+        arguments: list[str | int] = [keys.compacted_prefix, start, start + CHUNK - 1]
         rows += map(_row, cast("list[bytes]", look(keys=[keys.table], args=arguments)))
     return [row for row in rows if row.group != REJECTED_GROUP]
 
@@ -311,16 +311,16 @@ def _confirmed(store: Store, batch_id: str, missing: list[_Row], queues: set[str
     looked_in, nowhere, look = queues | own, set[int](), connection.register_script(LOOK)
     for start in range(0, len(missing), CHUNK):
         numbers = [row.number for row in missing[start : start + CHUNK]]
-        arguments = [batch_id, keys.compacted_prefix, _json(looked_in), _json(numbers)]
+        arguments: list[str | bytes] = [batch_id, keys.compacted_prefix, _json(looked_in), _json(numbers)]
         nowhere.update(map(int, cast("list[int]", look(keys=[keys.info, UPLOADING], args=arguments))))
     rows = [row for row in missing if row.number in nowhere]
     if rows:
         rows = _unrecorded(connection, batch_id, rows, open_shards)
     go_to = {number: queue_name(group.key, batch.priority, batch.pool) for number, group in groups.items()}
     # Of a shard whose prompts are lost any worker of the batch can say so.
-    start = queue_name("", batch.priority, batch.pool) + ":"
+    begins = queue_name("", batch.priority, batch.pool) + ":"
     otherwise = queue_name("".join(batch.models[:1]), batch.priority, batch.pool)
-    other = min((queue for queue in queues if queue.startswith(start)), default=otherwise)
+    other = min((queue for queue in queues if queue.startswith(begins)), default=otherwise)
     return _Lost(rows, looked_in, {row.group: go_to.get(row.group, other) for row in rows})
 
 
@@ -374,7 +374,7 @@ def _put_back(store: Store, batch_id: str, lost: _Lost) -> int:
             part = rows[start : start + CHUNK]
             _save_jobs(connection, batch_id, queue, part)
             numbers = _json(row.number for row in part)
-            arguments = [
+            arguments: list[str | bytes] = [
                 batch_id,
                 keys.compacted_prefix,
                 _json(lost.queues | {queue}),

@@ -196,8 +196,8 @@ def _open_shards(store: Store, batch: Batch) -> Iterator[_Shard]:
         records = [(orjson.loads(raw), raw) for raw in raws]
         failures = {int(record["index"]): int(record.get("attempt", 0)) for record, _ in records if "error" in record}
         others = {int(record["index"]): raw for record, raw in records if "error" not in record}
-        if packed is not None and not failures:
-            continue
+        if packed is not None and not (failures and store.connection.exists(keys.payload(number))):
+            continue  # lines whose prompts are lost stay failed
         if group not in queues:
             queues[group] = queue_name(group_of(store, batch, number).key, batch.priority, batch.pool)
         yield _Shard(number, queues[group], lines, failures, others)

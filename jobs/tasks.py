@@ -4,7 +4,7 @@ name, which the scheduler never calls."""
 from __future__ import annotations
 
 import logging
-import time
+from time import sleep
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def refuse(job: Job | None, message: str) -> NoReturn:
     if job is not None:
         job.id, job.failure_ttl, job.retries_left = REFUSED_ID, SHOWN_S, None
         logging.getLogger("rq.worker").error("%s", message)  # now, not in half a minute
-        time.sleep(HOLD_S)
+        sleep(HOLD_S)
     raise RuntimeError(message)
 
 

@@ -133,6 +133,7 @@ class _Loop:
         self._finished: int | None = None
         self._looked_at: float | None = None
         self._away_since: float | None = None
+        self._said_away = ""
 
     def run(
         self,
@@ -156,23 +157,33 @@ class _Loop:
 
     def _poll(self, take: Callable[[StoredRecord], None]) -> Batch | None:
         """One look at Redis; None while it is away, which is waited out."""
-        from redis.exceptions import ConnectionError, TimeoutError
+        from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 
         try:
             batch = self._follower.poll(take)
             self._show(batch)
+        except BusyLoadingError:
+            self._away_since = self._clock()  # it comes back, and has taken no time of its patience
+            self._say_away("Redis is loading its data; waiting for it")
+            return None
         except (ConnectionError, TimeoutError):
             now = self._clock()
             if self._away_since is None:
                 self._away_since = now
-                self._note("Redis is away; waiting for it to come back")
+            self._say_away("Redis is away; waiting for it to come back")
             if now - self._away_since > OUTAGE_S:
                 raise
             return None
         if self._away_since is not None:
             self._away_since = None
+            self._said_away = ""
             self._note("Redis is back")
         return batch
+
+    def _say_away(self, text: str) -> None:
+        if self._said_away != text:
+            self._said_away = text
+            self._note(text)
 
     def _show(self, batch: Batch) -> None:
         if self._progress is None:

@@ -101,22 +101,30 @@ watch_option = click.option("--watch", is_flag=True, help="Refresh every second;
 
 
 @contextlib.contextmanager
-def open_store(redis_url: str | None) -> Iterator[Store]:
+def open_store(redis_url: str | None, *, patient: bool = False) -> Iterator[Store]:
     """The storage layer on ``redis_url``, or on the embedded server for as long as the block runs.
 
+    A server that is loading its data is waited for where it is the embedded one, or the command is ``patient``, because
+    it is there to wait anyway; that is said on stderr.
+
     Raises:
+        LoadingError: it is still loading its data.
         RedisError: unreachable or refused; also for redis-py's own errors inside the block.
     """
-    from jobs.connect import connect, translated
+    from jobs.connect import connect, connect_patiently, translated
     from jobs.embedded import data_folder, embedded_server
     from jobs.store import Store
 
     with contextlib.ExitStack() as stack:
-        url = redis_url or stack.enter_context(embedded_server(data_folder(os.environ)))
+        url = redis_url or stack.enter_context(embedded_server(data_folder(os.environ), say=_say))
         stack.enter_context(translated(url))
-        connection = connect(url)
+        connection = connect_patiently(url, _say) if patient else connect(url)
         stack.callback(connection.close)
         yield Store(connection)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 _TYPES: Mapping[str, Any] = {"int": int, "float": float, "strings": str, "bias": str}

@@ -79,15 +79,15 @@ def run(request: RunRequest, *, environ: Mapping[str, str] = os.environ, progres
         writable(path)
     if request.source != "-" and os.path.realpath(request.source) == os.path.realpath(request.out):
         raise RefusedError(f"{request.out} is the file of prompts; give another -o")
-    identity = identity_of(request.out)
+    identity, progress = identity_of(request.out), progress or Progress()
     folder = runs_folder(data_folder(environ))
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(folder / f"{identity}.lock", request.out))
         stack.enter_context(interruptible())
         source = stack.enter_context(spooled(request.source, folder / f"{identity}.stdin"))
-        url = request.redis_url or stack.enter_context(embedded_server(data_folder(environ)))
-        store = stack.enter_context(open_store(url))
-        task = _Run(request, store, run_key(identity), source, progress or Progress())
+        url = request.redis_url or stack.enter_context(embedded_server(data_folder(environ), say=progress.note))
+        store = stack.enter_context(open_store(url, patient=True))
+        task = _Run(request, store, run_key(identity), source, progress)
         supervisor = _supervisor(request, folder / f"{identity}.log", {**environ, "PROMPTMILL_REDIS_URL": url}, task)
         return task.run(supervisor)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import AuthenticationError, ConnectionError
+from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, MasterDownError
 
 from jobs.embedded import find_server
 from tests.waiting import until
@@ -33,7 +33,7 @@ def answers(url: str, **options: Any) -> bool:
     try:
         with Redis.from_url(url, **options) as connection:
             return bool(connection.execute_command("PING"))
-    except AuthenticationError:
+    except (AuthenticationError, BusyLoadingError, MasterDownError):
         return True
     except ConnectionError:
         return False
@@ -64,6 +64,10 @@ class Server:
         self._command += ["--dir", str(folder), "--logfile", str(folder / "redis.log"), "--save", ""]
         self._command += ["--appendonly", "yes", "--maxmemory-policy", "noeviction", *options]
         self._process: subprocess.Popen[bytes] | None = None
+
+    def options(self, *options: str) -> None:
+        """Settings besides, from the next start on."""
+        self._command += options
 
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, cwd=self.folder, stdout=subprocess.DEVNULL)

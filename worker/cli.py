@@ -334,10 +334,10 @@ def _flag(name: str) -> str:
 
 def serve(url: str, settings: ServiceSettings) -> int:
     """Run a worker on the Redis at ``url``; its exit status."""
-    from jobs.connect import connect, translated
+    from jobs.connect import connect, connect_patiently, translated
 
     with translated(url):
-        connection = connect(url, timeout_s=REDIS_TIMEOUT_S, retries=1)
+        connection = connect_patiently(url, log.warning, timeout_s=REDIS_TIMEOUT_S, retries=1)
         settings = replace(settings, groups=without_trouble(connection, machine(), settings.groups))
         marks = connect(url, timeout_s=MARKS_TIMEOUT_S, retries=1)
         pulse = connect(url, timeout_s=REDIS_TIMEOUT_S, retries=1)
@@ -354,7 +354,7 @@ def serve(url: str, settings: ServiceSettings) -> int:
 def _embedded() -> contextlib.AbstractContextManager[str]:
     from jobs.embedded import embedded_server
 
-    return embedded_server(_data_folder())
+    return embedded_server(_data_folder(), say=log.warning)
 
 
 def _data_folder() -> Path:

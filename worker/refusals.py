@@ -75,8 +75,8 @@ class Refusals:
         self._rounds: Counter[str] = Counter()
         self._not_stored: dict[str, tuple[float, float]] = {}
 
-    def contents(self, shard: ShardJob, batch: Batch, group: Group) -> Contents:
-        """What a claimed shard holds, with what makes this worker refuse all of it.
+    def contents(self, shard: ShardJob, batch: Batch, group: Group) -> Contents | None:
+        """What a claimed shard holds, with what makes this worker refuse all of it; None: Redis has lost its prompts.
 
         Raises:
             RefusedError: not even which lines they are can be known.
@@ -86,7 +86,7 @@ class Refusals:
         try:
             payload = self._store.payload(batch.id, shard.number)
             if payload is None:
-                raise RefusedError("its prompts are no longer in Redis")
+                return None
             lines = decode_lines(payload)
         except RefusedError as error:
             indices = indices_of(self._store.connection, batch.id, shard.number)

@@ -29,6 +29,7 @@ import redis.exceptions
 from jobs.attempt import Verdict
 from jobs.connect import refusing
 from jobs.errors import BatchNotFoundError, BatchPausedError, LineError, ModelLoadError, RefusedError, SickModelError
+from jobs.lostlines import end_lost_lines
 from jobs.naming import process_name
 from jobs.shard import Group
 from jobs.store import Store
@@ -298,6 +299,11 @@ class Service:
                 self.rq.acknowledge(lease, 0.0)
                 return
             contents = self.refusals.contents(shard, batch, group)
+            if contents is None:
+                log.warning("%s has lost its prompts; its lines fail", lease.job_id, extra={"action": "prompts_lost"})
+                end_lost_lines(self.store, batch, attempt, self.name)
+                self.rq.acknowledge(lease, 0.0)
+                return
         except BatchPausedError:
             self.rq.hand_back(lease, shard.queue)
             return

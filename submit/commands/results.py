@@ -108,7 +108,7 @@ def command(
             raise RefusedError("--follow goes with Redis: a spool holds what is finished already")
         return _from_spools(name, [*spools, *more], out, errors, fmt, as_json)
     begun, tally = time.monotonic(), Tally(fmt, keep_cut)
-    with open_store(redis_url) as store:
+    with open_store(redis_url, patient=follow) as store:
         batch_id = _found(store, name)
         # Records on the same terminal would tear the bar to pieces.
         progress = Progress() if follow and not (out is None and sys.stdout.isatty()) else None

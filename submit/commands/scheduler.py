@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from jobs.logs import set_up_logging
 from jobs.naming import process_name
 from jobs.settings import read_settings
 from submit.options import log_options, redis_option, webhook_options
+
+log = logging.getLogger("promptmill.scheduler")
 
 REDIS_TIMEOUT_S = 5.0
 """A scheduler must hear of an outage before its lock is another's."""
@@ -62,7 +65,7 @@ def command(
     if check:
         return 0
 
-    from jobs.connect import connect, translated
+    from jobs.connect import connect_patiently, translated
     from jobs.embedded import data_folder, embedded_server
     from jobs.store import Store
     from submit.courier import Courier
@@ -71,9 +74,9 @@ def command(
     about = {"scheduler": process_name(name)}
     set_up_logging(log_format, verbose=verbose, file=log_file, fields=about)
     with contextlib.ExitStack() as stack:
-        url = redis_url or stack.enter_context(embedded_server(data_folder(os.environ)))
+        url = redis_url or stack.enter_context(embedded_server(data_folder(os.environ), say=log.warning))
         stack.enter_context(translated(url))
-        connection = connect(url, timeout_s=REDIS_TIMEOUT_S, retries=1)
+        connection = connect_patiently(url, log.warning, timeout_s=REDIS_TIMEOUT_S, retries=1)
         stack.callback(connection.close)
         store = Store(connection)
         courier = Courier(store, webhook_secret, hosts=webhook_hosts)

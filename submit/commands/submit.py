@@ -109,7 +109,7 @@ def command(
         order = order_from(flags, name=name)
         if start_in is not None:
             order = replace(order, start_in=start_in)
-        with PromptFile(file) as prompts, open_store(redis_url) as store:
+        with PromptFile(file) as prompts, open_store(redis_url, patient=wait) as store:
             if at is not None:
                 order = replace(order, start_in=_until(at, start_in, store))
             with read_display(prompts.size) as progress:

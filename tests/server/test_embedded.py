@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +22,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobs import embedded
-from jobs.embedded import data_folder, embedded_server, find_server, is_held, open_lock, socket_path, try_lock
+from jobs.embedded import data_folder, embedded_server, find_server, is_held, socket_path
 from jobs.errors import RedisError
 from jobs.guardian import Server
 from tests import waiting
@@ -351,36 +348,6 @@ def test_the_package_need_not_be_in_the_current_folder(
     monkeypatch.chdir(tmp_path)
     with embedded_server(folder) as url:
         assert asked(url, "PING")
-
-
-def test_waiting_for_a_server_that_loads(folder: Path) -> None:
-    """While the server answers that it reads its data, no deadline passes."""
-    folder.mkdir()
-    now = [0.0]
-
-    def sleep(seconds: float) -> None:
-        now[0] += 6
-
-    def serve(listener: socket.socket) -> None:
-        for number in range(6):
-            connection, _ = listener.accept()
-            with connection:
-                while data := connection.recv(4096):
-                    loading = b"-LOADING the dataset in memory\r\n"
-                    reply = loading if number < 5 else b"+PONG\r\n"
-                    connection.sendall(b"+OK\r\n" * data.count(b"SETINFO") + reply * data.count(b"PING"))
-
-    guardian = open_lock(folder / "guardian.lock")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(folder / "redis.sock"))
-        listener.listen()
-        thread = threading.Thread(target=serve, args=[listener], daemon=True)
-        thread.start()
-        assert try_lock(guardian, fcntl.LOCK_EX)
-        with embedded_server(folder, clock=lambda: now[0], sleep=sleep):
-            assert now[0] == 30
-        thread.join(5)
-    os.close(guardian)
 
 
 def test_no_server_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

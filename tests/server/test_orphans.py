@@ -328,7 +328,7 @@ def test_a_plain_rq_worker_holds_nothing_up(store: Store, tmp_path: Path, shards
 
 def run_one(store: Store, name: str, meanwhile: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a plain RQ worker run one job of a queue in this process; ``meanwhile`` happens in its pause."""
-    monkeypatch.setattr("jobs.tasks.time.sleep", lambda _: meanwhile())
+    monkeypatch.setattr("jobs.tasks.sleep", lambda _: meanwhile())
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     queue = Queue(name, connection=store.connection, serializer=JSONSerializer)
     try:

@@ -20,7 +20,6 @@ from submit.workers import WorkerState
 GOOD: dict[str, Any] = {
     "redis_version": "7.2.4",
     "role": "master",
-    "loading": 0,
     "aof_enabled": 1,
     "aof_last_write_status": "ok",
     "aof_last_bgrewrite_status": "ok",
@@ -51,7 +50,6 @@ def test_a_server_that_is_set_up_well_passes() -> None:
     ("said", "name", "state", "word"),
     [
         ({"role": "slave", "master_host": "mini", "master_port": 6379}, "role", State.FAIL, "mini:6379"),
-        ({"loading": 1}, "role", State.FAIL, "loading"),
         ({"aof_enabled": 0}, "append-only file", State.FAIL, "loses"),
         ({"aof_last_write_status": "err"}, "append-only file", State.FAIL, "last write failed"),
         ({"rdb_last_bgsave_status": "err"}, "append-only file", State.FAIL, "snapshot"),
