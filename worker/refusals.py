@@ -37,11 +37,12 @@ log = logging.getLogger("promptmill.worker")
 
 PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 """For which a queue is left alone that has nothing but what this worker refuses, by how often it had nothing else."""
-UNSTORED_S, UNSTORED_MOST_S = 60.0, 3600.0
+UNSTORED_S, UNSTORED_MOST_S = 60.0, 600.0
 """Before a shard is generated again whose records could not be stored, doubled each time."""
 UNSTORED = "its records cannot be stored in Redis; the worker's log says why"
 SAID_BATCHES, SAID_LETTERS = 50, 300
 NAMED_WORKERS = 4
+MOST_UNSTORED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,8 @@ class Refusals:
     def not_stored(self, held: HeldShard) -> None:
         """Writer thread: Redis has something else where a shard's records go: it is not generated again at once."""
         seconds = self._not_stored.get(held.job_id, (0.0, UNSTORED_S / 2))[1] * 2
+        if len(self._not_stored) >= MOST_UNSTORED:
+            del self._not_stored[next(iter(self._not_stored))]
         self._not_stored[held.job_id] = (self._clock() + seconds, min(seconds, UNSTORED_MOST_S / 2))
         self._keep(held.attempt.batch_id, UNSTORED)
 
@@ -185,4 +188,6 @@ def _final(error: LineError, workers: Iterable[str], batch_id: str) -> LineError
     more = f" and {len(names) - NAMED_WORKERS} more" if len(names) > NAMED_WORKERS else ""
     asked = f"no live worker takes it ({', '.join(names[:NAMED_WORKERS])}{more})"
     remedy = f"upgrade the workers to the version of what submits, then `promptmill retry {batch_id}`"
+    if error.code == "internal_error":  # it may be damaged
+        remedy += ", or submit the line again"
     return LineError(error.code, error.field, f"{error.message}; {asked}: {remedy}")
