@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,7 @@ class Refusals:
         self._passed: Counter[str] = Counter()
         self._rounds: Counter[str] = Counter()
         self._not_stored: dict[str, tuple[float, float]] = {}
+        self._failed: deque[str] = deque(maxlen=SAID_BATCHES)
 
     def contents(self, shard: ShardJob, batch: Batch, group: Group) -> Contents:
         """What a claimed shard holds, with what makes this worker refuse all of it.
@@ -118,6 +119,7 @@ class Refusals:
                 self._go_back(held.queue, held.lease, attempt, f"{field}{error.message}")
                 return False
             held.refused = {index: _final(found, workers, attempt.batch_id) for index, found in refused.items()}
+            self._say_failed(attempt.batch_id, next(iter(held.refused.values())))
         self._passed.pop(held.queue, None)
         self._rounds.pop(held.queue, None)
         self.said = {batch_id: why for batch_id, why in self.said.items() if batch_id != held.attempt.batch_id}
@@ -167,6 +169,11 @@ class Refusals:
             log.warning(message, batch_id, why, extra={"action": "refuse_shard"})
         self._keep(batch_id, why)
 
+    def _say_failed(self, batch_id: str, error: LineError) -> None:
+        if batch_id not in self._failed:  # once, not for each shard
+            log.warning("lines of %s fail: %s", batch_id, error.message, extra={"action": "refuse_shard"})
+            self._failed.append(batch_id)
+
     def _keep(self, batch_id: str, why: str) -> None:
         others = [item for item in self.said.items() if item[0] != batch_id]
         self.said = dict([*others, (batch_id, why[:SAID_LETTERS])][-SAID_BATCHES:])
@@ -189,5 +196,6 @@ def _final(error: LineError, workers: Iterable[str], batch_id: str) -> LineError
     asked = f"no live worker takes it ({', '.join(names[:NAMED_WORKERS])}{more})"
     remedy = f"upgrade the workers to the version of what submits, then `promptmill retry {batch_id}`"
     if error.code == "internal_error":  # it may be damaged
-        remedy += ", or submit the line again"
-    return LineError(error.code, error.field, f"{error.message}; {asked}: {remedy}")
+        return LineError(error.code, None, f"{error.message}; {asked}: {remedy}, or submit the line again")
+    # Without its own remedy, which is for somebody who mistyped a field.
+    return LineError(error.code, error.field, f"{error.message.partition('; ')[0]}; {asked}: {remedy}")
