@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -10,7 +11,7 @@ import orjson
 from jobs.batch import timestamp
 from submit.text import printable
 
-__all__ = ["LineInFlight", "LoadedModel", "WorkerState", "parse_state"]
+__all__ = ["FailingModel", "LineInFlight", "LoadedModel", "WorkerState", "parse_state"]
 
 MAX_COUNT = 2**53
 YEAR_9999 = 253_402_300_799
@@ -49,11 +50,24 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class FailingModel:
+    """A model that a worker cannot load: why, and in how many seconds it is tried again."""
+
+    name: str
+    reason: str
+    retry_s: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"model": self.name, "reason": self.reason, "retry_s": self.retry_s}
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """What one worker published last, at most six seconds ago; None and 0 where it does not say.
 
     ``state`` is ``starting`` (not ready for work yet), ``idle``, ``busy``, ``loading`` (then ``model`` says which) or
-    ``draining``; ``models`` are those it serves, ``loaded`` those in its memory. ``tokens_per_second`` counts new
+    ``draining``; ``models`` are those it serves, ``loaded`` those in its memory, ``failing`` those it cannot load;
+    ``refused`` has, by batch id, why shards of batches went back. ``tokens_per_second`` counts new
     tokens of the last second, ``speeds`` those of each second of the last minute, and ``occupancy`` (0..1) is how full
     the batch was. ``cached_share`` (0..1) is the part of the last minute's prompt tokens that came from the prefix
     cache. ``lines_done``, ``prompt_tokens``, ``cached_tokens`` and ``completion_tokens`` are totals since
@@ -70,6 +84,8 @@ class WorkerState:
     memory_bytes: int | None
     in_flight: tuple[LineInFlight, ...]
     loaded: tuple[LoadedModel, ...] = ()
+    failing: tuple[FailingModel, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
     memory_limit_bytes: int | None = None
     paused: bool = False
     speeds: tuple[float, ...] = ()
@@ -101,6 +117,8 @@ class WorkerState:
             "loading": self.model,
             "models": list(self.models),
             "loaded": [{"model": model.name, "bytes": model.size} for model in self.loaded],
+            "failing": [model.as_dict() for model in self.failing],
+            "refused": dict(self.refused),
             "paused": self.paused,
             "tokens_per_second": self.tokens_per_second,
             "lines_per_second": self.lines_per_second,
@@ -147,6 +165,8 @@ def _parsed(data: dict[str, Any]) -> WorkerState:
         memory_bytes=_count_or_none(data.get("memory_bytes")),
         in_flight=in_flight,
         loaded=tuple(LoadedModel(_text(item["model"]), _count(item["bytes"])) for item in data.get("loaded") or ()),
+        failing=tuple(_failing(item) for item in data.get("failing") or ()),
+        refused={_text(item["batch_id"]): _text(item["reason"]) for item in data.get("refused") or ()},
         memory_limit_bytes=_count_or_none(data.get("memory_limit_bytes")),
         paused=data.get("paused") is True,
         speeds=tuple(_number(item) or 0.0 for item in (data.get("speeds") or ())[-MOST_SPEEDS:]),
@@ -161,6 +181,10 @@ def _parsed(data: dict[str, Any]) -> WorkerState:
         version=_text_or_none(data.get("version")),
         started_at=_number(data.get("started_at"), YEAR_9999),
     )
+
+
+def _failing(item: dict[str, Any]) -> FailingModel:
+    return FailingModel(_text(item["model"]), _text(item["reason"]), _number(item.get("retry_s")) or 0.0)
 
 
 def _line(item: dict[str, Any]) -> LineInFlight:

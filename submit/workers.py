@@ -11,7 +11,7 @@ from jobs.connect import foreign_data, replies
 from jobs.keys import BatchKeys, worker_key
 from jobs.orphans import PUT_BACK_S, Orphans
 from jobs.pool import pool_paused
-from submit.text import plural
+from submit.text import duration, plural
 from submit.worker_state import WorkerState, parse_state
 
 if TYPE_CHECKING:
@@ -199,7 +199,20 @@ def activity(
         return f"waiting: {orphaned(orphans, states)}"
     if missing := unserved(batch, queues, states):
         return f"{NO_WORKER} {', '.join(missing)}"
-    return _served(serving)
+    troubles = [trouble for state in serving if (trouble := _trouble(batch, queues, state)) is not None]
+    served = None if troubles and len(troubles) == len(serving) else _served(serving)
+    return served or (f"waiting: {troubles[0]}" if troubles else None)
+
+
+def _trouble(batch: Batch, queues: frozenset[str], state: WorkerState) -> str | None:
+    """Why a worker takes nothing of a batch that it serves."""
+    if batch.id in state.refused:
+        return f"{state.name} refuses it: {state.refused[batch.id]}"
+    models = {served_by(queue, batch.pool) for queue in queues}
+    failing = next((model for model in state.failing if model.name in models), None)
+    if failing is None or state.state == "loading":
+        return None
+    return f"{state.name} cannot load {failing.name}: {failing.reason}; tried again in {duration(failing.retry_s)}"
 
 
 def _served(serving: Sequence[WorkerState]) -> str | None:

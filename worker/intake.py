@@ -40,7 +40,7 @@ class Work:
 class Intake(threading.Thread):
     """Prepares shards in the order they were taken.
 
-    ``on_load_failed(held, error)`` is called when the shard's model cannot be loaded; the shard is then no longer
+    ``on_load_failed(held)`` is called when the shard's model cannot be loaded; the shard is then no longer
     this thread's.
     """
 
@@ -48,7 +48,7 @@ class Intake(threading.Thread):
         self,
         compute: Compute,
         writer: Writer,
-        on_load_failed: Callable[[HeldShard, ModelLoadError], None],
+        on_load_failed: Callable[[HeldShard], None],
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -82,9 +82,9 @@ class Intake(threading.Thread):
                 continue
             try:
                 served = work.loading.result()
-            except ModelLoadError as error:
+            except ModelLoadError:
                 self._count(held.group, -len(todo))
-                self._on_load_failed(held, error)
+                self._on_load_failed(held)
                 continue
             except CancelledError:
                 return

@@ -7,12 +7,14 @@ of their queue has failed to load it several times, over a time that is the user
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import redis.exceptions
 
 from jobs.connect import replies
 from jobs.errors import LineError, ModelLoadError
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from worker.lease import ShardWorker
 
 __all__ = ["PATIENCE_S", "LoadFailure", "LoadFailures", "failed_again", "given_up_by", "published_failures"]
+
+log = logging.getLogger("promptmill.worker")
 
 PATIENCE_S = 120.0
 """A model is tried for so long before its lines fail."""
@@ -68,42 +72,51 @@ def failed_again(last: LoadFailure | None, error: ModelLoadError, now: float, pa
 class LoadFailures:
     """Decides for a worker what becomes of a shard whose model could not be loaded. Called by one thread alone.
 
-    ``failed()`` is what cannot be loaded here now.
+    ``failed()`` is what cannot be loaded here now; ``put_off(group, seconds)`` has nothing taken for a model for a
+    while, and says whether that is news.
     """
 
     def __init__(
         self,
         rq: ShardWorker,
         failed: Callable[[], Mapping[Group, LoadFailure]],
+        put_off: Callable[[Group, float], bool],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._rq, self._failed, self._clock = rq, failed, clock
+        self._rq, self._failed, self._put_off, self._clock = rq, failed, put_off, clock
         self._seen: dict[tuple[str, float | None], float] = {}
 
-    def due_in(self, group: Group) -> float:
-        """Seconds until a model is tried again."""
-        failure = self._failed().get(group)
-        return 0.0 if failure is None else max(failure.again_at - self._clock(), 0.0)
-
     def verdict(self, held: HeldShard) -> LineError | None:
-        """With what the lines of a shard are to fail; None where it should wait.
+        """With what the lines of a shard are to fail; None where it should wait, and its model is put off."""
+        now, failure = self._clock(), self._failed().get(held.group)
+        seen_at = self._first_seen(held, now)
+        if failure is None:
+            return None  # it was loaded meanwhile
+        if failure.given_up(now) and failure.at >= seen_at and self._all_gave_up(held):
+            tried = f"tried {LEAST_TRIES} times or more over {failure.at - failure.since:.0f} s on each live worker"
+            remedy = f"when that is mended, `promptmill retry {held.batch.id}` runs the line"
+            return LineError(failure.error.code, failure.error.field, f"{failure.error}; {tried}: {remedy}")
+        pause = max(failure.again_at - now, 0.0)
+        if self._put_off(held.group, pause):
+            message = "%s cannot be used now: %s; it is tried again in %.0f s"
+            log.warning(message, held.group.key, failure.error, pause, extra={"action": "model_put_off"})
+        return None
 
-        A batch that comes, or is retried, while the model is given up has it tried once more first.
-        """
-        now, batch = self._clock(), held.batch
-        failure = self._failed().get(held.group)
+    def _first_seen(self, held: HeldShard, now: float) -> float:
+        """When this batch first wanted a model that cannot be loaded: one that comes, or is retried, while the model is
+        given up has it tried once more before its lines fail."""
         if len(self._seen) >= MOST_SEEN:
             del self._seen[next(iter(self._seen))]
-        seen_at = self._seen.setdefault((batch.id, batch.times.get("retried")), now)
-        if failure is None or not failure.given_up(now) or failure.at < seen_at:
-            return None
-        others = self._rq.served_by(held.queue).keys() - {self._rq.name}
-        if others and not given_up_by(self._rq.connection, others, held.group):
-            return None
-        tried = f"tried {LEAST_TRIES} times or more over {failure.at - failure.since:.0f} s on each live worker"
-        remedy = f"when that is mended, `promptmill retry {batch.id}` runs the line"
-        return LineError(failure.error.code, failure.error.field, f"{failure.error}; {tried}: {remedy}")
+        return self._seen.setdefault((held.batch.id, held.batch.times.get("retried")), now)
+
+    def _all_gave_up(self, held: HeldShard) -> bool:
+        """Whether no other live worker may load it yet; where Redis cannot say, one may."""
+        try:
+            others = self._rq.served_by(held.queue).keys() - {self._rq.name}
+            return not others or given_up_by(self._rq.connection, others, held.group)
+        except redis.exceptions.RedisError:
+            return False
 
 
 def published_failures(failed: Mapping[Group, LoadFailure], now: float) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,11 +37,12 @@ log = logging.getLogger("promptmill.worker")
 
 PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 """For which a queue is left alone that has nothing but what this worker refuses, by how often it had nothing else."""
-UNSTORED_S, UNSTORED_MOST_S = 60.0, 3600.0
+UNSTORED_S, UNSTORED_MOST_S = 60.0, 600.0
 """Before a shard is generated again whose records could not be stored, doubled each time."""
 UNSTORED = "its records cannot be stored in Redis; the worker's log says why"
 SAID_BATCHES, SAID_LETTERS = 50, 300
 NAMED_WORKERS = 4
+MOST_UNSTORED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Refusals:
         self._passed: Counter[str] = Counter()
         self._rounds: Counter[str] = Counter()
         self._not_stored: dict[str, tuple[float, float]] = {}
+        self._failed: deque[str] = deque(maxlen=SAID_BATCHES)
 
     def contents(self, shard: ShardJob, batch: Batch, group: Group) -> Contents | None:
         """What a claimed shard holds, with what makes this worker refuse all of it; None: Redis has lost its prompts.
@@ -117,6 +119,7 @@ class Refusals:
                 self._go_back(held.queue, held.lease, attempt, f"{field}{error.message}")
                 return False
             held.refused = {index: _final(found, workers, attempt.batch_id) for index, found in refused.items()}
+            self._say_failed(attempt.batch_id, next(iter(held.refused.values())))
         self._passed.pop(held.queue, None)
         self._rounds.pop(held.queue, None)
         self.said = {batch_id: why for batch_id, why in self.said.items() if batch_id != held.attempt.batch_id}
@@ -134,6 +137,8 @@ class Refusals:
     def not_stored(self, held: HeldShard) -> None:
         """Writer thread: Redis has something else where a shard's records go: it is not generated again at once."""
         seconds = self._not_stored.get(held.job_id, (0.0, UNSTORED_S / 2))[1] * 2
+        if len(self._not_stored) >= MOST_UNSTORED:
+            del self._not_stored[next(iter(self._not_stored))]
         self._not_stored[held.job_id] = (self._clock() + seconds, min(seconds, UNSTORED_MOST_S / 2))
         self._keep(held.attempt.batch_id, UNSTORED)
 
@@ -164,6 +169,11 @@ class Refusals:
             log.warning(message, batch_id, why, extra={"action": "refuse_shard"})
         self._keep(batch_id, why)
 
+    def _say_failed(self, batch_id: str, error: LineError) -> None:
+        if batch_id not in self._failed:  # once, not for each shard
+            log.warning("lines of %s fail: %s", batch_id, error.message, extra={"action": "refuse_shard"})
+            self._failed.append(batch_id)
+
     def _keep(self, batch_id: str, why: str) -> None:
         others = [item for item in self.said.items() if item[0] != batch_id]
         self.said = dict([*others, (batch_id, why[:SAID_LETTERS])][-SAID_BATCHES:])
@@ -185,4 +195,7 @@ def _final(error: LineError, workers: Iterable[str], batch_id: str) -> LineError
     more = f" and {len(names) - NAMED_WORKERS} more" if len(names) > NAMED_WORKERS else ""
     asked = f"no live worker takes it ({', '.join(names[:NAMED_WORKERS])}{more})"
     remedy = f"upgrade the workers to the version of what submits, then `promptmill retry {batch_id}`"
-    return LineError(error.code, error.field, f"{error.message}; {asked}: {remedy}")
+    if error.code == "internal_error":  # it may be damaged
+        return LineError(error.code, None, f"{error.message}; {asked}: {remedy}, or submit the line again")
+    # Without its own remedy, which is for somebody who mistyped a field.
+    return LineError(error.code, error.field, f"{error.message.partition('; ')[0]}; {asked}: {remedy}")

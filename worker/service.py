@@ -128,7 +128,7 @@ class Service:
         )
         self.rq = ShardWorker(self.store, self.turns.queues, self.name, self._life)
         self.refusals = Refusals(self.store, self.rq, self.turns.put_off_queue)
-        self.load_failures = LoadFailures(self.rq, lambda: self.compute.failed)
+        self.load_failures = LoadFailures(self.rq, lambda: self.compute.failed, self.turns.put_off)
         self.spool = None if settings.spool is None else Spool(settings.spool, self.name, settings.spool_keep_s)
         self.writer = Writer(self.store, self.name, self._shard_ended, self._retry, self.spool, metrics=metrics)
         self.intake = Intake(self.compute, self.writer, self._load_failed, now=now)
@@ -275,6 +275,8 @@ class Service:
         return behind and sum(len(shard.remaining) for shard in held if shard.rank <= rank) < needed
 
     def _take_one(self) -> bool:
+        if self.held:  # what is handed back meanwhile may be missed by this look at the queues
+            self._idle_since = time.monotonic()
         queues = self.turns.choose({held.group for held in list(self.held.values())})
         shard = self.rq.take(queues) if queues else None
         if shard is None:
@@ -407,22 +409,15 @@ class Service:
         if self.held.get(held.job_id) is held:
             self.held.pop(held.job_id, None)
 
-    def _load_failed(self, held: HeldShard, error: ModelLoadError) -> None:
-        """Intake thread: put the model off, and leave the shard to the other workers of its queue; its lines fail when
-        none of them could load it for long."""
-        try:
-            final = self.load_failures.verdict(held)
-        except redis.exceptions.RedisError:
-            final = None
-        if final is not None:
-            for line in held.todo():
-                self.writer.put(failed_line(held, line, final, self._now()))
+    def _load_failed(self, held: HeldShard) -> None:
+        """Intake thread: leave the shard to the other workers of its queue; its lines fail when none of them could load
+        its model for long."""
+        error = self.load_failures.verdict(held)
+        if error is None:
+            self._return(held, front=False)
             return
-        pause = self.load_failures.due_in(held.group)
-        if self.turns.put_off(held.group, pause):
-            message = "%s cannot be used now: %s; it is tried again in %.0f s"
-            log.warning(message, held.group.key, error, pause, extra={"action": "model_put_off"})
-        self._return(held, front=False)
+        for line in held.todo():
+            self.writer.put(failed_line(held, line, error, self._now()))
 
     # --- the end ---
 
@@ -475,7 +470,6 @@ class Service:
         """Hand a shard back: its finished lines keep their records, the others go to the next worker. False: Redis is
         out, and the lease expires by itself."""
         held.ended.set()
-        self._forget(held)
         self._metrics.shard_ended(held.group, outcome)
         try:
             self.store.release(held.attempt, self._verdict(held))
@@ -484,6 +478,8 @@ class Service:
         except redis.exceptions.RedisError as error:
             log.warning("cannot hand back %s: %s; its lease expires by itself", held.job_id, error)
             return False
+        finally:
+            self._forget(held)  # only now: a worker that has nothing and sees no work ends, if it is to
         return True
 
     def _verdict(self, held: HeldShard) -> Verdict:

@@ -158,12 +158,13 @@ def test_a_stopped_worker_hands_back_what_it_has_not_begun(
 def test_a_model_that_cannot_load_fails_its_lines_only(
     preload: str, store: Store, server_url: str, tmp_path: Path, start_worker: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
-    """The lines of a model that no worker can load fail with model_load_failed; the worker serves its other model."""
+    """The lines of a model that no worker could load for long fail with model_load_failed; the worker serves its other
+    model."""
     missing = str(tmp_path / "no-such-model")
     jobs = [{"id": str(n), "prompt": "Once", "max_tokens": 3, "model": [MODEL, missing][n % 2]} for n in range(10)]
     source = write_lines(tmp_path / "in.jsonl", jobs)
     batch = promptmill(server_url, "submit", str(source)).stdout.strip()
-    start_worker("--model", missing, preload)
+    start_worker("--model", missing, preload, "--load-patience", "1")
     out = tmp_path / "out.jsonl"
     assert promptmill(server_url, "results", batch, "--follow", "-o", str(out), check=False).returncode == 1
     failed = records(tmp_path / "out.errors.jsonl")

@@ -149,3 +149,17 @@ def test_a_burst_worker_stays_for_a_model_that_may_load_yet(
     batch = make_batch(store, lines(3), defaults={"model": str(tmp_path / "model")})
     assert worker.wait(60) == 0
     assert store.batch(batch).failed == 3
+
+
+def test_a_worker_that_cannot_load_a_model_leaves_its_lines_to_one_that_can(
+    store: Store, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """However often it fails: nothing is failed or charged while another live worker can load it."""
+    poor = start_worker(NEW, "--name", "poor", "--memory-limit", "100K", "--no-preload", "--load-patience", "0")
+    able = start_worker(NEW, "--name", "able")
+    ready(store, 2)
+    batch = make_batch(store, lines(300), defaults={"model": MODEL})
+    records = finished(store, batch)
+    assert {(record.get("worker"), record.get("attempt")) for record in records} <= {(f"able.{able.pid}", 1)}
+    assert "weights, and the memory limit is" in (tmp_path / "worker-0.log").read_text()
+    assert poor.poll() is None

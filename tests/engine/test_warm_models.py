@@ -161,7 +161,7 @@ def serve(store: Store, server_url: str, caplog: pytest.LogCaptureFixture) -> Ca
     caplog.set_level(logging.INFO, "promptmill.worker")
 
     def run(*groups: Group, limit: int | None, **settings: Any) -> list[str]:
-        engine = EngineSettings(decode_concurrency=8, memory_limit=limit)
+        engine = EngineSettings(decode_concurrency=8, memory_limit=limit, load_patience_s=0.5)
         made = ServiceSettings(groups, name="mini", burst=True, engine=engine, **settings)
         assert Service(store.connection, connect(server_url), made).run() == 0
         keys = {f"{word} {group.key}": f"{sign}{Path(group.key).name}" for group in groups

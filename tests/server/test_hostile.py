@@ -20,6 +20,7 @@ from jobs.errors import LineError, RefusedError
 from jobs.keys import BATCHES, EXPIRING, UPLOADING, BatchKeys, worker_key
 from jobs.line import Job
 from jobs.record import Choice
+from jobs.refusals import note_refusal
 from jobs.retrying import resume, retry
 from jobs.rqjobs import JOB_FUNCTION
 from jobs.shard import Group, pack
@@ -175,14 +176,16 @@ def test_hostile_names_of_holders_do_not_stop_recovery(store: Store, service: Se
 
 
 def test_hostile_workers_of_rq_are_no_workers(store: Store, service: Service) -> None:
-    """Only those whose keys exist count as serving a queue; nothing of their hashes is parsed."""
-    for member in (b"\xff", b"x", b"rq:worker:", b"rq:worker:gone", b"rq:worker:odd"):
+    """Only promptmill's own whose keys exist count as serving a queue, by bounded names: others refuse no shard."""
+    for member in (b"\xff", b"x", b"rq:worker:", b"rq:worker:gone", b"rq:worker:odd", b"rq:worker:old"):
         store.connection.sadd(f"rq:workers:{QUEUE}", member)
     store.connection.hset("rq:worker:odd", mapping={"pid": "x", "birth": "never", "queues": b"\xff"})
-    assert service.rq.served_by(QUEUE) == {"odd", "mini." + service.name.rpartition(".")[2]}
+    store.connection.hset("rq:worker:old", mapping={"machine": "m", "life": b"x" * 5000})
+    assert service.rq.served_by(QUEUE) == {service.name: service.rq.life, "old": "old"}
     keys = BatchKeys(new_batch_id())
-    store.connection.sadd(keys.load_failures(0), b"\xff")
-    assert len(store.note_load_failure(keys.batch_id, 0, "mini")) == 2
+    store.connection.sadd(keys.refusals(0), b"\xff")
+    assert not note_refusal(store.connection, keys.batch_id, 0, "mini", ["mini", "other"])
+    assert note_refusal(store.connection, keys.batch_id, 0, "other", ["mini", "other"])
 
 
 def test_hostile_uploads_are_swept_or_left(store: Store, service: Service) -> None:

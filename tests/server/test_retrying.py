@@ -281,7 +281,7 @@ def test_a_late_acknowledgement_leaves_the_new_job(store: Store) -> None:
     worker.acknowledge(lease, 1.0)
     again = worker.take([QUEUE])
     assert again is not None
-    assert (again.batch_id, again.number, again.lines) == (batch_id, 0, 2)
+    assert (again.batch_id, again.number) == (batch_id, 0)
 
 
 def test_attempts_of_lines_are_remembered(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,6 +22,7 @@ from worker.compute import EngineSettings, ServedModel, Snapshot
 from worker.ended import EndedLine, FailedLine
 from worker.held import HeldShard
 from worker.lease import LEASE_S, UNWATCHED_S
+from worker.loadfailures import LoadFailure
 from worker.service import Service, ServiceSettings
 from worker.warm import Size
 
@@ -100,7 +102,10 @@ def test_lines_of_a_model_that_cannot_load_keep_their_identity(store: Store, mak
     """Error records of lines that were never prepared have the line's id and metadata."""
     batch = make_batch(store, [{"id": "a", "prompt": "x", "metadata": {"row": 1}}])
     service = make_service()
-    service._load_failed(held_by(service), ModelLoadError("no such model"))
+    held, now = held_by(service), time.monotonic()
+    failure = LoadFailure(ModelLoadError("no such model"), 3, now - 121, now + 1, now + 60, 120.0)
+    service.compute.failed = {held.group: failure}
+    service._load_failed(held)
     write_all(service)
     [record] = [orjson.loads(record.raw) for record in ordered_records(store.connection, batch)]
     assert (record["id"], record["metadata"], record["error"]["code"]) == ("a", {"row": 1}, "model_load_failed")

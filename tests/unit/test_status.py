@@ -15,7 +15,7 @@ from submit.overview import batch_object, batch_table, detail
 from submit.progress import Rates
 from submit.screen import watch
 from submit.text import cells
-from submit.worker_state import LineInFlight, WorkerState, parse_state
+from submit.worker_state import FailingModel, LineInFlight, WorkerState, parse_state
 from submit.workers import RUN_ENDED, activity
 
 NOW = 1_790_000_300.0
@@ -166,6 +166,30 @@ def test_the_json_object_has_the_lines_in_flight() -> None:
 def test_why_a_batch_waits(states: list[WorkerState], expected: str | None) -> None:
     """No worker on its queues, a model that loads, a worker that stops, or other work first."""
     assert activity(RUNNING, QUEUES, states) == expected
+
+
+def test_a_batch_waits_for_a_model_that_cannot_be_loaded() -> None:
+    """The reason and when it is tried again; what a worker in order does for it is said first."""
+    failing = replace(worker("idle"), failing=(FailingModel("org/pocket", "the hub cannot be reached", 40.0),))
+    said = "waiting: mini.7 cannot load org/pocket: the hub cannot be reached; tried again in 40s"
+    assert activity(RUNNING, QUEUES, [failing]) == said
+    assert activity(RUNNING, QUEUES, [failing, worker("idle")]) == said
+    assert (
+        activity(RUNNING, QUEUES, [failing, worker("busy", OTHERS)]) == "waiting: workers are busy with other batches"
+    )
+    assert activity(RUNNING, QUEUES, [replace(failing, in_flight=(OTHERS,))]) == said
+    assert activity(RUNNING, QUEUES, [replace(failing, state="loading")]) == "loading org/pocket"
+    assert activity(RUNNING, QUEUES, [replace(failing, failing=(FailingModel("org/x", "no", 1.0),))]) is None
+
+
+def test_a_batch_waits_where_workers_refuse_it() -> None:
+    """The worker and its reason are named, unless others run it."""
+    refusing = replace(worker("idle"), refused={RUNNING.id: "'min_p' is not a field of a line"})
+    said = "waiting: mini.7 refuses it: 'min_p' is not a field of a line"
+    assert activity(RUNNING, QUEUES, [refusing]) == said
+    assert activity(RUNNING, QUEUES, [refusing, worker("loading")]) == "loading org/pocket"
+    assert activity(RUNNING, QUEUES, [refusing, worker("busy", DECODING)]) is None
+    assert activity(RUNNING, QUEUES, [replace(refusing, refused={"b_other": "no"})]) is None
 
 
 def test_a_batch_waits_for_the_adapter_that_nobody_serves() -> None:

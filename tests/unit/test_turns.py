@@ -117,3 +117,22 @@ def test_models_of_one_priority_alternate(priority: str) -> None:
     pool.put(priority, 3, OTHER)
     taken = [found[0].rpartition(":")[2] for _ in range(6) if (found := pool.take(0.1)) is not None]
     assert taken == ["one", "other"] * 3
+
+
+def test_what_is_put_off_waits_and_keeps_a_worker_from_ending() -> None:
+    """A model's queues, or one of them; the others are taken from meanwhile."""
+    pool = Pool((ONE, OTHER))
+    assert pool.turns.put_off(ONE, 10.0)
+    assert not pool.turns.put_off(ONE, 5.0)  # so it was already
+    pool.put("normal", 1)
+    pool.put("low", 1, OTHER)
+    assert [pool.take(), pool.take()] == [("promptmill:low:other", 2), None]
+    assert pool.turns.waiting
+    pool.now += 10
+    assert pool.take() == ("promptmill:normal:one", 1)
+    assert pool.take() is None
+    assert not pool.turns.waiting
+    pool.put("high", 1)
+    pool.put("normal", 1)
+    assert pool.turns.put_off_queue("promptmill:high:one", 10.0)
+    assert [pool.take(), pool.take()] == [("promptmill:normal:one", 1), None]

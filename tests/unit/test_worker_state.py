@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from submit.worker_state import LoadedModel, parse_state
+from submit.worker_state import FailingModel, LoadedModel, parse_state
 
 FULL: dict[str, Any] = {
     "name": "mini.7",
@@ -24,6 +24,8 @@ FULL: dict[str, Any] = {
     "occupancy": 0.9,
     "cached_share": 0.41,
     "lines_per_second": 1.5,
+    "failing": [{"model": "org/other", "reason": "the hub\x1b cannot be reached", "retry_s": 40.2, "given_up": False}],
+    "refused": [{"batch_id": "b_1", "reason": "'min_p' is not a field of a line"}],
     "memory_bytes": 5 * 2**30,
     "memory_limit_bytes": 20 * 2**30,
     "totals": {"lines": 12, "prompt_tokens": 100, "cached_tokens": 41, "completion_tokens": 900},
@@ -37,6 +39,8 @@ def test_all_that_a_worker_publishes_is_read() -> None:
     state = parse_state(orjson.dumps(FULL))
     assert state is not None
     assert state.loaded == (LoadedModel("org/pocket", 3 * 2**30),)
+    assert state.failing == (FailingModel("org/other", "the hub? cannot be reached", 40.2),)
+    assert state.refused == {"b_1": "'min_p' is not a field of a line"}
     assert (state.memory_bytes, state.memory_limit_bytes) == (5 * 2**30, 20 * 2**30)
     assert (state.speeds, state.occupancy, state.cached_share) == ((200.0, 230.0), 0.9, 0.41)
     assert (state.lines_done, state.lines_in_flight, len(state.in_flight)) == (12, 300, 1)
@@ -82,6 +86,11 @@ def test_a_paused_worker_says_so(state: str, paused: Any, word: str) -> None:
         {"speeds": {"a": 1}},
         {"speeds": [1, "2"]},
         {"speeds": "12"},
+        {"failing": [{"model": "m"}]},
+        {"failing": [{"model": "m", "reason": 5}]},
+        {"failing": [{"model": "m", "reason": "r", "retry_s": -1}]},
+        {"refused": {"b_1": "no"}},
+        {"refused": [{"batch_id": "b_1"}]},
         {"totals": [1]},
         {"totals": {"lines": -2}},
         {"started_at": 1e15},
