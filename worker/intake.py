@@ -90,7 +90,7 @@ class Intake(threading.Thread):
             for line in sorted(todo, key=lambda line: held.attempt.failures(line.index)):
                 if self._stopped.is_set():
                     return
-                if not held.ended.is_set() and not held.withdrawing:  # else it is, or will be, another's, or over
+                if held.running:  # else it is, or will be, another's, or over
                     self._prepare(held, served, line, work.after_s)
                 self._count(held.group, -1)
 

@@ -16,11 +16,12 @@ from worker.held import HeldShard, LineKey
 if TYPE_CHECKING:
     from redis import Redis
 
+    from jobs.attempt import Attempt
+
 __all__ = ["Marks"]
 
 log = logging.getLogger("promptmill.worker")
 
-CLAIM_S = 0.05
 QUIET_S = 5.0
 QUIET_RATIO = 20
 """A Redis that did not answer is left alone for so long, and for so many times what it took to find out: generation
@@ -41,13 +42,12 @@ class Marks:
         connection: Redis,
         life: str,
         held: Mapping[str, HeldShard],
-        let_go: Callable[[HeldShard], None],
+        let_go: Callable[[HeldShard, Attempt], None],
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._store, self._connection, self._life, self._held = store, connection, life, held
-        self._let_go, self._clock, self._sleep = let_go, clock, sleep
+        self._let_go, self._clock = let_go, clock
         self._missed: set[LineKey] = set()
         self._quiet_until = 0.0
 
@@ -77,17 +77,14 @@ class Marks:
                 by_shard[job_id].append(index)
         for job_id, indices in by_shard.items():
             held = self._held.get(job_id)
-            if held is not None and not self._ours(held, indices):
-                self._let_go(held)
+            while held is not None and not held.ended:
+                attempt = held.attempt
+                if self._store.begin(attempt, indices, self._life, self._connection):
+                    break
+                self._let_go(held, attempt)
         return frozenset(key for key in keys if not self._wanted(key))
 
     def _wanted(self, key: LineKey) -> bool:
         """Whether a line's shard is still the one it was taken with."""
         held = self._held.get(key[0])
-        return held is not None and held.taken_under == key[1] and not held.ended.is_set()
-
-    def _ours(self, held: HeldShard, indices: list[int]) -> bool:
-        if self._store.begin(held.attempt, indices, self._life, self._connection):
-            return True
-        self._sleep(CLAIM_S)  # the worker may be about to take it up again, under a fence not yet noted here
-        return self._store.begin(held.attempt, indices, self._life, self._connection)
+        return held is not None and held.taken_under == key[1] and not held.ended

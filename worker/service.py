@@ -21,12 +21,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import redis.exceptions
 
-from jobs.attempt import Verdict
+from jobs.attempt import Attempt, Verdict
 from jobs.connect import refusing
 from jobs.errors import BatchNotFoundError, BatchPausedError, LineError, ModelLoadError, RefusedError, SickModelError
 from jobs.line import Defaults
@@ -36,11 +37,11 @@ from jobs.store import Store
 from jobs.upkeep import upkeep
 from worker.compute import LOAD_BACKOFF_S, Compute, EngineSettings
 from worker.ended import EndedLine, FailedLine
-from worker.held import MAX_ATTEMPTS, HeldShard, LineKey
+from worker.held import MAX_ATTEMPTS, End, HeldShard, LineKey
 from worker.intake import Intake
 from worker.lease import MAINTENANCE_S, ShardJob, ShardWorker, machine
 from worker.marks import Marks
-from worker.metrics import RETURNED, Metrics
+from worker.metrics import Metrics
 from worker.models import Models
 from worker.pausing import Pausing
 from worker.pulse import Pulse
@@ -49,7 +50,7 @@ from worker.spool import SPOOL_KEEP_S, Spool
 from worker.trouble import note_trouble
 from worker.turns import Turns
 from worker.warm import STARVATION_S
-from worker.writer import End, Writer
+from worker.writer import Writer
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -108,6 +109,7 @@ class Service:
         self.name = process_name(settings.name)
         self.store = Store(connection, now=now)
         self.held: dict[str, HeldShard] = {}
+        self._held_lock = threading.Lock()
         self._metrics = metrics or Metrics()
         self._life = f"{self.name}/{uuid.uuid4().hex}"
         marks = Marks(self.store, marks_connection or pulse_connection, self._life, self.held, self.let_go)
@@ -278,14 +280,16 @@ class Service:
         lease = self.rq.begin(shard)
         if lease is None:
             return
+
+        def claim() -> Attempt | None:
+            return self.store.claim(shard.batch_id, shard.number, self._life)
+
         try:
             batch = self.store.batch(shard.batch_id)
-            attempt = self.store.claim(shard.batch_id, shard.number, self._life)
             held = self.held.get(lease.job_id)
-            if attempt is not None and held is not None and not held.ended.is_set():
-                # Our own lease ran out, as when the machine slept: what is generated goes on under the new one.
-                held.lease, held.attempt = lease, attempt
-                return
+            if held is not None and held.renew(lease, partial(self._insist, claim)):
+                return  # our own lease had run out, as when the machine slept
+            attempt = claim()
             payload = self.store.payload(shard.batch_id, shard.number)
             if attempt is None or payload is None:
                 self.rq.acknowledge(lease, 0.0)
@@ -312,10 +316,21 @@ class Service:
             max_attempts=self.settings.max_attempts,
             rank=rank,
         )
-        self.held[held.job_id] = held
+        with self._held_lock:
+            self.held[held.job_id] = held
         self._metrics.shard_taken(held.group)
         self.intake.put(held, self.models.load(held.group))
         self.rq.show_state(busy=True)
+
+    def _insist(self, claim: Callable[[], Attempt | None]) -> Attempt | None:
+        """Claim a shard whose lines are under way here: an answer that was lost may have made their attempt stale."""
+        while True:
+            try:
+                return claim()
+            except redis.exceptions.RedisError:
+                if self._stopping():
+                    raise
+                self._event.wait(REDIS_BACKOFF_S)
 
     def _pause(self) -> None:
         self._event.wait(POLL_S)
@@ -334,19 +349,15 @@ class Service:
         self._tokens += sum(len(sequence.tokens) for sequence in finished.sequences)
         job_id, fence, index = cast("LineKey", finished.key)
         held = self.held.get(job_id)
-        if held is None or held.ended.is_set() or held.taken_under != fence:
+        if held is None or held.ended or held.taken_under != fence:
             return
         self.writer.put(EndedLine(held, index, self.compute.served(group), finished, self._now()))
 
     def _shard_ended(self, held: HeldShard, end: End) -> None:
-        """Writer thread: a shard has come to its end here."""
+        """The one thread that ended a shard, for the most part the writer: what belongs to an end."""
         if end is End.INCOMPLETE:
             log.warning("Redis lost records of %s; its lines go back", held.job_id, extra={"action": "records_lost"})
-        if end in (End.INCOMPLETE, End.WITHDRAWN):
-            self._return(held)
-        else:
-            self._metrics.shard_ended(held.group, end.value)
-        self._forget(held)
+        self._close(held, end)
         if end in (End.FINISHED, End.REFUSED):
             self._acknowledge(held)
         if end is not End.FINISHED:
@@ -354,6 +365,24 @@ class Service:
             for index in tuple(held.remaining):  # other threads may change it
                 self.compute.cancel(held.group, held.key(index))
         self._wake()
+
+    def _close(self, held: HeldShard, end: End, *, front: bool = True) -> bool:
+        """Count the end of a shard and forget it. One that goes back does so: its finished lines keep their records,
+        the others go to the next worker. False: Redis is out, and the lease expires by itself."""
+        self._metrics.shard_ended(held.group, end)
+        with self._held_lock:
+            if self.held.get(held.job_id) is held:
+                del self.held[held.job_id]
+        if not end.goes_back:
+            return True
+        try:
+            self.store.release(held.attempt, self._verdict(held))
+            # Whether or not it was stale: RQ's books say whether the job is still this worker's.
+            self.rq.hand_back(held.lease, held.queue, front=front)
+        except redis.exceptions.RedisError as error:
+            log.warning("cannot hand back %s: %s; its lease expires by itself", held.job_id, error)
+            return False
+        return True
 
     def _acknowledge(self, held: HeldShard) -> None:
         """Writer thread: nothing of the shard is left to do, here or elsewhere."""
@@ -369,20 +398,16 @@ class Service:
         if not self.held:
             self.rq.show_state(busy=False)
 
-    def let_go(self, held: HeldShard) -> None:
-        """Pulse or compute thread: the shard was taken over, or its batch has ended."""
-        held.ended.set()
-        log.info("%s is no longer this worker's; its lines are dropped", held.job_id, extra={"action": "let_go"})
-        self._shard_ended(held, End.LOST)
+    def let_go(self, held: HeldShard, attempt: Attempt, *, wait: bool = True) -> None:
+        """Pulse or in-flight log: the shard was taken over, or its batch has ended, unless it was taken up again."""
+        if held.end(under=attempt, wait=wait):
+            log.info("%s is no longer this worker's; its lines are dropped", held.job_id, extra={"action": "let_go"})
+            self._shard_ended(held, End.LOST)
 
     def _retry(self, held: HeldShard, index: int) -> None:
         """Writer thread: an attempt at a line failed, and it gets another one."""
         after_s = min(RETRY_BASE_S * 2 ** (held.attempt.failures(index) - 1), RETRY_MOST_S)
         self.intake.put_again(held, self.compute.load(held.group), index, after_s)
-
-    def _forget(self, held: HeldShard) -> None:
-        if self.held.get(held.job_id) is held:
-            self.held.pop(held.job_id, None)
 
     def _load_failed(self, held: HeldShard, error: ModelLoadError) -> None:
         """Intake thread: leave the shard to the other workers of its queue; when none of them can, fail its lines."""
@@ -448,19 +473,8 @@ class Service:
             self._pause()
 
     def _return(self, held: HeldShard, *, front: bool = True) -> bool:
-        """Hand a shard back: its finished lines keep their records, the others go to the next worker. False: Redis is
-        out, and the lease expires by itself."""
-        held.ended.set()
-        self._forget(held)
-        self._metrics.shard_ended(held.group, RETURNED)
-        try:
-            self.store.release(held.attempt, self._verdict(held))
-            # Whether or not it was stale: RQ's books say whether the job is still this worker's.
-            self.rq.hand_back(held.lease, held.queue, front=front)
-        except redis.exceptions.RedisError as error:
-            log.warning("cannot hand back %s: %s; its lease expires by itself", held.job_id, error)
-            return False
-        return True
+        """Hand a shard back, unless it has ended. False: Redis is out, and the lease expires by itself."""
+        return not held.end() or self._close(held, End.RETURNED, front=front)
 
     def _verdict(self, held: HeldShard) -> Verdict:
         """What the end of this worker says of the lines of a shard that were under way."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import orjson
 import pytest
 
+from jobs.attempt import Attempt
 from jobs.batch import queue_name
 from jobs.connect import connect
-from jobs.errors import ModelLoadError
+from jobs.errors import ModelLoadError, StaleAttemptError
 from jobs.keys import BatchKeys
 from jobs.results import ordered_records
 from jobs.shard import Group
-from jobs.store import Store
+from jobs.store import FinishedLine, Store
 from tests.pool import MODEL, make_batch, prompts, watched
 from worker.compute import EngineSettings, ServedModel, Snapshot
 from worker.ended import EndedLine, FailedLine
@@ -201,3 +203,38 @@ def test_occupancy_is_of_the_rows_there_was_room_for(make_service: MakeService) 
     service.compute.snapshot = Snapshot(decode_rows=160, decode_slots=180)
     assert service.pulse._state(2.0)["occupancy"] == 1.0
     assert service.pulse._state(3.0)["occupancy"] is None
+
+
+def test_a_shard_claimed_again_while_its_records_are_stored_is_kept(store: Store, make_service: MakeService) -> None:
+    """The writer meets the new fence before it knows of it: it waits for the claim, and stores under that."""
+    batch = make_batch(store, prompts(2))
+    service = make_service()
+    held = held_by(service)
+    store.connection.zadd(held.lease.job.started_job_registry.key, {held.lease.execution.composite_key: 1})
+    watched(store)
+    service.rq.recover()
+    claim, write, refused = service.store.claim, service.store.write, threading.Event()
+
+    def write_or_say(attempt: Attempt, lines: Sequence[FinishedLine]) -> None:
+        try:
+            write(attempt, lines)
+        except StaleAttemptError:
+            refused.set()
+            raise
+
+    def claim_slowly(*arguments: Any) -> Attempt | None:
+        attempt = claim(*arguments)
+        fail(service, held, 0)
+        writing.start()
+        assert refused.wait(60)
+        return attempt
+
+    service.store.write, service.store.claim = write_or_say, claim_slowly  # type: ignore[method-assign]
+    writing = threading.Thread(target=write_all, args=[service])
+    assert held_by(service) is held
+    writing.join(60)
+    assert held.remaining == {1}
+    fail(service, held, 1)
+    write_all(service)
+    assert store.batch(batch).status == "completed"
+    assert (service.held, store.connection.keys("rq:job:*")) == ({}, [])
