@@ -17,9 +17,8 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from jobs.errors import BatchNotFoundError, BatchPausedError, LineError, ModelLo
 from jobs.line import Defaults
 from jobs.naming import process_name
 from jobs.shard import Group, decode_lines
+from jobs.stopping import StopSignals
 from jobs.store import Store
 from jobs.upkeep import upkeep
 from worker.compute import LOAD_BACKOFF_S, Compute, EngineSettings
@@ -129,8 +129,7 @@ class Service:
         self.pulse = Pulse(pulse_connection, self)
         self.pausing = Pausing(self.name, self.compute, self.writer)
         self._now = now
-        self._event = threading.Event()
-        self._signals = 0
+        self._stops = StopSignals()
         self._recycling = False
         self._tokens = 0
         self._idle_since = time.monotonic()
@@ -139,7 +138,7 @@ class Service:
     @property
     def draining(self) -> bool:
         """Whether the worker was asked to stop, or stops by itself to start afresh."""
-        return self._signals > 0 or self._recycling
+        return self._stops.count > 0 or self._recycling
 
     # --- the main thread ---
 
@@ -147,7 +146,7 @@ class Service:
         """Serve until told to stop. 0: clean end; 1: the engine failed; 5: no model can be loaded; RECYCLE: all is
         handed back and closed, and the process should start afresh."""
         self.rq.start()
-        with self._handling_signals():
+        with self._stops.heard():
             # The threads, and those they start, never take a SIGTERM: only this one is asked to stop.
             signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
             for thread in (self.compute, self.writer, self.intake, self.pulse):
@@ -166,7 +165,9 @@ class Service:
                 status = 1 if self._broken() else 0
             finally:
                 self._end()
-        return RECYCLE if self._recycling and not self._signals else status
+                if self._recycling:  # one that comes from now on is for the next life
+                    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+        return RECYCLE if self._recycling and not self._stops.count else status
 
     def _preload(self) -> list[Group]:
         """Load the models that fit together, in the order they were given; those that cannot be loaded."""
@@ -205,7 +206,7 @@ class Service:
                     continue
             except redis.exceptions.RedisError as error:
                 log.debug("no shards can be taken: %s", error, extra={"action": "redis_out"})
-                self._event.wait(REDIS_BACKOFF_S)
+                self._stops.wakeup.wait(REDIS_BACKOFF_S)
                 continue
             if self._idle_for_good():
                 return
@@ -215,7 +216,7 @@ class Service:
         if self.settings.parent not in (None, os.getppid()):
             log.info("the parent process is gone", extra={"action": "orphaned"})
             return True
-        return bool(self._signals) or self._broken()
+        return self._stops.count > 0 or self._broken()
 
     def _worn(self) -> bool:
         """Whether so many tokens were generated that the worker shall start afresh."""
@@ -330,16 +331,15 @@ class Service:
             except redis.exceptions.RedisError:
                 if self._stopping():
                     raise
-                self._event.wait(REDIS_BACKOFF_S)
+                self._stops.wakeup.wait(REDIS_BACKOFF_S)
 
     def _pause(self) -> None:
-        self._event.wait(POLL_S)
-        self._event.clear()
+        self._stops.wakeup.wait(POLL_S)
 
     # --- called from other threads ---
 
     def _wake(self) -> None:
-        self._event.set()
+        self._stops.wakeup.ring()
 
     def _unstored(self) -> int | None:
         return self.writer.unstored
@@ -429,7 +429,7 @@ class Service:
 
     def _end(self) -> None:
         """Let begun lines finish within the drain limit, hand back the rest, and leave RQ's books in order."""
-        if self._signals:
+        if self._stops.count:
             log.info("stopping: lines that were begun are finished first", extra={"action": "drain"})
         self.intake.stop()
         self._drain()
@@ -463,9 +463,9 @@ class Service:
     def _drain(self) -> None:
         if self.compute.failure is not None or not self.compute.is_alive():
             return
-        deadline = time.monotonic() + (self.settings.drain_s if self._signals < 2 else 0.0)
+        deadline = time.monotonic() + (self.settings.drain_s if self._stops.count < 2 else 0.0)
         dropping = self.compute.drop_pending()
-        while time.monotonic() < deadline and self._signals < 2 and self.compute.is_alive():
+        while time.monotonic() < deadline and self._stops.count < 2 and self.compute.is_alive():
             if dropping.done() and self.compute.idle:
                 return
             if self.compute.loading is not None and not self.compute.snapshot.in_flight:
@@ -485,18 +485,3 @@ class Service:
         if not isinstance(compute.failure, SickModelError) or (compute.alone or ("",))[0] == held.job_id:
             return Verdict.GUILTY
         return Verdict.SUSPECT
-
-    @contextmanager
-    def _handling_signals(self) -> Iterator[None]:
-        def handle(number: int, _frame: Any) -> None:
-            self._signals += 1
-            self._event.set()
-
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            if self._recycling:  # one that comes from now on is for the next life
-                signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
-            for number, handler in before.items():
-                signal.signal(number, handler)

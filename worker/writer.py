@@ -237,7 +237,8 @@ class Writer(threading.Thread):
             return True
 
         try:
-            if lines and self._under(held, write):
+            stored = self._under(held, write) if lines else None
+            if stored:
                 held.remaining.difference_update(line.index for line in lines)
                 self._delivered += len(lines)
             self._settle(len(lines))
