@@ -17,7 +17,7 @@ from jobs.shard import Group, ShardLine
 if TYPE_CHECKING:
     from worker.lease import Lease
 
-__all__ = ["MAX_ATTEMPTS", "End", "HeldShard", "LineKey", "State"]
+__all__ = ["MAX_ATTEMPTS", "End", "HeldShard", "LineKey", "Quarantine", "State"]
 
 MAX_ATTEMPTS = 3
 
@@ -55,6 +55,15 @@ class End(enum.Enum):
     def goes_back(self) -> bool:
         """Whether the rest of the shard is for the next worker, from now on."""
         return self in (End.INCOMPLETE, End.WITHDRAWN, End.RETURNED)
+
+
+class Quarantine(enum.Enum):
+    """Whether a line runs with nothing beside it: see :mod:`worker.isolation`."""
+
+    NONE = "none"
+    TRIAL = "trial"
+    """Until its first tokens are there."""
+    ALONE = "alone"
 
 
 @dataclass(slots=True)
@@ -162,17 +171,21 @@ class HeldShard:
         return self.attempt.tries.get(index, 0) + (0 if self.hopeless(index) else 1)
 
     def last(self, index: int) -> bool:
-        """Whether the attempt under way is the last that a line gets."""
-        return self.attempt.failures(index) + 1 >= self.max_attempts
+        """Whether the attempt under way is the last that a line gets, should it fail by itself."""
+        return self.attempt.strikes(index) + 1 >= self.max_attempts
 
     def hopeless(self, index: int) -> bool:
-        """Whether all attempts that a line gets have failed."""
-        return self.attempt.failures(index) >= self.max_attempts
+        """Whether all attempts that a line gets have failed, and the last of them for no reason beside it: nobody is
+        given up for what ran beside a line that kills."""
+        return self.attempt.strikes(index) >= self.max_attempts and index in self.attempt.alone
 
-    def suspect(self, index: int) -> bool:
-        """Whether a worker died while it had this line under way, or an attempt at it failed, or it may have been what
-        ended a model."""
-        return self.attempt.failures(index) > 0 or index in self.attempt.suspects
+    def quarantine(self, index: int) -> Quarantine:
+        """How far a line is from the others: two deaths of its worker make it a suspect. One does where two are all it
+        gets, so that the last is its own."""
+        strikes, suspect = self.attempt.strikes(index), 2 if self.max_attempts > 2 else 1
+        if strikes > suspect or self.attempt.own_failures(index) > 0:
+            return Quarantine.ALONE
+        return Quarantine.TRIAL if strikes == suspect else Quarantine.NONE
 
     def key(self, index: int) -> LineKey:
         return (self.job_id, self.taken_under, index)

@@ -15,7 +15,7 @@ from jobs.errors import LineError, ModelLoadError, ProblemLine
 from jobs.shard import Group, ShardLine
 from worker.compute import Compute, ServedModel
 from worker.ended import FailedLine
-from worker.held import HeldShard
+from worker.held import HeldShard, Quarantine
 from worker.writer import Writer
 
 __all__ = ["Intake"]
@@ -86,17 +86,23 @@ class Intake(threading.Thread):
                 continue
             except CancelledError:
                 return
-            # Those that failed less often first: see worker/isolation.py.
-            for line in sorted(todo, key=lambda line: held.attempt.failures(line.index)):
+            # Suspects before others, which would be under way first and hold them off; of them those that failed less
+            # often first: see worker/isolation.py.
+            for line in sorted(todo, key=lambda line: self._turn(held, line)):
                 if self._stopped.is_set():
                     return
                 if held.running:  # else it is, or will be, another's, or over
                     self._prepare(held, served, line, work.after_s)
                 self._count(held.group, -1)
 
+    def _turn(self, held: HeldShard, line: ShardLine) -> tuple[bool, int]:
+        free = held.quarantine(line.index) is Quarantine.NONE
+        return free, 0 if free else held.attempt.strikes(line.index)
+
     def _prepare(self, held: HeldShard, served: ServedModel, line: ShardLine, after_s: float) -> None:
         if held.hopeless(line.index):
-            deaths, tries = held.attempt.deaths.get(line.index, 0), held.attempt.failures(line.index)
+            tries = held.attempt.strikes(line.index)
+            deaths = tries - held.attempt.own_failures(line.index)
             message = f"{deaths} of {tries} attempts at this line ended with the death of their worker"
             self._fail(held, line, "worker_crashed" if deaths else "internal_error", message, None)
             said = "line %d of %s is given up: %s"
@@ -111,8 +117,14 @@ class Intake(threading.Thread):
             log.exception("line %d of %s cannot be prepared", line.line, held.attempt.batch_id)
             self._fail(held, line, "internal_error", f"the prompt cannot be prepared: {error}", None)
         else:
-            tries = held.attempt.failures(line.index)
-            self._compute.add(held.group, prepared, alone=held.suspect(line.index), after_s=after_s, tries=tries)
+            index = line.index
+            self._compute.add(
+                held.group,
+                prepared,
+                quarantine=held.quarantine(index),
+                after_s=after_s,
+                tries=held.attempt.strikes(index),
+            )
 
     def _fail(self, held: HeldShard, line: ShardLine, code: str, message: str, param: str | None) -> None:
         self._writer.put(

@@ -4,7 +4,8 @@ Threads, and who may touch what:
 
 - main: takes and claims shards, recovery, signals. Never MLX.
 - intake: checks, renders and tokenises lines.
-- compute: MLX, alone; and one short command to Redis before lines begin (worker/marks.py).
+- compute: MLX, alone; it waits for nothing but its commands.
+- in-flight log: notes lines in Redis before they begin (worker/marks.py).
 - writer: Redis writes; beside it the scribe: text, records, the spool.
 - pulse: leases and the published state; it must never wait for any of the others.
 """
@@ -40,7 +41,7 @@ from worker.ended import EndedLine, FailedLine
 from worker.held import MAX_ATTEMPTS, End, HeldShard, LineKey
 from worker.intake import Intake
 from worker.lease import MAINTENANCE_S, ShardJob, ShardWorker, machine
-from worker.marks import Marks
+from worker.marks import InFlightLog
 from worker.metrics import Metrics
 from worker.models import Models
 from worker.pausing import Pausing
@@ -112,8 +113,15 @@ class Service:
         self._held_lock = threading.Lock()
         self._metrics = metrics or Metrics()
         self._life = f"{self.name}/{uuid.uuid4().hex}"
-        marks = Marks(self.store, marks_connection or pulse_connection, self._life, self.held, self.let_go)
-        self.compute = Compute(settings.engine, self._line_finished, self._wake, marks.begin, self._unstored)
+        self.in_flight = InFlightLog(
+            self.store,
+            marks_connection or pulse_connection,
+            self._life,
+            self.held,
+            self.let_go,
+            lambda answer: self.compute.answered(answer),
+        )
+        self.compute = Compute(settings.engine, self._line_finished, self._wake, self.in_flight, self._unstored)
         self.models = Models(self.compute, settings.groups, bound=settings.starvation_s)
         self.turns = Turns(
             settings.groups,
@@ -124,10 +132,12 @@ class Service:
         )
         self.rq = ShardWorker(self.store, self.turns.queues, self.name)
         self.spool = None if settings.spool is None else Spool(settings.spool, self.name, settings.spool_keep_s)
-        self.writer = Writer(self.store, self.name, self._shard_ended, self._retry, self.spool, metrics=metrics)
+        ended, settled = self._shard_ended, self.compute.look
+        self.writer = Writer(self.store, self.name, ended, self._retry, self.spool, metrics=metrics, on_settled=settled)
         self.intake = Intake(self.compute, self.writer, self._load_failed, now=now)
         self.pulse = Pulse(pulse_connection, self)
         self.pausing = Pausing(self.name, self.compute, self.writer)
+        self._threads = (self.compute, self.in_flight, self.writer, self.intake, self.pulse)
         self._now = now
         self._stops = StopSignals()
         self._recycling = False
@@ -149,7 +159,7 @@ class Service:
         with self._stops.heard():
             # The threads, and those they start, never take a SIGTERM: only this one is asked to stop.
             signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
-            for thread in (self.compute, self.writer, self.intake, self.pulse):
+            for thread in self._threads:
                 thread.start()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
             try:
@@ -228,7 +238,7 @@ class Service:
 
     def _broken(self) -> bool:
         """Whether a thread this worker cannot do without has ended by itself."""
-        return not all(thread.is_alive() for thread in (self.compute, self.writer, self.intake, self.pulse))
+        return not all(thread.is_alive() for thread in self._threads)
 
     def _idle_for_good(self) -> bool:
         # Or a model has work whose turn it is not yet, or nobody knows whether there is any.
@@ -437,6 +447,7 @@ class Service:
         # MLX must not be in use while the interpreter goes down: the process would abort. A load is not waited for:
         # the process is ended under it (worker.__main__).
         self.compute.join(timeout=30.0 if self.compute.loading is None else 0.0)
+        self.in_flight.stop()
         left = list(self.held.values())
         if self.writer.end():
             while left and self._return(left[0]):  # once Redis is out, each further try takes its time in vain

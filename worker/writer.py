@@ -47,7 +47,8 @@ class Writer(threading.Thread):
     """Stores records under their attempt's fence, and finishes shards.
 
     ``on_ended(held, end)`` is called when a shard is done with, ``on_retry(held, index)`` when a line is to be tried
-    again. Records go to the ``spool`` first, if there is one.
+    again, ``on_settled()`` when :attr:`unstored` comes to 0 or to None, or from it. Records go to the ``spool`` first,
+    if there is one.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Writer(threading.Thread):
         spool: Spool | None = None,
         *,
         metrics: Metrics | None = None,
+        on_settled: Callable[[], None] = lambda: None,
         sleep: Callable[[float], Any] | None = None,
     ) -> None:
         super().__init__(name="writer", daemon=True)
@@ -66,6 +68,7 @@ class Writer(threading.Thread):
         self.worker_name = name
         self._on_ended = on_ended
         self._on_retry = on_retry
+        self._on_settled = on_settled
         self._spool = spool
         self._metrics = metrics or Metrics()
         self._queue: queue.SimpleQueue[EndedLine | FailedLine | HeldShard | None] = queue.SimpleQueue()
@@ -213,6 +216,14 @@ class Writer(threading.Thread):
     def _settle(self, lines: int) -> None:
         with self._count_lock:
             self._unstored -= lines
+            settled = lines > 0 and self._unstored == 0
+        if settled:
+            self._on_settled()
+
+    def _note_error(self, error: redis.exceptions.RedisError | None) -> None:
+        before, self._error = self._error, error
+        if (before is None) is not (error is None):
+            self._on_settled()
 
     def _try_again(self, item: EndedLine) -> None:
         """Give a line another attempt."""
@@ -293,15 +304,15 @@ class Writer(threading.Thread):
             try:
                 result = step()
             except (StaleAttemptError, RefusedError):
-                self._error = None
+                self._note_error(None)
                 raise
             except redis.exceptions.RedisError as error:
                 self._note_outage(error)
-                self._error = error
+                self._note_error(error)
                 self._sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
                 attempt += 1
             else:
-                self._error = None
+                self._note_error(None)
                 return result
         raise self._error
 

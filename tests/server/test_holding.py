@@ -84,7 +84,7 @@ def test_a_worker_is_told_of_a_pause_and_hands_back(store: Store, service: Servi
     assert queued(store) == [f"{batch_id}-0"]
     attempt = store.claim(batch_id, 0, "another life")
     assert attempt is not None
-    assert (attempt.tries, attempt.suspects) == ({}, frozenset())
+    assert (attempt.tries, attempt.suspicions) == ({}, {})
 
 
 def test_what_recovery_queues_of_a_paused_batch_does_not_run(store: Store, service: Service) -> None:

@@ -162,9 +162,17 @@ class StubEngine:
     def admit(self, only: frozenset[Hashable] | None) -> None:
         self._only = only
 
+    def upcoming(self, only: frozenset[Hashable] | None) -> list[Hashable]:
+        return list(islice((key for key in self._waiting if only is None or key in only), self.capacity))
+
     @property
     def has_work(self) -> bool:
         return bool(self._waiting or self._rows or self._finished)
+
+    @property
+    def runnable(self) -> bool:
+        waiting = self._waiting if self._only is None else self._waiting.keys() & self._only
+        return bool(waiting or self._rows or self._finished)
 
     def set_memory(self, *_: Any) -> None:
         pass
