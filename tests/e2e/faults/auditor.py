@@ -61,7 +61,7 @@ def in_flight(log: Iterable[Event], pid: int, at: float) -> int:
         if event.pid == pid and event.at <= at:
             if event.event == "begin":
                 open_lines[line] = event
-            elif event.event == "end" and event.at < at - ON_THE_WAY_S:
+            elif event.event == "cancel" or (event.event == "end" and event.at < at - ON_THE_WAY_S):
                 open_lines.pop(line, None)
     return len(open_lines)
 

@@ -189,6 +189,7 @@ class StubEngine:
         row = self._rows.pop(key, None)
         line = self._waiting.pop(key, None)
         if row is not None:
+            self._log.line("cancel", key)
             self._end(row, reason)
         elif line is not None:
             self._end(self._row(line), reason)
