@@ -107,13 +107,15 @@ def audit(
     found.duplicates = sum(count - 1 for count in counts.values())
     begun, ended, last = defaultdict(int), defaultdict(set), {}
     for event in log:
-        if event.batch == batch and event.event in ("begin", "end"):
+        if event.batch == batch and event.event in ("begin", "end", "cancel"):
             if event.event == "begin":
                 begun[event.index] += 1
                 last[event.index] = event.pid
-            else:
+            elif event.event == "end":
                 ended[event.index].add(event.pid)
-    found.regenerated = sum(count - 1 for count in begun.values())
+            else:  # as at the end of a trial: of the line's first tokens
+                begun[event.index] -= 1
+    found.regenerated = sum(max(0, count - 1) for count in begun.values())
     if most_regenerated is not None and found.regenerated > most_regenerated:
         found.wrong.append(f"{found.regenerated} lines were generated again, at most {most_regenerated} were in flight")
     for record in good:

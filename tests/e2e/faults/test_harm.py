@@ -94,8 +94,7 @@ def test_lines_of_a_dead_worker_run_together_again(pool: Pool, case: Case, death
     pool.wait(batch)
     pool.settled()
     assert most_together(pool, heir) == pool.rows
-    # After the second, each line that was under way or about to be begins for its trial, and then once more.
-    most = pool.rows if deaths == 1 else 2 * len(lines)
+    most = pool.rows * deaths
     found = case.check(batch, most_regenerated=most)
     case.note(f"kill, {deaths} times, long lines", "mid line", found, most=most)
 
