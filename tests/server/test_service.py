@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import orjson
 import pytest
+from redis.exceptions import ConnectionError
 
 from jobs.attempt import Attempt
 from jobs.batch import queue_name
@@ -238,3 +239,29 @@ def test_a_shard_claimed_again_while_its_records_are_stored_is_kept(store: Store
     write_all(service)
     assert store.batch(batch).status == "completed"
     assert (service.held, store.connection.keys("rq:job:*")) == ({}, [])
+
+
+def test_a_shard_claimed_again_is_kept_though_the_answer_is_lost(store: Store, make_service: MakeService) -> None:
+    """Its old fence may be stale by then: it is claimed until there is an answer, and what is under way goes on."""
+    batch = make_batch(store, prompts(1))
+    service = make_service()
+    held = held_by(service)
+    store.connection.zadd(held.lease.job.started_job_registry.key, {held.lease.execution.composite_key: 1})
+    watched(store)
+    service.rq.recover()
+    claim, answers = service.store.claim, iter([False, True])
+
+    def claim_unheard(*arguments: Any) -> Attempt | None:
+        attempt = claim(*arguments)
+        if not next(answers):
+            service._wake()
+            raise ConnectionError("gone")
+        return attempt
+
+    service.store.claim = claim_unheard  # type: ignore[method-assign]
+    service._broken = lambda: False  # type: ignore[method-assign]
+    assert held_by(service) is held
+    assert next(answers, None) is None
+    fail(service, held, 0)
+    write_all(service)
+    assert store.batch(batch).status == "completed"
