@@ -35,10 +35,6 @@ class Attempt:
         """Those of them that failed by themselves: their worker went on."""
         return self.failures(index) - self.deaths.get(index, 0)
 
-    def strikes(self, index: int) -> int:
-        """What speaks against a line: its failed attempts, and those ended by a model."""
-        return self.failures(index) + self.suspicions.get(index, 0)
-
 
 class Verdict(enum.IntEnum):
     """What the end of an attempt says of its lines that were under way."""
@@ -46,7 +42,7 @@ class Verdict(enum.IntEnum):
     INNOCENT = 0
     """Nothing."""
     SUSPECT = 1
-    """One of them may have been the cause: it is counted, and charged to none."""
+    """One of them may have been the cause: they are tried alone, and nobody is charged."""
     GUILTY = 2
     """They have had an attempt, which failed."""
 

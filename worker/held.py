@@ -172,20 +172,22 @@ class HeldShard:
 
     def last(self, index: int) -> bool:
         """Whether the attempt under way is the last that a line gets, should it fail by itself."""
-        return self.attempt.strikes(index) + 1 >= self.max_attempts
+        return self.attempt.failures(index) + 1 >= self.max_attempts
 
     def hopeless(self, index: int) -> bool:
         """Whether all attempts that a line gets have failed, and the last of them for no reason beside it: nobody is
         given up for what ran beside a line that kills."""
-        return self.attempt.strikes(index) >= self.max_attempts and index in self.attempt.alone
+        return self.attempt.failures(index) >= self.max_attempts and index in self.attempt.alone
 
     def quarantine(self, index: int) -> Quarantine:
-        """How far a line is from the others: two deaths of its worker make it a suspect. One does where two are all it
-        gets, so that the last is its own."""
-        strikes, suspect = self.attempt.strikes(index), 2 if self.max_attempts > 2 else 1
-        if strikes > suspect or self.attempt.own_failures(index) > 0:
+        """How far a line is from the others. Two deaths of its worker make it a suspect, and one where two are all it
+        gets, so that the last is its own; a model that failed with the line among others does so at once, which costs
+        a trial."""
+        attempt, enough = self.attempt, 2 if self.max_attempts > 2 else 1
+        deaths, suspicions = attempt.deaths.get(index, 0), attempt.suspicions.get(index, 0)
+        if deaths > enough or suspicions > 1 or attempt.own_failures(index) > 0:
             return Quarantine.ALONE
-        return Quarantine.TRIAL if strikes == suspect else Quarantine.NONE
+        return Quarantine.TRIAL if deaths == enough or suspicions else Quarantine.NONE
 
     def key(self, index: int) -> LineKey:
         return (self.job_id, self.taken_under, index)

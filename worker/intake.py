@@ -97,12 +97,11 @@ class Intake(threading.Thread):
 
     def _turn(self, held: HeldShard, line: ShardLine) -> tuple[bool, int]:
         free = held.quarantine(line.index) is Quarantine.NONE
-        return free, 0 if free else held.attempt.strikes(line.index)
+        return free, 0 if free else held.attempt.failures(line.index)
 
     def _prepare(self, held: HeldShard, served: ServedModel, line: ShardLine, after_s: float) -> None:
         if held.hopeless(line.index):
-            tries = held.attempt.strikes(line.index)
-            deaths = tries - held.attempt.own_failures(line.index)
+            deaths, tries = held.attempt.deaths.get(line.index, 0), held.attempt.failures(line.index)
             message = f"{deaths} of {tries} attempts at this line ended with the death of their worker"
             self._fail(held, line, "worker_crashed" if deaths else "internal_error", message, None)
             said = "line %d of %s is given up: %s"
@@ -123,7 +122,7 @@ class Intake(threading.Thread):
                 prepared,
                 quarantine=held.quarantine(index),
                 after_s=after_s,
-                tries=held.attempt.strikes(index),
+                tries=held.attempt.failures(index),
             )
 
     def _fail(self, held: HeldShard, line: ShardLine, code: str, message: str, param: str | None) -> None:

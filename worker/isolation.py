@@ -1,9 +1,9 @@
 """Lines that may bring their worker down: they run one at a time, with nothing beside them. Policy only.
 
-One that was under way twice when its worker died runs alone until its first tokens are there: most of what kills a
-worker does so by then. It then begins anew among the others, so that two power cuts cost a moment for each line, and
-not the time of its whole text in a batch of one. One that brought down a worker once more, or that failed by itself,
-runs alone to its end.
+One that was under way twice when its worker died, or when a model failed, runs alone until its first tokens are there:
+most of what kills a worker does so by then. It then begins anew among the others, so that two power cuts cost a moment
+for each line, and not the time of its whole text in a batch of one. One that brought down a worker once more, or that
+failed by itself, runs alone to its end.
 """
 
 from __future__ import annotations

@@ -103,6 +103,11 @@ def noted(store: Store, held: HeldShard) -> dict[int, str]:
     return {int(index): life.decode() for index, life in store.connection.hgetall(flights).items()}
 
 
+def ask(log: InFlightLog) -> None:
+    """What its thread does in a round."""
+    log._take(log._gather() or {})
+
+
 def test_the_next_wave_is_noted_before_it_begins(
     store: Store, service: Service, make_log: Make, answers: list[Answer]
 ) -> None:
@@ -131,7 +136,7 @@ def test_lines_of_a_higher_priority_are_noted_beside_those_that_are(
     rounds.round()
     engine.waiting.insert(0, held.key(9))
     rounds.round()
-    log._take(log._gather() or {})
+    ask(log)
     assert set(noted(store, held)) == {9, 0, 1, 2}
 
 
@@ -144,18 +149,18 @@ def test_what_was_noted_ahead_is_taken_back_before_a_suspect_begins(
     log, engine = make_log(), FakeEngine([held.key(index) for index in range(3)])
     rounds = Rounds(log, engine, answers)
     rounds.round()
-    log._take(log._gather() or {})
+    ask(log)
     rounds.answers, taken = [], rounds.answers.pop()
     log.answered(taken)
     suspect = held.key(5)
     assert log.unsettled == 3
     log.admitted([engine], frozenset())
-    log._take(log._gather() or {})
+    ask(log)
     log.answered(answers.pop())
     assert (log.unsettled, noted(store, held)) == (0, {})
     engine.waiting.append(suspect)
     rounds.round(frozenset({suspect}))
-    log._take(log._gather() or {})
+    ask(log)
     assert noted(store, held) == {5: "one alone"}
     attempt = store.claim(batch, 0, "another")
     assert attempt is not None
@@ -172,16 +177,16 @@ def test_a_line_that_begins_anew_is_noted_anew(
     engine = FakeEngine([key])
     rounds = Rounds(log, engine, answers)
     rounds.round(frozenset({key}))
-    log._take(log._gather() or {})
+    ask(log)
     rounds.round(frozenset({key}))
     assert (engine.running, noted(store, held)) == ([key], {0: "one alone"})
     engine.running, engine.waiting = [], [key]
     log.begins_anew(key)
     rounds.round()
     assert (engine.running, log.unsettled) == ([], 1)
-    log._take(log._gather() or {})
+    ask(log)
     rounds.round()
-    log._take(log._gather() or {})
+    ask(log)
     assert noted(store, held) == {0: "one"}
     rounds.round()
     assert (engine.running, log.unsettled) == ([key], 0)
@@ -209,17 +214,17 @@ def test_lines_that_begin_in_an_outage_are_noted_after_it(
     engine = FakeEngine([held.key(index) for index in range(2)])
     rounds = Rounds(log, engine, answers)
     rounds.round()
-    log._take(log._gather() or {})
+    ask(log)
     rounds.round()
     assert (len(engine.running), log.unsettled) == (2, None)
     flaky.out = False
     engine.waiting.append(held.key(2))
     rounds.round()
-    log._take(log._gather() or {})
+    ask(log)
     rounds.round()
     assert (len(engine.running), noted(store, held)) == (3, {})
     now[0] += QUIET_S
-    log._take(log._gather() or {})
+    ask(log)
     rounds.round()
     assert (noted(store, held), log.unsettled) == (dict.fromkeys(range(3), "one"), 0)
     attempt = store.claim(batch, 0, "two")

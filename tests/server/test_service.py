@@ -53,6 +53,13 @@ def write_all(service: Service) -> None:
     service.writer.run()
 
 
+def run_out(store: Store, service: Service, held: HeldShard) -> None:
+    """As if a shard's lease had run out while the worker slept: its job waits again."""
+    store.connection.zadd(held.lease.job.started_job_registry.key, {held.lease.execution.composite_key: 1})
+    watched(store)
+    service.rq.recover()
+
+
 def fail(service: Service, held: HeldShard, index: int) -> None:
     service.writer.put(FailedLine(held, index, "internal_error", "no", None, 0.0))
 
@@ -106,10 +113,7 @@ def test_a_worker_that_takes_its_own_shard_up_again_goes_on_with_it(store: Store
     batch = make_batch(store, prompts(2))
     service = make_service()
     held = held_by(service)
-    registry = held.lease.job.started_job_registry.key
-    store.connection.zadd(registry, {held.lease.execution.composite_key: 1})
-    watched(store)
-    service.rq.recover()
+    run_out(store, service, held)
     key = held.key(0)
     assert held_by(service) is held
     assert held.key(0) == key
@@ -211,9 +215,7 @@ def test_a_shard_claimed_again_while_its_records_are_stored_is_kept(store: Store
     batch = make_batch(store, prompts(2))
     service = make_service()
     held = held_by(service)
-    store.connection.zadd(held.lease.job.started_job_registry.key, {held.lease.execution.composite_key: 1})
-    watched(store)
-    service.rq.recover()
+    run_out(store, service, held)
     claim, write, refused = service.store.claim, service.store.write, threading.Event()
 
     def write_or_say(attempt: Attempt, lines: Sequence[FinishedLine]) -> None:
@@ -246,9 +248,7 @@ def test_a_shard_claimed_again_is_kept_though_the_answer_is_lost(store: Store, m
     batch = make_batch(store, prompts(1))
     service = make_service()
     held = held_by(service)
-    store.connection.zadd(held.lease.job.started_job_registry.key, {held.lease.execution.composite_key: 1})
-    watched(store)
-    service.rq.recover()
+    run_out(store, service, held)
     claim, answers = service.store.claim, iter([False, True])
 
     def claim_unheard(*arguments: Any) -> Attempt | None:
