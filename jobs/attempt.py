@@ -13,7 +13,8 @@ class Attempt:
     """A claim on a shard: the fence all its writes carry, the lines already finished, and what befell the others.
 
     ``tries`` counts the failed attempts at a line, ``deaths`` those of them in which its worker died, and ``forgiven``
-    those before the batch was retried. ``suspects`` are others that run alone.
+    those before the batch was retried. ``suspicions`` counts the attempts that a model ended, with others beside the
+    line: they are not charged. ``alone`` are the lines whose last failed attempt had nothing beside it.
     """
 
     batch_id: str
@@ -23,11 +24,16 @@ class Attempt:
     tries: dict[int, int] = field(default_factory=dict)
     deaths: dict[int, int] = field(default_factory=dict)
     forgiven: dict[int, int] = field(default_factory=dict)
-    suspects: frozenset[int] = frozenset()
+    suspicions: dict[int, int] = field(default_factory=dict)
+    alone: frozenset[int] = frozenset()
 
     def failures(self, index: int) -> int:
-        """Attempts that speak against a line."""
+        """Failed attempts at a line, since its batch was retried."""
         return self.tries.get(index, 0) - self.forgiven.get(index, 0)
+
+    def own_failures(self, index: int) -> int:
+        """Those of them that failed by themselves: their worker went on."""
+        return self.failures(index) - self.deaths.get(index, 0)
 
 
 class Verdict(enum.IntEnum):
@@ -36,7 +42,7 @@ class Verdict(enum.IntEnum):
     INNOCENT = 0
     """Nothing."""
     SUSPECT = 1
-    """They run alone from now on."""
+    """One of them may have been the cause: they are tried alone, and nobody is charged."""
     GUILTY = 2
     """They have had an attempt, which failed."""
 

@@ -130,13 +130,15 @@ class BatchKeys:
         return f"{self.info}:d:"
 
     def flights(self, number: int) -> str:
-        """Hash: index -> the life of a worker that has begun this line and not ended it."""
+        """Hash: index -> the life of a worker that has begun this line, or is about to, and not ended it; ``alone``
+        stands behind it where nothing is beside the line."""
         return f"{self.info}:fl:{number}"
 
     def tries(self, number: int) -> str:
         """Hash: index -> attempts at this line that failed; ``d`` and index -> how many of them a worker died in; ``b``
         and index -> how many there were when the batch was retried: those no longer speak against the line; ``s`` and
-        index -> it runs alone."""
+        index -> attempts that a model ended with others beside this line; ``a`` and index -> the last that failed had
+        nothing beside it."""
         return f"{self.info}:try:{number}"
 
     @property

@@ -76,7 +76,7 @@ for i = 6, others - 1, 2 do
     taken = taken + 1
     redis.call('HSET', KEYS[4], ARGV[3] .. ':' .. ARGV[i], length)
     redis.call('HSET', KEYS[7], ARGV[i], ARGV[i + 1], 'b' .. ARGV[i], ARGV[i + 1])
-    redis.call('HDEL', KEYS[7], 'd' .. ARGV[i], 's' .. ARGV[i])
+    redis.call('HDEL', KEYS[7], 'd' .. ARGV[i], 's' .. ARGV[i], 'a' .. ARGV[i])
   end
 end
 redis.call('HINCRBY', KEYS[1], 'failed', 0 - taken)

@@ -164,16 +164,22 @@ return false
 """
 
 _CHARGE = """
--- Lines that were begun and not ended when their worker died have had an attempt. They are suspects from now on.
+-- Lines that were begun and not ended when their worker died have had an attempt. Noted as well is whether the line had
+-- nothing beside it then: only such an attempt proves something.
 local function charge(flights, tries, records, living)
   local begun = redis.call('HGETALL', flights)
   for i = 1, #begun, 2 do
-    if begun[i + 1] ~= living then
-      if redis.call('HEXISTS', records, begun[i]) == 0 then
-        redis.call('HINCRBY', tries, begun[i], 1)
-        redis.call('HINCRBY', tries, 'd' .. begun[i], 1)
+    local index, life = begun[i], begun[i + 1]
+    local alone = life:sub(-6) == ' alone'
+    if alone then life = life:sub(1, -7) end
+    if life ~= living then
+      if redis.call('HEXISTS', records, index) == 0 then
+        redis.call('HDEL', tries, 'a' .. index)
+        if alone then redis.call('HSET', tries, 'a' .. index, 1) end
+        redis.call('HINCRBY', tries, index, 1)
+        redis.call('HINCRBY', tries, 'd' .. index, 1)
       end
-      redis.call('HDEL', flights, begun[i])
+      redis.call('HDEL', flights, index)
     end
   end
 end
@@ -201,20 +207,28 @@ return {fence, redis.call('HKEYS', KEYS[5]), redis.call('HGETALL', KEYS[3])}
 )
 
 BEGIN = """
--- Note that lines begin, before they do, unless the attempt is stale.
--- KEYS: fences, flights.  ARGV: shard number, fence, the worker's life, then indices.
+-- Note that lines begin, before they do, or that they do not after all, unless the attempt is stale.
+-- KEYS: fences, flights.
+-- ARGV: shard number, fence, then per line: index, and the worker's life (with ' alone' where nothing is beside the
+-- line), or nothing.
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
-for i = 4, #ARGV do redis.call('HSET', KEYS[2], ARGV[i], ARGV[3]) end
+for i = 3, #ARGV, 2 do
+  if ARGV[i + 1] == '' then
+    redis.call('HDEL', KEYS[2], ARGV[i])
+  else
+    redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+  end
+end
 return 1
 """
 
 FAIL = """
--- Note that an attempt at one line failed for a reason that may pass.
+-- Note that an attempt at one line failed, by itself, for a reason that may pass.
 -- KEYS: fences, flights, tries.  ARGV: shard number, fence, index, the failed attempts before this one: sent twice it
 -- counts once.  Returns its failed attempts; 0: stale.
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[2], ARGV[3])
-redis.call('HSET', KEYS[3], ARGV[3], ARGV[4] + 1)
+redis.call('HSET', KEYS[3], ARGV[3], ARGV[4] + 1, 'a' .. ARGV[3], 1)
 return ARGV[4] + 1
 """
 
@@ -223,7 +237,7 @@ RELEASE = (
     + """
 -- End an attempt without a result: its later writes are stale. One that is stale already changes nothing.
 -- KEYS: fences, flights, tries, records.
--- ARGV: shard number, fence, what becomes of its lines under way: 0 nothing, 1 suspects, 2 they have been tried.
+-- ARGV: shard number, fence, what becomes of its lines under way: 0 nothing, 1 suspicion, 2 they have been tried.
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 local begun = redis.call('HKEYS', KEYS[2])
 -- What removes goes first: after it, a server that is full takes the rest of a script too.
@@ -231,7 +245,10 @@ redis.call('HDEL', KEYS[2], '')
 redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
 if ARGV[3] == '2' then charge(KEYS[2], KEYS[3], KEYS[4], '') end
 if ARGV[3] == '1' then
-  for _, index in ipairs(begun) do redis.call('HSET', KEYS[3], 's' .. index, 1) end
+  for _, index in ipairs(begun) do
+    redis.call('HDEL', KEYS[3], 'a' .. index)
+    redis.call('HINCRBY', KEYS[3], 's' .. index, 1)
+  end
 end
 redis.call('DEL', KEYS[2])
 return 1

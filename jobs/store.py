@@ -306,18 +306,30 @@ class Store:
             {int(name): count for name, count in counts.items() if name.isdigit()},
             {int(name[1:]): count for name, count in counts.items() if name.startswith("d")},
             {int(name[1:]): count for name, count in counts.items() if name.startswith("b")},
-            frozenset(int(name[1:]) for name in counts if name.startswith("s")),
+            {int(name[1:]): count for name, count in counts.items() if name.startswith("s")},
+            frozenset(int(name[1:]) for name in counts if name.startswith("a")),
         )
 
-    def begin(self, attempt: Attempt, indices: Iterable[int], life: str, connection: Redis) -> bool:
-        """Note that lines of a shard begin: should the worker die in them, they are known. False: the attempt is stale.
+    def begin(
+        self,
+        attempt: Attempt,
+        indices: Iterable[int],
+        life: str,
+        connection: Redis,
+        *,
+        alone: Iterable[int] = (),
+        back: Iterable[int] = (),
+    ) -> bool:
+        """Note that lines of a shard begin, some of them with nothing beside them: should the worker die in them, they
+        are known. Those that go ``back`` do not begin after all. False: the attempt is stale.
 
         ``connection`` is the calling thread's own.
         """
         keys = BatchKeys(attempt.batch_id)
-        arguments: list[Any] = [attempt.number, attempt.fence, life, *indices]
+        chosen = ((indices, life), (alone, f"{life} alone"), (back, ""))
+        notes = [item for lines, value in chosen for index in lines for item in (index, value)]
         wanted = [keys.fences, keys.flights(attempt.number)]
-        return bool(self._begin(keys=wanted, args=arguments, client=connection))
+        return bool(self._begin(keys=wanted, args=[attempt.number, attempt.fence, *notes], client=connection))
 
     def fail(self, attempt: Attempt, index: int) -> int:
         """Note that an attempt at a line failed; how many have.

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from jobs.keys import SCHEDULER
 from jobs.naming import process_name
 from jobs.schedule import Schedule
 from jobs.schedules import Schedules
+from jobs.stopping import StopSignals
 from jobs.store import Store
 from jobs.upkeep import upkeep
 from submit.attendance import Attendance
@@ -73,6 +72,7 @@ class Scheduler:
         self._tend = tend
         self._clock = clock
         self._active = threading.Event()
+        self._stops = StopSignals()
         self._stopped = threading.Event()
         self._held_at = float("-inf")
         self._said: dict[str, str] = {}
@@ -85,7 +85,7 @@ class Scheduler:
 
     def stop(self) -> None:
         """End soon; any thread may ask for it."""
-        self._stopped.set()
+        self._stops.ask()
 
     def run(self) -> int:
         """Serve until told to stop; 0.
@@ -93,12 +93,12 @@ class Scheduler:
         Raises:
             redis.exceptions.NoPermissionError: the user may not do what is needed.
         """
-        with self._handling_signals():
+        with self._stops.heard():
             for thread in self._threads:
                 thread.start()
             backoff = LEAST_BACKOFF_S
             try:
-                while not self._stopped.is_set():
+                while not self._stops.count:
                     try:
                         self.tick()
                         pause, backoff = TICK_S, LEAST_BACKOFF_S
@@ -107,7 +107,7 @@ class Scheduler:
                     except redis.exceptions.RedisError as error:
                         self._say("redis", f"{_outage(error)}, trying again: {error}")
                         pause, backoff = backoff, min(backoff * 2, MOST_BACKOFF_S)
-                    self._stopped.wait(pause)
+                    self._stops.wakeup.wait(pause)
             finally:
                 self._end()
         return 0
@@ -198,23 +198,12 @@ class Scheduler:
             log.debug("the lock expires by itself: %s", error)
         log.info("%s has ended", self.name, extra={"action": "ended"})
 
-    @contextmanager
-    def _handling_signals(self) -> Iterator[None]:
-        def stop(_number: int, _frame: Any) -> None:
-            self._stopped.set()
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     # --- the firing thread ---
 
     def _must_stop(self) -> bool:
         """Whether what is under way is to be left to the next scheduler."""
-        return self._stopped.is_set() or not self._active.is_set() or self._clock() - self._held_at > LOCK_S
+        stopping = self._stops.count > 0 or self._stopped.is_set()
+        return stopping or not self._active.is_set() or self._clock() - self._held_at > LOCK_S
 
     def _fire(self) -> None:
         while not self._stopped.is_set():

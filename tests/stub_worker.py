@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-import threading
 
 from jobs.batch import PRIORITIES, queue_name
 from jobs.connect import connect
 from jobs.shard import Group
+from jobs.stopping import StopSignals
 from jobs.store import Store
 from tests.pool import work
 
@@ -27,14 +26,15 @@ def main() -> int:
     if "broken" in flags.model:
         sys.stderr.write("2026-01-01T00:00:00 INFO hello\n2026-01-01T00:00:00 ERROR broken: the folder is empty\n")
         return 5
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    stops = StopSignals()
     store = Store(connect(os.environ["PROMPTMILL_REDIS_URL"]))
     groups = [Group(model, adapter) for model in flags.model for adapter in (None, *flags.adapter_path)]
     queues = [queue_name(group.key, priority, flags.pool) for group in groups for priority in PRIORITIES]
-    while not stopped.wait(0.02):
-        if found := store.take(queues):
-            work(store, found[1].rpartition("-")[0])
+    with stops.heard():
+        while not stops.count:
+            if found := store.take(queues):
+                work(store, found[1].rpartition("-")[0])
+            stops.wakeup.wait(0.02)
     return 0
 
 

@@ -209,7 +209,8 @@ def _check_name(_ctx: click.Context, _param: click.Parameter, name: str | None) 
 )  # fmt: skip
 @click.option(
     "--max-attempts", type=click.IntRange(1, 100), default=MAX_ATTEMPTS, show_default=True,
-    help="Attempts at a line that ends its worker, or fails for a reason that may pass; then it gets an error record.",
+    help="Attempts at a line that ends its worker, or fails for a reason that may pass; then it gets an error record. "
+    "A worker's death is the last of them only where the line had nothing beside it.",
 )  # fmt: skip
 @click.option(
     "--allow-sleep", is_flag=True,

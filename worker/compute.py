@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jobs.errors import ModelLoadError, SickModelError
 from jobs.shard import Group
-from worker.held import LineKey
-from worker.isolation import Isolation
+from worker.admission import Admission
+from worker.held import LineKey, Quarantine
 from worker.loadfailures import PATIENCE_S, LoadFailure, failed_again
+from worker.marks import Answer, Unlogged
+from worker.snapshot import COUNTED, Snapshot, counted, snapshot_of
 from worker.warm import Size, left_for_caches, readable, refuse_too_large
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
     from worker.engine.lm import LoadedModel
-    from worker.engine.sequence import Finished, InFlight
+    from worker.engine.sequence import Finished
 
 __all__ = [
     "DECODE_CONCURRENCY",
@@ -83,31 +85,12 @@ class ServedModel:
     revision: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What the engines are doing, for ``status``: replaced whole, so other threads read it without a lock."""
-
-    in_flight: tuple[InFlight, ...] = ()
-    decode_rows: int = 0
-    decode_slots: int = 0
-    completion_tokens: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    finished_lines: int = 0
-    memory_bytes: int = 0
-    prefix_bytes: int = 0
-
-
-COUNTED = ("decode_rows", "decode_slots", "completion_tokens", "prompt_tokens", "cached_tokens", "finished_lines")
-"""What a snapshot sums over the engines there are and were."""
-
-
 class Compute(threading.Thread):
     """Owns MLX: loads and unloads models as it is told, and steps their engines.
 
     ``on_finished(group, finished)`` is called in this thread for each line that ends; it must not block.
-    ``on_begin(keys)`` is called in this thread before lines begin, and gives those that shall not.
-    ``unstored()`` is how many ended lines have no stored record yet, None while Redis is out.
+    ``in_flight`` notes lines before they begin (None: nobody does), and ``unstored()`` is how many ended lines have no
+    stored record yet, None while Redis is out.
     ``failure`` holds the exception that ended the thread, if one did, and ``failed_group`` the model that was at work
     then, ``alone`` the line if it was the only one under way: the worker hands back and exits.
     ``loads``, ``unloads`` and ``load_failures`` count those of each model; ``failed`` has those that cannot be loaded.
@@ -125,7 +108,7 @@ class Compute(threading.Thread):
         settings: EngineSettings,
         on_finished: Callable[[Group, Finished], None],
         wake: Callable[[], None],
-        on_begin: Callable[[list[LineKey]], frozenset[LineKey]] = lambda keys: frozenset(),
+        in_flight: Unlogged | None = None,
         unstored: Callable[[], int | None] = lambda: 0,
     ) -> None:
         super().__init__(name=THREAD_NAME, daemon=True)
@@ -139,9 +122,8 @@ class Compute(threading.Thread):
         self.unloads: Counter[Group] = Counter()
         self.load_failures: Counter[Group] = Counter()
         self._on_finished = on_finished
-        self._on_begin = on_begin
         self._wake = wake
-        self._isolation = Isolation(unstored)
+        self._admission = Admission(in_flight or Unlogged(), unstored)
         self.budget = self.memory_limit = settings.memory_limit
         self.loaded: Mapping[Group, Size] = MappingProxyType({})
         self._sizes: dict[Group, Size] = {}
@@ -174,13 +156,23 @@ class Compute(threading.Thread):
         workers, is dropped."""
         self._commands.put(lambda: self._unload(group))
 
-    def add(self, group: Group, line: Any, *, alone: bool = False, after_s: float = 0.0, tries: int = 0) -> None:
-        """Queue a prepared line on its model's engine; with ``alone`` it runs with nothing beside it, ``after_s``
+    def add(
+        self, group: Group, line: Any, quarantine: Quarantine = Quarantine.NONE, *, after_s: float = 0.0, tries: int = 0
+    ) -> None:
+        """Queue a prepared line on its model's engine. In ``quarantine`` it runs with nothing beside it, ``after_s``
         seconds from now at the earliest, those that failed less often first."""
-        if alone:
-            self._commands.put(lambda: self._isolation.add(group, line, after_s, tries))
-        else:
+        if quarantine is Quarantine.NONE:
             self._commands.put(lambda: self._add(group, line))
+        else:
+            self._commands.put(lambda: self._admission.isolate(group, line, quarantine, after_s, tries))
+
+    def look(self) -> None:
+        """See whether lines may begin that waited for something other than this thread."""
+        self._commands.put(lambda: None)
+
+    def answered(self, answer: Answer) -> None:
+        """What became of what the in-flight log was asked to note."""
+        self._commands.put(lambda: self._admission.answered(answer, self._engines))
 
     def cancel(self, group: Group, key: LineKey) -> None:
         """Drop a line at the next step, if it is there; what was generated of it is reported as cancelled."""
@@ -217,7 +209,7 @@ class Compute(threading.Thread):
         """Nothing begun is left to finish, and no command waits."""
         return (
             self._commands.empty()
-            and not self._isolation
+            and not self._admission.waiting
             and not any(engine.has_work for engine in list(self._engines.values()))
         )
 
@@ -232,7 +224,7 @@ class Compute(threading.Thread):
             while self._obey():
                 self._step()
         except SickModelError as error:
-            self.alone = cast("LineKey | None", self._isolation.running)
+            self.alone = self._admission.alone
             log.error("%s: %s", self.failed_group and self.failed_group.key, error, extra={"action": "model_sick"})
             self.failure = error
         except BaseException as error:
@@ -251,9 +243,11 @@ class Compute(threading.Thread):
             end_thread()
 
     def _obey(self) -> bool:
-        """Carry out waiting commands; with nothing to generate, wait for one. False: stop."""
-        busy = any(engine.has_work for engine in self._engines.values())
-        wait = 0.0 if busy else self._isolation.due_in()
+        """Carry out waiting commands; with nothing to do, wait for one. False: stop."""
+        wait: float | None = 0.0
+        if not self._runnable():  # what ended with the last step may let others begin
+            wait = self._admission.arrange(self._engines)
+            wait = 0.0 if self._runnable() else wait
         while True:
             if wait != 0.0:
                 self._take_snapshot(force=True)
@@ -267,13 +261,19 @@ class Compute(threading.Thread):
             self._count_pending()
             wait = 0.0
 
+    def _runnable(self) -> bool:
+        return any(engine.runnable for engine in self._engines.values())
+
     def _step(self) -> None:
-        self._isolation.arrange(self._engines)
+        self._admission.arrange(self._engines)
         for group, engine in self._engines.items():
-            if engine.has_work:
+            if engine.runnable:
                 self.failed_group = group
                 for finished in engine.step():
-                    self._on_finished(group, finished)
+                    if (line := self._admission.passed(finished)) is not None:
+                        self._add(group, line)
+                    else:
+                        self._on_finished(group, finished)
         self.failed_group = None
         self._count_pending()
         self._take_snapshot()
@@ -340,7 +340,7 @@ class Compute(threading.Thread):
             started, before = time.monotonic(), active_memory()
             self._engines[group], self._served[group] = self._make(group, draft)
             self._engines[group].warm_up()
-            self._engines[group].on_begin = cast("Callable[[list[Hashable]], frozenset[Hashable]]", self._on_begin)
+            self._engines[group].on_begin = self._admission.begun
             base = self._engines[group].model.weight_bytes
             shared = any(other.model == group.model for other in self.loaded)
             own = max(0, active_memory() - before - (0 if shared else base))
@@ -358,7 +358,7 @@ class Compute(threading.Thread):
         if engine is None:
             return
         del self._served[group]
-        self._past = self._counted([engine])
+        self._past = counted([engine], self._past)
         before = active_memory()
         engine.close()
         del engine
@@ -399,7 +399,7 @@ class Compute(threading.Thread):
                 self._on_finished(group, Finished(line.key, [], Failure("internal_error", str(error))))
 
     def _cancel(self, group: Group, key: LineKey) -> None:
-        self._isolation.drop(lambda other: other == key)
+        self._admission.cancel(key)
         if group in self._engines:  # or before its model is loaded
             self._engines[group].cancel(key)
 
@@ -456,7 +456,7 @@ class Compute(threading.Thread):
         return self._draft
 
     def _drop_pending(self) -> list[LineKey]:
-        dropped = cast("list[LineKey]", self._isolation.drop())
+        dropped = self._admission.drop()
         for engine in self._engines.values():
             dropped += cast("list[LineKey]", engine.drop_pending())
         return dropped
@@ -465,7 +465,7 @@ class Compute(threading.Thread):
         def of_shard(key: Hashable) -> bool:
             return cast("LineKey", key)[:2] == shard
 
-        self._isolation.drop(of_shard)
+        self._admission.drop(of_shard)
         engine = self._engines.get(group)
         if engine is None:
             return 0
@@ -477,18 +477,4 @@ class Compute(threading.Thread):
         if not force and now - self._snapshot_at < SNAPSHOT_S:
             return
         self._snapshot_at = now
-        self._on_begin([])  # what could not be noted when it began
-        engines = list(self._engines.values())
-        memory = [engine.memory for engine in engines]
-        self.snapshot = Snapshot(
-            in_flight=tuple(line for engine in engines for line in engine.snapshot()),
-            memory_bytes=memory[0][0] if memory else 0,
-            prefix_bytes=sum(prefixes for _, prefixes in memory),
-            **self._counted(engines),
-        )
-
-    def _counted(self, engines: list[Engine]) -> dict[str, int]:
-        """Totals of these engines and of those that were unloaded."""
-        return {
-            name: past + sum(getattr(engine.stats, name) for engine in engines) for name, past in self._past.items()
-        }
+        self.snapshot = snapshot_of(list(self._engines.values()), self._past)

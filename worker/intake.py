@@ -15,7 +15,7 @@ from jobs.errors import LineError, ModelLoadError
 from jobs.shard import Group, ShardLine
 from worker.compute import Compute, ServedModel
 from worker.ended import failed_line
-from worker.held import HeldShard
+from worker.held import HeldShard, Quarantine
 from worker.writer import Writer
 
 __all__ = ["Intake"]
@@ -88,13 +88,18 @@ class Intake(threading.Thread):
                 continue
             except CancelledError:
                 return
-            # Those that failed less often first: see worker/isolation.py.
-            for line in sorted(todo, key=lambda line: held.attempt.failures(line.index)):
+            # Suspects before others, which would be under way first and hold them off; of them those that failed less
+            # often first: see worker/isolation.py.
+            for line in sorted(todo, key=lambda line: self._turn(held, line)):
                 if self._stopped.is_set():
                     return
-                if not held.ended.is_set() and not held.withdrawing:  # else it is, or will be, another's, or over
+                if held.running:  # else it is, or will be, another's, or over
                     self._prepare(held, served, line, work.after_s)
                 self._count(held.group, -1)
+
+    def _turn(self, held: HeldShard, line: ShardLine) -> tuple[bool, int]:
+        free = held.quarantine(line.index) is Quarantine.NONE
+        return free, 0 if free else held.attempt.failures(line.index)
 
     def _prepare(self, held: HeldShard, served: ServedModel, line: ShardLine, after_s: float) -> None:
         if held.hopeless(line.index):
@@ -113,8 +118,14 @@ class Intake(threading.Thread):
             log.exception("line %d of %s cannot be prepared", line.line, held.attempt.batch_id)
             self._fail(held, line, LineError("internal_error", None, f"the prompt cannot be prepared: {error}"))
         else:
-            tries = held.attempt.failures(line.index)
-            self._compute.add(held.group, prepared, alone=held.suspect(line.index), after_s=after_s, tries=tries)
+            index = line.index
+            self._compute.add(
+                held.group,
+                prepared,
+                quarantine=held.quarantine(index),
+                after_s=after_s,
+                tries=held.attempt.failures(index),
+            )
 
     def _fail(self, held: HeldShard, line: ShardLine, error: LineError) -> None:
         self._writer.put(failed_line(held, line, error, self._now()))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 
 from jobs.errors import RefusedError
 from worker.ended import EndedLine, FailedLine, run_stats
+from worker.held import End
 from worker.recycle import HELD_BACK
 from worker.warm import share_out
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from worker.held import LineKey
     from worker.service import Service
 
-__all__ = ["RETURNED", "Metrics", "PrometheusMetrics"]
+__all__ = ["Metrics", "PrometheusMetrics"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -40,9 +41,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 9
 """From one step of a small model to a batch that waited for a day."""
 TOKENS_PER_SECOND = (0.5, 1, 2, 5, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000)
 OUTCOMES = ("completed", "failed")
-RETURNED = "returned"
-"""How a shard ends here that was handed back: the other ends are those of :class:`worker.writer.End`."""
-ENDS = ("finished", RETURNED, "lost", "refused")
+ENDS = ("finished", "returned", "lost", "refused")
 PHASES = ("prefill", "decode")
 TEXTS = {
     "lines": "Lines that ended on this worker, by outcome.",
@@ -98,8 +97,8 @@ class Metrics:
     def shard_taken(self, group: Group) -> None:
         """Main thread: a shard was claimed."""
 
-    def shard_ended(self, group: Group, end: str) -> None:
-        """Any thread: a shard is no longer this worker's."""
+    def shard_ended(self, group: Group, end: End) -> None:
+        """Any thread: a shard is no longer this worker's. Told once of each."""
 
 
 class PrometheusMetrics(Metrics):
@@ -176,8 +175,8 @@ class PrometheusMetrics(Metrics):
     def shard_taken(self, group: Group) -> None:
         self._taken.labels(group.key).inc()
 
-    def shard_ended(self, group: Group, end: str) -> None:
-        self._ended.labels(group.key, end).inc()
+    def shard_ended(self, group: Group, end: End) -> None:
+        self._ended.labels(group.key, (End.RETURNED if end.goes_back else end).value).inc()
 
     @contextlib.contextmanager
     def serving(self, service: Service, host: str, port: int) -> Iterator[int]:

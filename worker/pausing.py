@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from jobs.connect import replies
 from jobs.keys import PAUSED, RQ_SUSPENDED
+from worker.held import State
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -34,7 +35,7 @@ class Pausing:
     def __init__(self, name: str, compute: Compute, writer: Writer) -> None:
         self._names = [name, name.rpartition(".")[0]]
         self._compute, self._writer = compute, writer
-        self._withdrawing: dict[str, tuple[HeldShard, Future[int]]] = {}
+        self._asked: dict[str, tuple[HeldShard, Future[int]]] = {}
         self.paused = self.looked = False
 
     def look(self, connection: Redis) -> bool:
@@ -51,22 +52,22 @@ class Pausing:
         return paused
 
     def withdraw(self, held: Iterable[HeldShard]) -> None:
-        """Go on with giving back the shards that are to wait: all of them, or those whose batch is paused."""
-        shards = {shard.job_id: shard for shard in held if not shard.ended.is_set()}
+        """Go on with giving back the shards that are to wait: all of them, or those that the pulse found paused."""
+        shards = {shard.job_id: shard for shard in held if not shard.ended}
         for job_id, shard in shards.items():
-            if (self.paused or shard.paused) and job_id not in self._withdrawing:
-                shard.withdrawing = True
-                self._withdrawing[job_id] = (shard, self._ask(shard))
-        for job_id, (shard, left) in list(self._withdrawing.items()):
-            if shards.get(job_id) is not shard:
-                del self._withdrawing[job_id]
-            elif left.done() and left.result() == 0 and not shard.withdrawn:
-                # None of its lines is under way, and those that ended are with the writer by now: it hands the shard
-                # back when their records are stored.
-                shard.withdrawn = True
+            if self.paused:
+                shard.withdraw()
+            if shard.state is State.WITHDRAWING and job_id not in self._asked:
+                self._asked[job_id] = (shard, self._ask(shard))
+        for job_id, (shard, left) in list(self._asked.items()):
+            if shards.get(job_id) is not shard or shard.state is State.IDLE:
+                del self._asked[job_id]
+            elif left.done() and left.result() == 0:
+                # Those that ended are with the writer by now: it hands the shard back when their records are stored.
+                shard.settle()
                 self._writer.check(shard)
-            elif left.done() and not shard.withdrawn:
-                self._withdrawing[job_id] = (shard, self._ask(shard))
+            elif left.done():
+                self._asked[job_id] = (shard, self._ask(shard))
 
     def _ask(self, shard: HeldShard) -> Future[int]:
         return self._compute.withdraw(shard.group, (shard.job_id, shard.taken_under))

@@ -25,7 +25,6 @@ from worker.warm import share_out
 if TYPE_CHECKING:
     from redis import Redis
 
-    from jobs.attempt import Attempt
     from worker.service import Service
 
 __all__ = ["Pulse"]
@@ -49,7 +48,6 @@ class Pulse(threading.Thread):
         self._service = service
         self._stopped = threading.Event()
         self._renewed_at = 0.0
-        self._gone: dict[str, Attempt] = {}
         self._recent = Recent(time.monotonic(), service.compute.snapshot)
         self._now = now
         self._started_at = now()
@@ -93,20 +91,17 @@ class Pulse(threading.Thread):
         self._connection.set(worker_key(self._service.name), state, ex=PUBLISHED_FOR_S)
 
     def _let_go(self) -> None:
-        """Drop shards that are no longer ours, or whose batch has ended, within a second or two, and note those whose
-        batch is paused."""
-        held = [held for held in list(self._service.held.values()) if not held.ended.is_set()]
+        """Drop shards that are no longer ours, or whose batch has ended, within a second or two, and withdraw those
+        whose batch is paused."""
+        held = [held for held in list(self._service.held.values()) if not held.ended]
         attempts = [shard.attempt for shard in held]
         standing = self._service.store.standing(attempts, self._connection) if held else []
-        found = list(zip(held, attempts, standing, strict=True))
-        gone = {shard.job_id: attempt for shard, attempt, state in found if state is Standing.LOST}
-        for shard, _, state in found:
-            shard.paused = state is Standing.PAUSED
-        for shard in held:
-            # Seen twice: this worker may be about to take the shard up again, under a fence not yet noted here.
-            if shard.job_id in gone and self._gone.get(shard.job_id) is shard.attempt:
-                self._service.let_go(shard)
-        self._gone = gone
+        for shard, attempt, state in zip(held, attempts, standing, strict=True):
+            # One that has all its records is the writer's to end, and ends its batch maybe.
+            if state is Standing.LOST and shard.remaining:
+                self._service.let_go(shard, attempt, wait=False)
+            elif state is Standing.PAUSED:
+                shard.withdraw()
 
     def _state(self, now: float) -> dict[str, Any]:
         service = self._service

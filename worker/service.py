@@ -4,7 +4,8 @@ Threads, and who may touch what:
 
 - main: takes and claims shards, recovery, signals. Never MLX.
 - intake: checks, renders and tokenises lines.
-- compute: MLX, alone; and one short command to Redis before lines begin (worker/marks.py).
+- compute: MLX, alone; it waits for nothing but its commands.
+- in-flight log: notes lines in Redis before they begin (worker/marks.py).
 - writer: Redis writes; beside it the scribe: text, records, the spool.
 - pulse: leases and the published state; it must never wait for any of the others.
 """
@@ -17,31 +18,32 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import redis.exceptions
 
-from jobs.attempt import Verdict
+from jobs.attempt import Attempt, Verdict
 from jobs.connect import refusing
 from jobs.errors import BatchNotFoundError, BatchPausedError, LineError, ModelLoadError, RefusedError, SickModelError
 from jobs.lostlines import end_lost_lines
 from jobs.naming import process_name
 from jobs.shard import Group
+from jobs.stopping import StopSignals
 from jobs.store import Store
 from jobs.upkeep import upkeep
 from worker.compute import Compute, EngineSettings
 from worker.ended import EndedLine, failed_line
-from worker.held import MAX_ATTEMPTS, HeldShard, LineKey
+from worker.held import MAX_ATTEMPTS, End, HeldShard, LineKey
 from worker.intake import Intake
 from worker.lease import MAINTENANCE_S, ShardJob, ShardWorker, machine
 from worker.loadfailures import LoadFailures
-from worker.marks import Marks
-from worker.metrics import RETURNED, Metrics
+from worker.marks import InFlightLog
+from worker.metrics import Metrics
 from worker.models import Models
 from worker.pausing import Pausing
 from worker.power import SleepAssertion, Take, way_to_stay_awake
@@ -52,7 +54,7 @@ from worker.spool import SPOOL_KEEP_S, Spool
 from worker.trouble import note_trouble
 from worker.turns import Turns
 from worker.warm import STARVATION_S
-from worker.writer import End, Writer
+from worker.writer import Writer
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -113,11 +115,19 @@ class Service:
         self.name = process_name(settings.name)
         self.store = Store(connection, now=now)
         self.held: dict[str, HeldShard] = {}
+        self._held_lock = threading.Lock()
         self._metrics = metrics or Metrics()
         self.assertion = SleepAssertion(None if settings.allow_sleep else stay_awake or way_to_stay_awake())
         self._life = f"{self.name}/{uuid.uuid4().hex}"
-        marks = Marks(self.store, marks_connection or pulse_connection, self._life, self.held, self.let_go)
-        self.compute = Compute(settings.engine, self._line_finished, self._wake, marks.begin, self._unstored)
+        self.in_flight = InFlightLog(
+            self.store,
+            marks_connection or pulse_connection,
+            self._life,
+            self.held,
+            self.let_go,
+            lambda answer: self.compute.answered(answer),
+        )
+        self.compute = Compute(settings.engine, self._line_finished, self._wake, self.in_flight, self._unstored)
         self.models = Models(self.compute, settings.groups, bound=settings.starvation_s)
         self.turns = Turns(
             settings.groups,
@@ -130,13 +140,14 @@ class Service:
         self.refusals = Refusals(self.store, self.rq, self.turns.put_off_queue)
         self.load_failures = LoadFailures(self.rq, lambda: self.compute.failed, self.turns.put_off)
         self.spool = None if settings.spool is None else Spool(settings.spool, self.name, settings.spool_keep_s)
-        self.writer = Writer(self.store, self.name, self._shard_ended, self._retry, self.spool, metrics=metrics)
+        ended, settled = self._shard_ended, self.compute.look
+        self.writer = Writer(self.store, self.name, ended, self._retry, self.spool, metrics=metrics, on_settled=settled)
         self.intake = Intake(self.compute, self.writer, self._load_failed, now=now)
         self.pulse = Pulse(pulse_connection, self)
         self.pausing = Pausing(self.name, self.compute, self.writer)
+        self._threads = (self.compute, self.in_flight, self.writer, self.intake, self.pulse)
         self._now = now
-        self._event = threading.Event()
-        self._signals = 0
+        self._stops = StopSignals()
         self._recycling = False
         self._tokens = 0
         self._idle_since = time.monotonic()
@@ -145,7 +156,7 @@ class Service:
     @property
     def draining(self) -> bool:
         """Whether the worker was asked to stop, or stops by itself to start afresh."""
-        return self._signals > 0 or self._recycling
+        return self._stops.count > 0 or self._recycling
 
     # --- the main thread ---
 
@@ -153,10 +164,10 @@ class Service:
         """Serve until told to stop. 0: clean end; 1: the engine failed; 5: no model can be loaded; RECYCLE: all is
         handed back and closed, and the process should start afresh."""
         self.rq.start()
-        with self._handling_signals():
+        with self._stops.heard():
             # The threads, and those they start, never take a SIGTERM: only this one is asked to stop.
             signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
-            for thread in (self.compute, self.writer, self.intake, self.pulse):
+            for thread in self._threads:
                 thread.start()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
             try:
@@ -172,7 +183,9 @@ class Service:
                 status = 1 if self._broken() else 0
             finally:
                 self._end()
-        return RECYCLE if self._recycling and not self._signals else status
+                if self._recycling:  # one that comes from now on is for the next life
+                    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+        return RECYCLE if self._recycling and not self._stops.count else status
 
     def _preload(self) -> list[Group]:
         """Load the models that fit together, in the order they were given; those that cannot be loaded."""
@@ -211,7 +224,7 @@ class Service:
                     continue
             except redis.exceptions.RedisError as error:
                 log.debug("no shards can be taken: %s", error, extra={"action": "redis_out"})
-                self._event.wait(REDIS_BACKOFF_S)
+                self._stops.wakeup.wait(REDIS_BACKOFF_S)
                 continue
             if self._idle_for_good():
                 return
@@ -221,7 +234,7 @@ class Service:
         if self.settings.parent not in (None, os.getppid()):
             log.info("the parent process is gone", extra={"action": "orphaned"})
             return True
-        return bool(self._signals) or self._broken()
+        return self._stops.count > 0 or self._broken()
 
     def _worn(self) -> bool:
         """Whether so many tokens were generated that the worker shall start afresh."""
@@ -233,7 +246,7 @@ class Service:
 
     def _broken(self) -> bool:
         """Whether a thread this worker cannot do without has ended by itself."""
-        return not all(thread.is_alive() for thread in (self.compute, self.writer, self.intake, self.pulse))
+        return not all(thread.is_alive() for thread in self._threads)
 
     def _idle_for_good(self) -> bool:
         # Or a model has work whose turn it is not yet, or nobody knows whether there is any.
@@ -289,14 +302,16 @@ class Service:
         if lease is None or self.refusals.waits(shard, lease):
             return
         attempt, group = None, self.turns.group_of(shard.queue)
+
+        def claim() -> Attempt | None:
+            return self.store.claim(shard.batch_id, shard.number, self._life)
+
         try:
             batch = self.store.batch(shard.batch_id)
-            attempt = self.store.claim(shard.batch_id, shard.number, self._life)
             held = self.held.get(lease.job_id)
-            if attempt is not None and held is not None and not held.ended.is_set():
-                # Our own lease ran out, as when the machine slept: what is generated goes on under the new one.
-                held.lease, held.attempt = lease, attempt
-                return
+            if held is not None and held.renew(lease, partial(self._insist, claim)):
+                return  # our own lease had run out, as when the machine slept
+            attempt = claim()
             if attempt is None:
                 self.rq.acknowledge(lease, 0.0)
                 return
@@ -331,7 +346,8 @@ class Service:
         )
         if not self.refusals.takes(held, contents.refusal):
             return
-        self.held[held.job_id] = held
+        with self._held_lock:
+            self.held[held.job_id] = held
         self._metrics.shard_taken(held.group)
         if len(held.refused) < len(held.remaining) or not held.remaining:
             self.intake.put(held, self.models.load(held.group))
@@ -340,14 +356,23 @@ class Service:
                 self.writer.put(failed_line(held, line, held.refused[line.index], self._now()))
         self.rq.show_state(busy=True)
 
+    def _insist(self, claim: Callable[[], Attempt | None]) -> Attempt | None:
+        """Claim a shard whose lines are under way here: an answer that was lost may have made their attempt stale."""
+        while True:
+            try:
+                return claim()
+            except redis.exceptions.RedisError:
+                if self._stopping():
+                    raise
+                self._stops.wakeup.wait(REDIS_BACKOFF_S)
+
     def _pause(self) -> None:
-        self._event.wait(POLL_S)
-        self._event.clear()
+        self._stops.wakeup.wait(POLL_S)
 
     # --- called from other threads ---
 
     def _wake(self) -> None:
-        self._event.set()
+        self._stops.wakeup.ring()
 
     def _unstored(self) -> int | None:
         return self.writer.unstored
@@ -357,21 +382,17 @@ class Service:
         self._tokens += sum(len(sequence.tokens) for sequence in finished.sequences)
         job_id, fence, index = cast("LineKey", finished.key)
         held = self.held.get(job_id)
-        if held is None or held.ended.is_set() or held.taken_under != fence:
+        if held is None or held.ended or held.taken_under != fence:
             return
         self.writer.put(EndedLine(held, index, self.compute.served(group), finished, self._now()))
 
     def _shard_ended(self, held: HeldShard, end: End) -> None:
-        """Writer thread: a shard has come to its end here."""
+        """The one thread that ended a shard, for the most part the writer: what belongs to an end."""
         if end is End.INCOMPLETE:
             log.warning("Redis lost records of %s; its lines go back", held.job_id, extra={"action": "records_lost"})
-        if end in (End.INCOMPLETE, End.WITHDRAWN, End.REFUSED):
-            if end is End.REFUSED:
-                self.refusals.not_stored(held)
-            self._return(held, front=end is not End.REFUSED, outcome=RETURNED if end is not End.REFUSED else end.value)
-        else:
-            self._metrics.shard_ended(held.group, end.value)
-        self._forget(held)
+        if end is End.REFUSED:
+            self.refusals.not_stored(held)
+        self._close(held, end, front=end is not End.REFUSED)
         if end is End.FINISHED:
             self._acknowledge(held)
         if end is not End.FINISHED:
@@ -379,6 +400,24 @@ class Service:
             for index in tuple(held.remaining):  # other threads may change it
                 self.compute.cancel(held.group, held.key(index))
         self._wake()
+
+    def _close(self, held: HeldShard, end: End, *, front: bool = True) -> bool:
+        """Count the end of a shard and forget it. One that goes back does so: its finished lines keep their records,
+        the others go to the next worker. False: Redis is out, and the lease expires by itself."""
+        self._metrics.shard_ended(held.group, end)
+        try:
+            if end.goes_back:
+                self.store.release(held.attempt, self._verdict(held))
+                # Whether or not it was stale: RQ's books say whether the job is still this worker's.
+                self.rq.hand_back(held.lease, held.queue, front=front)
+        except redis.exceptions.RedisError as error:
+            log.warning("cannot hand back %s: %s; its lease expires by itself", held.job_id, error)
+            return False
+        finally:
+            with self._held_lock:  # only now: a worker that has nothing and sees no work ends, if it is to
+                if self.held.get(held.job_id) is held:
+                    del self.held[held.job_id]
+        return True
 
     def _acknowledge(self, held: HeldShard) -> None:
         """Writer thread: nothing of the shard is left to do, here or elsewhere."""
@@ -394,20 +433,16 @@ class Service:
         if not self.held:
             self.rq.show_state(busy=False)
 
-    def let_go(self, held: HeldShard) -> None:
-        """Pulse or compute thread: the shard was taken over, or its batch has ended."""
-        held.ended.set()
-        log.info("%s is no longer this worker's; its lines are dropped", held.job_id, extra={"action": "let_go"})
-        self._shard_ended(held, End.LOST)
+    def let_go(self, held: HeldShard, attempt: Attempt, *, wait: bool = True) -> None:
+        """Pulse or in-flight log: the shard was taken over, or its batch has ended, unless it was taken up again."""
+        if held.end(under=attempt, wait=wait):
+            log.info("%s is no longer this worker's; its lines are dropped", held.job_id, extra={"action": "let_go"})
+            self._shard_ended(held, End.LOST)
 
     def _retry(self, held: HeldShard, index: int) -> None:
         """Writer thread: an attempt at a line failed, and it gets another one."""
         after_s = min(RETRY_BASE_S * 2 ** (held.attempt.failures(index) - 1), RETRY_MOST_S)
         self.intake.put_again(held, self.compute.load(held.group), index, after_s)
-
-    def _forget(self, held: HeldShard) -> None:
-        if self.held.get(held.job_id) is held:
-            self.held.pop(held.job_id, None)
 
     def _load_failed(self, held: HeldShard) -> None:
         """Intake thread: leave the shard to the other workers of its queue; its lines fail when none of them could load
@@ -423,7 +458,7 @@ class Service:
 
     def _end(self) -> None:
         """Let begun lines finish within the drain limit, hand back the rest, and leave RQ's books in order."""
-        if self._signals:
+        if self._stops.count:
             log.info("stopping: lines that were begun are finished first", extra={"action": "drain"})
         self.intake.stop()
         self._drain()
@@ -431,6 +466,7 @@ class Service:
         # MLX must not be in use while the interpreter goes down: the process would abort. A load is not waited for:
         # the process is ended under it (worker.__main__).
         self.compute.join(timeout=30.0 if self.compute.loading is None else 0.0)
+        self.in_flight.stop()
         left = list(self.held.values())
         if self.writer.end():
             while left and self._return(left[0]):  # once Redis is out, each further try takes its time in vain
@@ -457,30 +493,18 @@ class Service:
     def _drain(self) -> None:
         if self.compute.failure is not None or not self.compute.is_alive():
             return
-        deadline = time.monotonic() + (self.settings.drain_s if self._signals < 2 else 0.0)
+        deadline = time.monotonic() + (self.settings.drain_s if self._stops.count < 2 else 0.0)
         dropping = self.compute.drop_pending()
-        while time.monotonic() < deadline and self._signals < 2 and self.compute.is_alive():
+        while time.monotonic() < deadline and self._stops.count < 2 and self.compute.is_alive():
             if dropping.done() and self.compute.idle:
                 return
             if self.compute.loading is not None and not self.compute.snapshot.in_flight:
                 return  # a model can take minutes to load, and nothing else is under way
             self._pause()
 
-    def _return(self, held: HeldShard, *, front: bool = True, outcome: str = RETURNED) -> bool:
-        """Hand a shard back: its finished lines keep their records, the others go to the next worker. False: Redis is
-        out, and the lease expires by itself."""
-        held.ended.set()
-        self._metrics.shard_ended(held.group, outcome)
-        try:
-            self.store.release(held.attempt, self._verdict(held))
-            # Whether or not it was stale: RQ's books say whether the job is still this worker's.
-            self.rq.hand_back(held.lease, held.queue, front=front)
-        except redis.exceptions.RedisError as error:
-            log.warning("cannot hand back %s: %s; its lease expires by itself", held.job_id, error)
-            return False
-        finally:
-            self._forget(held)  # only now: a worker that has nothing and sees no work ends, if it is to
-        return True
+    def _return(self, held: HeldShard, *, front: bool = True) -> bool:
+        """Hand a shard back, unless it has ended. False: Redis is out, and the lease expires by itself."""
+        return not held.end() or self._close(held, End.RETURNED, front=front)
 
     def _verdict(self, held: HeldShard) -> Verdict:
         """What the end of this worker says of the lines of a shard that were under way."""
@@ -491,18 +515,3 @@ class Service:
         if not isinstance(compute.failure, SickModelError) or (compute.alone or ("",))[0] == held.job_id:
             return Verdict.GUILTY
         return Verdict.SUSPECT
-
-    @contextmanager
-    def _handling_signals(self) -> Iterator[None]:
-        def handle(number: int, _frame: Any) -> None:
-            self._signals += 1
-            self._event.set()
-
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            if self._recycling:  # one that comes from now on is for the next life
-                signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -5,27 +5,28 @@ Two threads, so that the spool is complete while Redis is out: one writes record
 
 from __future__ import annotations
 
-import enum
 import logging
 import queue
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import redis.exceptions
 
+from jobs.attempt import Attempt
 from jobs.connect import full
 from jobs.errors import RefusedError, StaleAttemptError
 from jobs.spool import SpoolEntry
 from jobs.store import FinishedLine, Store
 from worker.ended import EndedLine, FailedLine, may_pass, record_of
-from worker.held import HeldShard
+from worker.held import End, HeldShard, State
 from worker.metrics import Metrics
 from worker.spool import Spool
 
-__all__ = ["End", "Writer"]
+__all__ = ["Writer"]
 
 T = TypeVar("T")
 
@@ -38,20 +39,6 @@ END_S = 10.0
 """How long a worker that ends waits for Redis to take its last records."""
 
 
-class End(enum.Enum):
-    """How a shard ends on this worker."""
-
-    FINISHED = "finished"
-    LOST = "lost"
-    """Its lease went to another worker, and whatever this one still does for it is void."""
-    INCOMPLETE = "incomplete"
-    """Redis no longer has all records that were stored, as after a crash: the rest must be generated again."""
-    WITHDRAWN = "withdrawn"
-    """It goes back because of a pause: none of its lines is under way."""
-    REFUSED = "refused"
-    """What Redis keeps of it is not ours: nothing can be stored, now at least."""
-
-
 Outcome = FinishedLine | EndedLine | None
 """What the scribe hands over of a shard: a record, a line to try again, or only the question whether it is done."""
 
@@ -60,7 +47,8 @@ class Writer(threading.Thread):
     """Stores records under their attempt's fence, and finishes shards.
 
     ``on_ended(held, end)`` is called when a shard is done with, ``on_retry(held, index)`` when a line is to be tried
-    again. Records go to the ``spool`` first, if there is one.
+    again, ``on_settled()`` when :attr:`unstored` comes to 0 or to None, or from it. Records go to the ``spool`` first,
+    if there is one.
     """
 
     def __init__(
@@ -72,6 +60,7 @@ class Writer(threading.Thread):
         spool: Spool | None = None,
         *,
         metrics: Metrics | None = None,
+        on_settled: Callable[[], None] = lambda: None,
         sleep: Callable[[float], Any] | None = None,
     ) -> None:
         super().__init__(name="writer", daemon=True)
@@ -79,6 +68,7 @@ class Writer(threading.Thread):
         self.worker_name = name
         self._on_ended = on_ended
         self._on_retry = on_retry
+        self._on_settled = on_settled
         self._spool = spool
         self._metrics = metrics or Metrics()
         self._queue: queue.SimpleQueue[EndedLine | FailedLine | HeldShard | None] = queue.SimpleQueue()
@@ -173,7 +163,7 @@ class Writer(threading.Thread):
             held = item if isinstance(item, HeldShard) else item.held
             if isinstance(item, HeldShard):
                 written.append((held, None))
-            elif held.ended.is_set():
+            elif held.ended:
                 self._settle(1)
             elif isinstance(item, EndedLine) and may_pass(item):
                 written.append((held, item))
@@ -216,86 +206,93 @@ class Writer(threading.Thread):
         for held, outcome in pairs:
             shards[held.job_id] = held
             if isinstance(outcome, EndedLine):
-                if not held.ended.is_set():
-                    self._try_again(outcome)
+                self._try_again(outcome)
                 self._settle(1)
             elif outcome is not None:
                 lines[held.job_id].append(outcome)
         for job_id, held in shards.items():
-            if held.ended.is_set():
-                self._settle(len(lines[job_id]))
-            else:
-                self._store(held, lines[job_id])
+            self._store(held, lines[job_id])
 
     def _settle(self, lines: int) -> None:
         with self._count_lock:
             self._unstored -= lines
+            settled = lines > 0 and self._unstored == 0
+        if settled:
+            self._on_settled()
+
+    def _note_error(self, error: redis.exceptions.RedisError | None) -> None:
+        before, self._error = self._error, error
+        if (before is None) is not (error is None):
+            self._on_settled()
 
     def _try_again(self, item: EndedLine) -> None:
         """Give a line another attempt."""
-        held, attempt, failure = item.held, item.held.attempt, item.finished.error
+        held, failure = item.held, item.finished.error
         try:
-            attempt.tries[item.index] = self.persistently(lambda: self.store.fail(attempt, item.index))
-        except StaleAttemptError as stale:
-            if held.attempt is not attempt:  # this worker itself took it up again meanwhile
-                self._try_again(item)
-            else:
-                self._lost(held, stale)
-            return
-        except RefusedError as error:
-            self._refused(held, error)
-            return
+            failed = self._under(held, lambda attempt: self.store.fail(attempt, item.index))
         except redis.exceptions.RedisError as error:
             log.error("gave up noting a failed attempt at line %d of %s: %s", item.index, held.job_id, error)
             return
+        if failed is None:
+            return
+        held.attempt.tries[item.index] = failed
         message = "attempt %d at line %d of %s failed: %s; trying it again by itself"
         reason = failure.message if failure is not None else ""
-        arguments = (attempt.tries.get(item.index, 1), item.index, held.job_id, reason)
-        log.warning(message, *arguments, extra={"action": "line_retried"})
+        log.warning(message, failed, item.index, held.job_id, reason, extra={"action": "line_retried"})
         self._metrics.line_retried(held.group)
         self._on_retry(held, item.index)
 
     def _store(self, held: HeldShard, lines: list[FinishedLine]) -> None:
-        attempt = held.attempt
+        def write(attempt: Attempt) -> bool:
+            self.store.write(attempt, lines)
+            return True
+
         try:
-            if lines:
-                self.persistently(lambda: self.store.write(held.attempt, lines))
+            stored = self._under(held, write) if lines else None
+            if stored:
                 held.remaining.difference_update(line.index for line in lines)
                 self._delivered += len(lines)
-                self._settle(len(lines))
-                lines = []
+            self._settle(len(lines))
             if not held.remaining:
-                finished = self.persistently(lambda: self.store.finish(held.attempt, len(held.lines)))
-                self._end(held, End.FINISHED if finished else End.INCOMPLETE)
-            elif held.withdrawn:
+                finished = self._under(held, lambda attempt: self.store.finish(attempt, len(held.lines)))
+                if finished is not None:
+                    self._end(held, End.FINISHED if finished else End.INCOMPLETE)
+            elif held.state is State.IDLE:
                 self._end(held, End.WITHDRAWN)
-        except StaleAttemptError as stale:
-            if held.attempt is not attempt:  # this worker itself took it up again meanwhile
-                self._store(held, lines)
-                return
-            self._settle(len(lines))
-            self._lost(held, stale)
-        except RefusedError as error:
-            self._settle(len(lines))
-            self._refused(held, error)
         except redis.exceptions.RedisError:
             pass  # given up: see end(), which says what is left
 
-    def _lost(self, held: HeldShard, stale: StaleAttemptError) -> None:
-        log.warning("%s; its lines are dropped here", stale, extra={"action": "lease_lost"})
-        self._end(held, End.LOST)
+    def _under(self, held: HeldShard, step: Callable[[Attempt], T]) -> T | None:
+        """Have Redis take something under the shard's attempt: a new one where this worker took it up again meanwhile.
+        None: the shard has ended."""
+        while not held.ended:
+            attempt = held.attempt
+            try:
+                return self.persistently(partial(step, attempt))
+            except StaleAttemptError as stale:
+                self._lost(held, attempt, stale)
+            except RefusedError as error:
+                self._refused(held, error)
+        return None
+
+    def _lost(self, held: HeldShard, attempt: Attempt, stale: StaleAttemptError) -> None:
+        if self._end(held, End.LOST, under=attempt):
+            log.warning("%s; its lines are dropped here", stale, extra={"action": "lease_lost"})
 
     def _refused(self, held: HeldShard, error: RefusedError) -> None:
-        log.error("%s; the shard goes back", error, extra={"action": "refuse_shard"})
-        self._end(held, End.REFUSED)
+        if self._end(held, End.REFUSED):
+            log.error("%s; the shard goes back", error, extra={"action": "refuse_shard"})
 
-    def _end(self, held: HeldShard, end: End) -> None:
-        held.ended.set()
+    def _end(self, held: HeldShard, end: End, *, under: Attempt | None = None) -> bool:
+        """Bring a shard to its end; False where it has not ended by this."""
+        if not held.end(under=under):
+            return False
         try:
             self._on_ended(held, end)
         except redis.exceptions.RedisError as error:
             if not self._given_up.is_set():
                 log.error("shard %s has ended, but is not closed in RQ's books: %s", held.job_id, error)
+        return True
 
     def persistently(self, step: Callable[[], T]) -> T:
         """Try until Redis takes it: what was generated is not thrown away because Redis is out for minutes.
@@ -307,15 +304,15 @@ class Writer(threading.Thread):
             try:
                 result = step()
             except (StaleAttemptError, RefusedError):
-                self._error = None
+                self._note_error(None)
                 raise
             except redis.exceptions.RedisError as error:
                 self._note_outage(error)
-                self._error = error
+                self._note_error(error)
                 self._sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
                 attempt += 1
             else:
-                self._error = None
+                self._note_error(None)
                 return result
         raise self._error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from jobs.shard import Group
 from worker.compute import Compute, EngineSettings
 from worker.engine.engine import Engine
 from worker.engine.sequence import Finished
+from worker.held import Quarantine
+from worker.isolation import TRIAL_TOKENS
 
 
 def test_begun_lines_are_told_before_anything_is_computed_of_them(markov: Any, line_of: Any) -> None:
@@ -108,7 +111,7 @@ def test_suspects_run_by_themselves_on_the_real_engine(compute: Any, line_of: An
     made, ended = compute
     group = Group("m")
     for index in range(6):
-        made.add(group, line_of(index, [1, 2], max_tokens=4), alone=index % 2 == 1)
+        made.add(group, line_of(index, [1, 2], max_tokens=4), Quarantine.ALONE if index % 2 else Quarantine.NONE)
     together = []
     for _ in range(100):
         made._obey() if not made._commands.empty() else None
@@ -122,6 +125,28 @@ def test_suspects_run_by_themselves_on_the_real_engine(compute: Any, line_of: An
     assert made.idle
 
 
+def test_a_trial_on_the_real_engine_begins_anew_among_the_others(compute: Any, line_of: Any) -> None:
+    """Its record is as if there had been none: one end, all its tokens, and those that it would have had."""
+    made, ended = compute
+    group, tokens = Group("m"), 3 * TRIAL_TOKENS
+    for index in range(4):
+        quarantine = Quarantine.TRIAL if index % 2 else Quarantine.NONE
+        made.add(group, line_of(index, [1, 2], max_tokens=tokens), quarantine)
+    together = []
+    for _ in range(20 * tokens):
+        made._obey() if not made._commands.empty() else None
+        made._step()
+        together.append({line.key for line in made._engines[group].snapshot()})
+        if len(ended) == 4:
+            break
+    assert sorted(finished.key for finished in ended) == list(range(4))
+    rows = [finished.sequences[0] for finished in ended]
+    assert {row.stop_reason for row in rows} == {"max_tokens"}
+    assert len({tuple(row.tokens) for row in rows}) == 1
+    assert together.index({1}) < together.index({3}) < together.index({0, 1, 2, 3})
+    assert made.idle
+
+
 def test_a_line_that_cannot_be_queued_fails_by_itself(compute: Any, line_of: Any) -> None:
     """A token that the model does not have ends its line, not the thread."""
     made, ended = compute
@@ -130,3 +155,72 @@ def test_a_line_that_cannot_be_queued_fails_by_itself(compute: Any, line_of: Any
     [finished] = ended
     assert finished.error.code == "internal_error"
     assert "100000" in finished.error.message
+
+
+class Slow:
+    """An in-flight log whose Redis never answers."""
+
+    unsettled = 0
+
+    def __init__(self) -> None:
+        self.wanted: set[Any] = set()
+        self.noted: frozenset[Any] = frozenset()
+
+    def admitted(self, engines: Any, only: Any) -> frozenset[Any]:
+        self.wanted.update(key for engine in engines for key in engine.upcoming(only))
+        return self.noted
+
+    def begun(self, keys: Any) -> frozenset[Any]:
+        return frozenset()
+
+
+def test_rows_under_way_go_on_while_what_is_next_is_not_noted_yet(markov: Any, line_of: Any) -> None:
+    """The next prompts are known, and begin in the round after Redis has answered; with nothing under way the thread
+    waits for that answer, and does not turn in a circle."""
+    ended: list[Finished] = []
+    log: Any = Slow()
+    made = Compute(EngineSettings(), lambda group, finished: ended.append(finished), lambda: None, log)
+    engine = made._engines[Group("m")] = Engine(markov(), decode_concurrency=4, prompt_concurrency=2)
+    for index in range(5):
+        engine.add(line_of(index, [1, 2], max_tokens=6))
+    assert not engine.runnable or made._step() is None
+    assert (engine.begun, log.wanted) == (0, {0, 1})
+    assert not engine.runnable
+    log.noted = frozenset({0, 1})
+    for _ in range(4):
+        made._step()
+    assert engine.begun == 2
+    assert log.wanted == {0, 1, 2, 3}
+    while len(ended) < 2:
+        made._step()
+    assert (engine.begun, engine.pending, engine.runnable) == (0, 3, False)
+    log.noted = frozenset({2, 3})
+    made._step()
+    assert engine.begun == 2
+
+
+def test_the_thread_sleeps_until_something_happens(compute: Any, line_of: Any) -> None:
+    """A suspect that waits for the records of others, and lines that wait for the suspect, are no reason to look again
+    and again: the writer says when they are stored."""
+    made, _ = compute
+    unstored, waits = [1], []
+    made._admission._unstored = lambda: unstored[0]
+    group = Group("m")
+    made.add(group, line_of("other", [1, 2], max_tokens=4))
+    made.add(group, line_of("suspect", [1, 2], max_tokens=4), Quarantine.ALONE)
+    made._obey()
+    made._step()
+    get = made._commands.get
+
+    def waiting(block: bool, timeout: float | None) -> Any:
+        waits.append((block, timeout))
+        if block:
+            unstored[0] = 0
+            made.look()
+        return get(block, timeout)
+
+    made._commands = SimpleNamespace(get=waiting, put=made._commands.put, empty=made._commands.empty)
+    made._obey()
+    assert waits[0] == (True, None)
+    made._step()
+    assert {line.key for line in made._engines[group].snapshot()} == {"suspect"}

@@ -17,6 +17,7 @@ from jobs.retrying import retry
 from jobs.store import NewBatch, Store
 from jobs.upkeep import upkeep
 from tests.pool import MODEL, full, make_batch, prompts, watched, work
+from worker.held import State
 from worker.service import Service
 
 QUEUE = queue_name(MODEL, "normal")
@@ -76,14 +77,14 @@ def test_a_worker_is_told_of_a_pause_and_hands_back(store: Store, service: Servi
     pause(store, batch_id)
     assert store.standing([held.attempt], store.connection) == [Standing.PAUSED]
     service.pulse._beat()
-    assert held.paused
+    assert held.state is State.WITHDRAWING
     assert service._return(held)
     assert queued(store) == []
     resume_batch(store, batch_id)
     assert queued(store) == [f"{batch_id}-0"]
     attempt = store.claim(batch_id, 0, "another life")
     assert attempt is not None
-    assert (attempt.tries, attempt.suspects) == ({}, frozenset())
+    assert (attempt.tries, attempt.suspicions) == ({}, {})
 
 
 def test_what_recovery_queues_of_a_paused_batch_does_not_run(store: Store, service: Service) -> None:

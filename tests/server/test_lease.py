@@ -278,18 +278,20 @@ def test_recovery_calls_nothing_that_redis_names(
 
 
 def test_a_hand_back_counts_as_an_attempt_only_after_a_failure(store: Store) -> None:
-    """An innocent one leaves the count of attempts as it was; after others its lines under way run alone."""
+    """An innocent one leaves the count of attempts as it was; a model's end with several lines under way speaks against
+    them, and is charged to none."""
     batch = live_batch(store)
-    for verdict, tries, suspects in (
-        (Verdict.INNOCENT, {}, set()),
-        (Verdict.SUSPECT, {}, set()),
-        (Verdict.GUILTY, {}, {1}),
-        (Verdict.INNOCENT, {1: 1}, {1}),
+    for verdict, tries, suspicions in (
+        (Verdict.INNOCENT, {}, {}),
+        (Verdict.SUSPECT, {}, {}),
+        (Verdict.SUSPECT, {}, {1: 1}),
+        (Verdict.GUILTY, {}, {1: 2}),
+        (Verdict.INNOCENT, {1: 1}, {1: 2}),
     ):
         claimed = store.claim(batch, 0)
         assert claimed is not None
         assert claimed.tries == claimed.deaths == tries
-        assert claimed.suspects == suspects
+        assert (claimed.suspicions, claimed.alone) == (suspicions, frozenset())
         assert store.begin(claimed, [1], "one", store.connection)
         assert store.release(claimed, verdict)
 

@@ -105,10 +105,34 @@ def test_shards_are_counted_by_how_they_end(store: Store, service: Service, metr
     service.writer.put(FailedLine(finished, 0, "internal_error", "no", None, 0.0))
     write_all(service)
     service._return(returned)
-    service.let_go(lost)
+    service.let_go(lost, lost.attempt)
     outcomes = ("finished", "returned", "lost", "refused")
     assert [counted(metrics, "shards_ended_total", outcome=outcome) for outcome in outcomes] == [1, 1, 1, 0]
     assert counted(metrics, "shards_taken_total") == 3
+
+
+def test_an_end_that_several_threads_come_to_is_counted_once(
+    store: Store, service: Service, metrics: PrometheusMetrics
+) -> None:
+    """Let go in the middle of being handed back, refused to the writer, and handed back again: it has ended once."""
+    make_batch(store, prompts(1))
+    held = take(service)
+    release, released = service.store.release, []
+
+    def release_slowly(*arguments: Any) -> bool:
+        service.let_go(held, held.attempt)
+        released.append(release(*arguments))
+        service.writer.put(FailedLine(held, 0, "internal_error", "no", None, 0.0))
+        write_all(service)
+        return True
+
+    service.store.release = release_slowly  # type: ignore[method-assign]
+    assert service._return(held)
+    assert service._return(held)
+    assert released == [True]
+    outcomes = ("finished", "returned", "lost", "refused")
+    assert [counted(metrics, "shards_ended_total", outcome=outcome) for outcome in outcomes] == [0, 1, 0, 0]
+    assert service.writer.left == 0
 
 
 def test_lines_under_way_are_read_at_the_scrape(store: Store, service: Service, metrics: PrometheusMetrics) -> None:

@@ -284,3 +284,22 @@ def test_a_clean_stop_in_an_outage_charges_nobody(
     assert attempt is not None
     assert attempt.tries == {}
     assert list((tmp_path / "spool").glob("*.lock")) == []
+
+
+def test_the_writer_says_when_nothing_waits_for_redis_any_more(
+    server: Server, store: Store, make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And when it is out or back: suspects wait for that, and nobody looks again and again."""
+    make_batch(store, prompts(3))
+    service = make_service()
+    held = take(service)
+    said: list[int | None] = []
+    monkeypatch.setattr(service.writer, "_on_settled", lambda: said.append(service.writer.unstored))
+    service.writer.start()
+    fail(service, held, 0)
+    until(lambda: said == [0], "it is stored")
+    server.stop()
+    fail(service, held, 1)
+    until(lambda: said == [0, None], "the outage is noticed")
+    server.start()
+    until(lambda: said == [0, None, 1, 0], "it is stored")

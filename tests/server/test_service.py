@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import orjson
 import pytest
+from redis.exceptions import ConnectionError
 
+from jobs.attempt import Attempt
 from jobs.batch import queue_name
 from jobs.connect import connect
-from jobs.errors import ModelLoadError
+from jobs.errors import ModelLoadError, StaleAttemptError
 from jobs.keys import BatchKeys
 from jobs.results import ordered_records
 from jobs.shard import Group
-from jobs.store import Store
+from jobs.store import FinishedLine, Store
 from tests.pool import MODEL, make_batch, prompts, watched
 from worker.compute import EngineSettings, ServedModel, Snapshot
 from worker.ended import EndedLine, FailedLine
@@ -94,6 +97,13 @@ def test_a_worker_that_ends_lets_its_machine_sleep(store: Store, server_url: str
     assert held == [True, False]
 
 
+def run_out(store: Store, service: Service, held: HeldShard) -> None:
+    """As if a shard's lease had run out while the worker slept: its job waits again."""
+    store.connection.zadd(held.lease.job.started_job_registry.key, {held.lease.execution.composite_key: 1})
+    watched(store)
+    service.rq.recover()
+
+
 def fail(service: Service, held: HeldShard, index: int) -> None:
     service.writer.put(FailedLine(held, index, "internal_error", "no", None, 0.0))
 
@@ -150,10 +160,7 @@ def test_a_worker_that_takes_its_own_shard_up_again_goes_on_with_it(store: Store
     batch = make_batch(store, prompts(2))
     service = make_service()
     held = held_by(service)
-    registry = held.lease.job.started_job_registry.key
-    store.connection.zadd(registry, {held.lease.execution.composite_key: 1})
-    watched(store)
-    service.rq.recover()
+    run_out(store, service, held)
     key = held.key(0)
     assert held_by(service) is held
     assert held.key(0) == key
@@ -248,3 +255,60 @@ def test_occupancy_is_of_the_rows_there_was_room_for(make_service: MakeService) 
     service.compute.snapshot = Snapshot(decode_rows=160, decode_slots=180)
     assert service.pulse._state(2.0)["occupancy"] == 1.0
     assert service.pulse._state(3.0)["occupancy"] is None
+
+
+def test_a_shard_claimed_again_while_its_records_are_stored_is_kept(store: Store, make_service: MakeService) -> None:
+    """The writer meets the new fence before it knows of it: it waits for the claim, and stores under that."""
+    batch = make_batch(store, prompts(2))
+    service = make_service()
+    held = held_by(service)
+    run_out(store, service, held)
+    claim, write, refused = service.store.claim, service.store.write, threading.Event()
+
+    def write_or_say(attempt: Attempt, lines: Sequence[FinishedLine]) -> None:
+        try:
+            write(attempt, lines)
+        except StaleAttemptError:
+            refused.set()
+            raise
+
+    def claim_slowly(*arguments: Any) -> Attempt | None:
+        attempt = claim(*arguments)
+        fail(service, held, 0)
+        writing.start()
+        assert refused.wait(60)
+        return attempt
+
+    service.store.write, service.store.claim = write_or_say, claim_slowly  # type: ignore[method-assign]
+    writing = threading.Thread(target=write_all, args=[service])
+    assert held_by(service) is held
+    writing.join(60)
+    assert held.remaining == {1}
+    fail(service, held, 1)
+    write_all(service)
+    assert store.batch(batch).status == "completed"
+    assert (service.held, store.connection.keys("rq:job:*")) == ({}, [])
+
+
+def test_a_shard_claimed_again_is_kept_though_the_answer_is_lost(store: Store, make_service: MakeService) -> None:
+    """Its old fence may be stale by then: it is claimed until there is an answer, and what is under way goes on."""
+    batch = make_batch(store, prompts(1))
+    service = make_service()
+    held = held_by(service)
+    run_out(store, service, held)
+    claim, answers = service.store.claim, iter([False, True])
+
+    def claim_unheard(*arguments: Any) -> Attempt | None:
+        attempt = claim(*arguments)
+        if not next(answers):
+            service._wake()
+            raise ConnectionError("gone")
+        return attempt
+
+    service.store.claim = claim_unheard  # type: ignore[method-assign]
+    service._broken = lambda: False  # type: ignore[method-assign]
+    assert held_by(service) is held
+    assert next(answers, None) is None
+    fail(service, held, 0)
+    write_all(service)
+    assert store.batch(batch).status == "completed"

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from jobs.shard import Group
-from worker.isolation import LOOK_S, Isolation
+from worker.engine.sequence import InFlight
+from worker.isolation import TRIAL_TOKENS, Isolation
 
 ONE, OTHER = Group("one"), Group("other")
 
@@ -17,9 +18,10 @@ ONE, OTHER = Group("one"), Group("other")
 class FakeEngine:
     """Begins what it may when told to; ends what it is told to."""
 
-    waiting: list[Hashable] = field(default_factory=list)
+    waiting: list[Any] = field(default_factory=list)
     running: list[Hashable] = field(default_factory=list)
-    only: frozenset[Hashable] | None = None
+    cancelled: list[Hashable] = field(default_factory=list)
+    tokens: int = 0
 
     @property
     def begun(self) -> int:
@@ -31,11 +33,17 @@ class FakeEngine:
     def add(self, line: Any) -> None:
         self.waiting.append(line.key)
 
-    def admit(self, only: frozenset[Hashable] | None) -> None:
-        self.only = only
+    def cancel(self, key: Hashable) -> None:
+        self.cancelled.append(key)
 
-    def step(self) -> None:
-        for key in [key for key in self.waiting if self.only is None or key in self.only]:
+    def snapshot(self) -> list[InFlight]:
+        return [InFlight(key, "decode", 1, 1, self.tokens) for key in self.running]
+
+    def step(self, only: frozenset[Hashable] | None) -> None:
+        for key in self.cancelled:
+            self.running.remove(key)
+        self.cancelled.clear()
+        for key in [key for key in self.waiting if only is None or key in only]:
             self.waiting.remove(key)
             self.running.append(key)
 
@@ -44,11 +52,11 @@ def line(key: str) -> Any:
     return SimpleNamespace(key=key)
 
 
-def rounds(isolation: Isolation, *engines: FakeEngine) -> None:
+def rounds(isolation: Isolation, *engines: FakeEngine, unsettled: int | None = 0) -> None:
     """One round of all engines, named in order."""
-    isolation.arrange(dict(zip((ONE, OTHER), engines, strict=False)))
+    only = isolation.arrange(dict(zip((ONE, OTHER), engines, strict=False)), unsettled)
     for engine in engines:
-        engine.step()
+        engine.step(only)
 
 
 def test_a_suspect_waits_for_those_under_way_and_holds_off_all_others() -> None:
@@ -98,10 +106,62 @@ def test_a_line_to_be_tried_later_holds_off_nothing_until_then() -> None:
     engine.running.clear()
     assert isolation.due_in() == 5.0
     now[0] += 5.0
-    assert isolation.due_in() == LOOK_S
+    assert isolation.due_in() == 0.0
     rounds(isolation, engine)
     assert engine.running == ["later"]
     assert isolation.due_in() is None
+
+
+def test_a_suspect_that_is_due_waits_for_what_happens_and_not_for_a_time() -> None:
+    """Nobody has to look again and again whether the records of others are stored."""
+    isolation, engine = Isolation(), FakeEngine()
+    isolation.add(ONE, line("suspect"))
+    rounds(isolation, engine, unsettled=1)
+    assert isolation.due_in() is None
+    rounds(isolation, engine, unsettled=None)
+    assert isolation.due_in() is None
+    rounds(isolation, engine)
+    assert engine.running == ["suspect"]
+
+
+def test_a_line_on_trial_goes_among_the_others_when_its_first_tokens_are_there() -> None:
+    """Each of them is taken out of the engine then, to be queued anew, and the next has its trial."""
+    isolation, engine = Isolation(), FakeEngine()
+    for key in ("a", "b"):
+        isolation.add(ONE, line(key), trial=True)
+    passed = []
+    for key in ("a", "b"):
+        rounds(isolation, engine)
+        assert engine.running == [key]
+        engine.tokens = TRIAL_TOKENS - 1
+        rounds(isolation, engine)
+        assert (engine.running, isolation.passed(key)) == ([key], None)
+        engine.tokens = TRIAL_TOKENS
+        rounds(isolation, engine)
+        assert (engine.running, isolation.running) == ([], key)
+        passed.append(isolation.passed(key).key)
+    assert (passed, isolation.running) == (["a", "b"], None)
+    assert isolation.arrange({ONE: engine}, 0) is None
+
+
+def test_a_trial_that_comes_to_its_own_end_is_no_trial_any_more() -> None:
+    """A line that ends, fails or is cancelled in it is reported as any other."""
+    isolation, engine = Isolation(), FakeEngine()
+    isolation.add(ONE, line("short"), trial=True)
+    rounds(isolation, engine)
+    engine.running.clear()
+    assert isolation.passed("short") is None
+    rounds(isolation, engine)
+    assert isolation.running is None
+    isolation.add(ONE, line("unwanted"), trial=True)
+    rounds(isolation, engine)
+    engine.tokens = TRIAL_TOKENS
+    isolation.arrange({ONE: engine}, 0)
+    isolation.withdraw("unwanted")
+    engine.step(frozenset())
+    assert isolation.passed("unwanted") is None
+    rounds(isolation, engine)
+    assert isolation.running is None
 
 
 def test_what_is_dropped_is_never_begun() -> None:
@@ -137,21 +197,19 @@ def test_an_engine_that_comes_meanwhile_waits_too() -> None:
 
 def test_a_suspect_waits_for_the_records_of_others() -> None:
     """What has ended and is not stored would be taken for under way, should the suspect bring the worker down."""
-    unstored = [2]
-    isolation, engine = Isolation(lambda: unstored[0]), FakeEngine()
+    isolation, engine = Isolation(), FakeEngine()
     isolation.add(ONE, line("suspect"))
     engine.add(line("a"))
-    rounds(isolation, engine)
+    rounds(isolation, engine, unsettled=2)
     assert engine.running == []
-    unstored[0] = 0
     rounds(isolation, engine)
     assert engine.running == ["suspect"]
 
 
 def test_suspects_hold_off_nothing_while_redis_is_out() -> None:
     """Nothing can be stored then, and the others go on."""
-    isolation, engine = Isolation(lambda: None), FakeEngine()
+    isolation, engine = Isolation(), FakeEngine()
     isolation.add(ONE, line("suspect"))
     engine.add(line("a"))
-    rounds(isolation, engine)
+    rounds(isolation, engine, unsettled=None)
     assert engine.running == ["a"]

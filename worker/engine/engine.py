@@ -17,10 +17,10 @@ from jobs.errors import SickModelError
 from worker.engine import caches as batch_caches
 from worker.engine.decode import NotFiniteError, StepResult, Taken
 from worker.engine.draft import batch_of
-from worker.engine.lines import EngineStats, Line, check_tokens, in_flight, internal_error, key_of, may_go, without
+from worker.engine.lines import EngineStats, Line, admitting, check_tokens, in_flight, internal_error, key_of, without
 from worker.engine.lm import cache_budget
 from worker.engine.model import LoadedModel
-from worker.engine.prefill import PrefillGroup, Prompt
+from worker.engine.prefill import PrefillGroup
 from worker.engine.prefixes import Prefixes, prefix_budget
 from worker.engine.recovery import to_try, try_alone, try_model
 from worker.engine.sampler import suited
@@ -87,6 +87,7 @@ class Engine:
         self._batch = batch_of(model, self._sampler)
         self._lines: dict[Hashable, Line] = {}
         self._begun = 0
+        self._only: frozenset[Hashable] | None = None
         self._cancelled: dict[Hashable, str] = {}
         self._finished: list[Finished] = []
         self._groups: deque[PrefillGroup] = deque()
@@ -142,7 +143,7 @@ class Engine:
             return
         sequences = sequences_of(line, self.context, self._clock())
         entry = Line(line, sequences)
-        ticket = self._ticket(entry, list(line.prompt), sequences)
+        ticket = entry.ticket(list(line.prompt), sequences)
         reason = self._scheduler.too_large(ticket)
         if reason is not None:
             self._reject(line.key, Failure("context_length_exceeded", reason))
@@ -159,7 +160,18 @@ class Engine:
 
     def admit(self, only: frozenset[Hashable] | None) -> None:
         """From now on only these lines begin; None: all. Lines under way go on, with rows of theirs that begin anew."""
-        self._scheduler.admits = None if only is None else lambda ticket: may_go(ticket, only, self._lines)
+        self._only, self._scheduler.admits = only, admitting(only, self._lines)
+
+    def upcoming(self, only: frozenset[Hashable] | None) -> list[Hashable]:
+        """The lines that begin next, in their order, if only these may (None: all): those of one wave of prompts."""
+        keys = dict.fromkeys(map(key_of, self._scheduler.upcoming(admitting(only, self._lines))))
+        return [key for key in keys if not self._lines[key].begun]
+
+    @property
+    def runnable(self) -> bool:
+        """Whether there is something to do: not while all lines that are here wait to be admitted."""
+        waiting = self._only is not None and self._lines.keys().isdisjoint(self._only)
+        return self.has_work and not (waiting and not (self._begun or self._finished or self._cancelled))
 
     def drop_pending(self, chosen: Callable[[Hashable], bool] = lambda key: True) -> list[Hashable]:
         """Forget the ``chosen`` ones of the lines that have not begun, and report nothing more of them; their keys."""
@@ -422,24 +434,11 @@ class Engine:
 
     # -- rows that must begin again -----------------------------------------------------------------------------------
 
-    def _ticket(self, line: Line, tokens: list[int], sequences: list[Sequence]) -> Ticket:
-        first = sequences[0]
-        ticket = Ticket(
-            owner=Prompt(tokens, list(sequences)),
-            length=len(tokens) - 1,
-            end=len(first.prompt) + first.limit,
-            rows=len(sequences),
-            rank=line.prepared.rank,
-        )
-        line.tickets = [old for old in line.tickets if not old.done]
-        line.tickets.append(ticket)
-        return ticket
-
     def _readmit(self, line: Line, rows: list[Sequence]) -> None:
         """Queue rows of one history again, first of all: prompt and accepted tokens are prefilled anew."""
         for row in rows:
             self._release(row)
-        self._scheduler.add_first(self._ticket(line, [*rows[0].prompt, *rows[0].tokens], rows))
+        self._scheduler.add_first(line.ticket([*rows[0].prompt, *rows[0].tokens], rows))
 
     def _reset(self) -> None:
         """Forget everything that is under way on the device."""

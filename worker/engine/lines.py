@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
-from worker.engine.prefill import PrefillGroup
+from worker.engine.prefill import PrefillGroup, Prompt
 from worker.engine.scheduler import Ticket
 from worker.engine.sequence import Failure, InFlight, PreparedLine, Sequence
 
-__all__ = ["EngineStats", "Line", "check_tokens", "in_flight", "internal_error", "key_of", "without"]
+__all__ = [
+    "EngineStats",
+    "Line",
+    "admitting",
+    "check_tokens",
+    "in_flight",
+    "internal_error",
+    "key_of",
+    "without",
+]
 
 
 @dataclass(slots=True)
@@ -54,6 +63,19 @@ class Line:
     def unfinished(self) -> list[Sequence]:
         return [seq for seq in self.sequences if not seq.ended]
 
+    def ticket(self, tokens: list[int], sequences: list[Sequence]) -> Ticket:
+        """A ticket for rows of one history, these tokens."""
+        first = sequences[0]
+        ticket = Ticket(
+            owner=Prompt(tokens, list(sequences)),
+            length=len(tokens) - 1,
+            end=len(first.prompt) + first.limit,
+            rows=len(sequences),
+            rank=self.prepared.rank,
+        )
+        self.tickets = [*(old for old in self.tickets if not old.done), ticket]
+        return ticket
+
 
 def check_tokens(line: PreparedLine, vocab_size: int) -> None:
     """Refuse ids beyond the vocabulary: in a step they would read and write beyond the arrays.
@@ -72,10 +94,16 @@ def key_of(ticket: Ticket) -> Hashable:
     return key
 
 
-def may_go(ticket: Ticket, only: frozenset[Hashable], lines: Mapping[Hashable, Line]) -> bool:
-    """Whether a ticket may go where only some lines may begin: also if it is of a line that has begun."""
-    key = key_of(ticket)
-    return key in only or lines[key].begun
+def admitting(only: frozenset[Hashable] | None, lines: Mapping[Hashable, Line]) -> Callable[[Ticket], bool] | None:
+    """Which tickets may go where only some lines may begin: those of lines that have begun too. None: all."""
+    if only is None:
+        return None
+
+    def may_go(ticket: Ticket) -> bool:
+        key = key_of(ticket)
+        return key in only or lines[key].begun
+
+    return may_go
 
 
 def without(groups: list[list[Ticket]], refused: frozenset[Hashable]) -> list[list[Ticket]]:

@@ -141,7 +141,7 @@ class Scheduler:
         if self._prefilling or not self._waiting or staged >= max(1, self.free):
             return []
         wanted = max(self.free, self.prompt_concurrency)
-        for ticket in self._wave():
+        for ticket in self.upcoming(self.admits):
             if staged >= wanted or not self._may_hold(ticket):
                 break
             self._waiting.remove(ticket)
@@ -150,11 +150,11 @@ class Scheduler:
         self._assign(self._prefilling)
         return self._groups(self._prefilling)
 
-    def _wave(self) -> list[Ticket]:
-        """The ticket that waits first, and of those behind it the ones nearest to it in length, which waste the least
-        padding. Since the first always goes, none waits for longer than there are tickets before it. A wave is of one
-        rank."""
-        near = list(islice(filter(self.admits, self._waiting), LOOK_AHEAD * self.prompt_concurrency))
+    def upcoming(self, admits: Callable[[Ticket], bool] | None) -> list[Ticket]:
+        """The next wave, of the waiting tickets that ``admits`` lets pass (None: all): the one that waits first, and of
+        those behind it the ones nearest to it in length, which waste the least padding. Since the first always goes,
+        none waits for longer than there are tickets before it. A wave is of one rank."""
+        near = list(islice(filter(admits, self._waiting), LOOK_AHEAD * self.prompt_concurrency))
         if not near:
             return []
         near = [ticket for ticket in near if ticket.rank == near[0].rank]

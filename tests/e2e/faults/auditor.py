@@ -61,7 +61,7 @@ def in_flight(log: Iterable[Event], pid: int, at: float) -> int:
         if event.pid == pid and event.at <= at:
             if event.event == "begin":
                 open_lines[line] = event
-            elif event.event == "end" and event.at < at - ON_THE_WAY_S:
+            elif event.event == "cancel" or (event.event == "end" and event.at < at - ON_THE_WAY_S):
                 open_lines.pop(line, None)
     return len(open_lines)
 
@@ -107,13 +107,15 @@ def audit(
     found.duplicates = sum(count - 1 for count in counts.values())
     begun, ended, last = defaultdict(int), defaultdict(set), {}
     for event in log:
-        if event.batch == batch and event.event in ("begin", "end"):
+        if event.batch == batch and event.event in ("begin", "end", "cancel"):
             if event.event == "begin":
                 begun[event.index] += 1
                 last[event.index] = event.pid
-            else:
+            elif event.event == "end":
                 ended[event.index].add(event.pid)
-    found.regenerated = sum(count - 1 for count in begun.values())
+            else:  # as at the end of a trial: of the line's first tokens
+                begun[event.index] -= 1
+    found.regenerated = sum(max(0, count - 1) for count in begun.values())
     if most_regenerated is not None and found.regenerated > most_regenerated:
         found.wrong.append(f"{found.regenerated} lines were generated again, at most {most_regenerated} were in flight")
     for record in good:

@@ -145,9 +145,17 @@ class StubEngine:
     def admit(self, only: frozenset[Hashable] | None) -> None:
         self._only = only
 
+    def upcoming(self, only: frozenset[Hashable] | None) -> list[Hashable]:
+        return list(islice((key for key in self._waiting if only is None or key in only), self.capacity))
+
     @property
     def has_work(self) -> bool:
         return bool(self._waiting or self._rows or self._finished)
+
+    @property
+    def runnable(self) -> bool:
+        waiting = self._waiting if self._only is None else self._waiting.keys() & self._only
+        return bool(waiting or self._rows or self._finished)
 
     def set_memory(self, *_: Any) -> None:
         pass
@@ -164,6 +172,7 @@ class StubEngine:
         row = self._rows.pop(key, None)
         line = self._waiting.pop(key, None)
         if row is not None:
+            self._log.line("cancel", key)
             self._end(row, reason)
         elif line is not None:
             self._end(self._row(line), reason)

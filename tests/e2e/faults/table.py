@@ -31,7 +31,8 @@ Checked in each case, by what a user sees:
 
 - each line has exactly one record, in the results or in the errors, with its id and index, in the order of the input;
 - each text is the line's own, and the record is of the worker that began the line last: none is of a stale attempt;
-- at most the lines then in flight were generated again ("at most" says how many that were);
+- at most the lines then in flight were generated again ("at most" says how many that were; of a line that was in flight
+  at two deaths, the first tokens that it generates alone are not counted);
 - `promptmill status` counts what the files hold, lines and tokens;
 - nothing is left in the queue's books.
 

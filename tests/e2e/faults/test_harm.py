@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from tests.e2e.faults.auditor import Audit
-from tests.e2e.faults.pool import Pool, Submitted, job_lines
+from tests.e2e.faults.pool import Pool, Submitted, Worker, job_lines
 from tests.e2e.faults.table import Case
 
 LINES = 120
@@ -54,8 +56,8 @@ def check(pool: Pool, case: Case, batch: Submitted, deaths: int, codes: dict[str
     ],
 )
 def test_line_that_ends_its_worker(harm: str, count: int, pool: Pool, case: Case) -> None:
-    """Killing the process or breaking the device: it fails with worker_crashed after three attempts that are its own;
-    its neighbours finish."""
+    """Killing the process or breaking the device: it fails with worker_crashed after three attempts, the last of them
+    alone; its neighbours finish."""
     batch, deaths = through(pool, harm, count)
     codes = {f"row-{HARMFUL + number}": {"worker_crashed"} for number in range(count)}
     found = check(pool, case, batch, deaths, codes)
@@ -64,6 +66,39 @@ def test_line_that_ends_its_worker(harm: str, count: int, pool: Pool, case: Case
     # Where the device broke with others under way, nobody was charged.
     attempts = MOST_ATTEMPTS + (harm == "sick")
     assert [begun(pool, HARMFUL + number) for number in range(count)] == [attempts] * count
+
+
+def most_together(pool: Pool, worker: Worker) -> int:
+    """The most lines that a worker had under way at a time."""
+    most, under_way = 0, set()
+    for event in pool.events():
+        if event.pid == worker.pid and event.event in ("begin", "end", "cancel"):
+            (under_way.add if event.event == "begin" else under_way.discard)(event.index)
+            most = max(most, len(under_way))
+    return most
+
+
+@pytest.mark.parametrize("deaths", [1, pytest.param(2, marks=pytest.mark.faults)])
+def test_lines_of_a_dead_worker_run_together_again(pool: Pool, case: Case, deaths: int) -> None:
+    """A power cut costs what was under way, and nobody crawls: the next worker's batch is as full as the last one's.
+    After two of them each such line runs alone for a moment first."""
+    lines = job_lines(2 * pool.rows, max_tokens=200)
+    batch = None
+    for _ in range(deaths):
+        victim = pool.worker()
+        pool.ready(victim)
+        batch = batch or pool.submit(lines)
+        pool.until(lambda victim=victim: most_together(pool, victim) == pool.rows, "its rows are busy")
+        victim.signal(signal.SIGKILL)
+        pool.ended(victim)
+    heir = pool.worker()
+    assert batch is not None
+    pool.wait(batch)
+    pool.settled()
+    assert most_together(pool, heir) == pool.rows
+    most = pool.rows * deaths
+    found = case.check(batch, most_regenerated=most)
+    case.note(f"kill, {deaths} times, long lines", "mid line", found, most=most)
 
 
 @pytest.mark.faults

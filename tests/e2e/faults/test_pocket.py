@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
+from jobs.keys import BatchKeys
 from tests.e2e.faults.auditor import Audit
-from tests.e2e.faults.pool import DEADLINE_S, ROOT, Pool
+from tests.e2e.faults.pool import DEADLINE_S, ROOT, Pool, Submitted
 from tests.e2e.faults.table import Case
 from tests.mixed import audit, records
 from tests.programs import needs
 
 POCKET = str(ROOT / "examples" / "pocket" / "model")
 LINES = 60
+LONG = 600
 
 
 def run(
@@ -83,6 +85,42 @@ def test_worker_killed(pool: Pool, case: Case) -> None:
     pool.command("results", batch, "-o", str(out))
     assert audit(source, out, out.with_suffix(".errors.jsonl")) == []
     case.note("kill (real engine, same host)", "mid batch", Audit(lines=200, records=200), recovery=recovery)
+
+
+@pytest.mark.faults
+def test_long_texts_after_a_kill(pool: Pool, case: Case) -> None:
+    """32 rows of long texts, and the worker dies in the middle of them: from the next one's first line on, it takes as
+    long as without a death, within a third."""
+    jobs = [
+        {"id": f"row-{n}", "prompt": "Once upon a time", "max_tokens": LONG, "ignore_eos": True, "seed": n}
+        for n in range(40)
+    ]
+    source, out = pool.write(jobs), pool.folder / "out.jsonl"
+    command = [sys.executable, "-P", "-m", "worker", "--redis", pool.server.url, "--model", POCKET]
+
+    def under_way(batch: str, pid: int) -> int:
+        lives = pool.store.connection.hgetall(BatchKeys(batch).flights(0)).values()
+        return sum(f".{pid}/".encode() in life for life in lives)
+
+    def seconds(kills: int) -> float:
+        """From the last worker's first lines to the end of a batch."""
+        batch = pool.command("submit", str(source), "--model", POCKET).stdout.strip()
+        for _ in range(kills):
+            with subprocess.Popen(command, stderr=subprocess.DEVNULL) as victim:
+                pool.until(lambda victim=victim: under_way(batch, victim.pid) >= 32, "its rows are busy")
+                victim.kill()
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as last:
+            pool.until(lambda: under_way(batch, last.pid) > 0, "the last worker is at work")
+            begun = time.monotonic()
+            pool.until(lambda: pool.done(Submitted(batch, jobs)), "it is done", 600)
+            last.terminate()
+        pool.command("results", batch, "-o", str(out))
+        assert audit(source, out, out.with_suffix(".errors.jsonl")) == []
+        return time.monotonic() - begun
+
+    whole, after = seconds(0), seconds(1)
+    assert after < 1.3 * whole, f"{after:.1f} s after a death, {whole:.1f} s without"
+    case.note("kill, long texts (real engine)", "mid batch", Audit(lines=40, records=40))
 
 
 @pytest.mark.faults

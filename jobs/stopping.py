@@ -1,0 +1,60 @@
+"""Being asked to stop, and a loop's wait for that: what a signal handler may safely do.
+
+A handler runs in the main thread between any two steps of it, so it must take no lock: the step it came into may hold
+that very lock. ``threading.Event`` has one, ``queue.SimpleQueue.put`` may be called in the midst of any other call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["StopSignals", "Wakeup"]
+
+
+class Wakeup:
+    """Lets one thread wait until any other, or a signal handler, has something for it."""
+
+    def __init__(self) -> None:
+        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def ring(self) -> None:
+        """Wake the thread that waits, or keep it from waiting the next time."""
+        self._rings.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a ring, for so long at the most."""
+        with contextlib.suppress(queue.Empty):
+            self._rings.get(timeout=seconds)
+            for _ in range(self._rings.qsize()):
+                self._rings.get_nowait()
+
+
+class StopSignals:
+    """Counts how often a process was asked to stop: by SIGTERM and SIGINT while they are :meth:`heard`, or by
+    :meth:`ask`. ``wakeup`` rings at each."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.wakeup = Wakeup()
+
+    def ask(self) -> None:
+        """Ask to stop, from any thread."""
+        self.count += 1
+        self.wakeup.ring()
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Have them counted as long as the block runs. Main thread only."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, _number: int, _frame: Any) -> None:
+        self.ask()
