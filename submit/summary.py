@@ -6,12 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import orjson
-
 from jobs.batch import Batch
 from jobs.errors import ModelLoadError
+from jobs.heads import head_of
 from jobs.results import StoredRecord
-from submit.envelopes import choices_of
 from submit.text import count, duration, plural, rate
 
 __all__ = ["Tally", "exit_status", "summary"]
@@ -31,11 +29,11 @@ class Tally:
 
     def add(self, record: StoredRecord) -> None:
         self.lines += 1
-        data = orjson.loads(record.raw)
-        if "error" in data:
-            self.failures[data["error"]["code"]] += 1
+        head = head_of(record.raw)
+        if head.error is not None:
+            self.failures[head.error.code] += 1
         else:
-            self.stops.update(choice["stop_reason"] for choice in choices_of(data))
+            self.stops.update(head.stop_reasons)
 
 
 def exit_status(batch: Batch, tally: Tally | None = None) -> int:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jobs.errors import LineError
+from jobs.pieces import stored
 from jobs.record import Choice, RunStats, error_record, result_record
 from jobs.store import FinishedLine
 from worker.held import HeldShard
 
 if TYPE_CHECKING:
     from worker.compute import ServedModel
-    from worker.engine.sequence import Finished
+    from worker.engine.sequence import Finished, Sequence
 
-__all__ = ["EndedLine", "FailedLine", "may_pass", "record_of"]
+__all__ = ["EndedLine", "FailedLine", "may_pass", "record_of", "waiting_form"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -63,6 +64,11 @@ def record_of(item: EndedLine | FailedLine, worker: str) -> FinishedLine:
         return _failure(item, worker, "internal_error", f"the result cannot be written down: {error}", None)
 
 
+def waiting_form(line: FinishedLine) -> FinishedLine:
+    """The line as it waits for Redis, which may be out or slow for long: with a long record compressed."""
+    return replace(line, record=stored(line.record))
+
+
 def _failure(item: EndedLine | FailedLine, worker: str, code: str, message: str, param: str | None) -> FinishedLine:
     held = item.held
     line = next(line for line in held.lines if line.index == item.index)
@@ -89,25 +95,12 @@ def _failure(item: EndedLine | FailedLine, worker: str, code: str, message: str,
 
 def _result(item: EndedLine, worker: str) -> FinishedLine:
     held, job, sequences = item.held, item.held.jobs[item.index], item.finished.sequences
-    choices = []
-    for sequence in sequences:
-        text = item.served.assembler.assemble(sequence)
-        choices.append(
-            Choice(
-                index=sequence.choice,
-                text=text.text,
-                reasoning=text.reasoning,
-                stop_reason=text.stop_reason,
-                stop_string=text.stop_string,
-                logprobs=text.logprobs,
-            )
-        )
     stats = run_stats(item, held)
     ended_at = max(sequence.finished_at or 0.0 for sequence in sequences)
     generated_for = ended_at - (sequences[0].prefill_started or ended_at)
     record = result_record(
         job,
-        choices,
+        (_choice(item, sequence) for sequence in sequences),
         stats,
         batch_id=held.attempt.batch_id,
         model_revision=item.served.revision,
@@ -118,6 +111,18 @@ def _result(item: EndedLine, worker: str) -> FinishedLine:
     )
     usage = (stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens)
     return FinishedLine(item.index, True, *usage, record)
+
+
+def _choice(item: EndedLine, sequence: Sequence) -> Choice:
+    text = item.served.assembler.assemble(sequence)
+    return Choice(
+        index=sequence.choice,
+        text=text.text,
+        reasoning=text.reasoning,
+        stop_reason=text.stop_reason,
+        stop_string=text.stop_string,
+        logprobs=text.logprobs,
+    )
 
 
 def run_stats(item: EndedLine, held: HeldShard) -> RunStats:
