@@ -60,7 +60,7 @@ def compact(connection: Redis, attempt: Attempt, lines: int, now: float, most: i
 
 
 def _live(connection: Redis, attempt: Attempt, most: int) -> Iterator[tuple[int, bytes]]:
-    for part in ShardRecords(connection, attempt.batch_id).parts(attempt.number, most):
+    for part in ShardRecords(connection, attempt.batch_id, most).parts(attempt.number):
         if not part.live:
             return  # an earlier finish, whose reply was lost
         yield from part.records

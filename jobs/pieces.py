@@ -125,13 +125,14 @@ class Part(NamedTuple):
 
 
 class ShardRecords:
-    """The records of a batch's shards, wherever they lie at the moment."""
+    """The records of a batch's shards, wherever they lie at the moment, about ``most`` bytes at a time."""
 
-    def __init__(self, connection: Redis, batch_id: str) -> None:
+    def __init__(self, connection: Redis, batch_id: str, most: int = PIECE_BYTES) -> None:
         self._keys = BatchKeys(batch_id)
+        self._most = most
         self._read = connection.register_script(READ)
 
-    def part(self, number: int, above: int, indices: Sequence[int] = (), most: int = PIECE_BYTES) -> Part:
+    def part(self, number: int, above: int, indices: Sequence[int] = ()) -> Part:
         """The shard's first records of an index above that, or some of those at ``indices``: the first one at least,
         where that is the index above and there is one.
 
@@ -142,7 +143,7 @@ class ShardRecords:
         wanted = [keys.records(number), keys.compacted(number), keys.retried]
         with refusing(f"shard {keys.job_id(number)}"):
             retried, kind, *found = cast(
-                "list[Any]", self._read(keys=wanted, args=[most, above, number, FRAME, *indices])
+                "list[Any]", self._read(keys=wanted, args=[self._most, above, number, FRAME, *indices])
             )
         if kind == 0:
             try:
@@ -167,7 +168,7 @@ class ShardRecords:
     def _damaged(self, number: int, error: Exception) -> RefusedError:
         return RefusedError(f"what Redis keeps of shard {self._keys.job_id(number)} is damaged: {error}")
 
-    def parts(self, number: int, most: int = PIECE_BYTES) -> Iterator[Part]:
+    def parts(self, number: int) -> Iterator[Part]:
         """All records of a shard so far, by ascending index. Each part is as of when it is read: a shard that is
         finished or retried meanwhile goes on where its records lie then.
 
@@ -176,14 +177,14 @@ class ShardRecords:
         """
         above: int | None = -1
         while above is not None:
-            part = self.part(number, above, most=most)
+            part = self.part(number, above)
             begin = above
             yield part._replace(records=((index, value) for index, value in part.records if index > begin))
             above = part.last
 
-    def all(self, number: int, most: int = PIECE_BYTES) -> Iterator[tuple[int, bytes]]:
+    def all(self, number: int) -> Iterator[tuple[int, bytes]]:
         """The records of all :meth:`parts`, as stored."""
-        for part in self.parts(number, most):
+        for part in self.parts(number):
             yield from part.records
 
 

@@ -17,7 +17,7 @@ import orjson
 from jobs.batch import Batch, parse_batch
 from jobs.heads import head_of
 from jobs.keys import BatchKeys
-from jobs.pieces import ShardRecords, loaded
+from jobs.pieces import PIECE_BYTES, ShardRecords, loaded
 from jobs.store import REJECTED_GROUP
 from jobs.unrun import unrun_records
 
@@ -50,10 +50,10 @@ class StoredRecord:
 class _Shards:
     """A batch's shards, and what is to be read of each."""
 
-    def __init__(self, connection: Redis, batch_id: str) -> None:
+    def __init__(self, connection: Redis, batch_id: str, part_bytes: int) -> None:
         self.connection = connection
         self.keys = BatchKeys(batch_id)
-        self.records = ShardRecords(connection, batch_id)
+        self.records = ShardRecords(connection, batch_id, part_bytes)
         self.ended = self._ended(batch_id)
 
     def _ended(self, batch_id: str) -> Batch | None:
@@ -85,15 +85,25 @@ class _Shards:
 
 
 def finished_records(
-    connection: Redis, batch_id: str, *, start: int = 0, chunk: int = 1000, held_bytes: int = HELD_BYTES
+    connection: Redis,
+    batch_id: str,
+    *,
+    start: int = 0,
+    chunk: int = 1000,
+    part_bytes: int = PIECE_BYTES,
+    held_bytes: int = HELD_BYTES,
 ) -> Iterator[StoredRecord]:
     """Records from position ``start`` of the order of finishing, up to those there are by now.
+
+    About ``part_bytes`` are read at a time, and at most ``held_bytes`` wait for their turn.
 
     Raises:
         KeyError: the batch is being purged.
         RefusedError: what Redis keeps of it is damaged.
     """
-    shards = _Shards(connection, batch_id)  # before the list is read: of a batch that has ended, it is complete
+    shards = _Shards(
+        connection, batch_id, part_bytes
+    )  # before the list is read: of a batch that has ended, it is complete
     while places := cast("list[bytes]", connection.lrange(shards.keys.finished, start, start + chunk - 1)):
         ahead = _Ahead(shards, places, start, held_bytes)
         for position in range(start, start + len(places)):
@@ -166,13 +176,13 @@ class _Ahead:
             self._size -= len(self._held.pop(max(self._held)))
 
 
-def ordered_records(connection: Redis, batch_id: str) -> Iterator[StoredRecord]:
-    """All records there are by now in the order of the input.
+def ordered_records(connection: Redis, batch_id: str, *, part_bytes: int = PIECE_BYTES) -> Iterator[StoredRecord]:
+    """All records there are by now in the order of the input, read about ``part_bytes`` at a time.
 
     Raises:
         RefusedError: what Redis keeps of it is damaged.
     """
-    shards = _Shards(connection, batch_id)
+    shards = _Shards(connection, batch_id, part_bytes)
     groups: dict[int, list[int]] = defaultdict(list)
     for number, group in shards.rows():
         groups[group].append(number)

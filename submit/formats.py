@@ -16,6 +16,7 @@ import orjson
 
 from jobs.batch import Batch
 from jobs.errors import RefusedError
+from jobs.heads import whole
 from jobs.line import Job
 from jobs.results import StoredRecord
 from jobs.store import Store
@@ -80,7 +81,7 @@ def _native(record: StoredRecord) -> bytes:
 
 
 def _openai(record: StoredRecord, endpoint: Callable[[int], str]) -> bytes:
-    wrapped = envelope(orjson.loads(record.raw), endpoint)
+    wrapped = envelope(whole(record.raw), endpoint)
     return orjson.dumps(wrapped, option=orjson.OPT_APPEND_NEWLINE)
 
 
@@ -91,7 +92,7 @@ def _training(record: StoredRecord, inputs: Callable[[], Inputs], example: Examp
     if not record.ok:
         return b""
     job = inputs().job(record.index)
-    lines = (example(job, text, choice) for text, choice in _answers(job, orjson.loads(record.raw)))
+    lines = (example(job, text, choice) for text, choice in _answers(job, whole(record.raw)))
     return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
 
 
