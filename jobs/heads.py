@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
+import orjson
 
 __all__ = ["RecordHead", "head_of", "whole"]
+
+LONG = 1 << 20
 
 
 class ErrorHead(msgspec.Struct, frozen=True):
@@ -53,9 +56,11 @@ def head_of(record: bytes) -> RecordHead:
 
 
 def whole(record: bytes) -> dict[str, Any]:
-    """All fields of a record. orjson takes twelve times the record's size besides, while it reads one.
+    """All fields of a record.
 
     Raises:
         ValueError: it is no record.
     """
-    return msgspec.json.decode(record, type=dict[str, Any])
+    # orjson is the faster one, and needs twelve times the record's size besides while it reads.
+    read = orjson.loads if len(record) < LONG else msgspec.json.decode
+    return cast("dict[str, Any]", read(record))

@@ -61,7 +61,8 @@ class Group:
 
 def pack(data: bytes, compressor: zstandard.ZstdCompressor | None = None) -> bytes:
     """One zstd frame of ``data``; a caller with many frames passes its own compressor."""
-    return (compressor or zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)).compress(data)
+    packed = (compressor or zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)).compress(data)
+    return bytes(memoryview(packed))  # what the compressor returns keeps room for more than the data
 
 
 def unpack(data: bytes, limit: int = MAX_PAYLOAD_BYTES) -> bytes:
