@@ -107,19 +107,19 @@ def test_a_shard_whose_records_have_more_than_128_mib_is_read_back(
     store: Store, tmp_path: Path, server_url: str
 ) -> None:
     """It is finished, read in both orders, by the client too, and retried; no step holds more than a few records."""
-    batch_id, attempt, records = shard(store, [3 * MIB] * 49 + [0], failures=(49,))
+    batch_id, attempt, records = shard(store, [3 * MIB] * 45 + [0], failures=(45,))
     assert sum(map(len, records.values())) > 128 * MIB
-    expected = b"".join(records[index] + b"\n" for index in range(49))
+    expected = b"".join(records[index] + b"\n" for index in range(45))
     del records
     for name in ("running", "done"):
         out, tally = tmp_path / f"{name}.jsonl", Tally()
         with flat():
             write_results(store, batch_id, out, observe=tally.add)
         assert out.read_bytes() == expected
-        assert (tally.stops["eos"], tally.failures["timeout"]) == (49, 1)
+        assert (tally.stops["eos"], tally.failures["timeout"]) == (45, 1)
         if name == "running":
             with flat():
-                assert store.finish(attempt, 50)
+                assert store.finish(attempt, 46)
     with flat():
         write_results(store, batch_id, tmp_path / "live.jsonl", follow=True)
     assert len((tmp_path / "live.jsonl").read_bytes()) == len(expected)
@@ -222,8 +222,8 @@ def test_lost_replies_while_compacting_change_nothing(store: Store, server_url: 
         return real(*arguments)
 
     shaky.evalsha = losing  # type: ignore[method-assign]
-    assert Store(shaky).finish(attempt, len(records), piece_bytes=2000)
-    assert proxy.lost > 10
+    assert Store(shaky).finish(attempt, len(records), piece_bytes=20_000)
+    assert proxy.lost > 4
     shaky.close()
     proxy.close()
     assert read(store, batch_id) == records
@@ -324,14 +324,13 @@ def test_shards_that_earlier_versions_compacted_are_read_and_retried(store: Stor
     old = pack(b"\n".join(records[index] for index in sorted(records)))
     store.connection.delete(BatchKeys(batch_id).compacted(0))
     store.connection.set(BatchKeys(batch_id).compacted(0), old)
-    assert read(store, batch_id) == records
     with flat(FLAT + 2 * len(old)):
-        assert len(list(map(len, (one.raw for one in finished_records(store.connection, batch_id))))) == 50
+        assert sum(one.raw == records[one.index] for one in finished_records(store.connection, batch_id)) == 50
     assert retry(store, batch_id) == 1
     assert read(store, batch_id) == {index: raw for index, raw in records.items() if index != 49}
     work(store, batch_id)
     assert store.connection.type(BatchKeys(batch_id).compacted(0)) == b"zset"
-    assert len(read(store, batch_id)) == 50
+    assert [one.ok for one in ordered_records(store.connection, batch_id)] == [True] * 50
 
 
 # --- retrying ---
