@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EndedLine", "FailedLine", "may_pass", "record_of", "waiting_form"]
 
+LONGEST_VALUE = 512 * 2**20 - 1
+"""What a server takes in one value unless it is told otherwise (``proto-max-bulk-len``)."""
+
 log = logging.getLogger("promptmill.worker")
 
 
@@ -64,9 +67,17 @@ def record_of(item: EndedLine | FailedLine, worker: str) -> FinishedLine:
         return _failure(item, worker, "internal_error", f"the result cannot be written down: {error}", None)
 
 
-def waiting_form(line: FinishedLine) -> FinishedLine:
-    """The line as it waits for Redis, which may be out or slow for long: with a long record compressed."""
-    return replace(line, record=stored(line.record))
+def waiting_form(item: EndedLine | FailedLine, line: FinishedLine, worker: str) -> FinishedLine:
+    """The line as it waits for Redis, which may be out or slow for long: with a long record compressed, and one that
+    Redis would not take, for ever, replaced."""
+    value = stored(line.record)
+    if len(value) <= LONGEST_VALUE:
+        return replace(line, record=value)
+    message = (
+        f"its record has {len(line.record)} bytes, {len(value)} compressed, and Redis takes {LONGEST_VALUE} in one "
+        "piece: ask for fewer choices, tokens or log-probabilities; a worker with a --spool has it whole there"
+    )
+    return _failure(item, worker, "internal_error", message, None)
 
 
 def _failure(item: EndedLine | FailedLine, worker: str, code: str, message: str, param: str | None) -> FinishedLine:

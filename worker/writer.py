@@ -182,7 +182,7 @@ class Writer(threading.Thread):
                 written.append((held, item))
             else:
                 line, job, attempt = record_of(item, self.worker_name), held.jobs.get(item.index), held.attempt
-                written.append((held, waiting_form(line)))
+                written.append((held, waiting_form(item, line, self.worker_name)))
                 self._metrics.line_ended(item, ok=line.ok)
                 chat = job is None or job.prompt is None
                 entries.append((held.batch, SpoolEntry(attempt.number, attempt.fence, chat, line)))
