@@ -55,16 +55,22 @@ end
 local wanted, found, size = {}, {retried, 0}, 0
 for i = 5, #ARGV do wanted[i - 4] = ARGV[i] end
 if #wanted == 0 then
-  for _, index in ipairs(redis.call('HKEYS', KEYS[1])) do
-    if tonumber(index) > tonumber(ARGV[2]) then wanted[#wanted + 1] = index end
+  local above, names = tonumber(ARGV[2]), {}
+  for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
+    local index = tonumber(name)
+    if index > above then
+      wanted[#wanted + 1] = index
+      names[index] = name
+    end
   end
-  table.sort(wanted, function(one, other) return tonumber(one) < tonumber(other) end)
+  table.sort(wanted)
+  for i, index in ipairs(wanted) do wanted[i] = names[index] end
 end
 for _, index in ipairs(wanted) do
-  size = size + redis.call('HSTRLEN', KEYS[1], index)
-  if #found > 2 and size > tonumber(ARGV[1]) then break end
   local record = redis.call('HGET', KEYS[1], index)
   if record then
+    size = size + #record
+    if #found > 2 and size > tonumber(ARGV[1]) then break end
     found[#found + 1] = index
     found[#found + 1] = record
   end
