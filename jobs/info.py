@@ -65,6 +65,7 @@ def shard_keys(batch_id: str, number: int) -> list[str]:
     """The keys that a shard has or may have."""
     keys = BatchKeys(batch_id)
     own = [keys.payload(number), keys.records(number), keys.compacted(number), keys.flights(number)]
+    own += [keys.pieces(number), keys.reopened(number)]
     return [*own, keys.tries(number), keys.refusals(number), f"rq:job:{keys.job_id(number)}"]
 
 

@@ -117,17 +117,25 @@ class BatchKeys:
         return f"{self.info}:s:{number}"
 
     def records(self, number: int) -> str:
-        """Hash: index -> record, while the shard runs."""
+        """Hash: index -> record, while the shard runs (see :mod:`jobs.pieces`)."""
         return f"{self.info}:r:{number}"
 
     def compacted(self, number: int) -> str:
-        """String: the shard's records, compressed, once it is done."""
+        """Sorted set: the shard's records in compressed pieces, once it is done; a string by earlier versions."""
         return f"{self.compacted_prefix}{number}"
 
     @property
     def compacted_prefix(self) -> str:
         """What stands before the shard's number there, for scripts that look at many."""
         return f"{self.info}:d:"
+
+    def pieces(self, number: int) -> str:
+        """Sorted set: pieces that become :meth:`compacted` once all are there."""
+        return f"{self.info}:pc:{number}"
+
+    def reopened(self, number: int) -> str:
+        """Hash: records that become :meth:`records` again once all are there; the empty field names the retry."""
+        return f"{self.info}:ro:{number}"
 
     def flights(self, number: int) -> str:
         """Hash: index -> the life of a worker that has begun this line, or is about to, and not ended it; ``alone``

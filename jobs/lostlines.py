@@ -17,8 +17,9 @@ from jobs.attempt import Attempt
 from jobs.batch import Batch
 from jobs.errors import RefusedError, StaleAttemptError
 from jobs.keys import BatchKeys
+from jobs.pieces import ShardRecords
 from jobs.record import error_record
-from jobs.shard import decode_lines, unpack
+from jobs.shard import decode_lines
 from jobs.store import FinishedLine, Store
 
 if TYPE_CHECKING:
@@ -113,13 +114,13 @@ def _overlap(one: range, other: range) -> bool:
 def _known(connection: Redis, batch_id: str, shards: Iterable[_Shard]) -> tuple[set[int], list[_Shard]]:
     """The lines that these shards have; and those of them whose payloads are lost too."""
     keys, known, lost = BatchKeys(batch_id), set[int](), list[_Shard]()
+    records = ShardRecords(connection, batch_id)
     for shard in shards:
         payload = cast("bytes | None", connection.get(keys.payload(shard.number)))
-        packed = cast("bytes | None", connection.get(keys.compacted(shard.number))) if payload is None else None
         if payload is not None:
             known.update(line.index for line in decode_lines(payload))
-        elif packed is not None:
-            known.update(orjson.loads(raw)["index"] for raw in unpack(packed).split(b"\n"))
+        elif connection.exists(keys.compacted(shard.number)):
+            known.update(index for index, _ in records.all(shard.number))
         else:
             lost.append(shard)
     return known, lost

@@ -52,7 +52,7 @@ def refusals(
     allowed = [key for key in keys if _try(connection, [("DEL", key)], found)]
     for key in allowed:  # only where what is put can be removed again
         steps = [(command, key, *arguments) for command, *arguments in _COMMANDS]
-        steps.append(("LMOVE", key, key, "LEFT", "RIGHT"))
+        steps += [("LMOVE", key, key, "LEFT", "RIGHT"), ("RENAME", key, key)]
         _try(connection, steps, found, after=("DEL", key))
     _try(connection, more, found)
     _try_scripts(connection, found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ class RunStats:
 
 def result_record(
     job: Job,
-    choices: Sequence[Choice],
+    choices: Iterable[Choice],
     stats: RunStats,
     *,
     batch_id: str,
@@ -95,7 +95,10 @@ def result_record(
     created_at: float,
     finished_at: float,
 ) -> bytes:
-    """The JSON of a line that was generated; ``created_at`` and ``finished_at`` are seconds since the epoch."""
+    """The JSON of a line that was generated; ``created_at`` and ``finished_at`` are seconds since the epoch.
+
+    Each choice becomes JSON before the next one is taken: objects of many log-probabilities take ten times as much.
+    """
     record: dict[str, Any] = {
         "id": job.id,
         "index": job.index,
@@ -106,9 +109,10 @@ def result_record(
     if job.adapter_path is not None:
         record["adapter_path"] = job.adapter_path
     if job.sampling.n == 1:
-        record |= choices[0].as_dict()
+        record |= next(iter(choices)).as_dict()
     else:
-        record["choices"] = [{"index": choice.index, **choice.as_dict()} for choice in choices]
+        shown = ({"index": choice.index, **choice.as_dict()} for choice in choices)
+        record["choices"] = [orjson.Fragment(orjson.dumps(fields)) for fields in shown]
     record["usage"] = stats.usage()
     record["stats"] = stats.stats()
     record["sampling"] = job.sampling.as_dict()

@@ -1,14 +1,15 @@
 """Running a batch's failed lines once more, in the same batch, under their ids and indices.
 
 BEGIN makes the batch live again and every earlier attempt stale; REOPEN takes one shard's failures back, so that each
-line either has its record or waits; SEND queues all reopened shards at once. Whoever retries gives a sign of life
+line either has its record or waits (UNPACK puts its other records aside for it, some at a time); SEND queues all
+reopened shards at once. Whoever retries gives a sign of life
 with each step: :func:`resume` goes on for one that died, and a step sent twice changes nothing.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,11 +19,13 @@ from jobs.batch import Batch, queue_name
 from jobs.connect import refusing
 from jobs.ending import CLEAR
 from jobs.errors import PromptmillError, RefusedError
+from jobs.heads import head_of
 from jobs.keys import EXPIRING, KEEPING, UPLOADING, WEBHOOKS, BatchKeys
 from jobs.line import Defaults, check_line
+from jobs.pieces import PIECE_BYTES, ShardRecords, loaded, stored
 from jobs.rqjobs import RqJobs
 from jobs.scripts import ENDED, ENQUEUE
-from jobs.shard import MAX_SHARD_BYTES, Group, decode_lines, unpack
+from jobs.shard import Group, decode_lines
 from jobs.store import REJECTED_GROUP, UPLOAD_LEASE_S, Store
 
 __all__ = ["group_of", "resume", "retry"]
@@ -55,23 +58,56 @@ return 1
 """
 )
 
-REOPEN = """
--- Take back a shard's failures and have its job pend; -1 where the retry is over.
--- KEYS: info, uploading, finished, retried, compacted, records, tries, refusals, pending, queues, the job's
--- executions, flights.
--- ARGV: batch id, now, shard number, job id, failures, then index and attempt of each, then index and record of others.
-if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' or not redis.call('ZSCORE', KEYS[2], ARGV[1]) then
-  return -1
+GOING_ON = """
+-- Part of scripts: whether a batch's retry, named by the time of its beginning, is under way.
+local function going_on(info, uploading, id, which)
+  return redis.call('HGET', info, 'status') == 'in_progress' and (redis.call('HGET', info, 'retried_at') or '') == which
+    and redis.call('ZSCORE', uploading, id)
 end
+"""
+
+UNPACK = (
+    GOING_ON
+    + """
+-- Put records of a shard aside that are to be its own again, for REOPEN; -1 where the retry is over.
+-- KEYS: info, uploading, reopened.  ARGV: batch id, now, the retry, then index and record of each.
+if not going_on(KEYS[1], KEYS[2], ARGV[1], ARGV[3]) then return -1 end
 redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-local others = 6 + 2 * tonumber(ARGV[5])
-local packed = redis.call('DEL', KEYS[5]) == 1
+if redis.call('HGET', KEYS[3], '') ~= ARGV[3] then
+  redis.call('DEL', KEYS[3])  -- an earlier retry's, which was given up
+  redis.call('HSET', KEYS[3], '', ARGV[3])
+end
+for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1]) end
+return 0
+"""
+)
+
+REOPEN = (
+    GOING_ON
+    + """
+-- Take back a shard's failures and have its job pend; -1 where the retry is over, -2 where its records lie elsewhere
+-- than was thought, or not all were put aside.
+-- KEYS: info, uploading, finished, retried, compacted, records, tries, refusals, pending, queues, the job's
+-- executions, flights, reopened.
+-- ARGV: batch id, now, shard number, job id, the retry, records put aside, or nothing where the shard runs, then index
+-- and attempt of each failure.
+if not going_on(KEYS[1], KEYS[2], ARGV[1], ARGV[5]) then return -1 end
+redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
+local packed = redis.call('EXISTS', KEYS[5]) == 1
 if packed then
-  for i = others, #ARGV, 2 do redis.call('HSET', KEYS[6], ARGV[i], ARGV[i + 1]) end
+  local aside = redis.call('HGET', KEYS[13], '') == ARGV[5] and redis.call('HLEN', KEYS[13]) - 1 or 0
+  if ARGV[6] == '' or aside ~= tonumber(ARGV[6]) then
+    redis.call('DEL', KEYS[13])
+    return -2
+  end
+  redis.call('DEL', KEYS[5])
+  redis.call('HDEL', KEYS[13], '')
+  if aside > 0 then redis.call('RENAME', KEYS[13], KEYS[6]) end
   redis.call('HINCRBY', KEYS[1], 'shards_done', -1)
 end
+redis.call('DEL', KEYS[13])
 local length, taken = redis.call('LLEN', KEYS[3]), 0
-for i = 6, others - 1, 2 do
+for i = 7, #ARGV, 2 do
   if packed or redis.call('HDEL', KEYS[6], ARGV[i]) == 1 then
     taken = taken + 1
     redis.call('HSET', KEYS[4], ARGV[3] .. ':' .. ARGV[i], length)
@@ -91,16 +127,17 @@ end
 redis.call('ZADD', KEYS[9], ARGV[3], ARGV[4])
 return taken
 """
+)
 
 SEND = (
     ENQUEUE
     + ENDED
+    + GOING_ON
     + """
 -- Queue what was reopened, all at once: until then no worker can complete the batch.
--- KEYS: info, uploading, queues, rq:queues.  ARGV: batch id, now, pending prefix.
-if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' or redis.call('ZREM', KEYS[2], ARGV[1]) == 0 then
-  return 0
-end
+-- KEYS: info, uploading, queues, rq:queues.  ARGV: batch id, now, pending prefix, the retry.
+if not going_on(KEYS[1], KEYS[2], ARGV[1], ARGV[4]) then return 0 end
+redis.call('ZREM', KEYS[2], ARGV[1])
 enqueue(KEYS[3], KEYS[4], ARGV[3])
 if redis.call('HGET', KEYS[1], 'shards') == redis.call('HGET', KEYS[1], 'shards_done') then
   ended(KEYS[1], 'completed', ARGV[2])
@@ -108,6 +145,10 @@ end
 return 1
 """
 )
+
+
+OVER, MOVED = -1, -2
+"""What REOPEN says where it does nothing."""
 
 
 def retry(store: Store, batch_id: str) -> int:
@@ -124,15 +165,14 @@ def retry(store: Store, batch_id: str) -> int:
     wanted = [keys.info, UPLOADING, EXPIRING, keys.queues, keys.fences, KEEPING, WEBHOOKS]
     if not _run(store, BEGIN, wanted, [batch_id, repr(store.server_time())]):
         raise RefusedError(f"batch {batch_id} is {batch.status}: retry it when it is done")
+    which = (cast("bytes | None", store.connection.hget(keys.info, "retried_at")) or b"").decode()
     try:
         with refusing(f"batch '{batch_id}'"):
-            for shard in _open_shards(store, batch):
-                if not _reopen(store, batch_id, shard):
-                    break  # the next step finds out why
+            _reopen_all(store, batch, which)
     except (ValueError, LookupError, TypeError) as error:
         raise RefusedError(f"what Redis keeps of batch '{batch_id}' is damaged: {error}") from None
     waiting = store.batch(batch_id)
-    arguments = [batch_id, repr(store.now()), keys.pending("")]
+    arguments = [batch_id, repr(store.now()), keys.pending(""), which]
     if not _run(store, SEND, [keys.info, UPLOADING, keys.queues, "rq:queues"], arguments):
         latest = store.batch(batch_id)
         if latest.ended:
@@ -172,43 +212,46 @@ def _run(store: Store, script: str, keys: list[str], arguments: list[Any]) -> in
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """A shard with lines to run: its queue, its lines, its failures' attempts and its other records, by index."""
+    """A shard with lines to run: its queue, its lines, its failures' attempts by index, and how many other records it
+    has. ``packed`` says that it is done."""
 
     number: int
     queue: str
     lines: int
     failures: dict[int, int]
-    others: dict[int, bytes]
+    others: int
+    packed: bool
 
 
-def _open_shards(store: Store, batch: Batch) -> Iterator[_Shard]:
-    """The shards that have a failed line, or are not done."""
+def _reopen_all(store: Store, batch: Batch, which: str) -> None:
+    """Reopen the shards that have a failed line, or are not done, for the retry ``which``."""
     keys, queues = BatchKeys(batch.id), dict[int, str]()
     for row in cast("list[bytes]", store.connection.zrange(keys.table, 0, -1)):
         number, group, _first, lines = map(int, orjson.loads(row))
-        if group == REJECTED_GROUP:
-            continue
-        packed = _packed(store, keys, number)
-        if packed is not None:
-            raws = unpack(packed).split(b"\n")
-        else:
-            raws = list(cast("dict[bytes, bytes]", store.connection.hgetall(keys.records(number))).values())
-        records = [(orjson.loads(raw), raw) for raw in raws]
-        failures = {int(record["index"]): int(record.get("attempt", 0)) for record, _ in records if "error" in record}
-        others = {int(record["index"]): raw for record, raw in records if "error" not in record}
-        if packed is not None and not (failures and store.connection.exists(keys.payload(number))):
-            continue  # lines whose prompts are lost stay failed
-        if group not in queues:
-            queues[group] = queue_name(group_of(store, batch, number).key, batch.priority, batch.pool)
-        yield _Shard(number, queues[group], lines, failures, others)
+        reply = MOVED if group != REJECTED_GROUP else 0
+        while reply == MOVED:
+            packed, failures, others = _outcomes(store, batch.id, number)
+            if packed and not (failures and store.connection.exists(keys.payload(number))):
+                break  # lines whose prompts are lost stay failed
+            if group not in queues:
+                queues[group] = queue_name(group_of(store, batch, number).key, batch.priority, batch.pool)
+            reply = _reopen(store, batch.id, _Shard(number, queues[group], lines, failures, others, packed), which)
+        if reply == OVER:
+            return  # the next step finds out why
 
 
-def _packed(store: Store, keys: BatchKeys, number: int) -> bytes | None:
-    """A shard's compressed records; None where it is not done."""
-    size = store.connection.strlen(keys.compacted(number))
-    if size > MAX_SHARD_BYTES:
-        raise RefusedError(f"the records of shard {keys.job_id(number)} have {size} bytes: more than any has")
-    return cast("bytes | None", store.connection.get(keys.compacted(number)))
+def _outcomes(store: Store, batch_id: str, number: int) -> tuple[bool, dict[int, int], int]:
+    """Whether a shard is done, its failures' attempts by index, and how many other records it has."""
+    packed, failures, others = False, dict[int, int](), 0
+    for part in ShardRecords(store.connection, batch_id).parts(number):
+        packed = not part.live
+        for index, value in part.records:
+            head = head_of(loaded(value))
+            if head.error is None:
+                others += 1
+            else:
+                failures[index] = head.attempt
+    return packed, failures, others
 
 
 def group_of(store: Store, batch: Batch, number: int) -> Group:
@@ -226,20 +269,42 @@ def group_of(store: Store, batch: Batch, number: int) -> Group:
     return Group(job.model, job.adapter_path)
 
 
-def _reopen(store: Store, batch_id: str, shard: _Shard) -> bool:
+def _reopen(store: Store, batch_id: str, shard: _Shard, which: str) -> int:
+    """One shard of the retry ``which``: what REOPEN says."""
     keys, number = BatchKeys(batch_id), shard.number
     job_id = keys.job_id(number)
+    if shard.packed:
+        for records in _portions(store, batch_id, number, shard.failures):
+            unpacked = [batch_id, repr(store.server_time()), which, *records]
+            if _run(store, UNPACK, [keys.info, UPLOADING, keys.reopened(number)], unpacked) == OVER:
+                return OVER
     wanted = [keys.info, UPLOADING, keys.finished, keys.retried, keys.compacted(number), keys.records(number)]
     wanted += [keys.tries(number), keys.refusals(number), keys.pending(shard.queue)]
-    wanted += [keys.queues, f"rq:executions:{job_id}", keys.flights(number)]
-    arguments: list[Any] = [batch_id, repr(store.server_time()), number, job_id, len(shard.failures)]
+    wanted += [keys.queues, f"rq:executions:{job_id}", keys.flights(number), keys.reopened(number)]
+    aside = shard.others if shard.packed else ""
+    arguments: list[Any] = [batch_id, repr(store.server_time()), number, job_id, which, aside]
     for index, attempt in shard.failures.items():
         arguments += [index, attempt]
-    for index, raw in shard.others.items():
-        arguments += [index, raw]
-    if _run(store, REOPEN, wanted, arguments) < 0:
-        return False
-    with store.connection.pipeline(transaction=False) as pipe:
-        RqJobs(store.connection, shard.queue, batch_id).save(pipe, number, shard.lines)
-        pipe.execute()
-    return True
+    reply = _run(store, REOPEN, wanted, arguments)
+    if reply >= 0:
+        with store.connection.pipeline(transaction=False) as pipe:
+            RqJobs(store.connection, shard.queue, batch_id).save(pipe, number, shard.lines)
+            pipe.execute()
+    return reply
+
+
+def _portions(store: Store, batch_id: str, number: int, failures: Container[int]) -> Iterator[list[Any]]:
+    """Index and record of all but the failures, as many at a time as are sent in one step."""
+    records: list[Any] = []
+    size = 0
+    for index, raw in ShardRecords(store.connection, batch_id).all(number):
+        if index in failures:
+            continue
+        value = stored(raw)
+        if records and size + len(value) > PIECE_BYTES:
+            yield records
+            records, size = [], 0
+        records += [index, value]
+        size += len(value)
+    if records:
+        yield records

@@ -14,6 +14,7 @@ __all__ = [
     "FINISH",
     "REJECT",
     "RELEASE",
+    "STOW",
     "SWEEP",
     "TAKE",
     "TAKE_OUT",
@@ -129,12 +130,15 @@ return 1
 
 REJECT = """
 -- Store the error records of lines refused at submission, once however often it is sent.
--- KEYS: info, table, finished, compacted.  ARGV: shard number, table row, packed records, then the lines' indices.
-if not redis.call('SET', KEYS[4], ARGV[3], 'NX') then return 0 end
+-- KEYS: info, table, finished, compacted.
+-- ARGV: shard number, table row, number of lines, their indices, then each piece behind the index of its last record.
+if redis.call('EXISTS', KEYS[4]) == 1 then return 0 end
+local lines = tonumber(ARGV[3])
+for i = 4 + lines, #ARGV, 2 do redis.call('ZADD', KEYS[4], ARGV[i], ARGV[i + 1]) end
 redis.call('ZADD', KEYS[2], ARGV[1], ARGV[2])
-for i = 4, #ARGV do redis.call('RPUSH', KEYS[3], ARGV[1] .. ':' .. ARGV[i]) end
-redis.call('HINCRBY', KEYS[1], 'failed', #ARGV - 3)
-redis.call('HINCRBY', KEYS[1], 'rejected', #ARGV - 3)
+for i = 4, 3 + lines do redis.call('RPUSH', KEYS[3], ARGV[1] .. ':' .. ARGV[i]) end
+redis.call('HINCRBY', KEYS[1], 'failed', lines)
+redis.call('HINCRBY', KEYS[1], 'rejected', lines)
 redis.call('HINCRBY', KEYS[1], 'shards_done', 1)
 return 1
 """
@@ -281,23 +285,47 @@ redis.call('HINCRBY', KEYS[1], 'cached_tokens', cached)
 return 1
 """
 
+STOW = """
+-- Put a piece of a shard's records aside, for FINISH, unless the attempt is stale.
+-- KEYS: info, fences, compacted, pieces.
+-- ARGV: shard number, fence, pieces before this one, index of its last record, piece.
+if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
+if redis.call('EXISTS', KEYS[3]) == 1 then return 1 end
+if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' then return 0 end
+-- What removes goes first: a server that is full then takes the rest, and has more room once the shard is done.
+if ARGV[3] == '0' then redis.call('DEL', KEYS[4]) else redis.call('ZREM', KEYS[4], '') end
+redis.call('ZADD', KEYS[4], ARGV[4], ARGV[5])
+return 2
+"""
+
 FINISH = (
     ENDED
     + """
--- Compact a shard whose lines all have records; the last shard completes its batch.
--- KEYS: info, fences, records, compacted, flights, tries.
--- ARGV: shard number, fence, lines, now, compacted records.
+-- Compact a shard whose lines all have records: the pieces put aside and this last one take their place. The last shard
+-- completes its batch.
+-- KEYS: info, fences, compacted, pieces, records, flights, tries, reopened.
+-- ARGV: shard number, fence, pieces put aside, index of the last one's last record, last piece, lines, now.
+-- Returns 1: done; 0: stale; -1: a record is missing; -2: not all pieces are there, as after a crash of the server.
 if redis.replicate_commands then redis.replicate_commands() end
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
-if redis.call('EXISTS', KEYS[4]) == 1 then return 1 end
+if redis.call('EXISTS', KEYS[3]) == 1 then return 1 end
 -- Only now: a finish that is sent again may have completed the batch already.
 if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' then return 0 end
-if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[3]) then return -1 end
-redis.call('SET', KEYS[4], ARGV[5])
-redis.call('DEL', KEYS[3], KEYS[5], KEYS[6])
+if ARGV[3] == '0' then redis.call('DEL', KEYS[4]) else redis.call('ZREM', KEYS[4], '') end
+if redis.call('HLEN', KEYS[5]) ~= tonumber(ARGV[6]) then
+  redis.call('DEL', KEYS[4])
+  return -1
+end
+redis.call('ZADD', KEYS[4], ARGV[4], ARGV[5])
+if redis.call('ZCARD', KEYS[4]) ~= ARGV[3] + 1 then
+  redis.call('DEL', KEYS[4])
+  return -2
+end
+redis.call('RENAME', KEYS[4], KEYS[3])
+redis.call('DEL', KEYS[5], KEYS[6], KEYS[7], KEYS[8])
 if redis.call('HINCRBY', KEYS[1], 'shards_done', 1) == tonumber(redis.call('HGET', KEYS[1], 'shards')) then
-  redis.call('HSET', KEYS[1], 'finalizing_at', ARGV[4])
-  ended(KEYS[1], 'completed', ARGV[4])
+  redis.call('HSET', KEYS[1], 'finalizing_at', ARGV[7])
+  ended(KEYS[1], 'completed', ARGV[7])
 end
 return 1
 """

@@ -17,7 +17,6 @@ from jobs.errors import RefusedError
 __all__ = [
     "MAX_INDEX",
     "MAX_PAYLOAD_BYTES",
-    "MAX_SHARD_BYTES",
     "MAX_SHARD_LINES",
     "Group",
     "ShardLine",
@@ -27,11 +26,9 @@ __all__ = [
     "unpack",
 ]
 
-MAX_SHARD_BYTES = 128 * 1024 * 1024
-"""Most bytes a payload may unpack to: a guard against a hostile queue entry, far above what submit packs."""
-
 MAX_PAYLOAD_BYTES = 32 * 1024 * 1024
-"""And most bytes of lines: submit packs a mebibyte, or one line of at most 16."""
+"""Most bytes a payload may unpack to: a guard against a hostile queue entry, above what submit packs, which is a
+mebibyte of lines, or one line of at most 16. Records have no such bound."""
 MAX_SHARD_LINES = 100_000
 """Most lines of a payload, far above what submit packs too: each costs memory, however short it is."""
 MAX_INDEX = 2**48
@@ -64,10 +61,11 @@ class Group:
 
 def pack(data: bytes, compressor: zstandard.ZstdCompressor | None = None) -> bytes:
     """One zstd frame of ``data``; a caller with many frames passes its own compressor."""
-    return (compressor or zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)).compress(data)
+    packed = (compressor or zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)).compress(data)
+    return bytes(memoryview(packed))  # what the compressor returns keeps room for more than the data
 
 
-def unpack(data: bytes, limit: int = MAX_SHARD_BYTES) -> bytes:
+def unpack(data: bytes, limit: int = MAX_PAYLOAD_BYTES) -> bytes:
     """The content of a frame.
 
     Raises:
@@ -102,7 +100,7 @@ def decode_lines(payload: bytes) -> list[ShardLine]:
     Raises:
         RefusedError: when the payload is not what :func:`encode_lines` makes.
     """
-    content = unpack(payload, MAX_PAYLOAD_BYTES)
+    content = unpack(payload)
     if content.count(b"\n") > MAX_SHARD_LINES:
         raise RefusedError(f"a shard has more than {MAX_SHARD_LINES} lines")
     header, *raws = content.split(b"\n")

@@ -8,14 +8,17 @@ Any line may be damaged or cut off: readers pass over it and say so.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
 import orjson
 
 from jobs.batch import Batch
+from jobs.heads import head_of
 from jobs.store import FinishedLine
 
 __all__ = [
@@ -33,9 +36,9 @@ __all__ = [
 VERSION = 1
 SUFFIX = ".jsonl"
 OFFERED = ".offered.jsonl"
-LONGEST_LINE = 256 * 2**20
-"""Bytes; what is longer is no record of ours, but a damaged disk's."""
-RECORD = b'"record":'
+BLOCK = 2**20
+"""Bytes that are read of a line to see whether it is one of ours: a damaged disk may have no other for gigabytes."""
+HEADER, ENTRY = b'{"promptmill_spool":', b'{"shard":'
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ def read_header(path: Path) -> SpoolHeader:
         OSError: the file cannot be read.
     """
     with open_spool(path) as file:
-        raw = file.readline(LONGEST_LINE)
+        raw = file.readline(BLOCK)
     try:
         fields = orjson.loads(raw)
         name, source = fields["name"], fields["source"]
@@ -121,30 +124,58 @@ def read_entries(
 ) -> Iterator[tuple[int, SpoolEntry]]:
     """The sound lines of a file about that batch, from where it stands: (offset, entry). Reads a line at a time."""
     offset = file.tell()
-    while raw := file.readline(LONGEST_LINE):
-        entry = _entry(raw, batch_id)
+    while raw := file.readline(BLOCK):
+        parts, size = [raw], len(raw)
+        while not parts[-1].endswith(b"\n") and (more := file.readline(BLOCK)):
+            size += len(more)
+            if raw.startswith(ENTRY):
+                parts.append(more)
+            else:
+                parts = [more]
+        entry = _entry(b"".join(parts), batch_id) if raw.startswith(ENTRY) else None
         if entry is not None:
             yield offset, entry
-        elif offset > 0 or not raw.startswith(b'{"promptmill_spool":'):
+        elif offset > 0 or not raw.startswith(HEADER):
             on_damage()
-        offset += len(raw)
+        offset += size
+
+
+class _Fields(msgspec.Struct, frozen=True):
+    """A line of a file. The record is kept as it is: it may be very long."""
+
+    shard: int
+    fence: int
+    ok: bool
+    chat: bool
+    usage: tuple[int, int, int]
+    record: msgspec.Raw
 
 
 def _entry(raw: bytes, batch_id: str) -> SpoolEntry | None:
     try:
-        fields = orjson.loads(raw)
-        record, index, shard, fence = fields["record"], fields["record"]["index"], fields["shard"], fields["fence"]
-        prompt, completion, cached = fields["usage"]
-        if not (_ints(shard, fence, index, prompt, completion, cached) and _texts(record["id"])):
+        _check_text(raw)
+        fields = msgspec.json.decode(raw, type=_Fields)
+        record = bytes(fields.record)
+        head = head_of(record)
+        if not _ints(fields.shard, fields.fence, head.index, *fields.usage):
             return None
-        if record["batch_id"] != batch_id or fields["ok"] is not ("error" not in record):
+        if not head.id or head.batch_id != batch_id or fields.ok is not (head.error is None):
             return None
-        # Numbers alone stand before the record, so its name cannot be part of a text.
-        text = raw[raw.index(RECORD) + len(RECORD) : raw.rindex(b"}")]
-        line = FinishedLine(index, fields["ok"], prompt, completion, cached, text)
-        return SpoolEntry(shard, fence, bool(fields["chat"]), line)
-    except (ValueError, KeyError, TypeError):
+        line = FinishedLine(head.index, fields.ok, *fields.usage, record)
+        return SpoolEntry(fields.shard, fields.fence, fields.chat, line)
+    except ValueError:
         return None
+
+
+def _check_text(raw: bytes) -> None:
+    """See that bytes are UTF-8, some at a time.
+
+    Raises:
+        UnicodeDecodeError: they are not.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(raw), BLOCK):
+        decoder.decode(raw[start : start + BLOCK], final=start + BLOCK >= len(raw))
 
 
 def _ints(*values: Any) -> bool:

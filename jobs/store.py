@@ -8,7 +8,7 @@ under its fence and finishes it. Readers: :mod:`jobs.results`. A batch's end bef
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,13 +16,15 @@ import orjson
 
 from jobs.attempt import Attempt, Standing, Verdict
 from jobs.batch import ID_CUT, Batch, queue_name
+from jobs.compacting import Compaction, compact
 from jobs.connect import refusing, replies
 from jobs.errors import BatchNotFoundError, BatchPausedError, RefusedError, StaleAttemptError
 from jobs.info import MAX_GIVEN_BYTES, keys_of, read_batch, read_batches
 from jobs.keys import BATCHES, EXPIRING, KEEPING, STARTING, UPLOADING, WEBHOOKS, BatchKeys
+from jobs.pieces import PIECE_BYTES, pieces_of, stored
 from jobs.rqjobs import RqJobs
-from jobs.scripts import BEGIN, CLAIM, COMMIT, FAIL, FINISH, REJECT, RELEASE, SWEEP, TAKE, WRITE
-from jobs.shard import MAX_PAYLOAD_BYTES, Group, pack
+from jobs.scripts import BEGIN, CLAIM, COMMIT, FAIL, REJECT, RELEASE, SWEEP, TAKE, WRITE
+from jobs.shard import MAX_PAYLOAD_BYTES, Group
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -110,7 +112,6 @@ class Store:
         self._begin = connection.register_script(BEGIN)
         self._fail = connection.register_script(FAIL)
         self._write = connection.register_script(WRITE)
-        self._finish = connection.register_script(FINISH)
         self._release = connection.register_script(RELEASE)
 
     def _server_time(self) -> float:
@@ -183,11 +184,10 @@ class Store:
         """Store the error records of lines refused at submission, as a shard that is done already."""
         keys = BatchKeys(batch_id)
         row = _row(number, REJECTED_GROUP, records[0].index, len(records))
-        packed = pack(b"\n".join(line.record for line in records))
-        self._reject(
-            keys=[keys.info, keys.table, keys.finished, keys.compacted(number)],
-            args=[number, row, packed, *(line.index for line in records)],
-        )
+        arguments: list[Any] = [number, row, len(records), *(line.index for line in records)]
+        for piece in pieces_of((line.index, stored(line.record)) for line in records):
+            arguments += piece
+        self._reject(keys=[keys.info, keys.table, keys.finished, keys.compacted(number)], args=arguments)
         self.connection.zadd(UPLOADING, {batch_id: self.server_time()}, xx=True)
 
     def commit(
@@ -375,46 +375,34 @@ class Store:
         ]
 
     def write(self, attempt: Attempt, lines: Sequence[FinishedLine]) -> None:
-        """Store records of finished lines.
+        """Store records of finished lines. Many or long ones take several steps; sent again, none is stored twice.
 
         Raises:
-            StaleAttemptError: the lease was taken over; nothing was stored.
+            StaleAttemptError: the lease was taken over; nothing more was stored.
             RefusedError: what Redis keeps of the shard is not ours.
         """
         keys = BatchKeys(attempt.batch_id)
-        arguments: list[Any] = [attempt.number, attempt.fence]
-        for line in lines:
-            arguments += [line.index, int(line.ok), line.prompt_tokens, line.completion_tokens]
-            arguments += [line.cached_tokens, line.record]
         number = attempt.number
         wanted = [keys.info, keys.fences, keys.records(number), keys.finished, keys.flights(number)]
         wanted.append(keys.compacted(number))
-        with refusing(_shard(attempt)):
-            stored = self._write(keys=wanted, args=arguments)
-        if not stored:
-            raise _stale(attempt)
+        for arguments in _bounded(lines):
+            with refusing(_shard(attempt)):
+                taken = self._write(keys=wanted, args=[number, attempt.fence, *arguments])
+            if not taken:
+                raise _stale(attempt)
 
-    def finish(self, attempt: Attempt, lines: int) -> bool:
+    def finish(self, attempt: Attempt, lines: int, *, piece_bytes: int = PIECE_BYTES) -> bool:
         """Compact a shard of ``lines`` lines once each has its record; False while one is missing.
 
         Raises:
             StaleAttemptError: the lease was taken over; nothing was changed.
             RefusedError: what Redis keeps of the shard is not ours.
         """
-        keys, number = BatchKeys(attempt.batch_id), attempt.number
-        wanted = [keys.info, keys.fences, keys.records(number), keys.compacted(number)]
-        wanted += [keys.flights(number), keys.tries(number)]
         with refusing(_shard(attempt)):
-            records = cast("dict[bytes, bytes]", self.connection.hgetall(keys.records(number)))
-            try:
-                ordered = [records[index] for index in sorted(records, key=int)]
-            except ValueError as error:
-                raise RefusedError(f"what Redis keeps of {_shard(attempt)} is damaged: {error}") from None
-            arguments: list[Any] = [number, attempt.fence, lines, repr(self.now()), pack(b"\n".join(ordered))]
-            done = self._finish(keys=wanted, args=arguments)
-        if done == 0:
+            done = compact(self.connection, attempt, lines, self.now(), piece_bytes)
+        if done is Compaction.STALE:
             raise _stale(attempt)
-        return bool(done == 1)
+        return done is Compaction.DONE
 
     def unfinished(self, attempt: Attempt) -> bool:
         """Whether a shard still waits for records of this attempt: it is neither another's nor done.
@@ -486,6 +474,20 @@ def _stale(attempt: Attempt) -> StaleAttemptError:
     return StaleAttemptError(
         f"{_shard(attempt)} is no longer this attempt's: it was taken over, or its batch has ended"
     )
+
+
+def _bounded(lines: Sequence[FinishedLine]) -> Iterator[list[Any]]:
+    """What :data:`WRITE` takes of some lines, as many at a time as fit into :data:`PIECE_BYTES`, or a longer one."""
+    arguments: list[Any] = []
+    size = 0
+    for line in lines:
+        record = stored(line.record)
+        if arguments and size + len(record) > PIECE_BYTES:
+            yield arguments
+            arguments, size = [], 0
+        arguments += [line.index, int(line.ok), line.prompt_tokens, line.completion_tokens, line.cached_tokens, record]
+        size += len(record)
+    yield arguments  # a stale attempt is told of even where there is nothing to store
 
 
 def _row(number: int, group: int, first_index: int, lines: int) -> bytes:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable, Iterator
 
 from jobs.batch import Batch
 from jobs.errors import LineError
 from jobs.line import Defaults, check_line
 from jobs.record import error_record
-from jobs.shard import ShardLine, decode_lines
+from jobs.shard import ShardLine
 
 __all__ = ["unrun_records"]
 
@@ -18,11 +18,12 @@ MESSAGES = {
 }
 
 
-def unrun_records(batch: Batch, payload: bytes, known: Container[int]) -> dict[int, bytes]:
-    """Error records of a shard's lines, by index; those in ``known`` have one already."""
+def unrun_records(batch: Batch, lines: Iterable[ShardLine], known: Container[int]) -> Iterator[tuple[int, bytes]]:
+    """Error records of a shard's lines: (index, record); those in ``known`` have one already."""
     defaults = Defaults(batch.defaults)
-    lines = (line for line in decode_lines(payload) if line.index not in known)
-    return {line.index: _record(batch, line, defaults) for line in lines}
+    for line in lines:
+        if line.index not in known:
+            yield line.index, _record(batch, line, defaults)
 
 
 def _record(batch: Batch, line: ShardLine, defaults: Defaults) -> bytes:

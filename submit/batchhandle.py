@@ -6,11 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from jobs.batch import Batch
 from jobs.ending import cancel, current
 from jobs.errors import BatchNotFoundError, WaitTimeoutError
+from jobs.heads import whole
 from jobs.holding import pause, prioritise, resume_batch
 from jobs.keeping import memory, purge
 from jobs.results import StoredRecord, finished_records, ordered_records
@@ -191,11 +190,11 @@ class BatchHandle:
         finishing, live, until the batch is done. ``ordered`` says otherwise: ``ordered=False`` for the order
         of finishing; ``follow=True, ordered=True`` waits for the end, then goes in the order of the input.
         """
-        return (orjson.loads(record.raw) for record in self._records(follow, ordered) if record.ok)
+        return (whole(record.raw) for record in self._records(follow, ordered) if record.ok)
 
     def errors(self, follow: bool = False, ordered: bool | None = None) -> Iterator[dict[str, Any]]:
         """Records of the lines that failed; the arguments are those of :meth:`results`."""
-        return (orjson.loads(record.raw) for record in self._records(follow, ordered) if not record.ok)
+        return (whole(record.raw) for record in self._records(follow, ordered) if not record.ok)
 
     def _records(self, follow: bool, ordered: bool | None) -> Iterator[StoredRecord]:
         if ordered is None:

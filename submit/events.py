@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from jobs.batch import Batch
 from jobs.ending import current
 from jobs.errors import BatchNotFoundError, WaitTimeoutError
+from jobs.heads import whole
 from jobs.results import StoredRecord, finished_records
 from submit.text import duration
 from submit.workers import Workers
@@ -149,7 +148,7 @@ class BatchWatch:
             raise BatchNotFoundError(f"batch {self._batch_id} was purged while it was watched") from None
 
     def _of_record(self, stored: StoredRecord) -> Iterator[Event]:
-        index, ok, record = stored.index, stored.ok, orjson.loads(stored.raw)
+        index, ok, record = stored.index, stored.ok, whole(stored.raw)
         seen = self._seen.pop(index, None) or _Seen()
         self._note_finished(index)
         if ok and not seen.begun:

@@ -17,6 +17,7 @@ import orjson
 
 from jobs.batch import Batch
 from jobs.errors import RefusedError
+from jobs.heads import ChoiceHead, whole
 from jobs.line import Job
 from jobs.results import StoredRecord
 from jobs.store import Store
@@ -29,14 +30,14 @@ TRAINING = ("chat", "completions")
 FORMATS = ("native", "openai", *TRAINING)
 
 
-def left_out(choice: dict[str, Any], *, keep_cut: bool) -> str | None:
+def left_out(choice: ChoiceHead, *, keep_cut: bool) -> str | None:
     """Why a choice is no example to learn from: ``empty``, ``cut`` by a limit (unless ``keep_cut``), or ``cancelled``;
     None for one that is."""
-    if choice["finish_reason"] is None:
+    if choice.finish_reason is None:
         return "cancelled"
-    if not choice["text"].strip():
+    if choice.blank:
         return "empty"
-    return "cut" if choice["finish_reason"] == "length" and not keep_cut else None
+    return "cut" if choice.finish_reason == "length" and not keep_cut else None
 
 
 def check_keep_cut(fmt: str, *, keep_cut: bool) -> None:
@@ -103,7 +104,7 @@ def _native(record: StoredRecord) -> bytes:
 
 
 def _openai(record: StoredRecord, endpoint: Callable[[int], str]) -> bytes:
-    wrapped = envelope(orjson.loads(record.raw), endpoint)
+    wrapped = envelope(whole(record.raw), endpoint)
     return orjson.dumps(wrapped, option=orjson.OPT_APPEND_NEWLINE)
 
 
@@ -122,13 +123,14 @@ class _Training:
         if not record.ok:
             return b""
         job = self.inputs().job(record.index)
-        lines = (self.example(job, text, choice) for text, choice in self._answers(job, orjson.loads(record.raw)))
+        lines = (self.example(job, text, choice) for text, choice in self._answers(job, whole(record.raw)))
         return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
 
     def _answers(self, job: Job, record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each choice to learn from, with the whole text of its turn."""
         for choice in choices_of(record):
-            if left_out(choice, keep_cut=self.keep_cut) is None:
+            ended = ChoiceHead(choice["stop_reason"], choice["finish_reason"], choice["text"])
+            if left_out(ended, keep_cut=self.keep_cut) is None:
                 yield (job.turn["content"] if job.turn else "") + choice["text"], choice
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Inputs"]
 
-CACHED_SHARDS = 32
-"""Unpacked shards kept: records of neighbouring lines are asked for one after the other."""
+CACHED_BYTES = 32 << 20
+"""Most bytes of unpacked shards kept, the last one aside: neighbouring lines are asked for one after the other."""
 
 
 class Inputs:
@@ -33,6 +33,7 @@ class Inputs:
         self._defaults = Defaults(batch.defaults)
         self._groups = _groups(store.connection, batch.id)
         self._unpacked: OrderedDict[int, dict[int, ShardLine]] = OrderedDict()
+        self._size = 0
 
     def job(self, index: int) -> Job:
         """The job at ``index``, with the values that were effective.
@@ -61,12 +62,17 @@ class Inputs:
             raise self._gone()
         lines = {line.index: line for line in decode_lines(payload)}
         self._unpacked[number] = lines
-        if len(self._unpacked) > CACHED_SHARDS:
-            self._unpacked.popitem(last=False)
+        self._size += _size(lines)
+        while self._size > CACHED_BYTES and len(self._unpacked) > 1:
+            self._size -= _size(self._unpacked.popitem(last=False)[1])
         return lines
 
     def _gone(self) -> RefusedError:
         return RefusedError(f"the prompts of batch {self._batch.id} are no longer in Redis: take --format native")
+
+
+def _size(lines: dict[int, ShardLine]) -> int:
+    return sum(len(line.raw) for line in lines.values())
 
 
 def _groups(connection: Redis, batch_id: str) -> list[tuple[list[int], list[int]]]:

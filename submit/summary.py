@@ -6,12 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import orjson
-
 from jobs.batch import Batch
 from jobs.errors import ModelLoadError
+from jobs.heads import head_of
 from jobs.results import StoredRecord
-from submit.envelopes import choices_of
 from submit.formats import TRAINING, left_out
 from submit.text import count, duration, plural, rate
 
@@ -42,15 +40,14 @@ class Tally:
 
     def add(self, record: StoredRecord) -> None:
         self.lines += 1
-        data = orjson.loads(record.raw)
-        if "error" in data:
-            self.failures[data["error"]["code"]] += 1
+        head = head_of(record.raw)
+        if head.error is not None:
+            self.failures[head.error.code] += 1
             return
-        choices = choices_of(data)
-        self.stops.update(choice["stop_reason"] for choice in choices)
-        self.unanswered += any(choice.get("reasoning") and not choice["text"].strip() for choice in choices)
+        self.stops.update(choice.stop_reason for choice in head.completions)
+        self.unanswered += any(choice.reasoning and choice.blank for choice in head.completions)
         if self.fmt in TRAINING:
-            reasons = (left_out(choice, keep_cut=self.keep_cut) for choice in choices)
+            reasons = (left_out(choice, keep_cut=self.keep_cut) for choice in head.completions)
             self.left_out.update(reason for reason in reasons if reason is not None)
 
     @property

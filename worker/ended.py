@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import orjson
 
 from jobs.errors import LineError
 from jobs.line import MAX_ID_LENGTH
+from jobs.pieces import stored
 from jobs.record import Choice, RunStats, error_record, result_record
 from jobs.store import FinishedLine
 from worker.held import HeldShard
@@ -17,9 +18,12 @@ from worker.held import HeldShard
 if TYPE_CHECKING:
     from jobs.shard import ShardLine
     from worker.compute import ServedModel
-    from worker.engine.sequence import Finished
+    from worker.engine.sequence import Finished, Sequence
 
-__all__ = ["EndedLine", "FailedLine", "failed_line", "may_pass", "record_of"]
+__all__ = ["EndedLine", "FailedLine", "failed_line", "may_pass", "record_of", "waiting_form"]
+
+LONGEST_VALUE = 512 * 2**20 - 1
+"""What a server takes in one value unless it is told otherwise (``proto-max-bulk-len``)."""
 
 log = logging.getLogger("promptmill.worker")
 
@@ -72,6 +76,19 @@ def record_of(item: EndedLine | FailedLine, worker: str) -> FinishedLine:
         return _failure(item, worker, "internal_error", f"the result cannot be written down: {error}", None)
 
 
+def waiting_form(item: EndedLine | FailedLine, line: FinishedLine, worker: str) -> FinishedLine:
+    """The line as it waits for Redis, which may be out or slow for long: with a long record compressed, and one that
+    Redis would not take, for ever, replaced."""
+    value = stored(line.record)
+    if len(value) <= LONGEST_VALUE:
+        return replace(line, record=value)
+    message = (
+        f"its record has {len(line.record)} bytes, {len(value)} compressed, and Redis takes {LONGEST_VALUE} in one "
+        "piece: ask for fewer choices, tokens or log-probabilities; a worker with a --spool has it whole there"
+    )
+    return _failure(item, worker, "internal_error", message, None)
+
+
 def _failure(item: EndedLine | FailedLine, worker: str, code: str, message: str, param: str | None) -> FinishedLine:
     held = item.held
     line = next(line for line in held.lines if line.index == item.index)
@@ -111,25 +128,12 @@ def _id_of(line: ShardLine) -> str:
 
 def _result(item: EndedLine, worker: str) -> FinishedLine:
     held, job, sequences = item.held, item.held.jobs[item.index], item.finished.sequences
-    choices = []
-    for sequence in sequences:
-        text = item.served.assembler.assemble(sequence)
-        choices.append(
-            Choice(
-                index=sequence.choice,
-                text=text.text,
-                reasoning=text.reasoning,
-                stop_reason=text.stop_reason,
-                stop_string=text.stop_string,
-                logprobs=text.logprobs,
-            )
-        )
     stats = run_stats(item, held)
     ended_at = max(sequence.finished_at or 0.0 for sequence in sequences)
     generated_for = ended_at - (sequences[0].prefill_started or ended_at)
     record = result_record(
         job,
-        choices,
+        (_choice(item, sequence) for sequence in sequences),
         stats,
         batch_id=held.attempt.batch_id,
         model_revision=item.served.revision,
@@ -140,6 +144,18 @@ def _result(item: EndedLine, worker: str) -> FinishedLine:
     )
     usage = (stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens)
     return FinishedLine(item.index, True, *usage, record)
+
+
+def _choice(item: EndedLine, sequence: Sequence) -> Choice:
+    text = item.served.assembler.assemble(sequence)
+    return Choice(
+        index=sequence.choice,
+        text=text.text,
+        reasoning=text.reasoning,
+        stop_reason=text.stop_reason,
+        stop_string=text.stop_string,
+        logprobs=text.logprobs,
+    )
 
 
 def run_stats(item: EndedLine, held: HeldShard) -> RunStats:

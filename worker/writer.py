@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 import redis.exceptions
 
 from jobs.attempt import Attempt
+from jobs.batch import Batch
 from jobs.connect import full
 from jobs.errors import RefusedError, StaleAttemptError
 from jobs.spool import SpoolEntry
 from jobs.store import FinishedLine, Store
-from worker.ended import EndedLine, FailedLine, may_pass, record_of
+from worker.ended import EndedLine, FailedLine, may_pass, record_of, waiting_form
 from worker.held import End, HeldShard, State
 from worker.metrics import Metrics
 from worker.spool import Spool
@@ -34,6 +35,8 @@ log = logging.getLogger("promptmill.worker")
 
 GATHER_S = 0.05
 """How long records may wait for others, so that one round trip stores many."""
+DOWN_BYTES = 4 << 20
+"""So many bytes of records are spooled at a time, for all lines of a shard may end in one step: or a longer one."""
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 END_S = 10.0
 """How long a worker that ends waits for Redis to take its last records."""
@@ -157,8 +160,8 @@ class Writer(threading.Thread):
 
     def _write_down(self, items: list[EndedLine | FailedLine | HeldShard]) -> None:
         written: list[tuple[HeldShard, Outcome]] = []
-        entries: dict[str, list[SpoolEntry]] = defaultdict(list)
-        batches = {}
+        entries: list[tuple[Batch, SpoolEntry]] = []
+        size = 0
         for item in items:
             held = item if isinstance(item, HeldShard) else item.held
             if isinstance(item, HeldShard):
@@ -169,14 +172,24 @@ class Writer(threading.Thread):
                 written.append((held, item))
             else:
                 line, job, attempt = record_of(item, self.worker_name), held.jobs.get(item.index), held.attempt
-                written.append((held, line))
+                written.append((held, waiting_form(item, line, self.worker_name)))
                 self._metrics.line_ended(item, ok=line.ok)
-                batches[held.batch.id] = held.batch
                 chat = job is None or job.prompt is None
-                entries[held.batch.id].append(SpoolEntry(attempt.number, attempt.fence, chat, line))
+                entries.append((held.batch, SpoolEntry(attempt.number, attempt.fence, chat, line)))
+                size += len(line.record)
+            if size > DOWN_BYTES:
+                self._hand_over(written, entries)
+                written, entries, size = [], [], 0
+        self._hand_over(written, entries)
+
+    def _hand_over(self, written: list[tuple[HeldShard, Outcome]], entries: list[tuple[Batch, SpoolEntry]]) -> None:
+        """Spool what was written down, then have it delivered."""
         if self._spool is not None:
-            for batch_id, batch in batches.items():
-                self._spool.append(batch, entries[batch_id])
+            batches: dict[str, tuple[Batch, list[SpoolEntry]]] = {}
+            for batch, entry in entries:
+                batches.setdefault(batch.id, (batch, []))[1].append(entry)
+            for batch, own in batches.values():
+                self._spool.append(batch, own)
         for pair in written:
             self._written.put(pair)
 

@@ -278,7 +278,23 @@ def _no_lines(store: Store, keys: BatchKeys) -> None:
 
 
 def _giant_records(store: Store, keys: BatchKeys) -> None:
+    store.connection.delete(keys.compacted(0))
     store.connection.setrange(keys.compacted(0), 200_000_000, "x")
+
+
+def _damaged_piece(store: Store, keys: BatchKeys) -> None:
+    store.connection.zremrangebyrank(keys.compacted(0), 0, -1)
+    store.connection.zadd(keys.compacted(0), {pack(b'{"index":[],"error":{}}'): 0})
+
+
+def _torn_piece(store: Store, keys: BatchKeys) -> None:
+    store.connection.zremrangebyrank(keys.compacted(0), 0, -1)
+    store.connection.zadd(keys.compacted(0), {pack(b'{"index":0,"error":{}}')[:-3]: 0})
+
+
+def _pieces_of_another_type(store: Store, keys: BatchKeys) -> None:
+    store.connection.delete(keys.compacted(0))
+    store.connection.rpush(keys.compacted(0), "x")
 
 
 def _records_of_another_type(store: Store, keys: BatchKeys) -> None:
@@ -298,7 +314,10 @@ def _number_that_is_a_list(store: Store, keys: BatchKeys) -> None:
     store.connection.zadd(keys.table, {b"[[1],0,0,1]": 1})
 
 
-DAMAGE = [_no_lines, _giant_records, _records_of_another_type, _odd_records, _odd_table, _number_that_is_a_list]
+DAMAGE = [
+    _no_lines, _giant_records, _damaged_piece, _torn_piece, _pieces_of_another_type, _records_of_another_type,
+    _odd_records, _odd_table, _number_that_is_a_list,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import random
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 
 from jobs.connect import connect
 from jobs.keys import BatchKeys
+from jobs.results import ordered_records
 from jobs.shard import Group
 from jobs.spool import read_entries
 from jobs.store import Store
 from tests.pool import MODEL, make_batch, prompts
 from tests.servers import Server
 from tests.waiting import until
+from worker import ended
 from worker.ended import FailedLine
 from worker.held import HeldShard
 from worker.service import Service, ServiceSettings
@@ -92,6 +97,45 @@ def test_records_wait_in_the_spool_and_are_delivered(
     [out] = said(caplog, "redis_out")
     assert out.endswith(f"until it is back finished records are kept in {tmp_path / 'spool'}")
     assert said(caplog, "redis_back") == ["Redis is back: delivered 3 records"]
+
+
+def test_long_records_wait_for_redis_in_a_fraction_of_their_size(
+    server: Server, store: Store, make_service: MakeService, tmp_path: Path
+) -> None:
+    """All lines of a shard may end in one step while Redis is out: they are on the disk as they are, and are read back
+    so once it is there again."""
+    batch, service = make_batch(store, prompts(50)), make_service()
+    held, text = take(service), "word " * 600_000
+    server.stop()
+    tracemalloc.start()
+    service.writer.start()
+    for index in range(50):
+        service.writer.put(FailedLine(held, index, "internal_error", text, None, 0.0))
+    files = tmp_path / "spool" / batch
+    until(lambda: sum(path.stat().st_size for path in files.glob("*")) > 50 * len(text), "all are in the spool")
+    waiting, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (waiting < 16 * 2**20, most < 120 * 2**20) == (True, True)
+    assert spooled(tmp_path / "spool", batch) == list(range(50))
+    server.start()
+    until(lambda: store.batch(batch).done, "all is delivered")
+    assert sum(text.encode() in record.raw for record in ordered_records(store.connection, batch)) == 50
+
+
+def test_a_record_that_redis_would_never_take_fails_its_line(
+    store: Store, make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not hold up all others for ever: an error record says why."""
+    monkeypatch.setattr(ended, "LONGEST_VALUE", 200_000)
+    batch, service = make_batch(store, prompts(2)), make_service()
+    held = take(service)
+    service.writer.start()
+    service.writer.put(FailedLine(held, 0, "timeout", random.Random(1).randbytes(300_000).hex(), None, 0.0))
+    fail(service, held, 1)
+    until(lambda: store.batch(batch).done, "both have their record")
+    errors = [orjson.loads(record.raw)["error"] for record in ordered_records(store.connection, batch)]
+    assert [error["code"] for error in errors] == ["internal_error", "internal_error"]
+    assert "Redis takes 200000 in one piece: ask for fewer" in errors[0]["message"]
 
 
 def test_a_full_redis_is_an_outage_with_its_own_remedy(

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
+from jobs import spool as spool_files
 from jobs.batch import Batch, new_batch_id
 from jobs.spool import SpoolEntry, encode_entry, encode_header, read_entries, read_header
 from jobs.store import FinishedLine
@@ -122,6 +123,19 @@ def test_damaged_lines_are_passed_over_and_counted(damage: bytes) -> None:
     file = io.BytesIO(encode_header(of) + good[0] + damage + good[1])
     indices = [entry.line.index for _, entry in read_entries(file, "B", lambda: damaged.append(None))]
     assert (indices, len(damaged)) == ([0, 1], 1)
+
+
+@pytest.mark.parametrize("block", [1, 20, 64, 1000])
+def test_records_of_any_length_are_read_from_a_spool(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """However little of a line is read at a time; a damaged one of any length is passed over, and counted once."""
+    monkeypatch.setattr(spool_files, "BLOCK", max(block, len(spool_files.HEADER)))
+    of = batch(id="B")
+    entries = [entry(of, index, text="\u00e4\U0001f600" * 500 * index) for index in range(3)]
+    torn = encode_entry(entries[2]).replace("\U0001f600".encode(), b"\xff", 1)
+    lines = [encode_header(of), encode_entry(entries[0]), b"\0" * 5000 + b"\n", *map(encode_entry, entries[1:]), torn]
+    damaged: list[None] = []
+    found = [entry for _, entry in read_entries(io.BytesIO(b"".join(lines)), "B", lambda: damaged.append(None))]
+    assert (found, len(damaged)) == (entries, 2)
 
 
 def test_a_torn_end_is_no_record(spool: Spool) -> None:

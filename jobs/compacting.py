@@ -1,0 +1,66 @@
+"""Compacting a shard: its records, read in parts, become pieces. They are put aside under the attempt's fence and take
+the records' place in one step: whoever reads finds all of the one or all of the other, and of an attempt that dies on
+the way nothing counts."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+from jobs.attempt import Attempt
+from jobs.keys import BatchKeys
+from jobs.pieces import PIECE_BYTES, Piece, ShardRecords, pieces_of
+from jobs.scripts import FINISH, STOW
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+__all__ = ["Compaction", "compact"]
+
+
+class Compaction(enum.IntEnum):
+    """What the scripts say."""
+
+    LOST_PIECES = -2
+    """Some that were put aside are gone, as after a crash of the server."""
+    INCOMPLETE = -1
+    STALE = 0
+    DONE = 1
+    STOWED = 2
+
+
+def compact(connection: Redis, attempt: Attempt, lines: int, now: float, most: int = PIECE_BYTES) -> Compaction:
+    """Compact a shard of ``lines`` lines once each has its record; done, stale or incomplete. Memory is that of two
+    pieces of ``most`` bytes, or of a longer record.
+
+    Raises:
+        redis.exceptions.ResponseError, RefusedError: what Redis keeps of the shard is damaged.
+    """
+    keys, number = BatchKeys(attempt.batch_id), attempt.number
+    wanted = [keys.info, keys.fences, keys.compacted(number), keys.pieces(number)]
+    stow, finish = connection.register_script(STOW), connection.register_script(FINISH)
+    rest = [keys.records(number), keys.flights(number), keys.tries(number), keys.reopened(number)]
+    while True:
+        count, waiting = 0, None
+        for piece in pieces_of(_live(connection, attempt, most), most):
+            if waiting is not None:
+                arguments: list[Any] = [number, attempt.fence, count, *waiting]
+                reply = Compaction(cast("int", stow(keys=wanted, args=arguments)))
+                if reply is not Compaction.STOWED:
+                    return reply
+                count += 1
+            waiting = piece
+        last = waiting or Piece(-1, b"")
+        reply = Compaction(
+            cast("int", finish(keys=[*wanted, *rest], args=[number, attempt.fence, count, *last, lines, repr(now)]))
+        )
+        if reply is not Compaction.LOST_PIECES:
+            return reply
+
+
+def _live(connection: Redis, attempt: Attempt, most: int) -> Iterator[tuple[int, bytes]]:
+    for part in ShardRecords(connection, attempt.batch_id, most).parts(attempt.number):
+        if not part.live:
+            return  # an earlier finish, whose reply was lost
+        yield from part.records
