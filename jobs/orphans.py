@@ -37,10 +37,12 @@ LOOK_S = 15.0
 CONFIRM_S = 5.0
 """A shard that is nowhere for less than this may be on its way: RQ's tools move a job in several steps."""
 PUT_BACK_S = 45.0
-"""After this long an orphan is back, while any worker or scheduler lives."""
+"""Two looks, and what they may be late: after this long an orphan is back."""
 MARKS_S = 3600
-CHUNK = 500
+CHUNK = 1000
 """Shards in one script."""
+MOST_PUT_BACK = 5000
+"""Shards that one look puts back: more than workers do until the next, and whoever looks has other things to do."""
 READ_AT_ONCE = 5000
 """Entries of a queue in one reply."""
 
@@ -105,17 +107,19 @@ local kind = redis.call('TYPE', list).ok
 if kind ~= 'list' and kind ~= 'none' then return {} end
 local queues, numbers = cjson.decode(ARGV[3]), cjson.decode(ARGV[4])
 local missing = nowhere(KEYS[1], KEYS[2], ARGV[1], ARGV[2], queues, numbers)
-local queued = {}
+local queued, noted = {}, {}
+for _, queue in ipairs(queues) do
+  noted[#noted + 1] = redis.call('EXISTS', ARGV[5] .. queue) == 1 and ARGV[5] .. queue or nil
+  for _, kind in ipairs({'failed', 'canceled', 'deferred', 'scheduled', 'finished'}) do
+    local registry = 'rq:' .. kind .. ':' .. queue
+    noted[#noted + 1] = redis.pcall('EXISTS', registry) == 1 and registry or nil
+  end
+end
 for _, number in ipairs(numbers) do
   local id = ARGV[1] .. '-' .. number
   if missing[id] then
     redis.call('RPUSH', list, id)
-    for _, queue in ipairs(queues) do
-      redis.call('ZREM', ARGV[5] .. queue, id)
-      for _, registry in ipairs({'failed', 'canceled', 'deferred', 'scheduled', 'finished'}) do
-        redis.pcall('ZREM', 'rq:' .. registry .. ':' .. queue, id)
-      end
-    end
+    for _, registry in ipairs(noted) do redis.pcall('ZREM', registry, id) end
     queued[#queued + 1] = number
   end
   redis.call('HDEL', KEYS[5], number)
@@ -135,6 +139,11 @@ class Orphans:
 
     shards: int
     lines: int | None = None
+
+    @property
+    def back_within_s(self) -> float:
+        """Seconds until all are back, while any worker or scheduler lives."""
+        return PUT_BACK_S + LOOK_S * (self.shards // MOST_PUT_BACK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +179,7 @@ def restore(store: Store) -> int:
     for batch_id, lost in found.items():
         try:
             with refusing(f"batch '{batch_id}'"):
-                put += _put_back(store, batch_id, lost)
+                put += _put_back(store, batch_id, lost, MOST_PUT_BACK - put)
         except PromptmillError as error:
             log.warning("shards of %s cannot be put back: %s", batch_id, error, extra={"action": "orphans_stuck"})
     return put
@@ -354,7 +363,7 @@ def _json(values: Iterable[str | int]) -> bytes:
 # --- putting back ---
 
 
-def _put_back(store: Store, batch_id: str, lost: _Lost) -> int:
+def _put_back(store: Store, batch_id: str, lost: _Lost, most: int) -> int:
     keys, now, connection = BatchKeys(batch_id), store.server_time(), store.connection
     marks = cast("dict[bytes, bytes]", connection.hgetall(keys.orphans))
     since = {row.number: float(marks.get(b"%d" % row.number, now)) for row in lost.rows}
@@ -365,9 +374,8 @@ def _put_back(store: Store, batch_id: str, lost: _Lost) -> int:
             pipe.expire(keys.orphans, MARKS_S)
         pipe.execute()
     put, script, due = 0, connection.register_script(PUT), dict[str, list[_Row]]()
-    for row in lost.rows:
-        if now - since[row.number] >= CONFIRM_S:
-            due.setdefault(lost.go_to[row.group], []).append(row)
+    for row in [row for row in lost.rows if now - since[row.number] >= CONFIRM_S][:most]:
+        due.setdefault(lost.go_to[row.group], []).append(row)
     wanted = [keys.info, UPLOADING, keys.queues, "rq:queues", keys.orphans]
     for queue, rows in due.items():
         for start in range(0, len(rows), CHUNK):

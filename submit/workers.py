@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jobs.batch import Batch
 from jobs.connect import foreign_data, replies
 from jobs.keys import BatchKeys, worker_key
-from jobs.orphans import PUT_BACK_S, Orphans
+from jobs.orphans import Orphans
 from jobs.pool import pool_paused
 from submit.text import duration, plural
 from submit.worker_state import WorkerState, parse_state
@@ -165,7 +165,7 @@ def orphaned(orphans: Orphans, states: Sequence[WorkerState]) -> str:
     are, them = ("is", "it") if orphans.shards == 1 else ("are", "them")
     there = f"{plural(orphans.shards, 'shard')}{lines} {are} in no queue: "
     if states:
-        return f"{there}a worker puts {them} back within {PUT_BACK_S:.0f} s"
+        return f"{there}a worker puts {them} back within {orphans.back_within_s:.0f} s"
     return f"{there}start `promptmill worker`, which puts {them} back"
 
 

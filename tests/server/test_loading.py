@@ -3,6 +3,7 @@ to start it. And replicas, which take no writes."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import os
@@ -11,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,16 +109,18 @@ def test_who_has_time_waits_and_says_so_once(loading: Loading) -> None:
     assert only.endswith("; waiting for it")
 
 
-def test_a_worker_waits_until_its_server_has_loaded(loading: Loading, tmp_path: Path) -> None:
-    """It says so once, then serves; its end is clean."""
-    log = tmp_path / "worker.log"
-    command = [sys.executable, "-P", "-m", "worker", "--redis", loading.url, "--model", str(POCKET), "--no-preload"]
+WORKER = (sys.executable, "-P", "-m", "worker", "--model", str(POCKET), "--no-preload")
+SCHEDULER = (str(Path(sys.executable).with_name("promptmill")), "scheduler")
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has said once that it waits for its server."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
+        process = subprocess.Popen([*command, "--redis", url], stdout=output, stderr=output)
     try:
         until(lambda: "is still loading its data" in log.read_text(), "it says that it waits")
-        loading.finish()
-        until(lambda: " serves " in log.read_text(), "it serves")
+        yield process
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     finally:
@@ -126,36 +129,21 @@ def test_a_worker_waits_until_its_server_has_loaded(loading: Loading, tmp_path: 
     assert log.read_text().count("is still loading its data") == 1
 
 
+@pytest.mark.parametrize(("command", "ready"), [(WORKER, " serves "), (SCHEDULER, " is active")])
+def test_long_lived_processes_wait_until_their_server_has_loaded(
+    loading: Loading, tmp_path: Path, command: Sequence[str], ready: str
+) -> None:
+    """They say so once, then they work; their end is clean."""
+    log = tmp_path / "log"
+    with started(command, loading.url, log):
+        loading.finish()
+        until(lambda: ready in log.read_text(), "it is at work")
+
+
 def test_a_waiting_worker_is_stopped_like_any(loading: Loading, tmp_path: Path) -> None:
     """SIGTERM ends it at once, with status 0."""
-    log = tmp_path / "worker.log"
-    command = [sys.executable, "-P", "-m", "worker", "--redis", loading.url, "--model", str(POCKET)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
-        until(lambda: "is still loading its data" in log.read_text(), "it says that it waits")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_a_scheduler_waits_until_its_server_has_loaded(loading: Loading, tmp_path: Path) -> None:
-    """As a worker does."""
-    log = tmp_path / "scheduler.log"
-    command = [str(Path(sys.executable).with_name("promptmill")), "scheduler", "--redis", loading.url]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
-        until(lambda: "is still loading its data" in log.read_text(), "it says that it waits")
-        loading.finish()
-        until(lambda: "is active" in log.read_text(), "it is active")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
+    with started(WORKER, loading.url, tmp_path / "log"):
+        pass
 
 
 def test_run_waits_until_its_server_has_loaded(
