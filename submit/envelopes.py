@@ -116,11 +116,7 @@ def _text_logprobs(entries: list[dict[str, Any]], text: str) -> dict[str, Any]:
     A token that begins within a character has the place of that character. Where a thought or a first space stands
     before the text in the tokens, those before it have the place 0.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    written, offsets = "", []
-    for entry in entries:
-        offsets.append(len(written))
-        written += decoder.decode(_bytes_of(entry))
+    written, offsets = _offsets([_bytes_of(entry) for entry in entries])
     before = 0 if written.startswith(text) else max(written.rfind(text), 0)
     tops = [_by_token(entry.get("top_logprobs") or []) for entry in entries]
     return {
@@ -129,6 +125,18 @@ def _text_logprobs(entries: list[dict[str, Any]], text: str) -> dict[str, Any]:
         "top_logprobs": tops if any(tops) else None,
         "text_offset": [max(offset - before, 0) for offset in offsets],
     }
+
+
+def _offsets(pieces: list[bytes]) -> tuple[str, list[int]]:
+    """The text of some pieces, and the place of the character in it that each piece begins with or in."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    written, offsets = "", []
+    for data in pieces:
+        written += decoder.decode(data[:1])
+        complete = bool(data) and not decoder.getstate()[0]
+        offsets.append(len(written) - complete)
+        written += decoder.decode(data[1:])
+    return written, offsets
 
 
 def _by_token(entries: list[dict[str, Any]]) -> dict[str, float]:

@@ -149,6 +149,7 @@ def test_standard_input_and_training_data(start: Start, tmp_path: Path) -> None:
     prompts = "".join(f'{{"messages":[{{"role":"user","content":"What is {n} plus 1?"}}]}}\n' for n in range(8))
     process = start(
         "-", "-o", str(out), "--format", "chat", "--max-tokens", "8", "--system-prompt", "Be brief.",
+        "--chat-template-config", '{"enable_thinking": false}', "--keep-cut",
         stdin=subprocess.PIPE,
     )  # fmt: skip
     status, _ = finished(process, prompts)
@@ -158,6 +159,17 @@ def test_standard_input_and_training_data(start: Start, tmp_path: Path) -> None:
         ["system", "user", "assistant"]
     ] * 8
     assert [example["messages"][1]["content"] for example in examples] == [f"What is {n} plus 1?" for n in range(8)]
+
+
+def test_thoughts_without_an_answer_are_counted_and_no_training_data(start: Start, tmp_path: Path) -> None:
+    """Where thinking takes all of max_tokens there is no answer to learn from: stderr says how many and what to do."""
+    asked = [{"messages": [{"role": "user", "content": f"What is {n} plus 5?"}]} for n in range(3)]
+    source, out = write(tmp_path / "in.jsonl", asked), tmp_path / "train.jsonl"
+    status, said = finished(start(str(source), "-o", str(out), "--format", "chat", "--max-tokens", "4"))
+    assert status == 0
+    assert "3 lines thought and gave no answer: raise max_tokens" in said
+    assert "left out of the training data: 3 empty" in said
+    assert out.read_bytes() == b""
 
 
 def test_a_missing_model_is_5_and_says_so(start: Start, tmp_path: Path) -> None:

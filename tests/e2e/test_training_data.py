@@ -18,7 +18,8 @@ DEADLINE_S = 120.0
 @pytest.mark.parametrize("form", ["chat", "completions"])
 def test_lora_trains_on_results(server_url: str, tmp_path: Path, form: str) -> None:
     """`promptmill run --format FORM` gives a file that `mlx_lm.lora --train` takes as it is."""
-    line = {"prompt": "2 + 3 ="} if form == "completions" else {"messages": [{"role": "user", "content": "Hello"}]}
+    chat = {"messages": [{"role": "user", "content": "Hello"}], "chat_template_kwargs": {"enable_thinking": False}}
+    line = {"prompt": "2 + 3 ="} if form == "completions" else chat
     source, data = tmp_path / "in.jsonl", tmp_path / "data"
     data.mkdir()
     source.write_bytes(b"".join(orjson.dumps({**line, "max_tokens": 4, "seed": n}) + b"\n" for n in range(6)))

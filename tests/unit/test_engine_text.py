@@ -131,6 +131,7 @@ def test_texts_grow_to_what_their_bytes_say(data: bytes, seed: int) -> None:
     assert all(longer.startswith(shorter) for shorter, longer in itertools.pairwise(seen))
     whole = data.decode(errors="replace")
     assert stream.close() in (whole, whole.removesuffix("\ufffd"))
+    assert TokenTexts(Bytes([data])).text([0]) == stream.close() == stream.text
 
 
 @pytest.mark.parametrize("inside", [False, True])

@@ -8,7 +8,7 @@ from typing import Any
 from jobs.record import finish_reason
 from worker.engine.sequence import Sequence
 from worker.engine.thinking import split_thinking
-from worker.engine.token_bytes import TextStream, TokenTexts
+from worker.engine.token_bytes import TokenTexts
 
 __all__ = ["LEAST_LOGPROB", "Completion", "TextAssembler"]
 
@@ -60,27 +60,27 @@ class TextAssembler:
 
     def raw_text(self, seq: Sequence) -> str:
         """The text of all tokens but the ending EOS, markers of thinking included."""
-        stream = self._stream(seq)
-        for token in seq.output:
-            stream.add(token)
-        return stream.close()
-
-    def _stream(self, seq: Sequence) -> TextStream:
-        return self._texts.stream(seq.prompt)
+        return self._texts.text(seq.output, seq.prompt)
 
     def _logprobs(self, seq: Sequence, text_length: int) -> list[dict[str, Any]]:
         entries = []
-        stream = self._stream(seq)
-        length = 0
-        for position, token in enumerate(seq.output):
-            if seq.stop_reason == "stop_string" and length >= text_length:
-                break
-            length = len(stream.add(token))
+        for position, token in enumerate(self._shown(seq, text_length)):
             entry = self._entry(token, seq.token_logprobs[position])
             best = seq.top_logprobs[position] if seq.top_logprobs else []
             entry["top_logprobs"] = [self._entry(other, value) for other, value in best]
             entries.append(entry)
         return entries
+
+    def _shown(self, seq: Sequence, text_length: int) -> list[int]:
+        """The tokens of the text: those up to the stop string that ended it."""
+        if seq.stop_reason != "stop_string":
+            return seq.output
+        stream = self._texts.stream(seq.prompt)
+        shown, length = 0, 0
+        while length < text_length and shown < len(seq.output):
+            length = len(stream.add(seq.output[shown]))
+            shown += 1
+        return seq.output[:shown]
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         data = self._texts.bytes_of(token)

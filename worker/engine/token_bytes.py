@@ -68,6 +68,15 @@ class TokenTexts:
             return _DecodedStream(self._decode, list(before[-CONTEXT:]))
         return _ByteStream(self.bytes_of)
 
+    def text(self, tokens: Items[int], before: Items[int] = ()) -> str:
+        """The whole text of tokens that go on from those ``before``, as a stream gives it at its end."""
+        if self._rule is not None:
+            return _whole(b"".join(map(self.bytes_of, tokens)))
+        stream = self.stream(before)
+        for token in tokens:
+            stream.add(token)
+        return stream.close()
+
     def _by(self, rule: Callable[[str], bytes], token: int) -> bytes:
         if token in self._added and rule is _of_alphabet:
             return self._added[token].encode()
@@ -132,12 +141,31 @@ def _of_pieces(piece: str) -> bytes:
     return bytes([int(byte[1], 16)]) if byte else piece.replace(WORD_START, " ").encode()
 
 
+def _decoder() -> codecs.IncrementalDecoder:
+    """What keeps the bytes of an unfinished character to itself."""
+    return codecs.getincrementaldecoder("utf-8")("replace")
+
+
+def _whole(data: bytes) -> str:
+    """The text of all bytes there are, without an unfinished character at their end."""
+    decoder = _decoder()
+    text = decoder.decode(data)
+    return text + _rest(decoder)
+
+
+def _rest(decoder: codecs.IncrementalDecoder) -> str:
+    """What is left of a text at its end. The beginning of a character is one U+FFFD, and is left out; Python also waits
+    for more of a surrogate, which is no character however it goes on."""
+    rest = decoder.getstate()[0].decode(errors="replace")
+    return rest if len(rest) > 1 else ""
+
+
 class _ByteStream:
     """Bytes to text, as far as characters are complete."""
 
     def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
         self._bytes_of = bytes_of
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = _decoder()
         self.text = ""
 
     def add(self, token: int) -> str:
@@ -145,6 +173,8 @@ class _ByteStream:
         return self.text
 
     def close(self) -> str:
+        self.text += _rest(self._decoder)
+        self._decoder.reset()
         return self.text
 
 
