@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from redis import Redis
 
@@ -35,6 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in filter(FOREIGN.fullmatch, list(os.environ)):
         patch.delenv(name)
     patch.setenv("HOME", home.name)
+    # The checkout may be read-only too: a failing example is printed, and kept nowhere.
+    hypothesis.settings.register_profile("promptmill", database=None)
+    hypothesis.settings.load_profile("promptmill")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""`promptmill cancel`, `retry` and `submit --expires-in` as processes, with workers on the pocket model."""
+"""`promptmill cancel`, `retry` and `submit --expires-in`, with workers on the pocket model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from jobs.store import Store
-from tests import waiting
+from tests import commands, waiting
 from tests.mixed import records
 from tests.pool import make_batch, prompts, work
 
@@ -28,13 +28,15 @@ Promptmill = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def promptmill(tmp_path: Path) -> Promptmill:
-    """Run the command line to its end, with a data folder of its own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PROMPTMILL_", "RQ_"))}
-    environ = {**kept, "PROMPTMILL_DATA_DIR": str(tmp_path / "data")}
+    """Run a command to its end, with a data folder of its own; `run`, which has a worker, as a process."""
+    environ = {"PROMPTMILL_DATA_DIR": str(tmp_path / "data")}
 
     def run(url: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-P", "-m", "submit.cli", *arguments, *([] if url is None else ["--redis", url])]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False, env=environ)
+        words = [*arguments, *([] if url is None else ["--redis", url])]
+        if arguments[0] != "run":
+            return commands.promptmill(*words, check=False, **environ)
+        command, inherited = [sys.executable, "-P", "-m", "submit.cli", *words], {**os.environ, **environ}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False, env=inherited)
         assert "Traceback" not in done.stderr
         return done
 

@@ -15,6 +15,7 @@ import pytest
 
 from jobs.keys import worker_key
 from jobs.store import Store
+from tests import commands
 from tests.mixed import records
 from tests.waiting import until
 
@@ -51,15 +52,10 @@ def start_worker(tmp_path: Path, log: Path) -> Iterator[StartWorker]:
 
 @pytest.fixture
 def promptmill(tmp_path: Path) -> Callable[..., str]:
-    """Run the command line, on the same data folder; what it prints."""
+    """Run a command on the same data folder; what it prints."""
 
     def call(*arguments: str) -> str:
-        command = [sys.executable, "-P", "-m", "submit.cli", *arguments]
-        environment = {**os.environ, "PROMPTMILL_DATA_DIR": str(tmp_path / "data")}
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=DEADLINE_S, check=True, env=environment
-        )  # fmt: skip
-        return done.stdout.strip()
+        return commands.promptmill(*arguments, PROMPTMILL_DATA_DIR=str(tmp_path / "data")).stdout.strip()
 
     return call
 

@@ -14,7 +14,7 @@ import pytest
 
 from jobs.connect import connect
 from jobs.store import Store
-from tests import waiting
+from tests import commands, waiting
 from tests.mixed import audit, records
 from tests.servers import Server
 
@@ -27,12 +27,7 @@ until = functools.partial(waiting.until, seconds=DEADLINE_S)
 StartWorker = Callable[[], subprocess.Popen[bytes]]
 
 
-def promptmill(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "submit.cli", *arguments],
-        capture_output=True, text=True, timeout=DEADLINE_S, check=False,
-    )  # fmt: skip
+promptmill = functools.partial(commands.promptmill, check=False)
 
 
 @pytest.fixture

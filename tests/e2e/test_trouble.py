@@ -11,6 +11,7 @@ import orjson
 
 from jobs.shard import Group
 from jobs.store import Store
+from tests import commands
 from tests.mixed import audit, records
 from worker.lease import machine
 from worker.trouble import TROUBLE_LIMIT, note_trouble
@@ -30,10 +31,7 @@ def worker(url: str, module: str) -> subprocess.CompletedProcess[str]:
 
 
 def promptmill(url: str, *arguments: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "submit.cli", *arguments, "--redis", url],
-        capture_output=True, text=True, timeout=DEADLINE_S, check=True,
-    ).stdout.strip()  # fmt: skip
+    return commands.promptmill(*arguments, "--redis", url).stdout.strip()
 
 
 def test_a_device_that_fails_ends_the_worker_and_at_last_the_model(

@@ -1,9 +1,14 @@
-"""Tests that need a program say so where it is missing."""
+"""What tests need of the machine: programs, which a skip names where they are missing, and nothing of the user's."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
+from jobs.embedded import data_folder
+from jobs.settings import config_file
 from tests.programs import REQUIRED, needs
 
 
@@ -21,3 +26,13 @@ def test_where_everything_is_tested_nothing_is_skipped(monkeypatch: pytest.Monke
     with pytest.raises(pytest.fail.Exception, match="no-such-program not on PATH"):
         needs("no-such-program")
     needs("sh")
+
+
+def test_tests_have_a_home_of_their_own() -> None:
+    """With nothing of their user's in it, and none of the user's settings in the environment."""
+    home = Path.home()
+    assert home.name.startswith("pm-home-")
+    assert config_file(os.environ).is_relative_to(home)
+    assert data_folder(os.environ).is_relative_to(home)
+    foreign = ("PROMPTMILL_", "RQ_", "XDG_", "HF_")
+    assert [name for name in os.environ if name.startswith(foreign) and not name.startswith("PROMPTMILL_TEST_")] == []
