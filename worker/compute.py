@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from jobs.attempt import Verdict
 from jobs.errors import ModelLoadError, SickModelError
 from jobs.shard import Group
 from worker.admission import Admission
@@ -216,6 +217,15 @@ class Compute(threading.Thread):
     def served(self, group: Group) -> ServedModel:
         """A model that was loaded."""
         return self._served[group]
+
+    def verdict(self, job_id: str) -> Verdict:
+        """What the end of this thread says of the lines of a shard that were under way."""
+        if self.failure is None:
+            return Verdict.INNOCENT
+        # One that was alone when its model failed, or whatever a failure that nobody foresaw was about.
+        if not isinstance(self.failure, SickModelError) or (self.alone or ("",))[0] == job_id:
+            return Verdict.GUILTY
+        return Verdict.SUSPECT
 
     # --- the thread itself ---
 

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import redis.exceptions
 
-from jobs.attempt import Attempt, Verdict
+from jobs.attempt import Attempt
 from jobs.connect import refusing
-from jobs.errors import BatchNotFoundError, BatchPausedError, LineError, ModelLoadError, RefusedError, SickModelError
+from jobs.errors import BatchNotFoundError, BatchPausedError, LineError, ModelLoadError, RefusedError
 from jobs.lostlines import end_lost_lines
 from jobs.naming import process_name
 from jobs.shard import Group
@@ -51,7 +51,7 @@ from worker.pulse import Pulse
 from worker.recycle import HELD_BACK, RECYCLE
 from worker.refusals import Refusals
 from worker.spool import SPOOL_KEEP_S, Spool
-from worker.trouble import note_trouble
+from worker.trouble import note_failure
 from worker.turns import Turns
 from worker.warm import STARVATION_S
 from worker.writer import Writer
@@ -407,7 +407,7 @@ class Service:
         self._metrics.shard_ended(held.group, end)
         try:
             if end.goes_back:
-                self.store.release(held.attempt, self._verdict(held))
+                self.store.release(held.attempt, self.compute.verdict(held.job_id))
                 # Whether or not it was stale: RQ's books say whether the job is still this worker's.
                 self.rq.hand_back(held.lease, held.queue, front=front)
         except redis.exceptions.RedisError as error:
@@ -475,20 +475,10 @@ class Service:
             self.spool.leave([held.attempt for held in left])
         self.pulse.stop()
         try:
-            self._note_trouble()
+            note_failure(self.store.connection, machine(), self.compute, self._life)
             self.rq.end()
         except (redis.exceptions.RedisError, RefusedError) as error:
             log.warning("cannot deregister: %s; the registration expires by itself", error)
-
-    def _note_trouble(self) -> None:
-        """Leave word of the model that ended this worker, if one did."""
-        failure, group, alone = self.compute.failure, self.compute.failed_group, self.compute.alone
-        if failure is None or group is None:
-            return
-        # A line that fails its model again and again is one trouble, not many.
-        what = f"{alone[0]}:{alone[2]}" if alone is not None else self._life
-        with refusing(f"the trouble with {group.key}"):
-            note_trouble(self.store.connection, machine(), group, what, str(failure) or type(failure).__name__)
 
     def _drain(self) -> None:
         if self.compute.failure is not None or not self.compute.is_alive():
@@ -505,13 +495,3 @@ class Service:
     def _return(self, held: HeldShard, *, front: bool = True) -> bool:
         """Hand a shard back, unless it has ended. False: Redis is out, and the lease expires by itself."""
         return not held.end() or self._close(held, End.RETURNED, front=front)
-
-    def _verdict(self, held: HeldShard) -> Verdict:
-        """What the end of this worker says of the lines of a shard that were under way."""
-        compute = self.compute
-        if compute.failure is None:
-            return Verdict.INNOCENT
-        # One that was alone when its model failed, or whatever a failure that nobody foresaw was about.
-        if not isinstance(compute.failure, SickModelError) or (compute.alone or ("",))[0] == held.job_id:
-            return Verdict.GUILTY
-        return Verdict.SUSPECT

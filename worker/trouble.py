@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from jobs.connect import refusing
 from jobs.errors import ModelLoadError
 from jobs.keys import trouble_key
 from jobs.shard import Group
@@ -13,7 +14,9 @@ from jobs.shard import Group
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["TROUBLE_LIMIT", "note_trouble", "without_trouble"]
+    from worker.compute import Compute
+
+__all__ = ["TROUBLE_LIMIT", "note_failure", "note_trouble", "without_trouble"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -30,6 +33,21 @@ def note_trouble(connection: Redis, machine: str, group: Group, what: str, reaso
         pipe.expire(key, TROUBLE_S)
         pipe.set(f"{key}:reason", reason[:500], ex=TROUBLE_S)
         pipe.execute()
+
+
+def note_failure(connection: Redis, machine: str, compute: Compute, life: str) -> None:
+    """Leave word of the model that ended a worker of this life, if one did.
+
+    Raises:
+        RefusedError: something else lies where that is noted.
+    """
+    failure, group, alone = compute.failure, compute.failed_group, compute.alone
+    if failure is None or group is None:
+        return
+    # A line that fails its model again and again is one trouble, not many.
+    what = f"{alone[0]}:{alone[2]}" if alone is not None else life
+    with refusing(f"the trouble with {group.key}"):
+        note_trouble(connection, machine, group, what, str(failure) or type(failure).__name__)
 
 
 def without_trouble(connection: Redis, machine: str, groups: Sequence[Group]) -> tuple[Group, ...]:

@@ -22,7 +22,7 @@ from worker.engine.sequence import Failure, Finished
 from worker.held import HeldShard, Quarantine
 from worker.lease import machine
 from worker.service import Service
-from worker.trouble import TROUBLE_LIMIT, note_trouble, without_trouble
+from worker.trouble import TROUBLE_LIMIT, note_failure, note_trouble, without_trouble
 
 
 def claimed(store: Store, batch: str, life: str = "") -> Attempt:
@@ -287,5 +287,5 @@ def test_a_line_that_breaks_its_model_each_time_is_one_trouble(store: Store, ser
     for fence in (1, 2, 3):
         service.compute.failure, service.compute.failed_group = SickModelError("lost"), Group(MODEL)
         service.compute.alone = (f"{batch}-0", fence, 1)
-        service._note_trouble()
+        note_failure(store.connection, machine(), service.compute, service._life)
     assert store.connection.smembers(trouble_key(machine(), MODEL)) == {f"{batch}-0:1".encode()}
