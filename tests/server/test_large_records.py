@@ -17,7 +17,7 @@ from jobs import retrying
 from jobs.attempt import Attempt
 from jobs.connect import connect
 from jobs.ending import cancel
-from jobs.errors import LineError, StaleAttemptError
+from jobs.errors import LineError, RefusedError, StaleAttemptError
 from jobs.keeping import memory, purge
 from jobs.keys import BatchKeys
 from jobs.line import Job
@@ -247,6 +247,14 @@ def test_pieces_that_a_server_forgot_are_made_again(store: Store, monkeypatch: p
     assert read(store, batch_id) == records
 
 
+def test_records_that_are_no_lines_own_end_their_shard_alone(store: Store) -> None:
+    """Somebody put the same one everywhere: it is refused, and no worker tries for ever."""
+    batch_id, attempt, records = small(store)
+    store.connection.hset(BatchKeys(batch_id).records(0), mapping=dict.fromkeys(map(str, records), b"x" * 3000))
+    with pytest.raises(RefusedError, match="is damaged"):
+        store.finish(attempt, len(records), piece_bytes=2000)
+
+
 def test_a_full_server_lets_shards_be_compacted(store: Store) -> None:
     """That is what makes room."""
     batch_id, attempt, records = small(store)
@@ -370,6 +378,22 @@ def test_a_client_killed_while_it_takes_a_shard_apart_leaves_everything_as_it_wa
     after = read(store, batch_id)
     assert {index: after[index] for index in kept} == kept
     assert (len(after), left(store, batch_id)) == (50, {"s", "d"})
+
+
+def test_nothing_is_left_of_a_batch_purged_in_the_middle_of_a_retry(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was put aside goes with it."""
+    monkeypatch.setattr(retrying, "PIECE_BYTES", 2000)
+    batch_id = make_batch(store, prompts(50))
+    work(store, batch_id, answer=failing(4))
+    with dying_after(store, 12), pytest.raises(DiedError):
+        retry(store, batch_id)
+    assert "ro" in left(store, batch_id)
+    cancel(store, batch_id)
+    purge(store, batch_id)
+    store.connection.delete("rq:queues")
+    assert [key for key in store.connection.keys("*") if batch_id.encode() in key] == []
 
 
 def test_two_clients_that_retry_at_once_do_it_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

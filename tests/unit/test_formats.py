@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from jobs.line import Job
 from jobs.record import Choice
 from jobs.results import ordered_records
 from jobs.store import Store
+from submit import inputs
 from submit.formats import make_format
 from submit.summary import Tally
 from tests.pool import NOON, echo, make_batch, prompts, work
@@ -331,3 +333,21 @@ def test_prompts_that_are_gone_are_named(store: Store) -> None:
     store.connection.delete(f"promptmill:b:{batch_id}:s:0")
     with pytest.raises(RefusedError, match="no longer in Redis: take --format native"):
         written(store, batch_id, "chat")
+
+
+def test_prompts_of_large_shards_are_not_all_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of them is bounded by their bytes, not their number: it is read again, and the data is the same."""
+    lines = [{"prompt": f"{number} " * 2000, "model": f"m{number % 3}"} for number in range(300)]
+    batch_id = make_batch(store, lines)
+    work(store, batch_id)
+    kept = written(store, batch_id, "completions")
+    monkeypatch.setattr(inputs, "CACHED_BYTES", 1)
+    assert written(store, batch_id, "completions") == kept
+    assert [line["prompt"].split()[0] for line in kept] == [str(number) for number in range(300)]
+    reader = inputs.Inputs(store, store.batch(batch_id))
+    tracemalloc.start()
+    for index in range(0, 300, 50):
+        assert reader.job(index).index == index
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 1_000_000
