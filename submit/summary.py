@@ -3,39 +3,80 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from jobs.batch import Batch
 from jobs.errors import ModelLoadError
+from jobs.params import PARAMETERS
 from jobs.results import StoredRecord
 from submit.envelopes import choices_of
 from submit.text import count, duration, plural, rate
 
-__all__ = ["Tally", "exit_status", "summary"]
+__all__ = ["NOTES", "Note", "Tally", "exit_status", "summary"]
 
 SOME_FAILED = 1
 SHORT_S = 10.0
 """Of less than this, tenths of seconds count."""
+DEFAULT_MAX_TOKENS = PARAMETERS["max_tokens"].default
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something about succeeded lines that the user should hear of: which of them it is about, and what is said.
+
+    ``about`` is asked of each record; ``say`` gives the words for so many lines of a batch, None where it is not worth
+    saying in that batch.
+    """
+
+    about: Callable[[Mapping[str, Any]], bool]
+    say: Callable[[int, Batch], str | None]
+
+
+def _cut_at_default(record: Mapping[str, Any]) -> bool:
+    """Whether a text ended at the number of tokens that a line gets which says nothing about it."""
+    if record.get("sampling", {}).get("max_tokens") != DEFAULT_MAX_TOKENS:
+        return False
+    return any(choice["stop_reason"] == "max_tokens" for choice in choices_of(record))
+
+
+def _say_cut(lines: int, batch: Batch) -> str | None:
+    if "max_tokens" in batch.defaults:
+        return None
+    were = "line was" if lines == 1 else "lines were"
+    return f"{lines:,} {were} cut by the default max_tokens {DEFAULT_MAX_TOKENS}: give --max-tokens"
+
+
+NOTES: Mapping[str, Note] = {"cut_at_default": Note(_cut_at_default, _say_cut)}
+"""By the name under which a tally counts its lines."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """How a batch's lines ended: completions by stop reason, failed lines by code."""
+    """How a batch's lines ended: completions by stop reason, failed lines by code, and lines that have a note."""
 
     lines: int = 0
     stops: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
 
     def add(self, record: StoredRecord) -> None:
         self.lines += 1
         data = orjson.loads(record.raw)
         if "error" in data:
             self.failures[data["error"]["code"]] += 1
-        else:
-            self.stops.update(choice["stop_reason"] for choice in choices_of(data))
+            return
+        self.stops.update(choice["stop_reason"] for choice in choices_of(data))
+        self.noted.update(name for name, note in NOTES.items() if note.about(data))
+
+    def notes(self, batch: Batch) -> list[str]:
+        """What is to be said of the lines that were noted."""
+        said = (note.say(self.noted[name], batch) for name, note in NOTES.items() if self.noted[name])
+        return [words for words in said if words is not None]
 
 
 def exit_status(batch: Batch, tally: Tally | None = None) -> int:
@@ -80,6 +121,7 @@ def summary(
     lines = [head, f"{tokens}; {duration(seconds)} in all"]
     if tally.stops:
         lines.insert(1, f"ended by: {_counts(tally.stops)}")
+    lines += tally.notes(batch)
     if out is not None:
         lines.append(f"results: {out}")
     if errors is not None:
