@@ -29,6 +29,7 @@ from submit.holding import identity_of, interruptible, locked, runs_folder, spoo
 from submit.options import open_store
 from submit.output import STDOUT, check_paths, default_errors, writable
 from submit.progress import Progress
+from submit.prospects import gave_way
 from submit.reader import PromptFile, digest_of
 from submit.submitter import Order, submit
 from submit.summary import Tally, exit_status, summary
@@ -213,6 +214,8 @@ class _Run:
             raise
         if submitted.rejected:
             self.note(f"{plural(submitted.rejected, 'bad line')} not run: each gets an error record")
+        for note in gave_way(submitted.own_models, request.defaults):
+            self.note(note)
         return self.store.batch(batch_id)
 
     def _discard(self, batch: Batch) -> None:

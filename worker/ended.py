@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jobs.errors import LineError
@@ -13,7 +14,8 @@ from worker.held import HeldShard
 
 if TYPE_CHECKING:
     from worker.compute import ServedModel
-    from worker.engine.sequence import Finished
+    from jobs.line import Job
+    from worker.engine.sequence import Finished, Sequence as Generated
 
 __all__ = ["EndedLine", "FailedLine", "may_pass", "record_of"]
 
@@ -88,7 +90,8 @@ def _failure(item: EndedLine | FailedLine, worker: str, code: str, message: str,
 
 
 def _result(item: EndedLine, worker: str) -> FinishedLine:
-    held, job, sequences = item.held, item.held.jobs[item.index], item.finished.sequences
+    held, sequences = item.held, item.finished.sequences
+    job = _effective(held.jobs[item.index], sequences)
     choices = []
     for sequence in sequences:
         text = item.served.assembler.assemble(sequence)
@@ -118,6 +121,13 @@ def _result(item: EndedLine, worker: str) -> FinishedLine:
     )
     usage = (stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens)
     return FinishedLine(item.index, True, *usage, record)
+
+
+def _effective(job: Job, sequences: Sequence[Generated]) -> Job:
+    """The job with the values that its texts were generated with: one to the context's end had that for its cap."""
+    if job.sampling.max_tokens is not None:
+        return job
+    return replace(job, sampling=replace(job.sampling, max_tokens=sequences[0].limit))
 
 
 def run_stats(item: EndedLine, held: HeldShard) -> RunStats:

@@ -34,6 +34,7 @@ def command(file: str, as_json: bool, **flags: Any) -> int:
 
     Exit statuses: 0 every line is good, 2 some are not.
     """
+    from submit.prospects import gave_way
     from submit.reader import PromptFile
 
     with json_errors(as_json) as answer:
@@ -43,6 +44,8 @@ def command(file: str, as_json: bool, **flags: Any) -> int:
         if findings.lines == 0:
             empty = ProblemLine(1, "empty_file", None, "there are no prompts in it")
             raise InputError(prompts.name, [empty], what=empty.message, checked_only=True)
+        for note in gave_way(findings.own_models, defaults):
+            click.echo(note, err=True)
         if as_json:
             click.echo(orjson.dumps(findings.as_dict(prompts.name)).decode())
         else:
@@ -60,12 +63,14 @@ class _Findings:
     lines: int = 0
     formats: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
+    own_models: Counter[str] = field(default_factory=Counter)
     problems: list[ProblemLine] = field(default_factory=list)
     bad_lines: int = 0
     previewed: Previewed | None = None
 
     def count(self, chunk: Chunk) -> None:
         self.lines += len(chunk.good) + len(chunk.bad)
+        self.own_models.update(chunk.own_models)
         for line in chunk.good:
             self.formats["native" if line.endpoint is None else "openai"] += 1
             self.models[line.group.model] += 1
@@ -84,6 +89,7 @@ class _Findings:
             "formats": dict(self.formats),
             "models": {model: count for model, count in self.models.items() if model},
             "without_model": self.models[""],
+            "own_models": dict(self.own_models),
             "problems": [problem.as_dict() for problem in self.problems],
         }
         if self.previewed is not None:
@@ -123,7 +129,7 @@ def _check(prompts: PromptFile, defaults: Defaults) -> _Findings:
         progress = stack.enter_context(read_display(prompts.size))
         for chunk in checked(prompts, defaults, need_model=False):
             findings.count(chunk)
-            problems.add([line.problem for line in chunk.bad])
+            problems.add(chunk.bad)
             progress(findings.lines, prompts.bytes_read)
             if preview is not None:
                 _feed(preview, chunk)

@@ -83,9 +83,8 @@ def ended(max_tokens: int, *stops: str) -> StoredRecord:
 def test_the_summary_says_how_many_lines_the_default_cap_cut() -> None:
     """A line counts once, whatever its completions; ends of other kinds and other caps do not count."""
     counted = Tally()
-    for record in (
-        ended(512, "max_tokens"), ended(512, "eos", "max_tokens", "max_tokens"), ended(512, "eos"), ended(9, "max_tokens")
-    ):  # fmt: skip
+    several = ended(512, "eos", "max_tokens", "max_tokens")
+    for record in (ended(512, "max_tokens"), several, ended(512, "eos"), ended(9, "max_tokens")):
         counted.add(record)
     batch = Batch("b_1", "completed", total=4, completed=4)
     lines = summary(batch, counted, out=Path("o"), errors=None, seconds=1, now=NOW)

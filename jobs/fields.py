@@ -1,0 +1,122 @@
+"""The fields of a line, or of a batch's defaults: from what was written to values under canonical names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jobs.errors import LineError
+from jobs.foreign_names import cure_of_wrapper, explained, is_column, renamed, unsupported
+from jobs.messages import check_messages
+from jobs.nothing import ABSENT, asks_for_nothing, meant_by_nothing
+from jobs.params import ALIASES, CHECKS, SHOWN_NAME, did_you_mean, shown
+from jobs.values import check_object, check_text, json_kind, name_check
+
+__all__ = ["CHAT_FIELDS", "gather", "lacks_prompt", "no_prompt"]
+
+CHAT_FIELDS = ("system_prompt", "prefill_response", "chat_template_kwargs")
+
+
+def gather(data: Mapping[str, Any], problems: list[LineError], *, openai: bool = False) -> dict[str, Any]:
+    """The fields of ``data`` that are right, under canonical names; what is wrong is added to ``problems``.
+
+    Nulls, and what else asks for nothing, count as absent.
+    """
+    checked: dict[str, Any] = {}
+    wrong: set[str] = set()
+    for key, value in data.items():
+        if value is None:
+            continue
+        known = _CHECKS_BY_KEY.get(key)
+        if known is None:
+            if not asks_for_nothing(key, value, data):
+                problems.append(_unknown(key, value, data, openai=openai))
+            continue
+        name, check = known
+        if name in checked:
+            problems.append(LineError("conflicting_fields", key, f"says '{name}' a second time; give one of them"))
+            continue
+        try:
+            checked[name] = check(value)
+        except LineError as error:
+            try:
+                meant = meant_by_nothing(name, value, data)
+            except LookupError:
+                problems.append(error)
+                wrong.add(name)
+                continue
+            if meant is not ABSENT:
+                checked[name] = meant
+    if "prompt" in checked or "top_logprobs" in checked:
+        _check_together(checked, wrong, problems)
+    checked.pop("response_format", None)
+    return checked
+
+
+def lacks_prompt(fields: Mapping[str, Any]) -> bool:
+    """Whether a line with these fields, whatever is in them, has nothing to be continued or answered."""
+    return fields.get("prompt") is None and fields.get("messages") is None
+
+
+def no_prompt() -> LineError:
+    return LineError("missing_field", "prompt", "a line needs 'prompt' or 'messages'")
+
+
+def _unknown(key: str, value: Any, fields: Mapping[str, Any], *, openai: bool) -> LineError:
+    own = "; put your own data into 'metadata'"
+    field = key[:SHOWN_NAME]
+    if is_column(key, value, fields):
+        return LineError("unknown_field", field, f"is not a field of a line{own}")
+    if openai and key in ("custom_id", "method", "url"):
+        return LineError("unknown_field", field, "goes beside 'body', not into it")
+    if (meant := renamed(key, _CHECKS_BY_KEY)) is not None:
+        return LineError("unknown_field", field, f"is '{meant}' here")
+    if (why := unsupported(key)) is not None:
+        return LineError("unsupported", field, f"is not supported: {why}")
+    words = explained(key) or cure_of_wrapper(key, value, _CHECKS_BY_KEY)
+    if words is not None:
+        return LineError("unknown_field", field, words)
+    known = (*_CHECKS_BY_KEY, "max_completion_tokens") if openai else (*_CHECKS_BY_KEY, "id")
+    return LineError("unknown_field", field, f"is not a field of a line{did_you_mean(key, known) or own}")
+
+
+def _check_together(fields: Mapping[str, Any], wrong: set[str], problems: list[LineError]) -> None:
+    """Find fields that exclude each other."""
+    if "prompt" in fields:
+        for name in ("messages", *CHAT_FIELDS):
+            if fields.get(name):
+                message = f"goes with 'messages', not with 'prompt': '{name}' needs the chat template"
+                if name == "messages":
+                    message = "a line has either 'prompt' or 'messages', not both"
+                problems.append(LineError("conflicting_fields", name, message))
+    if fields.get("top_logprobs") and not fields.get("logprobs") and "logprobs" not in wrong:
+        problems.append(LineError("conflicting_fields", "top_logprobs", "needs 'logprobs': true"))
+
+
+def _check_response_format(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise LineError("invalid_type", "response_format", f"must be an object, not {json_kind(value)}")
+    if value.get("type") != "text":
+        raise LineError(
+            "unsupported", "response_format", f"type {shown(value.get('type'))} is not supported, only 'text'"
+        )
+    return value
+
+
+_FIELD_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "prompt": check_text("prompt", otherwise="; one line for each prompt"),
+    "messages": check_messages,
+    "system_prompt": check_text("system_prompt"),
+    "prefill_response": check_text("prefill_response"),
+    "chat_template_kwargs": check_object("chat_template_kwargs"),
+    "model": name_check("model"),
+    "adapter_path": name_check("adapter_path"),
+    "metadata": check_object("metadata"),
+    "response_format": _check_response_format,
+}
+
+_CHECKS_BY_KEY: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    **{name: (name, check) for name, check in (*_FIELD_CHECKS.items(), *CHECKS.items())},
+    **{alias: (name, CHECKS[name]) for alias, name in ALIASES.items()},
+}
+"""For each key that a line may give: the field it means, and its check."""

@@ -1,0 +1,133 @@
+"""The messages of a chat line: their roles, their contents, and what APIs put into messages that they return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.errors import LineError
+from jobs.params import SHOWN_NAME, did_you_mean, shown
+
+__all__ = ["ROLES", "check_messages"]
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+FOREIGN_ROLES: Mapping[str, str] = {
+    "human": "user",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
+    "chatbot": "assistant",
+    "function": "tool",
+    "ipython": "tool",
+}
+"""Other tools' names of roles, to ours."""
+
+FIELDS = frozenset({"role", "content", "name"})
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""Names of an assistant's earlier reasoning. The first is the one that templates read; servers return any of them."""
+EMPTY_FIELDS = frozenset(
+    {"tool_calls", "tool_call_id", "function_call", "audio", "refusal", "annotations", "images", "prefix"}
+)
+"""What APIs put into messages they return. Nothing is asked for by one that is empty; others would be."""
+FOREIGN_FIELDS: Mapping[str, str] = {
+    "from": "write 'role'",
+    "value": "write 'content'",
+    "text": "write 'content'",
+    "prefix": "to have the last message continued, give the line 'continue_final_message': true",
+    "refusal": "put the text into 'content'",
+}
+"""What to do with fields that mean something."""
+TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+def check_messages(value: Any) -> tuple[dict[str, Any], ...]:
+    """The messages with what templates read of them: ``role``, ``content`` as one string, perhaps ``name`` and
+    ``reasoning_content``.
+
+    Raises:
+        LineError: naming the message, the field and the remedy.
+    """
+    if not isinstance(value, list):
+        raise LineError("invalid_type", "messages", f"must be an array of messages, not {shown(value)}")
+    if not value:
+        raise LineError("out_of_range", "messages", "must hold at least one message")
+    return tuple(_check_message(f"messages[{number}]", item) for number, item in enumerate(value))
+
+
+def _check_message(where: str, item: Any) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise LineError("invalid_type", where, f"must be an object, not {shown(item)}")
+    for key, value in item.items():
+        _check_field(where, key, value)
+    role = _role(f"{where}.role", item.get("role"))
+    reasoning = _reasoning(where, role, item)
+    content = "" if reasoning and item.get("content") is None else _content(f"{where}.content", item.get("content"))
+    message = {"role": role, "content": content}
+    if (name := item.get("name")) not in (None, ""):
+        if not isinstance(name, str):
+            raise LineError("invalid_type", f"{where}.name", f"must be a string, not {shown(name)}")
+        message["name"] = name
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    return message
+
+
+def _check_field(where: str, key: str, value: Any) -> None:
+    """Refuse a field that is not of a message, or that asks for something."""
+    if key in FIELDS or key in REASONING_FIELDS or value is None:
+        return
+    if (key == "id" and isinstance(value, str)) or (key == "type" and value == "message"):
+        return
+    if key in EMPTY_FIELDS and value in ("", [], {}, False):
+        return
+    field, remedy = f"{where}.{key[:SHOWN_NAME]}", FOREIGN_FIELDS.get(key)
+    if key in EMPTY_FIELDS:
+        raise LineError("unsupported", field, f"is not supported; {remedy or 'remove it'}")
+    hint = f"; {remedy}" if remedy else did_you_mean(key, (*FIELDS, *REASONING_FIELDS)) or "; remove it"
+    raise LineError("unknown_field", field, f"is not a field of a message{hint}")
+
+
+def _role(where: str, role: Any) -> str:
+    wanted = f"must be one of {', '.join(ROLES)}"
+    if role is None:
+        raise LineError("missing_field", where, wanted)
+    if not isinstance(role, str) or role not in ROLES:
+        known = role.lower() if isinstance(role, str) else ""
+        ours = FOREIGN_ROLES.get(known, known if known in ROLES else None)
+        raise LineError("out_of_range", where, f"{wanted}, not {shown(role)}" + (f"; write '{ours}'" if ours else ""))
+    return role
+
+
+def _reasoning(where: str, role: str, item: Mapping[str, Any]) -> str:
+    """What the assistant thought before it answered; empty where the message has none."""
+    given: dict[str, str] = {}
+    for name in REASONING_FIELDS:
+        value = item.get(name)
+        if value is None or value == "":
+            continue
+        field = f"{where}.{name}"
+        if not isinstance(value, str):
+            raise LineError("invalid_type", field, f"must be a string, not {shown(value)}")
+        if role != "assistant":
+            raise LineError("unsupported", field, f"is of an assistant's messages, not of a message of role '{role}'")
+        if given and value not in given.values():
+            message = f"differs from '{next(iter(given))}', which means the same; give one of them"
+            raise LineError("conflicting_fields", field, message)
+        given[name] = value
+    return next(iter(given.values()), "")
+
+
+def _content(where: str, content: Any) -> str:
+    if content is None:
+        raise LineError("missing_field", where, "a message needs 'content'")
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise LineError("invalid_type", where, f"must be a string, not {shown(content)}")
+    parts = []
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
+            raise LineError("unsupported", where, "only parts of type 'text' are supported")
+        parts.append(part["text"])
+    return "".join(parts)
