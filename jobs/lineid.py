@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["MAX_ID_LENGTH", "id_in", "readable_id", "usable_id"]
+__all__ = ["LOOKED_AT", "MAX_ID_LENGTH", "id_in", "readable_id", "usable_id"]
 
 MAX_ID_LENGTH = 256
 LOOKED_AT = 1 << 16

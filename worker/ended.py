@@ -13,8 +13,8 @@ from jobs.store import FinishedLine
 from worker.held import HeldShard
 
 if TYPE_CHECKING:
-    from worker.compute import ServedModel
     from jobs.line import Job
+    from worker.compute import ServedModel
     from worker.engine.sequence import Finished, Sequence as Generated
 
 __all__ = ["EndedLine", "FailedLine", "may_pass", "record_of"]
