@@ -31,7 +31,7 @@ def gave_way(own_models: Mapping[str, int], defaults: Defaults) -> list[str]:
     model = printable(defaults.model or "")
     return [
         f"{what}{'' if len(own_models) == 1 else 's'} {', '.join(names)}: --model {model} is only for lines without "
-        f"one; --override-model uses {model} for all"
+        f"one; --override-model uses it for all"
     ]
 
 

@@ -33,11 +33,11 @@ class Note:
     saying in that batch.
     """
 
-    about: Callable[[Mapping[str, Any]], bool]
+    about: Callable[[dict[str, Any]], bool]
     say: Callable[[int, Batch], str | None]
 
 
-def _cut_at_default(record: Mapping[str, Any]) -> bool:
+def _cut_at_default(record: dict[str, Any]) -> bool:
     """Whether a text ended at the number of tokens that a line gets which says nothing about it."""
     if record.get("sampling", {}).get("max_tokens") != DEFAULT_MAX_TOKENS:
         return False
