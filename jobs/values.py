@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from jobs.errors import LineError
+from jobs.errors import LineError, RefusedError
 
-__all__ = ["MAX_DEPTH", "check_object", "check_text", "json_kind", "model_name", "name_check"]
+__all__ = ["MAX_DEPTH", "check_object", "check_text", "json_kind", "local_model_name", "model_name", "name_check"]
 
 MAX_DEPTH = 64
 """Levels of nesting of the objects a line may carry: they must also fit into a record, which orjson writes."""
@@ -67,6 +68,18 @@ def model_name(given: str) -> str:
     while len(name) > 1 and name.endswith(("/", "/.")):
         name = name.removesuffix(".").rstrip("/") or "/"
     return name or "."
+
+
+def local_model_name(given: str) -> str:
+    """The one name of a model or an adapter that is to be loaded on this machine.
+
+    Raises:
+        RefusedError: it was written as a path, and there is nothing: its name must not be looked for on a hub.
+    """
+    name = model_name(given)
+    if name != given and not Path(given).expanduser().exists():
+        raise RefusedError(f"there is no folder {given}")
+    return name
 
 
 def _deeper_than(value: Any, levels: int) -> bool:

@@ -113,7 +113,27 @@ def open_store(redis_url: str | None) -> Iterator[Store]:
         yield Store(connection)
 
 
-_TYPES: Mapping[str, Any] = {"int": int, "float": float, "strings": str, "bias": str}
+class _Integer(click.ParamType[int]):
+    """An integer, which may be written as a whole float."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            if not isinstance(value, str):
+                return value if isinstance(value, int) else _whole(value)
+            return int(value) if value.strip().lstrip("+-").isdecimal() else _whole(float(value))
+        except ValueError:
+            self.fail(f"'{value!s:.40}' is not a valid integer.", param, ctx)
+
+
+def _whole(number: float) -> int:
+    if not number.is_integer():
+        raise ValueError("it has a fraction")
+    return int(number)
+
+
+_TYPES: Mapping[str, Any] = {"int": _Integer(), "float": float, "strings": str, "bias": str}
 _JOB_FLAGS = (
     ("system_prompt", "System message put in front of each line's messages."),
     ("prefill_response", "Text the assistant's turn starts with."),

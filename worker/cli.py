@@ -21,7 +21,7 @@ from jobs.naming import process_name
 from jobs.settings import origin, read_settings
 from jobs.shard import Group
 from jobs.size import parse_size
-from jobs.values import model_name
+from jobs.values import local_model_name
 from worker.compute import DECODE_CONCURRENCY, EngineSettings
 from worker.held import MAX_ATTEMPTS
 from worker.lease import machine
@@ -103,11 +103,11 @@ def _check_name(_ctx: click.Context, _param: click.Parameter, name: str | None) 
 
 
 def _check_models(_ctx: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
-    """Models or adapters by their one name. A path must not become the name of something on the hub."""
-    for path in given:
-        if model_name(path) != path and not Path(path).expanduser().exists():
-            raise click.BadParameter(f"there is no folder {path}")
-    return tuple(map(model_name, given))
+    """Models or adapters by their one name."""
+    try:
+        return tuple(map(local_model_name, given))
+    except RefusedError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jobs.errors import LineError
+from jobs.lineid import readable_id
 from jobs.record import Choice, RunStats, error_record, result_record
 from jobs.store import FinishedLine
 from worker.held import HeldShard
@@ -73,7 +74,7 @@ def _failure(item: EndedLine | FailedLine, worker: str, code: str, message: str,
     except LineError:
         job = None
     record = error_record(
-        line_id=job.id if job is not None else f"line-{line.line}",
+        line_id=job.id if job is not None else readable_id(line.raw) or f"line-{line.line}",
         index=item.index,
         batch_id=held.attempt.batch_id,
         code=code,
