@@ -14,6 +14,9 @@ from jobs.values import check_object, check_text, json_kind, name_check
 
 __all__ = ["CHAT_FIELDS", "gather", "lacks_prompt", "no_prompt"]
 
+MOST_PROBLEMS = 20
+"""Of one line; what has more is no line, and its other fields are not looked at."""
+
 CHAT_FIELDS = ("system_prompt", "prefill_response", "chat_template_kwargs")
 
 
@@ -31,26 +34,35 @@ def gather(data: Mapping[str, Any], problems: list[LineError], *, openai: bool =
         if known is None:
             if not asks_for_nothing(key, value, data):
                 problems.append(_unknown(key, value, data, openai=openai))
-            continue
-        name, check = known
-        if name in checked:
-            problems.append(LineError("conflicting_fields", key, f"says '{name}' a second time; give one of them"))
-            continue
-        try:
-            checked[name] = check(value)
-        except LineError as error:
+        elif known[0] in checked:
+            message = f"says '{known[0]}' a second time; give one of them"
+            problems.append(LineError("conflicting_fields", key, message))
+        else:
+            name, check = known
             try:
-                meant = meant_by_nothing(name, value, data)
-            except LookupError:
-                problems.append(error)
-                wrong.add(name)
+                checked[name] = check(value)
                 continue
-            if meant is not ABSENT:
+            except LineError as error:
+                meant = _meant(name, value, data, error)
+            if isinstance(meant, LineError):
+                problems.append(meant)
+                wrong.add(name)
+            elif meant is not ABSENT:
                 checked[name] = meant
+        if len(problems) >= MOST_PROBLEMS:
+            break
     if "prompt" in checked or "top_logprobs" in checked:
         _check_together(checked, wrong, problems)
     checked.pop("response_format", None)
     return checked
+
+
+def _meant(name: str, value: Any, data: Mapping[str, Any], error: LineError) -> Any:
+    """The value that was meant by one that asks for nothing; ``error`` for one that asks for something."""
+    try:
+        return meant_by_nothing(name, value, data)
+    except LookupError:
+        return error
 
 
 def lacks_prompt(fields: Mapping[str, Any]) -> bool:

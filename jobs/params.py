@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -213,10 +214,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` where a known name is close, else nothing."""
     if len(name) > LONGEST_GUESS:
         return ""  # comparing takes time that grows with the name, which may have megabytes
-    plain = name.lower().replace("-", "_")
+    close = _closest(name, tuple(known))
+    return f"; did you mean '{close}'?" if close is not None else ""
+
+
+@functools.lru_cache(maxsize=256)  # files have the same wrong name in each line, and comparing takes long
+def _closest(name: str, known: tuple[str, ...]) -> str | None:
     spelled = {other.replace("-", "_"): other for other in known}
-    close = difflib.get_close_matches(plain, spelled, n=1, cutoff=CLOSE)
-    return f"; did you mean '{spelled[close[0]]}'?" if close else ""
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), spelled, n=1, cutoff=CLOSE)
+    return spelled[close[0]] if close else None
 
 
 def check_parameter(name: str, value: Any) -> Any:

@@ -252,6 +252,11 @@ def test_all_problems_of_a_line_are_found_at_once() -> None:
     assert [problem.field for problem in error.all_at(1)] == ["method", "url", "temperature", "stream"]
 
 
+def test_a_line_of_nothing_but_mistakes_ends() -> None:
+    """A hostile line costs no more than its first mistakes."""
+    assert len(refused({"prompt": "x", **{f"column_{n}": 1 for n in range(100_000)}}).all_at(1)) <= 21
+
+
 def test_a_problem_is_not_said_twice_in_other_words() -> None:
     """A wrong value is no missing one, and conflicts with nothing."""
     assert refused({"prompt": 5}).also == ()
@@ -340,7 +345,10 @@ json_values = st.recursive(
     max_leaves=12,
 )
 field_names = st.sampled_from([*PARAMETERS, "temp", "prompt", "messages", "system_prompt", "id", "custom_id", "body",
-                               "url", "method", "model", "metadata", "logprobs", "response_format"])  # fmt: skip
+                               "url", "method", "model", "metadata", "logprobs", "response_format", "tools", "options",
+                               "topP", "best_of", "stream", "text", "question", "instruction", "params", "adapter_path",
+                               "tool_choice", "suffix", "modalities", "max_completion_tokens",
+                               "chat_template_kwargs"])  # fmt: skip
 messages = st.lists(
     st.dictionaries(st.sampled_from(["role", "content", "name", "x"]), json_values | st.just("user"), max_size=4),
     max_size=3,
