@@ -96,7 +96,7 @@ MEANT: Mapping[str, tuple[tuple[Any, ...], Any]] = {
     "prefill_response": (("", [], {}), ""),
     "adapter_path": (("",), None),
     "model": (("",), ABSENT),
-    "response_format": (("", [], {}), ABSENT),
+    "response_format": (("", [], {}, "text"), ABSENT),
 }
 """Fields of ours: what else may stand for "off", and the value that it means."""
 

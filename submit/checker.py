@@ -108,20 +108,23 @@ class _Groups:
     """Which group runs a line: one object for all lines of a model and adapter."""
 
     def __init__(self, defaults: Defaults, *, need_model: bool) -> None:
-        self._defaults = defaults
         self._model, self._adapter = defaults.model, defaults.adapter_path
+        self._override = defaults.override_model
         self._need_model = need_model
         self._known: dict[tuple[str, str | None], Group] = {}
         self.own_models: Counter[str] = Counter()
 
     def of(self, line: CheckedLine) -> Group:
-        model = self._defaults.model_of(line)
+        model = self._model
+        own = line.fields.get("model")
+        if own is not None and own != model:
+            if model is not None:
+                self.own_models[own] += 1
+            model = model if self._override else own
         if model is None:
             if self._need_model:
                 raise no_model()
             return NOBODY
-        if self._model is not None and (own := line.fields.get("model", model)) != self._model:
-            self.own_models[own] += 1
         adapter = line.fields.get("adapter_path", self._adapter)
         group = self._known.get((model, adapter))
         if group is None:
