@@ -75,6 +75,8 @@ def shape_of(lines: Sequence[bytes], *, whole: bool) -> str | None:
         return _ARRAY if whole and len(lines) == 1 and first.startswith(b"[") and first != b"[]" else None
     if first.startswith(b"["):
         return _ARRAY
+    if len(lines) > 1 and lines[1].startswith(b"{") and _is_json(lines[1]):
+        return None  # there are lines: the first is a bad one
     if first.startswith(b"{'"):
         return f"holds Python dicts, not JSON; {_REPR}"
     if first.startswith(b"{"):

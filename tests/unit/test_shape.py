@@ -67,13 +67,16 @@ def test_files_of_another_shape_are_named_once_with_the_cure(tmp_path: Path, con
         "id,prompt\n",
         '{"prompt":"cut off\n' + LINES,
         '{"prompt":"x",\n' + LINES,
+        '{"prompt":"x"}{"prompt":"y"}\n' + LINES,
+        "{'prompt': 'x'}\n" + LINES,
+        '{"prompt":"x"},\n' + LINES,
         "{\n",
         "[]\n",
         '["a", 1]\n["b", 2]\n',
         "null\n" + LINES,
         '"text"\n',
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_files_that_have_lines_are_read_to_their_end(tmp_path: Path, content: str) -> None:
     """A bad first line is a bad line: looking ahead loses none, and their numbers stay."""
