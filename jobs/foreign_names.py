@@ -237,9 +237,9 @@ ROWS: tuple[tuple[frozenset[str], str, str], ...] = (
     (frozenset({"request", "key"}), "Gemini's envelope", "jq -c '{custom_id: .key, body: .request}'"),
     (frozenset({"custom_id", "params"}), "Anthropic's envelope", "jq -c '{custom_id, body: .params}'"),
     (frozenset({"custom_id", "response"}), "a result of OpenAI's batches, not a line", ""),
-    (frozenset({"text"}), "a row of texts", "jq -c '{prompt: .text}'"),
-    (frozenset({"question"}), "a row of questions", "jq -c '{prompt: .question}'"),
-    (frozenset({"instruction"}), "a row of instructions", "jq -c '{prompt: .instruction}'"),
+    (frozenset({"text"}), "a row of texts", "jq -c '{prompt: .text, metadata: .}'"),
+    (frozenset({"question"}), "a row of questions", "jq -c '{prompt: .question, metadata: .}'"),
+    (frozenset({"instruction"}), "a row of instructions", "jq -c '{prompt: .instruction, metadata: .}'"),
 )
 """Lines that are somebody else's as a whole: the fields they have, what they are, what makes lines of them."""
 
@@ -288,7 +288,7 @@ def cure_of_row(fields: Mapping[str, Any]) -> tuple[str, str] | None:
     for names, what, cure in ROWS:
         if names <= fields.keys():
             field = next(name for name in fields if name in names)
-            rewrite = f"; make lines of the file: {cure} FILE" if cure else ""
+            rewrite = f"; make lines of the file: {cure} FILE > lines.jsonl" if cure else ""
             return field, f"the line is {what}: a line has 'prompt' or 'messages'{rewrite}"
     return None
 
