@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import orjson
-
 from jobs.errors import LineError
-from jobs.line import MAX_ID_LENGTH
+from jobs.lineid import readable_id
 from jobs.record import Choice, RunStats, error_record, result_record
 from jobs.store import FinishedLine
 from worker.held import HeldShard
 
 if TYPE_CHECKING:
+    from jobs.line import Job
     from jobs.shard import ShardLine
     from worker.compute import ServedModel
-    from worker.engine.sequence import Finished
+    from worker.engine.sequence import Finished, Sequence as Generated
 
 __all__ = ["EndedLine", "FailedLine", "failed_line", "may_pass", "record_of"]
 
@@ -80,7 +80,7 @@ def _failure(item: EndedLine | FailedLine, worker: str, code: str, message: str,
     except LineError:
         job = None
     record = error_record(
-        line_id=job.id if job is not None else _id_of(line),
+        line_id=job.id if job is not None else readable_id(line.raw) or f"line-{line.line}",
         index=item.index,
         batch_id=held.attempt.batch_id,
         code=code,
@@ -97,20 +97,9 @@ def _failure(item: EndedLine | FailedLine, worker: str, code: str, message: str,
     return FinishedLine(item.index, False, 0, 0, 0, record)
 
 
-def _id_of(line: ShardLine) -> str:
-    """The user's own id of a line that this worker does not take, where it can be read."""
-    try:
-        data = orjson.loads(line.raw)
-    except orjson.JSONDecodeError:
-        data = None
-    name = data.get("custom_id" if "body" in data else "id") if isinstance(data, dict) else None
-    if isinstance(name, str) and 1 <= len(name) <= MAX_ID_LENGTH and name.isprintable():
-        return name
-    return f"line-{line.line}"
-
-
 def _result(item: EndedLine, worker: str) -> FinishedLine:
-    held, job, sequences = item.held, item.held.jobs[item.index], item.finished.sequences
+    held, sequences = item.held, item.finished.sequences
+    job = _effective(held.jobs[item.index], sequences)
     choices = []
     for sequence in sequences:
         text = item.served.assembler.assemble(sequence)
@@ -140,6 +129,13 @@ def _result(item: EndedLine, worker: str) -> FinishedLine:
     )
     usage = (stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens)
     return FinishedLine(item.index, True, *usage, record)
+
+
+def _effective(job: Job, sequences: Sequence[Generated]) -> Job:
+    """The job with the values that its texts were generated with: one to the context's end had that for its cap."""
+    if job.sampling.max_tokens is not None:
+        return job
+    return replace(job, sampling=replace(job.sampling, max_tokens=sequences[0].limit))
 
 
 def run_stats(item: EndedLine, held: HeldShard) -> RunStats:
