@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = [
@@ -18,11 +19,16 @@ __all__ = [
     "SickModelError",
     "StaleAttemptError",
     "WaitTimeoutError",
+    "raise_all",
 ]
 
 
 NOTED_PROBLEMS = 20
 """How many bad lines a traceback of the Python client shows; the error's ``problems`` hold more."""
+
+
+MOST_PROBLEMS = 20
+"""Of one line; what has more is no line, and the rest of it is not looked at."""
 
 
 class PromptmillError(Exception):
@@ -108,8 +114,12 @@ class ProblemLine:
     @property
     def text(self) -> str:
         """Place and message, as error records have them: the code is a field of its own there."""
-        where = f"line {self.line}, field '{self.field}'" if self.field else f"line {self.line}"
-        return f"{where}: {self.message}"
+        return f"line {self.line}, {self.said}" if self.field else f"line {self.line}: {self.message}"
+
+    @property
+    def said(self) -> str:
+        """The same without the line: the field and the message."""
+        return f"field '{self.field}': {self.message}" if self.field else self.message
 
     def __str__(self) -> str:
         return f"{self.text} [{self.code}]"
@@ -119,18 +129,35 @@ class ProblemLine:
 
 
 class LineError(PromptmillError):
-    """One line (or one set of defaults) breaks the contract of job lines."""
+    """One line (or one set of defaults) breaks the contract of job lines.
+
+    ``also`` is what else is wrong with it. ``line_id`` is the user's id of a line whose bytes are not at hand.
+    """
 
     exit_status = 2
 
-    def __init__(self, code: str, field: str | None, message: str) -> None:
+    def __init__(self, code: str, field: str | None, message: str, *, line_id: str | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.field = field
         self.message = message
+        self.line_id = line_id
+        self.also: tuple[LineError, ...] = ()
 
     def at(self, line: int) -> ProblemLine:
         return ProblemLine(line, self.code, self.field, self.message)
+
+    def all_at(self, line: int) -> tuple[ProblemLine, ...]:
+        """All that is wrong with the line of this number."""
+        return tuple(error.at(line) for error in (self, *self.also))
+
+
+def raise_all(problems: Sequence[LineError]) -> None:
+    """Raise the first of ``problems``, if there is one, with the others in its ``also``."""
+    if problems:
+        first, *others = (part for problem in problems for part in (problem, *problem.also))
+        first.also = tuple(others)
+        raise first
 
 
 class InputError(PromptmillError):

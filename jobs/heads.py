@@ -32,6 +32,12 @@ class ChoiceHead(msgspec.Struct, frozen=True):
         return not self.text.strip()
 
 
+class SamplingHead(msgspec.Struct, frozen=True):
+    """Of the values that a line was generated with, the cap of its length."""
+
+    max_tokens: int | None = None
+
+
 class RecordHead(msgspec.Struct, frozen=True):
     """Some of a record's fields; all others are passed over, and take no memory."""
 
@@ -45,6 +51,7 @@ class RecordHead(msgspec.Struct, frozen=True):
     text: str = ""
     reasoning: str | None = None
     choices: list[ChoiceHead] | None = None
+    sampling: SamplingHead | None = None
 
     @property
     def completions(self) -> list[ChoiceHead]:

@@ -2,7 +2,7 @@
 
 Checking (:func:`check_line`) is separate from building (:meth:`CheckedLine.job`): the submitter only checks,
 and sends the line's own bytes; the worker checks again, because nothing that comes from Redis is trusted,
-and builds.
+and builds. What a field may be is in :mod:`jobs.fields`, OpenAI's envelope in :mod:`jobs.envelope`.
 """
 
 from __future__ import annotations
@@ -14,47 +14,49 @@ from typing import Any
 
 import orjson
 
-from jobs.errors import LineError
-from jobs.messages import CHAT_FIELDS, check_continuing, check_flag, check_messages, unfit_defaults
-from jobs.params import ALIASES, CHECKS, OPENAI_DEFAULTS, PARAMETERS, SHOWN_NAME, Sampling, did_you_mean, shown
+from jobs.envelope import CHAT_URL, COMPLETIONS_URL, open_envelope
+from jobs.errors import LineError, raise_all
+from jobs.fields import gather, lacks_prompt, no_prompt
+from jobs.foreign_names import cure_of_row
+from jobs.lineid import MAX_ID_LENGTH, usable_id
+from jobs.messages import CHAT_FIELDS, unfit_defaults
+from jobs.nothing import is_empty
+from jobs.params import OPENAI_DEFAULTS, PARAMETERS, Sampling
+from jobs.values import MAX_DEPTH, json_kind
 
-__all__ = ["MAX_LINE_BYTES", "CheckedLine", "Defaults", "Job", "check_fields", "check_line", "derived_seed"]
+__all__ = [
+    "CHAT_URL",
+    "COMPLETIONS_URL",
+    "MAX_DEPTH",
+    "MAX_LINE_BYTES",
+    "CheckedLine",
+    "Defaults",
+    "Job",
+    "check_defaults",
+    "check_fields",
+    "check_line",
+    "derived_seed",
+    "no_model",
+]
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
-MAX_ID_LENGTH = 256
-MAX_DEPTH = 64
-"""Levels of nesting of the objects a line may carry: they must also fit into a record, which orjson writes."""
-
-CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
-OPENAI_ENVELOPE = frozenset({"custom_id", "method", "url", "body"})
-OPENAI_IGNORED = frozenset({"user", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
-OPENAI_UNSUPPORTED = frozenset({"tools", "tool_choice", "echo", "suffix", "best_of", "functions", "function_call"})
-JOB_FIELDS = frozenset(
-    {
-        *CHAT_FIELDS,
-        "add_generation_prompt",
-        "prompt",
-        "messages",
-        "model",
-        "adapter_path",
-        "metadata",
-        "response_format",
-    }
-)
-KNOWN_FIELDS = (*JOB_FIELDS, *PARAMETERS, *ALIASES)
+OVERRIDE = "override_model"
+"""A batch's default that lines cannot give: its model takes the place of their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a batch gives to lines that do not say it themselves: a model, job fields and parameters."""
+    """What a batch gives to lines that do not say it themselves: a model, job fields and parameters.
+
+    With ``override_model`` among them its model is used for lines that name their own too.
+    """
 
     fields: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        checked = check_fields(dict(self.fields), openai=False)
-        for name in ("prompt", "messages", "metadata"):
-            if name in checked:
-                raise LineError("unknown_field", name, "belongs to a line and cannot be a default of a batch")
+        checked = check_defaults(self.fields)
+        if checked.get(OVERRIDE) and "model" not in checked:
+            raise LineError("missing_field", OVERRIDE, "needs the model that all lines are to have: --model")
         object.__setattr__(self, "fields", checked)
 
     @property
@@ -66,6 +68,15 @@ class Defaults:
     def adapter_path(self) -> str | None:
         adapter: str | None = self.fields.get("adapter_path")
         return adapter
+
+    @property
+    def override_model(self) -> bool:
+        return bool(self.fields.get(OVERRIDE))
+
+    def model_of(self, line: CheckedLine) -> str | None:
+        """The model that runs a line of the batch; None where nobody names one."""
+        named: str | None = None if self.override_model else line.fields.get("model")
+        return named or self.model
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +138,8 @@ class CheckedLine:
             LineError: ``missing_field`` when neither the line nor the batch names a model.
         """
         fields = self._filled(defaults)
-        if "model" not in fields:
+        model = defaults.model_of(self)
+        if model is None:
             raise no_model()
         given = {name: fields[name] for name in PARAMETERS if name in fields}
         if self.endpoint is not None:
@@ -137,12 +149,12 @@ class CheckedLine:
             id=self.id_at(line),
             index=index,
             line=line,
-            model=fields["model"],
+            model=model,
             adapter_path=fields.get("adapter_path"),
             prompt=fields.get("prompt"),
             messages=fields.get("messages"),
-            system_prompt=fields.get("system_prompt"),
-            prefill_response=fields.get("prefill_response"),
+            system_prompt=fields.get("system_prompt") or None,
+            prefill_response=fields.get("prefill_response") or None,
             continue_final_message=fields.get("continue_final_message", False),
             chat_template_kwargs=fields.get("chat_template_kwargs", {}),
             metadata=fields.get("metadata", {}),
@@ -189,7 +201,8 @@ def check_line(raw: bytes) -> CheckedLine:
     """Check one line of JSON against the contract.
 
     Raises:
-        LineError: with one of the codes of the contract, the field and the remedy.
+        LineError: with one of the codes of the contract, the field and the remedy; what else is wrong with the line is
+            in its ``also``.
     """
     if len(raw) > MAX_LINE_BYTES:
         raise LineError(
@@ -202,192 +215,103 @@ def check_line(raw: bytes) -> CheckedLine:
     except orjson.JSONDecodeError as error:
         raise LineError("invalid_json_line", None, f"not valid JSON: {_json_message(raw, error)}") from None
     if not isinstance(data, dict):
-        raise LineError("invalid_type", None, f"must be a JSON object, not {_json_kind(data)}")
-    return _openai_line(data) if isinstance(data.get("body"), dict) else _native_line(data)
+        raise LineError("invalid_type", None, f"must be a JSON object, not {json_kind(data)}")
+    problems: list[LineError] = []
+    if isinstance(data.get("body"), dict):
+        name = data.get("custom_id")
+        if name is not None and not usable_id(name):
+            problems.append(_bad_id("custom_id", name))
+        fields, endpoint = open_envelope(data, problems)
+        line = CheckedLine(name, fields, endpoint)
+    else:
+        line = _native_line(data, problems)
+    if problems:
+        raise_all(problems)
+    return line
 
 
-def _deeper_than(value: Any, levels: int) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    items = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_deeper_than(item, levels - 1) for item in items)
-
-
-def _json_message(raw: bytes, error: orjson.JSONDecodeError) -> str:
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as wrong:
-        return f"byte {wrong.start + 1} is not UTF-8; save the file as UTF-8"
-    return f"{error.msg} at column {error.colno}"
-
-
-def _json_kind(value: Any) -> str:
-    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _native_line(data: dict[str, Any]) -> CheckedLine:
-    name = _check_id("id", data.pop("id", None))
-    fields = check_fields(data, openai=False)
-    _need_prompt(fields)
-    return CheckedLine(name, fields, None)
-
-
-def _openai_line(data: dict[str, Any]) -> CheckedLine:
-    for key in data:
-        if key not in OPENAI_ENVELOPE:
-            hint = did_you_mean(key, OPENAI_ENVELOPE) or "; parameters go into 'body'"
-            raise LineError("unknown_field", key[:SHOWN_NAME], f"is not a field of an OpenAI batch line{hint}")
-    name = _check_id("custom_id", data.get("custom_id"))
-    if data.get("method") not in (None, "POST"):
-        raise LineError("unsupported", "method", f"must be POST, not {shown(data['method'])}")
-    url = data.get("url")
-    if url not in (None, CHAT_URL, COMPLETIONS_URL):
-        raise LineError("unsupported", "url", f"must be {CHAT_URL} or {COMPLETIONS_URL}, not {shown(url)}")
-    body = _translate_body(data["body"])
-    fields = check_fields(body, openai=True)
-    _need_prompt(fields)
-    endpoint = CHAT_URL if "messages" in fields else COMPLETIONS_URL
-    if url not in (None, endpoint):
-        wanted = "messages" if url == CHAT_URL else "prompt"
-        raise LineError("conflicting_fields", "url", f"{url} takes '{wanted}' in the body")
-    return CheckedLine(name, fields, endpoint)
-
-
-def _translate_body(body: dict[str, Any]) -> dict[str, Any]:
-    """An OpenAI body under our names: ignored fields dropped, unsupported ones refused."""
-    translated = {}
-    for key, value in body.items():
-        if value is None or key in OPENAI_IGNORED:
-            continue
-        if key in OPENAI_UNSUPPORTED:
-            raise LineError("unsupported", key, "is not supported; remove it")
-        if key == "stream":
-            if value is not False:
-                raise LineError("unsupported", key, "a batch does not stream; remove it")
-            continue
-        if key == "max_completion_tokens":
-            key = "max_tokens"
-            if body.get("max_tokens") not in (None, value):
-                raise LineError("conflicting_fields", key, "max_tokens and max_completion_tokens differ; give one")
-        translated[key] = value
-    asked = translated.get("logprobs")
-    if type(asked) is int:
-        translated["logprobs"] = True
-        translated.setdefault("top_logprobs", asked)
-    return translated
-
-
-def _check_id(field: str, value: Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise LineError("invalid_type", field, f"must be a string, not {_json_kind(value)}")
-    if not 1 <= len(value) <= MAX_ID_LENGTH or not value.isprintable():
-        raise LineError("out_of_range", field, f"must have 1 to {MAX_ID_LENGTH} printable characters")
-    return value
-
-
-def check_fields(data: dict[str, Any], *, openai: bool) -> dict[str, Any]:
-    """Fields of a line (or of a batch's defaults) under canonical names, checked; nulls count as absent.
+def check_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields under canonical names, checked; nulls, and what else asks for nothing, count as absent.
 
     Raises:
         LineError: for an unknown field, a wrong type or range, or fields that exclude each other.
     """
-    checked: dict[str, Any] = {}
-    for key, value in data.items():
-        if value is None:
-            continue
-        known = _CHECKS_BY_KEY.get(key)
-        if known is None:
-            raise _unknown(key, openai=openai)
-        name, check = known
-        if name in checked:
-            raise LineError("conflicting_fields", key, f"says '{name}' a second time; give one of them")
-        checked[name] = check(value)
-    check_together(checked)
-    for name in ("response_format", "add_generation_prompt"):
-        checked.pop(name, None)
+    problems: list[LineError] = []
+    checked = gather(data, problems)
+    raise_all(problems)
     return checked
 
 
-def _unknown(key: str, *, openai: bool) -> LineError:
-    if key in OPENAI_UNSUPPORTED:
-        return LineError("unsupported", key, "is not supported; remove it")
-    if key == "enable_thinking":
-        return LineError("unknown_field", key, "goes into 'chat_template_kwargs': {\"enable_thinking\": ...}")
-    known = (*KNOWN_FIELDS, "max_completion_tokens") if openai else (*KNOWN_FIELDS, "id")
-    hint = did_you_mean(key, known) or "; put your own data into 'metadata'"
-    return LineError("unknown_field", key[:SHOWN_NAME], f"is not a field of a line{hint}")
+def check_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Some of a batch's defaults, checked and under canonical names.
+
+    Raises:
+        LineError: as :func:`check_fields`, and for what belongs to a line.
+    """
+    fields = dict(data)
+    override = fields.pop(OVERRIDE, None)
+    if override not in (None, True, False):
+        raise LineError("invalid_type", OVERRIDE, f"must be true or false, not {json_kind(override)}")
+    for name in ("prompt", "messages", "metadata"):
+        if fields.get(name) is not None:
+            raise LineError("unknown_field", name, "belongs to a line and cannot be a default of a batch")
+    checked = check_fields(fields)
+    return {**checked, OVERRIDE: True} if override else checked
 
 
-def check_together(fields: Mapping[str, Any]) -> None:
-    """Refuse fields that exclude each other."""
-    if "prompt" in fields:
-        for name in ("messages", *CHAT_FIELDS):
-            if fields.get(name):
-                message = f"goes with 'messages', not with 'prompt': '{name}' needs the chat template"
-                if name == "messages":
-                    message = "a line has either 'prompt' or 'messages', not both"
-                raise LineError("conflicting_fields", name, message)
-    if fields.get("top_logprobs") and not fields.get("logprobs"):
-        raise LineError("conflicting_fields", "top_logprobs", "needs 'logprobs': true")
-    check_continuing(fields)
+def _native_line(data: dict[str, Any], problems: list[LineError]) -> CheckedLine:
+    name = data.pop("id", None)
+    if name is not None and not usable_id(name):
+        problems.append(_bad_id("id", name))
+    if lacks_prompt(data):
+        return _without_prompt(name, data, problems)
+    if "custom_id" in data or "url" in data:
+        data = _without_envelope(data, problems)
+    return CheckedLine(name, gather(data, problems), None)
 
 
-def _need_prompt(fields: Mapping[str, Any]) -> None:
-    if "prompt" not in fields and "messages" not in fields:
-        raise LineError("missing_field", "prompt", "a line needs 'prompt' or 'messages'")
+def _without_prompt(name: str | None, data: dict[str, Any], problems: list[LineError]) -> CheckedLine:
+    """A line without a prompt. Where it is another tool's as a whole that is its one fault, however many its fields."""
+    if (cure := cure_of_row(data)) is not None:
+        problems.append(LineError("unknown_field", *cure))
+        return CheckedLine(name, {}, None)
+    rest = _without_envelope(data, problems)
+    if not (problems and rest is not data and not rest):
+        gather(rest, problems)
+        problems.append(no_prompt())
+    return CheckedLine(name, {}, None)
 
 
-def _check_text(field: str) -> Any:
-    def check(value: Any) -> str:
-        if not isinstance(value, str):
-            raise LineError("invalid_type", field, f"must be a string, not {_json_kind(value)}")
-        if not value:
-            raise LineError("out_of_range", field, "must not be empty")
-        return value
-
-    return check
-
-
-def _check_object(field: str) -> Any:
-    def check(value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise LineError("invalid_type", field, f"must be an object, not {_json_kind(value)}")
-        if _deeper_than(value, MAX_DEPTH):
-            raise LineError("out_of_range", field, f"must not be nested deeper than {MAX_DEPTH} levels")
-        return value
-
-    return check
+def _without_envelope(data: dict[str, Any], problems: list[LineError]) -> dict[str, Any]:
+    """The fields of a native line; those of an OpenAI line whose body is missing are one problem together."""
+    if is_empty(data.get("custom_id")) and is_empty(data.get("url")) and is_empty(data.get("body")):
+        return data
+    if is_empty(data.get("body")):
+        message = "an OpenAI batch line has its fields in 'body'; on a line without one, 'custom_id' is 'id'"
+        problems.append(LineError("missing_field", "body", message))
+    else:
+        message = f"must be an object with the fields of the request, not {json_kind(data['body'])}"
+        problems.append(LineError("invalid_type", "body", message))
+    return {key: value for key, value in data.items() if key not in ("custom_id", "method", "url", "body")}
 
 
-def _check_response_format(value: Any) -> Any:
-    if not isinstance(value, dict):
-        raise LineError("invalid_type", "response_format", f"must be an object, not {_json_kind(value)}")
-    if value.get("type") != "text":
-        raise LineError(
-            "unsupported", "response_format", f"type {shown(value.get('type'))} is not supported, only 'text'"
-        )
-    return value
+def _json_message(raw: bytes, error: orjson.JSONDecodeError) -> str:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as wrong:
+        return f"byte {wrong.start + 1} is not UTF-8; save the file as UTF-8"
+    where = f"{error.msg} at column {error.colno}"
+    if not text.startswith(("{", "[")):
+        return f'{where}; a line is an object, such as {{"prompt": "..."}}'
+    if text.startswith("{'"):
+        return f"{where}; names and texts have double quotes in JSON, as json.dumps() writes them"
+    if any(word in text[error.pos : error.pos + 9] for word in ("NaN", "Infinity")):
+        return f"{where}; JSON has no NaN and no Infinity: leave the field out"
+    return where
 
 
-_FIELD_CHECKS: Mapping[str, Any] = {
-    "prompt": _check_text("prompt"),
-    "messages": check_messages,
-    "system_prompt": _check_text("system_prompt"),
-    "prefill_response": _check_text("prefill_response"),
-    "continue_final_message": check_flag("continue_final_message"),
-    "add_generation_prompt": check_flag("add_generation_prompt"),
-    "chat_template_kwargs": _check_object("chat_template_kwargs"),
-    "model": _check_text("model"),
-    "adapter_path": _check_text("adapter_path"),
-    "metadata": _check_object("metadata"),
-    "response_format": _check_response_format,
-}
-
-_CHECKS_BY_KEY: Mapping[str, tuple[str, Any]] = {
-    **{name: (name, check) for name, check in (*_FIELD_CHECKS.items(), *CHECKS.items())},
-    **{alias: (name, CHECKS[name]) for alias, name in ALIASES.items()},
-}
-"""For each key that a line may give: the field it means, and its check."""
+def _bad_id(field: str, value: Any) -> LineError:
+    if isinstance(value, str):
+        return LineError("out_of_range", field, f"must have 1 to {MAX_ID_LENGTH} printable characters")
+    written = f': write "{value}"' if type(value) is int else ""
+    return LineError("invalid_type", field, f"must be a string, not {json_kind(value)}{written}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.errors import LineError
+from jobs.errors import MOST_PROBLEMS, LineError, raise_all
 from jobs.params import SHOWN_NAME, did_you_mean, shown
 
 __all__ = ["CHAT_FIELDS", "ROLES", "check_continuing", "check_flag", "check_messages", "unfit_defaults"]
@@ -54,7 +54,17 @@ def check_messages(value: Any) -> tuple[dict[str, Any], ...]:
         raise LineError("invalid_type", "messages", f"must be an array of messages, not {shown(value)}")
     if not value:
         raise LineError("out_of_range", "messages", "must hold at least one message")
-    return tuple(_check_message(f"messages[{number}]", item) for number, item in enumerate(value))
+    checked: list[dict[str, Any]] = []
+    problems: list[LineError] = []
+    for number, item in enumerate(value):
+        try:
+            checked.append(_check_message(f"messages[{number}]", item))
+        except LineError as error:
+            problems.append(error)
+            if len(problems) >= MOST_PROBLEMS:
+                break
+    raise_all(problems)
+    return tuple(checked)
 
 
 def _check_message(where: str, item: Any) -> dict[str, Any]:

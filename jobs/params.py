@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from jobs.errors import LineError
+from jobs.instead import instead
 
 __all__ = [
     "ALIASES",
@@ -32,6 +34,8 @@ MAX_SEED = 2**64 - 1
 LONGEST_GUESS = 80
 SHOWN_NAME = 80
 """Of a name that a line gives, messages show so many characters: it may have megabytes."""
+CLOSE = 0.8
+"""How alike two names must be (0..1) for one to be taken for a slip of the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,15 @@ def _param(kind: str, default: Any, meaning: str, **bounds: Any) -> Any:
 class Sampling:
     """Effective generation parameters of one line; each field's metadata is its row of the table."""
 
-    max_tokens: int = _param("int", 512, "most new tokens", low=1, high=2**31)
+    max_tokens: int | None = _param(
+        "int",
+        512,
+        "most new tokens",
+        low=1,
+        high=2**31,
+        default_text="512 (on OpenAI lines to the context's end)",
+    )
+    """None: as many as the context has room for."""
     min_tokens: int = _param("int", 0, "EOS and stop strings cannot end the text before this many tokens", low=0)
     temperature: float = _param(
         "float",
@@ -195,7 +207,7 @@ PARAMETERS: Mapping[str, Parameter] = {item.name: _row(item) for item in datacla
 ALIASES: Mapping[str, str] = {"temp": "temperature", "max_new_tokens": "max_tokens"}
 """Other names under which native and OpenAI lines may give a parameter."""
 
-OPENAI_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0}
+OPENAI_DEFAULTS: Mapping[str, Any] = {"max_tokens": None, "temperature": 1.0, "top_p": 1.0}
 """What an OpenAI line gets where neither it nor the batch says anything and the table differs."""
 
 
@@ -203,8 +215,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` where a known name is close, else nothing."""
     if len(name) > LONGEST_GUESS:
         return ""  # comparing takes time that grows with the name, which may have megabytes
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    close = _closest(name, tuple(known))
+    return f"; did you mean '{close}'?" if close is not None else ""
+
+
+@functools.lru_cache(maxsize=256)  # files have the same wrong name in each line, and comparing takes long
+def _closest(name: str, known: tuple[str, ...]) -> str | None:
+    spelled = {other.replace("-", "_"): other for other in known}
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), spelled, n=1, cutoff=CLOSE)
+    return spelled[close[0]] if close else None
 
 
 def check_parameter(name: str, value: Any) -> Any:
@@ -226,11 +245,12 @@ def shown(value: Any) -> str:
 
 
 def _wrong_type(row: Parameter, wanted: str, value: Any) -> LineError:
-    return LineError("invalid_type", row.name, f"must be {wanted}, not {shown(value)}")
+    return LineError("invalid_type", row.name, f"must be {wanted}, not {shown(value)}{instead(row.name, value)}")
 
 
 def _outside(row: Parameter, value: Any) -> LineError:
-    return LineError("out_of_range", row.name, f"must be {row.range_text}, not {shown(value)}")
+    message = f"must be {row.range_text}, not {shown(value)}{instead(row.name, value)}"
+    return LineError("out_of_range", row.name, message)
 
 
 def _int_check(row: Parameter) -> Callable[[Any], int]:
@@ -239,10 +259,12 @@ def _int_check(row: Parameter) -> Callable[[Any], int]:
 
     def check(value: Any) -> int:
         if type(value) is not int:
-            raise _wrong_type(row, "an integer", value)
+            if type(value) is not float or not value.is_integer():
+                raise _wrong_type(row, "an integer", value)
+            value = int(value)
         if not low <= value <= high:
             raise _outside(row, value)
-        return value
+        return cast("int", value)
 
     return check
 
@@ -294,7 +316,7 @@ def _bias_check(row: Parameter) -> Callable[[Any], dict[int, float]]:
             raise _wrong_type(row, "an object of token ids and numbers", value)
         checked = {}
         for key, bias in value.items():
-            token = str(key)
+            token = str(key).removesuffix(".0")
             if not token.isascii() or not token.isdigit() or len(token) > 10:
                 raise LineError("invalid_type", row.name, f"keys must be token ids, not {shown(key)}")
             checked[int(token)] = number(bias)

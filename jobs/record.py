@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,25 +163,19 @@ def error_record(
     return orjson.dumps(record)
 
 
-def rejected_record(
-    *,
-    line_id: str,
-    index: int,
-    line: int,
-    batch_id: str,
-    code: str,
-    message: str,
-    param: str | None,
-    now: float,
-) -> bytes:
-    """The error record of a line refused at submission (``--on-bad-line skip``): it never had an attempt."""
+def rejected_record(*, line_id: str, index: int, batch_id: str, problems: Sequence[ProblemLine], now: float) -> bytes:
+    """The error record of a line refused at submission (``--on-bad-line skip``): it never had an attempt.
+
+    Its code and field are those of the first of its ``problems``; the message has all of them.
+    """
+    first, *others = problems
     return error_record(
         line_id=line_id,
         index=index,
         batch_id=batch_id,
-        code=code,
-        message=ProblemLine(line, code, param, message).text,
-        param=param,
+        code=first.code,
+        message="; also ".join([first.text, *(problem.said for problem in others)]),
+        param=first.field,
         attempt=0,
         finished_at=now,
     )

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Iterator
 from jobs.batch import Batch
 from jobs.errors import LineError
 from jobs.line import Defaults, check_line
+from jobs.lineid import readable_id
 from jobs.record import error_record
 from jobs.shard import ShardLine
 
@@ -32,7 +33,7 @@ def _record(batch: Batch, line: ShardLine, defaults: Defaults) -> bytes:
     except LineError:
         job = None  # somebody wrote it to Redis past the submitter's checks
     return error_record(
-        line_id=f"line-{line.line}" if job is None else job.id,
+        line_id=job.id if job is not None else readable_id(line.raw) or f"line-{line.line}",
         index=line.index,
         batch_id=batch.id,
         code=batch.status,

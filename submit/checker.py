@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 
 from jobs.errors import LineError, ProblemLine
-from jobs.line import MAX_ID_LENGTH, CheckedLine, Defaults, check_line, no_model
+from jobs.line import CheckedLine, Defaults, check_line, no_model
+from jobs.lineid import readable_id
 from jobs.shard import Group, ShardLine
 from submit.reader import Line, Prompts
 from submit.seen import SeenIds
@@ -36,34 +38,45 @@ class GoodLine:
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that may not: its 0-based index, its id as far as it has one, and what is wrong."""
+    """A line that may not: its 0-based index, its id as far as it has one, and all that is wrong with it."""
 
     index: int
     id: str
-    problem: ProblemLine
+    problems: tuple[ProblemLine, ...]
+
+    @property
+    def line(self) -> int:
+        return self.problems[0].line
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Neighbouring lines of the input, checked, each in exactly one of the lists, in order."""
+    """Neighbouring lines of the input, checked, each in exactly one of the lists, in order.
+
+    ``own_models`` counts the good lines that name another model than the batch, by what they name.
+    """
 
     good: list[GoodLine]
     bad: list[BadLine]
+    own_models: Counter[str] = field(default_factory=Counter)
 
 
 class Problems:
-    """All that is wrong with an input: every problem counted, the first of them kept."""
+    """All that is wrong with an input: every bad line counted, the first problems kept."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.without_model = 0
-        """How many of them are that no model is named."""
+        """Bad lines, each of which may have several problems."""
+        self.only_without_model = 0
+        """How many of them have no problem but that no model is named."""
         self.kept: list[ProblemLine] = []
 
-    def add(self, problems: list[ProblemLine]) -> None:
-        self.count += len(problems)
-        self.without_model += sum((problem.code, problem.field) == NO_MODEL for problem in problems)
-        self.kept += problems[: KEPT_PROBLEMS - len(self.kept)]
+    def add(self, lines: list[BadLine]) -> None:
+        self.count += len(lines)
+        for line in lines:
+            self.only_without_model += all((problem.code, problem.field) == NO_MODEL for problem in line.problems)
+            if len(self.kept) < KEPT_PROBLEMS:
+                self.kept += line.problems[: KEPT_PROBLEMS - len(self.kept)]
 
 
 def checked(prompts: Prompts, defaults: Defaults, *, need_model: bool = True) -> Iterator[Chunk]:
@@ -99,11 +112,18 @@ class _Groups:
     def __init__(self, defaults: Defaults, *, need_model: bool) -> None:
         self.defaults = defaults
         self._model, self._adapter = defaults.model, defaults.adapter_path
+        self._override = defaults.override_model
         self._need_model = need_model
         self._known: dict[tuple[str, str | None], Group] = {}
+        self.own_models: Counter[str] = Counter()
 
     def of(self, line: CheckedLine) -> Group:
-        model = line.fields.get("model", self._model)
+        model = self._model
+        own = line.fields.get("model")
+        if own is not None and own != model:
+            if model is not None:
+                self.own_models[own] += 1
+            model = model if self._override else own
         if model is None:
             if self._need_model:
                 raise no_model()
@@ -114,11 +134,23 @@ class _Groups:
             group = self._known[model, adapter] = Group(model, adapter)
         return group
 
+    def lacks_model(self, raw: bytes | LineError) -> bool:
+        """Whether a bad line has that wrong with it too, that nobody names its model."""
+        if not self._need_model or self._model is not None or isinstance(raw, LineError):
+            return False
+        try:
+            data = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            return False
+        fields = data.get("body", data) if isinstance(data, dict) else None
+        return isinstance(fields, dict) and not fields.get("model")
+
 
 def _check_chunk(lines: list[Line], start: int, groups: _Groups, seen: SeenIds) -> Chunk:
     good: list[GoodLine] = []
     bad: list[BadLine] = []
     ids: list[tuple[int, str | None]] = []
+    groups.own_models = Counter()
     for index, (number, raw) in enumerate(lines, start):
         try:
             if isinstance(raw, LineError):
@@ -129,36 +161,38 @@ def _check_chunk(lines: list[Line], start: int, groups: _Groups, seen: SeenIds) 
             ids.append((number, line.id))
         except LineError as error:
             # Its error record carries its id, so the id is taken by this line as much as by a good one.
-            name = _id_of(raw)
+            name = raw.line_id if isinstance(raw, LineError) else readable_id(raw)
             ids.append((number, name))
-            bad.append(BadLine(index, name or f"line-{number}", error.at(number)))
+            problems = error.all_at(number)
+            if (error.code, error.field) != NO_MODEL and groups.lacks_model(raw):
+                problems += (no_model().at(number),)
+            bad.append(BadLine(index, name or f"line-{number}", problems))
     clashes = seen.add(ids)
-    return _without_clashes(good, bad, dict(ids), clashes) if clashes else Chunk(good, bad)
-
-
-def _id_of(raw: bytes | LineError) -> str | None:
-    """The id of a bad line, if it has one that could be a good line's."""
-    try:
-        data = orjson.loads(raw) if isinstance(raw, bytes) else None
-    except orjson.JSONDecodeError:
-        return None
-    if not isinstance(data, dict):
-        return None
-    name = data.get("custom_id" if isinstance(data.get("body"), dict) else "id")
-    usable = isinstance(name, str) and 1 <= len(name) <= MAX_ID_LENGTH and name.isprintable()
-    return name if usable else None
+    if clashes:
+        good, bad = _without_clashes(good, bad, dict(ids), clashes)
+    return Chunk(good, bad, groups.own_models)
 
 
 def _without_clashes(
     good: list[GoodLine], bad: list[BadLine], ids: dict[int, str | None], clashes: dict[int, int]
-) -> Chunk:
-    """The chunk with lines whose id was used before among the bad ones; a line has one problem at most."""
+) -> tuple[list[GoodLine], list[BadLine]]:
+    """Good and bad lines, with those among the bad ones whose id was used before."""
+
+    def clash(number: int, field: str) -> ProblemLine:
+        name = ids[number] or f"line-{number}"
+        message = f"'{name}' is the id of line {clashes[number]} already; ids are unique in a file"
+        return ProblemLine(number, "duplicate_custom_id", field, message)
+
+    kept: list[GoodLine] = []
+    refused: list[BadLine] = []
     for line in good:
         number = line.place.line
-        if number in clashes:
-            name = ids[number] or f"line-{number}"
-            field = "id" if line.endpoint is None else "custom_id"
-            message = f"'{name}' is the id of line {clashes[number]} already; ids are unique in a file"
-            bad.append(BadLine(line.place.index, name, ProblemLine(number, "duplicate_custom_id", field, message)))
-    kept = [line for line in good if line.place.line not in clashes]
-    return Chunk(kept, sorted(bad, key=lambda line: line.index))
+        if number not in clashes:
+            kept.append(line)
+            continue
+        problem = clash(number, "id" if line.endpoint is None else "custom_id")
+        refused.append(BadLine(line.place.index, ids[number] or f"line-{number}", (problem,)))
+    for other in bad:
+        also = (clash(other.line, "id"),) if other.line in clashes and ids[other.line] is not None else ()
+        refused.append(BadLine(other.index, other.id, other.problems + also))
+    return kept, sorted(refused, key=lambda line: line.index)

@@ -116,17 +116,12 @@ def blame(error: click.ClickException) -> None:
 
 def report(error: PromptmillError) -> None:
     """An error as a person reads it, on stderr."""
-    from submit.feedback import SHOWN_PROBLEMS
+    from submit.problems import listed
 
     click.echo(f"promptmill: {error}", err=True)
     if isinstance(error, InputError) and error.what is None:
-        for problem in error.problems[:SHOWN_PROBLEMS]:
-            click.echo(f"  {problem}", err=True)
-        if error.count > SHOWN_PROBLEMS:
-            click.echo(
-                f"  ... and {error.count - SHOWN_PROBLEMS} more: `promptmill check FILE --json` lists them all",
-                err=True,
-            )
+        for line in listed(error.problems):
+            click.echo(line, err=True)
 
 
 if __name__ == "__main__":

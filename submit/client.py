@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +35,7 @@ from jobs.schedules import Schedules
 from jobs.store import Store
 from submit.batchhandle import BatchHandle
 from submit.events import BatchFinished, Event, FirstToken, LineFinished, PromptProgress
+from submit.prospects import gave_way
 from submit.reader import PromptFile, PromptObjects
 from submit.schedulehandle import ScheduleHandle
 from submit.scheduling import ScheduleOrder, add_schedule
@@ -52,6 +54,8 @@ __all__ = [
     "ScheduleHandle",
     "WorkerState",
 ]
+
+log = logging.getLogger("promptmill.client")
 
 FilePath = str | os.PathLike[str]
 Sleep = Callable[[float], None]
@@ -100,6 +104,7 @@ class Client:
         prompts: FilePath | Iterable[Mapping[str, Any]],
         *,
         model: str | None = None,
+        override_model: bool = False,
         name: str | None = None,
         priority: str = "normal",
         on_bad_line: str = "reject",
@@ -113,12 +118,14 @@ class Client:
     ) -> BatchHandle:
         """Enqueue a file (a path; ``.gz`` and ``.zst`` by suffix, ``-`` is stdin) or an iterable of dicts.
 
-        ``parameters`` are those of a line (``temperature=0.7``, ``system_prompt="..."``), for lines that do
-        not say them. ``priority`` is ``high``, ``normal`` or ``low``. With ``on_bad_line="skip"`` bad lines
-        become error records and the rest runs. The batch begins ``at`` a moment (a datetime without a zone is a local
-        one) or ``start_in`` seconds from now; ``expires_in`` seconds after its beginning it ends: lines not finished
-        by then fail as ``expired``. ``keep`` seconds after its end it is removed; None keeps it until it is purged.
-        ``webhook`` is a URL that is told of its end.
+        ``parameters`` are those of a line (``temperature=0.7``, ``system_prompt="..."``), for lines that do not say
+        them; so is ``model``, which with ``override_model`` is for all lines. ``priority`` is ``high``, ``normal`` or
+        ``low``. With ``on_bad_line="skip"`` bad lines become error records and the rest runs. The batch begins ``at`` a
+        moment (a datetime without a zone is a local one) or ``start_in`` seconds from now; ``expires_in`` seconds after
+        its beginning it ends: lines not finished by then fail as ``expired``. ``keep`` seconds after its end it is
+        removed; None keeps it until it is purged. ``webhook`` is a URL that is told of its end.
+
+        Lines that name another model than ``model`` are counted in the handle's ``submitted.own_models``, and logged.
 
         Raises:
             LineError: a parameter that does not exist, or a value out of its range.
@@ -129,7 +136,7 @@ class Client:
             raise RefusedError("at and start_in say the same thing: give one of them")
         _check_seconds(start_in=start_in, expires_in=expires_in, keep=keep)
         order = Order(
-            defaults=_defaults("submit", model, parameters),
+            defaults=_defaults("submit", model, parameters, override=override_model),
             name=name,
             priority=priority,
             on_bad_line=on_bad_line,
@@ -144,6 +151,8 @@ class Client:
                 order = replace(order, start_in=_seconds_until(at, self._store.server_time()))
             with _in_full():
                 submitted = _submit(self._store, prompts, order)
+        for note in gave_way(submitted.own_models, order.defaults):
+            log.warning("batch %s: %s", submitted.batch_id, note, extra={"action": "model_gave_way"})
         return BatchHandle(self, submitted.batch_id, submitted)
 
     def batch(self, id_or_name: str) -> BatchHandle:
@@ -190,6 +199,7 @@ class Client:
         cron: str,
         time_zone: str | None = None,
         model: str | None = None,
+        override_model: bool = False,
         batch_name: str | None = None,
         priority: str = "normal",
         on_bad_line: str = "reject",
@@ -220,7 +230,7 @@ class Client:
             name=name,
             cron=Cron(cron, time_zone or local_zone()),
             order=Order(
-                defaults=_defaults("add_schedule", model, parameters),
+                defaults=_defaults("add_schedule", model, parameters, override=override_model),
                 name=batch_name,
                 priority=priority,
                 on_bad_line=on_bad_line,
@@ -299,9 +309,9 @@ def _arguments(function: Callable[..., Any]) -> list[str]:
     return [*own, *PARAMETERS, *ALIASES, *CHAT_FIELDS, "adapter_path"]
 
 
-def _defaults(method: str, model: str | None, parameters: Mapping[str, Any]) -> Defaults:
+def _defaults(method: str, model: str | None, parameters: Mapping[str, Any], *, override: bool) -> Defaults:
     try:
-        return Defaults({"model": model, **parameters})
+        return Defaults({"model": model, "override_model": override, **parameters})
     except LineError as error:
         if error.field in parameters and error.message.startswith("is not a field of a line"):
             meant = did_you_mean(str(error.field), _arguments(getattr(Client, method)))

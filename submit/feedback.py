@@ -17,9 +17,8 @@ from jobs.errors import InputError, PromptmillError
 from submit.progress import is_terminal
 from submit.text import plural
 
-__all__ = ["SHOWN_PROBLEMS", "Answer", "json_errors", "left_to_itself", "read_display"]
+__all__ = ["Answer", "json_errors", "left_to_itself", "read_display"]
 
-SHOWN_PROBLEMS = 20
 SHOW_EVERY_S = 0.2
 
 

@@ -14,7 +14,7 @@ import orjson
 from jobs.connect import check_url
 from jobs.duration import parse_duration
 from jobs.errors import LineError, RefusedError
-from jobs.line import Defaults
+from jobs.line import Defaults, check_defaults
 from jobs.logs import FILE_HELP, FORMAT_HELP, FORMATS
 from jobs.params import ALIASES, PARAMETERS, Parameter
 from jobs.settings import origin, read_toml
@@ -123,11 +123,31 @@ def open_store(redis_url: str | None, *, patient: bool = False) -> Iterator[Stor
         yield Store(connection)
 
 
+class _Integer(click.ParamType[int]):
+    """An integer, which may be written as a whole float."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            if not isinstance(value, str):
+                return value if isinstance(value, int) else _whole(value)
+            return int(value) if value.strip().lstrip("+-").isdecimal() else _whole(float(value))
+        except ValueError:
+            self.fail(f"'{value!s:.40}' is not a valid integer.", param, ctx)
+
+
+def _whole(number: float) -> int:
+    if not number.is_integer():
+        raise ValueError("it has a fraction")
+    return int(number)
+
+
 def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-_TYPES: Mapping[str, Any] = {"int": int, "float": float, "strings": str, "bias": str}
+_TYPES: Mapping[str, Any] = {"int": _Integer(), "float": float, "strings": str, "bias": str}
 _JOB_FLAGS = (
     ("system_prompt", "System message put in front of each line's messages."),
     ("prefill_response", "Text the assistant's turn starts with."),
@@ -152,6 +172,9 @@ def parameter_options(command: F) -> F:
         "defaults_file",
         type=click.Path(path_type=Path, dir_okay=False),
         help="TOML file with values for lines that do not say them; flags win over it.",
+    )(command)
+    command = click.option(
+        "--override-model", is_flag=True, help="Use the batch's model for lines that name their own too."
     )(command)
     return click.option(
         "--model",
@@ -187,7 +210,12 @@ def defaults_from(flags: Mapping[str, Any]) -> Defaults:
     for name, field in (("logit_bias", "logit_bias"), ("chat_template_config", "chat_template_kwargs")):
         if flags.get(name):
             asked[field] = _json_flag(name, flags[name])
-    return Defaults({**given, **_checked(asked, _said_as)})
+    if flags.get("override_model"):
+        asked["override_model"] = True
+    try:
+        return Defaults({**given, **_checked(asked, _said_as)})
+    except LineError as error:  # what is right by itself, and not together
+        raise RefusedError(f"{_said_as(error.field or '')} {error.message}") from None
 
 
 def order_from(flags: Mapping[str, Any], *, name: str | None) -> Order:
@@ -230,7 +258,7 @@ def _said_as(field: str) -> str:
 
 def _checked(fields: dict[str, Any], named: Callable[[str], str]) -> dict[str, Any]:
     try:
-        return dict(Defaults(fields).fields)
+        return check_defaults(fields)
     except LineError as error:
         raise RefusedError(f"{named(error.field or '')} {error.message}") from None
 

@@ -96,16 +96,8 @@ class Packing:
                 self._close(shard)
 
     def _reject(self, bad: BadLine) -> None:
-        problem = bad.problem
         record = rejected_record(
-            line_id=bad.id,
-            index=bad.index,
-            line=problem.line,
-            batch_id=self._batch_id,
-            code=problem.code,
-            message=problem.message,
-            param=problem.field,
-            now=self._now(),
+            line_id=bad.id, index=bad.index, batch_id=self._batch_id, problems=bad.problems, now=self._now()
         )
         self._rejected.append(FinishedLine(bad.index, False, 0, 0, 0, record))
         if len(self._rejected) == REJECTED_SHARD_LINES:

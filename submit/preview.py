@@ -19,7 +19,7 @@ import orjson
 
 from jobs.errors import ModelLoadError, ProblemLine, PromptmillError, RefusedError
 from jobs.line import Defaults
-from submit.checker import Problems
+from submit.checker import BadLine, Problems
 
 __all__ = ["PREVIEW_COMMAND", "Preview", "Previewed"]
 
@@ -42,7 +42,7 @@ class Previewed:
         elif "problem" in said:
             problem = said["problem"]
             found = ProblemLine(said["line"], problem["code"], problem.get("field"), problem["message"])
-            self.problems.add([found])
+            self.problems.add([BadLine(found.line - 1, "", (found,))])
         elif "tokens" in said:
             self.lines += 1
         elif "summary" in said:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,28 @@ from submit.text import duration, plural, printable
 if TYPE_CHECKING:
     from redis import Redis
 
+    from jobs.line import Defaults
     from submit.worker_state import WorkerState
 
-__all__ = ["begins_after", "moment", "times", "unserved", "waits_for"]
+__all__ = ["begins_after", "gave_way", "moment", "times", "unserved", "waits_for"]
+
+
+NAMED = 3
+"""Of the models that lines name for themselves, so many are named."""
+
+
+def gave_way(own_models: Mapping[str, int], defaults: Defaults) -> list[str]:
+    """A note where the batch's model gave way to what lines name for themselves; ``own_models`` counts those lines."""
+    if not own_models or defaults.override_model:
+        return []
+    lines = sum(own_models.values())
+    names = [f"'{printable(name)}'" for name in list(own_models)[:NAMED]] + ["..."] * (len(own_models) > NAMED)
+    what = f"{plural(lines, 'line')} {'names its' if lines == 1 else 'name their'} own model"
+    model = printable(defaults.model or "")
+    return [
+        f"{what}{'' if len(own_models) == 1 else 's'} {', '.join(names)}: --model {model} is only for lines without "
+        f"one; --override-model uses it for all"
+    ]
 
 
 def begins_after(lines: int) -> list[str]:

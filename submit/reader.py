@@ -24,6 +24,8 @@ import zstandard
 
 from jobs.errors import LineError, RefusedError
 from jobs.line import MAX_LINE_BYTES
+from jobs.lineid import LOOKED_AT, id_in, readable_id
+from submit.shape import START_BYTES, START_LINES, magic_of, shape_of
 
 __all__ = ["Line", "PromptFile", "PromptObjects", "Prompts", "digest_of"]
 
@@ -36,14 +38,6 @@ LONGEST = MAX_LINE_BYTES + len(b"\r\n")
 STDIN = 0
 
 BOM = b"\xef\xbb\xbf"
-FOREIGN_STARTS = (
-    (b"\xff\xfe\x00\x00", "is UTF-32; save it as UTF-8"),
-    (b"\x00\x00\xfe\xff", "is UTF-32; save it as UTF-8"),
-    (b"\xff\xfe", "is UTF-16; save it as UTF-8"),
-    (b"\xfe\xff", "is UTF-16; save it as UTF-8"),
-    (b"\x1f\x8b", "is gzip data; a file's name must end in .gz, a stream be unpacked (zcat FILE | ...)"),
-    (b"\x28\xb5\x2f\xfd", "is zstd data; a file's name must end in .zst, a stream be unpacked (zstdcat FILE | ...)"),
-)
 
 
 class Prompts(Protocol):
@@ -74,6 +68,8 @@ class PromptFile:
         self.name = "standard input" if given == "-" else os.fsencode(given).decode("utf-8", "replace")
         self.bytes_read = 0
         """Bytes of the file as it lies on disk, so far."""
+        self._begin = b""
+        """Of the first line that is too long."""
         self._hash = hashlib.blake2b(digest_size=16)
         with self._explained():
             self._file = _open(given, stdin)
@@ -98,15 +94,45 @@ class PromptFile:
 
     def __iter__(self) -> Iterator[Line]:
         with self._explained():
-            number = 0
-            while raw := self._content.readline(LONGEST):
-                number += 1
-                if number == 1:
-                    raw = self._start(raw)
-                if len(raw) >= LONGEST and not raw.endswith(b"\n"):
-                    yield number, self._too_long(len(raw))
-                elif raw := raw.strip():
-                    yield number, raw
+            lines = self._lines()
+            for first in lines:
+                ahead = [first] if _is_object(first[1]) else self._looked_at(first, lines)
+                yield from ahead
+                break
+            yield from lines
+
+    def _lines(self) -> Iterator[Line]:
+        number = 0
+        while raw := self._content.readline(LONGEST):
+            number += 1
+            if number == 1:
+                raw = self._start(raw)
+            if len(raw) >= LONGEST and not raw.endswith(b"\n"):
+                yield number, self._too_long(raw)
+            elif raw := raw.strip():
+                yield number, raw
+
+    def _looked_at(self, first: Line, lines: Iterator[Line]) -> list[Line]:
+        """The first lines of a file that does not begin with an object.
+
+        Raises:
+            RefusedError: it holds no lines of JSON, but something else that is known.
+        """
+        ahead, size = [first], 0
+        for line in lines:
+            ahead.append(line)
+            size += len(line[1]) if isinstance(line[1], bytes) else 0
+            if size > START_BYTES or len(ahead) > START_LINES:
+                break
+        else:
+            size = -1
+        start = [raw for _, raw in ahead if isinstance(raw, bytes)]
+        if isinstance(first[1], LineError):
+            start = [self._begin, *start]
+        shape = shape_of(start, whole=size < 0)
+        if shape is not None:
+            raise RefusedError(f"{self.name} {shape}")
+        return ahead
 
     def blocks(self) -> Iterator[bytes]:
         """The content as it stands, unpacked, in place of its lines."""
@@ -121,21 +147,21 @@ class PromptFile:
                 pass
 
     def _start(self, raw: bytes) -> bytes:
-        for magic, message in FOREIGN_STARTS:
-            if raw.startswith(magic):
-                raise RefusedError(f"{self.name}: {message}")
+        if (message := magic_of(raw)) is not None:
+            raise RefusedError(f"{self.name} {message}")
         return raw.removeprefix(BOM)
 
-    def _too_long(self, size: int) -> LineError:
-        """Skip the rest of a line of which ``size`` bytes are read."""
+    def _too_long(self, begin: bytes) -> LineError:
+        """Skip the rest of a line of which so much is read."""
+        self._begin = self._begin or begin[:LOOKED_AT]
+        size = len(begin)
         while piece := self._content.readline(BLOCK):
             size += len(piece)
             if piece.endswith(b"\n"):
                 size -= 1
                 break
-        return LineError(
-            "out_of_range", None, f"the line has {size} bytes; at most {MAX_LINE_BYTES} are taken: split it"
-        )
+        message = f"the line has {size} bytes; at most {MAX_LINE_BYTES} are taken: split it"
+        return LineError("out_of_range", None, message, line_id=readable_id(begin[:LOOKED_AT]))
 
     def _count(self, block: memoryview) -> None:
         self.bytes_read += len(block)
@@ -198,11 +224,20 @@ def _encoded(item: Any) -> bytes:
         for name, value in fields.items():
             # orjson writes null for these, and null means absent: the value would be dropped without a word.
             if isinstance(value, float) and not math.isfinite(value):
-                raise LineError("out_of_range", str(name), f"must be a finite number, not {value}")
+                message = f"must be a finite number, not {value}"
+                raise LineError("out_of_range", str(name), message, line_id=id_in(item))
     try:
         return orjson.dumps(item, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY)
     except orjson.JSONEncodeError as error:
-        raise LineError("invalid_type", None, f"cannot be written as JSON: {error}") from None
+        message = f"cannot be written as JSON: {error}"
+        raise LineError("invalid_type", None, message, line_id=id_in(item)) from None
+
+
+def _is_object(line: bytes | LineError) -> bool:
+    try:
+        return isinstance(line, bytes) and isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _open(path: str, stdin: int) -> io.FileIO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +61,8 @@ class Order:
 class Submitted:
     """A batch that is live. ``problems`` are the first of the ``rejected`` lines'; ``digest`` names the input.
 
-    ``after_answer`` counts lines in which the model begins a new turn after an assistant's message.
+    ``own_models`` counts the lines that name another model than the batch, by what they name; ``after_answer`` those in
+    which the model begins a new turn after an assistant's message.
     """
 
     batch_id: str
@@ -70,6 +72,7 @@ class Submitted:
     shards: int
     models: tuple[str, ...]
     digest: str
+    own_models: Mapping[str, int] = field(default_factory=dict)
     after_answer: int = 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -80,19 +83,21 @@ class Submitted:
             "problems": [problem.as_dict() for problem in self.problems],
             "shards": self.shards,
             "models": list(self.models),
+            "own_models": dict(self.own_models),
             "after_answer": self.after_answer,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """An input that may be submitted: its lines, how many of them are bad, the first of their problems, its models, and
-    in how many the model begins a new turn after an assistant's message."""
+    """An input that may be submitted: its lines, how many of them are bad, the first of their problems, its models, how
+    many lines name another than the batch, and in how many the model begins a new turn after an assistant's message."""
 
     total: int
     rejected: int
     problems: tuple[ProblemLine, ...]
     models: tuple[str, ...]
+    own_models: Mapping[str, int] = field(default_factory=dict)
     after_answer: int = 0
 
 
@@ -112,15 +117,16 @@ def check(prompts: Prompts, order: Order, *, progress: ReadSoFar = lambda lines,
         InputError, RefusedError: what :func:`submit` would raise for them.
     """
     _new_batch(prompts, order, new_batch_id)
-    problems, models, total, after = Problems(), set[str](), 0, 0
+    problems, models, own_models, total, after = Problems(), set[str](), Counter[str](), 0, 0
     for chunk in checked(prompts, order.defaults):
         total += len(chunk.good) + len(chunk.bad)
-        problems.add([line.problem for line in chunk.bad])
+        problems.add(chunk.bad)
+        own_models.update(chunk.own_models)
         after += sum(line.after_answer for line in chunk.good)
         models.update(line.group.model for line in chunk.good)
         progress(total, prompts.bytes_read)
     _refuse(prompts, total, problems, order)
-    return Checked(total, problems.count, tuple(problems.kept), tuple(sorted(models)), after)
+    return Checked(total, problems.count, tuple(problems.kept), tuple(sorted(models)), own_models, after)
 
 
 def submit(
@@ -143,12 +149,13 @@ def submit(
     upkeep(store, orphans=False)
     start_at = None if order.start_in is None else store.server_time() + order.start_in
     packing = Packing(batch.id, now)
-    problems = Problems()
+    problems, own_models = Problems(), Counter[str]()
     total, after = 0, 0
     with Uploader(store, batch) as uploader:
         for chunk in checked(prompts, order.defaults):
             total += len(chunk.good) + len(chunk.bad)
-            problems.add([line.problem for line in chunk.bad])
+            problems.add(chunk.bad)
+            own_models.update(chunk.own_models)
             after += sum(line.after_answer for line in chunk.good)
             progress(total, prompts.bytes_read)
             if problems.count and order.on_bad_line == "reject":
@@ -176,7 +183,15 @@ def submit(
             )
     models = tuple(sorted({group.model for group in groups}))
     return Submitted(
-        batch.id, total, problems.count, tuple(problems.kept), packing.shards, models, prompts.digest, after
+        batch_id=batch.id,
+        total=total,
+        rejected=problems.count,
+        problems=tuple(problems.kept),
+        shards=packing.shards,
+        models=models,
+        digest=prompts.digest,
+        own_models=own_models,
+        after_answer=after,
     )
 
 
@@ -185,7 +200,7 @@ def _refuse(prompts: Prompts, total: int, problems: Problems, order: Order) -> N
         nothing = ProblemLine(1, "empty_file", None, "there are no prompts in it")
         raise InputError(prompts.name, [nothing], what=nothing.message)
     if problems.count and order.on_bad_line == "reject":
-        if problems.without_model == total > 1:
+        if problems.only_without_model == total > 1:
             raise InputError(prompts.name, problems.kept, problems.count, what=NO_MODEL)
         raise InputError(prompts.name, problems.kept, problems.count)
 

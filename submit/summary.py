@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jobs.batch import Batch
 from jobs.errors import ModelLoadError
-from jobs.heads import head_of
+from jobs.heads import RecordHead, head_of
+from jobs.params import PARAMETERS
 from jobs.results import StoredRecord
 from submit.formats import TRAINING, left_out
 from submit.text import count, duration, plural, rate
 
-__all__ = ["Tally", "exit_status", "summary"]
+__all__ = ["NOTES", "Note", "Tally", "exit_status", "summary"]
 
 SOME_FAILED = 1
 LEFT_OUT = (
@@ -23,19 +26,64 @@ LEFT_OUT = (
 )
 SHORT_S = 10.0
 """Of less than this, tenths of seconds count."""
+DEFAULT_MAX_TOKENS = PARAMETERS["max_tokens"].default
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something about succeeded lines that the user should hear of: which of them it is about, and what is said.
+
+    ``about`` is asked of each record; ``say`` gives the words for so many lines of a batch with these defaults, None
+    where it is not worth saying.
+    """
+
+    about: Callable[[RecordHead], bool]
+    say: Callable[[int, Mapping[str, Any]], str | None]
+
+
+def _cut_at_default(record: RecordHead) -> bool:
+    """Whether a text ended at the number of tokens that a line gets which says nothing about it."""
+    if record.sampling is None or record.sampling.max_tokens != DEFAULT_MAX_TOKENS:
+        return False
+    return any(choice.stop_reason == "max_tokens" for choice in record.completions)
+
+
+def _say_cut(lines: int, defaults: Mapping[str, Any]) -> str | None:
+    if "max_tokens" in defaults:
+        return None
+    were = "line was" if lines == 1 else "lines were"
+    return f"{lines:,} {were} cut by the default max_tokens {DEFAULT_MAX_TOKENS}: give --max-tokens"
+
+
+def _unanswered(record: RecordHead) -> bool:
+    return any(choice.reasoning and choice.blank for choice in record.completions)
+
+
+def _say_unanswered(lines: int, _defaults: Mapping[str, Any]) -> str:
+    return (
+        f"{plural(lines, 'line')} thought and gave no answer: raise max_tokens, or give them "
+        'chat_template_kwargs {"enable_thinking": false}'
+    )
+
+
+NOTES: Mapping[str, Note] = {
+    "unanswered": Note(_unanswered, _say_unanswered),
+    "cut_at_default": Note(_cut_at_default, _say_cut),
+}
+"""By the name under which a tally counts its lines."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """How a batch's lines ended: completions by stop reason, failed lines by code, lines that thought and gave no
-    answer, and, for training data, completions that are ``left_out`` of it by reason."""
+    """How a batch's lines ended: completions by stop reason, failed lines by code, lines that have a note, and, for
+    training data, completions that are ``left_out`` of it by reason."""
 
     fmt: str = "native"
     keep_cut: bool = False
     lines: int = 0
     stops: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
-    unanswered: int = 0
+    noted: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
 
     def add(self, record: StoredRecord) -> None:
@@ -45,7 +93,7 @@ class Tally:
             self.failures[head.error.code] += 1
             return
         self.stops.update(choice.stop_reason for choice in head.completions)
-        self.unanswered += any(choice.reasoning and choice.blank for choice in head.completions)
+        self.noted.update(name for name, note in NOTES.items() if note.about(head))
         if self.fmt in TRAINING:
             reasons = (left_out(choice, keep_cut=self.keep_cut) for choice in head.completions)
             self.left_out.update(reason for reason in reasons if reason is not None)
@@ -57,18 +105,13 @@ class Tally:
             return self.stops.total() - self.left_out.total()
         return self.lines - self.failures.total()
 
-    def notes(self) -> list[str]:
-        """What a person should know of the texts, a line each."""
-        said = []
-        if self.unanswered:
-            said.append(
-                f"{plural(self.unanswered, 'line')} thought and gave no answer: raise max_tokens, or give them "
-                'chat_template_kwargs {"enable_thinking": false}'
-            )
+    def notes(self, defaults: Mapping[str, Any]) -> list[str]:
+        """What a person should know of the texts of a batch with these defaults, a line each."""
+        said = [note.say(self.noted[name], defaults) for name, note in NOTES.items() if self.noted[name]]
         if self.left_out:
             reasons = [f"{self.left_out[reason]:,} {text}" for reason, text in LEFT_OUT if self.left_out[reason]]
             said.append(f"left out of the training data: {', '.join(reasons)}")
-        return said
+        return [words for words in said if words is not None]
 
 
 def exit_status(batch: Batch, tally: Tally | None = None) -> int:
@@ -113,7 +156,7 @@ def summary(
     lines = [head, f"{tokens}; {duration(seconds)} in all"]
     if tally.stops:
         lines.insert(1, f"ended by: {_counts(tally.stops)}")
-    lines += tally.notes()
+    lines += tally.notes(batch.defaults)
     if out is not None:
         lines.append(f"results: {out}")
     if errors is not None:

@@ -21,6 +21,7 @@ from jobs.naming import process_name
 from jobs.settings import origin, read_settings
 from jobs.shard import Group
 from jobs.size import parse_size
+from jobs.values import local_model_name
 from worker.compute import DECODE_CONCURRENCY, EngineSettings
 from worker.held import MAX_ATTEMPTS
 from worker.lease import machine
@@ -102,6 +103,14 @@ def _check_name(_ctx: click.Context, _param: click.Parameter, name: str | None) 
     return name
 
 
+def _check_models(_ctx: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    """Models or adapters by their one name."""
+    try:
+        return tuple(map(local_model_name, given))
+    except RefusedError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @click.command(
     "worker",
     context_settings={
@@ -116,10 +125,11 @@ def _check_name(_ctx: click.Context, _param: click.Parameter, name: str | None) 
 )  # fmt: skip
 @click.option(
     "--model", "models", multiple=True, required=True, envvar="PROMPTMILL_MODEL", metavar="MODEL",
+    callback=_check_models,
     help="Model to serve: a folder, or a Hugging Face repository as NAME or NAME@REVISION. May be given several times.",
 )  # fmt: skip
 @click.option(
-    "--adapter-path", "adapters", multiple=True, metavar="PATH",
+    "--adapter-path", "adapters", multiple=True, metavar="PATH", callback=_check_models,
     help="Adapter that lines may ask for by adapter_path. May be given several times.",
 )  # fmt: skip
 @click.option("--revision", help="Revision of the Hub's models that are named without one.")

@@ -6,16 +6,15 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import orjson
-
 from jobs.errors import LineError
-from jobs.line import MAX_ID_LENGTH
+from jobs.lineid import readable_id
 from jobs.pieces import stored
 from jobs.record import Choice, RunStats, error_record, result_record
 from jobs.store import FinishedLine
 from worker.held import HeldShard
 
 if TYPE_CHECKING:
+    from jobs.line import Job
     from jobs.shard import ShardLine
     from worker.compute import ServedModel
     from worker.engine.sequence import Finished, Sequence
@@ -97,7 +96,7 @@ def _failure(item: EndedLine | FailedLine, worker: str, code: str, message: str,
     except LineError:
         job = None
     record = error_record(
-        line_id=job.id if job is not None else _id_of(line),
+        line_id=job.id if job is not None else readable_id(line.raw) or f"line-{line.line}",
         index=item.index,
         batch_id=held.attempt.batch_id,
         code=code,
@@ -114,20 +113,9 @@ def _failure(item: EndedLine | FailedLine, worker: str, code: str, message: str,
     return FinishedLine(item.index, False, 0, 0, 0, record)
 
 
-def _id_of(line: ShardLine) -> str:
-    """The user's own id of a line that this worker does not take, where it can be read."""
-    try:
-        data = orjson.loads(line.raw)
-    except orjson.JSONDecodeError:
-        data = None
-    name = data.get("custom_id" if "body" in data else "id") if isinstance(data, dict) else None
-    if isinstance(name, str) and 1 <= len(name) <= MAX_ID_LENGTH and name.isprintable():
-        return name
-    return f"line-{line.line}"
-
-
 def _result(item: EndedLine, worker: str) -> FinishedLine:
-    held, job, sequences = item.held, item.held.jobs[item.index], item.finished.sequences
+    held, sequences = item.held, item.finished.sequences
+    job = _effective(held.jobs[item.index], sequences[0])
     stats = run_stats(item, held)
     ended_at = max(sequence.finished_at or 0.0 for sequence in sequences)
     generated_for = ended_at - (sequences[0].prefill_started or ended_at)
@@ -156,6 +144,13 @@ def _choice(item: EndedLine, sequence: Sequence) -> Choice:
         stop_string=text.stop_string,
         logprobs=text.logprobs,
     )
+
+
+def _effective(job: Job, sequence: Sequence) -> Job:
+    """The job with the values that its texts were generated with: one to the context's end had that for its cap."""
+    if job.sampling.max_tokens is not None:
+        return job
+    return replace(job, sampling=replace(job.sampling, max_tokens=sequence.limit))
 
 
 def run_stats(item: EndedLine, held: HeldShard) -> RunStats:

@@ -37,7 +37,7 @@ def command(file: str, as_json: bool, control_tokens: bool, **flags: Any) -> int
 
     Exit statuses: 0 every line is good, 2 some are not.
     """
-    from submit.prospects import begins_after
+    from submit.prospects import begins_after, gave_way
     from submit.reader import PromptFile
 
     with json_errors(as_json) as answer:
@@ -47,7 +47,7 @@ def command(file: str, as_json: bool, control_tokens: bool, **flags: Any) -> int
         if findings.lines == 0:
             empty = ProblemLine(1, "empty_file", None, "there are no prompts in it")
             raise InputError(prompts.name, [empty], what=empty.message, checked_only=True)
-        for note in begins_after(findings.after_answer):
+        for note in (*begins_after(findings.after_answer), *gave_way(findings.own_models, defaults)):
             click.echo(note, err=True)
         if as_json:
             click.echo(orjson.dumps(findings.as_dict(prompts.name)).decode())
@@ -66,6 +66,7 @@ class _Findings:
     lines: int = 0
     formats: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
+    own_models: Counter[str] = field(default_factory=Counter)
     after_answer: int = 0
     problems: list[ProblemLine] = field(default_factory=list)
     bad_lines: int = 0
@@ -73,6 +74,7 @@ class _Findings:
 
     def count(self, chunk: Chunk) -> None:
         self.lines += len(chunk.good) + len(chunk.bad)
+        self.own_models.update(chunk.own_models)
         for line in chunk.good:
             self.formats["native" if line.endpoint is None else "openai"] += 1
             self.models[line.group.model] += 1
@@ -92,6 +94,7 @@ class _Findings:
             "formats": dict(self.formats),
             "models": {model: count for model, count in self.models.items() if model},
             "without_model": self.models[""],
+            "own_models": dict(self.own_models),
             "after_answer": self.after_answer,
             "problems": [problem.as_dict() for problem in self.problems],
         }
@@ -132,7 +135,7 @@ def _check(prompts: PromptFile, defaults: Defaults, control_tokens: bool) -> _Fi
         progress = stack.enter_context(read_display(prompts.size))
         for chunk in checked(prompts, defaults, need_model=False):
             findings.count(chunk)
-            problems.add([line.problem for line in chunk.bad])
+            problems.add(chunk.bad)
             progress(findings.lines, prompts.bytes_read)
             if preview is not None:
                 _feed(preview, chunk)

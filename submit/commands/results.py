@@ -140,7 +140,7 @@ def command(
             "written": tally.lines,
             "missing": missing,
             "failed_by_code": dict(tally.failures),
-            "unanswered": tally.unanswered,
+            "unanswered": tally.noted["unanswered"],
             "left_out": dict(tally.left_out),
         }
         paths = {"results": str(out), "errors": None if shown_errors is None else str(shown_errors)}
@@ -152,7 +152,7 @@ def command(
     else:
         if out is not None:
             _say_written(tally, out, shown_errors)
-        for text in tally.notes():
+        for text in tally.notes(batch.defaults):
             click.echo(text, err=True)
         _say(batch.id, batch.status, missing, failed, fmt, shown_errors)
     return exit_status(batch, tally)
@@ -172,7 +172,7 @@ def _from_spools(name: str, folders: list[Path], out: Path | None, errors: Path 
     if as_json:
         paths = {"results": str(out), "errors": None if shown_errors is None else str(shown_errors)}
         click.echo(orjson.dumps({**found.as_dict(), "failed_by_code": dict(tally.failures), **paths}).decode())
-    for text in (*found.notes(), *tally.notes()):
+    for text in (*found.notes(), *tally.notes({})):
         click.echo(text, err=True)
     _say_failed(failed, fmt, shown_errors)
     return 0 if found.complete and not failed else 1

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from jobs.errors import RefusedError
+from jobs.values import local_model_name
 from submit.formats import FORMATS
 from submit.options import defaults_from, keep_cut_option, parameter_options, redis_option
 
@@ -115,6 +116,9 @@ def command(
             "a run needs MLX on this machine: pip install 'promptmill[worker]'; "
             "to have another machine do the work, use `promptmill submit --redis URL`"
         )
+    for name in ("model", "adapter_path"):
+        if flags[name] is not None:
+            flags[name] = local_model_name(flags[name])
     names = [name for name, _, _ in WORKER_OPTIONS]
     values = ((name, flags.pop(name.replace("-", "_"))) for name in names)
     worker_flags = [f"--{name}={value}" for name, value in values if value is not None]

@@ -10,11 +10,13 @@ import orjson
 
 from jobs.batch import PRIORITIES
 from jobs.errors import RefusedError
-from submit.feedback import SHOWN_PROBLEMS, json_errors, read_display
+from submit.feedback import json_errors, read_display
 from submit.options import Duration, json_option, open_store, order_from, parameter_options, redis_option
+from submit.problems import listed
 from submit.text import plural
 
 if TYPE_CHECKING:
+    from jobs.line import Defaults
     from jobs.schedule import Schedule
     from jobs.schedules import Schedules
     from jobs.store import Store
@@ -100,22 +102,22 @@ def add(
         )
         with open_store(redis_url) as store, read_display(None) as progress:
             schedule, checked = add_schedule(store, wanted, file, progress=progress)
-            _say_added(store, schedule, checked)
+            _say_added(store, schedule, checked, wanted.order.defaults)
             if as_json:
                 click.echo(orjson.dumps(schedule.as_dict()).decode())
     return 0
 
 
-def _say_added(store: Store, schedule: Schedule, checked: Checked | None) -> None:
+def _say_added(store: Store, schedule: Schedule, checked: Checked | None, defaults: Defaults) -> None:
     from jobs.schedules import Schedules
-    from submit.prospects import begins_after, waits_for
+    from submit.prospects import begins_after, gave_way, waits_for
     from submit.timetable import next_run
 
     if checked is not None and checked.rejected:
         said = f"{schedule.source}: {plural(checked.rejected, 'bad line')}: each will have an error record"
         click.echo(said, err=True)
-        for problem in checked.problems[:SHOWN_PROBLEMS]:
-            click.echo(f"  {problem}", err=True)
+        for line in listed(checked.problems):
+            click.echo(line, err=True)
     what = (
         f"{schedule.source}, read at each run"
         if checked is None
@@ -124,7 +126,9 @@ def _say_added(store: Store, schedule: Schedule, checked: Checked | None) -> Non
     when = next_run(schedule, store.server_time())
     click.echo(f"schedule {schedule.name}: {what}, first at {when}", err=True)
     if checked is not None:
-        for note in (*begins_after(checked.after_answer), *waits_for(store.connection, checked.models)):
+        given_way = gave_way(checked.own_models, defaults)
+        after = begins_after(checked.after_answer)
+        for note in (*after, *given_way, *waits_for(store.connection, checked.models)):
             click.echo(note, err=True)
     _warn_alone(Schedules(store.connection))
 

@@ -14,8 +14,9 @@ from click.core import ParameterSource
 from jobs.batch import PRIORITIES
 from jobs.errors import RefusedError
 from jobs.moment import parse_moment
-from submit.feedback import SHOWN_PROBLEMS, json_errors, left_to_itself, read_display
+from submit.feedback import json_errors, left_to_itself, read_display
 from submit.options import Duration, json_option, open_store, order_from, parameter_options, redis_option, said_with
+from submit.problems import listed
 from submit.text import plural
 
 if TYPE_CHECKING:
@@ -146,17 +147,15 @@ def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
     click.echo(orjson.dumps(submitted.as_dict()).decode() if as_json else submitted.batch_id)
     if submitted.rejected:
         click.echo(f"{source}: {plural(submitted.rejected, 'bad line')}, skipped: each has an error record", err=True)
-        for problem in submitted.problems[:SHOWN_PROBLEMS]:
-            click.echo(f"  {problem}", err=True)
-        if submitted.rejected > SHOWN_PROBLEMS:
-            click.echo(f"  ... and {submitted.rejected - SHOWN_PROBLEMS} more", err=True)
+        for line in listed(submitted.problems):
+            click.echo(line, err=True)
     running = plural(submitted.total - submitted.rejected, "line")
     click.echo(f"{running} of {source} enqueued for {', '.join(submitted.models) or 'no model'}", err=True)
 
 
 def _say_prospects(store: Store, submitted: Submitted, order: Order) -> None:
     """When the batch begins and ends, as far as that was said, and whether it will have to wait for a worker."""
-    from submit.prospects import begins_after, times, waits_for
+    from submit.prospects import begins_after, gave_way, times, waits_for
 
     now = store.server_time()
     source = click.get_current_context().get_parameter_source("keep")
@@ -167,7 +166,8 @@ def _say_prospects(store: Store, submitted: Submitted, order: Order) -> None:
         keep_s=order.keep_s,
         keep_given=source is not ParameterSource.DEFAULT,
     )
-    for text in (said, *begins_after(submitted.after_answer), *waits_for(store.connection, submitted.models)):
+    notes = [*begins_after(submitted.after_answer), *gave_way(submitted.own_models, order.defaults)]
+    for text in (said, *notes, *waits_for(store.connection, submitted.models)):
         if text is not None:
             click.echo(text, err=True)
 

@@ -58,6 +58,7 @@ def test_json_is_one_object(good: Path) -> None:
         "formats": {"native": 2, "openai": 1},
         "models": {"a": 2},
         "without_model": 1,
+        "own_models": {},
         "after_answer": 0,
         "problems": [],
     }
@@ -82,11 +83,22 @@ def test_bad_lines_are_listed_as_submit_lists_them(tmp_path: Path) -> None:
     assert check(path).stdout.splitlines()[0] == f"{path}: 3 lines, 2 bad"
 
 
+def test_a_model_that_lines_override_is_said(good: Path) -> None:
+    """With the flag that ends it; stdout is as it was, and --json counts them."""
+    done = check(good, "--model", MODEL, "--json")
+    assert done.stderr.startswith(f"2 lines name their own model 'a': --model {MODEL} is only for lines without one")
+    assert orjson.loads(done.stdout)["own_models"] == {"a": 2}
+    done = check(good, "--model", MODEL + "/", "--override-model")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"  model    {MODEL} (3 lines)" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("content", "named"),
     [
         (b"", "a.jsonl: there are no prompts in it\n"),
         ("{}".encode("utf-16"), "UTF-16"),
+        (b'[\n{"prompt":"a"},\n{"prompt":"b"}\n]\n', "is a JSON array, not one object a line; make lines of it: jq"),
         (None, "cannot be read"),
     ],
 )

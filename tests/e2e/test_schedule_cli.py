@@ -111,6 +111,17 @@ def test_bad_lines_are_listed(store: Store, server_url: str, tmp_path: Path) -> 
     assert (batch.total, batch.rejected) == (3, 2)
 
 
+def test_a_model_that_gave_way_is_said(store: Store, server_url: str, tmp_path: Path) -> None:
+    """As `submit` says it; with --override-model each batch of the schedule has the schedule's model."""
+    path = lines_in(tmp_path / "a.jsonl", '{"prompt":"a","model":"gpt-4o-mini"}')
+    done = schedule(server_url, "add", "nightly", path, "--cron", "@daily", "--model", "m")
+    assert "1 line names its own model 'gpt-4o-mini': --model m is only for lines without one" in done.stderr
+    flags = ("--cron", "@daily", "--model", "m", "--override-model", "--replace")
+    assert "own model" not in schedule(server_url, "add", "nightly", path, *flags).stderr
+    batch_id = schedule(server_url, "run", "nightly").stdout.strip()
+    assert store.batch(batch_id).models == ("m",)
+
+
 def test_settings_and_the_environment_apply(store: Store, server_url: str, good: str, tmp_path: Path) -> None:
     """The file's top-level keys and its [schedule] table, for each of the subcommands; TZ where --tz says nothing."""
     config = tmp_path / "promptmill.toml"

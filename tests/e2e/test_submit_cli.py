@@ -86,9 +86,16 @@ def test_json_is_one_object_on_stdout(store: Store, server_url: str, good: Path)
     """With --json: the id and what was found."""
     done = submit(server_url, good, "--model", "m", "--json")
     shown = orjson.loads(done.stdout)
-    assert shown == {
-        "id": shown["id"], "total": 3, "rejected": 0, "problems": [], "shards": 1, "models": ["m"], "after_answer": 0,
-    }  # fmt: skip
+    found = {
+        "total": 3,
+        "rejected": 0,
+        "problems": [],
+        "shards": 1,
+        "models": ["m"],
+        "own_models": {},
+        "after_answer": 0,
+    }
+    assert shown == {"id": shown["id"], **found}
     assert store.batch(shown["id"]).total == 3
 
 
@@ -114,19 +121,39 @@ def test_bad_lines_reject_the_file(store: Store, server_url: str, bad: Path) -> 
     assert store.connection.keys("*") == []
 
 
-def test_more_than_20_bad_lines_are_counted_on_screen_and_listed_in_json(server_url: str, tmp_path: Path) -> None:
-    """The screen shows the first 20, --json all; the exit status is the same."""
+def test_alike_bad_lines_are_one_on_screen_and_all_are_listed_in_json(server_url: str, tmp_path: Path) -> None:
+    """The screen shows kinds of problems with their counts, the first 20; --json lists all; the exit status is 2."""
     path = tmp_path / "bad.jsonl"
-    path.write_text("nope\n" * 30)
+    path.write_text("nope\n" * 30 + "".join(f'{{"prompt":"a","column_{chr(97 + n)}":1}}\n' for n in range(22)))
     done = submit(server_url, path, "--model", "m", "--json")
     assert done.returncode == 2
     shown = orjson.loads(done.stdout)
-    assert (shown["error"]["code"], shown["bad_lines"]) == ("invalid_input", 30)
-    assert [problem["line"] for problem in shown["problems"]] == list(range(1, 31))
+    assert (shown["error"]["code"], shown["bad_lines"]) == ("invalid_input", 52)
+    assert [problem["line"] for problem in shown["problems"]] == list(range(1, 53))
     assert set(shown["problems"][0]) == {"line", "code", "field", "message"}
     screen = done.stderr.decode().splitlines()
     assert len(screen) == 22
-    assert screen[-1] == "  ... and 10 more: `promptmill check FILE --json` lists them all"
+    assert screen[1].startswith("  30 lines: not valid JSON")
+    assert screen[1].endswith("(lines 1, 2, 3, 4, 5, ...)")
+    assert screen[-1] == "  ... and 3 kinds of problems more: `promptmill check FILE --json` lists them all"
+
+
+def test_a_model_that_gave_way_is_said_and_can_be_overridden(store: Store, server_url: str, tmp_path: Path) -> None:
+    """Lines that name their own model are counted aloud: nobody waits for a model that no worker has."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt":"a","model":"gpt-4o-mini"}\n' * 2 + '{"prompt":"a"}\n')
+    done = submit(server_url, path, "--model", "./m/")
+    said = done.stderr.decode()
+    assert (
+        "2 lines name their own model 'gpt-4o-mini': --model m is only for lines without one; --override-model" in said
+    )
+    assert "no worker serves gpt-4o-mini now" in said
+    done = submit(server_url, path, "--model", "m", "--override-model")
+    assert "own model" not in done.stderr.decode()
+    assert store.batch(done.stdout.decode().strip()).models == ("m",)
+    done = submit(server_url, path, "--override-model")
+    assert done.returncode == 2
+    assert b"--override-model needs the model" in done.stderr
 
 
 def test_bad_lines_can_be_skipped(store: Store, server_url: str, bad: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from jobs.shard import Group
 from worker.compute import Compute, EngineSettings
 from worker.engine.engine import Engine
-from worker.engine.sequence import Finished
+from worker.engine.sequence import WITHOUT_CONTEXT, Finished, sequences_of
 from worker.held import Quarantine
 from worker.isolation import TRIAL_TOKENS
 
@@ -155,6 +155,26 @@ def test_a_line_that_cannot_be_queued_fails_by_itself(compute: Any, line_of: Any
     [finished] = ended
     assert finished.error.code == "internal_error"
     assert "100000" in finished.error.message
+
+
+def test_texts_to_the_contexts_end_run_together(markov: Any, line_of: Any) -> None:
+    """Lines without max_tokens, as OpenAI's are: all of them at once where their contexts fit, each to its end."""
+    engine = Engine(markov(context=40), decode_concurrency=8, prompt_concurrency=8)
+    for index in range(8):
+        engine.add(line_of(index, range(1, 4), max_tokens=None))
+    ended: dict[Any, Any] = {}
+    while engine.has_work:
+        ended |= {finished.key: finished.sequences[0] for finished in engine.step()}
+    assert {(row.stop_reason, row.completion_tokens, row.limit) for row in ended.values()} == {
+        ("context_length", 37, 37)
+    }
+    assert engine.stats.rows_per_step == 8
+
+
+def test_a_text_without_end_ends_where_no_context_is_known(line_of: Any) -> None:
+    """A model that does not say how long its context is has a bound all the same."""
+    (row,) = sequences_of(line_of("a", [1], max_tokens=None), None, 0.0)
+    assert (row.limit, row.limit_reason) == (WITHOUT_CONTEXT, "max_tokens")
 
 
 class Slow:

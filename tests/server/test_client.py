@@ -113,6 +113,18 @@ def test_purged_batches_are_said_to_be_gone(client: Client, store: Store) -> Non
             next(gone)
 
 
+def test_a_model_that_gave_way_is_counted_and_logged(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """As the command line says it; with override_model there is nothing to say."""
+    lines = [{"prompt": "x", "model": "gpt-4o-mini"}, {"prompt": "x"}]
+    batch = client.submit(lines, model="m")
+    assert batch.submitted is not None
+    assert batch.submitted.own_models == {"gpt-4o-mini": 1}
+    assert "1 line names its own model 'gpt-4o-mini': --model m is only for lines without one" in caplog.text
+    caplog.clear()
+    assert client.submit(lines, model="m/", override_model=True).status().models == ("m",)
+    assert caplog.text == ""
+
+
 def test_unknown_parameters_are_named_with_a_suggestion(client: Client) -> None:
     """As the keyword arguments of any function would be."""
     with pytest.raises(LineError, match=r"^'temprature' is not a parameter of submit; did you mean 'temperature'\?$"):

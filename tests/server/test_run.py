@@ -299,6 +299,20 @@ def test_the_worker_gets_models_adapters_and_flags(store: Store, start: Run, tmp
     )
 
 
+def test_a_model_that_gave_way_is_said_and_can_be_overridden(start: Run, tmp_path: Path, said: io.StringIO) -> None:
+    """Lines that name their own model are counted; with override_model the batch's model runs them all."""
+    lines = [{"id": f"row-{number}", "prompt": "x", "model": "gpt-4o-mini"} for number in range(20)]
+    write(tmp_path / "in.jsonl", lines)
+    with pytest.raises(RefusedError):
+        start(worker=("sh", "-c", "exit 2", "sh"))
+    assert (
+        "20 lines name their own model 'gpt-4o-mini': --model pocket is only for lines without one" in said.getvalue()
+    )
+    assert start(defaults=Defaults({"model": "./pocket/", "override_model": True})) == 0
+    records = [orjson.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
+    assert [(record["id"], record["model"]) for record in records] == [(line["id"], "pocket") for line in lines]
+
+
 def test_a_model_that_cannot_be_loaded_is_5(start: Run, tmp_path: Path) -> None:
     """The worker's own words reach the user."""
     write(tmp_path / "in.jsonl", prompts(2))

@@ -14,7 +14,7 @@ from redis.exceptions import OutOfMemoryError
 
 from jobs.errors import InputError, RedisError, RefusedError
 from jobs.keys import UPLOADING, BatchKeys
-from jobs.line import Defaults
+from jobs.line import MAX_LINE_BYTES, Defaults
 from jobs.results import ordered_records
 from jobs.shard import ShardLine, decode_lines
 from jobs.store import UPLOAD_LEASE_S, NewBatch, Store
@@ -202,6 +202,68 @@ def test_skip_turns_bad_lines_into_records_and_runs_the_rest(store: Store, tmp_p
     ]
     batch = store.batch(done.batch_id)
     assert (batch.status, batch.completed, batch.failed) == ("completed", 1, 3)
+
+
+def test_error_records_keep_the_users_own_id(store: Store, tmp_path: Path) -> None:
+    """Wherever it can be read: of lines that are no JSON, that are cut off, too long, or whose id is a number."""
+    text = (
+        '{"id":"good","prompt":"a"}\n{"id":"nan","prompt":"x","seed":NaN}\n{"id":"cut","prompt":"x\n{"id":5,"prompt":"x"}\n'
+        '{"custom_id":"open","body":{"prompt":""}}\n{"custom_id":"claude","params":{}}\n'
+        f'{{"id":"long","prompt":"{"x" * MAX_LINE_BYTES}"}}\n'
+    )
+    done = send_text(store, tmp_path, text, on_bad_line="skip")
+    work(store, done.batch_id)
+    found = {record["index"]: record["id"] for record in records(store, done.batch_id) if "error" in record}
+    assert found == {1: "nan", 2: "cut", 3: "5", 4: "open", 5: "claude", 6: "long"}
+
+
+def test_error_records_of_objects_keep_their_id(store: Store) -> None:
+    """A dict that is no JSON has one too."""
+    done = send(store, [{"id": "mine", "prompt": object()}, {"id": "nan", "top_p": float("nan")}], on_bad_line="skip")
+    assert [record["id"] for record in records(store, done.batch_id)] == ["mine", "nan"]
+
+
+def test_error_records_have_all_problems_of_their_line(store: Store) -> None:
+    """The first gives the code and the field, the message has them all; a duplicate id is one of them."""
+    lines = [{"id": "a", "prompt": "x"}, {"id": "a", "prompt": "x", "temperature": "hot", "num_predict": 5}]
+    done = send(store, lines, on_bad_line="skip")
+    assert [(p.line, p.field) for p in done.problems] == [(2, "temperature"), (2, "num_predict"), (2, "id")]
+    assert done.rejected == 1
+    error = records(store, done.batch_id)[-1]["error"]
+    assert (error["code"], error["param"]) == ("invalid_type", "temperature")
+    assert error["message"].startswith("line 2, field 'temperature': must be a number, not 'hot'; also field ")
+    assert "field 'num_predict': is 'max_tokens' here; also field 'id': 'a' is the id of line 1" in error["message"]
+
+
+def test_a_missing_model_is_said_beside_the_other_problems(store: Store) -> None:
+    """So that nobody mends a file twice."""
+    error = rejected(
+        store, [{"prompt": "a", "seed": -1}, {"prompt": "a", "seed": -1, "model": "m"}], defaults=Defaults({})
+    )
+    assert [(p.line, p.field) for p in error.problems] == [(1, "seed"), (1, "model"), (2, "seed")]
+    assert error.count == 2
+
+
+def test_lines_that_name_their_own_model_are_counted(store: Store) -> None:
+    """Where the batch names another; spellings of the same folder are no other."""
+    lines = [{"prompt": "x", "model": model} for model in ("gpt-4o-mini", "gpt-4o-mini", "m", "./m", "m/", "other")]
+    done = send(store, [*lines, {"prompt": "x"}])
+    assert done.own_models == {"gpt-4o-mini": 2, "other": 1}
+    assert done.models == ("gpt-4o-mini", "m", "other")
+    assert send(store, lines, Defaults({})).own_models == {}
+
+
+def test_the_batchs_model_takes_the_place_of_the_lines_own(store: Store) -> None:
+    """With override_model all lines go to its queue, as they were written, and its workers run them as its own."""
+    defaults = Defaults({"model": "m/", "override_model": True})
+    done = send(
+        store, [{"prompt": "a", "model": "gpt-4o-mini"}, {"body": {"prompt": "b", "model": "gpt-4o"}}], defaults
+    )
+    assert done.models == ("m",)
+    assert b'"gpt-4o-mini"' in uploaded(store, done.batch_id)[0].raw
+    assert store.batch(done.batch_id).defaults == {"model": "m", "override_model": True}
+    work(store, done.batch_id)
+    assert [record["model"] for record in records(store, done.batch_id)] == ["m", "m"]
 
 
 def test_skip_with_thousands_of_bad_lines(store: Store) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from jobs.params import Sampling
 from worker.engine.scheduler import MOST_OVERTAKEN, Scheduler, Ticket
+from worker.engine.sequence import PreparedLine
 
 
 def ticket(name: str = "x", length: int = 10, *, end: int = 100, rows: int = 1) -> Ticket:
@@ -124,6 +126,32 @@ def test_what_never_fits_is_told() -> None:
     scheduler = Scheduler(memory=100, row_bytes=lambda tokens: 2 * tokens)
     assert scheduler.too_large(ticket(end=50)) is None
     assert "102 bytes" in str(scheduler.too_large(ticket(end=51)))
+
+
+def prepared(prompt: int, max_tokens: int | None) -> PreparedLine:
+    return PreparedLine("x", (1,) * prompt, Sampling(max_tokens=max_tokens, seed=0), frozenset())
+
+
+@pytest.mark.parametrize(
+    ("memory", "most", "context", "expected"),
+    [
+        (None, None, 1000, 1000),
+        (5000, None, 1000, 500),
+        (5000, 8000, 1000, 800),
+        (20_000, None, 1000, 1000),
+        (70, None, 1000, 9),
+        (None, None, None, None),
+        (5000, None, None, 500),
+    ],
+)
+def test_a_text_to_the_contexts_end_asks_for_no_more_than_a_row_alone_can_have(
+    memory: int | None, most: int | None, context: int | None, expected: int | None
+) -> None:
+    """Its end is the context's or the memory's, whichever comes first; a prompt that does not fit still fails."""
+    scheduler = Scheduler(memory=memory, row_bytes=lambda tokens: 10 * tokens)
+    scheduler.most = most
+    assert scheduler.context_of(prepared(8, None), context) == expected
+    assert scheduler.context_of(prepared(8, 5000), context) == context
 
 
 def test_rows_that_come_back_are_first() -> None:

@@ -172,13 +172,12 @@ def nested(levels: int) -> bytes:
         (b'{"prompt":"x","id":"' + b"y" * 257 + b'"}', "out_of_range", "id"),
         (b'{"prompt":"x","temprature":1}', "unknown_field", "temprature"),
         (b'{"prompt":"x","Temperature":1}', "unknown_field", "Temperature"),
-        (b'{"prompt":"x","stream":true}', "unknown_field", "stream"),
-        (b'{"prompt":"x","tools":[]}', "unsupported", "tools"),
+        (b'{"prompt":"x","stream":true}', "unsupported", "stream"),
+        (b'{"prompt":"x","tools":[{}]}', "unsupported", "tools"),
         (b'{"prompt":"x","best_of":2}', "unsupported", "best_of"),
         (b'{"prompt":"x","response_format":{"type":"json_object"}}', "unsupported", "response_format"),
         (b'{"prompt":"x","response_format":"json"}', "invalid_type", "response_format"),
         (b'{"prompt":"x","metadata":[1]}', "invalid_type", "metadata"),
-        (b'{"prompt":"x","model":""}', "out_of_range", "model"),
         (b'{"prompt":"x","model":5}', "invalid_type", "model"),
         (b'{"prompt":"x","top_logprobs":2}', "conflicting_fields", "top_logprobs"),
         (b'{"prompt":"x","top_logprobs":2,"logprobs":false}', "conflicting_fields", "top_logprobs"),
@@ -205,15 +204,15 @@ def nested(levels: int) -> bytes:
         (b'{"url":"/v1/chat/completions","body":{"prompt":"x"}}', "conflicting_fields", "url"),
         (b'{"url":"/v1/completions","body":{"messages":[{"role":"user","content":"a"}]}}', "conflicting_fields", "url"),
         (b'{"body":{"prompt":"x","stream":true}}', "unsupported", "stream"),
-        (b'{"body":{"prompt":"x","tools":[]}}', "unsupported", "tools"),
-        (b'{"body":{"prompt":"x","tool_choice":"auto"}}', "unsupported", "tool_choice"),
+        (b'{"body":{"prompt":"x","tools":[{}]}}', "unsupported", "tools"),
+        (b'{"body":{"prompt":"x","tool_choice":"required"}}', "unsupported", "tool_choice"),
         (b'{"body":{"prompt":"x","echo":true}}', "unsupported", "echo"),
         (b'{"body":{"prompt":"x","suffix":"a"}}', "unsupported", "suffix"),
         (b'{"body":{"prompt":"x","best_of":2}}', "unsupported", "best_of"),
         (b'{"body":{"prompt":"x","max_tokens":1,"max_completion_tokens":2}}', "conflicting_fields", "max_tokens"),
         (b'{"body":{"prompt":"x","logprobs":21}}', "out_of_range", "top_logprobs"),
         (b'{"body":{}}', "missing_field", "prompt"),
-        (b'{"body":"x"}', "unknown_field", "body"),
+        (b'{"body":"x"}', "invalid_type", "body"),
     ],
 )  # fmt: skip
 def test_lines_that_break_the_contract(raw: bytes, code: str, field: str | None) -> None:
@@ -226,8 +225,8 @@ def test_lines_that_break_the_contract(raw: bytes, code: str, field: str | None)
 @pytest.mark.parametrize("name", ["tools", "tool_choice", "echo", "suffix", "best_of"])
 def test_nothing_unsupported_is_taken_in_either_format(name: str) -> None:
     """What would change the text is refused, never dropped."""
-    assert refused({"prompt": "x", name: 1}).code == "unsupported"
-    assert refused({"body": {"prompt": "x", name: 1}}).code == "unsupported"
+    assert refused({"prompt": "x", name: 2}).code == "unsupported"
+    assert refused({"body": {"prompt": "x", name: 2}}).code == "unsupported"
 
 
 def test_messages_name_the_remedy() -> None:
@@ -236,6 +235,47 @@ def test_messages_name_the_remedy() -> None:
     assert "metadata" in refused({"prompt": "x", "my_column": 1}).message
     assert "did you mean 'max_completion_tokens'" in refused({"body": {"max_completion_token": 1}}).message
     assert refused(b'{"prompt":"caf\xe9"}').message.endswith("byte 15 is not UTF-8; save the file as UTF-8")
+
+
+def test_all_problems_of_a_line_are_found_at_once() -> None:
+    """The first is the error, the others are beside it, in the order of the line's fields."""
+    error = refused({"id": 7, "temperature": "hot", "max_tokens": 0, "num_predict": 5, "top_logprobs": 2})
+    assert [(problem.code, problem.field) for problem in error.all_at(1)] == [
+        ("invalid_type", "id"),
+        ("invalid_type", "temperature"),
+        ("out_of_range", "max_tokens"),
+        ("unknown_field", "num_predict"),
+        ("conflicting_fields", "top_logprobs"),
+        ("missing_field", "prompt"),
+    ]
+    error = refused({"method": "GET", "url": "/v1/x", "body": {"prompt": "x", "temperature": -1, "stream": True}})
+    assert [problem.field for problem in error.all_at(1)] == ["method", "url", "temperature", "stream"]
+
+
+def test_a_line_of_nothing_but_mistakes_ends() -> None:
+    """A hostile line costs no more than its first mistakes."""
+    assert len(refused({"prompt": "x", **{f"column_{n}": 1 for n in range(100_000)}}).all_at(1)) <= 21
+
+
+def test_a_problem_is_not_said_twice_in_other_words() -> None:
+    """A wrong value is no missing one, and conflicts with nothing."""
+    assert refused({"prompt": 5}).also == ()
+    assert refused({"prompt": "x", "logprobs": "yes", "top_logprobs": 2}).also == ()
+    assert refused({"body": {"messages": 5}, "url": "/v1/chat/completions"}).also == ()
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b'{"prompt":"x","temperature":NaN}', "JSON has no NaN and no Infinity: leave the field out"),
+        (b'{"prompt":"x","temperature":-Infinity}', "JSON has no NaN and no Infinity: leave the field out"),
+        (b"{'prompt': 'x'}", "names and texts have double quotes in JSON"),
+        (b"Once upon a time", 'a line is an object, such as {"prompt": "..."}'),
+    ],
+)
+def test_what_is_no_json_says_why(raw: bytes, said: str) -> None:
+    """What people write in place of JSON is named."""
+    assert said in refused(raw).message
 
 
 def test_lines_up_to_the_limit_are_taken_and_longer_ones_refused() -> None:
@@ -267,6 +307,36 @@ def test_endless_names_are_cut_in_errors(where: str) -> None:
     assert len(error.field or "") < 100
 
 
+@pytest.mark.parametrize("spelling", ["P", "P/", "./P", "./P/", ".//P", "././P", "P/.", "P//"])
+def test_paths_to_one_folder_are_one_model(spelling: str) -> None:
+    """In a line, as the batch's model, and as an adapter."""
+    assert job({"prompt": "x", "model": spelling}).model == "P"
+    assert Defaults({"model": spelling}).model == "P"
+    assert job({"prompt": "x", "adapter_path": spelling}).adapter_path == "P"
+
+
+@pytest.mark.parametrize(
+    "name", ["org/name", "org/name@rev", "../P", "/a/P", "~/P", "a/../P", ".", "/", "..", ".hidden"]
+)
+def test_other_names_of_models_are_left_alone(name: str) -> None:
+    """Names on a hub, and paths that lead elsewhere."""
+    assert job({"prompt": "x", "model": name}).model == name
+
+
+def test_a_batchs_model_may_take_the_place_of_the_lines_own() -> None:
+    """override_model is a word of the batch's, not of a line's; it needs a model."""
+    line = {"prompt": "x", "model": "gpt-4o-mini"}
+    assert job(line).model == "gpt-4o-mini"
+    assert job(line, override_model=True).model == "m"
+    assert job({"body": line}, override_model=True).model == "m"
+    assert job(line, override_model=False).model == "gpt-4o-mini"
+    assert refused({**line, "override_model": True}).code == "unknown_field"
+    with pytest.raises(LineError, match="--model"):
+        Defaults({"override_model": True})
+    with pytest.raises(LineError, match="must be true or false"):
+        Defaults({"model": "m", "override_model": "yes"})
+
+
 # --- whatever comes ---
 
 json_values = st.recursive(
@@ -275,7 +345,10 @@ json_values = st.recursive(
     max_leaves=12,
 )
 field_names = st.sampled_from([*PARAMETERS, "temp", "prompt", "messages", "system_prompt", "id", "custom_id", "body",
-                               "url", "method", "model", "metadata", "logprobs", "response_format"])  # fmt: skip
+                               "url", "method", "model", "metadata", "logprobs", "response_format", "tools", "options",
+                               "topP", "best_of", "stream", "text", "question", "instruction", "params", "adapter_path",
+                               "tool_choice", "suffix", "modalities", "max_completion_tokens",
+                               "chat_template_kwargs"])  # fmt: skip
 messages = st.lists(
     st.dictionaries(st.sampled_from(["role", "content", "name", "x"]), json_values | st.just("user"), max_size=4),
     max_size=3,

@@ -17,7 +17,8 @@ def good(index: int, group: Group, size: int = 2) -> GoodLine:
 
 
 def bad(index: int) -> BadLine:
-    return BadLine(index, f"row-{index}", ProblemLine(index + 1, "missing_field", "prompt", "a line needs 'prompt'"))
+    problem = ProblemLine(index + 1, "missing_field", "prompt", "a line needs 'prompt'")
+    return BadLine(index, f"row-{index}", (problem,))
 
 
 def packed(*chunks: Chunk) -> list[Parcel]:

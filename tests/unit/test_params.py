@@ -58,7 +58,7 @@ def test_table_holds_exactly_the_parameters_of_the_contract_with_their_defaults(
     assert {name: getattr(defaults, name) for name in PARAMETERS} == {name: row[3] for name, row in CONTRACT.items()}
     assert list(PARAMETERS) == list(CONTRACT)
     assert ALIASES == {"temp": "temperature", "max_new_tokens": "max_tokens"}
-    assert OPENAI_DEFAULTS == {"temperature": 1.0, "top_p": 1.0}
+    assert OPENAI_DEFAULTS == {"max_tokens": None, "temperature": 1.0, "top_p": 1.0}
 
 
 @pytest.mark.parametrize("name", names("int"))
@@ -74,11 +74,22 @@ def test_integers_in_range_are_kept_and_others_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names("int"))
-@pytest.mark.parametrize("value", [1.0, 1.5, "1", True, [1], {"a": 1}, None])
+@pytest.mark.parametrize("value", [1.5, "1", True, [1], {"a": 1}, None, math.inf, math.nan])
 def test_integers_take_no_other_type(name: str, value: Any) -> None:
-    """A float, a string and even a boolean are invalid_type: nothing is rounded or guessed."""
+    """A broken number, a string and even a boolean are invalid_type: nothing is rounded or guessed."""
     error = refused(name, value)
     assert (error.code, error.field) == ("invalid_type", name)
+
+
+@pytest.mark.parametrize("name", names("int"))
+def test_whole_floats_are_integers(name: str) -> None:
+    """20.0 is 20, as tools write it that have no integers, and is recorded so; the range is that of integers."""
+    _, low, high, _ = CONTRACT[name]
+    checked = check_parameter(name, float(low + 1))
+    assert (checked, type(checked)) == (low + 1, int)
+    assert refused(name, float(low - 1)).code == "out_of_range"
+    if high is not None:
+        assert refused(name, float(high) * 2).code == "out_of_range"
 
 
 @pytest.mark.parametrize("name", names("float", "float above"))
@@ -158,6 +169,7 @@ def test_logit_bias_maps_token_ids_to_floats(bias: dict[int, float]) -> None:
     checked = check_parameter("logit_bias", {str(token): value for token, value in bias.items()})
     assert checked == bias
     assert all(type(value) is float for value in checked.values())
+    assert check_parameter("logit_bias", {f"{token}.0": value for token, value in bias.items()}) == bias
 
 
 @pytest.mark.parametrize(
@@ -212,3 +224,51 @@ def test_close_names_are_suggested_and_far_ones_not() -> None:
     assert did_you_mean("temprature", PARAMETERS) == "; did you mean 'temperature'?"
     assert did_you_mean("qqqq", PARAMETERS) == ""
     assert did_you_mean("temperature" * 100_000, PARAMETERS) == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["topic", "text", "mode", "tokens", "steps", "tempo", "label", "stem", "score", "prob"]
+)
+def test_no_guess_is_absurd(name: str) -> None:
+    """A column of somebody's data is not taken for a slip of a parameter that happens to share some letters."""
+    assert did_you_mean(name, PARAMETERS) == ""
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"),
+    [
+        ("max-tokens", "max_tokens"),
+        ("Top_P", "top_p"),
+        ("stops", "stop"),
+        ("topk", "top_k"),
+        ("max_token", "max_tokens"),
+    ],
+)
+def test_slips_of_one_letter_are_guessed(slip: str, meant: str) -> None:
+    """However short the name is, and whatever its capitals and dashes are."""
+    assert did_you_mean(slip, PARAMETERS) == f"; did you mean '{meant}'?"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("top_p", 0, "for greedy give temperature 0"),
+        ("top_p", 90, "it is a share"),
+        ("seed", -1, "leave it out: a seed is drawn and recorded"),
+        ("max_tokens", -1, "leave it out (512; on OpenAI lines to the context's end)"),
+        ("max_tokens", 0, "at least one token"),
+        ("temperature", -1, "0 is greedy"),
+        ("temperature", "0.7", "without the quotes"),
+        ("do_sample", "true", "without the quotes"),
+        ("top_k", -2, "0 is off"),
+        ("min_p", 5, "it is a share"),
+        ("n", 0, "1 is one text"),
+        ("n", 1000, "write the line several times"),
+        ("repetition_penalty", 0, "1 is off"),
+        ("repetition_context_size", -1, "0 is all"),
+        ("logprobs", 5, "'top_logprobs': k"),
+    ],
+)
+def test_values_out_of_range_name_the_remedy(name: str, value: Any, remedy: str) -> None:
+    """What people mean by such a value is said in our words."""
+    assert remedy in refused(name, value).message

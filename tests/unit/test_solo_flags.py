@@ -32,6 +32,18 @@ def test_defaults_are_off(settings: Any) -> None:
     assert (engine.kv_group_size, engine.quantized_kv_start, engine.num_draft_tokens) == (64, 0, 3)
 
 
+def test_a_workers_models_have_one_name_each(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Spellings of one folder are one model, as in lines; a path that leads nowhere is not looked for on a hub."""
+    (tmp_path / "P").mkdir()
+    monkeypatch.chdir(tmp_path)
+    groups = settings("--model", "./P", "--model", "P/", "--adapter-path", "./P/", "--model", "org/name").groups
+    assert [group.key for group in groups] == ["m", "m+P", "P", "P+P", "org/name", "org/name+P"]
+    assert cli.main(["--model", "./org/name", "--redis", "redis://nowhere"]) == 2
+    assert "there is no folder ./org/name" in capsys.readouterr().err
+
+
 def test_flags_reach_the_engine(settings: Any, tmp_path: Path) -> None:
     """Each flag sets what it says, from the command line and from the settings file."""
     engine = settings("--kv-bits", "4", "--quantized-kv-start=100", "--draft-model", "d", "--num-draft-tokens=5").engine

@@ -71,3 +71,29 @@ def test_the_rate_of_a_short_batch_has_its_time() -> None:
     running = Batch("b_1", "in_progress", total=2, completed=1, usage=Usage(5, 10), times={"started": NOW})
     lines = summary(running, tally(None), out=None, errors=None, seconds=20, now=NOW + 20)
     assert "; 0.50 tok/s over 20s from the first line's start to now; 20s in all" in lines[-1]
+
+
+def ended(max_tokens: int, *stops: str) -> StoredRecord:
+    """The record of a line whose completions ended so."""
+    choices = [{"index": index, "text": "a", "stop_reason": stop} for index, stop in enumerate(stops)]
+    ends = choices[0] if len(choices) == 1 else {"choices": choices}
+    return StoredRecord(0, orjson.dumps({"index": 0, **ends, "sampling": {"max_tokens": max_tokens}}))
+
+
+def test_the_summary_says_how_many_lines_the_default_cap_cut() -> None:
+    """A line counts once, whatever its completions; ends of other kinds and other caps do not count."""
+    counted = Tally()
+    several = ended(512, "eos", "max_tokens", "max_tokens")
+    for record in (ended(512, "max_tokens"), several, ended(512, "eos"), ended(9, "max_tokens")):
+        counted.add(record)
+    batch = Batch("b_1", "completed", total=4, completed=4)
+    lines = summary(batch, counted, out=Path("o"), errors=None, seconds=1, now=NOW)
+    assert lines[-2:] == ["2 lines were cut by the default max_tokens 512: give --max-tokens", "results: o"]
+
+
+def test_a_cap_that_the_batch_gave_is_no_default() -> None:
+    """Who said --max-tokens 512 is not told to say it."""
+    counted = Tally()
+    counted.add(ended(512, "max_tokens"))
+    batch = Batch("b_1", "completed", total=1, completed=1, defaults={"max_tokens": 512})
+    assert not any("cut by" in line for line in summary(batch, counted, out=None, errors=None, seconds=1, now=NOW))

@@ -141,7 +141,7 @@ class Engine:
             message = f"the prompt has {len(line.prompt)} tokens and the context {self.context}"
             self._reject(line.key, Failure("context_length_exceeded", message))
             return
-        sequences = sequences_of(line, self.context, self._clock())
+        sequences = sequences_of(line, self._scheduler.context_of(line, self.context), self._clock())
         entry = Line(line, sequences)
         ticket = entry.ticket(list(line.prompt), sequences)
         reason = self._scheduler.too_large(ticket)

@@ -7,11 +7,14 @@ all rows are busy, so that a row that ends is followed by the next one in the ve
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+
+from worker.engine.sequence import WITHOUT_CONTEXT, PreparedLine
 
 __all__ = ["Scheduler", "Ticket"]
 
@@ -116,6 +119,16 @@ class Scheduler:
             f"a row of {ticket.end} tokens (prompt and max_tokens) needs {needed} bytes of cache, "
             f"and the memory limit leaves {most}"
         )
+
+    def context_of(self, line: PreparedLine, context: int | None) -> int | None:
+        """The most tokens that a row of the line may come to hold: the model's ``context``, and for a text that goes to
+        its end also no more than the memory has room for. None: no limit is known."""
+        most = self.memory if self.most is None else self.most
+        least = len(line.prompt) + 1
+        end = least + WITHOUT_CONTEXT if context is None else context
+        if line.sampling.max_tokens is not None or most is None or self._row_bytes(end) <= most:
+            return context
+        return max(least, least + bisect_right(range(least, end), most, key=self._row_bytes) - 1)
 
     def add(self, ticket: Ticket) -> None:
         """Queue a ticket behind all others of its rank, and of higher ones that were overtaken often enough."""

@@ -8,9 +8,20 @@ from dataclasses import dataclass, field
 
 from jobs.params import Sampling
 
-__all__ = ["Failure", "Finished", "InFlight", "PreparedLine", "Sequence", "choice_seed", "sequences_of"]
+__all__ = [
+    "WITHOUT_CONTEXT",
+    "Failure",
+    "Finished",
+    "InFlight",
+    "PreparedLine",
+    "Sequence",
+    "choice_seed",
+    "sequences_of",
+]
 
 SEED_BYTES = 8
+WITHOUT_CONTEXT = 4096
+"""Tokens that a text may have which goes to the context's end, of a model whose context nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +50,8 @@ class Sequence:
     """One completion being generated; a line with ``n`` choices is ``n`` sequences. It owns its counters.
 
     ``tokens`` holds every generated token, the ending EOS included: ``completion_tokens`` counts that one too, as
-    mlx-lm does. ``limit`` is the most tokens it may generate: ``max_tokens``, or what the context leaves.
+    mlx-lm does. ``limit`` is the most tokens it may generate: ``max_tokens``, or what the context leaves, or, of a text
+    to the context's end, what the memory has room for.
     ``cached_tokens`` counts prompt tokens that were there already when its prompt was first computed.
     ``text`` is set only for rows with stop strings: the raw text, cut before the match. Times are seconds of the
     engine's clock; ``waited_s`` is how long the prompt, computed ahead, waited for a free row.
@@ -156,6 +168,8 @@ def sequences_of(line: PreparedLine, context: int | None, now: float) -> list[Se
     if sampling.seed is None or not line.prompt:
         raise ValueError("a prepared line needs a seed and at least one prompt token")
     limit, reason = sampling.max_tokens, "max_tokens"
+    if limit is None:
+        limit = WITHOUT_CONTEXT if context is None else context
     if context is not None and context - len(line.prompt) < limit:
         limit, reason = context - len(line.prompt), "context_length"
     if limit < 1:

@@ -1,0 +1,139 @@
+"""The fields of a line, or of a batch's defaults: from what was written to values under canonical names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jobs.errors import MOST_PROBLEMS, LineError
+from jobs.foreign_names import cure_of_wrapper, explained, is_column, renamed, unsupported
+from jobs.messages import CHAT_FIELDS, check_continuing, check_flag, check_messages
+from jobs.nothing import ABSENT, asks_for_nothing, meant_by_nothing
+from jobs.params import ALIASES, CHECKS, SHOWN_NAME, did_you_mean, shown
+from jobs.values import check_object, check_text, json_kind, name_check
+
+__all__ = ["gather", "lacks_prompt", "no_prompt"]
+
+_ALONE = frozenset({"prompt", "top_logprobs", "continue_final_message", "add_generation_prompt"})
+"""Fields that do not go with each other one."""
+
+
+def gather(data: Mapping[str, Any], problems: list[LineError], *, openai: bool = False) -> dict[str, Any]:
+    """The fields of ``data`` that are right, under canonical names; what is wrong is added to ``problems``.
+
+    Nulls, and what else asks for nothing, count as absent.
+    """
+    checked: dict[str, Any] = {}
+    wrong: set[str] = set()
+    for key, value in data.items():
+        if value is None:
+            continue
+        known = _CHECKS_BY_KEY.get(key)
+        if known is None:
+            if not asks_for_nothing(key, value, data):
+                problems.append(_unknown(key, value, data, openai=openai))
+        elif known[0] in checked:
+            message = f"says '{known[0]}' a second time; give one of them"
+            problems.append(LineError("conflicting_fields", key, message))
+        else:
+            name, check = known
+            try:
+                checked[name] = check(value)
+                continue
+            except LineError as error:
+                meant = _meant(name, value, data, error)
+            if isinstance(meant, LineError):
+                problems.append(meant)
+                wrong.add(name)
+            elif meant is not ABSENT:
+                checked[name] = meant
+        if len(problems) >= MOST_PROBLEMS:
+            break
+    if not _ALONE.isdisjoint(checked):
+        _check_together(checked, wrong, problems)
+    for name in ("response_format", "add_generation_prompt"):
+        checked.pop(name, None)
+    return checked
+
+
+def _meant(name: str, value: Any, data: Mapping[str, Any], error: LineError) -> Any:
+    """The value that was meant by one that asks for nothing; ``error`` for one that asks for something."""
+    try:
+        return meant_by_nothing(name, value, data)
+    except LookupError:
+        return error
+
+
+def lacks_prompt(fields: Mapping[str, Any]) -> bool:
+    """Whether a line with these fields, whatever is in them, has nothing to be continued or answered."""
+    return fields.get("prompt") is None and fields.get("messages") is None
+
+
+def no_prompt() -> LineError:
+    return LineError("missing_field", "prompt", "a line needs 'prompt' or 'messages'")
+
+
+def _unknown(key: str, value: Any, fields: Mapping[str, Any], *, openai: bool) -> LineError:
+    own = "; put your own data into 'metadata'"
+    field = key[:SHOWN_NAME]
+    if is_column(key, value, fields):
+        return LineError("unknown_field", field, f"is not a field of a line{own}")
+    if openai and key in ("custom_id", "method", "url"):
+        return LineError("unknown_field", field, "goes beside 'body', not into it")
+    if (meant := renamed(key, _CHECKS_BY_KEY)) is not None:
+        return LineError("unknown_field", field, f"is '{meant}' here")
+    if (why := unsupported(key)) is not None:
+        return LineError("unsupported", field, f"is not supported: {why}")
+    words = explained(key) or cure_of_wrapper(key, value, _CHECKS_BY_KEY)
+    if words is not None:
+        return LineError("unknown_field", field, words)
+    known = (*_CHECKS_BY_KEY, "max_completion_tokens") if openai else (*_CHECKS_BY_KEY, "id")
+    return LineError("unknown_field", field, f"is not a field of a line{did_you_mean(key, known) or own}")
+
+
+def _check_together(fields: Mapping[str, Any], wrong: set[str], problems: list[LineError]) -> None:
+    """Find fields that exclude each other."""
+    if "prompt" in fields:
+        for name in ("messages", *CHAT_FIELDS):
+            if fields.get(name):
+                message = f"goes with 'messages', not with 'prompt': '{name}' needs the chat template"
+                if name == "messages":
+                    message = "a line has either 'prompt' or 'messages', not both"
+                problems.append(LineError("conflicting_fields", name, message))
+    if fields.get("top_logprobs") and not fields.get("logprobs") and "logprobs" not in wrong:
+        problems.append(LineError("conflicting_fields", "top_logprobs", "needs 'logprobs': true"))
+    try:
+        check_continuing(fields)
+    except LineError as error:
+        problems.append(error)
+
+
+def _check_response_format(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise LineError("invalid_type", "response_format", f"must be an object, not {json_kind(value)}")
+    if value.get("type") != "text":
+        raise LineError(
+            "unsupported", "response_format", f"type {shown(value.get('type'))} is not supported, only 'text'"
+        )
+    return value
+
+
+_FIELD_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "prompt": check_text("prompt", otherwise="; one line for each prompt"),
+    "messages": check_messages,
+    "system_prompt": check_text("system_prompt"),
+    "prefill_response": check_text("prefill_response"),
+    "continue_final_message": check_flag("continue_final_message"),
+    "add_generation_prompt": check_flag("add_generation_prompt"),
+    "chat_template_kwargs": check_object("chat_template_kwargs"),
+    "model": name_check("model"),
+    "adapter_path": name_check("adapter_path"),
+    "metadata": check_object("metadata"),
+    "response_format": _check_response_format,
+}
+
+_CHECKS_BY_KEY: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    **{name: (name, check) for name, check in (*_FIELD_CHECKS.items(), *CHECKS.items())},
+    **{alias: (name, CHECKS[name]) for alias, name in ALIASES.items()},
+}
+"""For each key that a line may give: the field it means, and its check."""

@@ -1,0 +1,89 @@
+"""Checks of values that are no parameters of generation: texts, objects, names of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import LineError, RefusedError
+
+__all__ = ["MAX_DEPTH", "check_object", "check_text", "json_kind", "local_model_name", "model_name", "name_check"]
+
+MAX_DEPTH = 64
+"""Levels of nesting of the objects a line may carry: they must also fit into a record, which orjson writes."""
+
+
+def json_kind(value: Any) -> str:
+    """What a value from JSON is, in words."""
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null", dict: "an object"}
+    return names.get(type(value), "a number")
+
+
+def check_text(field: str, *, otherwise: str = "") -> Callable[[Any], str]:
+    """A check for a string that is not empty; ``otherwise`` says what to do with what is none."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise LineError("invalid_type", field, f"must be a string, not {json_kind(value)}{otherwise}")
+        if not value:
+            raise LineError("out_of_range", field, "must not be empty")
+        return value
+
+    return check
+
+
+def name_check(field: str) -> Callable[[Any], str]:
+    """A check for the name of a model or an adapter; paths that lead to the same folder become the same name."""
+    text = check_text(field)
+
+    def check(value: Any) -> str:
+        name = text(value)
+        return model_name(name) if name.startswith("./") or name.endswith(("/", "/.")) else name
+
+    return check
+
+
+def check_object(field: str) -> Callable[[Any], dict[str, Any]]:
+    """A check for a JSON object that is not nested too deeply."""
+
+    def check(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise LineError("invalid_type", field, f"must be an object, not {json_kind(value)}")
+        if _deeper_than(value, MAX_DEPTH):
+            raise LineError("out_of_range", field, f"must not be nested deeper than {MAX_DEPTH} levels")
+        return value
+
+    return check
+
+
+def model_name(given: str) -> str:
+    """The one name of a model or an adapter: ``P`` for ``P/`` and ``./P`` too. Names on a hub have neither.
+
+    Only the spelling counts: whether there is such a folder is known where the model is loaded.
+    """
+    name = given
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
+    while len(name) > 1 and name.endswith(("/", "/.")):
+        name = name.removesuffix(".").rstrip("/") or "/"
+    return name or "."
+
+
+def local_model_name(given: str) -> str:
+    """The one name of a model or an adapter that is to be loaded on this machine.
+
+    Raises:
+        RefusedError: it was written as a path, and there is nothing: its name must not be looked for on a hub.
+    """
+    name = model_name(given)
+    if name != given and not Path(given).expanduser().exists():
+        raise RefusedError(f"there is no folder {given}")
+    return name
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper_than(item, levels - 1) for item in items)
