@@ -130,16 +130,15 @@ class HeldShard:
             self.state = after
             return True
 
-    def end(self, *, under: Attempt | None = None, wait: bool = True) -> bool:
+    def end(self, *, under: Attempt | None = None, wait_s: float | None = None) -> bool:
         """Come to the end. True for one caller only, who then does what belongs to it.
 
         With ``under`` that attempt is over, and where the shard was taken up again meanwhile it has not ended. While
-        it is being taken up, that is waited for, or without ``wait`` it has not ended either.
+        it is being taken up, that is waited for; where it takes longer than ``wait_s``, it has not ended either.
         """
         with self._changed:
-            if self._renewing and not wait:
+            if not self._changed.wait_for(lambda: not self._renewing, wait_s):
                 return False
-            self._changed.wait_for(lambda: not self._renewing)
             if self.ended or (under is not None and self.attempt is not under):
                 return False
             self.state = State.ENDED

@@ -20,12 +20,13 @@ from worker.held import HeldShard, LineKey
 if TYPE_CHECKING:
     from redis import Redis
 
-    from jobs.attempt import Attempt
 
 __all__ = ["Answer", "InFlightLog", "Unlogged"]
 
 log = logging.getLogger("promptmill.worker")
 
+CLAIM_S = 1.0
+"""How long lines wait for the claim of a shard that this worker is taking up again: as for a Redis that is out."""
 QUIET_S = 5.0
 QUIET_RATIO = 20
 """A Redis that did not answer is left alone for so long, and for so many times what it took to find out: lines that are
@@ -97,7 +98,7 @@ class InFlightLog(Unlogged, threading.Thread):
     a first death costs a line nothing but its count. Before a suspect runs alone they are taken back.
 
     What begins while Redis is out is noted when it is back. Shards that turn out to be another's, as after a sleep, are
-    let go by ``let_go(held, attempt)``, and their lines do not begin.
+    let go by ``let_go(held, attempt, wait_s=)``, and their lines do not begin.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class InFlightLog(Unlogged, threading.Thread):
         connection: Redis,
         life: str,
         held: Mapping[str, HeldShard],
-        let_go: Callable[[HeldShard, Attempt], None],
+        let_go: Callable[..., None],
         answer: Callable[[Answer], None],
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -242,7 +243,9 @@ class InFlightLog(Unlogged, threading.Thread):
                     alone=chosen[Note.ALONE], back=chosen[Note.BACK],
                 ):  # fmt: skip
                     break
-                self._let_go(held, attempt)
+                self._let_go(held, attempt, wait_s=CLAIM_S)
+                if held.attempt is attempt and not held.ended:
+                    raise redis.exceptions.TimeoutError(f"{job_id} is still being taken up again")
         return frozenset(key for key in notes if not self._ours(key))
 
     def _ours(self, key: LineKey) -> bool:

@@ -99,7 +99,7 @@ class Pulse(threading.Thread):
         for shard, attempt, state in zip(held, attempts, standing, strict=True):
             # One that has all its records is the writer's to end, and ends its batch maybe.
             if state is Standing.LOST and shard.remaining:
-                self._service.let_go(shard, attempt, wait=False)
+                self._service.let_go(shard, attempt)
             elif state is Standing.PAUSED:
                 shard.withdraw()
 

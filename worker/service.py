@@ -433,9 +433,9 @@ class Service:
         if not self.held:
             self.rq.show_state(busy=False)
 
-    def let_go(self, held: HeldShard, attempt: Attempt, *, wait: bool = True) -> None:
+    def let_go(self, held: HeldShard, attempt: Attempt, *, wait_s: float = 0.0) -> None:
         """Pulse or in-flight log: the shard was taken over, or its batch has ended, unless it was taken up again."""
-        if held.end(under=attempt, wait=wait):
+        if held.end(under=attempt, wait_s=wait_s):
             log.info("%s is no longer this worker's; its lines are dropped", held.job_id, extra={"action": "let_go"})
             self._shard_ended(held, End.LOST)
 

@@ -16,6 +16,7 @@ from jobs.keys import BatchKeys
 from jobs.store import Store
 from tests.pool import make_batch, prompts
 from tests.waiting import until
+from worker import marks
 from worker.held import HeldShard, LineKey
 from worker.marks import QUIET_S, Answer, InFlightLog, Note
 from worker.service import Service
@@ -264,6 +265,29 @@ def test_lines_of_a_shard_that_is_taken_up_again_are_noted_under_the_new_attempt
     taking.join(60)
     assert answers == [Answer(frozenset({key}), frozenset(), frozenset(), out=False)]
     assert (noted(store, held), list(service.held.values())) == ({0: "one"}, [held])
+
+
+def test_lines_do_not_wait_long_for_a_shard_that_is_being_taken_up_again(
+    store: Store, service: Service, make_log: Make, answers: list[Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim may take as long as an outage: they begin as in one, and are noted after it."""
+    monkeypatch.setattr(marks, "CLAIM_S", 0.01)
+    batch = make_batch(store, prompts(2))
+    held = held_by(service)
+    now = [0.0]
+    log, key = make_log(clock=lambda: now[0]), held.key(0)
+
+    def claim() -> Attempt | None:
+        attempt = store.claim(batch, 0, "one")
+        log._take({key: Note.NEXT})
+        assert answers == [Answer(frozenset({key}), frozenset(), frozenset(), out=True)]
+        return attempt
+
+    assert held.renew(held.lease, claim)
+    assert (held.ended, noted(store, held)) == (False, {})
+    now[0] += QUIET_S
+    log._take({})
+    assert noted(store, held) == {0: "one"}
 
 
 def test_a_server_that_hangs_is_waited_for_by_the_log_alone(

@@ -69,7 +69,7 @@ def test_while_a_shard_is_taken_up_again_its_end_waits(held: HeldShard) -> None:
 
     def claim() -> Attempt:
         waiting.start()
-        assert not held.end(under=stale, wait=False)
+        assert not held.end(under=stale, wait_s=0.0)
         until(lambda: held._changed._waiters, "it waits")  # type: ignore[attr-defined]
         return attempt(2)
 
