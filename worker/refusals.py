@@ -21,7 +21,8 @@ from jobs.attempt import Attempt
 from jobs.connect import refusing
 from jobs.errors import LineError, RefusedError
 from jobs.line import Defaults
-from jobs.refusals import indices_of, is_listed, note_refusal
+from jobs.lostlines import lost_lines
+from jobs.refusals import is_listed, note_refusal
 from jobs.shard import Group, ShardLine, decode_lines
 from jobs.store import Store
 from worker.lease import Lease, ShardWorker
@@ -91,9 +92,10 @@ class Refusals:
                 return None
             lines = decode_lines(payload)
         except RefusedError as error:
-            indices = indices_of(self._store.connection, batch.id, shard.number)
-            if indices is None:
-                raise
+            try:
+                indices = lost_lines(self._store.connection, batch, shard.number)
+            except RefusedError:
+                raise error from None
             unread = [ShardLine(index, index + 1, b"") for index in indices]
             return Contents(unread, least, LineError("internal_error", None, str(error)))
         if shard.refusal is not None:

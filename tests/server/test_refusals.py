@@ -14,7 +14,6 @@ import pytest
 from jobs.batch import queue_name
 from jobs.connect import connect
 from jobs.keys import BatchKeys
-from jobs.refusals import indices_of
 from jobs.results import ordered_records
 from jobs.retrying import retry
 from jobs.shard import Group, ShardLine, encode_lines
@@ -74,10 +73,6 @@ def newer_job(store: Store, batch: str, number: int = 0) -> None:
     store.connection.hset(f"rq:job:{batch}-{number}", "data", zlib.compress(orjson.dumps(call)))
 
 
-def lose_payload(store: Store, batch: str) -> None:
-    store.connection.delete(BatchKeys(batch).payload(0))
-
-
 def newer_payload(store: Store, batch: str) -> None:
     store.connection.set(BatchKeys(batch).payload(0), b"of another form")
 
@@ -92,7 +87,6 @@ def newer_line(store: Store, batch: str) -> None:
 
 WAYS = [
     pytest.param(newer_job, "row-0", "the shard's job: its data is not a shard's", id="a job of another form"),
-    pytest.param(lose_payload, "line-1", "its prompts are no longer in Redis", id="lost prompts"),
     pytest.param(newer_payload, "line-1", "a payload is not a zstd frame", id="prompts of another form"),
     pytest.param(newer_defaults, "row-0", "'temperament'", id="an unknown default"),
     pytest.param(newer_line, "row-0", "'temperament'", id="an unknown field"),
@@ -171,16 +165,6 @@ def test_lines_beside_a_refused_one_are_run(store: Store, make_service: MakeServ
     assert service.intake.unprepared(Group(MODEL)) == 2
 
 
-def test_the_lines_of_a_lost_shard_are_those_that_are_no_other_shards(store: Store) -> None:
-    """The table of a batch tells them where shards do not overlap; else nobody can."""
-    batch = make_batch(store, prompts(120))
-    assert [indices_of(store.connection, batch, number) for number in range(4)] == [
-        range(50), range(50, 100), range(100, 120), None,
-    ]  # fmt: skip
-    mixed = make_batch(store, [job | {"model": ["a", "b"][n % 2]} for n, job in enumerate(prompts(10))])
-    assert [indices_of(store.connection, mixed, number) for number in range(2)] == [None, None]
-
-
 def test_a_shard_whose_lines_nobody_can_name_stays_and_the_status_says_why(
     store: Store, make_service: MakeService, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -189,7 +173,8 @@ def test_a_shard_whose_lines_nobody_can_name_stays_and_the_status_says_why(
     service, keys = make_service("mini", "other"), BatchKeys(batch)
     [number] = [int(job.rpartition(b"-")[2]) for job in store.connection.lrange(LIST, 0, -1)]
     payload = store.connection.get(keys.payload(number))
-    store.connection.delete(keys.payload(number))
+    for shard in (0, 1):
+        store.connection.set(keys.payload(shard), b"of another form")
     with caplog.at_level(logging.WARNING, "promptmill.worker"):
         for _ in range(3):
             store.connection.delete(f"rq:queue:{queue_name('other', 'normal')}")
@@ -202,7 +187,7 @@ def test_a_shard_whose_lines_nobody_can_name_stays_and_the_status_says_why(
     workers = Workers(store.connection)
     states = workers.read()
     said = activity(store.batch(batch), workers.queues_of(batch, states), states)
-    assert said == f"waiting: {service.name} refuses it: its prompts are no longer in Redis"
+    assert said == f"waiting: {service.name} refuses it: a payload is not a zstd frame: error when determining content size"
     store.connection.set(keys.payload(number), payload)
     service._take_one()
     assert [held.attempt.number for held in service.held.values()] == [number]
