@@ -187,7 +187,8 @@ def test_a_shard_whose_lines_nobody_can_name_stays_and_the_status_says_why(
     workers = Workers(store.connection)
     states = workers.read()
     said = activity(store.batch(batch), workers.queues_of(batch, states), states)
-    assert said == f"waiting: {service.name} refuses it: a payload is not a zstd frame: error when determining content size"
+    why = "a payload is not a zstd frame: error when determining content size"
+    assert said == f"waiting: {service.name} refuses it: {why}"
     store.connection.set(keys.payload(number), payload)
     service._take_one()
     assert [held.attempt.number for held in service.held.values()] == [number]
@@ -234,6 +235,17 @@ def test_refused_shards_hold_up_no_others_and_are_left_alone_for_longer_and_long
         clock.now += pauses[-1]
     assert pauses == [*PAUSES_S, PAUSES_S[-1], PAUSES_S[-1]]
     assert store.connection.llen(LIST) == 3
+
+
+def test_a_refusal_that_cannot_be_noted_ends_no_worker(store: Store, make_service: MakeService) -> None:
+    """Something else lies where it goes: nobody knows whether all have refused the shard, which goes back."""
+    batch, service = make_batch(store, prompts(1)), make_service()
+    newer_line(store, batch)
+    store.connection.set(BatchKeys(batch).refusals(0), "x")
+    assert service._take_one()
+    assert service.held == {}
+    assert store.connection.lrange(LIST, 0, -1) == [f"{batch}-0".encode()]
+    assert "'temperament'" in service.refusals.said[batch]
 
 
 def test_a_shard_whose_records_cannot_be_stored_is_kept_and_not_generated_again_at_once(
