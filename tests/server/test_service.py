@@ -140,6 +140,25 @@ def test_a_result_that_cannot_be_written_down_fails_its_line_only(store: Store, 
     assert (record["id"], record["error"]["code"]) == ("row-0", "internal_error")
 
 
+def test_a_shard_that_takes_long_to_begin_keeps_its_lease(
+    store: Store, make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose prompts are lost, in a large batch: no other worker takes it, and has to begin anew."""
+    batch, service, queue = make_batch(store, prompts(1)), make_service(), queue_name(MODEL, "normal")
+    store.connection.delete(BatchKeys(batch).payload(0))
+    left = []
+
+    def slowly(*_: Any) -> None:
+        [(entry, _ends)] = store.connection.zrange(f"rq:wip:{queue}", 0, -1, withscores=True)
+        store.connection.zadd(f"rq:wip:{queue}", {entry: 1})
+        service.pulse._beat()
+        left.append(store.connection.zscore(f"rq:wip:{queue}", entry) - store.server_time())
+
+    monkeypatch.setattr("worker.service.end_lost_lines", slowly)
+    assert service._take_one()
+    assert left == [pytest.approx(LEASE_S, abs=5)]
+
+
 def test_records_that_redis_lost_are_made_again(store: Store, make_service: MakeService) -> None:
     """A server that crashed can lose the last second: the shard is queued again instead of being taken for done."""
     batch = make_batch(store, prompts(2))
