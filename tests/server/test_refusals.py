@@ -10,9 +10,9 @@ from typing import Any
 
 import orjson
 import pytest
+from redis import Redis
 
 from jobs.batch import queue_name
-from jobs.connect import connect
 from jobs.keys import BatchKeys
 from jobs.results import ordered_records
 from jobs.retrying import retry
@@ -28,6 +28,7 @@ from worker.warm import Size
 QUEUE = queue_name(MODEL, "normal")
 LIST = f"rq:queue:{QUEUE}"
 
+Opened = Callable[[str], Redis]
 MakeService = Callable[..., Service]
 
 
@@ -38,12 +39,12 @@ def clock() -> SimpleNamespace:
 
 
 @pytest.fixture
-def make_service(store: Store, server_url: str, clock: SimpleNamespace) -> MakeService:
+def make_service(store: Store, server_url: str, clock: SimpleNamespace, opened: Opened) -> MakeService:
     """``make(name)``: a live worker for MODEL whose threads are not started; each step is taken by the test."""
 
     def make(name: str = "mini", *models: str) -> Service:
         groups = tuple(map(Group, (MODEL, *models)))
-        service = Service(store.connection, connect(server_url), ServiceSettings(groups, name=name))
+        service = Service(store.connection, opened(server_url), ServiceSettings(groups, name=name))
         service.turns._clock = service.refusals._clock = lambda: clock.now
         service.models.warm.sizes[groups[0]] = Size(1)  # there is no limit, so all fit
         service.rq._register()
