@@ -264,6 +264,28 @@ def test_chat_training_data_keeps_reasoning_apart(store: Store) -> None:
     assert example["messages"][-1] == {"role": "assistant", "content": "Hi", "reasoning_content": "hm"}
 
 
+@pytest.mark.parametrize(
+    ("begun", "answer", "content", "reasoning"),
+    [
+        ("<think>\nOkay,", Choice(0, "Yes", "eos", reasoning=" so."), "Yes", "Okay, so."),
+        ("<think>\nOkay.\n", Choice(0, "Yes", "eos"), "Yes", "Okay."),
+        ("Sure. <think>\nOkay,", Choice(0, "Yes", "eos", reasoning=" so."), "Sure. Yes", "Okay, so."),
+        ("<think>\n\n</think>\n\nI", Choice(0, " do", "eos"), "<think>\n\n</think>\n\nI do", None),
+        ("<think>Okay", Choice(0, "</think>Yes", "eos"), "<think>Okay</think>Yes", None),
+        ("I say:", Choice(0, " Yes", "eos", reasoning="hm"), "I say: Yes", "hm"),
+    ],
+)
+def test_a_thought_that_the_line_began_is_no_part_of_the_answer(
+    store: Store, begun: str, answer: Choice, content: str, reasoning: str | None
+) -> None:
+    """A turn that begins within the thought is told apart as a whole, wherever the model went on from."""
+    batch_id = make_batch(store, [{"messages": CHAT, "prefill_response": begun}])
+    work(store, batch_id, answer=lambda job: [answer])
+    (example,) = written(store, batch_id, "chat")
+    assert example["messages"][-1]["content"] == content
+    assert example["messages"][-1].get("reasoning_content") == reasoning
+
+
 def test_training_data_has_a_line_per_choice_and_none_for_failures(store: Store) -> None:
     """n choices are n lines; a failed line, and a choice that was cut off from outside, is none."""
 
