@@ -169,6 +169,20 @@ def test_offsets_are_those_of_the_text_behind_a_thought(store: Store) -> None:
     assert shown["text_offset"] == [0, 0, 0, 0, 0, 2, 3]
 
 
+def test_no_offset_is_beyond_the_text(store: Store) -> None:
+    """Also where a thought stands in the midst of a text, whose tokens have no place in what is left."""
+    pieces = ["Oh ", "<think>", "hm", "</think>", "yes"]
+    entries = [
+        {"token": piece, "id": 1, "logprob": -0.1, "bytes": list(piece.encode()), "top_logprobs": []}
+        for piece in pieces
+    ]
+    batch_id = make_batch(store, [{"prompt": "Once", "logprobs": True}])
+    answer = Choice(0, "Oh\nyes", "eos", reasoning="hm", logprobs=entries)
+    work(store, batch_id, answer=lambda job: [answer])
+    (envelope,) = written(store, batch_id, "openai")
+    assert envelope["response"]["body"]["choices"][0]["logprobs"]["text_offset"] == [0, 3, 6, 6, 6]
+
+
 def test_native_lines_get_the_body_of_their_kind(store: Store) -> None:
     """Records of native lines do not say what they were: the prompt itself tells, over several shards and models."""
     lines = [
