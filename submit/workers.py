@@ -11,7 +11,7 @@ from jobs.connect import foreign_data, replies
 from jobs.keys import BatchKeys, worker_key
 from jobs.orphans import Orphans
 from jobs.pool import pool_paused
-from submit.text import duration, plural
+from submit.text import plural
 from submit.worker_state import WorkerState, parse_state
 
 if TYPE_CHECKING:
@@ -212,7 +212,8 @@ def _trouble(batch: Batch, queues: frozenset[str], state: WorkerState) -> str | 
     failing = next((model for model in state.failing if model.name in models), None)
     if failing is None or state.state == "loading":
         return None
-    return f"{state.name} cannot load {failing.name}: {failing.reason}; tried again in {duration(failing.retry_s)}"
+    # Without how long it takes until then: in a log each line would differ from the last.
+    return f"{state.name} cannot load {failing.name}: {failing.reason}; it is tried again"
 
 
 def _served(serving: Sequence[WorkerState]) -> str | None:

@@ -116,13 +116,12 @@ def command(
             "a run needs MLX on this machine: pip install 'promptmill[worker]'; "
             "to have another machine do the work, use `promptmill submit --redis URL`"
         )
-    for name in ("model", "adapter_path"):
-        if flags[name] is not None:
-            flags[name] = local_model_name(flags[name])
-    names = [name for name, _, _ in WORKER_OPTIONS]
-    values = ((name, flags.pop(name.replace("-", "_"))) for name in names)
-    worker_flags = [f"--{name}={value}" for name, value in values if value is not None]
-    worker_flags += [f"--{name}" for name, _ in WORKER_SWITCHES if flags.pop(name.replace("-", "_"))]
+    for field in ("model", "adapter_path"):
+        if flags[field] is not None:
+            flags[field] = local_model_name(flags[field])
+    given = [(flag, flags.pop(flag.replace("-", "_"))) for flag, _, _ in WORKER_OPTIONS]
+    worker_flags = [f"--{flag}={value}" for flag, value in given if value is not None]
+    worker_flags += [f"--{flag}" for flag, _ in WORKER_SWITCHES if flags.pop(flag.replace("-", "_"))]
     request = RunRequest(
         source=file,
         out=out,

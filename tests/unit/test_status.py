@@ -171,7 +171,7 @@ def test_why_a_batch_waits(states: list[WorkerState], expected: str | None) -> N
 def test_a_batch_waits_for_a_model_that_cannot_be_loaded() -> None:
     """The reason and when it is tried again; what a worker in order does for it is said first."""
     failing = replace(worker("idle"), failing=(FailingModel("org/pocket", "the hub cannot be reached", 40.0),))
-    said = "waiting: mini.7 cannot load org/pocket: the hub cannot be reached; tried again in 40s"
+    said = "waiting: mini.7 cannot load org/pocket: the hub cannot be reached; it is tried again"
     assert activity(RUNNING, QUEUES, [failing]) == said
     assert activity(RUNNING, QUEUES, [failing, worker("idle")]) == said
     assert (
