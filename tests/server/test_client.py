@@ -125,6 +125,18 @@ def test_a_model_that_gave_way_is_counted_and_logged(client: Client, caplog: pyt
     assert caplog.text == ""
 
 
+def test_lines_that_end_with_an_answer_are_counted_and_logged(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """As the command line says it; with continue_final_message there is nothing to say."""
+    lines = [{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}]
+    batch = client.submit(lines, model="m")
+    assert batch.submitted is not None
+    assert batch.submitted.after_answer == 1
+    assert "1 line ends with an assistant's message" in caplog.text
+    caplog.clear()
+    client.submit(lines, model="m", continue_final_message=True)
+    assert caplog.text == ""
+
+
 def test_unknown_parameters_are_named_with_a_suggestion(client: Client) -> None:
     """As the keyword arguments of any function would be."""
     with pytest.raises(LineError, match=r"^'temprature' is not a parameter of submit; did you mean 'temperature'\?$"):
