@@ -187,7 +187,8 @@ def test_a_shard_whose_lines_nobody_can_name_stays_and_the_status_says_why(
     workers = Workers(store.connection)
     states = workers.read()
     said = activity(store.batch(batch), workers.queues_of(batch, states), states)
-    assert said == f"waiting: {service.name} refuses it: a payload is not a zstd frame: error when determining content size"
+    why = "a payload is not a zstd frame: error when determining content size"
+    assert said == f"waiting: {service.name} refuses it: {why}"
     store.connection.set(keys.payload(number), payload)
     service._take_one()
     assert [held.attempt.number for held in service.held.values()] == [number]
