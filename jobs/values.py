@@ -8,7 +8,16 @@ from typing import Any
 
 from jobs.errors import LineError, RefusedError
 
-__all__ = ["MAX_DEPTH", "check_object", "check_text", "json_kind", "local_model_name", "model_name", "name_check"]
+__all__ = [
+    "MAX_DEPTH",
+    "are_rows",
+    "check_object",
+    "check_text",
+    "json_kind",
+    "local_model_name",
+    "model_name",
+    "name_check",
+]
 
 MAX_DEPTH = 64
 """Levels of nesting of the objects a line may carry: they must also fit into a record, which orjson writes."""
@@ -18,6 +27,11 @@ def json_kind(value: Any) -> str:
     """What a value from JSON is, in words."""
     names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null", dict: "an object"}
     return names.get(type(value), "a number")
+
+
+def are_rows(value: Any) -> bool:
+    """Whether a value is an array of objects and nothing else."""
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
 def check_text(field: str, *, otherwise: str = "") -> Callable[[Any], str]:

@@ -9,9 +9,10 @@ import csv
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import orjson
+
+from jobs.values import are_rows
 
 __all__ = ["START_BYTES", "START_LINES", "magic_of", "shape_of"]
 
@@ -100,7 +101,7 @@ def _objects(lines: Sequence[bytes], *, whole: bool) -> str | None:
         return f"holds objects over several lines; {_JQ.format('.')}" if _goes_on(lines) else None
     if "\n" in text[:end]:
         own = {"prompt", "messages", "body"} & value.keys()
-        rows = None if own else next((key for key, part in value.items() if _are_rows(part)), None)
+        rows = None if own else next((key for key, part in value.items() if are_rows(part)), None)
         if whole and not text[end:].strip() and rows is not None:
             each = f".[{json.dumps(rows[:40])}][]"
             return f"is one object with the rows in '{rows:.40}', not one object a line; {_JQ.format(each)}"
@@ -120,10 +121,6 @@ def _breaks_texts(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return "\n" in text[:end]
-
-
-def _are_rows(part: Any) -> bool:
-    return isinstance(part, list) and bool(part) and all(isinstance(row, dict) for row in part)
 
 
 def _goes_on(lines: Sequence[bytes]) -> bool:
