@@ -35,6 +35,7 @@ from jobs.schedules import Schedules
 from jobs.store import Store
 from submit.batchhandle import BatchHandle
 from submit.events import BatchFinished, Event, FirstToken, LineFinished, PromptProgress
+from submit.problems import in_full
 from submit.prospects import notes
 from submit.reader import PromptFile, PromptObjects
 from submit.schedulehandle import ScheduleHandle
@@ -281,11 +282,11 @@ class Client:
 
 @contextlib.contextmanager
 def _in_full() -> Iterator[None]:
-    """Have the text of a refused input name its first problem: no command shows the others beside it."""
+    """Have a refused input say what is wrong with it: no command lists that beside the error."""
     try:
         yield
     except InputError as error:
-        raise error.in_full() from None
+        raise in_full(error) from None
 
 
 def _check_seconds(**given: object) -> None:

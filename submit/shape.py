@@ -55,6 +55,7 @@ _CSV = (
 _SEPARATORS = ((",", "CSV", ""), ("\t", "TSV", ", delimiter='\\t'"), (";", "CSV", ", delimiter=';'"))
 _NAME = re.compile(r"\w[\w.-]*( \w[\w.-]*)?")
 """A column's: one word or two, which a sentence with a comma in it does not consist of."""
+_PROMPT_COLUMNS = (b"prompt", b"text", b"question", b"instruction", b"input")
 _REPR = (
     'make lines of it: python -c "import ast, json, sys; [print(json.dumps(ast.literal_eval(line))) for line in '
     'sys.stdin]" < FILE > FILE.jsonl'
@@ -133,7 +134,9 @@ def _goes_on(lines: Sequence[bytes]) -> bool:
 
 
 def _table(lines: Sequence[bytes]) -> str | None:
-    """A table: a head of names, and as many columns in the row after it."""
+    """A table: a head of names, and as many columns in the row after it; or one column with a name of prompts."""
+    if len(lines) > 1 and (alone := lines[0].lower()) in _PROMPT_COLUMNS:
+        return f"is CSV (column {alone.decode()}), not one JSON object a line; {_CSV.format('')}"
     for separator, name, option in _SEPARATORS:
         try:
             rows = list(csv.reader((line.decode("utf-8") for line in lines[:20]), delimiter=separator, strict=True))
