@@ -120,7 +120,7 @@ def _check_response_format(value: Any) -> Any:
 
 
 _FIELD_CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "prompt": check_text("prompt", otherwise="; one line for each prompt"),
+    "prompt": check_text("prompt", several="; one line for each prompt"),
     "messages": check_messages,
     "system_prompt": check_text("system_prompt"),
     "prefill_response": check_text("prefill_response"),

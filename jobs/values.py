@@ -34,12 +34,13 @@ def are_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
-def check_text(field: str, *, otherwise: str = "") -> Callable[[Any], str]:
-    """A check for a string that is not empty; ``otherwise`` says what to do with what is none."""
+def check_text(field: str, *, several: str = "") -> Callable[[Any], str]:
+    """A check for a string that is not empty; ``several`` says what to do with an array of them."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str):
-            raise LineError("invalid_type", field, f"must be a string, not {json_kind(value)}{otherwise}")
+            remedy = several if isinstance(value, list) else ""
+            raise LineError("invalid_type", field, f"must be a string, not {json_kind(value)}{remedy}")
         if not value:
             raise LineError("out_of_range", field, "must not be empty")
         return value

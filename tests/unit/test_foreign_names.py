@@ -123,6 +123,11 @@ def test_cures_of_rows_make_lines() -> None:
         assert (line.id, line.fields["messages"]) == (name, ({"role": "user", "content": content},))
 
 
+def test_a_prompt_that_is_no_list_is_not_told_to_be_split() -> None:
+    """What to do with several prompts is no remedy for a number."""
+    assert refused({"prompt": 5}).message == "must be a string, not a number"
+
+
 def test_an_id_of_an_openai_line_is_its_custom_id() -> None:
     """Beside the body and in it: it is no parameter, and no data for metadata."""
     body = {"prompt": "x"}
