@@ -366,7 +366,7 @@ def _json(values: Iterable[str | int]) -> bytes:
 def _put_back(store: Store, batch_id: str, lost: _Lost, most: int) -> int:
     keys, now, connection = BatchKeys(batch_id), store.server_time(), store.connection
     marks = cast("dict[bytes, bytes]", connection.hgetall(keys.orphans))
-    since = {row.number: float(marks.get(b"%d" % row.number, now)) for row in lost.rows}
+    since = {row.number: _marked(marks.get(b"%d" % row.number), now) for row in lost.rows}
     with connection.pipeline() as pipe:
         pipe.delete(keys.orphans)
         if since:
@@ -394,6 +394,15 @@ def _put_back(store: Store, batch_id: str, lost: _Lost, most: int) -> int:
     if put:
         log.warning("%d shards of %s were in no queue; queued again", put, batch_id, extra={"action": "orphans"})
     return put
+
+
+def _marked(mark: bytes | None, now: float) -> float:
+    """Since when a shard is in no queue; from ``now`` on where its mark says nothing, or what cannot be."""
+    try:
+        at = float(mark or now)
+    except ValueError:
+        return now
+    return at if at <= now else now
 
 
 def _save_jobs(connection: Redis, batch_id: str, queue: str, rows: Iterable[_Row]) -> None:

@@ -266,6 +266,12 @@ WRITE = """
 if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' then return 0 end
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
 if redis.call('EXISTS', KEYS[6]) == 1 then return 1 end
+-- Where something else lies in the way this fails, before anything is stored: what is stored is counted.
+redis.call('LLEN', KEYS[4])
+redis.call('HLEN', KEYS[5])
+for _, count in ipairs({'completed', 'failed', 'prompt_tokens', 'completion_tokens', 'cached_tokens'}) do
+  redis.call('HINCRBY', KEYS[1], count, 0)
+end
 local completed, failed, prompt, completion, cached = 0, 0, 0, 0, 0
 for i = 3, #ARGV, 6 do
   if redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 5]) == 1 then
@@ -321,9 +327,11 @@ if redis.call('ZCARD', KEYS[4]) ~= ARGV[3] + 1 then
   redis.call('DEL', KEYS[4])
   return -2
 end
+-- This first: it fails where something else is counted there.
+local done = redis.call('HINCRBY', KEYS[1], 'shards_done', 1)
 redis.call('RENAME', KEYS[4], KEYS[3])
 redis.call('DEL', KEYS[5], KEYS[6], KEYS[7], KEYS[8])
-if redis.call('HINCRBY', KEYS[1], 'shards_done', 1) == tonumber(redis.call('HGET', KEYS[1], 'shards')) then
+if done == tonumber(redis.call('HGET', KEYS[1], 'shards')) then
   redis.call('HSET', KEYS[1], 'finalizing_at', ARGV[7])
   ended(KEYS[1], 'completed', ARGV[7])
 end

@@ -1,13 +1,14 @@
 """Being asked to stop, and a loop's wait for that: what a signal handler may safely do.
 
 A handler runs in the main thread between any two steps of it, so it must take no lock: the step it came into may hold
-that very lock. ``threading.Event`` has one, ``queue.SimpleQueue.put`` may be called in the midst of any other call.
+that very lock, as those of ``threading.Event`` do. It counts, and writes to a pipe.
 """
 
 from __future__ import annotations
 
 import contextlib
-import queue
+import os
+import select
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -19,18 +20,25 @@ class Wakeup:
     """Lets one thread wait until any other, or a signal handler, has something for it."""
 
     def __init__(self) -> None:
-        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._heard, self._rung = os.pipe()
+        for end in (self._heard, self._rung):
+            os.set_blocking(end, False)
+        self._poll = select.poll()
+        self._poll.register(self._heard, select.POLLIN)
+
+    def __del__(self) -> None:
+        os.close(self._heard)
+        os.close(self._rung)
 
     def ring(self) -> None:
         """Wake the thread that waits, or keep it from waiting the next time."""
-        self._rings.put(None)
+        with contextlib.suppress(BlockingIOError):  # full of rings that nobody has heard yet
+            os.write(self._rung, b"!")
 
     def wait(self, seconds: float) -> None:
         """Wait for a ring, for so long at the most."""
-        with contextlib.suppress(queue.Empty):
-            self._rings.get(timeout=seconds)
-            for _ in range(self._rings.qsize()):
-                self._rings.get_nowait()
+        if self._poll.poll(seconds * 1000):
+            os.read(self._heard, 1 << 16)
 
 
 class StopSignals:

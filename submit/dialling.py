@@ -63,7 +63,7 @@ def dial(
 
 def _found(addresses: Addresses, host: str, port: int, seconds: float) -> list[Any]:
     """What a host's name leads to. The look for it cannot be cut off: it is left alone in a thread of its own."""
-    answers: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
+    answers: queue.Queue[list[Any] | Exception] = queue.Queue()
 
     def look() -> None:
         try:

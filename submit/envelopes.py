@@ -114,7 +114,8 @@ def _text_logprobs(entries: list[dict[str, Any]], text: str) -> dict[str, Any]:
     """Token entries as completions show them: parallel lists, offsets into the text.
 
     A token that begins within a character has the place of that character. Where a thought or a first space stands
-    before the text in the tokens, those before it have the place 0.
+    before the text in the tokens, those before it have the place 0. No place is beyond the text's end, where a thought
+    stands in its midst or a stop string was cut off.
     """
     written, offsets = _offsets([_bytes_of(entry) for entry in entries])
     before = 0 if written.startswith(text) else max(written.rfind(text), 0)
@@ -123,7 +124,7 @@ def _text_logprobs(entries: list[dict[str, Any]], text: str) -> dict[str, Any]:
         "tokens": [entry["token"] for entry in entries],
         "token_logprobs": [entry["logprob"] for entry in entries],
         "top_logprobs": tops if any(tops) else None,
-        "text_offset": [max(offset - before, 0) for offset in offsets],
+        "text_offset": [min(max(offset - before, 0), len(text)) for offset in offsets],
     }
 
 

@@ -28,6 +28,14 @@ __all__ = ["FORMATS", "TRAINING", "Format", "check_keep_cut", "left_out", "make_
 
 TRAINING = ("chat", "completions")
 FORMATS = ("native", "openai", *TRAINING)
+THINKING = (
+    ("<think>", "</think>"),
+    ("<longcat_think>", "</longcat_think>"),
+    ("<|think:start|>", "<|think:end|>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+)
+"""How models mark their thinking, as mlx-lm knows it."""
 
 
 def left_out(choice: ChoiceHead, *, keep_cut: bool) -> str | None:
@@ -108,7 +116,7 @@ def _openai(record: StoredRecord, endpoint: Callable[[int], str]) -> bytes:
     return orjson.dumps(wrapped, option=orjson.OPT_APPEND_NEWLINE)
 
 
-Example = Callable[[Job, str, dict[str, Any]], dict[str, Any]]
+Example = Callable[[Job, str, str], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +131,25 @@ class _Training:
         if not record.ok:
             return b""
         job = self.inputs().job(record.index)
-        lines = (self.example(job, text, choice) for text, choice in self._answers(job, whole(record.raw)))
+        lines = (self.example(job, *answer) for answer in self._answers(job, whole(record.raw)))
         return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
 
-    def _answers(self, job: Job, record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Each choice to learn from, with the whole text of its turn."""
+    def _answers(self, job: Job, record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """The whole turn of each choice to learn from: what it says, and its thought, empty where there is none."""
         for choice in choices_of(record):
             ended = ChoiceHead(choice["stop_reason"], choice["finish_reason"], choice["text"])
             if left_out(ended, keep_cut=self.keep_cut) is None:
-                yield (job.turn["content"] if job.turn else "") + choice["text"], choice
+                yield _turn(job.turn["content"] if job.turn else "", choice)
+
+
+def _turn(begun: str, choice: dict[str, Any]) -> tuple[str, str]:
+    """What a turn says and its thought. ``begun``, which the model went on from, may end within the thought."""
+    text, thought = choice["text"], choice.get("reasoning") or ""
+    for start, end in THINKING:
+        before, marker, opened = begun.rpartition(start)
+        if marker and end not in opened and end not in text:
+            return before + text, (opened + thought).strip()
+    return begun + text, thought
 
 
 def _conversation(job: Job) -> list[dict[str, Any]]:
@@ -140,15 +158,15 @@ def _conversation(job: Job) -> list[dict[str, Any]]:
     return list(job.history)
 
 
-def _chat(job: Job, text: str, choice: dict[str, Any]) -> dict[str, Any]:
+def _chat(job: Job, text: str, thought: str) -> dict[str, Any]:
     answer = {**(job.turn or {"role": "assistant"}), "content": text}
-    if choice.get("reasoning"):
+    if thought:
         # Where templates of thinking models look for it; others leave it out.
-        answer["reasoning_content"] = choice["reasoning"]
+        answer["reasoning_content"] = thought
     return {"messages": [*_conversation(job), answer]}
 
 
-def _completion(job: Job, text: str, choice: dict[str, Any]) -> dict[str, Any]:
+def _completion(job: Job, text: str, _thought: str) -> dict[str, Any]:
     if job.prompt is not None:
         return {"prompt": job.prompt, "completion": text}
     conversation = _conversation(job)

@@ -177,6 +177,10 @@ class _Screen:
             self._stream.write(codes.encode(encoding, "replace").decode(encoding))
             self._stream.flush()
         except OSError as error:
+            # What it did not take waits in the stream, and Python would end with status 120 for it.
+            nobody = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nobody, self._stream.fileno())
+            os.close(nobody)
             raise _TerminalGoneError from error
 
     @contextlib.contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -36,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in filter(FOREIGN.fullmatch, list(os.environ)):
         patch.delenv(name)
     patch.setenv("HOME", home.name)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As shells start what runs in the background; its children would ignore Ctrl-C too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # The checkout may be read-only too: a failing example is printed, and kept nowhere.
     hypothesis.settings.register_profile("promptmill", database=None)
     hypothesis.settings.load_profile("promptmill")

@@ -133,7 +133,7 @@ class Compute(threading.Thread):
         self._draft: LoadedModel | None = None
         self._past = dict.fromkeys(COUNTED, 0)
         self.failed: Mapping[Group, LoadFailure] = MappingProxyType({})
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._commands: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._snapshot_at = 0.0
         self._pending: dict[Group, int] = {}
         self._used_mlx = False

@@ -182,13 +182,13 @@ class HeldShard:
 
     def quarantine(self, index: int) -> Quarantine:
         """How far a line is from the others. Two deaths of its worker make it a suspect, and one where two are all it
-        gets, so that the last is its own; a model that failed with the line among others does so at once, which costs
-        a trial."""
+        gets, so that the last is its own; a model that failed with the line among others does so at once. That costs a
+        trial: only from the third death on does the line run alone to its end, whatever it gets."""
         attempt, enough = self.attempt, 2 if self.max_attempts > 2 else 1
         deaths, suspicions = attempt.deaths.get(index, 0), attempt.suspicions.get(index, 0)
-        if deaths > enough or suspicions > 1 or attempt.own_failures(index) > 0:
+        if deaths > 2 or suspicions > 1 or attempt.own_failures(index) > 0:
             return Quarantine.ALONE
-        return Quarantine.TRIAL if deaths == enough or suspicions else Quarantine.NONE
+        return Quarantine.TRIAL if deaths >= enough or suspicions else Quarantine.NONE
 
     def key(self, index: int) -> LineKey:
         return (self.job_id, self.taken_under, index)

@@ -115,7 +115,7 @@ class InFlightLog(Unlogged, threading.Thread):
         super().__init__(name="in-flight", daemon=True)
         self._store, self._connection, self._life, self._held = store, connection, life, held
         self._let_go, self._answer, self._clock = let_go, answer, clock
-        self._queue: queue.SimpleQueue[dict[LineKey, Note] | None] = queue.SimpleQueue()
+        self._queue: queue.Queue[dict[LineKey, Note] | None] = queue.Queue()
         # The compute thread's:
         self._asked: set[LineKey] = set()
         self._noted: set[LineKey] = set()

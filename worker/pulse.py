@@ -82,7 +82,11 @@ class Pulse(threading.Thread):
         due = now - self._renewed_at >= RENEW_S
         # What a server takes that is full goes first.
         if due:
-            self._service.rq.renew([held.lease for held in list(self._service.held.values())], self._connection)
+            leases = [held.lease for held in list(self._service.held.values())]
+            # To find out which lines are lost may take long.
+            if (beginning := self._service.beginning) is not None:
+                leases.append(beginning)
+            self._service.rq.renew(leases, self._connection)
         self._let_go()
         if due:
             self._renewed_at = now

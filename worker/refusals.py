@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -114,10 +114,8 @@ class Refusals:
         if refused:
             error, attempt = next(iter(refused.values())), held.attempt
             workers = self._rq.served_by(held.queue)
-            if not note_refusal(
-                self._store.connection, attempt.batch_id, attempt.number, self._rq.life, workers.values()
-            ):
-                field = "" if error.field is None else f"'{error.field}' "
+            field = "" if error.field is None else f"'{error.field}' "
+            if not self._refused_by_all(attempt, workers.values()):
                 self._go_back(held.queue, held.lease, attempt, f"{field}{error.message}")
                 return False
             held.refused = {index: _final(found, workers, attempt.batch_id) for index, found in refused.items()}
@@ -126,6 +124,14 @@ class Refusals:
         self._rounds.pop(held.queue, None)
         self.said = {batch_id: why for batch_id, why in self.said.items() if batch_id != held.attempt.batch_id}
         return True
+
+    def _refused_by_all(self, attempt: Attempt, workers: Collection[str]) -> bool:
+        """Note that this worker refuses a shard; whether all of ``workers`` have, as far as can be known."""
+        try:
+            return note_refusal(self._store.connection, attempt.batch_id, attempt.number, self._rq.life, workers)
+        except RefusedError as error:
+            log.warning("who refuses a shard cannot be noted: %s", error, extra={"action": "refuse_shard"})
+            return False
 
     def leave(self, shard: ShardJob, lease: Lease, attempt: Attempt | None, error: Exception) -> None:
         """A shard that cannot be begun at all: it goes back. One that its batch does not have is somebody else's

@@ -40,7 +40,7 @@ from worker.compute import Compute, EngineSettings
 from worker.ended import EndedLine, failed_line
 from worker.held import MAX_ATTEMPTS, End, HeldShard, LineKey
 from worker.intake import Intake
-from worker.lease import MAINTENANCE_S, ShardJob, ShardWorker, machine
+from worker.lease import MAINTENANCE_S, Lease, ShardJob, ShardWorker, machine
 from worker.loadfailures import LoadFailures
 from worker.marks import InFlightLog
 from worker.metrics import Metrics
@@ -115,6 +115,7 @@ class Service:
         self.name = process_name(settings.name)
         self.store = Store(connection, now=now)
         self.held: dict[str, HeldShard] = {}
+        self.beginning: Lease | None = None
         self._held_lock = threading.Lock()
         self._metrics = metrics or Metrics()
         self.assertion = SleepAssertion(None if settings.allow_sleep else stay_awake or way_to_stay_awake())
@@ -214,6 +215,7 @@ class Service:
     def _serve(self) -> None:
         self._idle_since = time.monotonic()
         while not self._stopping():
+            self.beginning = None
             try:
                 paused = self.pausing.look(self.store.connection)
                 self.pausing.withdraw(list(self.held.values()))
@@ -298,7 +300,7 @@ class Service:
         return True
 
     def _begin(self, shard: ShardJob, rank: int) -> None:
-        lease = self.rq.begin(shard)
+        lease = self.beginning = self.rq.begin(shard)
         if lease is None or self.refusals.waits(shard, lease):
             return
         attempt, group = None, self.turns.group_of(shard.queue)

@@ -75,7 +75,7 @@ class Writer(threading.Thread):
         self._spool = spool
         self._metrics = metrics or Metrics()
         self._queue: queue.SimpleQueue[EndedLine | FailedLine | HeldShard | None] = queue.SimpleQueue()
-        self._written: queue.SimpleQueue[tuple[HeldShard, Outcome] | None] = queue.SimpleQueue()
+        self._written: queue.Queue[tuple[HeldShard, Outcome] | None] = queue.Queue()
         self._given_up = threading.Event()
         self._count_lock = threading.Lock()
         self._unstored = self._delivered = 0

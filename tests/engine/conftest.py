@@ -15,7 +15,7 @@ from mlx_lm.models.cache import ArraysCache
 from jobs.params import Sampling
 from tests.engine import families
 from worker.engine.engine import Engine
-from worker.engine.lm import load_model, measure
+from worker.engine.lm import compiler_present, load_model, measure
 from worker.engine.model import LoadedModel
 from worker.engine.sequence import Finished, PreparedLine
 
@@ -76,6 +76,17 @@ def _spread(name: str, weights: mx.array) -> mx.array:
         # Zeros to be loaded over, of routers, convolutions, token shifts: they would switch those off.
         return weights + 0.5 * mx.random.normal(weights.shape)
     return weights * 3 if weights.ndim > 1 else weights
+
+
+def compile_again() -> None:
+    """Have MLX compile where it can: it is off by then for a test's sake, or because there is no compiler."""
+    mx.enable_compile() if compiler_present() else mx.disable_compile()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compiling() -> None:
+    """As a worker does when it loads a model, of which some tests have none."""
+    compile_again()
 
 
 @pytest.fixture(scope="session")

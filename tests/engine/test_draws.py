@@ -12,6 +12,7 @@ import pytest
 
 from jobs.params import Sampling
 from worker.engine import rows as row_arrays
+from worker.engine.lm import compiler_present
 from worker.engine.sampler import CANDIDATES, Sampler, pick, sample
 from worker.engine.sequence import Sequence
 
@@ -184,6 +185,7 @@ def test_seeds_mean_the_same_for_ever() -> None:
     assert uniforms.tolist() == pytest.approx(UNIFORMS_OF_0, abs=1e-6)
 
 
+@pytest.mark.skipif(not compiler_present(), reason="g++ not on PATH")
 def test_values_never_make_a_graph() -> None:
     """Rows of other parameters run on the graph that is there; only shapes and kinds of features make one."""
     sampler = Sampler()

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, apply_xtc
 
+from tests.engine.conftest import compile_again
 from worker.engine.sampler import CANDIDATES, best, mass, survivors
 
 BORDER = 2e-5
@@ -26,7 +27,7 @@ def _uncompiled() -> Iterator[None]:
     """mlx-lm compiles a new graph for each parameter value, which takes half a second each."""
     mx.disable_compile()
     yield
-    mx.enable_compile()
+    compile_again()
 
 
 @dataclass(frozen=True)

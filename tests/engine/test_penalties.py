@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 from mlx_lm.sample_utils import make_logits_processors
 
 from jobs.params import Sampling
+from tests.engine.conftest import compile_again
 from worker.engine import rows as row_arrays
 from worker.engine.sampler import adjust, sample
 from worker.engine.sequence import Sequence
@@ -23,7 +24,7 @@ VOCAB = 24
 def _uncompiled() -> Iterator[None]:
     mx.disable_compile()
     yield
-    mx.enable_compile()
+    compile_again()
 
 
 def row_of(prompt: list[int], **given: Any) -> Sequence:

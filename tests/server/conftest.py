@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,10 +14,23 @@ from jobs.store import Store
 from tests.pool import MODEL
 from worker.service import Service, ServiceSettings
 
+if TYPE_CHECKING:
+    from redis import Redis
+
 
 @pytest.fixture
-def service(store: Store, server_url: str) -> Iterator[Service]:
+def opened() -> Iterator[Callable[..., Redis]]:
+    """``opened(url, **settings)``: a connection that is closed at the end of the test. One that is
+    left for Python to collect ends some other test with a warning."""
+    with contextlib.ExitStack() as stack:
+
+        def open_one(url: str, **settings: Any) -> Redis:
+            return stack.enter_context(contextlib.closing(connect(url, **settings)))
+
+        yield open_one
+
+
+@pytest.fixture
+def service(store: Store, server_url: str, opened: Callable[..., Redis]) -> Service:
     """A worker for MODEL whose threads are not started."""
-    connection = connect(server_url)
-    yield Service(store.connection, connection, ServiceSettings((Group(MODEL),), name="mini"))
-    connection.close()
+    return Service(store.connection, opened(server_url), ServiceSettings((Group(MODEL),), name="mini"))

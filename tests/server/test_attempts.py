@@ -145,6 +145,15 @@ def test_one_death_puts_nobody_into_quarantine(store: Store, service: Service) -
     assert [held.attempt_at(index) for index in range(4)] == [2, 2, 2, 1]
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_two_deaths_beside_others_cost_a_trial(store: Store, service: Service, most: int) -> None:
+    """As two power cuts do, however few attempts a line gets: nothing runs alone to its end."""
+    batch = make_batch(store, prompts(3))
+    for _ in range(2):
+        dies(store, batch, [0, 1])
+    assert begins(store, service, batch, most) == {0: TRIAL, 1: TRIAL, 2: NONE}
+
+
 def test_two_deaths_make_a_suspect_and_three_end_the_one_that_was_alone(store: Store, service: Service) -> None:
     """The line that kills fails with worker_crashed at the third; what was beside it twice is tried and goes on."""
     batch = make_batch(store, prompts(4))

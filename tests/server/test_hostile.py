@@ -14,7 +14,6 @@ import pytest
 
 from jobs.attempt import Standing
 from jobs.batch import new_batch_id, queue_name
-from jobs.connect import connect
 from jobs.ending import cancel, expire_due
 from jobs.errors import LineError, RefusedError
 from jobs.keys import BATCHES, EXPIRING, UPLOADING, BatchKeys, worker_key
@@ -23,14 +22,14 @@ from jobs.record import Choice
 from jobs.refusals import note_refusal
 from jobs.retrying import resume, retry
 from jobs.rqjobs import JOB_FUNCTION
-from jobs.shard import Group, pack
+from jobs.shard import pack
 from jobs.store import UPLOAD_LEASE_S, Store
 from jobs.upkeep import upkeep
 from submit.workers import Workers
 from tests.hostile import ENTRIES, job_data, put_job
 from tests.pool import MODEL, make_batch, prompts, watched, work
 from worker.ended import EndedLine, FailedLine
-from worker.service import Service, ServiceSettings
+from worker.service import Service
 
 QUEUE = queue_name(MODEL, "normal")
 LIST = f"rq:queue:{QUEUE}"
@@ -39,12 +38,6 @@ LIST = f"rq:queue:{QUEUE}"
 def refuse(_job: Job) -> list[Choice]:
     """Every line fails."""
     raise LineError("internal_error", None, "no")
-
-
-@pytest.fixture
-def service(store: Store, server_url: str) -> Service:
-    """A worker for MODEL whose threads are not started."""
-    return Service(store.connection, connect(server_url), ServiceSettings((Group(MODEL),), name="mini"))
 
 
 def takes_the_next(service: Service) -> bool:

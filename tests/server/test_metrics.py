@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from redis import Redis
 
-from jobs.connect import connect
 from jobs.shard import Group
 from jobs.store import Store
 from tests.pool import MODEL, make_batch, prompts
@@ -35,10 +35,10 @@ def metrics() -> PrometheusMetrics:
 
 
 @pytest.fixture
-def service(store: Store, server_url: str, metrics: PrometheusMetrics) -> Service:
+def service(store: Store, server_url: str, metrics: PrometheusMetrics, opened: Callable[..., Redis]) -> Service:
     """A worker for MODEL whose threads are not started."""
     settings = ServiceSettings((GROUP,), name="mini")
-    return Service(store.connection, connect(server_url), settings, metrics=metrics)
+    return Service(store.connection, opened(server_url), settings, metrics=metrics)
 
 
 def take(service: Service) -> HeldShard:
@@ -155,11 +155,11 @@ def test_lines_under_way_are_read_at_the_scrape(store: Store, service: Service, 
         assert read(metrics, "paused") == 1
 
 
-def test_outages_of_redis_are_counted(server: Server, metrics: PrometheusMetrics) -> None:
+def test_outages_of_redis_are_counted(server: Server, metrics: PrometheusMetrics, opened: Callable[..., Redis]) -> None:
     """Once each, however many beats they last."""
     settings = ServiceSettings((GROUP,), name="mini")
-    pulse_connection = connect(server.url, timeout_s=1.0, retries=0)
-    service = Service(connect(server.url), pulse_connection, settings, metrics=metrics)
+    pulse_connection = opened(server.url, timeout_s=1.0, retries=0)
+    service = Service(opened(server.url), pulse_connection, settings, metrics=metrics)
     service.rq.start()
     beats: list[None] = []
     beat = service.pulse._beat
@@ -182,6 +182,7 @@ def test_outages_of_redis_are_counted(server: Server, metrics: PrometheusMetrics
         until(lambda: (read(metrics, "redis_silent_seconds") or 0.0) < silent, "Redis is back")
         assert read(metrics, "redis_outages_total") == 1
         service.pulse.stop()
+    service.rq.end()
 
 
 def test_its_threads_take_no_signal_that_is_held_back() -> None:

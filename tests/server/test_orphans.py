@@ -271,6 +271,16 @@ def test_somebody_elses_data_stops_nobodys_shards(store: Store) -> None:
     assert queued(store) == each_once(batch_id)
 
 
+@pytest.mark.parametrize("mark", ["mine", "nan", "9e99", ""])
+def test_damaged_marks_stop_nobody_who_looks(store: Store, mark: str) -> None:
+    """Where it cannot be read since when a shard is in no queue, it is so from now on."""
+    batch_id = live_batch(store)
+    store.connection.hset(BatchKeys(batch_id).orphans, "0", mark)
+    rq(store, "empty", QUEUE)
+    assert put_back(store) == SHARDS
+    assert queued(store) == each_once(batch_id)
+
+
 def test_a_pool_looks_once_however_many_ask(store: Store) -> None:
     """Looking reads all queues: one process does it, and not again at once. What is lost is back when it is said to."""
     batch_id = live_batch(store)

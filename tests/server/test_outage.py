@@ -9,6 +9,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+from redis import Redis
 
 from jobs.connect import connect
 from jobs.keys import BatchKeys
@@ -25,6 +26,7 @@ from worker.held import HeldShard
 from worker.service import Service, ServiceSettings
 from worker.spool import Spool
 
+Opened = Callable[[str], Redis]
 MakeService = Callable[[], Service]
 
 
@@ -37,13 +39,13 @@ def store(server: Server) -> Iterator[Store]:
 
 
 @pytest.fixture
-def make_service(server: Server, tmp_path: Path) -> Iterator[MakeService]:
+def make_service(server: Server, tmp_path: Path, opened: Opened) -> Iterator[MakeService]:
     """Workers for MODEL with one spool folder; of their threads the writer may be started."""
     made: list[Service] = []
 
     def make() -> Service:
         settings = ServiceSettings((Group(MODEL),), name=f"mini{len(made)}", spool=tmp_path / "spool")
-        made.append(Service(connect(server.url), connect(server.url), settings))
+        made.append(Service(opened(server.url), opened(server.url), settings))
         return made[-1]
 
     yield make

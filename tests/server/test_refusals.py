@@ -10,9 +10,9 @@ from typing import Any
 
 import orjson
 import pytest
+from redis import Redis
 
 from jobs.batch import queue_name
-from jobs.connect import connect
 from jobs.keys import BatchKeys
 from jobs.results import ordered_records
 from jobs.retrying import retry
@@ -28,6 +28,7 @@ from worker.warm import Size
 QUEUE = queue_name(MODEL, "normal")
 LIST = f"rq:queue:{QUEUE}"
 
+Opened = Callable[[str], Redis]
 MakeService = Callable[..., Service]
 
 
@@ -38,12 +39,12 @@ def clock() -> SimpleNamespace:
 
 
 @pytest.fixture
-def make_service(store: Store, server_url: str, clock: SimpleNamespace) -> MakeService:
+def make_service(store: Store, server_url: str, clock: SimpleNamespace, opened: Opened) -> MakeService:
     """``make(name)``: a live worker for MODEL whose threads are not started; each step is taken by the test."""
 
     def make(name: str = "mini", *models: str) -> Service:
         groups = tuple(map(Group, (MODEL, *models)))
-        service = Service(store.connection, connect(server_url), ServiceSettings(groups, name=name))
+        service = Service(store.connection, opened(server_url), ServiceSettings(groups, name=name))
         service.turns._clock = service.refusals._clock = lambda: clock.now
         service.models.warm.sizes[groups[0]] = Size(1)  # there is no limit, so all fit
         service.rq._register()
@@ -235,6 +236,17 @@ def test_refused_shards_hold_up_no_others_and_are_left_alone_for_longer_and_long
         clock.now += pauses[-1]
     assert pauses == [*PAUSES_S, PAUSES_S[-1], PAUSES_S[-1]]
     assert store.connection.llen(LIST) == 3
+
+
+def test_a_refusal_that_cannot_be_noted_ends_no_worker(store: Store, make_service: MakeService) -> None:
+    """Something else lies where it goes: nobody knows whether all have refused the shard, which goes back."""
+    batch, service = make_batch(store, prompts(1)), make_service()
+    newer_line(store, batch)
+    store.connection.set(BatchKeys(batch).refusals(0), "x")
+    assert service._take_one()
+    assert service.held == {}
+    assert store.connection.lrange(LIST, 0, -1) == [f"{batch}-0".encode()]
+    assert "'temperament'" in service.refusals.said[batch]
 
 
 def test_a_shard_whose_records_cannot_be_stored_is_kept_and_not_generated_again_at_once(

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import orjson
 import pytest
+from redis import Redis
 from redis.exceptions import ConnectionError
 
 from jobs.attempt import Attempt
 from jobs.batch import queue_name
-from jobs.connect import connect
 from jobs.errors import ModelLoadError, StaleAttemptError
 from jobs.keys import BatchKeys
 from jobs.results import ordered_records
@@ -29,15 +29,16 @@ from worker.loadfailures import LoadFailure
 from worker.service import Service, ServiceSettings
 from worker.warm import Size
 
+Opened = Callable[[str], Redis]
 MakeService = Callable[..., Service]
 
 
 @pytest.fixture
-def make_service(store: Store, server_url: str) -> MakeService:
+def make_service(store: Store, server_url: str, opened: Opened) -> MakeService:
     """A worker for MODEL whose threads are not started; each step is taken by the test."""
 
     def make(**clock: Any) -> Service:
-        return Service(store.connection, connect(server_url), ServiceSettings((Group(MODEL),), name="mini"), **clock)
+        return Service(store.connection, opened(server_url), ServiceSettings((Group(MODEL),), name="mini"), **clock)
 
     return make
 
@@ -56,7 +57,9 @@ def write_all(service: Service) -> None:
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_a_worker_keeps_its_machine_awake_while_it_holds_lines(store: Store, server_url: str, allowed: bool) -> None:
+def test_a_worker_keeps_its_machine_awake_while_it_holds_lines(
+    store: Store, server_url: str, allowed: bool, opened: Opened
+) -> None:
     """From the first beat with a shard in hand to the one after its end, and never with --allow-sleep."""
     held: list[bool] = [False]
 
@@ -65,7 +68,7 @@ def test_a_worker_keeps_its_machine_awake_while_it_holds_lines(store: Store, ser
         return lambda: held.append(False)
 
     settings = ServiceSettings((Group(MODEL),), name="mini", allow_sleep=allowed)
-    service = Service(store.connection, connect(server_url), settings, stay_awake=take)
+    service = Service(store.connection, opened(server_url), settings, stay_awake=take)
     seen = []
     for _ in range(2):
         make_batch(store, prompts(1))
@@ -80,7 +83,7 @@ def test_a_worker_keeps_its_machine_awake_while_it_holds_lines(store: Store, ser
     assert seen == ([False] * 6 if allowed else [False, True, False] * 2)
 
 
-def test_a_worker_that_ends_lets_its_machine_sleep(store: Store, server_url: str) -> None:
+def test_a_worker_that_ends_lets_its_machine_sleep(store: Store, server_url: str, opened: Opened) -> None:
     """Whatever it still held: Redis may be out, and the shard's lease then ends by itself."""
     held: list[bool] = []
 
@@ -88,7 +91,7 @@ def test_a_worker_that_ends_lets_its_machine_sleep(store: Store, server_url: str
         held.append(True)
         return lambda: held.append(False)
 
-    service = Service(store.connection, connect(server_url), ServiceSettings((Group(MODEL),)), stay_awake=take)
+    service = Service(store.connection, opened(server_url), ServiceSettings((Group(MODEL),)), stay_awake=take)
     make_batch(store, prompts(1))
     held_by(service)
     service.pulse._beat()
@@ -138,6 +141,25 @@ def test_a_result_that_cannot_be_written_down_fails_its_line_only(store: Store, 
     write_all(service)
     [record] = [orjson.loads(record.raw) for record in ordered_records(store.connection, batch)]
     assert (record["id"], record["error"]["code"]) == ("row-0", "internal_error")
+
+
+def test_a_shard_that_takes_long_to_begin_keeps_its_lease(
+    store: Store, make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose prompts are lost, in a large batch: no other worker takes it, and has to begin anew."""
+    batch, service, queue = make_batch(store, prompts(1)), make_service(), queue_name(MODEL, "normal")
+    store.connection.delete(BatchKeys(batch).payload(0))
+    left = []
+
+    def slowly(*_: Any) -> None:
+        [(entry, _ends)] = store.connection.zrange(f"rq:wip:{queue}", 0, -1, withscores=True)
+        store.connection.zadd(f"rq:wip:{queue}", {entry: 1})
+        service.pulse._beat()
+        left.append(store.connection.zscore(f"rq:wip:{queue}", entry) - store.server_time())
+
+    monkeypatch.setattr("worker.service.end_lost_lines", slowly)
+    assert service._take_one()
+    assert left == [pytest.approx(LEASE_S, abs=5)]
 
 
 def test_records_that_redis_lost_are_made_again(store: Store, make_service: MakeService) -> None:
@@ -191,10 +213,10 @@ def test_leases_that_nobody_watched_get_time_to_be_renewed(store: Store, make_se
     assert store.connection.zcard(registry) == 0
 
 
-def test_a_worker_is_not_idle_while_a_cold_model_waits(store: Store, server_url: str) -> None:
+def test_a_worker_is_not_idle_while_a_cold_model_waits(store: Store, server_url: str, opened: Opened) -> None:
     """Work of a model whose turn it is not yet keeps a --burst worker from ending."""
     settings = ServiceSettings((Group(MODEL), Group("other")), burst=True, engine=EngineSettings(memory_limit=1))
-    service = Service(store.connection, connect(server_url), settings)
+    service = Service(store.connection, opened(server_url), settings)
     service._idle_since = -1e9
     batch = make_batch(store, prompts(1))
     assert not service._take_one()  # the size of the model is not known yet
@@ -234,12 +256,12 @@ def test_a_batch_of_lines_is_kept_ahead_of_what_the_model_decodes_together(
     assert len(service.held) == shards
 
 
-def test_a_model_with_much_ahead_holds_off_no_other(store: Store, server_url: str) -> None:
+def test_a_model_with_much_ahead_holds_off_no_other(store: Store, server_url: str, opened: Opened) -> None:
     """How many lines wait is asked of each model: another one's shard is taken while the first has enough."""
     other = Group("examples/pocket/other")
     make_batch(store, prompts(50))
     make_batch(store, prompts(50), defaults={"model": other.model})
-    service = Service(store.connection, connect(server_url), ServiceSettings((Group(MODEL), other), name="mini"))
+    service = Service(store.connection, opened(server_url), ServiceSettings((Group(MODEL), other), name="mini"))
     service.models.warm.sizes[other] = Size(1)  # there is no limit, so both fit
     service.intake._count(Group(MODEL), 1000)
     assert service._take_one()

@@ -14,7 +14,7 @@ from redis.exceptions import OutOfMemoryError
 from jobs.attempt import Attempt
 from jobs.batch import queue_name
 from jobs.connect import connect
-from jobs.errors import BatchNotFoundError, StaleAttemptError
+from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
 from jobs.keys import UPLOADING, BatchKeys
 from jobs.results import finished_records, ordered_records
 from jobs.shard import Group, ShardLine, encode_lines
@@ -259,6 +259,35 @@ def test_records_and_counts_change_together(store: Store) -> None:
     assert (batch.completed, batch.failed) == (1, 1)
     assert (batch.usage.prompt_tokens, batch.usage.completion_tokens, batch.usage.cached_tokens) == (6, 10, 2)
     assert [line.ok for line in ordered_records(store.connection, "b_1")] == [True, False]
+
+
+@pytest.mark.parametrize("what", ["the order of records", "lines under way", "a count", "shards done"])
+def test_what_lies_in_the_way_leaves_counts_and_records_alike(store: Store, what: str) -> None:
+    """Nothing is stored that is not counted; once it is gone the shard is finished as ever."""
+    live(store, shards=1)
+    attempt, keys = claimed(store, 0), BatchKeys("b_1")
+    key = {"the order of records": keys.finished, "lines under way": keys.flights(0)}.get(what)
+    field = {"a count": "completed", "shards done": "shards_done"}.get(what)
+
+    def end() -> bool:
+        store.write(attempt, [record(0), record(1)])
+        return store.finish(attempt, 2)
+
+    if key is not None:
+        store.connection.set(key, "mine")
+    if field is not None:
+        store.connection.hset(keys.info, field, "mine")
+    with pytest.raises(RefusedError, match="damaged"):
+        end()
+    if key is not None:
+        store.connection.delete(key)
+    if field is not None:
+        store.connection.hset(keys.info, field, 0)
+    assert store.connection.hlen(keys.records(0)) == store.batch("b_1").finished
+    assert end()
+    batch = store.batch("b_1")
+    assert (batch.status, batch.completed) == ("completed", 2)
+    assert len(list(finished_records(store.connection, "b_1"))) == 2
 
 
 def test_stale_attempts_cannot_write_or_finish(store: Store) -> None:

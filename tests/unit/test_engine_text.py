@@ -185,6 +185,12 @@ def test_thinking_is_apart(raw: str, inside: bool, text: str, reasoning: str | N
     assert split_thinking(raw, THINK, inside=inside) == (text, reasoning)
 
 
+def test_a_thought_that_goes_on_from_a_prefill_keeps_its_space() -> None:
+    """What the line began and what the model added join to the text that the model read and wrote."""
+    parts = split_thinking(" so.\n</think>\n\nYes", THINK, inside=True, continues=True)
+    assert parts == ("Yes", " so.")
+
+
 class Words:
     """A tokenizer of whole words, with thinking."""
 

@@ -169,6 +169,20 @@ def test_offsets_are_those_of_the_text_behind_a_thought(store: Store) -> None:
     assert shown["text_offset"] == [0, 0, 0, 0, 0, 2, 3]
 
 
+def test_no_offset_is_beyond_the_text(store: Store) -> None:
+    """Also where a thought stands in the midst of a text, whose tokens have no place in what is left."""
+    pieces = ["Oh ", "<think>", "hm", "</think>", "yes"]
+    entries = [
+        {"token": piece, "id": 1, "logprob": -0.1, "bytes": list(piece.encode()), "top_logprobs": []}
+        for piece in pieces
+    ]
+    batch_id = make_batch(store, [{"prompt": "Once", "logprobs": True}])
+    answer = Choice(0, "Oh\nyes", "eos", reasoning="hm", logprobs=entries)
+    work(store, batch_id, answer=lambda job: [answer])
+    (envelope,) = written(store, batch_id, "openai")
+    assert envelope["response"]["body"]["choices"][0]["logprobs"]["text_offset"] == [0, 3, 6, 6, 6]
+
+
 def test_native_lines_get_the_body_of_their_kind(store: Store) -> None:
     """Records of native lines do not say what they were: the prompt itself tells, over several shards and models."""
     lines = [
@@ -262,6 +276,28 @@ def test_chat_training_data_keeps_reasoning_apart(store: Store) -> None:
     work(store, batch_id, answer=lambda job: [Choice(0, "Hi", "eos", reasoning="hm")])
     (example,) = written(store, batch_id, "chat")
     assert example["messages"][-1] == {"role": "assistant", "content": "Hi", "reasoning_content": "hm"}
+
+
+@pytest.mark.parametrize(
+    ("begun", "answer", "content", "reasoning"),
+    [
+        ("<think>\nOkay,", Choice(0, "Yes", "eos", reasoning=" so."), "Yes", "Okay, so."),
+        ("<think>\nOkay.\n", Choice(0, "Yes", "eos"), "Yes", "Okay."),
+        ("Sure. <think>\nOkay,", Choice(0, "Yes", "eos", reasoning=" so."), "Sure. Yes", "Okay, so."),
+        ("<think>\n\n</think>\n\nI", Choice(0, " do", "eos"), "<think>\n\n</think>\n\nI do", None),
+        ("<think>Okay", Choice(0, "</think>Yes", "eos"), "<think>Okay</think>Yes", None),
+        ("I say:", Choice(0, " Yes", "eos", reasoning="hm"), "I say: Yes", "hm"),
+    ],
+)
+def test_a_thought_that_the_line_began_is_no_part_of_the_answer(
+    store: Store, begun: str, answer: Choice, content: str, reasoning: str | None
+) -> None:
+    """A turn that begins within the thought is told apart as a whole, wherever the model went on from."""
+    batch_id = make_batch(store, [{"messages": CHAT, "prefill_response": begun}])
+    work(store, batch_id, answer=lambda job: [answer])
+    (example,) = written(store, batch_id, "chat")
+    assert example["messages"][-1]["content"] == content
+    assert example["messages"][-1].get("reasoning_content") == reasoning
 
 
 def test_training_data_has_a_line_per_choice_and_none_for_failures(store: Store) -> None:

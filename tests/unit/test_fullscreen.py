@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from submit.fullscreen import ERASE_LINE, ERASE_SCREEN, Painter
+import os
+import pty
+from types import SimpleNamespace
+from typing import Any
+
+from submit.fullscreen import ERASE_LINE, ERASE_SCREEN, Painter, show
 from submit.widgets import text
 
 SIZE = (80, 24)
@@ -44,3 +49,13 @@ def test_a_change_of_colour_is_a_change() -> None:
     painter = Painter()
     painter.paint([text("one", "green")], SIZE)
     assert painter.paint([text("one", "red")], SIZE) == f"\x1b[1;1H\x1b[31mone\x1b[0m{ERASE_LINE}"
+
+
+def test_what_a_closed_window_did_not_take_is_dropped() -> None:
+    """Python writes it once more when it ends, and would end with status 120 if that failed."""
+    view: Any = SimpleNamespace(look=lambda drawn: False, draw=lambda *_, **__: [text("one")], text=lambda _: ["one"])
+    window, inner = pty.openpty()
+    with os.fdopen(inner, "w") as stream:
+        os.close(window)
+        show(view, stream, {}, keys=stream)
+        stream.flush()

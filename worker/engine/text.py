@@ -46,7 +46,7 @@ class TextAssembler:
         raw = seq.text if seq.text is not None else self.raw_text(seq)
         text, reasoning = raw, None
         if self._markers is not None:
-            text, reasoning = split_thinking(raw, self._markers, inside=seq.reasoning_open)
+            text, reasoning = split_thinking(raw, self._markers, inside=seq.reasoning_open, continues=seq.continues)
         reason = seq.stop_reason or "cancelled"
         return Completion(
             # The space that tokenizers put before the first word of a text.

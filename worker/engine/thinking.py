@@ -7,15 +7,18 @@ from collections.abc import Iterator
 __all__ = ["AnswerParts", "split_thinking"]
 
 
-def split_thinking(raw: str, markers: tuple[str, str], *, inside: bool) -> tuple[str, str | None]:
+def split_thinking(
+    raw: str, markers: tuple[str, str], *, inside: bool, continues: bool = False
+) -> tuple[str, str | None]:
     """The text outside and inside of the model's thinking, without the markers.
 
     ``inside`` says that ``raw`` begins within a thinking block, because the prompt opened it. White space next to a
-    marker belongs to the marker. The second part is None where there is no thought.
+    marker belongs to the marker; with ``continues`` the thought may have begun in words of the prompt, so the space
+    before its next one is kept. The second part is None where there is no thought.
     """
     outer: list[str] = []
     thoughts: list[str] = []
-    rest, after_marker = raw, inside
+    rest, after_marker = raw, inside and not continues
     while True:
         part, marker, rest = rest.partition(markers[1] if inside else markers[0])
         if after_marker:

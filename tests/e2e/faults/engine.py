@@ -12,11 +12,11 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import orjson
@@ -77,9 +77,10 @@ class Row:
 
 
 class Tokenizer:
-    """A token is a byte."""
+    """A token is a byte; none is a control token."""
 
     bos_token = None
+    added_tokens_decoder: Mapping[int, Any] = MappingProxyType({})
     has_chat_template = False
     has_thinking = False
     think_start = think_end = None
