@@ -28,7 +28,7 @@ def open_envelope(data: Mapping[str, Any], problems: list[LineError]) -> tuple[d
     """The body's fields under canonical names, and the endpoint; what is wrong is added to ``problems``."""
     for key, value in data.items():
         if key not in FIELDS and not is_empty(value):
-            hint = did_you_mean(key, FIELDS) or "; parameters go into 'body'"
+            hint = "; it is 'custom_id'" if key == "id" else did_you_mean(key, FIELDS) or "; parameters go into 'body'"
             message = f"is not a field of an OpenAI batch line{hint}"
             problems.append(LineError("unknown_field", key[:SHOWN_NAME], message))
     method = data.get("method")

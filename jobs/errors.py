@@ -23,10 +23,6 @@ __all__ = [
 ]
 
 
-NOTED_PROBLEMS = 20
-"""How many bad lines a traceback of the Python client shows; the error's ``problems`` hold more."""
-
-
 MOST_PROBLEMS = 20
 """Of one line; what has more is no line, and the rest of it is not looked at."""
 
@@ -186,13 +182,3 @@ class InputError(PromptmillError):
         self.what = what
         lines = "1 bad line" if self.count == 1 else f"{self.count} bad lines"
         super().__init__(f"{source}: {what or lines}{'' if checked_only else '; nothing was enqueued'}")
-
-    def in_full(self) -> InputError:
-        """The error for who sees nothing but the exception: its text has the first problem, its notes the others."""
-        full = InputError(self.source, self.problems, self.count, what=self.what)
-        if self.what is None and self.problems:
-            first, *others = self.problems[:NOTED_PROBLEMS]
-            full.args = (f"{self}; {'it is' if self.count == 1 else 'the first is'} {first}",)
-            for problem in others:
-                full.add_note(str(problem))
-        return full

@@ -78,8 +78,9 @@ def _unknown(key: str, value: Any, fields: Mapping[str, Any], *, openai: bool) -
     field = key[:SHOWN_NAME]
     if is_column(key, value, fields):
         return LineError("unknown_field", field, f"is not a field of a line{own}")
-    if openai and key in ("custom_id", "method", "url"):
-        return LineError("unknown_field", field, "goes beside 'body', not into it")
+    if openai and key in ("custom_id", "id", "method", "url"):
+        own_name = " as 'custom_id'" if key == "id" else ""
+        return LineError("unknown_field", field, f"goes beside 'body'{own_name}, not into it")
     if (meant := renamed(key, _CHECKS_BY_KEY)) is not None:
         return LineError("unknown_field", field, f"is '{meant}' here")
     if (why := unsupported(key)) is not None:
@@ -119,7 +120,7 @@ def _check_response_format(value: Any) -> Any:
 
 
 _FIELD_CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "prompt": check_text("prompt", otherwise="; one line for each prompt"),
+    "prompt": check_text("prompt", several="; one line for each prompt"),
     "messages": check_messages,
     "system_prompt": check_text("system_prompt"),
     "prefill_response": check_text("prefill_response"),

@@ -6,9 +6,12 @@ rows of common data sets.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from jobs.values import are_rows
 
 __all__ = ["cure_of_row", "cure_of_wrapper", "explained", "is_column", "is_foreign", "renamed", "unsupported"]
 
@@ -204,11 +207,23 @@ COLUMNS = frozenset(
 )  # fmt: skip
 """Names that columns of data sets have too."""
 
+
+def _instruction_and(text: str, *, keep: str = "") -> str:
+    """The command for rows of instructions that may have a text to work on, under this path of jq's."""
+    content = f'[.instruction, {text}] | map(strings | select(. != "")) | join("\\n\\n")'
+    return f"jq -c '{{{keep}messages: [{{role: \"user\", content: ({content})}}], metadata: .}}'"
+
+
 ROWS: tuple[tuple[frozenset[str], str, str], ...] = (
+    (
+        frozenset({"instruction", "instances"}),
+        "a self-instruct row",
+        _instruction_and(".instances[0].input", keep="id, "),
+    ),
     (
         frozenset({"instruction", "input", "output"}),
         "an Alpaca row",
-        'jq -c \'{messages: [{role: "user", content: (.instruction + "\\n\\n" + .input)}], metadata: .}\'',
+        _instruction_and(".input"),
     ),
     (
         frozenset({"instruction", "output"}),
@@ -223,7 +238,7 @@ ROWS: tuple[tuple[frozenset[str], str, str], ...] = (
     (
         frozenset({"conversations"}),
         "a ShareGPT row",
-        'jq -c \'{messages: [.conversations[] | {role: ({human: "user", gpt: "assistant"}[.from] // .from), '
+        'jq -c \'{id, messages: [.conversations[] | {role: ({human: "user", gpt: "assistant"}[.from] // .from), '
         "content: .value}]}'",
     ),
     (
@@ -236,10 +251,22 @@ ROWS: tuple[tuple[frozenset[str], str, str], ...] = (
     (frozenset({"custom_id", "params"}), "Anthropic's envelope", "jq -c '{custom_id, body: .params}'"),
     (frozenset({"custom_id", "response"}), "a result of OpenAI's batches, not a line", ""),
     (frozenset({"text"}), "a row of texts", "jq -c '{prompt: .text, metadata: .}'"),
-    (frozenset({"question"}), "a row of questions", "jq -c '{prompt: .question, metadata: .}'"),
-    (frozenset({"instruction"}), "a row of instructions", "jq -c '{prompt: .instruction, metadata: .}'"),
+    (
+        frozenset({"question"}),
+        "a row of questions",
+        "jq -c '{messages: [{role: \"user\", content: .question}], metadata: .}'",
+    ),
+    (
+        frozenset({"instruction"}),
+        "a row of instructions",
+        "jq -c '{messages: [{role: \"user\", content: .instruction}], metadata: .}'",
+    ),
 )
 """Lines that are somebody else's as a whole: the fields they have, what they are, what makes lines of them."""
+
+
+SHOWN_ROWS = 40
+"""Of the name under which an object holds rows, so many characters are shown."""
 
 
 def is_foreign(name: str) -> bool:
@@ -288,6 +315,12 @@ def cure_of_row(fields: Mapping[str, Any]) -> tuple[str, str] | None:
             field = next(name for name in fields if name in names)
             rewrite = f"; make lines of the file: {cure} FILE > lines.jsonl" if cure else ""
             return field, f"the line is {what}: a line has 'prompt' or 'messages'{rewrite}"
+    if len(fields) == 1:
+        name, value = next(iter(fields.items()))
+        if are_rows(value) and not is_foreign(name):
+            shown = name[:SHOWN_ROWS]
+            each = f"jq -c '.[{json.dumps(shown)}][]' FILE > lines.jsonl"
+            return shown, f"the line is an object around rows, not one of them; make lines of the file: {each}"
     return None
 
 

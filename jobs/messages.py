@@ -27,8 +27,11 @@ FIELDS = frozenset({"role", "content", "name"})
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 """Names of an assistant's earlier reasoning. The first is the one that templates read; servers return any of them."""
 EMPTY_FIELDS = frozenset(
-    {"tool_calls", "tool_call_id", "function_call", "audio", "refusal", "annotations", "images", "prefix"}
-)
+    {
+        "tool_calls", "tool_call_id", "function_call", "audio", "refusal", "annotations", "images", "prefix",
+        "reasoning_details", "provider_specific_fields", "cache_control",
+    }
+)  # fmt: skip
 """What APIs put into messages they return. Nothing is asked for by one that is empty; others would be."""
 FOREIGN_FIELDS: Mapping[str, str] = {
     "from": "write 'role'",
@@ -70,8 +73,9 @@ def check_messages(value: Any) -> tuple[dict[str, Any], ...]:
 def _check_message(where: str, item: Any) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise LineError("invalid_type", where, f"must be an object, not {shown(item)}")
-    for key, value in item.items():
-        _check_field(where, key, value)
+    if len(item) == 2 and item.get("role") in ROLES and type(item.get("content")) is str:
+        return {"role": item["role"], "content": item["content"]}  # most messages: not to be looked at for long
+    _check_names(where, item)
     role = _role(f"{where}.role", item.get("role"))
     reasoning = _reasoning(where, role, item)
     content = "" if reasoning and item.get("content") is None else _content(f"{where}.content", item.get("content"))
@@ -83,6 +87,19 @@ def _check_message(where: str, item: Any) -> dict[str, Any]:
     if reasoning:
         message["reasoning_content"] = reasoning
     return message
+
+
+def _check_names(where: str, item: Mapping[str, Any]) -> None:
+    """Refuse all fields at once that are not of a message, or that ask for something."""
+    problems: list[LineError] = []
+    for key, value in item.items():
+        try:
+            _check_field(where, key, value)
+        except LineError as error:
+            problems.append(error)
+            if len(problems) >= MOST_PROBLEMS:
+                break
+    raise_all(problems)
 
 
 def _check_field(where: str, key: str, value: Any) -> None:

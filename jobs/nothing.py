@@ -35,6 +35,7 @@ OFF: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "truncation": ("disabled", False),
     "verbosity": ("medium",),
+    "reasoning_effort": ("medium",),
     "background": (False,),
     # vLLM, SGLang, TGI
     "use_beam_search": (False,),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -240,7 +241,7 @@ def shown(value: Any) -> str:
     if isinstance(value, dict | list):
         # Not what is in it: that can be nested deeper than repr() goes, and have megabytes.
         return "an object" if isinstance(value, dict) else "an array"
-    text = repr(value)
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
@@ -297,8 +298,11 @@ def _bool_check(row: Parameter) -> Callable[[Any], bool]:
 def _strings_check(row: Parameter) -> Callable[[Any], tuple[str, ...]]:
     def check(value: Any) -> tuple[str, ...]:
         items = (value,) if isinstance(value, str) else value
-        if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        if not isinstance(items, list | tuple):
             raise _wrong_type(row, "a string or a list of strings", value)
+        for item in items:
+            if not isinstance(item, str):
+                raise LineError("invalid_type", row.name, f"must hold strings alone, not {shown(item)}")
         if not all(items):
             raise LineError("out_of_range", row.name, "must not hold an empty string")
         if row.high is not None and len(items) > row.high:

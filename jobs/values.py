@@ -8,7 +8,16 @@ from typing import Any
 
 from jobs.errors import LineError, RefusedError
 
-__all__ = ["MAX_DEPTH", "check_object", "check_text", "json_kind", "local_model_name", "model_name", "name_check"]
+__all__ = [
+    "MAX_DEPTH",
+    "are_rows",
+    "check_object",
+    "check_text",
+    "json_kind",
+    "local_model_name",
+    "model_name",
+    "name_check",
+]
 
 MAX_DEPTH = 64
 """Levels of nesting of the objects a line may carry: they must also fit into a record, which orjson writes."""
@@ -20,12 +29,18 @@ def json_kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def check_text(field: str, *, otherwise: str = "") -> Callable[[Any], str]:
-    """A check for a string that is not empty; ``otherwise`` says what to do with what is none."""
+def are_rows(value: Any) -> bool:
+    """Whether a value is an array of objects and nothing else."""
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def check_text(field: str, *, several: str = "") -> Callable[[Any], str]:
+    """A check for a string that is not empty; ``several`` says what to do with an array of them."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str):
-            raise LineError("invalid_type", field, f"must be a string, not {json_kind(value)}{otherwise}")
+            remedy = several if isinstance(value, list) else ""
+            raise LineError("invalid_type", field, f"must be a string, not {json_kind(value)}{remedy}")
         if not value:
             raise LineError("out_of_range", field, "must not be empty")
         return value

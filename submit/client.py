@@ -35,7 +35,8 @@ from jobs.schedules import Schedules
 from jobs.store import Store
 from submit.batchhandle import BatchHandle
 from submit.events import BatchFinished, Event, FirstToken, LineFinished, PromptProgress
-from submit.prospects import gave_way
+from submit.problems import in_full
+from submit.prospects import notes
 from submit.reader import PromptFile, PromptObjects
 from submit.schedulehandle import ScheduleHandle
 from submit.scheduling import ScheduleOrder, add_schedule
@@ -125,7 +126,8 @@ class Client:
         its beginning it ends: lines not finished by then fail as ``expired``. ``keep`` seconds after its end it is
         removed; None keeps it until it is purged. ``webhook`` is a URL that is told of its end.
 
-        Lines that name another model than ``model`` are counted in the handle's ``submitted.own_models``, and logged.
+        What `promptmill submit` says of the lines is logged: that some name another model than ``model``, or end with
+        an assistant's message. The handle's ``submitted`` counts them (``own_models``, ``after_answer``).
 
         Raises:
             LineError: a parameter that does not exist, or a value out of its range.
@@ -151,8 +153,8 @@ class Client:
                 order = replace(order, start_in=_seconds_until(at, self._store.server_time()))
             with _in_full():
                 submitted = _submit(self._store, prompts, order)
-        for note in gave_way(submitted.own_models, order.defaults):
-            log.warning("batch %s: %s", submitted.batch_id, note, extra={"action": "model_gave_way"})
+        for note in notes(submitted.own_models, submitted.after_answer, order.defaults):
+            log.warning("batch %s: %s", submitted.batch_id, note, extra={"action": "submitted"})
         return BatchHandle(self, submitted.batch_id, submitted)
 
     def batch(self, id_or_name: str) -> BatchHandle:
@@ -280,11 +282,11 @@ class Client:
 
 @contextlib.contextmanager
 def _in_full() -> Iterator[None]:
-    """Have the text of a refused input name its first problem: no command shows the others beside it."""
+    """Have a refused input say what is wrong with it: no command lists that beside the error."""
     try:
         yield
     except InputError as error:
-        raise error.in_full() from None
+        raise in_full(error) from None
 
 
 def _check_seconds(**given: object) -> None:

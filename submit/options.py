@@ -149,7 +149,7 @@ def _say(text: str) -> None:
 
 _TYPES: Mapping[str, Any] = {"int": _Integer(), "float": float, "strings": str, "bias": str}
 _JOB_FLAGS = (
-    ("system_prompt", "System message put in front of each line's messages."),
+    ("system_prompt", "System message of lines that have none."),
     ("prefill_response", "Text the assistant's turn starts with."),
     ("adapter_path", "Adapter on the model, as a worker of the pool knows it."),
 )

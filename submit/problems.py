@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from jobs.errors import ProblemLine
+from jobs.errors import InputError, ProblemLine
 from submit.text import plural, printable
 
-__all__ = ["SHOWN_PROBLEMS", "grouped", "listed"]
+__all__ = ["SHOWN_PROBLEMS", "grouped", "in_full", "listed"]
 
 SHOWN_PROBLEMS = 20
 SHOWN_LINES = 5
@@ -70,3 +70,14 @@ def listed(problems: Iterable[ProblemLine]) -> list[str]:
         more = plural(len(kinds) - SHOWN_PROBLEMS, "kind")
         shown.append(f"  ... and {more} of problems more: `promptmill check FILE --json` lists them all")
     return shown
+
+
+def in_full(error: InputError) -> InputError:
+    """For who sees nothing but the exception: its text has the first kind of problems, its notes the others."""
+    full = InputError(error.source, error.problems, error.count, what=error.what)
+    if error.what is None and error.problems:
+        first, *others = grouped(error.problems)[:SHOWN_PROBLEMS]
+        full.args = (f"{error}; what is wrong: {first}",)
+        for kind in others:
+            full.add_note(kind)
+    return full

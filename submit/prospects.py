@@ -14,14 +14,20 @@ if TYPE_CHECKING:
     from jobs.line import Defaults
     from submit.worker_state import WorkerState
 
-__all__ = ["begins_after", "gave_way", "moment", "times", "unserved", "waits_for"]
-
+__all__ = ["moment", "notes", "times", "unserved", "waits_for"]
 
 NAMED = 3
 """Of the models that lines name for themselves, so many are named."""
 
 
-def gave_way(own_models: Mapping[str, int], defaults: Defaults) -> list[str]:
+def notes(own_models: Mapping[str, int], after_answer: int, defaults: Defaults) -> list[str]:
+    """What the user may not have meant about lines that are good: ``own_models`` counts those that name another model
+    than the batch, by what they name; in ``after_answer`` of them the model begins a new turn after an assistant's
+    message."""
+    return [*_begins_after(after_answer), *_gave_way(own_models, defaults)]
+
+
+def _gave_way(own_models: Mapping[str, int], defaults: Defaults) -> list[str]:
     """A note where the batch's model gave way to what lines name for themselves; ``own_models`` counts those lines."""
     if not own_models or defaults.override_model:
         return []
@@ -35,7 +41,7 @@ def gave_way(own_models: Mapping[str, int], defaults: Defaults) -> list[str]:
     ]
 
 
-def begins_after(lines: int) -> list[str]:
+def _begins_after(lines: int) -> list[str]:
     """A note where in so many lines the model begins a new turn after an assistant's message."""
     if not lines:
         return []

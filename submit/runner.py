@@ -29,8 +29,9 @@ from submit.formats import check_keep_cut
 from submit.holding import identity_of, interruptible, locked, runs_folder, spooled
 from submit.options import open_store
 from submit.output import STDOUT, check_paths, default_errors, writable
+from submit.problems import listed
 from submit.progress import Progress
-from submit.prospects import begins_after, gave_way
+from submit.prospects import notes
 from submit.reader import PromptFile, digest_of
 from submit.submitter import Order, submit
 from submit.summary import Tally, exit_status, summary
@@ -217,7 +218,9 @@ class _Run:
             raise
         if submitted.rejected:
             self.note(f"{plural(submitted.rejected, 'bad line')} not run: each gets an error record")
-        for note in (*begins_after(submitted.after_answer), *gave_way(submitted.own_models, request.defaults)):
+            for line in listed(submitted.problems):
+                self.note(line)
+        for note in notes(submitted.own_models, submitted.after_answer, request.defaults):
             self.note(note)
         return self.store.batch(batch_id)
 

@@ -9,9 +9,10 @@ import csv
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import orjson
+
+from jobs.values import are_rows
 
 __all__ = ["START_BYTES", "START_LINES", "magic_of", "shape_of"]
 
@@ -54,6 +55,7 @@ _CSV = (
 _SEPARATORS = ((",", "CSV", ""), ("\t", "TSV", ", delimiter='\\t'"), (";", "CSV", ", delimiter=';'"))
 _NAME = re.compile(r"\w[\w.-]*( \w[\w.-]*)?")
 """A column's: one word or two, which a sentence with a comma in it does not consist of."""
+_PROMPT_COLUMNS = (b"prompt", b"text", b"question", b"instruction", b"input")
 _REPR = (
     'make lines of it: python -c "import ast, json, sys; [print(json.dumps(ast.literal_eval(line))) for line in '
     'sys.stdin]" < FILE > FILE.jsonl'
@@ -100,7 +102,7 @@ def _objects(lines: Sequence[bytes], *, whole: bool) -> str | None:
         return f"holds objects over several lines; {_JQ.format('.')}" if _goes_on(lines) else None
     if "\n" in text[:end]:
         own = {"prompt", "messages", "body"} & value.keys()
-        rows = None if own else next((key for key, part in value.items() if _are_rows(part)), None)
+        rows = None if own else next((key for key, part in value.items() if are_rows(part)), None)
         if whole and not text[end:].strip() and rows is not None:
             each = f".[{json.dumps(rows[:40])}][]"
             return f"is one object with the rows in '{rows:.40}', not one object a line; {_JQ.format(each)}"
@@ -122,10 +124,6 @@ def _breaks_texts(text: str) -> bool:
     return "\n" in text[:end]
 
 
-def _are_rows(part: Any) -> bool:
-    return isinstance(part, list) and bool(part) and all(isinstance(row, dict) for row in part)
-
-
 def _goes_on(lines: Sequence[bytes]) -> bool:
     """Whether the first line is the beginning of an object whose members follow."""
     if len(lines) < 2:
@@ -136,7 +134,9 @@ def _goes_on(lines: Sequence[bytes]) -> bool:
 
 
 def _table(lines: Sequence[bytes]) -> str | None:
-    """A table: a head of names, and as many columns in the row after it."""
+    """A table: a head of names, and as many columns in the row after it; or one column with a name of prompts."""
+    if len(lines) > 1 and (alone := lines[0].lower()) in _PROMPT_COLUMNS:
+        return f"is CSV (column {alone.decode()}), not one JSON object a line; {_CSV.format('')}"
     for separator, name, option in _SEPARATORS:
         try:
             rows = list(csv.reader((line.decode("utf-8") for line in lines[:20]), delimiter=separator, strict=True))

@@ -235,6 +235,8 @@ def _new_batch(prompts: Prompts, order: Order, new_id: Callable[[], str]) -> New
 
 def _as_json(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
     """``fields`` as they will be read back: JSON types only."""
+    if not isinstance(fields, Mapping):
+        raise RefusedError(f"{what} must be a dict, not {type(fields).__name__}")
     try:
         plain = orjson.loads(orjson.dumps(dict(fields), option=orjson.OPT_NON_STR_KEYS))
     except orjson.JSONEncodeError as error:

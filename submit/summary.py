@@ -52,7 +52,7 @@ def _say_cut(lines: int, defaults: Mapping[str, Any]) -> str | None:
     if "max_tokens" in defaults:
         return None
     were = "line was" if lines == 1 else "lines were"
-    return f"{lines:,} {were} cut by the default max_tokens {DEFAULT_MAX_TOKENS}: give --max-tokens"
+    return f"{lines:,} {were} cut at {DEFAULT_MAX_TOKENS} tokens, the default of max_tokens: give --max-tokens"
 
 
 def _unanswered(record: RecordHead) -> bool:

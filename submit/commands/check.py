@@ -37,7 +37,7 @@ def command(file: str, as_json: bool, control_tokens: bool, **flags: Any) -> int
 
     Exit statuses: 0 every line is good, 2 some are not.
     """
-    from submit.prospects import begins_after, gave_way
+    from submit.prospects import notes
     from submit.reader import PromptFile
 
     with json_errors(as_json) as answer:
@@ -47,7 +47,7 @@ def command(file: str, as_json: bool, control_tokens: bool, **flags: Any) -> int
         if findings.lines == 0:
             empty = ProblemLine(1, "empty_file", None, "there are no prompts in it")
             raise InputError(prompts.name, [empty], what=empty.message, checked_only=True)
-        for note in (*begins_after(findings.after_answer), *gave_way(findings.own_models, defaults)):
+        for note in notes(findings.own_models, findings.after_answer, defaults):
             click.echo(note, err=True)
         if as_json:
             click.echo(orjson.dumps(findings.as_dict(prompts.name)).decode())

@@ -27,7 +27,11 @@ WORKER_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("memory-limit", str, "Worker: memory for the models and their caches, such as 48G."),
     ("prefix-memory", str, "Worker: memory for beginnings that prompts share; 0 computes every prompt in full."),
     ("max-attempts", click.IntRange(1, 100), "Worker: attempts at a line that ends its worker."),
-    ("load-patience", click.FloatRange(0), "Worker: seconds for which a model is tried that cannot be loaded."),
+    (
+        "load-patience",
+        click.FloatRange(0),
+        "Worker: seconds of failing loads after which a model's lines get error records.",
+    ),
     ("revision", str, "Worker: revision of the models on the Hub."),
 )
 WORKER_SWITCHES = (

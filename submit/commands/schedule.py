@@ -110,7 +110,7 @@ def add(
 
 def _say_added(store: Store, schedule: Schedule, checked: Checked | None, defaults: Defaults) -> None:
     from jobs.schedules import Schedules
-    from submit.prospects import begins_after, gave_way, waits_for
+    from submit.prospects import notes, waits_for
     from submit.timetable import next_run
 
     if checked is not None and checked.rejected:
@@ -126,9 +126,8 @@ def _say_added(store: Store, schedule: Schedule, checked: Checked | None, defaul
     when = next_run(schedule, store.server_time())
     click.echo(f"schedule {schedule.name}: {what}, first at {when}", err=True)
     if checked is not None:
-        given_way = gave_way(checked.own_models, defaults)
-        after = begins_after(checked.after_answer)
-        for note in (*after, *given_way, *waits_for(store.connection, checked.models)):
+        lines = notes(checked.own_models, checked.after_answer, defaults)
+        for note in (*lines, *waits_for(store.connection, checked.models)):
             click.echo(note, err=True)
     _warn_alone(Schedules(store.connection))
 

@@ -99,7 +99,7 @@ def command(
     are for lines that do not say otherwise themselves.
 
     Exit statuses: 0 enqueued, 2 bad lines or usage, 3 Redis. With --wait also: 1 some lines failed,
-    4 not done within --timeout (the batch goes on).
+    4 not done within --timeout (the batch goes on), 5 all lines failed because their model cannot be loaded.
     """
     from submit.reader import PromptFile
     from submit.submitter import submit
@@ -155,7 +155,7 @@ def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
 
 def _say_prospects(store: Store, submitted: Submitted, order: Order) -> None:
     """When the batch begins and ends, as far as that was said, and whether it will have to wait for a worker."""
-    from submit.prospects import begins_after, gave_way, times, waits_for
+    from submit.prospects import notes, times, waits_for
 
     now = store.server_time()
     source = click.get_current_context().get_parameter_source("keep")
@@ -166,8 +166,8 @@ def _say_prospects(store: Store, submitted: Submitted, order: Order) -> None:
         keep_s=order.keep_s,
         keep_given=source is not ParameterSource.DEFAULT,
     )
-    notes = [*begins_after(submitted.after_answer), *gave_way(submitted.own_models, order.defaults)]
-    for text in (said, *notes, *waits_for(store.connection, submitted.models)):
+    lines = notes(submitted.own_models, submitted.after_answer, order.defaults)
+    for text in (said, *lines, *waits_for(store.connection, submitted.models)):
         if text is not None:
             click.echo(text, err=True)
 

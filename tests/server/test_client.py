@@ -125,6 +125,18 @@ def test_a_model_that_gave_way_is_counted_and_logged(client: Client, caplog: pyt
     assert caplog.text == ""
 
 
+def test_lines_that_end_with_an_answer_are_counted_and_logged(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """As the command line says it; with continue_final_message there is nothing to say."""
+    lines = [{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}]
+    batch = client.submit(lines, model="m")
+    assert batch.submitted is not None
+    assert batch.submitted.after_answer == 1
+    assert "1 line ends with an assistant's message" in caplog.text
+    caplog.clear()
+    client.submit(lines, model="m", continue_final_message=True)
+    assert caplog.text == ""
+
+
 def test_unknown_parameters_are_named_with_a_suggestion(client: Client) -> None:
     """As the keyword arguments of any function would be."""
     with pytest.raises(LineError, match=r"^'temprature' is not a parameter of submit; did you mean 'temperature'\?$"):
@@ -138,13 +150,29 @@ def test_unknown_parameters_are_named_with_a_suggestion(client: Client) -> None:
     assert client.batches() == []
 
 
+def test_bad_lines_of_one_kind_are_one_note(client: Client) -> None:
+    """As on screen: the first kind is in the error's text, the others in its notes."""
+    lines = [{"prompt": "x", "max_tokens": -1}] * 3 + [{"prompt": "x", "zzz": 1}] * 2
+    with pytest.raises(InputError) as caught:
+        client.submit(lines, model="m")
+    assert "5 bad lines; nothing was enqueued; what is wrong: 3 lines, field 'max_tokens': " in str(caught.value)
+    assert [note[:21] for note in caught.value.__notes__] == ["2 lines, field 'zzz':"]
+
+
+def test_metadata_that_is_no_dict_is_refused(client: Client) -> None:
+    """With what it must be, not with a traceback of ours."""
+    metadata: Any = "mine"
+    with pytest.raises(RefusedError, match="metadata must be a dict, not str"):
+        client.submit(prompts(1), model="m", metadata=metadata)
+
+
 def test_bad_lines_are_listed_or_skipped(client: Client) -> None:
     """As with the command: all or nothing, unless skipping is asked for."""
     lines = [{"prompt": "x"}, {"prompt": "x", "temperature": float("nan")}]
     with pytest.raises(InputError) as caught:
         client.submit(lines, model="m")
     assert [(problem.line, problem.field) for problem in caught.value.problems] == [(2, "temperature")]
-    assert "1 bad line; nothing was enqueued; it is line 2, field 'temperature': " in str(caught.value)
+    assert "1 bad line; nothing was enqueued; what is wrong: line 2, field 'temperature': " in str(caught.value)
     batch = client.submit(lines, model="m", on_bad_line="skip")
     assert [error["error"]["code"] for error in batch.errors()] == ["out_of_range"]
 

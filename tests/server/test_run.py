@@ -214,12 +214,13 @@ def test_bad_prompts_leave_nothing_behind(store: Store, start: Run, tmp_path: Pa
     assert start() == 0
 
 
-def test_bad_lines_may_be_skipped(start: Run, tmp_path: Path) -> None:
-    """With skip, bad lines are error records in ERR, and the status is 1."""
+def test_bad_lines_may_be_skipped(start: Run, tmp_path: Path, said: io.StringIO) -> None:
+    """With skip, bad lines are error records in ERR and said, and the status is 1."""
     write(tmp_path / "in.jsonl", [*prompts(2), {"id": "bad", "prompt": "x", "temperatur": 1}])
     assert start(on_bad_line="skip") == 1
     assert ids(tmp_path / "out.jsonl") == ["row-0", "row-1"]
     assert ids(tmp_path / "out.errors.jsonl") == ["bad"]
+    assert "line 3, field 'temperatur': is not a field of a line; did you mean 'temperature'?" in said.getvalue()
 
 
 def test_a_file_of_bad_lines_only_needs_no_worker(start: Run, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from typing import Any
 
 import orjson
@@ -11,6 +13,7 @@ from jobs.errors import LineError
 from jobs.foreign_names import EXPLAINED, RENAMED, UNSUPPORTED, WRAPPERS
 from jobs.line import Defaults, check_line
 from jobs.params import ALIASES, PARAMETERS
+from tests.programs import needs
 
 FIELDS = {*PARAMETERS, *ALIASES, "prompt", "messages", "system_prompt", "prefill_response", "chat_template_kwargs",
           "model", "adapter_path", "metadata", "response_format"}  # fmt: skip
@@ -60,6 +63,11 @@ def test_objects_of_parameters_are_unpacked_in_words(name: str) -> None:
         ({"instruction": "a", "output": "c"}, "instruction", "an Alpaca row"),
         ({"conversations": [{"from": "human", "value": "a"}]}, "conversations", "a ShareGPT row"),
         ({"question": "a", "answer": "b"}, "question", "jq -c '{messages: "),
+        ({"id": "s", "instruction": "a", "instances": [{"input": "b"}]}, "instruction", "a self-instruct row"),
+        ({"instruction": "a"}, "instruction", "jq -c '{messages: "),
+        ({"question": "a"}, "question", "jq -c '{messages: "),
+        ({"data": [{"prompt": "a"}, {"prompt": "b"}]}, "data", "jq -c '.[\"data\"][]' FILE > lines.jsonl"),
+        ({"requests": [{"custom_id": "a", "params": {}}]}, "requests", "jq -c '.[\"requests\"][]' FILE"),
         ({"text": "a"}, "text", "jq -c '{prompt: .text, metadata: .}' FILE > lines.jsonl"),
         ({"text": "a", "label": 1}, "text", "jq -c '{prompt: .text, metadata: .}' FILE > lines.jsonl"),
         ({"custom_id": "a", "params": {"max_tokens": 5, "messages": []}}, "custom_id", "Anthropic's envelope"),
@@ -88,6 +96,43 @@ def test_rows_of_other_tools_are_one_problem(line: dict[str, Any], field: str, s
 def test_other_names_of_the_prompt_name_ours(line: dict[str, Any], said: str) -> None:
     """The prompt itself is what other tools call most differently."""
     assert said in refused(line).message
+
+
+@needs("jq")
+def test_cures_of_rows_make_lines() -> None:
+    """Run by jq as they are printed: what comes out is taken, with the input of an instruction and the user's id."""
+    rows: list[tuple[dict[str, Any], str | None, str]] = [
+        ({"id": "s", "instruction": "a", "instances": [{"input": "b", "output": "c"}]}, "s", "a\n\nb"),
+        ({"id": "s", "instruction": "a", "instances": [{"input": "", "output": "c"}]}, "s", "a"),
+        ({"instruction": "a", "input": "b", "output": "c"}, None, "a\n\nb"),
+        ({"instruction": "a", "input": "", "output": "c"}, None, "a"),
+        ({"instruction": "a", "output": "c"}, None, "a"),
+        ({"instruction": "a"}, None, "a"),
+        ({"question": "a", "answer": "b"}, None, "a"),
+        ({"question": "a"}, None, "a"),
+        ({"id": "g", "conversations": [{"from": "human", "value": "a"}]}, "g", "a"),
+        ({"data": [{"id": "d", "messages": [{"role": "user", "content": "a"}]}]}, "d", "a"),
+    ]
+    for row, name, content in rows:
+        found = re.search(r"jq -c '(.*)' FILE > lines.jsonl$", refused(row).message)
+        assert found is not None
+        made = subprocess.run(
+            ["jq", "-c", found[1]], input=orjson.dumps(row), stdout=subprocess.PIPE, check=True
+        ).stdout
+        line = check_line(made)
+        assert (line.id, line.fields["messages"]) == (name, ({"role": "user", "content": content},))
+
+
+def test_a_prompt_that_is_no_list_is_not_told_to_be_split() -> None:
+    """What to do with several prompts is no remedy for a number."""
+    assert refused({"prompt": 5}).message == "must be a string, not a number"
+
+
+def test_an_id_of_an_openai_line_is_its_custom_id() -> None:
+    """Beside the body and in it: it is no parameter, and no data for metadata."""
+    body = {"prompt": "x"}
+    assert refused({"id": "a", "body": body}).message == "is not a field of an OpenAI batch line; it is 'custom_id'"
+    assert refused({"body": {**body, "id": "a"}}).message == "goes beside 'body' as 'custom_id', not into it"
 
 
 def test_an_openai_line_without_its_body_is_one_problem() -> None:

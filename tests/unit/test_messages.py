@@ -67,11 +67,19 @@ def test_earlier_reasoning_goes_by_one_name(name: str) -> None:
         {"name": ""},
         {"prefix": False},
         {"type": "message"},
+        {"reasoning_details": []},
+        {"provider_specific_fields": {}},
     ],
 )
 def test_what_apis_put_into_messages_they_return(returned: dict[str, Any]) -> None:
     """What asks for nothing is taken, and templates do not see it."""
     assert job([USER, {**ANSWER, **returned}, USER]).messages == (USER, ANSWER, USER)
+
+
+def test_all_fields_of_a_message_that_are_not_ours_are_named_at_once() -> None:
+    """So that one look at the file is enough."""
+    error = refused([{"from": "human", "value": "a"}])
+    assert [part.field for part in (error, *error.also)] == ["messages[0].from", "messages[0].value"]
 
 
 def test_parts_of_text_by_any_apis_name_are_text() -> None:

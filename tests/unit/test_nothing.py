@@ -20,7 +20,7 @@ NOTHING: list[tuple[str, Any]] = [
     ("stream", False), ("tool_choice", "none"), ("tool_choice", "auto"), ("function_call", "none"), ("echo", False),
     ("suffix", ""), ("best_of", 1), ("best_of", 1.0), ("modalities", ["text"]), ("parallel_tool_calls", True),
     ("response_format", {"type": "text"}), ("response_format", {}), ("response_format", "text"),
-    ("truncation", "disabled"),
+    ("truncation", "disabled"), ("verbosity", "medium"), ("reasoning_effort", "medium"),
     ("logit_bias", {}), ("logit_bias", []), ("stop", []), ("stop", ""), ("n", 1), ("top_k", -1), ("model", ""),
     ("adapter_path", ""), ("system_prompt", ""), ("chat_template_kwargs", {}), ("metadata", []),
     ("user", "me"), ("store", True), ("service_tier", "flex"), ("safety_identifier", "x"), ("prompt_cache_key", "x"),

@@ -155,6 +155,12 @@ def test_strings_are_one_or_a_list(name: str) -> None:
         assert (refused(name, value).code, refused(name, value).field) == ("invalid_type", name)
 
 
+def test_what_a_value_is_called_is_json() -> None:
+    """Messages name values as the file has them, and of a list what is wrong in it."""
+    assert refused("max_tokens", True).message == "must be an integer, not true"
+    assert refused("stop", ["a", None]).message == "must hold strings alone, not null"
+
+
 def test_at_most_16_stop_strings() -> None:
     """The seventeenth is out_of_range; extra_eos_tokens has no such limit."""
     assert len(check_parameter("stop", ["x"] * 16)) == 16

@@ -40,6 +40,7 @@ def read(folder: Path, content: bytes | str) -> list[tuple[int, bytes | LineErro
         ("id,prompt\n1,\"Hello, you\"\n2,b\n", "is CSV (columns id, prompt), not one JSON object a line"),
         ("id\tprompt\n1\ta\n", "is TSV (columns id, prompt)"),
         ("id;prompt;answer\n1;a;b\n", "is CSV (columns id, prompt, answer)"),
+        ("prompt\n\"Hello, you\"\n", "is CSV (column prompt), not one JSON object a line"),
         ("<!DOCTYPE html>\n<html></html>\n", "is a web page or XML"),
         (LINES.encode("utf-16"), "is UTF-16; save it as UTF-8"),
         (LINES.encode("utf-16-le"), "is UTF-16; save it as UTF-8"),
@@ -49,7 +50,7 @@ def read(folder: Path, content: bytes | str) -> list[tuple[int, bytes | LineErro
         (b"BZh91AY&SY", "is bzip2 data"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ],
-    ids=range(23),
+    ids=range(24),
 )  # fmt: skip
 def test_files_of_another_shape_are_named_once_with_the_cure(tmp_path: Path, content: bytes | str, said: str) -> None:
     """Instead of a riddle for each of their lines."""

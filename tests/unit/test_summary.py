@@ -88,7 +88,7 @@ def test_the_summary_says_how_many_lines_the_default_cap_cut() -> None:
         counted.add(record)
     batch = Batch("b_1", "completed", total=4, completed=4)
     lines = summary(batch, counted, out=Path("o"), errors=None, seconds=1, now=NOW)
-    assert lines[-2:] == ["2 lines were cut by the default max_tokens 512: give --max-tokens", "results: o"]
+    assert lines[-2:] == ["2 lines were cut at 512 tokens, the default of max_tokens: give --max-tokens", "results: o"]
 
 
 def test_a_cap_that_the_batch_gave_is_no_default() -> None:
