@@ -65,16 +65,30 @@ class Pulse(threading.Thread):
         while not self._stopped.wait(PUBLISH_S):
             try:
                 self._beat()
-                self.answered_at, self._answering = self._now(), True
             except redis.exceptions.RedisError as error:
-                self.outages += self._answering
-                self._answering = False
-                log.debug("no pulse: %s", error, extra={"action": "redis_out"})
+                self._missed(error)
+            else:
+                self._taken()
         self._service.assertion.keep(False)
         try:
             self._connection.delete(worker_key(self._service.name))
         except redis.exceptions.RedisError:
             log.debug("the published state expires by itself")
+
+    def _taken(self) -> None:
+        if not self._answering:
+            message = "Redis takes this worker's pulse again, after %.0f s"
+            log.warning(message, self._now() - self.answered_at, extra={"action": "pulse_taken"})
+        self.answered_at, self._answering = self._now(), True
+
+    def _missed(self, error: redis.exceptions.RedisError) -> None:
+        if self._answering:
+            message = (
+                "Redis does not take this worker's pulse (%s): until it does nothing new is begun, and leases run out"
+            )
+            log.warning(message, error, extra={"action": "pulse_missed"})
+        self.outages += self._answering
+        self._answering = False
 
     def _beat(self) -> None:
         self._service.assertion.keep(bool(self._service.held))  # before what fails without Redis

@@ -155,8 +155,10 @@ def test_lines_under_way_are_read_at_the_scrape(store: Store, service: Service, 
         assert read(metrics, "paused") == 1
 
 
-def test_outages_of_redis_are_counted(server: Server, metrics: PrometheusMetrics, opened: Callable[..., Redis]) -> None:
-    """Once each, however many beats they last."""
+def test_outages_of_redis_are_counted(
+    server: Server, metrics: PrometheusMetrics, opened: Callable[..., Redis], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once each, however many beats they last; the log says when one begins and when it ends."""
     settings = ServiceSettings((GROUP,), name="mini")
     pulse_connection = opened(server.url, timeout_s=1.0, retries=0)
     service = Service(opened(server.url), pulse_connection, settings, metrics=metrics)
@@ -182,6 +184,8 @@ def test_outages_of_redis_are_counted(server: Server, metrics: PrometheusMetrics
         until(lambda: (read(metrics, "redis_silent_seconds") or 0.0) < silent, "Redis is back")
         assert read(metrics, "redis_outages_total") == 1
         service.pulse.stop()
+    said = [getattr(record, "action", None) for record in caplog.records]
+    assert [action for action in said if str(action).startswith("pulse_")] == ["pulse_missed", "pulse_taken"]
     service.rq.end()
 
 
