@@ -210,16 +210,15 @@ def test_what_redis_forbids_beside_the_main_thread_is_said_once(
 
     def refused(what: str) -> None:
         counts[what] += 1
-        if min(counts.values()) > 6:
-            scheduler.stop()
         raise NoPermissionError(f"no {what}") if counts[what] % 2 else ConnectionError("out")
 
     monkeypatch.setattr(scheduler._firing, "work", lambda: refused("work"))
     monkeypatch.setattr(scheduler, "tend", lambda: refused("tend"))
     for thread in scheduler._threads:
         thread.start()
-    for thread in scheduler._threads:
-        thread.join(20)
+    until(lambda: min(counts.values()) > 6, "each was refused several times")
+    scheduler._end()
+    assert not any(thread.is_alive() for thread in scheduler._threads)
     said = sorted(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
     assert said == [
         "no runs can be taken: Redis refuses a command: no work",
