@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -103,6 +104,12 @@ def _check_name(_ctx: click.Context, _param: click.Parameter, name: str | None) 
     return name
 
 
+def _check_seconds(_ctx: click.Context, _param: click.Parameter, seconds: float | None) -> float | None:
+    if seconds is not None and math.isnan(seconds):
+        raise click.BadParameter("nan is no number of seconds")
+    return seconds
+
+
 def _check_models(_ctx: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
     """Models or adapters by their one name."""
     try:
@@ -199,9 +206,12 @@ def _check_models(_ctx: click.Context, _param: click.Parameter, given: tuple[str
     help="Load the models at start, as many as fit together, or when first needed.",
 )
 @click.option("--burst", is_flag=True, help="End when the queues are empty.")
-@click.option("--max-idle-time", type=click.FloatRange(0), metavar="SECONDS", help="End after this long without work.")
 @click.option(
-    "--drain", type=click.FloatRange(0), default=30.0, show_default=True, metavar="SECONDS",
+    "--max-idle-time", type=click.FloatRange(0), callback=_check_seconds, metavar="SECONDS",
+    help="End after this long without work.",
+)  # fmt: skip
+@click.option(
+    "--drain", type=click.FloatRange(0), callback=_check_seconds, default=30.0, show_default=True, metavar="SECONDS",
     help="When asked to stop, finish lines already begun for this long; the rest goes back to the queue.",
 )  # fmt: skip
 @click.option(
@@ -227,7 +237,8 @@ def _check_models(_ctx: click.Context, _param: click.Parameter, given: tuple[str
     help="Let a Mac fall asleep when nobody uses it, as it is set up, even while lines are under way.",
 )  # fmt: skip
 @click.option(
-    "--load-patience", type=click.FloatRange(0), default=PATIENCE_S, show_default=True, metavar="SECONDS",
+    "--load-patience", type=click.FloatRange(0), callback=_check_seconds,
+    default=PATIENCE_S, show_default=True, metavar="SECONDS",
     help="A model that cannot be loaded is tried again and again for this long; then its lines get error records.",
 )  # fmt: skip
 @click.option(

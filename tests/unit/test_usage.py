@@ -46,6 +46,13 @@ def test_a_workers_name_is_plain(capsys: pytest.CaptureFixture[str], name: str) 
     assert "letters, digits, dots, _ and -" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--max-idle-time", "--drain", "--load-patience"])
+def test_nan_is_no_number_of_seconds(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    """No comparison with it is true, so a wait for it would never end, or never begin."""
+    assert worker_main(["--model", "m", flag, "nan"]) == 2
+    assert f"Invalid value for '{flag}': nan is no number of seconds" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("module", "imported"), [("submit.cli", "click"), ("worker", "worker.cli")])
 def test_ctrl_c_while_modules_are_imported_is_130(tmp_path: Path, module: str, imported: str) -> None:
     """No traceback of imports."""
