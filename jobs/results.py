@@ -108,9 +108,8 @@ def finished_records(
         KeyError: the batch is being purged.
         RefusedError: what Redis keeps of it is damaged.
     """
-    shards = _Shards(
-        connection, batch_id, part_bytes
-    )  # before the list is read: of a batch that has ended, it is complete
+    # Before the list is read: of a batch that has ended, it is complete.
+    shards = _Shards(connection, batch_id, part_bytes)
     while places := cast("list[bytes]", connection.lrange(shards.keys.finished, start, start + chunk - 1)):
         ahead = _Ahead(shards, places, start, held_bytes)
         for position in range(start, start + len(places)):
