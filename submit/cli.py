@@ -7,7 +7,6 @@ import sys
 INTERRUPTED = 130
 
 try:
-    import importlib
     import os
     from collections.abc import Sequence
     from pathlib import Path
@@ -18,6 +17,7 @@ try:
     from jobs.errors import InputError, PromptmillError
     from jobs.params import did_you_mean
     from jobs.settings import COMMANDS, config_file, origin, read_settings
+    from submit.commands import load
 except KeyboardInterrupt:  # these take a tenth of a second, in which somebody may change their mind
     sys.exit(INTERRUPTED)
 
@@ -33,8 +33,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"submit.commands.{cmd_name}").command
-        return command
+        return load(cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from jobs.errors import RefusedError
 from jobs.flags import FLAGS
 from jobs.settings import COMMANDS, read_settings
 from submit.cli import main
+from submit.commands import load
 from submit.commands.submit import command
 from worker.cli import command as worker_command, main as worker_main
 
@@ -53,7 +53,7 @@ def test_flags_are_those_of_all_commands() -> None:
     """jobs/flags.py names each flag of each command, and nothing else."""
     found = set(flags(worker_command))
     for name in COMMANDS:
-        found |= set(flags(importlib.import_module(f"submit.commands.{name}").command))
+        found |= set(flags(load(name)))
     assert sorted(FLAGS) == sorted(found)
 
 

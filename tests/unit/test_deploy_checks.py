@@ -11,10 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import RefusedError
-from jobs.size import parse_size
-from submit.cli import main
-from submit.deploy.checks import (
+from deploy.checks import (
     check_model,
     check_url,
     check_user,
@@ -28,8 +25,11 @@ from submit.deploy.checks import (
     unreachable,
     wired_limit,
 )
-from submit.deploy.plan import ETC
-from submit.deploy.settings import changed
+from deploy.plan import ETC
+from deploy.settings import changed
+from jobs.errors import RefusedError
+from jobs.size import parse_size
+from submit.cli import main
 
 GIB = 2**30
 PROMPTMILL = str(Path(sys.executable).with_name("promptmill"))
@@ -205,9 +205,9 @@ def test_root_runs_no_program_of_another(tmp_path: Path, monkeypatch: pytest.Mon
     """The daemon's user, say, could have changed it; that of the command itself runs already."""
     program = tmp_path / "promptmill"
     program.write_text("")
-    monkeypatch.setattr("submit.deploy.checks.ROOT_UID", program.stat().st_uid)
+    monkeypatch.setattr("deploy.checks.ROOT_UID", program.stat().st_uid)
     assert not owned_by_another(program)
-    monkeypatch.setattr("submit.deploy.checks.ROOT_UID", NOBODY)
+    monkeypatch.setattr("deploy.checks.ROOT_UID", NOBODY)
     assert owned_by_another(program)
     assert not owned_by_another(Path(PROMPTMILL))
 

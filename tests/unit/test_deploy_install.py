@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from deploy.host import DeployError, Done, Host
+from deploy.init import launchd, systemd
+from deploy.init.service import Account
+from deploy.install import install, record_file, show, uninstall
+from deploy.plan import File, Folder, Plan, Step
 from jobs.errors import RefusedError
 from submit.cli import main
-from submit.deploy import launchd, systemd
-from submit.deploy.host import DeployError, Done, Host
-from submit.deploy.install import install, record_file, show, uninstall
-from submit.deploy.plan import File, Folder, Plan, Step
-from submit.deploy.service import Account
 
 SECRET = "s3cret-of-the-pool"
 URL = f"rediss://worker:{SECRET}@redis.local:6379/0"

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from deploy.init import launchd
+from deploy.init.service import Account
+from deploy.plan import File, Plan
+from deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
+from deploy.server import ServerFlags, server_plan
 from jobs.errors import RefusedError
 from submit.commands.scheduler import command as scheduler_command
-from submit.deploy import launchd
-from submit.deploy.plan import File, Plan
-from submit.deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
-from submit.deploy.server import ServerFlags, server_plan
-from submit.deploy.service import Account
 from worker.cli import command as worker_command
 
 HOME = Path("/opt/promptmill/home")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from deploy.examples import examples
+from deploy.init.service import Account, Service
+from deploy.init.systemd import quoted, unit, user_steps
+from deploy.plan import Plan
+from deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
+from deploy.server import ServerFlags, server_plan
 from jobs.errors import RefusedError
-from submit.deploy.examples import examples
-from submit.deploy.plan import Plan
-from submit.deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
-from submit.deploy.server import ServerFlags, server_plan
-from submit.deploy.service import Account, Service
-from submit.deploy.systemd import quoted, unit, user_steps
 from tests.programs import needs
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -173,7 +173,7 @@ def test_what_is_macoss_is_refused(flags: dict[str, object]) -> None:
 
 
 def test_the_files_to_read_are_what_the_command_writes() -> None:
-    """deploy/ shows nothing that is not so: `python -m submit.deploy.examples` writes them anew."""
+    """deploy/ shows nothing that is not so: `python -m deploy.examples` writes them anew."""
     shown = examples()
     kinds = {".plist", ".service", ".timer", ".conf", ".sh", ".acl"}
     assert sorted(shown) == sorted(str(path.relative_to(DEPLOY)) for path in DEPLOY.rglob("*") if path.suffix in kinds)

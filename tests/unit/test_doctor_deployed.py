@@ -8,9 +8,9 @@ from pathlib import Path
 import orjson
 import pytest
 
+from deploy.doctor.deployed import Deployed, check_deployed, find_deployed
+from deploy.doctor.finding import State
 from submit.cli import main
-from submit.doctor.deployed import Deployed, check_deployed, find_deployed
-from submit.doctor.finding import State
 from tests.servers import Server
 
 PROGRAM = "/opt/promptmill/venv/bin/promptmill"
@@ -75,7 +75,7 @@ def test_it_is_said_first_unless_a_redis_or_a_file_is_named(
     """Who names either knows what to look at."""
     monkeypatch.setenv("PROMPTMILL_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("PROMPTMILL_REDIS_URL", server.url)
-    monkeypatch.setattr("submit.doctor.deployed.find_deployed", lambda: iter([WORKER]))
+    monkeypatch.setattr("deploy.doctor.deployed.find_deployed", lambda: iter([WORKER]))
     settings = tmp_path / "promptmill.toml"
     settings.write_text(f'redis = "{server.url}"\n')
 

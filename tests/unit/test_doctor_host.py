@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from submit.doctor.device import SIZE, Device, ask_device, check_device
-from submit.doctor.disk import check_data_folder, check_disks, check_room
-from submit.doctor.finding import State
-from submit.doctor.host import Host, Package, ask_host, bounds
-from submit.doctor.mac import Mac
-from submit.doctor.machine import check_package
+from deploy.doctor.device import SIZE, Device, ask_device, check_device
+from deploy.doctor.disk import check_data_folder, check_disks, check_room
+from deploy.doctor.finding import State
+from deploy.doctor.host import Host, Package, ask_host, bounds
+from deploy.doctor.mac import Mac
+from deploy.doctor.machine import check_package
 
 MAC = Host("Darwin", "arm64", (3, 12, 0), 2**36, Mac(version=(15, 5)))
 LINUX = Host("Linux", "x86_64", (3, 12, 0), 2**36)

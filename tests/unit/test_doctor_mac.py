@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.wired import least_left, most_wired
-from submit.deploy.launchd import wired_limit
-from submit.doctor.finding import Finding, State
-from submit.doctor.host import Host
-from submit.doctor.mac import Mac, WiredAtBoot, ask_mac, run
-from submit.doctor.machine import check_macos, check_processor, check_python
-from submit.doctor.memory import check_wired_limit
-from submit.doctor.power import POWER_CHECKS, check_power
+from deploy.doctor.finding import Finding, State
+from deploy.doctor.host import Host
+from deploy.doctor.mac import Mac, WiredAtBoot, ask_mac, run
+from deploy.doctor.machine import check_macos, check_processor, check_python
+from deploy.doctor.memory import check_wired_limit
+from deploy.doctor.power import POWER_CHECKS, check_power
+from deploy.gpu_limit import least_left, most_wired
+from deploy.init.launchd import wired_limit
 
 SYSCTL = """\
 hw.memsize: 68719476736

@@ -8,12 +8,12 @@ from pathlib import Path
 import orjson
 import pytest
 
-from submit.doctor.device import Device
-from submit.doctor.finding import Finding, State
-from submit.doctor.host import Host
-from submit.doctor.mac import Mac
-from submit.doctor.memory import check_memory
-from submit.doctor.models import ModelFiles, check_model, find_model, hub_cache
+from deploy.doctor.device import Device
+from deploy.doctor.finding import Finding, State
+from deploy.doctor.host import Host
+from deploy.doctor.mac import Mac
+from deploy.doctor.memory import check_memory
+from deploy.doctor.models import ModelFiles, check_model, find_model, hub_cache
 
 POCKET = Path(__file__).parents[2] / "examples" / "pocket" / "model"
 NAME = "mlx-community/Qwen3-4B-4bit"

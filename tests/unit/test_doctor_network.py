@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from submit.doctor.finding import State
-from submit.doctor.host import Host
-from submit.doctor.mac import Mac
-from submit.doctor.network import explain, is_loopback, reach
+from deploy.doctor.finding import State
+from deploy.doctor.host import Host
+from deploy.doctor.mac import Mac
+from deploy.doctor.network import explain, is_loopback, reach
 
 LINUX = Host("Linux", "x86_64", (3, 12, 0), 2**36)
 MAC = Host("Darwin", "arm64", (3, 12, 0), 2**36, Mac(version=(15, 5)))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from submit.doctor.finding import Section, failed, good, skipped, unsure
-from submit.doctor.report import as_object, lines, summary
+from deploy.doctor.finding import Section, failed, good, skipped, unsure
+from deploy.doctor.report import as_object, lines, summary
 
 SECTION = Section(
     "redis",

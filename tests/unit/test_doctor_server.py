@@ -8,12 +8,12 @@ import pytest
 from redis.connection import parse_url
 from redis.exceptions import NoPermissionError
 
+from deploy.doctor.access import check_encryption, check_password, check_permissions
+from deploy.doctor.finding import Finding, State
+from deploy.doctor.pool import Pool, check_pool
+from deploy.doctor.server import check_clock, check_latency, check_server
+from deploy.doctor.tool import operator_tool
 from jobs.permissions import Refusal
-from submit.doctor.access import check_encryption, check_password, check_permissions
-from submit.doctor.finding import Finding, State
-from submit.doctor.pool import Pool, check_pool
-from submit.doctor.server import check_clock, check_latency, check_server
-from submit.doctor.tool import operator_tool
 from submit.silent import Silent
 from submit.workers import WorkerState
 

@@ -10,30 +10,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.connect import connect, full, redacted, translated
-from jobs.embedded import data_folder, embedded_server
-from jobs.errors import RedisError, RefusedError
-from submit.doctor.access import (
+from deploy.doctor.access import (
     check_encryption,
     check_password,
     check_permissions,
     open_to_strangers,
     try_permissions,
 )
-from submit.doctor.certificate import ask_certificate, check_certificate
-from submit.doctor.deployed import Deployed, check_deployed, this_user
-from submit.doctor.device import Device, ask_device, check_device
-from submit.doctor.disk import check_data_folder, check_disks, check_room
-from submit.doctor.finding import Finding, Section, failed, skipped
-from submit.doctor.host import Host
-from submit.doctor.machine import check_macos, check_package, check_processor, check_python
-from submit.doctor.memory import check_memory, check_wired_limit
-from submit.doctor.models import ModelFiles, check_model, find_model, hub_cache
-from submit.doctor.network import is_loopback, reach
-from submit.doctor.pool import ask_pool, check_pool
-from submit.doctor.power import POWER_CHECKS, check_power
-from submit.doctor.server import ask_clock, ask_latency, check_clock, check_latency, check_server
-from submit.doctor.tool import operator_tool
+from deploy.doctor.certificate import ask_certificate, check_certificate
+from deploy.doctor.deployed import Deployed, check_deployed, this_user
+from deploy.doctor.device import Device, ask_device, check_device
+from deploy.doctor.disk import check_data_folder, check_disks, check_room
+from deploy.doctor.finding import Finding, Section, failed, skipped
+from deploy.doctor.host import Host
+from deploy.doctor.machine import check_macos, check_package, check_processor, check_python
+from deploy.doctor.memory import check_memory, check_wired_limit
+from deploy.doctor.models import ModelFiles, check_model, find_model, hub_cache
+from deploy.doctor.network import is_loopback, reach
+from deploy.doctor.pool import ask_pool, check_pool
+from deploy.doctor.power import POWER_CHECKS, check_power
+from deploy.doctor.server import ask_clock, ask_latency, check_clock, check_latency, check_server
+from deploy.doctor.tool import operator_tool
+from jobs.connect import connect, full, redacted, translated
+from jobs.embedded import data_folder, embedded_server
+from jobs.errors import RedisError, RefusedError
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deploy.gpu_limit import LIMIT
+from deploy.init.service import OPEN_FILES, Account, Service, root_group
+from deploy.plan import File, Folder, Step
 from jobs.errors import RefusedError
-from jobs.wired import LIMIT
-from submit.deploy.plan import File, Folder, Step
-from submit.deploy.service import OPEN_FILES, Account, Service, root_group
 
 __all__ = [
     "DAEMONS",

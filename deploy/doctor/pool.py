@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from deploy.doctor.finding import Finding, good, skipped, unsure
 from jobs.errors import RefusedError
 from jobs.keys import PAUSED, PREFIX, RQ_SUSPENDED
 from jobs.schedules import Schedules
 from jobs.store import Store
 from jobs.webhooks import due
-from submit.doctor.finding import Finding, good, skipped, unsure
 from submit.silent import Silent, read_silent
 from submit.text import duration, plural
 from submit.worker_state import WorkerState

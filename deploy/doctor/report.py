@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from submit.doctor.finding import Finding, Section, State, count
+from deploy.doctor.finding import Finding, Section, State, count
 from submit.text import cells, plural
 
 __all__ = ["as_object", "lines", "summary"]

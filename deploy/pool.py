@@ -11,15 +11,15 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote, urlsplit
 
+from deploy.checks import check_model, check_plain, check_program
+from deploy.gpu_limit import DAEMON_SUFFIX
+from deploy.init import launchd, systemd
+from deploy.init.service import Account, Service, default_home, root_group
+from deploy.plan import ETC, File, Folder, Plan, Step
+from deploy.settings import Key, changed, settings_of
 from jobs.connect import redacted
 from jobs.errors import RefusedError
 from jobs.size import parse_size
-from jobs.wired import DAEMON_SUFFIX
-from submit.deploy import launchd, systemd
-from submit.deploy.checks import check_model, check_plain, check_program
-from submit.deploy.plan import ETC, File, Folder, Plan, Step
-from submit.deploy.service import Account, Service, default_home, root_group
-from submit.deploy.settings import Key, changed, settings_of
 
 __all__ = [
     "CA_FILE",

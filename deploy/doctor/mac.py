@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from xml.parsers.expat import ExpatError
 
-from jobs.wired import DAEMON_SUFFIX, LIMIT
-from submit.deploy.launchd import DAEMONS
+from deploy.gpu_limit import DAEMON_SUFFIX, LIMIT
+from deploy.init.launchd import DAEMONS
 
 __all__ = ["Mac", "Run", "WiredAtBoot", "ask_mac", "daemon_words", "read_daemon", "run"]
 

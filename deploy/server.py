@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.certificates import RENEWAL, SCRIPT
+from deploy.init import launchd, systemd
+from deploy.init.service import Account, Service, root_group
+from deploy.plan import ETC, File, Folder, Plan, Step
+from deploy.pool import CA_FILE, service_files
+from deploy.redis_conf import RULES, Network, acl_users, kept_hashes, redis_conf
 from jobs.errors import RefusedError
-from submit.deploy import launchd, systemd
-from submit.deploy.certificates import RENEWAL, SCRIPT
-from submit.deploy.plan import ETC, File, Folder, Plan, Step
-from submit.deploy.pool import CA_FILE, service_files
-from submit.deploy.redis_conf import RULES, Network, acl_users, kept_hashes, redis_conf
-from submit.deploy.service import Account, Service, root_group
 
 __all__ = ["CERTIFICATES", "CONFIG", "RENEWAL_FILE", "SCRIPT_FILE", "USERS", "ServerFlags", "server_plan"]
 

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deploy.host import Host
+from deploy.init import launchd, systemd
+from deploy.init.service import root_group
+from deploy.plan import ETC, File, Plan, Step
+from deploy.settings import settings_of
 from jobs.errors import RefusedError
-from submit.deploy import launchd, systemd
-from submit.deploy.host import Host
-from submit.deploy.plan import ETC, File, Plan, Step
-from submit.deploy.service import root_group
-from submit.deploy.settings import settings_of
 
 __all__ = ["Record", "install", "record_file", "removal", "show", "uninstall"]
 

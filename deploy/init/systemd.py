@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from submit.deploy.plan import File, Step
-from submit.deploy.service import OPEN_FILES, Account, Service, root_group
+from deploy.init.service import OPEN_FILES, Account, Service, root_group
+from deploy.plan import File, Step
 
 __all__ = ["UNITS", "quoted", "start", "stop", "stopped", "unit", "user_steps", "weekly"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import operator
 import re
 
-from submit.doctor.finding import Finding, failed, good, skipped, unsure
-from submit.doctor.host import Host, Package
+from deploy.doctor.finding import Finding, failed, good, skipped, unsure
+from deploy.doctor.host import Host, Package
 
 __all__ = ["NOT_A_MAC", "check_macos", "check_package", "check_processor", "check_python"]
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from submit.doctor.finding import Finding, failed, good, unsure
+from deploy.doctor.finding import Finding, failed, good, unsure
 
 __all__ = ["check_data_folder", "check_disks", "check_room"]
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from submit.doctor.finding import Finding, failed, good, skipped, unsure
+from deploy.doctor.finding import Finding, failed, good, skipped, unsure
 from submit.text import count, size
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from submit.doctor.mac import Mac, ask_mac
+from deploy.doctor.mac import Mac, ask_mac
 
 __all__ = ["WORKER_PACKAGES", "Host", "Package", "ask_host", "bounds"]
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.plan import File, Folder, Step
 from jobs.errors import PromptmillError, RefusedError
-from submit.deploy.plan import File, Folder, Step
 
 __all__ = ["DeployError", "Done", "Host", "Runner", "run_command"]
 

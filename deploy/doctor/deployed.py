@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from submit.deploy.launchd import DAEMONS
-from submit.deploy.plan import ETC
-from submit.deploy.systemd import UNITS
-from submit.doctor.finding import Finding, unsure
-from submit.doctor.mac import daemon_words, read_daemon
+from deploy.doctor.finding import Finding, unsure
+from deploy.doctor.mac import daemon_words, read_daemon
+from deploy.init.launchd import DAEMONS
+from deploy.init.systemd import UNITS
+from deploy.plan import ETC
 
 __all__ = ["Deployed", "check_deployed", "find_deployed", "this_user"]
 
@@ -98,7 +98,7 @@ def _systemd(root: Path, label: str) -> Deployed | None:
 
 
 def _words(text: str) -> list[str]:
-    """The words of a unit's line; see :func:`submit.deploy.systemd.quoted`."""
+    """The words of a unit's line; see :func:`deploy.init.systemd.quoted`."""
     return [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(text)]
 
 

@@ -1,6 +1,6 @@
 """What `promptmill deploy` writes for an example pool: the files to read in deploy/.
 
-``python -m submit.deploy.examples`` in the repository writes them anew.
+``python -m deploy.examples`` in the repository writes them anew.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import click
 
-from submit.deploy.certificates import RENEWAL, SCRIPT
-from submit.deploy.plan import Plan
-from submit.deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
-from submit.deploy.redis_conf import RULES, users_acl
-from submit.deploy.server import ServerFlags, server_plan
-from submit.deploy.service import INITS, Account, default_home
+from deploy.certificates import RENEWAL, SCRIPT
+from deploy.init.service import INITS, Account, default_home
+from deploy.plan import Plan
+from deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
+from deploy.redis_conf import RULES, users_acl
+from deploy.server import ServerFlags, server_plan
 
 __all__ = ["examples"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from submit.doctor.finding import Finding, failed, good, unsure
-from submit.doctor.host import Host
+from deploy.doctor.finding import Finding, failed, good, unsure
+from deploy.doctor.host import Host
 from submit.text import size
 
 __all__ = ["Device", "ask_device", "check_device"]

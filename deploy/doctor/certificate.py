@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from submit.doctor.finding import Finding, failed, good, skipped, unsure
+from deploy.doctor.finding import Finding, failed, good, skipped, unsure
 from submit.text import plural
 
 __all__ = ["Certificate", "ask_certificate", "check_certificate"]

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from submit.doctor.finding import Finding, failed, good
-from submit.doctor.host import Host
+from deploy.doctor.finding import Finding, failed, good
+from deploy.doctor.host import Host
 
 __all__ = ["Reached", "explain", "is_loopback", "reach"]
 

@@ -13,7 +13,7 @@ import orjson
 from submit.options import any_redis_option, json_option
 
 if TYPE_CHECKING:
-    from submit.doctor.finding import Section
+    from deploy.doctor.finding import Section
 
 WIDTH, WIDEST = 100, 140
 
@@ -41,11 +41,11 @@ def command(
 
     Exit statuses: 0 nothing failed (warnings do not count), 1 some check failed.
     """
-    from submit.doctor.deployed import find_deployed
-    from submit.doctor.examination import Request, examine
-    from submit.doctor.finding import State, count
-    from submit.doctor.host import ask_host
-    from submit.doctor.report import as_object, summary
+    from deploy.doctor.deployed import find_deployed
+    from deploy.doctor.examination import Request, examine
+    from deploy.doctor.finding import State, count
+    from deploy.doctor.host import ask_host
+    from deploy.doctor.report import as_object, summary
 
     host = ask_host()
     if worker is None:  # a model in the environment may be there for `submit`
@@ -70,7 +70,7 @@ def _configured(ctx: click.Context) -> bool:
 
 def _shown() -> Callable[[Section], None]:
     """Shows a section on stdout, as wide as the terminal and in its colours."""
-    from submit.doctor.report import lines
+    from deploy.doctor.report import lines
     from submit.progress import is_terminal, terminal_width
 
     terminal = is_terminal(sys.stdout)

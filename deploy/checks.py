@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from deploy.gpu_limit import least_left, most_wired
 from jobs.connect import redacted
 from jobs.errors import RefusedError
-from jobs.wired import least_left, most_wired
 
 __all__ = [
     "check_label",

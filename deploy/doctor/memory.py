@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from jobs.wired import DAEMON_SUFFIX, LIMIT, least_left, most_wired
-from submit.doctor.device import Device
-from submit.doctor.finding import Finding, failed, good, skipped, unsure
-from submit.doctor.host import Host
-from submit.doctor.machine import NOT_A_MAC
-from submit.doctor.models import ModelFiles
+from deploy.doctor.device import Device
+from deploy.doctor.finding import Finding, failed, good, skipped, unsure
+from deploy.doctor.host import Host
+from deploy.doctor.machine import NOT_A_MAC
+from deploy.doctor.models import ModelFiles
+from deploy.gpu_limit import DAEMON_SUFFIX, LIMIT, least_left, most_wired
 from submit.text import size
 
 __all__ = ["check_memory", "check_wired_limit"]

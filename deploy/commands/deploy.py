@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from deploy.init.service import INITS, Account, default_home, default_init
 from jobs.errors import RefusedError
 from jobs.size import parse_size
-from submit.deploy.service import INITS, Account, default_home, default_init
 
 if TYPE_CHECKING:
-    from submit.deploy.host import Host
-    from submit.deploy.plan import Plan, Step
-    from submit.deploy.pool import Common
+    from deploy.host import Host
+    from deploy.plan import Plan, Step
+    from deploy.pool import Common
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SERVERS = ("redis-server", "valkey-server")
@@ -140,7 +140,7 @@ def worker(
     What follows `--` goes to `promptmill worker` (see its --help), such as `-- --autotune --memory-limit 40G`.
     --install again, with other flags or after an upgrade, drains the worker and starts it anew.
     """
-    from submit.deploy.pool import WorkerFlags, worker_plan, worker_words
+    from deploy.pool import WorkerFlags, worker_plan, worker_words
 
     def plan(common: Common, host: Host) -> Plan:
         if not models:
@@ -178,7 +178,7 @@ def scheduler(secret_file: Any, extra: tuple[str, ...], **flags: Any) -> int:
 
     What follows `--` goes to `promptmill scheduler` (see its --help), such as `-- --webhook-hosts '*.example.com'`.
     """
-    from submit.deploy.pool import scheduler_plan
+    from deploy.pool import scheduler_plan
 
     def plan(common: Common, host: Host) -> Plan:
         made = scheduler_plan(common, secret, extra)
@@ -218,8 +218,8 @@ def server(hosts: tuple[str, ...], maxmemory: int | None, bind: tuple[str, ...],
     Installs no server: `brew install redis` or `apt install redis-server` does. Each user's URL, with its password, is
     written to /etc/promptmill/USER.url for root alone. --install again keeps the passwords and renews the certificate.
     """
-    from submit.deploy.checks import memory_problem
-    from submit.deploy.server import ServerFlags, server_plan
+    from deploy.checks import memory_problem
+    from deploy.server import ServerFlags, server_plan
 
     def plan(init: str, account: Account, host: Host, users: tuple[Step, ...]) -> Plan:
         if not hosts:
@@ -241,8 +241,8 @@ def _pool_daemon(flags: dict[str, Any], plan: Callable[[Common, Host], Plan]) ->
     """Deploy what runs promptmill itself."""
 
     def whole(init: str, account: Account, host: Host, users: tuple[Step, ...]) -> Plan:
-        from submit.deploy.plan import ETC
-        from submit.deploy.pool import Common
+        from deploy.plan import ETC
+        from deploy.pool import Common
 
         program = flags["program"] or Path(sys.executable).with_name("promptmill")
         _check_reach(program, account, host, flags)
@@ -261,9 +261,9 @@ def _pool_daemon(flags: dict[str, Any], plan: Callable[[Common, Host], Plan]) ->
 
 def _daemon(flags: dict[str, Any], home: str, make: Callable[[str, Account, Host, tuple[Step, ...]], Plan]) -> int:
     """What all do: check, plan, and the action that was asked for."""
-    from submit.deploy.checks import check_label, check_user
-    from submit.deploy.host import Host
-    from submit.deploy.install import install, removal, show, uninstall
+    from deploy.checks import check_label, check_user
+    from deploy.host import Host
+    from deploy.install import install, removal, show, uninstall
 
     if flags["install"] and (flags["dry_run"] or flags["uninstall"]):
         raise RefusedError("--install excludes --dry-run and --uninstall: give one of them")
@@ -288,7 +288,7 @@ def _daemon(flags: dict[str, Any], home: str, make: Callable[[str, Account, Host
 
 
 def _user_steps(init: str, account: Account, host: Host) -> tuple[Step, ...]:
-    from submit.deploy import launchd, systemd
+    from deploy.init import launchd, systemd
 
     if host.uid_of(account.user) is not None:
         return ()
@@ -303,7 +303,7 @@ def _user_steps(init: str, account: Account, host: Host) -> tuple[Step, ...]:
 def _check_reach(program: Path, account: Account, host: Host, flags: dict[str, Any]) -> None:
     """The program is there and the daemon's user may run it. What is only shown, or written into a folder, may be for
     another machine: then it is a warning."""
-    from submit.deploy.checks import check_program, reach_problem
+    from deploy.checks import check_program, reach_problem
 
     check_program(program)
     _object(reach_problem(program, host.uid_of(account.user), host.groups_of(account.user), account.user), host, flags)
@@ -319,7 +319,7 @@ def _object(problem: str | None, host: Host, flags: dict[str, Any]) -> None:
 
 def _check_models(models: tuple[str, ...], common: Common, host: Host, flags: dict[str, Any]) -> None:
     """The folders of models are there, and open to the daemon's user."""
-    from submit.deploy.checks import model_problem
+    from deploy.checks import model_problem
 
     user = common.account.user
     for model in models:
@@ -332,8 +332,8 @@ def _check_flags(words: tuple[str, ...], common: Common, host: Host, flags: dict
     Raises:
         RefusedError: with what it says.
     """
-    from submit.deploy.checks import flags_problem, owned_by_another
-    from submit.deploy.pool import settings_place, trial
+    from deploy.checks import flags_problem, owned_by_another
+    from deploy.pool import settings_place, trial
 
     if not common.program.exists():
         return  # that has been said
@@ -355,8 +355,8 @@ def _check_flags(words: tuple[str, ...], common: Common, host: Host, flags: dict
 
 def _check_folders(extra: tuple[str, ...], common: Common, host: Host, flags: dict[str, Any]) -> None:
     """The scheduler may read where it is told to: else it would end at each start, or find no file."""
-    from submit.deploy.checks import folder_problem
-    from submit.deploy.pool import read_folders
+    from deploy.checks import folder_problem
+    from deploy.pool import read_folders
 
     user = common.account.user
     for folder in read_folders(extra):
@@ -382,7 +382,7 @@ def _secret(file: Any, flags: dict[str, Any]) -> str | None:
 
 
 def _url(flags: dict[str, Any]) -> str | None:
-    from submit.deploy.checks import check_url
+    from deploy.checks import check_url
 
     given: str | None = flags["redis_url"]
     if flags["redis_file"] is not None:
@@ -410,14 +410,14 @@ def _read(file: Any, flag: str) -> str:
 
 
 def _absolute(path: Path, flag: str) -> Path:
-    from submit.deploy.checks import check_program
+    from deploy.checks import check_program
 
     return check_program(path, flag)
 
 
 def _wired(size: Any, host: Host) -> int:
     """The limit in MiB; ``auto`` by the memory of this machine. One that only takes away is remarked upon."""
-    from submit.deploy.checks import low_limit, wired_limit
+    from deploy.checks import low_limit, wired_limit
 
     memory = host.memory() if host.platform == "darwin" else None
     limit = wired_limit(None if size == "auto" else size, memory)

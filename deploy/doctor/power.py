@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from submit.doctor.finding import Finding, good, skipped, unsure
-from submit.doctor.mac import Mac
-from submit.doctor.machine import NOT_A_MAC
+from deploy.doctor.finding import Finding, good, skipped, unsure
+from deploy.doctor.mac import Mac
+from deploy.doctor.machine import NOT_A_MAC
 
 __all__ = ["POWER_CHECKS", "check_power"]
 

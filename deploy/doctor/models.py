@@ -10,7 +10,7 @@ from pathlib import Path
 
 import orjson
 
-from submit.doctor.finding import Finding, failed, good, unsure
+from deploy.doctor.finding import Finding, failed, good, unsure
 from submit.text import plural, size
 
 __all__ = ["ModelFiles", "check_model", "find_model", "hub_cache"]

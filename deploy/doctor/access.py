@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from deploy.doctor.finding import Finding, failed, good, skipped, unsure
 from jobs.keys import PREFIX, RQ_SUSPENDED
 from jobs.permissions import Refusal, refusals
-from submit.doctor.finding import Finding, failed, good, skipped, unsure
 
 if TYPE_CHECKING:
     from redis import Redis

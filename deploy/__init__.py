@@ -1,0 +1,1 @@
+"""Daemons of a pool: what `promptmill deploy` writes and runs. Only :mod:`deploy.host` touches a machine."""

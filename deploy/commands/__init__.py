@@ -1,0 +1,1 @@
+"""The commands ``promptmill deploy`` and ``promptmill doctor``."""
