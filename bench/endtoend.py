@@ -28,9 +28,9 @@ from bench.sides import run_side
 from bench.task import Measured, Task
 from bench.work import CONCURRENCY, Row, make_work, text_of
 from jobs.batch import Batch
-from jobs.connect import connect
-from jobs.line import Defaults
-from jobs.store import Store
+from jobs.lines.line import Defaults
+from jobs.redis.connect import connect
+from jobs.store.store import Store
 from submit.reader import PromptFile
 from submit.submitter import Order, submit
 from submit.workers import Workers

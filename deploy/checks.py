@@ -11,8 +11,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from deploy.gpu_limit import least_left, most_wired
-from jobs.connect import redacted
 from jobs.errors import RefusedError
+from jobs.redis.connect import redacted
 
 __all__ = [
     "check_label",

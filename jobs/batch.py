@@ -197,7 +197,7 @@ class Batch:
 
 
 def parse_batch(batch_id: str, stored: Mapping[bytes, bytes]) -> Batch:
-    """The batch of a Redis hash, as :mod:`jobs.store` writes it.
+    """The batch of a Redis hash, as :mod:`jobs.store.store` writes it.
 
     Raises:
         RefusedError: the hash is not one that it wrote.

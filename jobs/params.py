@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from jobs.errors import LineError
-from jobs.instead import instead
+from jobs.lines.refused_values import instead
 
 __all__ = [
     "ALIASES",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from jobs.connect import refusing
-from jobs.keys import PAUSED, RQ_SUSPENDED
-from jobs.store import Store
+from jobs.redis.connect import refusing
+from jobs.store.keys import PAUSED, RQ_SUSPENDED
+from jobs.store.store import Store
 
 __all__ = ["pause_pool", "pause_workers", "paused_workers", "pool_paused", "resume_pool", "resume_workers"]
 

@@ -10,7 +10,7 @@ import orjson
 
 from jobs.batch import Usage, timestamp
 from jobs.errors import ProblemLine
-from jobs.line import Job
+from jobs.lines.line import Job
 
 __all__ = ["Choice", "RunStats", "error_record", "finish_reason", "rejected_record", "result_record"]
 

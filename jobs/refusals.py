@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, cast
 
-from jobs.connect import refusing
 from jobs.errors import RefusedError
-from jobs.keys import BatchKeys
+from jobs.redis.connect import refusing
+from jobs.store.keys import BatchKeys
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -1,7 +1,7 @@
 """Reading records back: in the order they were finished, or in the order of the input.
 
 Lines that a cancelled or expired batch left without a record get one here: each line has exactly one. Memory grows
-neither with the batch nor with its shards: records are read in parts of bounded size, see :mod:`jobs.pieces`.
+neither with the batch nor with its shards: records are read in parts of bounded size, see :mod:`jobs.store.shard_records`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, cast
 import orjson
 
 from jobs.batch import Batch, parse_batch
-from jobs.heads import head_of
-from jobs.keys import BatchKeys
-from jobs.lostlines import lost_lines
-from jobs.pieces import PIECE_BYTES, ShardRecords, loaded
+from jobs.record_head import head_of
 from jobs.shard import ShardLine, decode_lines
-from jobs.store import REJECTED_GROUP
+from jobs.store.keys import BatchKeys
+from jobs.store.lost_lines import lost_lines
+from jobs.store.shard_records import PIECE_BYTES, ShardRecords, loaded
+from jobs.store.store import REJECTED_GROUP
 from jobs.unrun import unrun_records
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from jobs.keys import UPLOADING, BatchKeys, ScheduleKeys
 from jobs.schedule import Outcome, Run, Schedule
 from jobs.schedulescripts import COMMIT_RUN
-from jobs.store import Store
+from jobs.store.keys import UPLOADING, BatchKeys, ScheduleKeys
+from jobs.store.store import Store
 
 if TYPE_CHECKING:
     from redis.commands.core import Script

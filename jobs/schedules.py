@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
-from jobs.connect import refusing, replies
 from jobs.cron import MOST_COUNTED, Cron
 from jobs.errors import RefusedError
-from jobs.keys import SCHEDULER, SCHEDULES, ScheduleKeys
+from jobs.redis.connect import refusing, replies
 from jobs.schedule import (
     FIELDS,
     MAX_SCHEDULE_NAME,
@@ -30,6 +29,7 @@ from jobs.schedule import (
     parse_schedule,
 )
 from jobs.schedulescripts import ADD, ASK, BEGIN, END, HOLD, KEPT_RUNS, NAMES, READ, REMOVE
+from jobs.store.keys import SCHEDULER, SCHEDULES, ScheduleKeys
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jobs.keys import PREFIX
-from jobs.scripts import COMMIT
+from jobs.store.keys import PREFIX
+from jobs.store.steps import COMMIT
 
 __all__ = ["ADD", "ASK", "BEGIN", "COMMIT_RUN", "END", "HOLD", "KEPT_RUNS", "NAMES", "READ", "REMOVE"]
 

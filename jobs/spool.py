@@ -18,8 +18,8 @@ import msgspec
 import orjson
 
 from jobs.batch import Batch
-from jobs.heads import head_of
-from jobs.store import FinishedLine
+from jobs.record_head import head_of
+from jobs.store.store import FinishedLine
 
 __all__ = [
     "OFFERED",

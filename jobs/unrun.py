@@ -6,8 +6,8 @@ from collections.abc import Container, Iterable, Iterator
 
 from jobs.batch import Batch
 from jobs.errors import LineError
-from jobs.line import Defaults, check_line
-from jobs.lineid import readable_id
+from jobs.lines.line import Defaults, check_line
+from jobs.lines.line_id import readable_id
 from jobs.record import error_record
 from jobs.shard import ShardLine
 

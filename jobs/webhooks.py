@@ -11,11 +11,11 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, cast
 
-from jobs.connect import refusing
 from jobs.delivery import MAX_URL_LENGTH
 from jobs.errors import RefusedError
-from jobs.keys import PREFIX, WEBHOOKS, BatchKeys
-from jobs.store import Store
+from jobs.redis.connect import refusing
+from jobs.store.keys import PREFIX, WEBHOOKS, BatchKeys
+from jobs.store.store import Store
 
 __all__ = ["LEASE_S", "Claim", "claim_due", "due", "settle"]
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from rich.text import Text
 
 from jobs.batch import Batch
-from jobs.orphans import Orphans
+from jobs.store.orphans import Orphans
 from submit.crew import crew_table
 from submit.flight import flight_section, taking_turns
 from submit.overview import described, in_flight, pace, rest_waits, serving

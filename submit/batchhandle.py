@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jobs.batch import Batch
-from jobs.ending import cancel, current
 from jobs.errors import BatchNotFoundError, WaitTimeoutError
-from jobs.heads import whole
-from jobs.holding import pause, prioritise, resume_batch
-from jobs.keeping import memory, purge
+from jobs.record_head import whole
 from jobs.results import StoredRecord, finished_records, ordered_records
-from jobs.retrying import retry
+from jobs.store.cancel import cancel, current
+from jobs.store.pause import pause, prioritise, resume_batch
+from jobs.store.retention import memory, purge
+from jobs.store.retry import retry
 from submit.events import BatchFinished, BatchWatch, Event, FirstToken, LineFinished, PromptProgress
 from submit.submitter import Submitted
 from submit.text import duration

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import orjson
 
 from jobs.errors import LineError, ProblemLine
-from jobs.line import CheckedLine, Defaults, check_line, no_model
-from jobs.lineid import readable_id
+from jobs.lines.line import CheckedLine, Defaults, check_line, no_model
+from jobs.lines.line_id import readable_id
 from jobs.shard import Group, ShardLine
 from submit.reader import Line, Prompts
 from submit.seen import SeenIds

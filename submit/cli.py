@@ -14,9 +14,9 @@ try:
 
     import click
 
+    from jobs.app.settings import COMMANDS, config_file, origin, read_settings
     from jobs.errors import InputError, PromptmillError
     from jobs.params import did_you_mean
-    from jobs.settings import COMMANDS, config_file, origin, read_settings
     from submit.commands import load
 except KeyboardInterrupt:  # these take a tenth of a second, in which somebody may change their mind
     sys.exit(INTERRUPTED)

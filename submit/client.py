@@ -22,17 +22,17 @@ from datetime import datetime
 from inspect import signature
 from typing import Any
 
-from jobs.connect import connect, translated
 from jobs.cron import Cron, local_zone
-from jobs.embedded import data_folder, embedded_server
+from jobs.embedded.server import data_folder, embedded_server
 from jobs.errors import InputError, LineError, RefusedError
-from jobs.keeping import KEEP_S
-from jobs.line import Defaults
-from jobs.messages import CHAT_FIELDS
+from jobs.lines.line import Defaults
+from jobs.lines.messages import CHAT_FIELDS
 from jobs.params import ALIASES, PARAMETERS, did_you_mean
 from jobs.pool import pause_pool, pause_workers, resume_pool, resume_workers
+from jobs.redis.connect import connect, translated
 from jobs.schedules import Schedules
-from jobs.store import Store
+from jobs.store.retention import KEEP_S
+from jobs.store.store import Store
 from submit.batchhandle import BatchHandle
 from submit.events import BatchFinished, Event, FirstToken, LineFinished, PromptProgress
 from submit.problems import in_full

@@ -28,7 +28,7 @@ from submit.posting import TIMEOUT_S, Answer, post
 from submit.signing import REMEDY, Signer
 
 if TYPE_CHECKING:
-    from jobs.store import Store
+    from jobs.store.store import Store
 
 __all__ = ["RETRY_AFTER_S", "Courier", "deliver_due"]
 

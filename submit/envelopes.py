@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from jobs.line import CHAT_URL, COMPLETIONS_URL
+from jobs.lines.line import CHAT_URL, COMPLETIONS_URL
 
 __all__ = ["choices_of", "endpoint_of", "envelope"]
 

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.batch import Batch
-from jobs.ending import current
 from jobs.errors import BatchNotFoundError, WaitTimeoutError
-from jobs.heads import whole
+from jobs.record_head import whole
 from jobs.results import StoredRecord, finished_records
+from jobs.store.cancel import current
 from submit.text import duration
 from submit.workers import Workers
 
 if TYPE_CHECKING:
-    from jobs.store import Store
+    from jobs.store.store import Store
     from submit.worker_state import WorkerState
 
 __all__ = ["BatchFinished", "BatchWatch", "Event", "FirstToken", "LineFinished", "PromptProgress"]

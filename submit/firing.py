@@ -18,7 +18,7 @@ from jobs.errors import InputError, PromptmillError, RedisError, RefusedError
 from jobs.runstore import OvertakenError, RunStore
 from jobs.schedule import Outcome, Run, Schedule, ScheduleNotFoundError
 from jobs.schedules import Schedules
-from jobs.store import Store
+from jobs.store.store import Store
 from submit.runqueue import DueRun, RunQueue
 from submit.scheduling import BY_HAND_S, order_from, prompts_of, unfinished_batch
 from submit.submitter import submit

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 from jobs.batch import Batch
-from jobs.ending import current
 from jobs.errors import WaitTimeoutError
-from jobs.orphans import known_orphans
 from jobs.results import StoredRecord, finished_records, ordered_records
-from jobs.store import Store
+from jobs.store.cancel import current
+from jobs.store.orphans import known_orphans
+from jobs.store.store import Store
 from submit.formats import make_format
 from submit.output import Output
 from submit.text import duration

@@ -17,10 +17,10 @@ import orjson
 
 from jobs.batch import Batch
 from jobs.errors import RefusedError
-from jobs.heads import ChoiceHead, whole
-from jobs.line import Job
+from jobs.lines.line import Job
+from jobs.record_head import ChoiceHead, whole
 from jobs.results import StoredRecord
-from jobs.store import Store
+from jobs.store.store import Store
 from submit.envelopes import choices_of, endpoint_of, envelope
 from submit.inputs import Inputs
 

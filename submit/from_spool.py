@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from jobs.errors import BatchNotFoundError, PromptmillError, RefusedError
-from jobs.line import CHAT_URL, COMPLETIONS_URL
+from jobs.lines.line import CHAT_URL, COMPLETIONS_URL
 from jobs.results import StoredRecord
 from jobs.spool import SUFFIX, SpoolEntry, SpoolHeader, open_spool, read_entries, read_header
 from submit.formats import plain_format

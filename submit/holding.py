@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.embedded import open_lock, private_folder, try_lock
+from jobs.embedded.server import open_lock, private_folder, try_lock
 from jobs.errors import PromptmillError, RefusedError
 
 __all__ = ["identity_of", "interruptible", "locked", "runs_folder", "spooled"]

@@ -10,10 +10,10 @@ import orjson
 
 from jobs.batch import Batch
 from jobs.errors import RefusedError
-from jobs.keys import BatchKeys
-from jobs.line import Defaults, Job, check_line
+from jobs.lines.line import Defaults, Job, check_line
 from jobs.shard import ShardLine, decode_lines
-from jobs.store import REJECTED_GROUP, Store
+from jobs.store.keys import BatchKeys
+from jobs.store.store import REJECTED_GROUP, Store
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -13,7 +13,7 @@ from submit.text import printable
 
 if TYPE_CHECKING:
     from jobs.batch import Batch
-    from jobs.store import Store
+    from jobs.store.store import Store
 
 __all__ = ["called", "each_batch"]
 

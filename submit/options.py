@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
-from jobs.connect import check_url
-from jobs.duration import parse_duration
+from jobs.app.duration import parse_duration
+from jobs.app.logs import FILE_HELP, FORMAT_HELP, FORMATS
+from jobs.app.settings import origin, read_toml
 from jobs.errors import LineError, RefusedError
-from jobs.line import Defaults, check_defaults
-from jobs.logs import FILE_HELP, FORMAT_HELP, FORMATS
+from jobs.lines.line import Defaults, check_defaults
 from jobs.params import ALIASES, PARAMETERS, Parameter
-from jobs.settings import origin, read_toml
+from jobs.redis.connect import check_url
 
 if TYPE_CHECKING:
-    from jobs.store import Store
+    from jobs.store.store import Store
     from submit.submitter import Order
 
 __all__ = [
@@ -111,9 +111,9 @@ def open_store(redis_url: str | None, *, patient: bool = False) -> Iterator[Stor
         LoadingError: it is still loading its data.
         RedisError: unreachable or refused; also for redis-py's own errors inside the block.
     """
-    from jobs.connect import connect, connect_patiently, translated
-    from jobs.embedded import data_folder, embedded_server
-    from jobs.store import Store
+    from jobs.embedded.server import data_folder, embedded_server
+    from jobs.redis.connect import connect, connect_patiently, translated
+    from jobs.store.store import Store
 
     with contextlib.ExitStack() as stack:
         url = redis_url or stack.enter_context(embedded_server(data_folder(os.environ), say=_say))
@@ -271,7 +271,7 @@ def _json_flag(name: str, text: str) -> Any:
 
 
 def log_options(command: F) -> F:
-    """Add ``--log-format`` and ``--log-file``, for :func:`jobs.logs.set_up_logging`."""
+    """Add ``--log-format`` and ``--log-file``, for :func:`jobs.app.logs.set_up_logging`."""
     command = click.option(
         "--log-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=FILE_HELP
     )(command)

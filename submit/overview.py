@@ -11,7 +11,7 @@ import orjson
 
 from jobs.batch import ID_CUT, Batch
 from jobs.delivery import origin
-from jobs.orphans import Orphans
+from jobs.store.orphans import Orphans
 from submit.progress import Rates
 from submit.roster import state_text
 from submit.text import (

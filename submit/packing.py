@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from jobs.record import rejected_record
 from jobs.shard import Group, ShardLine
-from jobs.store import FinishedLine
+from jobs.store.store import FinishedLine
 from submit.checker import BadLine, Chunk
 from submit.uploader import Parcel, RejectedShard, RunnableShard
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 import orjson
 
 from jobs.errors import ModelLoadError, ProblemLine, PromptmillError, RefusedError
-from jobs.line import Defaults
+from jobs.lines.line import Defaults
 from submit.checker import BadLine, Problems
 
 __all__ = ["PREVIEW_COMMAND", "Preview", "Previewed"]

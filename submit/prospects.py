@@ -11,7 +11,7 @@ from submit.text import duration, plural, printable
 if TYPE_CHECKING:
     from redis import Redis
 
-    from jobs.line import Defaults
+    from jobs.lines.line import Defaults
     from submit.worker_state import WorkerState
 
 __all__ = ["moment", "notes", "times", "unserved", "waits_for"]

@@ -23,8 +23,8 @@ import orjson
 import zstandard
 
 from jobs.errors import LineError, RefusedError
-from jobs.line import MAX_LINE_BYTES
-from jobs.lineid import LOOKED_AT, id_in, readable_id
+from jobs.lines.line import MAX_LINE_BYTES
+from jobs.lines.line_id import LOOKED_AT, id_in, readable_id
 from submit.shape import START_BYTES, START_LINES, magic_of, shape_of
 
 __all__ = ["Line", "PromptFile", "PromptObjects", "Prompts", "digest_of"]

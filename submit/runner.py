@@ -18,11 +18,11 @@ from typing import Any, cast
 import orjson
 
 from jobs.batch import Batch, new_batch_id
-from jobs.embedded import data_folder, embedded_server
+from jobs.embedded.server import data_folder, embedded_server
 from jobs.errors import BatchNotFoundError, ModelLoadError, RedisError, RefusedError
-from jobs.keys import PREFIX, BatchKeys, run_key
-from jobs.line import Defaults
-from jobs.store import Store
+from jobs.lines.line import Defaults
+from jobs.store.keys import PREFIX, BatchKeys, run_key
+from jobs.store.store import Store
 from submit.feedback import read_display
 from submit.follow import write_results
 from submit.formats import check_keep_cut

@@ -19,8 +19,8 @@ from rq.job import Job, JobStatus
 from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 
-from jobs.connect import foreign_data
-from jobs.store import Store
+from jobs.redis.connect import foreign_data
+from jobs.store.store import Store
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -20,15 +20,15 @@ from typing import Any
 import orjson
 import redis.exceptions
 
+from jobs.app.process_name import process_name
+from jobs.app.stop_signal import StopSignals
 from jobs.batch import timestamp
 from jobs.errors import RefusedError
-from jobs.keys import SCHEDULER
-from jobs.naming import process_name
 from jobs.schedule import Schedule
 from jobs.schedules import Schedules
-from jobs.stopping import StopSignals
-from jobs.store import Store
-from jobs.upkeep import upkeep
+from jobs.store.keys import SCHEDULER
+from jobs.store.maintenance import upkeep
+from jobs.store.store import Store
 from submit.attendance import Attendance
 from submit.firing import Firing
 from submit.runqueue import LOCK_S, DueRun, Lock, RunQueue

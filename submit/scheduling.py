@@ -16,13 +16,13 @@ import zstandard
 
 from jobs.cron import Cron
 from jobs.errors import InputError, LineError, RefusedError, WaitTimeoutError
-from jobs.info import read_batches
-from jobs.line import Defaults
+from jobs.lines.line import Defaults
 from jobs.runstore import OvertakenError, RunStore
 from jobs.schedule import NewSchedule, Run, Schedule
 from jobs.schedules import MAX_PROMPTS_BYTES, Schedules
 from jobs.shard import COMPRESSION_LEVEL
-from jobs.store import UPLOAD_LEASE_S, Store
+from jobs.store.read_batch import read_batches
+from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit.reader import PromptFile, PromptObjects
 from submit.submitter import Checked, Order, ReadSoFar, check, check_order, submit
 from submit.text import duration

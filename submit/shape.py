@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from jobs.values import are_rows
+from jobs.lines.values import are_rows
 
 __all__ = ["START_BYTES", "START_LINES", "magic_of", "shape_of"]
 

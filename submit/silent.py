@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
-from jobs.connect import foreign_data
-from jobs.keys import RQ_WORKER, RQ_WORKERS
+from jobs.redis.connect import foreign_data
+from jobs.store.keys import RQ_WORKER, RQ_WORKERS
 from submit.text import printable
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import orjson
 from jobs.batch import PRIORITIES, new_batch_id
 from jobs.delivery import check_webhook
 from jobs.errors import InputError, ProblemLine, RedisError, RefusedError
-from jobs.keeping import KEEP_S
-from jobs.line import Defaults
-from jobs.store import UPLOAD_LEASE_S, NewBatch, Store
-from jobs.upkeep import upkeep
+from jobs.lines.line import Defaults
+from jobs.store.maintenance import upkeep
+from jobs.store.retention import KEEP_S
+from jobs.store.store import UPLOAD_LEASE_S, NewBatch, Store
 from submit.checker import Problems, checked
 from submit.packing import Packing
 from submit.reader import PromptObjects, Prompts

@@ -10,8 +10,8 @@ from typing import Any
 
 from jobs.batch import Batch
 from jobs.errors import ModelLoadError
-from jobs.heads import RecordHead, head_of
 from jobs.params import PARAMETERS
+from jobs.record_head import RecordHead, head_of
 from jobs.results import StoredRecord
 from submit.formats import TRAINING, left_out
 from submit.text import count, duration, plural, rate

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import zstandard
 
 from jobs.shard import COMPRESSION_LEVEL, Group, ShardLine, encode_lines
-from jobs.store import UPLOAD_LEASE_S, FinishedLine, NewBatch, Store, UploadedShard
+from jobs.store.store import UPLOAD_LEASE_S, FinishedLine, NewBatch, Store, UploadedShard
 
 __all__ = ["Parcel", "RejectedShard", "RunnableShard", "Uploader"]
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import orjson
 
 from jobs.batch import Batch
-from jobs.ending import current, expire_due
-from jobs.info import read_batches
-from jobs.keeping import memory
-from jobs.orphans import Orphans, find_orphans, known_orphans
+from jobs.store.cancel import current, expire_due
+from jobs.store.orphans import Orphans, find_orphans, known_orphans
+from jobs.store.read_batch import read_batches
+from jobs.store.retention import memory
 from submit.overview import batch_object, batch_table, detail
 from submit.progress import Rates, Window
 from submit.roster import worker_objects, worker_table
@@ -21,7 +21,7 @@ from submit.workers import POOL_PAUSED, Workers, activity, pool_is_paused
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from jobs.store import Store
+    from jobs.store.store import Store
 
 __all__ = ["BatchView", "PoolView", "WorkersView"]
 

@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from jobs.batch import Batch
-from jobs.connect import foreign_data, replies
-from jobs.keys import BatchKeys, worker_key
-from jobs.orphans import Orphans
 from jobs.pool import pool_paused
+from jobs.redis.connect import foreign_data, replies
+from jobs.store.keys import BatchKeys, worker_key
+from jobs.store.orphans import Orphans
 from submit.text import plural
 from submit.worker_state import WorkerState, parse_state
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from jobs.store import Store
+    from jobs.store.store import Store
 
 __all__ = [
     "NO_WORKER",

@@ -15,8 +15,8 @@ import hypothesis
 import pytest
 from redis import Redis
 
-from jobs.connect import connect
-from jobs.store import Store
+from jobs.redis.connect import connect
+from jobs.store.store import Store
 from tests.servers import Server, private_server, running_server
 
 FOREIGN = re.compile(

@@ -12,9 +12,9 @@ import zstandard
 from redis import Redis
 
 from jobs.batch import new_batch_id
-from jobs.keys import BatchKeys
-from jobs.rqjobs import JOB_FUNCTION
+from jobs.redis.rq_jobs import JOB_FUNCTION
 from jobs.shard import pack
+from jobs.store.keys import BatchKeys
 
 __all__ = ["ENTRIES", "Canary", "job_data", "put_job"]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cron import Cron
-from jobs.keys import ScheduleKeys
-from jobs.line import Defaults
+from jobs.lines.line import Defaults
 from jobs.schedule import Outcome, Schedule
 from jobs.schedules import Schedules
-from jobs.store import Store
+from jobs.store.keys import ScheduleKeys
+from jobs.store.store import Store
 from submit.firing import Firing
 from submit.runqueue import QUEUE, RunQueue
 from submit.scheduling import ScheduleOrder, add_schedule

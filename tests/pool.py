@@ -9,11 +9,11 @@ from typing import Any
 import orjson
 
 from jobs.errors import LineError
-from jobs.keys import BatchKeys, worker_key
-from jobs.line import Defaults, Job, check_line
+from jobs.lines.line import Defaults, Job, check_line
 from jobs.record import Choice, RunStats, error_record, result_record
 from jobs.shard import decode_lines
-from jobs.store import REJECTED_GROUP, FinishedLine, Store
+from jobs.store.keys import BatchKeys, worker_key
+from jobs.store.store import REJECTED_GROUP, FinishedLine, Store
 from submit.reader import PromptObjects
 from submit.submitter import Order, submit
 

@@ -16,7 +16,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, MasterDownError
 
-from jobs.embedded import find_server
+from jobs.embedded.server import find_server
 from tests.waiting import until
 
 __all__ = ["Server", "free_port", "private_server", "running_server", "server_program"]

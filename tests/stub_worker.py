@@ -9,11 +9,11 @@ import argparse
 import os
 import sys
 
+from jobs.app.stop_signal import StopSignals
 from jobs.batch import PRIORITIES, queue_name
-from jobs.connect import connect
+from jobs.redis.connect import connect
 from jobs.shard import Group
-from jobs.stopping import StopSignals
-from jobs.store import Store
+from jobs.store.store import Store
 from tests.pool import work
 
 

@@ -14,15 +14,15 @@ from typing import Any
 
 import click
 
-from jobs.connect import check_url
-from jobs.duration import parse_duration
+from jobs.app.duration import parse_duration
+from jobs.app.logs import FILE_HELP, FORMAT_HELP, FORMATS, set_up_logging
+from jobs.app.process_name import process_name
+from jobs.app.settings import origin, read_settings
+from jobs.app.size import parse_size
 from jobs.errors import PromptmillError, RefusedError
-from jobs.logs import FILE_HELP, FORMAT_HELP, FORMATS, set_up_logging
-from jobs.naming import process_name
-from jobs.settings import origin, read_settings
+from jobs.lines.values import local_model_name
+from jobs.redis.connect import check_url
 from jobs.shard import Group
-from jobs.size import parse_size
-from jobs.values import local_model_name
 from worker.compute import DECODE_CONCURRENCY, EngineSettings
 from worker.held import MAX_ATTEMPTS
 from worker.lease import machine
@@ -356,7 +356,7 @@ def _flag(name: str) -> str:
 
 def serve(url: str, settings: ServiceSettings) -> int:
     """Run a worker on the Redis at ``url``; its exit status."""
-    from jobs.connect import connect, connect_patiently, translated
+    from jobs.redis.connect import connect, connect_patiently, translated
 
     with translated(url):
         connection = connect_patiently(url, log.warning, timeout_s=REDIS_TIMEOUT_S, retries=1)
@@ -374,13 +374,13 @@ def serve(url: str, settings: ServiceSettings) -> int:
 
 
 def _embedded() -> contextlib.AbstractContextManager[str]:
-    from jobs.embedded import embedded_server
+    from jobs.embedded.server import embedded_server
 
     return embedded_server(_data_folder(), say=log.warning)
 
 
 def _data_folder() -> Path:
-    from jobs.embedded import data_folder
+    from jobs.embedded.server import data_folder
 
     return data_folder(os.environ)
 

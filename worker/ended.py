@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jobs.errors import LineError
-from jobs.lineid import readable_id
-from jobs.pieces import stored
+from jobs.lines.line_id import readable_id
 from jobs.record import Choice, RunStats, error_record, result_record
-from jobs.store import FinishedLine
+from jobs.store.shard_records import stored
+from jobs.store.store import FinishedLine
 from worker.held import HeldShard
 
 if TYPE_CHECKING:
-    from jobs.line import Job
+    from jobs.lines.line import Job
     from jobs.shard import ShardLine
     from worker.compute import ServedModel
     from worker.engine.sequence import Finished, Sequence

@@ -14,10 +14,10 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from jobs.batch import is_batch_id
-from jobs.connect import refusing
 from jobs.errors import RefusedError
+from jobs.redis.connect import refusing
+from jobs.redis.rq_jobs import JOB_FUNCTION
 from jobs.refusals import is_listed
-from jobs.rqjobs import JOB_FUNCTION
 from jobs.shard import MAX_INDEX, MAX_SHARD_LINES
 
 if TYPE_CHECKING:

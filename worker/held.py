@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jobs.attempt import Attempt
 from jobs.batch import Batch
 from jobs.errors import LineError
-from jobs.line import Defaults, Job, check_line
+from jobs.lines.line import Defaults, Job, check_line
 from jobs.shard import Group, ShardLine
 
 if TYPE_CHECKING:

@@ -34,11 +34,11 @@ from rq.utils import now, utcformat
 from rq.worker.base import BaseWorker, WorkerStatus
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
-from jobs.connect import foreign_data, refusing
 from jobs.errors import RefusedError
-from jobs.keys import PAUSED, PREFIX
-from jobs.orphans import remake_job
-from jobs.store import Store
+from jobs.redis.connect import foreign_data, refusing
+from jobs.store.keys import PAUSED, PREFIX
+from jobs.store.orphans import remake_job
+from jobs.store.store import Store
 from worker.entries import CLEAN, ShardJob, read_job, short_field
 from worker.scripts import ACKNOWLEDGE, HAND_BACK, LEASE, MARK_FAILED, RECOVER, RENEW
 

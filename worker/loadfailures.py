@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import redis.exceptions
 
-from jobs.connect import replies
 from jobs.errors import LineError, ModelLoadError
-from jobs.keys import worker_key
+from jobs.redis.connect import replies
 from jobs.shard import Group
+from jobs.store.keys import worker_key
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import redis.exceptions
 
-from jobs.store import Store
+from jobs.store.store import Store
 from worker.held import HeldShard, LineKey
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from jobs.connect import replies
-from jobs.keys import PAUSED, RQ_SUSPENDED
+from jobs.redis.connect import replies
+from jobs.store.keys import PAUSED, RQ_SUSPENDED
 from worker.held import State
 
 if TYPE_CHECKING:

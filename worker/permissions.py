@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobs.keys import PREFIX
-from jobs.permissions import refusals
+from jobs.redis.permissions import refusals
+from jobs.store.keys import PREFIX
 
 if TYPE_CHECKING:
     from redis import Redis

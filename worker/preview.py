@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from jobs.errors import LineError, PromptmillError
-from jobs.line import Defaults, check_line
+from jobs.lines.line import Defaults, check_line
 
 __all__ = ["main", "previewed"]
 

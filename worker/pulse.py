@@ -16,7 +16,7 @@ import orjson
 import redis.exceptions
 
 from jobs.attempt import Standing
-from jobs.keys import worker_key
+from jobs.store.keys import worker_key
 from worker.lease import RENEW_S
 from worker.loadfailures import published_failures
 from worker.recent import Recent

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.attempt import Attempt
-from jobs.connect import refusing
 from jobs.errors import LineError, RefusedError
-from jobs.line import Defaults
-from jobs.lostlines import lost_lines
+from jobs.lines.line import Defaults
+from jobs.redis.connect import refusing
 from jobs.refusals import is_listed, note_refusal
 from jobs.shard import Group, ShardLine, decode_lines
-from jobs.store import Store
+from jobs.store.lost_lines import lost_lines
+from jobs.store.store import Store
 from worker.lease import Lease, ShardWorker
 
 if TYPE_CHECKING:

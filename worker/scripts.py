@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.keys import PREFIX
+from jobs.store.keys import PREFIX
 
 __all__ = ["ACKNOWLEDGE", "HAND_BACK", "LEASE", "MARK_FAILED", "RECOVER", "RENEW"]
 

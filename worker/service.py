@@ -27,15 +27,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import redis.exceptions
 
+from jobs.app.process_name import process_name
+from jobs.app.stop_signal import StopSignals
 from jobs.attempt import Attempt
-from jobs.connect import refusing
 from jobs.errors import BatchNotFoundError, BatchPausedError, LineError, ModelLoadError, RefusedError
-from jobs.lostlines import end_lost_lines
-from jobs.naming import process_name
+from jobs.redis.connect import refusing
 from jobs.shard import Group
-from jobs.stopping import StopSignals
-from jobs.store import Store
-from jobs.upkeep import upkeep
+from jobs.store.lost_lines import end_lost_lines
+from jobs.store.maintenance import upkeep
+from jobs.store.store import Store
 from worker.compute import Compute, EngineSettings
 from worker.ended import EndedLine, failed_line
 from worker.held import MAX_ATTEMPTS, End, HeldShard, LineKey

@@ -20,7 +20,7 @@ from jobs.attempt import Attempt
 from jobs.batch import Batch
 from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
 from jobs.spool import OFFERED, SUFFIX, SpoolEntry, encode_entry, encode_header, read_entries, read_header
-from jobs.store import FinishedLine, Store
+from jobs.store.store import FinishedLine, Store
 
 __all__ = ["SPOOL_KEEP_S", "Spool"]
 

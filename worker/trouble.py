@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jobs.connect import refusing
 from jobs.errors import ModelLoadError
-from jobs.keys import trouble_key
+from jobs.redis.connect import refusing
 from jobs.shard import Group
+from jobs.store.keys import trouble_key
 
 if TYPE_CHECKING:
     from redis import Redis

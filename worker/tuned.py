@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from jobs.embedded import private_folder
+from jobs.embedded.server import private_folder
 from worker.engine.ladder import Curve
 
 if TYPE_CHECKING:

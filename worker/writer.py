@@ -18,10 +18,10 @@ import redis.exceptions
 
 from jobs.attempt import Attempt
 from jobs.batch import Batch
-from jobs.connect import full
 from jobs.errors import RefusedError, StaleAttemptError
+from jobs.redis.connect import full
 from jobs.spool import SpoolEntry
-from jobs.store import FinishedLine, Store
+from jobs.store.store import FinishedLine, Store
 from worker.ended import EndedLine, FailedLine, may_pass, record_of, waiting_form
 from worker.held import End, HeldShard, State
 from worker.metrics import Metrics

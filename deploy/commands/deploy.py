@@ -13,8 +13,8 @@ import click
 from click.core import ParameterSource
 
 from deploy.init.service import INITS, Account, default_home, default_init
+from jobs.app.size import parse_size
 from jobs.errors import RefusedError
-from jobs.size import parse_size
 
 if TYPE_CHECKING:
     from deploy.host import Host

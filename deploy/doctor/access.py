@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from deploy.doctor.finding import Finding, failed, good, skipped, unsure
-from jobs.keys import PREFIX, RQ_SUSPENDED
-from jobs.permissions import Refusal, refusals
+from jobs.redis.permissions import Refusal, refusals
+from jobs.store.keys import PREFIX, RQ_SUSPENDED
 
 if TYPE_CHECKING:
     from redis import Redis

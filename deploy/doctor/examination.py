@@ -31,9 +31,9 @@ from deploy.doctor.pool import ask_pool, check_pool
 from deploy.doctor.power import POWER_CHECKS, check_power
 from deploy.doctor.server import ask_clock, ask_latency, check_clock, check_latency, check_server
 from deploy.doctor.tool import operator_tool
-from jobs.connect import connect, full, redacted, translated
-from jobs.embedded import data_folder, embedded_server
+from jobs.embedded.server import data_folder, embedded_server
 from jobs.errors import RedisError, RefusedError
+from jobs.redis.connect import connect, full, redacted, translated
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from deploy.doctor.finding import Finding, good, skipped, unsure
 from jobs.errors import RefusedError
-from jobs.keys import PAUSED, PREFIX, RQ_SUSPENDED
 from jobs.schedules import Schedules
-from jobs.store import Store
+from jobs.store.keys import PAUSED, PREFIX, RQ_SUSPENDED
+from jobs.store.store import Store
 from jobs.webhooks import due
 from submit.silent import Silent, read_silent
 from submit.text import duration, plural

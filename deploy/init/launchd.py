@@ -168,7 +168,7 @@ def log_file(label: str, kind: str = "log") -> Path:
 def newsyslog(service: Service) -> File:
     """Rotation of a service's logs. newsyslog renames them, makes new ones and sends no signal: the service opens its
     log (``.log``) anew when it finds it renamed. What it says before that is open (``.err``) is opened by launchd at
-    each start, and what is written to stderr later goes into the log: see :mod:`jobs.logs`."""
+    each start, and what is written to stderr later goes into the log: see :mod:`jobs.app.logs`."""
     owner = f"{service.account.user}:{service.account.group}"
     lines = ["# logfile  owner:group  mode  count  KiB  when  flags (B: no line of its own; N: no signal)"]
     lines += [

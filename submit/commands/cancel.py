@@ -24,7 +24,7 @@ def command(names: tuple[str, ...], redis_url: str | None, as_json: bool) -> int
 
     Exit statuses: 0 all are cancelled, 2 one was over already, is still being submitted, or is unknown.
     """
-    from jobs.ending import cancel
+    from jobs.store.cancel import cancel
     from submit.named import each_batch
 
     with open_store(redis_url) as store:

@@ -16,7 +16,7 @@ from submit.options import defaults_from, json_option, parameter_options
 from submit.text import plural
 
 if TYPE_CHECKING:
-    from jobs.line import Defaults
+    from jobs.lines.line import Defaults
     from submit.checker import Chunk, Problems
     from submit.preview import Preview, Previewed
     from submit.reader import PromptFile

@@ -13,7 +13,7 @@ from submit.text import printable
 
 if TYPE_CHECKING:
     from jobs.batch import Batch
-    from jobs.store import Store
+    from jobs.store.store import Store
 
 
 @click.command("pause", short_help="Hold back the pool, workers or batches.")
@@ -37,7 +37,7 @@ def command(
 
     Exit statuses: 0 done, 2 a batch is over, is still being submitted, or is unknown.
     """
-    from jobs.holding import pause
+    from jobs.store.pause import pause
     from submit.named import called, each_batch
 
     check_what(names, workers)

@@ -28,7 +28,7 @@ def command(words: tuple[str, ...], redis_url: str | None, as_json: bool) -> int
 
     Exit statuses: 0 done, 2 a batch is over, is still being submitted, or is unknown.
     """
-    from jobs.holding import prioritise
+    from jobs.store.pause import prioritise
     from submit.named import called, each_batch
 
     *names, priority = words or ("",)

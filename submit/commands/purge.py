@@ -34,7 +34,7 @@ def command(names: tuple[str, ...], older_than: float | None, redis_url: str | N
 
     Exit statuses: 0 done, 2 a batch is not done, or is unknown.
     """
-    from jobs.keeping import memory, purge
+    from jobs.store.retention import memory, purge
     from submit.named import called, each_batch
 
     if bool(names) == (older_than is not None):

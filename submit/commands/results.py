@@ -18,7 +18,7 @@ from submit.options import Duration, json_option, keep_cut_option, open_store, r
 from submit.text import plural
 
 if TYPE_CHECKING:
-    from jobs.store import Store
+    from jobs.store.store import Store
     from submit.summary import Tally
 
 

@@ -12,7 +12,7 @@ from submit.text import plural
 
 if TYPE_CHECKING:
     from jobs.batch import Batch
-    from jobs.store import Store
+    from jobs.store.store import Store
 
 
 @click.command("resume", short_help="Let the pool, workers or batches go on.")
@@ -31,7 +31,7 @@ def command(names: tuple[str, ...], workers: tuple[str, ...], redis_url: str | N
 
     Exit statuses: 0 done, 2 a batch is over, is still being submitted, or is unknown.
     """
-    from jobs.holding import resume_batch
+    from jobs.store.pause import resume_batch
     from submit.named import called, each_batch
 
     check_what(names, workers)

@@ -21,7 +21,7 @@ def command(name: str, redis_url: str | None, as_json: bool) -> int:
 
     Exit statuses: 0 they wait, or there are none; 2 the batch is still running, or unknown.
     """
-    from jobs.retrying import retry
+    from jobs.store.retry import retry
     from submit.named import called
 
     with open_store(redis_url) as store:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from jobs.errors import RefusedError
-from jobs.values import local_model_name
+from jobs.lines.values import local_model_name
 from submit.formats import FORMATS
 from submit.options import defaults_from, keep_cut_option, parameter_options, redis_option
 

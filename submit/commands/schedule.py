@@ -16,10 +16,10 @@ from submit.problems import listed
 from submit.text import plural
 
 if TYPE_CHECKING:
-    from jobs.line import Defaults
+    from jobs.lines.line import Defaults
     from jobs.schedule import Schedule
     from jobs.schedules import Schedules
-    from jobs.store import Store
+    from jobs.store.store import Store
     from submit.submitter import Checked
 
 
@@ -144,10 +144,10 @@ def _warn_alone(schedules: Schedules) -> None:
 @json_option
 def list_(redis_url: str | None, as_json: bool) -> int:
     """Show all schedules: when each runs next, by this machine's clock, and what became of its last run."""
-    from jobs.ending import expire_due
-    from jobs.info import read_batches
     from jobs.schedule import Schedule
     from jobs.schedules import Schedules
+    from jobs.store.cancel import expire_due
+    from jobs.store.read_batch import read_batches
     from submit.progress import terminal_width
     from submit.timetable import timetable
 

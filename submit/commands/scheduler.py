@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from jobs.logs import set_up_logging
-from jobs.naming import process_name
-from jobs.settings import read_settings
+from jobs.app.logs import set_up_logging
+from jobs.app.process_name import process_name
+from jobs.app.settings import read_settings
 from submit.options import log_options, redis_option, webhook_options
 
 log = logging.getLogger("promptmill.scheduler")
@@ -65,9 +65,9 @@ def command(
     if check:
         return 0
 
-    from jobs.connect import connect_patiently, translated
-    from jobs.embedded import data_folder, embedded_server
-    from jobs.store import Store
+    from jobs.embedded.server import data_folder, embedded_server
+    from jobs.redis.connect import connect_patiently, translated
+    from jobs.store.store import Store
     from submit.courier import Courier
     from submit.scheduler import Scheduler
 

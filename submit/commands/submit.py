@@ -11,16 +11,16 @@ import click
 import orjson
 from click.core import ParameterSource
 
+from jobs.app.moment import parse_moment
 from jobs.batch import PRIORITIES
 from jobs.errors import RefusedError
-from jobs.moment import parse_moment
 from submit.feedback import json_errors, left_to_itself, read_display
 from submit.options import Duration, json_option, open_store, order_from, parameter_options, redis_option, said_with
 from submit.problems import listed
 from submit.text import plural
 
 if TYPE_CHECKING:
-    from jobs.store import Store
+    from jobs.store.store import Store
     from submit.submitter import Order, Submitted
 
 

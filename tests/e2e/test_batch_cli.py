@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
-from jobs.store import Store
+from jobs.store.store import Store
 from tests import commands, waiting
 from tests.mixed import records
 from tests.pool import make_batch, prompts, work

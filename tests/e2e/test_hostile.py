@@ -10,8 +10,8 @@ from pathlib import Path
 from redis import Redis
 
 from jobs.batch import queue_name
-from jobs.keys import UPLOADING, worker_key
-from jobs.store import Store
+from jobs.store.keys import UPLOADING, worker_key
+from jobs.store.store import Store
 from submit.workers import Workers
 from tests.hostile import ENTRIES
 from tests.pool import make_batch, prompts

@@ -13,8 +13,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from jobs.keys import worker_key
-from jobs.store import Store
+from jobs.store.keys import worker_key
+from jobs.store.store import Store
 from tests import commands
 from tests.mixed import records
 from tests.waiting import until

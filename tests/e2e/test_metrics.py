@@ -20,7 +20,7 @@ import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from jobs.store import Store
+from jobs.store.store import Store
 from submit.client import Client
 from tests.programs import needs
 from tests.servers import free_port

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from jobs.store import Store
+from jobs.store.store import Store
 from tests.e2e.test_pool import promptmill
 from tests.pool import make_batch, prompts, publish, work
 

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from jobs.batch import queue_name
-from jobs.store import Store
+from jobs.store.store import Store
 from submit.workers import Workers
 from tests.e2e.test_pool import MODEL, promptmill, start_worker, until, write_lines
 

@@ -19,8 +19,8 @@ import orjson
 import pytest
 
 from jobs.batch import queue_name
-from jobs.keys import worker_key
-from jobs.store import Store
+from jobs.store.keys import worker_key
+from jobs.store.store import Store
 from submit import Client, FirstToken, LineFinished, PromptProgress, WorkerState
 from submit.silent import QUIET_S
 from tests import commands, waiting

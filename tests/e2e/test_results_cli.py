@@ -16,9 +16,9 @@ import orjson
 import pytest
 
 from jobs.errors import LineError
-from jobs.line import Job
+from jobs.lines.line import Job
 from jobs.record import Choice
-from jobs.store import Store
+from jobs.store.store import Store
 from submit.cli import main
 from tests import waiting
 from tests.pool import echo, make_batch, prompts, publish, work

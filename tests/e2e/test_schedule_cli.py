@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from jobs.schedules import Schedules
-from jobs.store import Store
+from jobs.store.store import Store
 from submit import Client
 from submit.timetable import timetable
 from tests.e2e.test_submit_cli import environment

@@ -12,8 +12,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from jobs.connect import connect
-from jobs.store import Store
+from jobs.redis.connect import connect
+from jobs.store.store import Store
 from tests import commands, waiting
 from tests.mixed import audit, records
 from tests.servers import Server

@@ -17,10 +17,10 @@ import orjson
 import pytest
 
 from jobs.errors import LineError
-from jobs.keys import worker_key
-from jobs.line import Job
+from jobs.lines.line import Job
 from jobs.record import Choice
-from jobs.store import Store
+from jobs.store.keys import worker_key
+from jobs.store.store import Store
 from tests import waiting
 from tests.pool import echo, work
 

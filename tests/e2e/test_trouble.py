@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 
 from jobs.shard import Group
-from jobs.store import Store
+from jobs.store.store import Store
 from tests import commands
 from tests.mixed import audit, records
 from worker.lease import machine

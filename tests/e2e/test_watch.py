@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import orjson
 import pytest
 
-from jobs.store import Store
+from jobs.store.store import Store
 from tests.pool import make_batch, prompts, publish, work
 from tests.servers import Server
 from tests.waiting import until

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from standardwebhooks import Webhook
 
-from jobs.store import Store
+from jobs.store.store import Store
 from submit.client import Client
 from submit.courier import deliver_due
 from submit.signing import Signer

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from jobs.errors import LineError
-from jobs.line import Defaults, Job, check_line
+from jobs.lines.line import Defaults, Job, check_line
 from tests.engine.chat_families import CHATML, FAMILIES, added, tokenizer_of, wrapped
 from worker.engine.control_tokens import MARKS
 from worker.engine.prompts import Preparer

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mlx_lm import generate
 
-from jobs.line import Defaults, Job, check_line
+from jobs.lines.line import Defaults, Job, check_line
 from worker.engine.engine import Engine
 from worker.engine.model import LoadedModel
 from worker.engine.prompts import Preparer

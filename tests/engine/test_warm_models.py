@@ -14,13 +14,13 @@ import mlx.core as mx
 import orjson
 import pytest
 
-from jobs.connect import connect
 from jobs.errors import ModelLoadError
-from jobs.keys import worker_key
-from jobs.line import Defaults, check_line
+from jobs.lines.line import Defaults, check_line
+from jobs.redis.connect import connect
 from jobs.results import ordered_records
 from jobs.shard import Group
-from jobs.store import Store
+from jobs.store.keys import worker_key
+from jobs.store.store import Store
 from submit.workers import NO_WORKER, Workers, activity
 from tests.engine.conftest import POCKET
 from tests.engine.test_adapters import save_adapter

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jobs.connect import connect
+from jobs.redis.connect import connect
 from jobs.shard import Group
-from jobs.store import Store
+from jobs.store.store import Store
 from tests.pool import MODEL
 from worker.service import Service, ServiceSettings
 

@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
-from jobs.store import Store
+from jobs.store.store import Store
 from tests.commands import promptmill
 from tests.pool import watched
 from tests.servers import running_server

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from jobs.errors import BatchNotFoundError, InputError, LineError, RedisError, RefusedError, WaitTimeoutError
-from jobs.keys import worker_key
-from jobs.line import Job
+from jobs.lines.line import Job
 from jobs.pool import paused_workers, pool_paused
 from jobs.record import Choice
-from jobs.store import Store
+from jobs.store.keys import worker_key
+from jobs.store.store import Store
 from submit import Client
 from tests.pool import MODEL, echo, prompts, publish, work
 from tests.proxy import Proxy

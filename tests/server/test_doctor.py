@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 from deploy.doctor.access import open_to_strangers
 from deploy.doctor.host import Host, Package
 from deploy.doctor.mac import Mac
-from jobs.keys import trouble_key
+from jobs.store.keys import trouble_key
 from submit.cli import main
 from tests.servers import Server, free_port, private_server
 

@@ -21,10 +21,10 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from jobs import embedded
-from jobs.embedded import data_folder, embedded_server, find_server, is_held, socket_path
+from jobs.embedded import server as embedded
+from jobs.embedded.server import data_folder, embedded_server, find_server, is_held, socket_path
+from jobs.embedded.supervisor import Server
 from jobs.errors import RedisError
-from jobs.guardian import Server
 from tests import waiting
 from tests.processes import processes as all_processes
 
@@ -32,7 +32,7 @@ ROOT = Path(embedded.__file__).parent.parent
 USER = """
 import sys
 from pathlib import Path
-from jobs.embedded import embedded_server
+from jobs.embedded.server import embedded_server
 with embedded_server(Path(sys.argv[1])) as url:
     print(url, flush=True)
     sys.stdin.read()
@@ -59,8 +59,8 @@ def processes(what: str, folder: Path) -> list[int]:
 
 def guardian_of(folder: Path) -> int:
     """The id of the one guardian, once any that were one too many have left."""
-    until(lambda: len(processes("jobs.guardian", folder)) == 1)
-    return processes("jobs.guardian", folder)[0]
+    until(lambda: len(processes("jobs.embedded.supervisor", folder)) == 1)
+    return processes("jobs.embedded.supervisor", folder)[0]
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
@@ -88,7 +88,7 @@ def answers(url: str) -> bool:
 
 def clear(folder: Path) -> None:
     """Kill whatever still runs for ``folder``, guardians first, for they would start servers again."""
-    for pid in processes("jobs.guardian", folder):
+    for pid in processes("jobs.embedded.supervisor", folder):
         kill(pid)
     with contextlib.suppress(OSError, ValueError):
         kill(int((folder / "redis.pid").read_text()))
@@ -135,7 +135,7 @@ def test_the_server_ends_after_its_only_user(folder: Path) -> None:
     with embedded_server(folder) as url:
         pid = server_pid(url)
         assert url == f"unix://{folder / 'redis.sock'}"
-    until(lambda: not lives(pid) and not processes("jobs.guardian", folder))
+    until(lambda: not lives(pid) and not processes("jobs.embedded.supervisor", folder))
     assert not (folder / "redis.sock").exists()
 
 
@@ -209,7 +209,7 @@ def test_the_server_ends_after_users_killed(folder: Path, user: Start) -> None:
     pid = server_pid(urls[0])
     for process in users:
         process.kill()
-    until(lambda: not lives(pid) and not processes("jobs.guardian", folder))
+    until(lambda: not lives(pid) and not processes("jobs.embedded.supervisor", folder))
 
 
 def test_a_new_guardian_adopts_the_server(folder: Path, user: Start) -> None:
@@ -224,7 +224,7 @@ def test_a_new_guardian_adopts_the_server(folder: Path, user: Start) -> None:
     assert server_pid(url_of(second)) == pid
     assert guardian_of(folder) != killed
     second.kill()
-    until(lambda: not lives(pid) and not processes("jobs.guardian", folder))
+    until(lambda: not lives(pid) and not processes("jobs.embedded.supervisor", folder))
     assert not (folder / "redis.sock").exists()
 
 
@@ -233,7 +233,7 @@ def test_the_last_user_sees_to_the_end(folder: Path) -> None:
     with embedded_server(folder) as url:
         pid = server_pid(url)
         kill(guardian_of(folder))
-        until(lambda: not processes("jobs.guardian", folder))
+        until(lambda: not processes("jobs.embedded.supervisor", folder))
     until(lambda: not lives(pid))
 
 
@@ -257,7 +257,7 @@ def test_a_server_that_hangs_is_never_doubled(folder: Path) -> None:
     with embedded_server(folder) as url:
         pid = server_pid(url)
         kill(guardian_of(folder))
-        until(lambda: not processes("jobs.guardian", folder))
+        until(lambda: not processes("jobs.embedded.supervisor", folder))
         kill(pid, signal.SIGSTOP)
         fast = lambda: time.monotonic() * 10  # noqa: E731
         with pytest.raises(RedisError, match="does not answer"), embedded_server(folder, clock=fast):
@@ -362,7 +362,7 @@ def test_no_server_installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     )
     assert raised.value.exit_status == 3
     monkeypatch.undo()
-    assert not processes("jobs.guardian", folder)
+    assert not processes("jobs.embedded.supervisor", folder)
 
 
 @pytest.mark.parametrize(

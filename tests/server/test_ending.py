@@ -10,12 +10,12 @@ import orjson
 import pytest
 
 from jobs.batch import queue_name
-from jobs.ending import cancel, current, expire_due
 from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
-from jobs.keys import EXPIRING, BatchKeys
 from jobs.results import finished_records, ordered_records
-from jobs.store import NewBatch, Store
-from jobs.upkeep import upkeep
+from jobs.store.cancel import cancel, current, expire_due
+from jobs.store.keys import EXPIRING, BatchKeys
+from jobs.store.maintenance import upkeep
+from jobs.store.store import NewBatch, Store
 from submit.follow import write_results
 from submit.formats import make_format
 from submit.output import Output

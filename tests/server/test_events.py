@@ -9,10 +9,10 @@ import pytest
 import redis.exceptions
 
 from jobs.errors import BatchNotFoundError, LineError, WaitTimeoutError
-from jobs.keys import worker_key
-from jobs.line import Job
+from jobs.lines.line import Job
 from jobs.record import Choice
-from jobs.store import Store
+from jobs.store.keys import worker_key
+from jobs.store.store import Store
 from submit import BatchFinished, Client, FirstToken, LineFinished, PromptProgress
 from tests.pool import echo, prompts, publish, work
 

@@ -15,9 +15,9 @@ import redis.exceptions
 
 from jobs.batch import Batch
 from jobs.errors import BatchNotFoundError, LineError, PromptmillError, RefusedError, WaitTimeoutError
-from jobs.line import Job
+from jobs.lines.line import Job
 from jobs.record import Choice
-from jobs.store import Store
+from jobs.store.store import Store
 from submit import follow
 from submit.follow import write_results
 from submit.formats import make_format

@@ -14,17 +14,17 @@ import pytest
 
 from jobs.attempt import Standing
 from jobs.batch import new_batch_id, queue_name
-from jobs.ending import cancel, expire_due
 from jobs.errors import LineError, RefusedError
-from jobs.keys import BATCHES, EXPIRING, UPLOADING, BatchKeys, worker_key
-from jobs.line import Job
+from jobs.lines.line import Job
 from jobs.record import Choice
+from jobs.redis.rq_jobs import JOB_FUNCTION
 from jobs.refusals import note_refusal
-from jobs.retrying import resume, retry
-from jobs.rqjobs import JOB_FUNCTION
 from jobs.shard import pack
-from jobs.store import UPLOAD_LEASE_S, Store
-from jobs.upkeep import upkeep
+from jobs.store.cancel import cancel, expire_due
+from jobs.store.keys import BATCHES, EXPIRING, UPLOADING, BatchKeys, worker_key
+from jobs.store.maintenance import upkeep
+from jobs.store.retry import resume, retry
+from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit.workers import Workers
 from tests.hostile import ENTRIES, job_data, put_job
 from tests.pool import MODEL, make_batch, prompts, watched, work

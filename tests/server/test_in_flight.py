@@ -11,9 +11,9 @@ import pytest
 from redis.exceptions import ConnectionError as OutError
 
 from jobs.attempt import Attempt
-from jobs.connect import connect
-from jobs.keys import BatchKeys
-from jobs.store import Store
+from jobs.redis.connect import connect
+from jobs.store.keys import BatchKeys
+from jobs.store.store import Store
 from tests.pool import make_batch, prompts
 from tests.waiting import until
 from worker import marks

@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from jobs.ending import cancel
 from jobs.errors import BatchNotFoundError, RefusedError
-from jobs.keeping import KEEP_S, memory, purge, purge_due
-from jobs.keys import KEEPING, BatchKeys
-from jobs.retrying import retry
-from jobs.store import NewBatch, Store
-from jobs.upkeep import upkeep
+from jobs.store.cancel import cancel
+from jobs.store.keys import KEEPING, BatchKeys
+from jobs.store.maintenance import upkeep
+from jobs.store.retention import KEEP_S, memory, purge, purge_due
+from jobs.store.retry import retry
+from jobs.store.store import NewBatch, Store
 from tests.pool import make_batch, prompts, work
 
 

@@ -13,19 +13,19 @@ import orjson
 import pytest
 from redis import Redis
 
-from jobs import retrying
 from jobs.attempt import Attempt
-from jobs.connect import connect
-from jobs.ending import cancel
 from jobs.errors import LineError, RefusedError, StaleAttemptError
-from jobs.keeping import memory, purge
-from jobs.keys import BatchKeys
-from jobs.line import Job
+from jobs.lines.line import Job
 from jobs.record import Choice
+from jobs.redis.connect import connect
 from jobs.results import finished_records, ordered_records
-from jobs.retrying import retry
 from jobs.shard import pack
-from jobs.store import FinishedLine, Store
+from jobs.store import retry as retrying
+from jobs.store.cancel import cancel
+from jobs.store.keys import BatchKeys
+from jobs.store.retention import memory, purge
+from jobs.store.retry import retry
+from jobs.store.store import FinishedLine, Store
 from submit import Client
 from submit.follow import write_results
 from submit.summary import Tally

@@ -12,11 +12,11 @@ from rq.serializers import JSONSerializer
 
 from jobs.attempt import Attempt, Verdict
 from jobs.batch import new_batch_id, queue_name
-from jobs.connect import connect
 from jobs.errors import RefusedError, StaleAttemptError
-from jobs.keys import PREFIX
+from jobs.redis.connect import connect
 from jobs.shard import Group, ShardLine, encode_lines
-from jobs.store import FinishedLine, NewBatch, Store, UploadedShard
+from jobs.store.keys import PREFIX
+from jobs.store.store import FinishedLine, NewBatch, Store, UploadedShard
 from tests.pool import watched
 from tests.proxy import Proxy
 from worker.lease import ORPHAN_S, Lease, ShardJob, ShardWorker, machine

@@ -20,11 +20,11 @@ import orjson
 import pytest
 from redis.exceptions import BusyLoadingError, ConnectionError as AwayError
 
-from jobs.connect import connect, connect_patiently
-from jobs.embedded import embedded_server, open_lock, try_lock
+from jobs.embedded.server import embedded_server, open_lock, try_lock
 from jobs.errors import LoadingError, RedisError
-from jobs.line import Defaults
-from jobs.store import Store
+from jobs.lines.line import Defaults
+from jobs.redis.connect import connect, connect_patiently
+from jobs.store.store import Store
 from submit import follow
 from submit.cli import main
 from submit.follow import OUTAGE_S, write_results

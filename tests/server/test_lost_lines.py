@@ -9,15 +9,15 @@ import orjson
 import pytest
 
 from jobs.errors import LineError, RefusedError
-from jobs.holding import pause
-from jobs.keys import BatchKeys
-from jobs.line import Defaults, Job
-from jobs.lostlines import end_lost_lines, lost_lines
+from jobs.lines.line import Defaults, Job
 from jobs.record import Choice
 from jobs.results import ordered_records
-from jobs.retrying import retry
 from jobs.shard import Group
-from jobs.store import Store
+from jobs.store.keys import BatchKeys
+from jobs.store.lost_lines import end_lost_lines, lost_lines
+from jobs.store.pause import pause
+from jobs.store.retry import retry
+from jobs.store.store import Store
 from submit.reader import PromptObjects
 from submit.submitter import Order, submit
 from tests.pool import MODEL, make_batch, prompts, work

@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 
 from jobs.shard import Group
-from jobs.store import Store
+from jobs.store.store import Store
 from tests.pool import MODEL, make_batch, prompts
 from tests.servers import Server
 from tests.waiting import until

@@ -21,13 +21,13 @@ from rq.serializers import JSONSerializer
 
 from jobs.attempt import Attempt
 from jobs.batch import queue_name
-from jobs.holding import pause, prioritise, resume_batch
-from jobs.keys import ORPHANS_LOOK, BatchKeys
-from jobs.orphans import CONFIRM_S, LOOK_S, PUT_BACK_S, Orphans, find_orphans, restore, tend_orphans
 from jobs.results import ordered_records
-from jobs.store import Store
+from jobs.store.keys import ORPHANS_LOOK, BatchKeys
+from jobs.store.maintenance import upkeep
+from jobs.store.orphans import CONFIRM_S, LOOK_S, PUT_BACK_S, Orphans, find_orphans, restore, tend_orphans
+from jobs.store.pause import pause, prioritise, resume_batch
+from jobs.store.store import Store
 from jobs.tasks import REFUSED_ID
-from jobs.upkeep import upkeep
 from submit.cli import main
 from submit.runqueue import QUEUE as SCHEDULES, RunQueue
 from tests.pool import MODEL, make_batch, prompts, publish, work

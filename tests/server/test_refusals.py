@@ -13,11 +13,11 @@ import pytest
 from redis import Redis
 
 from jobs.batch import queue_name
-from jobs.keys import BatchKeys
 from jobs.results import ordered_records
-from jobs.retrying import retry
 from jobs.shard import Group, ShardLine, encode_lines
-from jobs.store import Store
+from jobs.store.keys import BatchKeys
+from jobs.store.retry import retry
+from jobs.store.store import Store
 from submit.workers import Workers, activity
 from tests.pool import MODEL, make_batch, prompts
 from worker.ended import FailedLine

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from jobs import retrying
 from jobs.batch import queue_name
-from jobs.ending import cancel
 from jobs.errors import LineError, RefusedError, StaleAttemptError
-from jobs.keys import UPLOADING
-from jobs.line import Job
+from jobs.lines.line import Job
 from jobs.record import Choice
 from jobs.results import finished_records, ordered_records
-from jobs.retrying import resume, retry
-from jobs.store import UPLOAD_LEASE_S, Store
-from jobs.upkeep import upkeep
+from jobs.store import retry as retrying
+from jobs.store.cancel import cancel
+from jobs.store.keys import UPLOADING
+from jobs.store.maintenance import upkeep
+from jobs.store.retry import resume, retry
+from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit import Client
 from tests.pool import MODEL, echo, make_batch, prompts, work
 from worker.lease import ShardWorker

@@ -17,11 +17,11 @@ import orjson
 import pytest
 
 from jobs.batch import Batch
-from jobs.embedded import open_lock, try_lock
+from jobs.embedded.server import open_lock, try_lock
 from jobs.errors import InputError, ModelLoadError, PromptmillError, RedisError, RefusedError
-from jobs.line import Defaults
+from jobs.lines.line import Defaults
 from jobs.record import Choice
-from jobs.store import Store
+from jobs.store.store import Store
 from submit.holding import identity_of
 from submit.progress import Progress
 from submit.runner import RunRequest, run

@@ -10,12 +10,12 @@ import pytest
 from redis.exceptions import ConnectionError
 
 from jobs.errors import RefusedError
-from jobs.keys import SCHEDULER, UPLOADING, ScheduleKeys
 from jobs.runstore import RunStore
 from jobs.schedule import Outcome, Run
 from jobs.schedules import Schedules
 from jobs.schedulescripts import KEPT_RUNS
-from jobs.store import UPLOAD_LEASE_S, Store
+from jobs.store.keys import SCHEDULER, UPLOADING, ScheduleKeys
+from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit import scheduling
 from submit.firing import LATE_S
 from submit.scheduling import BY_HAND_S, run_schedule

@@ -16,11 +16,11 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError, NoPermissionError, OutOfMemoryError
 
-from jobs.connect import connect
 from jobs.errors import RefusedError
-from jobs.keys import SCHEDULER, SCHEDULES, UPLOADING, ScheduleKeys
+from jobs.redis.connect import connect
 from jobs.schedules import Schedules
-from jobs.store import Store
+from jobs.store.keys import SCHEDULER, SCHEDULES, UPLOADING, ScheduleKeys
+from jobs.store.store import Store
 from submit.attendance import Attendance
 from submit.runqueue import LOCK_S, QUEUE, Lock
 from submit.scheduler import Scheduler

@@ -12,14 +12,14 @@ import pytest
 from redis.exceptions import OutOfMemoryError
 
 from jobs.cron import Cron
-from jobs.ending import cancel
 from jobs.errors import InputError, RefusedError, WaitTimeoutError
-from jobs.keys import SCHEDULER, SCHEDULES, UPLOADING, ScheduleKeys
-from jobs.line import Defaults
+from jobs.lines.line import Defaults
 from jobs.results import ordered_records
 from jobs.runstore import RunStore
 from jobs.schedule import ScheduleNotFoundError
-from jobs.store import UPLOAD_LEASE_S, Store
+from jobs.store.cancel import cancel
+from jobs.store.keys import SCHEDULER, SCHEDULES, UPLOADING, ScheduleKeys
+from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit import scheduling
 from submit.firing import GRACE_S, TRY_AGAIN_S
 from submit.reader import digest_of

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jobs.errors import RefusedError
-from jobs.keys import SCHEDULES, ScheduleKeys
-from jobs.store import Store
+from jobs.store.keys import SCHEDULES, ScheduleKeys
+from jobs.store.store import Store
 from submit.runqueue import QUEUE
 from tests.night import EVENING, TWO, Night
 from tests.pool import work

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 from redis import Redis
 
-from jobs.connect import connect
-from jobs.store import Store
+from jobs.redis.connect import connect
+from jobs.store.store import Store
 from submit.silent import Silent, read_silent
 from tests.servers import running_server
 

@@ -13,12 +13,12 @@ from redis.exceptions import OutOfMemoryError
 
 from jobs.attempt import Attempt
 from jobs.batch import queue_name
-from jobs.connect import connect
 from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
-from jobs.keys import UPLOADING, BatchKeys
+from jobs.redis.connect import connect
 from jobs.results import finished_records, ordered_records
 from jobs.shard import Group, ShardLine, encode_lines
-from jobs.store import UPLOAD_LEASE_S, FinishedLine, NewBatch, Store, UploadedShard
+from jobs.store.keys import UPLOADING, BatchKeys
+from jobs.store.store import UPLOAD_LEASE_S, FinishedLine, NewBatch, Store, UploadedShard
 from tests.pool import full
 from tests.proxy import Proxy
 

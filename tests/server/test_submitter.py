@@ -13,11 +13,11 @@ import pytest
 from redis.exceptions import OutOfMemoryError
 
 from jobs.errors import InputError, RedisError, RefusedError
-from jobs.keys import UPLOADING, BatchKeys
-from jobs.line import MAX_LINE_BYTES, Defaults
+from jobs.lines.line import MAX_LINE_BYTES, Defaults
 from jobs.results import ordered_records
 from jobs.shard import ShardLine, decode_lines
-from jobs.store import UPLOAD_LEASE_S, NewBatch, Store
+from jobs.store.keys import UPLOADING, BatchKeys
+from jobs.store.store import UPLOAD_LEASE_S, NewBatch, Store
 from submit.checker import CHUNK_LINES
 from submit.packing import SHARD_LINES
 from submit.reader import PromptFile, PromptObjects, digest_of

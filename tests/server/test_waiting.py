@@ -9,7 +9,7 @@ from redis.exceptions import NoPermissionError
 
 from jobs.pool import pause_pool
 from jobs.shard import Group
-from jobs.store import Store
+from jobs.store.store import Store
 from submit import workers as module
 from submit.worker_state import WorkerState, parse_state
 from submit.workers import Workers, activity, pool_is_paused

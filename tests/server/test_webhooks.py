@@ -16,11 +16,11 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from jobs.batch import Batch
 from jobs.delivery import webhook_id
-from jobs.ending import cancel, expire_due
 from jobs.errors import RefusedError
-from jobs.keys import EXPIRING, WEBHOOKS, BatchKeys
-from jobs.retrying import retry
-from jobs.store import Store
+from jobs.store.cancel import cancel, expire_due
+from jobs.store.keys import EXPIRING, WEBHOOKS, BatchKeys
+from jobs.store.retry import retry
+from jobs.store.store import Store
 from jobs.webhooks import LEASE_S, claim_due, due, settle
 from submit.courier import RETRY_AFTER_S, Courier, deliver_due
 from submit.overview import detail

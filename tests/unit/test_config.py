@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 import pytest
 
+from jobs.app.flags import FLAGS
+from jobs.app.settings import COMMANDS, read_settings
 from jobs.errors import RefusedError
-from jobs.flags import FLAGS
-from jobs.settings import COMMANDS, read_settings
 from submit.cli import main
 from submit.commands import load
 from submit.commands.submit import command
@@ -50,7 +50,7 @@ def flags(command: click.Command) -> Iterator[str]:
 
 
 def test_flags_are_those_of_all_commands() -> None:
-    """jobs/flags.py names each flag of each command, and nothing else."""
+    """jobs/app/flags.py names each flag of each command, and nothing else."""
     found = set(flags(worker_command))
     for name in COMMANDS:
         found |= set(flags(load(name)))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from redis.exceptions import ConnectionError
 
-from jobs.connect import connect, redacted, translated
 from jobs.errors import RedisError, RefusedError
+from jobs.redis.connect import connect, redacted, translated
 
 SECRET = "s3cr3t"
 

@@ -27,8 +27,8 @@ from deploy.checks import (
 )
 from deploy.plan import ETC
 from deploy.settings import changed
+from jobs.app.size import parse_size
 from jobs.errors import RefusedError
-from jobs.size import parse_size
 from submit.cli import main
 
 GIB = 2**30

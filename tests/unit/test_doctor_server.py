@@ -13,7 +13,7 @@ from deploy.doctor.finding import Finding, State
 from deploy.doctor.pool import Pool, check_pool
 from deploy.doctor.server import check_clock, check_latency, check_server
 from deploy.doctor.tool import operator_tool
-from jobs.permissions import Refusal
+from jobs.redis.permissions import Refusal
 from submit.silent import Silent
 from submit.workers import WorkerState
 

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from tokenizers import AddedToken
 
 from jobs.errors import LineError
-from jobs.line import Defaults, Job, check_line
+from jobs.lines.line import Defaults, Job, check_line
 from worker.engine.prompts import Preparer
 
 SPECIAL = {"<s>": 0, "</s>": 1, "<think>": 2, "</think>": 3, "<|end|>": 4}

@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from jobs.errors import LineError
-from jobs.foreign_names import EXPLAINED, RENAMED, UNSUPPORTED, WRAPPERS
-from jobs.line import Defaults, check_line
+from jobs.lines.foreign_names import EXPLAINED, RENAMED, UNSUPPORTED, WRAPPERS
+from jobs.lines.line import Defaults, check_line
 from jobs.params import ALIASES, PARAMETERS
 from tests.programs import needs
 

@@ -10,10 +10,10 @@ import orjson
 import pytest
 
 from jobs.errors import LineError, RefusedError
-from jobs.line import Job
+from jobs.lines.line import Job
 from jobs.record import Choice
 from jobs.results import ordered_records
-from jobs.store import Store
+from jobs.store.store import Store
 from submit import inputs
 from submit.formats import make_format
 from submit.summary import Tally

@@ -12,7 +12,7 @@ from jobs import spool
 from jobs.batch import Batch, new_batch_id
 from jobs.errors import RefusedError
 from jobs.spool import OFFERED, SUFFIX, SpoolEntry
-from jobs.store import FinishedLine
+from jobs.store.store import FinishedLine
 from submit import from_spool
 from submit.cli import main
 from worker.spool import Spool

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from jobs.attempt import Attempt
-from jobs.line import Defaults
+from jobs.lines.line import Defaults
 from jobs.shard import Group, ShardLine
 from tests.waiting import until
 from worker.held import HeldShard, State

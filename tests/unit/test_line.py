@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from jobs.errors import LineError
-from jobs.line import MAX_DEPTH, MAX_LINE_BYTES, CheckedLine, Defaults, Job, check_line, derived_seed
+from jobs.lines.line import MAX_DEPTH, MAX_LINE_BYTES, CheckedLine, Defaults, Job, check_line, derived_seed
 from jobs.params import PARAMETERS
 from jobs.record import Choice, RunStats, result_record
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from jobs.lineid import readable_id
+from jobs.lines.line_id import readable_id
 
 
 @pytest.mark.parametrize(

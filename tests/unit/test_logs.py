@@ -13,14 +13,14 @@ import click
 import orjson
 import pytest
 
-from jobs.logs import JsonFormatter
+from jobs.app.logs import JsonFormatter
 from submit.options import log_options
 from worker.cli import command as worker_command
 
 ROOT = Path(__file__).parents[2]
 PREAMBLE = """
 import logging, sys, os, pathlib
-from jobs.logs import set_up_logging
+from jobs.app.logs import set_up_logging
 log = logging.getLogger('promptmill.x')
 """
 

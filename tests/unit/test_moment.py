@@ -7,8 +7,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from jobs.app.moment import parse_moment
 from jobs.errors import RefusedError
-from jobs.moment import parse_moment
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOW = datetime(2026, 11, 21, 17, 30, tzinfo=UTC).timestamp()

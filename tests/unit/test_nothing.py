@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from jobs.errors import LineError
-from jobs.line import CheckedLine, Defaults, Job, check_line
+from jobs.lines.line import CheckedLine, Defaults, Job, check_line
 
 USER = [{"role": "user", "content": "hi"}]
 

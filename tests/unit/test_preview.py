@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from jobs.errors import ModelLoadError, PromptmillError
-from jobs.line import Defaults
+from jobs.lines.line import Defaults
 from submit.preview import Preview, Previewed
 
 ECHO = """

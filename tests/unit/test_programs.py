@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.embedded import data_folder
-from jobs.settings import config_file
+from jobs.app.settings import config_file
+from jobs.embedded.server import data_folder
 from tests.programs import REQUIRED, needs
 
 

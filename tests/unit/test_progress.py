@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
+from jobs.app.duration import parse_duration
 from jobs.batch import Batch, Usage
-from jobs.duration import parse_duration
 from submit.progress import Progress, Rates, Window, bar_text
 from submit.text import cells, clip, count, duration, rate, table
 

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from jobs.errors import LineError, RefusedError
-from jobs.line import MAX_LINE_BYTES
+from jobs.lines.line import MAX_LINE_BYTES
 from submit.reader import PromptFile, PromptObjects, digest_of
 
 

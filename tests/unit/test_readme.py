@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.line import Defaults, check_line
+from jobs.lines.line import Defaults, check_line
 from submit.cli import COMMANDS
 from submit.reference import parameter_table
 

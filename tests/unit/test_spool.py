@@ -16,7 +16,7 @@ import pytest
 from jobs import spool as spool_files
 from jobs.batch import Batch, new_batch_id
 from jobs.spool import SpoolEntry, encode_entry, encode_header, read_entries, read_header
-from jobs.store import FinishedLine
+from jobs.store.store import FinishedLine
 from worker.spool import OPEN_FILES, RETRY_S, SWEEP_S, Spool
 
 DAY_S = 86400.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.stopping import StopSignals, Wakeup
+from jobs.app.stop_signal import StopSignals, Wakeup
 
 ROOT = Path(__file__).parents[2]
 SIGNALS = 3000
@@ -64,7 +64,7 @@ def test_signals_in_any_moment_stop_no_loop() -> None:
     """Thousands of them, from another process, into a loop that waits all the time: it hears the last one too."""
     script = f"""
 import os, signal, subprocess, sys
-from jobs.stopping import StopSignals
+from jobs.app.stop_signal import StopSignals
 stops = StopSignals()
 send = "import os, time\\nfor _ in range({SIGNALS}): os.kill({{}}, 15); time.sleep(0.0001)"
 with stops.heard():

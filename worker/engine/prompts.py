@@ -11,7 +11,7 @@ from worker.engine.control_tokens import ControlTokens, Marked, mark_for
 from worker.engine.sequence import PreparedLine
 
 if TYPE_CHECKING:
-    from jobs.line import Job
+    from jobs.lines.line import Job
     from worker.engine.model import LoadedModel
 
 __all__ = ["Preparer"]

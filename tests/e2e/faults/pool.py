@@ -17,9 +17,9 @@ import orjson
 from redis.exceptions import RedisError
 
 from jobs.batch import DONE
-from jobs.connect import connect
-from jobs.keys import worker_key
-from jobs.store import Store
+from jobs.redis.connect import connect
+from jobs.store.keys import worker_key
+from jobs.store.store import Store
 from tests import waiting
 from tests.e2e.faults.auditor import Event, events
 from tests.servers import Server

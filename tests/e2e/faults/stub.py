@@ -79,7 +79,7 @@ def set_everywhere(package: str, values: dict[str, Any]) -> None:
 
 def inject(faults: Faults, log: Log) -> None:
     """Put the phases where they belong."""
-    from jobs.store import Store
+    from jobs.store.store import Store
     from worker.lease import ShardWorker
 
     def taken(shard: Any) -> None:

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from jobs.batch import queue_name
-from jobs.keys import BatchKeys
+from jobs.store.keys import BatchKeys
 from tests.e2e.faults.pool import MODEL, Pool, Submitted, job_lines
 from tests.e2e.faults.table import Case
 

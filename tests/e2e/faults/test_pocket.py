@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jobs.keys import BatchKeys
+from jobs.store.keys import BatchKeys
 from tests.e2e.faults.auditor import Audit
 from tests.e2e.faults.pool import DEADLINE_S, ROOT, Pool, Submitted
 from tests.e2e.faults.table import Case

@@ -7,7 +7,7 @@ import sys
 
 import orjson
 
-from jobs.keys import UPLOADING, BatchKeys
+from jobs.store.keys import UPLOADING, BatchKeys
 from tests.e2e.faults.pool import MODEL, Pool, job_lines
 from tests.e2e.faults.table import Case
 

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, cast
 
 import orjson
 
-from jobs.connect import refusing, replies
 from jobs.errors import RefusedError
-from jobs.info import common_keys, shard_keys
-from jobs.keys import BATCHES, KEEPING, UPLOADING, BatchKeys
-from jobs.timed import due
+from jobs.redis.connect import refusing, replies
+from jobs.store.keys import BATCHES, KEEPING, UPLOADING, BatchKeys
+from jobs.store.read_batch import common_keys, shard_keys
+from jobs.store.timed_lists import due
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from jobs.store import Store
+    from jobs.store.store import Store
 
 __all__ = ["KEEP_S", "memory", "purge", "purge_due"]
 

@@ -40,7 +40,7 @@ KEEPING = PREFIX + "keeping"
 WEBHOOKS = PREFIX + "webhooks"
 """Sorted set of batches whose end is to be told to a webhook, by the time of the next try (of Redis' clock)."""
 ORPHANS_LOOK = PREFIX + "orphans"
-"""String: somebody has just looked for orphans (see :mod:`jobs.orphans`); gone when it is time to look again."""
+"""String: somebody has just looked for orphans (see :mod:`jobs.store.orphans`); gone when it is time to look again."""
 PAUSED = PREFIX + "paused"
 """Hash: name of a worker, or of all workers so named on a host -> when it was paused."""
 
@@ -117,7 +117,7 @@ class BatchKeys:
         return f"{self.info}:s:{number}"
 
     def records(self, number: int) -> str:
-        """Hash: index -> record, while the shard runs (see :mod:`jobs.pieces`)."""
+        """Hash: index -> record, while the shard runs (see :mod:`jobs.store.shard_records`)."""
         return f"{self.info}:r:{number}"
 
     def compacted(self, number: int) -> str:

@@ -16,11 +16,11 @@ import orjson
 from jobs.attempt import Attempt
 from jobs.batch import Batch
 from jobs.errors import RefusedError, StaleAttemptError
-from jobs.keys import BatchKeys
-from jobs.pieces import ShardRecords
 from jobs.record import error_record
 from jobs.shard import decode_lines
-from jobs.store import FinishedLine, Store
+from jobs.store.keys import BatchKeys
+from jobs.store.shard_records import ShardRecords
+from jobs.store.store import FinishedLine, Store
 
 if TYPE_CHECKING:
     from redis import Redis

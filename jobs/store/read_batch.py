@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, cast
 import orjson
 
 from jobs.batch import Batch, parse_batch
-from jobs.connect import refusing, replies
 from jobs.errors import BatchNotFoundError, RefusedError
-from jobs.keys import BatchKeys
+from jobs.redis.connect import refusing, replies
+from jobs.store.keys import BatchKeys
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import zstandard
 
-from jobs.connect import refusing
 from jobs.errors import RefusedError
-from jobs.heads import head_of
-from jobs.keys import BatchKeys
+from jobs.record_head import head_of
+from jobs.redis.connect import refusing
 from jobs.shard import COMPRESSION_LEVEL, pack, unpack
+from jobs.store.keys import BatchKeys
 
 if TYPE_CHECKING:
     from redis import Redis

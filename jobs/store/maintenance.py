@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from jobs.connect import refusing
-from jobs.ending import expire_due
-from jobs.holding import start_due
-from jobs.keeping import purge_due
-from jobs.orphans import tend_orphans
-from jobs.retrying import resume
-from jobs.store import Store
+from jobs.redis.connect import refusing
+from jobs.store.cancel import expire_due
+from jobs.store.orphans import tend_orphans
+from jobs.store.pause import start_due
+from jobs.store.retention import purge_due
+from jobs.store.retry import resume
+from jobs.store.store import Store
 
 __all__ = ["upkeep"]
 

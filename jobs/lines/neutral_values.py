@@ -1,7 +1,7 @@
 """Fields that ask for nothing: what other APIs and their clients write for "off", "none" and "as usual".
 
 A null counts as absent everywhere. Beyond that, a value of these tables changes nothing about the text, so it is taken;
-any other value of the same field would, and is refused with what to write instead (:mod:`jobs.foreign_names`).
+any other value of the same field would, and is refused with what to write instead (:mod:`jobs.lines.foreign_names`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from jobs.foreign_names import is_foreign
+from jobs.lines.foreign_names import is_foreign
 
 __all__ = ["ABSENT", "asks_for_nothing", "is_empty", "meant_by_nothing"]
 

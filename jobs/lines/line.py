@@ -2,7 +2,7 @@
 
 Checking (:func:`check_line`) is separate from building (:meth:`CheckedLine.job`): the submitter only checks,
 and sends the line's own bytes; the worker checks again, because nothing that comes from Redis is trusted,
-and builds. What a field may be is in :mod:`jobs.fields`, OpenAI's envelope in :mod:`jobs.envelope`.
+and builds. What a field may be is in :mod:`jobs.lines.fields`, OpenAI's envelope in :mod:`jobs.lines.openai_envelope`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 
 import orjson
 
-from jobs.envelope import CHAT_URL, COMPLETIONS_URL, open_envelope
 from jobs.errors import LineError, raise_all
-from jobs.fields import gather, lacks_prompt, no_prompt
-from jobs.foreign_names import cure_of_row
-from jobs.lineid import MAX_ID_LENGTH, usable_id
-from jobs.messages import CHAT_FIELDS, unfit_defaults
-from jobs.nothing import is_empty
+from jobs.lines.fields import gather, lacks_prompt, no_prompt
+from jobs.lines.foreign_names import cure_of_row
+from jobs.lines.line_id import MAX_ID_LENGTH, usable_id
+from jobs.lines.messages import CHAT_FIELDS, unfit_defaults
+from jobs.lines.neutral_values import is_empty
+from jobs.lines.openai_envelope import CHAT_URL, COMPLETIONS_URL, open_envelope
+from jobs.lines.values import MAX_DEPTH, json_kind
 from jobs.params import OPENAI_DEFAULTS, PARAMETERS, Sampling
-from jobs.values import MAX_DEPTH, json_kind
 
 __all__ = [
     "CHAT_URL",

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
-from jobs.connect import refusing
 from jobs.errors import RefusedError
-from jobs.store import Store
+from jobs.redis.connect import refusing
+from jobs.store.store import Store
 
 __all__ = ["due"]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jobs.attempt import Attempt
 from jobs.errors import RefusedError
-from jobs.keys import BatchKeys
-from jobs.pieces import PIECE_BYTES, Piece, ShardRecords, pieces_of
-from jobs.scripts import FINISH, STOW
+from jobs.store.keys import BatchKeys
+from jobs.store.shard_records import PIECE_BYTES, Piece, ShardRecords, pieces_of
+from jobs.store.steps import FINISH, STOW
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -10,12 +10,12 @@ import logging
 from typing import Any, cast
 
 from jobs.batch import PRIORITIES
-from jobs.connect import refusing
 from jobs.errors import RefusedError
-from jobs.keys import STARTING, UPLOADING, BatchKeys
-from jobs.scripts import ENQUEUE, TAKE_OUT
-from jobs.store import Store
-from jobs.timed import due
+from jobs.redis.connect import refusing
+from jobs.store.keys import STARTING, UPLOADING, BatchKeys
+from jobs.store.steps import ENQUEUE, TAKE_OUT
+from jobs.store.store import Store
+from jobs.store.timed_lists import due
 
 __all__ = ["pause", "prioritise", "resume_batch", "start_due"]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from jobs.app.flags import FLAGS
 from jobs.errors import RefusedError
-from jobs.flags import FLAGS
 from jobs.params import did_you_mean
 
 __all__ = ["COMMANDS", "config_file", "origin", "read_settings", "read_toml"]

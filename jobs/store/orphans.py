@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, cast
 import orjson
 
 from jobs.batch import PRIORITIES, Batch, queue_name
-from jobs.connect import foreign_data, refusing, replies
 from jobs.errors import PromptmillError, RefusedError
-from jobs.keys import BATCHES, ORPHANS_LOOK, UPLOADING, BatchKeys
-from jobs.retrying import group_of
-from jobs.rqjobs import RqJobs
+from jobs.redis.connect import foreign_data, refusing, replies
+from jobs.redis.rq_jobs import RqJobs
 from jobs.shard import Group
-from jobs.store import REJECTED_GROUP, Store
+from jobs.store.keys import BATCHES, ORPHANS_LOOK, UPLOADING, BatchKeys
+from jobs.store.retry import group_of
+from jobs.store.store import REJECTED_GROUP, Store
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from jobs.keys import BatchKeys
+from jobs.store.keys import BatchKeys
 
 if TYPE_CHECKING:
     from redis import Redis

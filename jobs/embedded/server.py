@@ -2,7 +2,7 @@
 
 The locking protocol. Three files in the folder are locked with ``flock``, which the kernel undoes when
 the holder dies, whatever killed it. ``users.lock`` is held shared by every process that uses the server.
-``guardian.lock`` is held exclusively by the one guardian process (:mod:`jobs.guardian`) that starts the
+``guardian.lock`` is held exclusively by the one guardian process (:mod:`jobs.embedded.supervisor`) that starts the
 server, restarts it after a crash and ends it. ``server.lock`` is held by the server itself, which inherits
 the locked descriptor: as long as it can be locked by nobody else, the server lives, even if it answers
 nothing, and none is started beside it. A user takes its shared lock first, then makes sure that a guardian
@@ -28,8 +28,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from jobs.connect import connect
 from jobs.errors import LoadingError, RedisError
+from jobs.redis.connect import connect
 
 __all__ = ["data_folder", "embedded_server", "private_folder"]
 
@@ -272,7 +272,7 @@ def _start_guardian(folder: Path, program: Path | None) -> None:
         if log.stat().st_size > LOG_BYTES:
             log.replace(log.with_suffix(".log.1"))
     # -P and PYTHONPATH: the package this code is part of, whatever lies in the current folder.
-    command = [sys.executable, "-P", "-m", "jobs.guardian", str(folder)]
+    command = [sys.executable, "-P", "-m", "jobs.embedded.supervisor", str(folder)]
     package = str(Path(__file__).resolve().parent.parent)
     inherited = os.environ.get("PYTHONPATH")
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([package, inherited] if inherited else [package])}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.keys import KEEPING, WEBHOOKS
+from jobs.store.keys import KEEPING, WEBHOOKS
 
 __all__ = [
     "BEGIN",
@@ -122,7 +122,7 @@ SWEEP = """
 -- KEYS: info, uploading.  ARGV: batch id, the time before which a sign of life is too old.
 local seen = redis.call('ZSCORE', KEYS[2], ARGV[1])
 if not seen or tonumber(seen) > tonumber(ARGV[2]) then return 0 end
--- A live batch is here while it is retried: that is gone on with, see jobs/retrying.py.
+-- A live batch is here while it is retried: that is gone on with, see jobs/store/retry.py.
 if redis.call('HGET', KEYS[1], 'status') == 'in_progress' then return 0 end
 redis.call('HSET', KEYS[1], 'status', 'failed')
 return 1

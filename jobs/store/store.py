@@ -2,7 +2,7 @@
 
 Writers: a submitter creates a batch, uploads shards and commits; a worker claims a shard, writes records
 under its fence and finishes it. Readers: :mod:`jobs.results`. A batch's end before its time is in
-:mod:`jobs.ending`, its second life in :mod:`jobs.retrying`. Nothing else knows the keys.
+:mod:`jobs.store.cancel`, its second life in :mod:`jobs.store.retry`. Nothing else knows the keys.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import orjson
 
 from jobs.attempt import Attempt, Standing, Verdict
 from jobs.batch import ID_CUT, Batch, queue_name
-from jobs.compacting import Compaction, compact
-from jobs.connect import refusing, replies
 from jobs.errors import BatchNotFoundError, BatchPausedError, RefusedError, StaleAttemptError
-from jobs.info import MAX_GIVEN_BYTES, keys_of, read_batch, read_batches
-from jobs.keys import BATCHES, EXPIRING, KEEPING, STARTING, UPLOADING, WEBHOOKS, BatchKeys
-from jobs.pieces import PIECE_BYTES, pieces_of, stored
-from jobs.rqjobs import RqJobs
-from jobs.scripts import BEGIN, CLAIM, COMMIT, FAIL, REJECT, RELEASE, SWEEP, TAKE, WRITE
+from jobs.redis.connect import refusing, replies
+from jobs.redis.rq_jobs import RqJobs
 from jobs.shard import MAX_PAYLOAD_BYTES, Group
+from jobs.store.compaction import Compaction, compact
+from jobs.store.keys import BATCHES, EXPIRING, KEEPING, STARTING, UPLOADING, WEBHOOKS, BatchKeys
+from jobs.store.read_batch import MAX_GIVEN_BYTES, keys_of, read_batch, read_batches
+from jobs.store.shard_records import PIECE_BYTES, pieces_of, stored
+from jobs.store.steps import BEGIN, CLAIM, COMMIT, FAIL, REJECT, RELEASE, SWEEP, TAKE, WRITE
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import cast
 
 from jobs.batch import Batch
-from jobs.connect import refusing
 from jobs.errors import RefusedError
-from jobs.keys import EXPIRING, STARTING, UPLOADING, BatchKeys
-from jobs.scripts import ENDED, TAKE_OUT
-from jobs.store import Store
-from jobs.timed import due
+from jobs.redis.connect import refusing
+from jobs.store.keys import EXPIRING, STARTING, UPLOADING, BatchKeys
+from jobs.store.steps import ENDED, TAKE_OUT
+from jobs.store.store import Store
+from jobs.store.timed_lists import due
 
 __all__ = ["CLEAR", "cancel", "current", "expire_due"]
 

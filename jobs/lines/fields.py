@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobs.errors import MOST_PROBLEMS, LineError
-from jobs.foreign_names import cure_of_wrapper, explained, is_column, renamed, unsupported
-from jobs.messages import CHAT_FIELDS, check_continuing, check_flag, check_messages
-from jobs.nothing import ABSENT, asks_for_nothing, meant_by_nothing
+from jobs.lines.foreign_names import cure_of_wrapper, explained, is_column, renamed, unsupported
+from jobs.lines.messages import CHAT_FIELDS, check_continuing, check_flag, check_messages
+from jobs.lines.neutral_values import ABSENT, asks_for_nothing, meant_by_nothing
+from jobs.lines.values import check_object, check_text, json_kind, name_check
 from jobs.params import ALIASES, CHECKS, SHOWN_NAME, did_you_mean, shown
-from jobs.values import check_object, check_text, json_kind, name_check
 
 __all__ = ["gather", "lacks_prompt", "no_prompt"]
 

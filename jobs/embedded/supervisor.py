@@ -1,6 +1,6 @@
-"""The guardian of an embedded Redis: ``python -m jobs.guardian FOLDER [SERVER]``.
+"""The guardian of an embedded Redis: ``python -m jobs.embedded.supervisor FOLDER [SERVER]``.
 
-Started by the first user of a folder (:mod:`jobs.embedded` explains the locks), it outlives that user,
+Started by the first user of a folder (:mod:`jobs.embedded.server` explains the locks), it outlives that user,
 keeps the server running while users are there, and ends it after the last one. It speaks to the server by
 signals only: on SIGTERM the server does what SHUTDOWN does, and a signal needs no socket, which may be gone.
 """
@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.embedded import (
+from jobs.embedded.server import (
     GUARDIAN_LOCK,
     LOG,
     SERVER_LOCK,

@@ -16,17 +16,17 @@ from typing import Any, cast
 import orjson
 
 from jobs.batch import Batch, queue_name
-from jobs.connect import refusing
-from jobs.ending import CLEAR
 from jobs.errors import PromptmillError, RefusedError
-from jobs.heads import head_of
-from jobs.keys import EXPIRING, KEEPING, UPLOADING, WEBHOOKS, BatchKeys
-from jobs.line import Defaults, check_line
-from jobs.pieces import PIECE_BYTES, ShardRecords, loaded, stored
-from jobs.rqjobs import RqJobs
-from jobs.scripts import ENDED, ENQUEUE
+from jobs.lines.line import Defaults, check_line
+from jobs.record_head import head_of
+from jobs.redis.connect import refusing
+from jobs.redis.rq_jobs import RqJobs
 from jobs.shard import Group, decode_lines
-from jobs.store import REJECTED_GROUP, UPLOAD_LEASE_S, Store
+from jobs.store.cancel import CLEAR
+from jobs.store.keys import EXPIRING, KEEPING, UPLOADING, WEBHOOKS, BatchKeys
+from jobs.store.shard_records import PIECE_BYTES, ShardRecords, loaded, stored
+from jobs.store.steps import ENDED, ENQUEUE
+from jobs.store.store import REJECTED_GROUP, UPLOAD_LEASE_S, Store
 
 __all__ = ["group_of", "resume", "retry"]
 

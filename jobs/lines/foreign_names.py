@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jobs.values import are_rows
+from jobs.lines.values import are_rows
 
 __all__ = ["cure_of_row", "cure_of_wrapper", "explained", "is_column", "is_foreign", "renamed", "unsupported"]
 
