@@ -31,9 +31,9 @@ from jobs.batch import Batch
 from jobs.lines.line import Defaults
 from jobs.redis.connect import connect
 from jobs.store.store import Store
-from submit.reader import PromptFile
-from submit.submitter import Order, submit
-from submit.workers import Workers
+from submit.input.reader import PromptFile
+from submit.status.workers import Workers
+from submit.upload.submitter import Order, submit
 
 __all__ = ["measure"]
 

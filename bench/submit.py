@@ -28,8 +28,8 @@ from jobs.lines.line import Defaults
 from jobs.redis.connect import connect
 from jobs.store.keys import BatchKeys
 from jobs.store.store import Store
-from submit.reader import PromptFile
-from submit.submitter import Order, submit
+from submit.input.reader import PromptFile
+from submit.upload.submitter import Order, submit
 
 WORDS_PER_PROMPT = 62
 SIZES = (100_000, 1_000_000)

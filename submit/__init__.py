@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from submit.client import (
+    from submit.client.client import (
         BatchFinished,
         BatchHandle,
         Client,
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         PromptProgress,
         WorkerState,
     )
-    from submit.schedulehandle import ScheduleHandle
+    from submit.client.schedule import ScheduleHandle
 
 __all__ = [
     "BatchFinished",
@@ -33,7 +33,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Lazy, so that the command's --help does not pay for redis and rq.
     if name in __all__:
-        from submit import client
+        from submit.client import client
 
         return getattr(client, name)
     raise AttributeError(f"module 'submit' has no attribute '{name}'")

@@ -115,7 +115,7 @@ def blame(error: click.ClickException) -> None:
 
 def report(error: PromptmillError) -> None:
     """An error as a person reads it, on stderr."""
-    from submit.problems import listed
+    from submit.input.problem_summary import listed
 
     click.echo(f"promptmill: {error}", err=True)
     if isinstance(error, InputError) and error.what is None:

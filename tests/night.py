@@ -6,16 +6,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.cron import Cron
 from jobs.lines.line import Defaults
-from jobs.schedule import Outcome, Schedule
-from jobs.schedules import Schedules
 from jobs.store.keys import ScheduleKeys
 from jobs.store.store import Store
-from submit.firing import Firing
-from submit.runqueue import QUEUE, RunQueue
-from submit.scheduling import ScheduleOrder, add_schedule
-from submit.submitter import Order
+from submit.schedule.add import ScheduleOrder, add_schedule
+from submit.schedule.cron import Cron
+from submit.schedule.dispatch import Firing
+from submit.schedule.model import Outcome, Schedule
+from submit.schedule.rq_jobs import QUEUE, RunQueue
+from submit.schedule.store import Schedules
+from submit.upload.submitter import Order
 from tests.pool import MODEL, prompts, work
 
 __all__ = ["EVENING", "MINUTE", "TWO", "Crash", "Night"]

@@ -14,8 +14,8 @@ from jobs.record import Choice, RunStats, error_record, result_record
 from jobs.shard import decode_lines
 from jobs.store.keys import BatchKeys, worker_key
 from jobs.store.store import REJECTED_GROUP, FinishedLine, Store
-from submit.reader import PromptObjects
-from submit.submitter import Order, submit
+from submit.input.reader import PromptObjects
+from submit.upload.submitter import Order, submit
 
 MODEL = "pocket"
 NOON = 1_790_000_000.25

@@ -368,7 +368,7 @@ def _secret(file: Any, flags: dict[str, Any]) -> str | None:
     """The secret of webhooks, checked; one or several, on one line or more."""
     if file is None:
         return None
-    from submit.signing import Signer
+    from submit.webhooks.signature import Signer
 
     other = flags["redis_file"]
     if other is not None and getattr(other, "name", "-") == getattr(file, "name", "-"):

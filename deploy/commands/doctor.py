@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import orjson
 
-from submit.options import any_redis_option, json_option
+from submit.commands.options import any_redis_option, json_option
 
 if TYPE_CHECKING:
     from deploy.doctor.finding import Section
@@ -71,7 +71,7 @@ def _configured(ctx: click.Context) -> bool:
 def _shown() -> Callable[[Section], None]:
     """Shows a section on stdout, as wide as the terminal and in its colours."""
     from deploy.doctor.report import lines
-    from submit.progress import is_terminal, terminal_width
+    from submit.status.progress import is_terminal, terminal_width
 
     terminal = is_terminal(sys.stdout)
     width = min(terminal_width(sys.stdout), WIDEST) if terminal else WIDTH

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from deploy.doctor.finding import Finding, failed, good, skipped, unsure
-from submit.text import plural
+from submit.status.text import plural
 
 __all__ = ["Certificate", "ask_certificate", "check_certificate"]
 

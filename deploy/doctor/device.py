@@ -12,7 +12,7 @@ import orjson
 
 from deploy.doctor.finding import Finding, failed, good, unsure
 from deploy.doctor.host import Host
-from submit.text import size
+from submit.status.text import size
 
 __all__ = ["Device", "ask_device", "check_device"]
 

@@ -10,7 +10,7 @@ from deploy.doctor.host import Host
 from deploy.doctor.machine import NOT_A_MAC
 from deploy.doctor.models import ModelFiles
 from deploy.gpu_limit import DAEMON_SUFFIX, LIMIT, least_left, most_wired
-from submit.text import size
+from submit.status.text import size
 
 __all__ = ["check_memory", "check_wired_limit"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 
 from deploy.doctor.finding import Finding, failed, good, unsure
-from submit.text import plural, size
+from submit.status.text import plural, size
 
 __all__ = ["ModelFiles", "check_model", "find_model", "hub_cache"]
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from deploy.doctor.finding import Finding, good, skipped, unsure
 from jobs.errors import RefusedError
-from jobs.schedules import Schedules
 from jobs.store.keys import PAUSED, PREFIX, RQ_SUSPENDED
 from jobs.store.store import Store
-from jobs.webhooks import due
-from submit.silent import Silent, read_silent
-from submit.text import duration, plural
-from submit.worker_state import WorkerState
-from submit.workers import SCAN_STEP, Workers, served_by
+from submit.schedule.store import Schedules
+from submit.status.lost_workers import Silent, read_silent
+from submit.status.text import duration, plural
+from submit.status.worker_state import WorkerState
+from submit.status.workers import SCAN_STEP, Workers, served_by
+from submit.webhooks.store import due
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from deploy.doctor.finding import Finding, Section, State, count
-from submit.text import cells, plural
+from submit.status.text import cells, plural
 
 __all__ = ["as_object", "lines", "summary"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deploy.doctor.finding import Finding, failed, good, skipped, unsure
-from submit.text import count, size
+from submit.status.text import count, size
 
 if TYPE_CHECKING:
     from redis import Redis

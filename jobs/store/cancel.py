@@ -1,7 +1,7 @@
 """Ending a batch before its time: cancelled by its owner, or expired.
 
 It takes one step in Redis and nobody's cooperation: from then on no shard of it can be claimed and no record
-written. Lines that have none by then get theirs when they are read, see :mod:`jobs.results`.
+written. Lines that have none by then get theirs when they are read, see :mod:`submit.results.read`.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ class ScheduleKeys:
 
     @property
     def info(self) -> str:
-        """Hash: when it runs, what, and the run that has begun (see :mod:`jobs.schedules`)."""
+        """Hash: when it runs, what, and the run that has begun (see :mod:`submit.schedule.store`)."""
         return f"{PREFIX}schedule:{self.name}"
 
     @property

@@ -1,7 +1,7 @@
 """The storage layer: batches, shards and records in Redis, and RQ's jobs beside them.
 
 Writers: a submitter creates a batch, uploads shards and commits; a worker claims a shard, writes records
-under its fence and finishes it. Readers: :mod:`jobs.results`. A batch's end before its time is in
+under its fence and finishes it. Readers: :mod:`submit.results.read`. A batch's end before its time is in
 :mod:`jobs.store.cancel`, its second life in :mod:`jobs.store.retry`. Nothing else knows the keys.
 """
 

@@ -12,7 +12,7 @@ from redis import Redis
 from jobs.batch import queue_name
 from jobs.store.keys import UPLOADING, worker_key
 from jobs.store.store import Store
-from submit.workers import Workers
+from submit.status.workers import Workers
 from tests.hostile import ENTRIES
 from tests.pool import make_batch, prompts
 from tests.waiting import until

@@ -21,7 +21,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.store.store import Store
-from submit.client import Client
+from submit.client.client import Client
 from tests.programs import needs
 from tests.servers import free_port
 from tests.waiting import until

@@ -15,7 +15,7 @@ import pytest
 
 from jobs.batch import queue_name
 from jobs.store.store import Store
-from submit.workers import Workers
+from submit.status.workers import Workers
 from tests.e2e.test_pool import MODEL, promptmill, start_worker, until, write_lines
 
 __all__ = ["start_worker"]

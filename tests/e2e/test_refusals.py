@@ -12,10 +12,10 @@ from typing import Any
 import orjson
 import pytest
 
-from jobs.results import ordered_records
 from jobs.store.keys import worker_key
 from jobs.store.retry import retry
 from jobs.store.store import Store
+from submit.results.read import ordered_records
 from tests.pool import make_batch
 from tests.waiting import until
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from jobs.schedules import Schedules
 from jobs.store.store import Store
 from submit import Client
-from submit.timetable import timetable
+from submit.schedule.store import Schedules
+from submit.schedule.table import timetable
 from tests.e2e.test_submit_cli import environment
 from tests.night import TWO, Night, lines_in
 from tests.pool import prompts

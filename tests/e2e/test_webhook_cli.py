@@ -12,9 +12,9 @@ import pytest
 from standardwebhooks import Webhook
 
 from jobs.store.store import Store
-from submit.client import Client
-from submit.courier import deliver_due
-from submit.signing import Signer
+from submit.client.client import Client
+from submit.webhooks.sender import deliver_due
+from submit.webhooks.signature import Signer
 from tests.pool import MODEL, work
 from tests.receiver import receiving
 

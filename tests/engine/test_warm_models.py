@@ -17,11 +17,11 @@ import pytest
 from jobs.errors import ModelLoadError
 from jobs.lines.line import Defaults, check_line
 from jobs.redis.connect import connect
-from jobs.results import ordered_records
 from jobs.shard import Group
 from jobs.store.keys import worker_key
 from jobs.store.store import Store
-from submit.workers import NO_WORKER, Workers, activity
+from submit.results.read import ordered_records
+from submit.status.workers import NO_WORKER, Workers, activity
 from tests.engine.conftest import POCKET
 from tests.engine.test_adapters import save_adapter
 from tests.pool import make_batch

@@ -12,10 +12,10 @@ import pytest
 
 from jobs.attempt import Attempt, Standing, Verdict
 from jobs.errors import ModelLoadError, SickModelError, StaleAttemptError
-from jobs.results import ordered_records
 from jobs.shard import Group
 from jobs.store.keys import trouble_key
 from jobs.store.store import FinishedLine, Store
+from submit.results.read import ordered_records
 from tests.pool import MODEL, make_batch, prompts
 from worker.ended import EndedLine
 from worker.engine.sequence import Failure, Finished

@@ -13,11 +13,11 @@ import pytest
 
 from jobs.errors import BatchNotFoundError, InputError, LineError, RedisError, RefusedError, WaitTimeoutError
 from jobs.lines.line import Job
-from jobs.pool import paused_workers, pool_paused
 from jobs.record import Choice
 from jobs.store.keys import worker_key
 from jobs.store.store import Store
 from submit import Client
+from submit.status.pool_pause import paused_workers, pool_paused
 from tests.pool import MODEL, echo, prompts, publish, work
 from tests.proxy import Proxy
 

@@ -11,15 +11,15 @@ import pytest
 
 from jobs.batch import queue_name
 from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
-from jobs.results import finished_records, ordered_records
 from jobs.store.cancel import cancel, current, expire_due
 from jobs.store.keys import EXPIRING, BatchKeys
 from jobs.store.maintenance import upkeep
 from jobs.store.store import NewBatch, Store
-from submit.follow import write_results
-from submit.formats import make_format
-from submit.output import Output
-from submit.summary import Tally
+from submit.results.follow import write_results
+from submit.results.formats import make_format
+from submit.results.output import Output
+from submit.results.read import finished_records, ordered_records
+from submit.results.summary import Tally
 from tests.pool import MODEL, make_batch, prompts, work
 
 QUEUE = queue_name(MODEL, "normal")

@@ -18,11 +18,11 @@ from jobs.errors import BatchNotFoundError, LineError, PromptmillError, RefusedE
 from jobs.lines.line import Job
 from jobs.record import Choice
 from jobs.store.store import Store
-from submit import follow
-from submit.follow import write_results
-from submit.formats import make_format
-from submit.output import Output
-from submit.workers import Workers
+from submit.results import follow
+from submit.results.follow import write_results
+from submit.results.formats import make_format
+from submit.results.output import Output
+from submit.status.workers import Workers
 from tests.pool import echo, make_batch, prompts, publish, work
 
 

@@ -8,14 +8,14 @@ import pytest
 from jobs.attempt import Standing
 from jobs.batch import queue_name
 from jobs.errors import BatchNotFoundError, BatchPausedError, RefusedError
-from jobs.pool import pause_pool, pause_workers, paused_workers, pool_paused, resume_pool, resume_workers
-from jobs.results import ordered_records
 from jobs.store.cancel import cancel, expire_due
 from jobs.store.keys import EXPIRING, KEEPING, STARTING, BatchKeys
 from jobs.store.maintenance import upkeep
 from jobs.store.pause import pause, prioritise, resume_batch, start_due
 from jobs.store.retry import retry
 from jobs.store.store import NewBatch, Store
+from submit.results.read import ordered_records
+from submit.status.pool_pause import pause_pool, pause_workers, paused_workers, pool_paused, resume_pool, resume_workers
 from tests.pool import MODEL, full, make_batch, prompts, watched, work
 from worker.held import State
 from worker.service import Service

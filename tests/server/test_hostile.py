@@ -25,7 +25,7 @@ from jobs.store.keys import BATCHES, EXPIRING, UPLOADING, BatchKeys, worker_key
 from jobs.store.maintenance import upkeep
 from jobs.store.retry import resume, retry
 from jobs.store.store import UPLOAD_LEASE_S, Store
-from submit.workers import Workers
+from submit.status.workers import Workers
 from tests.hostile import ENTRIES, job_data, put_job
 from tests.pool import MODEL, make_batch, prompts, watched, work
 from worker.ended import EndedLine, FailedLine

@@ -18,7 +18,6 @@ from jobs.errors import LineError, RefusedError, StaleAttemptError
 from jobs.lines.line import Job
 from jobs.record import Choice
 from jobs.redis.connect import connect
-from jobs.results import finished_records, ordered_records
 from jobs.shard import pack
 from jobs.store import retry as retrying
 from jobs.store.cancel import cancel
@@ -27,8 +26,9 @@ from jobs.store.retention import memory, purge
 from jobs.store.retry import retry
 from jobs.store.store import FinishedLine, Store
 from submit import Client
-from submit.follow import write_results
-from submit.summary import Tally
+from submit.results.follow import write_results
+from submit.results.read import finished_records, ordered_records
+from submit.results.summary import Tally
 from tests.pool import full, make_batch, prompts, work
 from tests.proxy import Proxy
 

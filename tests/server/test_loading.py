@@ -25,11 +25,11 @@ from jobs.errors import LoadingError, RedisError
 from jobs.lines.line import Defaults
 from jobs.redis.connect import connect, connect_patiently
 from jobs.store.store import Store
-from submit import follow
 from submit.cli import main
-from submit.follow import OUTAGE_S, write_results
-from submit.progress import Progress
-from submit.runner import RunRequest, run
+from submit.results import follow
+from submit.results.follow import OUTAGE_S, write_results
+from submit.run.run import RunRequest, run
+from submit.status.progress import Progress
 from tests.pool import make_batch, prompts, work
 from tests.servers import Server, private_server
 from tests.waiting import until

@@ -11,15 +11,15 @@ import pytest
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import Defaults, Job
 from jobs.record import Choice
-from jobs.results import ordered_records
 from jobs.shard import Group
 from jobs.store.keys import BatchKeys
 from jobs.store.lost_lines import end_lost_lines, lost_lines
 from jobs.store.pause import pause
 from jobs.store.retry import retry
 from jobs.store.store import Store
-from submit.reader import PromptObjects
-from submit.submitter import Order, submit
+from submit.input.reader import PromptObjects
+from submit.results.read import ordered_records
+from submit.upload.submitter import Order, submit
 from tests.pool import MODEL, make_batch, prompts, work
 from worker.service import Service, ServiceSettings
 

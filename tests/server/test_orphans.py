@@ -21,7 +21,6 @@ from rq.serializers import JSONSerializer
 
 from jobs.attempt import Attempt
 from jobs.batch import queue_name
-from jobs.results import ordered_records
 from jobs.store.keys import ORPHANS_LOOK, BatchKeys
 from jobs.store.maintenance import upkeep
 from jobs.store.orphans import CONFIRM_S, LOOK_S, PUT_BACK_S, Orphans, find_orphans, restore, tend_orphans
@@ -29,7 +28,8 @@ from jobs.store.pause import pause, prioritise, resume_batch
 from jobs.store.store import Store
 from jobs.tasks import REFUSED_ID
 from submit.cli import main
-from submit.runqueue import QUEUE as SCHEDULES, RunQueue
+from submit.results.read import ordered_records
+from submit.schedule.rq_jobs import QUEUE as SCHEDULES, RunQueue
 from tests.pool import MODEL, make_batch, prompts, publish, work
 from tests.waiting import until
 from worker.lease import MAINTENANCE_S, ShardWorker

@@ -12,11 +12,11 @@ import pytest
 from redis import Redis
 
 from jobs.redis.connect import connect
-from jobs.results import ordered_records
 from jobs.shard import Group
 from jobs.spool import read_entries
 from jobs.store.keys import BatchKeys
 from jobs.store.store import Store
+from submit.results.read import ordered_records
 from tests.pool import MODEL, make_batch, prompts
 from tests.servers import Server
 from tests.waiting import until

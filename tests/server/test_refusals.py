@@ -13,12 +13,12 @@ import pytest
 from redis import Redis
 
 from jobs.batch import queue_name
-from jobs.results import ordered_records
 from jobs.shard import Group, ShardLine, encode_lines
 from jobs.store.keys import BatchKeys
 from jobs.store.retry import retry
 from jobs.store.store import Store
-from submit.workers import Workers, activity
+from submit.results.read import ordered_records
+from submit.status.workers import Workers, activity
 from tests.pool import MODEL, make_batch, prompts
 from worker.ended import FailedLine
 from worker.refusals import PAUSES_S, UNSTORED_S

@@ -13,7 +13,6 @@ from jobs.batch import queue_name
 from jobs.errors import LineError, RefusedError, StaleAttemptError
 from jobs.lines.line import Job
 from jobs.record import Choice
-from jobs.results import finished_records, ordered_records
 from jobs.store import retry as retrying
 from jobs.store.cancel import cancel
 from jobs.store.keys import UPLOADING
@@ -21,6 +20,7 @@ from jobs.store.maintenance import upkeep
 from jobs.store.retry import resume, retry
 from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit import Client
+from submit.results.read import finished_records, ordered_records
 from tests.pool import MODEL, echo, make_batch, prompts, work
 from worker.lease import ShardWorker
 

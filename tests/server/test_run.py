@@ -22,10 +22,10 @@ from jobs.errors import InputError, ModelLoadError, PromptmillError, RedisError,
 from jobs.lines.line import Defaults
 from jobs.record import Choice
 from jobs.store.store import Store
-from submit.holding import identity_of
-from submit.progress import Progress
-from submit.runner import RunRequest, run
-from submit.supervisor import MOST_DEATHS, Supervisor
+from submit.run.lock import identity_of
+from submit.run.run import RunRequest, run
+from submit.run.worker_process import MOST_DEATHS, Supervisor
+from submit.status.progress import Progress
 from tests.pool import prompts, work
 
 STUB = (sys.executable, "-P", "-m", "tests.stub_worker")
@@ -109,7 +109,7 @@ def test_run_again_repeats_nothing(store: Store, start: Run, tmp_path: Path, sai
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run gives up with the first death of its worker."""
-    monkeypatch.setattr("submit.supervisor.MOST_DEATHS", 1)
+    monkeypatch.setattr("submit.run.worker_process.MOST_DEATHS", 1)
 
 
 def test_an_unfinished_batch_is_gone_on_with(
@@ -273,7 +273,7 @@ def test_an_upload_that_was_cut_short_starts_over(
     """A batch that never became live is removed, and the prompts are submitted again."""
     write(tmp_path / "in.jsonl", prompts(3))
     with monkeypatch.context() as impatient:
-        impatient.setattr("submit.supervisor.MOST_DEATHS", 1)
+        impatient.setattr("submit.run.worker_process.MOST_DEATHS", 1)
         with pytest.raises(PromptmillError, match="died"):
             start(worker=("false",))
     (cut,) = batches(store)
@@ -401,7 +401,7 @@ def test_a_worker_that_was_ready_and_lost_redis_is_started_again(tmp_path: Path)
 
 def test_a_worker_that_does_not_stop_is_made_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM first; after its time is up the whole process group is killed."""
-    monkeypatch.setattr("submit.supervisor.STOP_S", 0.2)
+    monkeypatch.setattr("submit.run.worker_process.STOP_S", 0.2)
     clock, said = Clock(), []
     supervisor = supervise(tmp_path, "trap '' TERM; echo ready; while :; do sleep 1; done", clock, said)
     supervisor.start()

@@ -10,15 +10,15 @@ import pytest
 from redis.exceptions import ConnectionError
 
 from jobs.errors import RefusedError
-from jobs.runstore import RunStore
-from jobs.schedule import Outcome, Run
-from jobs.schedules import Schedules
-from jobs.schedulescripts import KEPT_RUNS
 from jobs.store.keys import SCHEDULER, UPLOADING, ScheduleKeys
 from jobs.store.store import UPLOAD_LEASE_S, Store
-from submit import scheduling
-from submit.firing import LATE_S
-from submit.scheduling import BY_HAND_S, run_schedule
+from submit.schedule import add
+from submit.schedule.add import BY_HAND_S, run_schedule
+from submit.schedule.dispatch import LATE_S
+from submit.schedule.model import Outcome, Run
+from submit.schedule.run_store import RunStore
+from submit.schedule.steps import KEPT_RUNS
+from submit.schedule.store import Schedules
 from tests.night import EVENING, MINUTE, TWO, Crash, Night, lines_in
 
 DAY = 86400
@@ -291,21 +291,21 @@ def test_two_runs_by_hand_at_once_are_one(night: Night) -> None:
 def test_a_run_that_came_between_the_look_and_the_run_is_seen(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand while another by hand begins and ends; by cron the same: it is decided anew."""
     night.add()
-    look = scheduling.unfinished_batch
+    look = add.unfinished_batch
 
     def slow(store: Store, schedule: Any) -> str | None:
         found = look(store, schedule)
-        monkeypatch.setattr(scheduling, "unfinished_batch", look)
-        monkeypatch.setattr("submit.firing.unfinished_batch", look)
+        monkeypatch.setattr(add, "unfinished_batch", look)
+        monkeypatch.setattr("submit.schedule.dispatch.unfinished_batch", look)
         run_schedule(store, "nightly")
         return found
 
-    monkeypatch.setattr(scheduling, "unfinished_batch", slow)
+    monkeypatch.setattr(add, "unfinished_batch", slow)
     with pytest.raises(RefusedError, match="being submitted"):
         run_schedule(night.store, "nightly")
     (first,) = night.batches()
     night.finish(first)
-    monkeypatch.setattr("submit.firing.unfinished_batch", slow)
+    monkeypatch.setattr("submit.schedule.dispatch.unfinished_batch", slow)
     night.at(TWO)
     night.at(TWO + 1)
     assert len(night.batches()) == 2
@@ -348,7 +348,7 @@ def test_a_client_that_dies_is_followed_by_another(night: Night, monkeypatch: py
     batch_id = run_schedule(night.store, "nightly")
     assert night.batches() == [batch_id]
     night.finish(batch_id)
-    monkeypatch.setattr(scheduling, "submit", refuse)
+    monkeypatch.setattr(add, "submit", refuse)
     with pytest.raises(RefusedError, match="no"):
         run_schedule(night.store, "nightly")
     assert night.schedules.get("nightly").run is None

@@ -18,12 +18,12 @@ from redis.exceptions import ConnectionError, NoPermissionError, OutOfMemoryErro
 
 from jobs.errors import RefusedError
 from jobs.redis.connect import connect
-from jobs.schedules import Schedules
 from jobs.store.keys import SCHEDULER, SCHEDULES, UPLOADING, ScheduleKeys
 from jobs.store.store import Store
-from submit.attendance import Attendance
-from submit.runqueue import LOCK_S, QUEUE, Lock
-from submit.scheduler import Scheduler
+from submit.schedule.daemon import Scheduler
+from submit.schedule.misfire import Attendance
+from submit.schedule.rq_jobs import LOCK_S, QUEUE, Lock
+from submit.schedule.store import Schedules
 from tests.night import TWO, Night, lines_in
 from tests.servers import Server, private_server
 from tests.waiting import until
@@ -203,7 +203,7 @@ def test_what_redis_forbids_beside_the_main_thread_is_said_once(
 ) -> None:
     """Want of permission to take runs or to tend the pool; an outage is the main thread's to say."""
     for name in ("LEAST_BACKOFF_S", "UPKEEP_S", "IDLE_S"):
-        monkeypatch.setattr(f"submit.scheduler.{name}", 0.01)
+        monkeypatch.setattr(f"submit.schedule.daemon.{name}", 0.01)
     scheduler = Scheduler(store, name="mini")
     scheduler.tick()
     counts = {"work": 0, "tend": 0}
@@ -313,7 +313,7 @@ def test_the_active_one_is_known(store: Store) -> None:
 def test_it_never_loads_mlx() -> None:
     """The scheduler's process is light: none of the worker is in it."""
     script = (
-        "import sys, submit.scheduler, submit.commands.scheduler\n"
+        "import sys, submit.schedule.daemon, submit.commands.pool.scheduler\n"
         "print(sorted({'mlx', 'mlx_lm', 'transformers', 'worker'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 from redis.exceptions import OutOfMemoryError
 
-from jobs.cron import Cron
 from jobs.errors import InputError, RefusedError, WaitTimeoutError
 from jobs.lines.line import Defaults
-from jobs.results import ordered_records
-from jobs.runstore import RunStore
-from jobs.schedule import ScheduleNotFoundError
 from jobs.store.cancel import cancel
 from jobs.store.keys import SCHEDULER, SCHEDULES, UPLOADING, ScheduleKeys
 from jobs.store.store import UPLOAD_LEASE_S, Store
-from submit import scheduling
-from submit.firing import GRACE_S, TRY_AGAIN_S
-from submit.reader import digest_of
-from submit.runqueue import QUEUE
-from submit.scheduling import ScheduleOrder, add_schedule, run_schedule
-from submit.submitter import Order
+from submit.input.reader import digest_of
+from submit.results.read import ordered_records
+from submit.schedule import add
+from submit.schedule.add import ScheduleOrder, add_schedule, run_schedule
+from submit.schedule.cron import Cron
+from submit.schedule.dispatch import GRACE_S, TRY_AGAIN_S
+from submit.schedule.model import ScheduleNotFoundError
+from submit.schedule.rq_jobs import QUEUE
+from submit.schedule.run_store import RunStore
+from submit.upload.submitter import Order
 from tests.night import EVENING, MINUTE, TWO, Crash, Night, lines_in
 from tests.pool import MODEL, prompts
 
@@ -357,7 +357,7 @@ def test_a_name_that_is_taken_is_refused(night: Night) -> None:
 
 def test_a_file_that_is_too_large_names_the_other_way(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     """--read-at-fire."""
-    monkeypatch.setattr(scheduling, "MAX_PROMPTS_BYTES", 10)
+    monkeypatch.setattr(add, "MAX_PROMPTS_BYTES", 10)
     with pytest.raises(RefusedError, match="--read-at-fire"):
         night.add()
 

@@ -10,7 +10,7 @@ import pytest
 from jobs.errors import RefusedError
 from jobs.store.keys import SCHEDULES, ScheduleKeys
 from jobs.store.store import Store
-from submit.runqueue import QUEUE
+from submit.schedule.rq_jobs import QUEUE
 from tests.night import EVENING, TWO, Night
 from tests.pool import work
 

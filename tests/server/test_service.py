@@ -16,10 +16,10 @@ from redis.exceptions import ConnectionError
 from jobs.attempt import Attempt
 from jobs.batch import queue_name
 from jobs.errors import ModelLoadError, StaleAttemptError
-from jobs.results import ordered_records
 from jobs.shard import Group
 from jobs.store.keys import BatchKeys
 from jobs.store.store import FinishedLine, Store
+from submit.results.read import ordered_records
 from tests.pool import MODEL, make_batch, prompts, watched
 from worker.compute import EngineSettings, ServedModel, Snapshot
 from worker.ended import EndedLine, FailedLine

@@ -8,7 +8,7 @@ from redis import Redis
 
 from jobs.redis.connect import connect
 from jobs.store.store import Store
-from submit.silent import Silent, read_silent
+from submit.status.lost_workers import Silent, read_silent
 from tests.servers import running_server
 
 NOW = 1_790_000_000.0

@@ -15,10 +15,10 @@ from jobs.attempt import Attempt
 from jobs.batch import queue_name
 from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
 from jobs.redis.connect import connect
-from jobs.results import finished_records, ordered_records
 from jobs.shard import Group, ShardLine, encode_lines
 from jobs.store.keys import UPLOADING, BatchKeys
 from jobs.store.store import UPLOAD_LEASE_S, FinishedLine, NewBatch, Store, UploadedShard
+from submit.results.read import finished_records, ordered_records
 from tests.pool import full
 from tests.proxy import Proxy
 

@@ -14,15 +14,15 @@ from redis.exceptions import OutOfMemoryError
 
 from jobs.errors import InputError, RedisError, RefusedError
 from jobs.lines.line import MAX_LINE_BYTES, Defaults
-from jobs.results import ordered_records
 from jobs.shard import ShardLine, decode_lines
 from jobs.store.keys import UPLOADING, BatchKeys
 from jobs.store.store import UPLOAD_LEASE_S, NewBatch, Store
-from submit.checker import CHUNK_LINES
-from submit.packing import SHARD_LINES
-from submit.reader import PromptFile, PromptObjects, digest_of
-from submit.submitter import Order, Submitted, submit
-from submit.uploader import Uploader
+from submit.input.reader import PromptFile, PromptObjects, digest_of
+from submit.input.validate import CHUNK_LINES
+from submit.results.read import ordered_records
+from submit.upload.sharding import SHARD_LINES
+from submit.upload.submitter import Order, Submitted, submit
+from submit.upload.uploader import Uploader
 from tests.pool import work
 
 MODEL = Defaults({"model": "m"})
@@ -150,7 +150,7 @@ def test_upload_is_taken_back_at_the_first_bad_line(store: Store) -> None:
 
 def test_problems_are_all_counted_even_where_not_all_are_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of nothing but bad lines does not fill the memory."""
-    monkeypatch.setattr("submit.checker.KEPT_PROBLEMS", 1500)
+    monkeypatch.setattr("submit.input.validate.KEPT_PROBLEMS", 1500)
     error = rejected(store, (None for _ in range(5000)))
     assert (error.count, len(error.problems)) == (5000, 1500)
     assert error.problems[-1].line == 1500

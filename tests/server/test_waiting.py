@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from redis.exceptions import NoPermissionError
 
-from jobs.pool import pause_pool
 from jobs.shard import Group
 from jobs.store.store import Store
-from submit import workers as module
-from submit.worker_state import WorkerState, parse_state
-from submit.workers import Workers, activity, pool_is_paused
+from submit.status import workers as module
+from submit.status.pool_pause import pause_pool
+from submit.status.worker_state import WorkerState, parse_state
+from submit.status.workers import Workers, activity, pool_is_paused
 from tests.pool import MODEL, make_batch, prompts, publish
 from worker.service import Service
 

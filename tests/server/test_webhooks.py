@@ -21,11 +21,11 @@ from jobs.store.cancel import cancel, expire_due
 from jobs.store.keys import EXPIRING, WEBHOOKS, BatchKeys
 from jobs.store.retry import retry
 from jobs.store.store import Store
-from jobs.webhooks import LEASE_S, claim_due, due, settle
-from submit.courier import RETRY_AFTER_S, Courier, deliver_due
-from submit.overview import detail
-from submit.posting import Answer
-from submit.signing import Signer
+from submit.status.overview import detail
+from submit.webhooks.http import Answer
+from submit.webhooks.sender import RETRY_AFTER_S, Courier, deliver_due
+from submit.webhooks.signature import Signer
+from submit.webhooks.store import LEASE_S, claim_due, due, settle
 from tests.pool import make_batch, prompts, work
 from tests.receiver import Receiver, receiving
 from tests.waiting import until
@@ -367,7 +367,7 @@ def test_a_claim_whose_reply_is_lost_is_given_again(store: Store, monkeypatch: p
         done_batch(store, "http://a.example/")
     same = uuid.uuid4()
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.webhooks.uuid.uuid4", lambda: same)
+        patch.setattr("submit.webhooks.store.uuid.uuid4", lambda: same)
         first, again = claim_due(store), claim_due(store)
     other = claim_due(store)
     assert first == again
@@ -383,7 +383,7 @@ def test_what_redis_forbids_is_said_once(
     store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An outage is not, for it passes."""
-    monkeypatch.setattr("submit.courier.OUTAGE_POLL_S", 0.01)
+    monkeypatch.setattr("submit.webhooks.sender.OUTAGE_POLL_S", 0.01)
     troubles: list[Exception] = [NoPermissionError("this user has no permissions")] * 3 + [ConnectionError("out")] * 3
     done = threading.Event()
 
@@ -440,7 +440,7 @@ def test_without_a_secret_nothing_is_sent_and_that_is_said_once(
 
 def test_a_courier_outlives_trouble(store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Redis that is out, a list that is none of ours, and what nobody foresaw: it goes on afterwards."""
-    monkeypatch.setattr("submit.courier.OUTAGE_POLL_S", 0.01)
+    monkeypatch.setattr("submit.webhooks.sender.OUTAGE_POLL_S", 0.01)
     done_batch(store, receiver.url)
     troubles: list[Exception] = [ConnectionError("out"), RefusedError("foreign"), KeyError("bug")]
 

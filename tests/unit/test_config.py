@@ -13,7 +13,7 @@ from jobs.app.settings import COMMANDS, read_settings
 from jobs.errors import RefusedError
 from submit.cli import main
 from submit.commands import load
-from submit.commands.submit import command
+from submit.commands.prompts.submit import command
 from worker.cli import command as worker_command, main as worker_main
 
 

@@ -9,9 +9,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from jobs.cron import MOST_COUNTED, Cron, local_zone, time_zone
 from jobs.errors import RefusedError
-from submit.timetable import missed_runs
+from submit.schedule.cron import MOST_COUNTED, Cron, local_zone, time_zone
+from submit.schedule.table import missed_runs
 
 BERLIN = "Europe/Berlin"
 

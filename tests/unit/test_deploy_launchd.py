@@ -17,7 +17,7 @@ from deploy.plan import File, Plan
 from deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
 from deploy.server import ServerFlags, server_plan
 from jobs.errors import RefusedError
-from submit.commands.scheduler import command as scheduler_command
+from submit.commands.pool.scheduler import command as scheduler_command
 from worker.cli import command as worker_command
 
 HOME = Path("/opt/promptmill/home")

@@ -14,8 +14,8 @@ from deploy.doctor.pool import Pool, check_pool
 from deploy.doctor.server import check_clock, check_latency, check_server
 from deploy.doctor.tool import operator_tool
 from jobs.redis.permissions import Refusal
-from submit.silent import Silent
-from submit.workers import WorkerState
+from submit.status.lost_workers import Silent
+from submit.status.workers import WorkerState
 
 GOOD: dict[str, Any] = {
     "redis_version": "7.2.4",

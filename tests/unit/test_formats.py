@@ -12,11 +12,11 @@ import pytest
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import Job
 from jobs.record import Choice
-from jobs.results import ordered_records
 from jobs.store.store import Store
-from submit import inputs
-from submit.formats import make_format
-from submit.summary import Tally
+from submit.results import prompts as inputs
+from submit.results.formats import make_format
+from submit.results.read import ordered_records
+from submit.results.summary import Tally
 from tests.pool import NOON, echo, make_batch, prompts, work
 
 CHAT = [{"role": "user", "content": "Hello"}]

@@ -13,8 +13,8 @@ from jobs.batch import Batch, new_batch_id
 from jobs.errors import RefusedError
 from jobs.spool import OFFERED, SUFFIX, SpoolEntry
 from jobs.store.store import FinishedLine
-from submit import from_spool
 from submit.cli import main
+from submit.results import from_spool
 from worker.spool import Spool
 
 

@@ -7,8 +7,8 @@ import pty
 from types import SimpleNamespace
 from typing import Any
 
-from submit.fullscreen import ERASE_LINE, ERASE_SCREEN, Painter, show
-from submit.widgets import text
+from submit.watch.terminal import ERASE_LINE, ERASE_SCREEN, Painter, show
+from submit.watch.widgets import text
 
 SIZE = (80, 24)
 

@@ -81,7 +81,9 @@ def test_help_is_light(arguments: list[str]) -> None:
 
 def test_only_full_screens_import_rich() -> None:
     """What prints plain text does not pay for it."""
-    script = "import sys, submit.watching, submit.screen, submit.client; print('rich' in sys.modules)"
+    script = (
+        "import sys, submit.watch.readings, submit.watch.screen, submit.client.client; print('rich' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

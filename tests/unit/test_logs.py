@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from jobs.app.logs import JsonFormatter
-from submit.options import log_options
+from submit.commands.options import log_options
 from worker.cli import command as worker_command
 
 ROOT = Path(__file__).parents[2]

@@ -7,9 +7,9 @@ from hypothesis import given, settings, strategies as st
 
 from jobs.errors import ProblemLine
 from jobs.shard import Group, ShardLine
-from submit.checker import BadLine, Chunk, GoodLine
-from submit.packing import OPEN_BYTES, SHARD_BYTES, SHARD_LINES, Packing
-from submit.uploader import Parcel
+from submit.input.validate import BadLine, Chunk, GoodLine
+from submit.upload.sharding import OPEN_BYTES, SHARD_BYTES, SHARD_LINES, Packing
+from submit.upload.uploader import Parcel
 
 
 def good(index: int, group: Group, size: int = 2) -> GoodLine:

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.errors import ModelLoadError, PromptmillError
 from jobs.lines.line import Defaults
-from submit.preview import Preview, Previewed
+from submit.input.preview import Preview, Previewed
 
 ECHO = """
 import json, sys

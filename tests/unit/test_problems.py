@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobs.errors import ProblemLine
-from submit.problems import grouped, listed
+from submit.input.problem_summary import grouped, listed
 
 
 def hot(line: int, value: object = "'hot'") -> ProblemLine:

@@ -11,8 +11,8 @@ import pytest
 
 from jobs.app.duration import parse_duration
 from jobs.batch import Batch, Usage
-from submit.progress import Progress, Rates, Window, bar_text
-from submit.text import cells, clip, count, duration, rate, table
+from submit.status.progress import Progress, Rates, Window, bar_text
+from submit.status.text import cells, clip, count, duration, rate, table
 
 
 class Terminal(io.StringIO):

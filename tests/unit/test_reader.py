@@ -14,7 +14,7 @@ import zstandard
 
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import MAX_LINE_BYTES
-from submit.reader import PromptFile, PromptObjects, digest_of
+from submit.input.reader import PromptFile, PromptObjects, digest_of
 
 
 def read(path: Path | str, **options: Any) -> list[tuple[int, bytes | LineError]]:

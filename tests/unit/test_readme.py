@@ -9,7 +9,7 @@ import pytest
 
 from jobs.lines.line import Defaults, check_line
 from submit.cli import COMMANDS
-from submit.reference import parameter_table
+from submit.commands.reference import parameter_table
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

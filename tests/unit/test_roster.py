@@ -7,10 +7,10 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from submit.roster import worker_objects, worker_table
-from submit.silent import Silent
-from submit.text import cells
-from submit.worker_state import LineInFlight, LoadedModel, WorkerState
+from submit.status.lost_workers import Silent
+from submit.status.text import cells
+from submit.status.worker_state import LineInFlight, LoadedModel, WorkerState
+from submit.status.worker_table import worker_objects, worker_table
 
 NOW = 1_790_000_300.0
 MINI = WorkerState(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import submit.runner
-from submit.commands.run import command
-from submit.runner import RunRequest
+import submit.run.run
+from submit.commands.prompts.run import command
+from submit.run.run import RunRequest
 
 
 @pytest.mark.parametrize(("flags", "name"), [([], None), (["--name", "nightly"], "nightly")])
@@ -23,7 +23,7 @@ def test_a_run_has_the_name_it_was_given(
         asked.append(request)
         return 0
 
-    monkeypatch.setattr(submit.runner, "run", run)
+    monkeypatch.setattr(submit.run.run, "run", run)
     arguments = ["prompts.jsonl", "-o", str(tmp_path / "out.jsonl"), "--model", "org/name", "--kv-bits", "4", *flags]
     ended = CliRunner().invoke(command, arguments)
     assert ended.exit_code == 0, ended.output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings, strategies as st
 
-from submit.seen import SeenIds
+from submit.input.duplicate_ids import SeenIds
 
 Lines = list[tuple[int, str | None]]
 

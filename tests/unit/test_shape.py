@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import LineError, RefusedError
-from submit.reader import PromptFile
+from submit.input.reader import PromptFile
 
 ROWS = [{"id": f"row-{number}", "prompt": f"say {number}"} for number in range(26)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

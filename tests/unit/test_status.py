@@ -11,12 +11,12 @@ import pytest
 from rich.text import Text
 
 from jobs.batch import Batch, Usage
-from submit.overview import batch_object, batch_table, detail
-from submit.progress import Rates
-from submit.screen import watch
-from submit.text import cells
-from submit.worker_state import FailingModel, LineInFlight, WorkerState, parse_state
-from submit.workers import RUN_ENDED, activity
+from submit.status.overview import batch_object, batch_table, detail
+from submit.status.progress import Rates
+from submit.status.text import cells
+from submit.status.worker_state import FailingModel, LineInFlight, WorkerState, parse_state
+from submit.status.workers import RUN_ENDED, activity
+from submit.watch.screen import watch
 
 NOW = 1_790_000_300.0
 QUEUE = "promptmill:normal:org/pocket"

@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from jobs.batch import Batch, Usage
-from jobs.results import StoredRecord
-from submit.summary import Tally, exit_status, summary
+from submit.results.read import StoredRecord
+from submit.results.summary import Tally, exit_status, summary
 
 NOW = 1_790_000_300.0
 

@@ -12,14 +12,14 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from submit.batch_view import BatchScene, draw_batch
-from submit.pool_view import PoolScene, draw_pool, in_order
-from submit.progress import Rates
-from submit.silent import Silent
-from submit.text import cells
-from submit.widgets import sparkline
-from submit.worker_state import LineInFlight, LoadedModel, WorkerState
-from submit.workers_view import WorkersScene, draw_workers
+from submit.status.lost_workers import Silent
+from submit.status.progress import Rates
+from submit.status.text import cells
+from submit.status.worker_state import LineInFlight, LoadedModel, WorkerState
+from submit.watch.batch_view import BatchScene, draw_batch
+from submit.watch.pool_view import PoolScene, draw_pool, in_order
+from submit.watch.widgets import sparkline
+from submit.watch.workers_view import WorkersScene, draw_workers
 from tests.unit.test_status import NOW, QUEUE, RUNNING
 
 NIGHTLY = replace(RUNNING, rejected=0, defaults={"model": "org/pocket", "temperature": 0.7}, metadata={})

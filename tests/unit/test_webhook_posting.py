@@ -16,9 +16,9 @@ import pytest
 
 from jobs.delivery import Delivery, check_webhook, delivery_of, origin, webhook_id
 from jobs.errors import RefusedError
-from jobs.webhooks import LEASE_S
-from submit.posting import DEADLINE_S, TIMEOUT_S, Answer, post
-from submit.signing import Signer
+from submit.webhooks.http import DEADLINE_S, TIMEOUT_S, Answer, post
+from submit.webhooks.signature import Signer
+from submit.webhooks.store import LEASE_S
 from tests.programs import needs
 from tests.receiver import receiving
 from tests.waiting import until
@@ -95,7 +95,7 @@ def test_a_certificate_that_is_not_trusted_is_not_accepted(
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_receiver_that_trickles_is_cut_off(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes in time, and all of them never: in the head of an answer, or in the handshake of TLS."""
-    monkeypatch.setattr("submit.posting.DEADLINE_S", 0.3)
+    monkeypatch.setattr("submit.webhooks.http.DEADLINE_S", 0.3)
     handshake = b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc\x03\x03"  # the beginning of a long hello
     with trickling(b"HTTP/1.1 200 OK\r\nX-Long: " if scheme == "http" else handshake) as port:
         begun = time.monotonic()
@@ -108,7 +108,7 @@ def test_what_hinders_is_said_in_our_words(monkeypatch: pytest.MonkeyPatch) -> N
     """No status, and nothing the other side wrote."""
     with socket.create_server(("127.0.0.1", 0)) as silent, monkeypatch.context() as patch:
         port = silent.getsockname()[1]
-        patch.setattr("submit.posting.TIMEOUT_S", 0.2)
+        patch.setattr("submit.webhooks.http.TIMEOUT_S", 0.2)
         assert post(f"http://127.0.0.1:{port}/", b"{}", {}, local=True) == Answer(None, "no answer in time")
     with socket.socket() as bound:  # and not listening: nobody else can take the port
         bound.bind(("127.0.0.1", 0))
@@ -176,7 +176,7 @@ def deaf() -> Iterator[int]:
 
 def test_the_deadline_is_over_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are, and however long each may be waited for."""
-    monkeypatch.setattr("submit.posting.DEADLINE_S", 0.6)
+    monkeypatch.setattr("submit.webhooks.http.DEADLINE_S", 0.6)
     begun = time.monotonic()
     with deaf() as port:
         entry = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))
@@ -187,7 +187,7 @@ def test_the_deadline_is_over_all_addresses(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_name_that_is_looked_for_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline begins before it is looked for."""
-    monkeypatch.setattr("submit.posting.DEADLINE_S", 0.2)
+    monkeypatch.setattr("submit.webhooks.http.DEADLINE_S", 0.2)
     found = threading.Event()
     answer = post("http://a.example/", b"{}", {}, addresses=lambda *_, **__: found.wait(20) and [])
     found.set()
@@ -241,7 +241,7 @@ def test_this_machine_is_not_called_whatever_its_name(address: str) -> None:
 @pytest.mark.parametrize("address", ["10.1.2.3", "192.168.1.20", "172.16.0.9", "fd00::1", "8.8.8.8"])
 def test_a_network_of_ones_own_is_called(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools are in such networks. (Nothing need answer there.)"""
-    monkeypatch.setattr("submit.posting.DEADLINE_S", 0.1)
+    monkeypatch.setattr("submit.webhooks.http.DEADLINE_S", 0.1)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     entry = (family, socket.SOCK_STREAM, 0, "", (address, 9))
     assert not post("http://a.example/", b"{}", {}, addresses=lambda *_, **__: [entry]).refused

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from submit.worker_state import FailingModel, LoadedModel, parse_state
+from submit.status.worker_state import FailingModel, LoadedModel, parse_state
 
 FULL: dict[str, Any] = {
     "name": "mini.7",

@@ -1,0 +1,226 @@
+"""One batch, as the Python client hands it out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from jobs.batch import Batch
+from jobs.errors import BatchNotFoundError, WaitTimeoutError
+from jobs.record_head import whole
+from jobs.store.cancel import cancel, current
+from jobs.store.pause import pause, prioritise, resume_batch
+from jobs.store.retention import memory, purge
+from jobs.store.retry import retry
+from submit.client.events import BatchFinished, BatchWatch, Event, FirstToken, LineFinished, PromptProgress
+from submit.results.read import StoredRecord, finished_records, ordered_records
+from submit.status.text import duration
+from submit.upload.submitter import Submitted
+
+if TYPE_CHECKING:
+    from submit.client.client import Client
+
+__all__ = ["BatchHandle"]
+
+POLL_S = 0.2
+
+
+class BatchHandle:
+    """One batch. Made by a :class:`Client`, and usable as long as that is open."""
+
+    def __init__(self, client: Client, batch_id: str, submitted: Submitted | None = None) -> None:
+        self._client = client
+        self.id = batch_id
+        self.submitted = submitted
+        """What the submission found, on handles that :meth:`Client.submit` returned."""
+
+    def __repr__(self) -> str:
+        return f"BatchHandle({self.id!r})"
+
+    def status(self) -> Batch:
+        """The batch as it is now: status, counts, token usage, times.
+
+        Raises:
+            BatchNotFoundError: it was purged.
+        """
+        with self._client._open():
+            return current(self._client._store, self.id)
+
+    def cancel(self) -> Batch:
+        """End the batch now; every finished line is kept, the others fail as ``cancelled``.
+
+        Raises:
+            RefusedError: it is over already. One that was cancelled before stays so.
+        """
+        with self._client._open():
+            cancel(self._client._store, self.id)
+        return self.status()
+
+    def retry(self) -> int:
+        """Run the lines that failed again, in this batch; how many they are. Those refused at submission are not run.
+
+        Raises:
+            RefusedError: the batch is not done.
+        """
+        with self._client._open():
+            return retry(self._client._store, self.id)
+
+    def prioritise(self, priority: str) -> None:
+        """Give the batch another priority, ``high``, ``normal`` or ``low``, also while it runs.
+
+        Raises:
+            RefusedError: there is no such priority, or the batch is over.
+        """
+        with self._client._open():
+            prioritise(self._client._store, self.id, priority)
+
+    def pause(self) -> None:
+        """Hold the batch back: lines that were begun are finished, the others wait until :meth:`resume`.
+
+        Raises:
+            RefusedError: it is over.
+        """
+        with self._client._open():
+            pause(self._client._store, self.id)
+
+    def resume(self) -> None:
+        """Let the batch go on.
+
+        Raises:
+            RefusedError: it is over.
+        """
+        with self._client._open():
+            resume_batch(self._client._store, self.id)
+
+    def purge(self) -> None:
+        """Remove the batch, with its prompts and records.
+
+        Raises:
+            RefusedError: it is not done.
+        """
+        with self._client._open():
+            purge(self._client._store, self.id)
+
+    def memory(self) -> int:
+        """Bytes that the batch takes in Redis."""
+        with self._client._open():
+            return memory(self._client._store.connection, self.id)
+
+    def wait(
+        self,
+        timeout: float | None = None,
+        *,
+        on_prompt_progress: Callable[[PromptProgress], Any] | None = None,
+        on_first_token: Callable[[FirstToken], Any] | None = None,
+        on_line: Callable[[LineFinished], Any] | None = None,
+        on_batch: Callable[[Batch], Any] | None = None,
+    ) -> Batch:
+        """Wait until the batch is done, at most ``timeout`` seconds, and be called meanwhile with what :meth:`watch`
+        tells; ``on_batch`` is called with the batch once it is done.
+
+        What a callback raises comes out of here, and the batch goes on; the next callback waits until one is done.
+        In asyncio: ``await asyncio.to_thread(batch.wait, on_line=...)``, which calls them in that thread.
+
+        Raises:
+            WaitTimeoutError: it was not done by then; it goes on.
+        """
+        told = on_prompt_progress or on_first_token or on_line
+        batch = self._told(timeout, on_prompt_progress, on_first_token, on_line) if told else self._wait(timeout)
+        if on_batch is not None:
+            on_batch(batch)
+        return batch
+
+    def _told(
+        self,
+        timeout: float | None,
+        on_prompt_progress: Callable[[PromptProgress], Any] | None,
+        on_first_token: Callable[[FirstToken], Any] | None,
+        on_line: Callable[[LineFinished], Any] | None,
+    ) -> Batch:
+        batch = self.status()
+        for event in self.watch(timeout):
+            match event:
+                case PromptProgress() if on_prompt_progress is not None:
+                    on_prompt_progress(event)
+                case FirstToken() if on_first_token is not None:
+                    on_first_token(event)
+                case LineFinished() if on_line is not None:
+                    on_line(event)
+                case BatchFinished():
+                    batch = event.batch
+        return batch
+
+    def _wait(self, timeout: float | None) -> Batch:
+        begun = self._client._clock()
+        while not (batch := self.status()).done:
+            if timeout is not None and self._client._clock() - begun >= timeout:
+                raise WaitTimeoutError(f"batch {self.id} is not done after {duration(timeout)}; it goes on without you")
+            self._client._sleep(POLL_S)
+        return batch
+
+    def watch(self, timeout: float | None = None) -> Iterator[Event]:
+        """What happens to the batch until it is done, at most ``timeout`` seconds, as it happens::
+
+            for event in batch.watch():
+                match event:
+                    case PromptProgress(): print(f"{event.id}: {event.prefilled} of {event.prompt_tokens}")
+                    case FirstToken(): print(f"{event.id} has begun")
+                    case LineFinished(): print(event.record)
+                    case BatchFinished(): print(event.batch.usage)
+
+        Every line has one :class:`LineFinished`, in the order of finishing; lines finished before the call come first.
+        One that finished well has exactly one :class:`FirstToken` before it, and before that at least the end of its
+        prompt (:class:`PromptProgress` with ``prefilled`` equal to ``prompt_tokens``). These two come from what workers
+        publish once a second: they are up to a second or two late, steps in between are left out, and those of a line
+        that takes less than that come together, just before its end. Of a line that begins again on another worker
+        the prompt's progress may go back. A worker names 256 lines at most; of others only the end is told.
+
+        Raises:
+            WaitTimeoutError: it was not done by then; it goes on.
+        """
+        watch = BatchWatch(self._client._store, self.id, clock=self._client._clock)
+        with self._client._open():
+            yield from watch.events(timeout, self._client._sleep)
+
+    def results(self, follow: bool = False, ordered: bool | None = None) -> Iterator[dict[str, Any]]:
+        """Records of the lines that succeeded; those that failed are in :meth:`errors`.
+
+        Without ``follow``: those there are now, in the order of the input. With ``follow``: in the order of
+        finishing, live, until the batch is done. ``ordered`` says otherwise: ``ordered=False`` for the order
+        of finishing; ``follow=True, ordered=True`` waits for the end, then goes in the order of the input.
+        """
+        return (whole(record.raw) for record in self._records(follow, ordered) if record.ok)
+
+    def errors(self, follow: bool = False, ordered: bool | None = None) -> Iterator[dict[str, Any]]:
+        """Records of the lines that failed; the arguments are those of :meth:`results`."""
+        return (whole(record.raw) for record in self._records(follow, ordered) if not record.ok)
+
+    def _records(self, follow: bool, ordered: bool | None) -> Iterator[StoredRecord]:
+        if ordered is None:
+            ordered = not follow
+        if ordered and follow:
+            self.wait()
+        self.status()  # of a batch that is gone, no records would look like none yet
+        connection = self._client._store.connection
+        position = 0
+        while True:
+            batch = self.status() if follow and not ordered else None
+            with self._client._open(), self._while_it_is_there():
+                if ordered:
+                    yield from ordered_records(connection, self.id)
+                    return
+                for record in finished_records(connection, self.id, start=position):
+                    position = record.after
+                    yield record
+            if batch is None or batch.done:
+                return
+            self._client._sleep(POLL_S)
+
+    @contextlib.contextmanager
+    def _while_it_is_there(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyError:
+            # Records can be gone while their places are still listed: when the batch is being purged.
+            raise BatchNotFoundError(f"batch {self.id} was purged while it was read") from None

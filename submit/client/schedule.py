@@ -1,0 +1,59 @@
+"""One schedule, as the Python client hands it out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from submit.schedule.add import ASK_S, run_schedule
+from submit.schedule.model import Schedule
+from submit.schedule.store import Schedules
+
+if TYPE_CHECKING:
+    from submit.client.client import BatchHandle, Client
+
+__all__ = ["ScheduleHandle"]
+
+
+class ScheduleHandle:
+    """One schedule. Made by a :class:`submit.client.client.Client`, and usable as long as that is open."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"ScheduleHandle({self.name!r})"
+
+    def status(self) -> Schedule:
+        """The schedule as it is now: when it runs next, and what became of its last runs.
+
+        Raises:
+            ScheduleNotFoundError: it was removed.
+        """
+        with self._client._open():
+            return Schedules(self._client._store.connection).get(self.name)
+
+    def run(self, *, allow_overlap: bool = False, timeout: float = ASK_S) -> BatchHandle:
+        """Submit a batch of it now. Where the scheduler has to read the file it is waited for, ``timeout`` seconds.
+
+        Raises:
+            RefusedError: an earlier batch is not done and none may overlap; the run was refused; or a scheduler is
+                needed and there is none.
+            WaitTimeoutError: the scheduler has not done it by then, but will.
+        """
+        client = self._client
+        with client._open():
+            batch_id = run_schedule(
+                client._store,
+                self.name,
+                allow_overlap=allow_overlap,
+                timeout=timeout,
+                clock=client._clock,
+                sleep=client._sleep,
+            )
+        return client.batch(batch_id)
+
+    def remove(self) -> bool:
+        """Remove it; its batches stay. False: it was removed already."""
+        with self._client._open():
+            return Schedules(self._client._store.connection).remove(self.name)

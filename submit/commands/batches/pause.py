@@ -1,0 +1,102 @@
+"""``promptmill pause``: holds back the pool, workers or batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+import orjson
+
+from jobs.errors import RefusedError
+from submit.commands.options import json_option, open_store, redis_option
+from submit.status.text import printable
+
+if TYPE_CHECKING:
+    from jobs.batch import Batch
+    from jobs.store.store import Store
+
+
+@click.command("pause", short_help="Hold back the pool, workers or batches.")
+@click.argument("names", metavar="[BATCH]...", nargs=-1)
+@click.option(
+    "--worker", "workers", multiple=True, metavar="NAME",
+    help="Pause this worker: mini.4711 is one process, mini all workers of this name.",
+)  # fmt: skip
+@click.option("--list", "listed", is_flag=True, help="Only show what is paused: the pool, workers, batches.")
+@redis_option
+@json_option
+def command(
+    names: tuple[str, ...], workers: tuple[str, ...], listed: bool, redis_url: str | None, as_json: bool
+) -> int:
+    """Hold back each BATCH (an id or a name), with --worker workers, with neither the whole pool as `rq suspend` does.
+
+    Lines that were begun are finished, within seconds all others are back in Redis, and nothing new begins until
+    `promptmill resume`. Paused batches can be cancelled, and expire.
+
+    --json prints each batch as a line of JSON, with --list one object.
+
+    Exit statuses: 0 done, 2 a batch is over, is still being submitted, or is unknown.
+    """
+    from jobs.store.pause import pause
+    from submit.commands.each_batch import called, each_batch
+
+    check_what(names, workers)
+    if listed and (names or workers):
+        raise RefusedError("--list shows all that is paused: give neither batches nor --worker with it")
+    with open_store(redis_url) as store:
+        if listed:
+            _list(store, as_json)
+            return 0
+        if workers:
+            _pause_workers(store, workers)
+        elif not names:
+            from submit.status.pool_pause import pause_pool
+
+            click.echo("the pool is paused" if pause_pool(store) else "the pool was paused already", err=True)
+
+        def hold(batch: Batch) -> str:
+            now = pause(store, batch.id)
+            return f"{called(batch)} {'is paused' if now else 'was paused already'}"
+
+        return each_batch(store, names, hold, as_json=as_json)
+
+
+def _list(store: Store, as_json: bool) -> None:
+    from submit.commands.each_batch import called
+    from submit.status.pool_pause import paused_workers, pool_paused
+
+    pool, workers = pool_paused(store), paused_workers(store)
+    batches = [batch for batch in store.batches() if batch.paused]
+    if as_json:
+        held = [{"id": batch.id, "name": batch.name} for batch in batches]
+        click.echo(orjson.dumps({"pool": pool, "workers": workers, "batches": held}).decode())
+        return
+    said = [("the pool", "promptmill resume")] if pool else []
+    said += [(f"worker {printable(name)}", f"promptmill resume --worker {printable(name)}") for name in workers]
+    said += [(called(batch), f"promptmill resume {batch.id}") for batch in batches]
+    for what, remedy in said:
+        click.echo(f"{what} is paused: `{remedy}`")
+    if not said:
+        click.echo("nothing is paused")
+
+
+def check_what(names: tuple[str, ...], workers: tuple[str, ...]) -> None:
+    """Refuse batches and workers in one command.
+
+    Raises:
+        RefusedError: both are given.
+    """
+    if names and workers:
+        raise RefusedError("give batches or --worker, not both: they are paused and resumed one by one")
+
+
+def _pause_workers(store: Store, names: tuple[str, ...]) -> None:
+    from submit.status.pool_pause import pause_workers
+    from submit.status.workers import Workers
+
+    live = {name for state in Workers(store.connection).read() for name in (state.name, state.name.rpartition(".")[0])}
+    paused = pause_workers(store, names)
+    for name in names:
+        said = "is paused" if name in paused else "was paused already"
+        absent = "" if name in live else "; none of this name is there now, it holds for one that comes"
+        click.echo(f"worker {name} {said}{absent}", err=True)

@@ -1,0 +1,28 @@
+"""``promptmill status``: where batches stand."""
+
+from __future__ import annotations
+
+import click
+
+from submit.commands.options import json_option, open_store, redis_option, watch_option
+
+
+@click.command("status", short_help="Show batches, or one in detail.")
+@click.argument("name", metavar="[BATCH]", required=False)
+@watch_option
+@redis_option
+@json_option
+def command(name: str | None, watch: bool, redis_url: str | None, as_json: bool) -> int:
+    """Show all batches, or BATCH (an id or a name) in detail with its lines in flight.
+
+    --watch shows it on the full screen of a terminal, with the workers, and ends when BATCH is done.
+
+    --json prints one object for a batch and a list for all, with --watch a line of it every second.
+    """
+    from submit.watch.readings import BatchView, PoolView
+    from submit.watch.screen import present
+
+    with open_store(redis_url) as store:
+        view = PoolView(store, as_json=as_json) if name is None else BatchView(store, store.find(name), as_json=as_json)
+        present(view, watched=watch, as_json=as_json)
+    return 0

@@ -1,0 +1,298 @@
+"""Options that several commands share, made once: Redis, JSON output, and a flag per generation parameter."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import orjson
+
+from jobs.app.duration import parse_duration
+from jobs.app.logs import FILE_HELP, FORMAT_HELP, FORMATS
+from jobs.app.settings import origin, read_toml
+from jobs.errors import LineError, RefusedError
+from jobs.lines.line import Defaults, check_defaults
+from jobs.params import ALIASES, PARAMETERS, Parameter
+from jobs.redis.connect import check_url
+
+if TYPE_CHECKING:
+    from jobs.store.store import Store
+    from submit.upload.submitter import Order
+
+__all__ = [
+    "Duration",
+    "any_redis_option",
+    "defaults_from",
+    "json_option",
+    "keep_cut_option",
+    "log_options",
+    "open_store",
+    "order_from",
+    "parameter_options",
+    "redis_option",
+    "said_with",
+    "watch_option",
+    "webhook_options",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LONGEST_S = 10 * 365 * 86400.0
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, of ``90s``, ``12h`` or ``14d``: of a ``lifetime`` more than none and less than ten years, which with
+    ``forever`` may have no end (None)."""
+
+    name = "duration"
+
+    def __init__(self, *, lifetime: bool = True, forever: bool = False) -> None:
+        self._lifetime, self._forever = lifetime, forever
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if self._forever and value == "forever":
+            return None
+        otherwise = ", or `forever`" if self._forever else ""
+        try:
+            seconds = parse_duration(str(value))
+        except RefusedError as error:
+            self.fail(f"{error}{otherwise}", param, ctx)
+        if self._lifetime and not 0 < seconds < LONGEST_S:
+            self.fail(
+                f"must be above 0 and below ten years, not {value!s:.40}; write 90s, 2h or 14d{otherwise}", param, ctx
+            )
+        return seconds
+
+
+def _check_redis(_ctx: click.Context, _param: click.Parameter, url: str | None) -> str | None:
+    try:
+        check_url(url or "redis://")
+    except RefusedError as error:
+        raise click.BadParameter(str(error)) from None
+    return url
+
+
+def said_with(name: str) -> str:
+    """What gave the running command its parameter ``name``, for messages: a flag, a setting or a variable."""
+    context = click.get_current_context()
+    parameter = next(parameter for parameter in context.command.params if parameter.name == name)
+    return origin(context, parameter, os.environ) or f"--{name.replace('_', '-')}"
+
+
+_any_redis: Mapping[str, Any] = {
+    "metavar": "URL",
+    "envvar": ["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
+    "help": "Redis of the pool (redis://, rediss://, unix://).  [default: this user's embedded server]",
+}
+redis_option = click.option("--redis", "redis_url", callback=_check_redis, **_any_redis)
+any_redis_option = click.option("--redis", "redis_url", **_any_redis)
+"""For `promptmill doctor`, which examines what it is given."""
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+keep_cut_option = click.option(
+    "--keep-cut",
+    is_flag=True,
+    help="With --format chat and completions: write texts that max_tokens or the context cut, too.",
+)
+watch_option = click.option("--watch", is_flag=True, help="Refresh every second; q or Ctrl-C leaves.")
+
+
+@contextlib.contextmanager
+def open_store(redis_url: str | None, *, patient: bool = False) -> Iterator[Store]:
+    """The storage layer on ``redis_url``, or on the embedded server for as long as the block runs.
+
+    A server that is loading its data is waited for where it is the embedded one, or the command is ``patient``, because
+    it is there to wait anyway; that is said on stderr.
+
+    Raises:
+        LoadingError: it is still loading its data.
+        RedisError: unreachable or refused; also for redis-py's own errors inside the block.
+    """
+    from jobs.embedded.server import data_folder, embedded_server
+    from jobs.redis.connect import connect, connect_patiently, translated
+    from jobs.store.store import Store
+
+    with contextlib.ExitStack() as stack:
+        url = redis_url or stack.enter_context(embedded_server(data_folder(os.environ), say=_say))
+        stack.enter_context(translated(url))
+        connection = connect_patiently(url, _say) if patient else connect(url)
+        stack.callback(connection.close)
+        yield Store(connection)
+
+
+class _Integer(click.ParamType[int]):
+    """An integer, which may be written as a whole float."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            if not isinstance(value, str):
+                return value if isinstance(value, int) else _whole(value)
+            return int(value) if value.strip().lstrip("+-").isdecimal() else _whole(float(value))
+        except ValueError:
+            self.fail(f"'{value!s:.40}' is not a valid integer.", param, ctx)
+
+
+def _whole(number: float) -> int:
+    if not number.is_integer():
+        raise ValueError("it has a fraction")
+    return int(number)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+_TYPES: Mapping[str, Any] = {"int": _Integer(), "float": float, "strings": str, "bias": str}
+_JOB_FLAGS = (
+    ("system_prompt", "System message of lines that have none."),
+    ("prefill_response", "Text the assistant's turn starts with."),
+    ("adapter_path", "Adapter on the model, as a worker of the pool knows it."),
+)
+_JOB_FIELDS = (*dict(_JOB_FLAGS), "continue_final_message")
+_CONTINUE_HELP = "Have the last message of lines that end with an assistant's message continued, as in vLLM."
+
+
+def parameter_options(command: F) -> F:
+    """Add ``--model``, ``--defaults``, and a flag for each parameter of the contract."""
+    for row in reversed(list(PARAMETERS.values())):
+        command = _parameter_option(row)(command)
+    command = click.option(
+        "--chat-template-config", metavar="JSON", help="Arguments for the chat template, as a JSON object."
+    )(command)
+    command = click.option("--continue-final-message", is_flag=True, default=None, help=_CONTINUE_HELP)(command)
+    for name, text in reversed(_JOB_FLAGS):
+        command = click.option(f"--{name.replace('_', '-')}", name, help=text)(command)
+    command = click.option(
+        "--defaults",
+        "defaults_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="TOML file with values for lines that do not say them; flags win over it.",
+    )(command)
+    command = click.option(
+        "--override-model", is_flag=True, help="Use the batch's model for lines that name their own too."
+    )(command)
+    return click.option(
+        "--model",
+        envvar="PROMPTMILL_MODEL",
+        help="Model of lines that name none: a folder or a Hugging Face repository.",
+    )(command)
+
+
+def _parameter_option(row: Parameter) -> Callable[[F], F]:
+    flag = f"--{row.name.replace('_', '-')}"
+    text = f"{row.meaning[0].upper()}{row.meaning[1:]}.  [{row.range_text}; default {row.shown_default}]"
+    if row.kind == "bool":
+        return click.option(f"{flag}/--no-{flag[2:]}", row.name, default=None, help=text)
+    names = [flag, *(f"--{alias.replace('_', '-')}" for alias, name in ALIASES.items() if name == row.name)]
+    many = row.kind == "strings"
+    metavar = "JSON" if row.kind == "bias" else None
+    return click.option(*names, row.name, type=_TYPES[row.kind], multiple=many, metavar=metavar, help=text)
+
+
+def defaults_from(flags: Mapping[str, Any]) -> Defaults:
+    """The batch's defaults: flags over the ``--defaults`` file.
+
+    ``flags`` are a command's parameters; those that are none of ours are left alone.
+
+    Raises:
+        RefusedError: a value breaks the contract; the message names the flag or the file's field.
+    """
+    given: dict[str, Any] = {}
+    path: Path | None = flags.get("defaults_file")
+    if path is not None:
+        given = _checked(read_toml(path), lambda field: f"{path}: '{field}'")
+    asked = {name: value for name in (*PARAMETERS, "model", *_JOB_FIELDS) if _said(value := flags.get(name))}
+    for name, field in (("logit_bias", "logit_bias"), ("chat_template_config", "chat_template_kwargs")):
+        if flags.get(name):
+            asked[field] = _json_flag(name, flags[name])
+    if flags.get("override_model"):
+        asked["override_model"] = True
+    try:
+        return Defaults({**given, **_checked(asked, _said_as)})
+    except LineError as error:  # what is right by itself, and not together
+        raise RefusedError(f"{_said_as(error.field or '')} {error.message}") from None
+
+
+def order_from(flags: Mapping[str, Any], *, name: str | None) -> Order:
+    """What a batch of this name is to be, by the flags that commands which make batches have.
+
+    Raises:
+        RefusedError: a value is none; the message names the flag.
+    """
+    from submit.upload.submitter import Order
+
+    return Order(
+        defaults=defaults_from(flags),
+        name=name,
+        priority=flags["priority"],
+        on_bad_line=flags["on_bad_line"],
+        metadata=_object("metadata", flags["metadata"]),
+        expires_in=flags["expires_in"],
+        keep_s=flags["keep"],
+        webhook=flags["webhook"],
+    )
+
+
+def _object(name: str, text: str | None) -> dict[str, Any]:
+    try:
+        value = {} if text is None else orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise RefusedError(f"{said_with(name)} must be a JSON object: {error}") from None
+    if not isinstance(value, dict):
+        raise RefusedError(f'{said_with(name)} must be a JSON object, such as \'{{"project": "a"}}\'')
+    return value
+
+
+def _said(value: Any) -> bool:
+    return value is not None and value != ()
+
+
+def _said_as(field: str) -> str:
+    return said_with("chat_template_config" if field == "chat_template_kwargs" else field)
+
+
+def _checked(fields: dict[str, Any], named: Callable[[str], str]) -> dict[str, Any]:
+    try:
+        return check_defaults(fields)
+    except LineError as error:
+        raise RefusedError(f"{named(error.field or '')} {error.message}") from None
+
+
+def _json_flag(name: str, text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise RefusedError(f"{said_with(name)} must be JSON: {error}") from None
+
+
+def log_options(command: F) -> F:
+    """Add ``--log-format`` and ``--log-file``, for :func:`jobs.app.logs.set_up_logging`."""
+    command = click.option(
+        "--log-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=FILE_HELP
+    )(command)
+    return click.option(
+        "--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help=FORMAT_HELP
+    )(command)
+
+
+def webhook_options(command: F) -> F:
+    """Add ``--webhook-secret`` and ``--webhook-hosts``, for :class:`submit.webhooks.sender.Courier`."""
+    command = click.option(
+        "--webhook-hosts",
+        multiple=True,
+        metavar="PATTERN",
+        help="Hosts that webhooks may go to, such as *.example.com; may be given several times.  "
+        "[default: any but this machine's own and link-local addresses]",
+    )(command)
+    return click.option(
+        "--webhook-secret",
+        envvar="PROMPTMILL_WEBHOOK_SECRET",
+        metavar="SECRET",
+        help="What webhooks are signed with: whsec_ and base64, or several separated by spaces. Give it in "
+        "PROMPTMILL_WEBHOOK_SECRET or the settings file: flags can be seen by every user of the machine.",
+    )(command)

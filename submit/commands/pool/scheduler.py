@@ -1,0 +1,85 @@
+"""``promptmill scheduler``: submits the batches of schedules when they are due."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+
+import click
+
+from jobs.app.logs import set_up_logging
+from jobs.app.process_name import process_name
+from jobs.app.settings import read_settings
+from submit.commands.options import log_options, redis_option, webhook_options
+
+log = logging.getLogger("promptmill.scheduler")
+
+REDIS_TIMEOUT_S = 5.0
+"""A scheduler must hear of an outage before its lock is another's."""
+
+
+def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    """Give the command the values of this settings file before its other flags are read."""
+    if path is not None:
+        ctx.obj = path
+        ctx.default_map = read_settings(path, "scheduler", ctx.command.params)
+
+
+@click.command("scheduler", short_help="Submit batches by their schedules: a long-lived process.")
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), is_eager=True, expose_value=False,
+    callback=_read_config, help="Settings file (TOML): its top-level keys and its [scheduler] table.",
+)  # fmt: skip
+@click.option("--name", help="Name of this scheduler.  [default: the host's]")
+@click.option(
+    "--read-from", type=click.Path(path_type=Path, file_okay=False, exists=True), multiple=True, metavar="DIR",
+    help="Folder of the files that `schedule add --read-at-fire` names: no others are read. May be given several "
+    "times.  [default: none is read]",
+)  # fmt: skip
+@webhook_options
+@redis_option
+@log_options
+@click.option("--verbose", "-v", is_flag=True, help="Log more.")
+@click.option(
+    "--check", is_flag=True, hidden=True, help="See that all flags are right, and end: for `promptmill deploy`."
+)
+def command(
+    name: str | None,
+    read_from: tuple[Path, ...],
+    webhook_secret: str | None,
+    webhook_hosts: tuple[str, ...],
+    redis_url: str | None,
+    log_format: str,
+    log_file: Path | None,
+    verbose: bool,
+    check: bool,
+) -> int:
+    """Submit the batches of `promptmill schedule` when they are due, and tell webhooks of the ends of batches.
+
+    Start as many as you like, on any machine of the pool: one is active, and when it ends or dies another takes over
+    within 15 seconds or so; webhooks are told by all of them. SIGTERM or Ctrl-C ends it with exit status 0. No batch is
+    lost or doubled, however it ends.
+    """
+    if check:
+        return 0
+
+    from jobs.embedded.server import data_folder, embedded_server
+    from jobs.redis.connect import connect_patiently, translated
+    from jobs.store.store import Store
+    from submit.schedule.daemon import Scheduler
+    from submit.webhooks.sender import Courier
+
+    about = {"scheduler": process_name(name)}
+    set_up_logging(log_format, verbose=verbose, file=log_file, fields=about)
+    with contextlib.ExitStack() as stack:
+        url = redis_url or stack.enter_context(embedded_server(data_folder(os.environ), say=log.warning))
+        stack.enter_context(translated(url))
+        connection = connect_patiently(url, log.warning, timeout_s=REDIS_TIMEOUT_S, retries=1)
+        stack.callback(connection.close)
+        store = Store(connection)
+        courier = Courier(store, webhook_secret, hosts=webhook_hosts)
+        stack.callback(courier.stop)
+        courier.start()
+        return Scheduler(store, name=name, read_from=read_from).run()

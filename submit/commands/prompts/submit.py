@@ -1,0 +1,203 @@
+"""``promptmill submit``: checks a file of prompts and enqueues it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+from click.core import ParameterSource
+
+from jobs.app.moment import parse_moment
+from jobs.batch import PRIORITIES
+from jobs.errors import RefusedError
+from submit.commands.options import (
+    Duration,
+    json_option,
+    open_store,
+    order_from,
+    parameter_options,
+    redis_option,
+    said_with,
+)
+from submit.input.feedback import json_errors, left_to_itself, read_display
+from submit.input.problem_summary import listed
+from submit.status.text import plural
+
+if TYPE_CHECKING:
+    from jobs.store.store import Store
+    from submit.upload.submitter import Order, Submitted
+
+
+@click.command("submit", short_help="Enqueue a file of prompts; prints the batch id.")
+@click.argument("file")
+@click.option("--name", help="A name for the batch, by which other commands find it too.")
+@click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
+@click.option(
+    "--at",
+    metavar="TIME",
+    help="Begin then: 02:00, 2026-11-22 02:00 or 2026-11-22T02:00+01:00. Without a zone it is this machine's time; "
+    "a time of day that has passed already means tomorrow.",
+)
+@click.option(
+    "--in",
+    "start_in",
+    type=Duration(),
+    metavar="DURATION",
+    help="Begin after this long: 90s, 15m, 2h, 1d or 1h30m; a bare number is seconds, here and for all durations.",
+)
+@click.option(
+    "--expires-in",
+    type=Duration(),
+    metavar="DURATION",
+    help="End the batch so long after it begins (90s, 15m, 2h, 1d); lines not finished by then get an error record.",
+)
+@click.option(
+    "--keep",
+    type=Duration(forever=True),
+    metavar="DURATION",
+    default="14d",
+    show_default=True,
+    help="Remove the batch and its records so long after its end; `forever` keeps it until `promptmill purge`.",
+)
+@click.option(
+    "--on-bad-line",
+    type=click.Choice(("reject", "skip")),
+    default="reject",
+    show_default=True,
+    help="reject: one bad line and nothing is enqueued; skip: bad lines become error records, the rest runs.",
+)
+@click.option(
+    "--webhook",
+    metavar="URL",
+    help="Where to POST word of the batch's end, signed; sent by `promptmill scheduler`, which holds the secret.",
+)
+@click.option("--metadata", metavar="JSON", help="Your own data on the batch, a JSON object; `status` shows it.")
+@click.option("--wait", is_flag=True, help="Stay and write the results to OUT as lines finish; needs -o.")
+@click.option(
+    "-o", "--output", "out", type=click.Path(path_type=Path), metavar="OUT", help="File for the results, with --wait."
+)
+@click.option(
+    "--timeout",
+    type=Duration(lifetime=False),
+    metavar="DURATION",
+    help="With --wait: give up waiting after this long (90s, 15m, 2h).",
+)
+@parameter_options
+@redis_option
+@json_option
+def command(
+    file: str,
+    name: str | None,
+    at: str | None,
+    start_in: float | None,
+    wait: bool,
+    out: Path | None,
+    timeout: float | None,
+    redis_url: str | None,
+    as_json: bool,
+    **flags: Any,
+) -> int:
+    """Check FILE and enqueue it as one batch; its id is printed alone on stdout.
+
+    FILE holds one JSON object per line; .gz and .zst are unpacked, - is standard input. Flags for parameters
+    are for lines that do not say otherwise themselves.
+
+    Exit statuses: 0 enqueued, 2 bad lines or usage, 3 Redis. With --wait also: 1 some lines failed,
+    4 not done within --timeout (the batch goes on), 5 all lines failed because their model cannot be loaded.
+    """
+    from submit.input.reader import PromptFile
+    from submit.upload.submitter import submit
+
+    begun = time.monotonic()
+    with json_errors(as_json) as answer:
+        _check_waiting(file, wait=wait, out=out, timeout=timeout)
+        order = order_from(flags, name=name)
+        if start_in is not None:
+            order = replace(order, start_in=start_in)
+        with PromptFile(file) as prompts, open_store(redis_url, patient=wait) as store:
+            if at is not None:
+                order = replace(order, start_in=_until(at, start_in, store))
+            with read_display(prompts.size) as progress:
+                submitted = submit(store, prompts, order, progress=progress)
+            _print(submitted, prompts.name, as_json=as_json)
+            answer.given = True
+            _say_prospects(store, submitted, order)
+            return _follow(store, submitted.batch_id, out, timeout, begun) if wait else 0
+
+
+def _check_waiting(file: str, *, wait: bool, out: Path | None, timeout: float | None) -> None:
+    """See that the flags about waiting go together."""
+    if wait and out is None:
+        raise RefusedError("--wait writes the results as they come: give it a file with -o")
+    if not wait and (out is not None or timeout is not None):
+        flag = "-o" if out is not None else "--timeout"
+        raise RefusedError(f"{flag} goes with --wait; `promptmill results BATCH -o OUT` writes results later")
+    if out is not None and file != "-" and out.exists() and Path(file).exists() and out.samefile(file):
+        raise RefusedError(f"{out} is the input: the results need a file of their own")
+
+
+def _until(at: str, start_in: float | None, store: Store) -> float:
+    """Seconds from now, by the server's clock, until a moment."""
+    if start_in is not None:
+        raise RefusedError("--at and --in say the same thing: give one of them")
+    now = store.server_time()
+    try:
+        return parse_moment(at, now) - now
+    except RefusedError as error:
+        raise RefusedError(f"{said_with('at')}: {error}") from None
+
+
+def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
+    click.echo(orjson.dumps(submitted.as_dict()).decode() if as_json else submitted.batch_id)
+    if submitted.rejected:
+        click.echo(f"{source}: {plural(submitted.rejected, 'bad line')}, skipped: each has an error record", err=True)
+        for line in listed(submitted.problems):
+            click.echo(line, err=True)
+    running = plural(submitted.total - submitted.rejected, "line")
+    click.echo(f"{running} of {source} enqueued for {', '.join(submitted.models) or 'no model'}", err=True)
+
+
+def _say_prospects(store: Store, submitted: Submitted, order: Order) -> None:
+    """When the batch begins and ends, as far as that was said, and whether it will have to wait for a worker."""
+    from submit.upload.submit_notes import notes, times, waits_for
+
+    now = store.server_time()
+    source = click.get_current_context().get_parameter_source("keep")
+    said = times(
+        now,
+        begins=None if order.start_in is None else now + order.start_in,
+        expires_in=order.expires_in,
+        keep_s=order.keep_s,
+        keep_given=source is not ParameterSource.DEFAULT,
+    )
+    lines = notes(submitted.own_models, submitted.after_answer, order.defaults)
+    for text in (said, *lines, *waits_for(store.connection, submitted.models)):
+        if text is not None:
+            click.echo(text, err=True)
+
+
+def _follow(store: Store, batch_id: str, out: Path | None, timeout: float | None, begun: float) -> int:
+    """Write the results as they come, and say what the batch came to; ``begun`` is when the user began to wait."""
+    from submit.results.follow import write_results
+    from submit.results.output import STDOUT, default_errors
+    from submit.results.summary import Tally, exit_status, summary
+    from submit.status.progress import Progress
+
+    tally, progress = Tally(), Progress()
+    try:
+        with left_to_itself(batch_id, out):
+            batch = write_results(
+                store, batch_id, out, follow=True, progress=progress, timeout=timeout, observe=tally.add
+            )
+    finally:
+        progress.close()
+    shown = None if out == STDOUT else out
+    errors = default_errors(shown) if tally.failures and shown is not None else None
+    seconds = time.monotonic() - begun
+    for line in summary(batch, tally, out=shown, errors=errors, seconds=seconds, now=store.now()):
+        click.echo(line, err=True)
+    return exit_status(batch, tally)

@@ -1,0 +1,144 @@
+"""Prompts as a model will see them: the worker package's preview, run as a process that is fed with lines.
+
+Tokenizers come with the worker package, which this side never imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import orjson
+
+from jobs.errors import ModelLoadError, ProblemLine, PromptmillError, RefusedError
+from jobs.lines.line import Defaults
+from submit.input.validate import BadLine, Problems
+
+__all__ = ["PREVIEW_COMMAND", "Preview", "Previewed"]
+
+# -P: a folder named worker in the current directory must not be taken for ours.
+PREVIEW_COMMAND = (sys.executable, "-P", "-m", "worker.preview")
+
+
+@dataclass(slots=True)
+class Previewed:
+    """What the preview said: prompts as text by line number, problems, token counts."""
+
+    prompts: dict[int, str] = field(default_factory=dict)
+    problems: Problems = field(default_factory=Problems)
+    lines: int = 0
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, said: dict[str, Any]) -> None:
+        if "preview" in said:
+            self.prompts[said["line"]] = said["preview"]
+        elif "problem" in said:
+            problem = said["problem"]
+            found = ProblemLine(said["line"], problem["code"], problem.get("field"), problem["message"])
+            self.problems.add([BadLine(found.line - 1, "", (found,))])
+        elif "tokens" in said:
+            self.lines += 1
+        elif "summary" in said:
+            self.summary = said["summary"]
+
+
+class Preview:
+    """Renders and counts lines for ``model``, with ``control_tokens`` as a worker with ``--control-tokens`` does. A
+    context manager; :meth:`feed` lines, then :meth:`finish`.
+
+    Raises:
+        RefusedError: the worker package's dependencies are not installed.
+    """
+
+    def __init__(
+        self, model: str, defaults: Defaults, *, control_tokens: bool = False, command: Sequence[str] = PREVIEW_COMMAND
+    ) -> None:
+        if command is PREVIEW_COMMAND and importlib.util.find_spec("mlx_lm") is None:
+            raise RefusedError(
+                "prompts are rendered and counted with the model's tokenizer: pip install 'promptmill[worker]', "
+                "or check without --model"
+            )
+        self.model = model
+        self._said = Previewed()
+        self._failure: Exception | None = None
+        self._stack = contextlib.ExitStack()
+        self._complaints = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints
+        )
+        # What it says is read while it is fed: neither side ever waits for the other's full pipe.
+        self._listener = threading.Thread(target=self._listen, name="preview", daemon=True)
+        self._listener.start()
+        fields = {**defaults.fields, "model": model}
+        self._send({"model": model, "defaults": fields, "control_tokens": control_tokens})
+
+    def __enter__(self) -> Preview:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._hang_up()
+        self._process.wait()
+        self._listener.join()
+        _piped(self._process.stdout).close()
+        self._stack.close()
+
+    def feed(self, line: int, raw: bytes) -> None:
+        """One more checked line; ``line`` is its number."""
+        self._send({"line": line, "raw": raw.decode()})
+
+    def finish(self) -> Previewed:
+        """Wait for the answers to all lines.
+
+        Raises:
+            ModelLoadError: the tokenizer cannot be loaded.
+            PromptmillError: the preview failed otherwise.
+        """
+        self._hang_up()
+        self._listener.join()
+        status = self._process.wait()
+        if status or self._failure is not None:
+            self._complaints.seek(0)
+            words = self._complaints.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+            message = words[-1].removeprefix("promptmill: ")
+            if status == ModelLoadError.exit_status:
+                raise ModelLoadError(message)
+            raise PromptmillError(
+                f"the preview of {self.model} failed ({self._failure or f'exit {status}'}): {message}"
+            )
+        return self._said
+
+    def _send(self, item: dict[str, Any]) -> None:
+        # A process that is gone is noticed by finish(), which knows why.
+        with contextlib.suppress(BrokenPipeError):
+            self._input.write(orjson.dumps(item, option=orjson.OPT_NON_STR_KEYS) + b"\n")
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._input.close()
+
+    @property
+    def _input(self) -> IO[bytes]:
+        return _piped(self._process.stdin)
+
+    def _listen(self) -> None:
+        try:
+            for said in _piped(self._process.stdout):
+                self._said.take(orjson.loads(said))
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            self._failure = error
+            self._process.kill()
+
+
+def _piped(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise ValueError("the preview was started without a pipe")
+    return stream

@@ -1,0 +1,198 @@
+"""Checking a whole input, chunk by chunk: what ``submit`` and ``check`` have in common."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import orjson
+
+from jobs.errors import LineError, ProblemLine
+from jobs.lines.line import CheckedLine, Defaults, check_line, no_model
+from jobs.lines.line_id import readable_id
+from jobs.shard import Group, ShardLine
+from submit.input.duplicate_ids import SeenIds
+from submit.input.reader import Line, Prompts
+
+__all__ = ["NOBODY", "BadLine", "Chunk", "GoodLine", "Problems", "checked"]
+
+CHUNK_LINES = 1000
+CHUNK_BYTES = 4 << 20
+KEPT_PROBLEMS = 100_000
+NO_MODEL = ("missing_field", "model")
+NOBODY = Group("")
+"""Of lines for which no model is named, where none is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoodLine:
+    """A line that may run: its place and bytes, who is to run it, the endpoint of an OpenAI line, and whether the model
+    begins a new turn after an assistant's message."""
+
+    place: ShardLine
+    group: Group
+    endpoint: str | None
+    after_answer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that may not: its 0-based index, its id as far as it has one, and all that is wrong with it."""
+
+    index: int
+    id: str
+    problems: tuple[ProblemLine, ...]
+
+    @property
+    def line(self) -> int:
+        return self.problems[0].line
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Neighbouring lines of the input, checked, each in exactly one of the lists, in order.
+
+    ``own_models`` counts the good lines that name another model than the batch, by what they name.
+    """
+
+    good: list[GoodLine]
+    bad: list[BadLine]
+    own_models: Counter[str] = field(default_factory=Counter)
+
+
+class Problems:
+    """All that is wrong with an input: every bad line counted, the first problems kept."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Bad lines, each of which may have several problems."""
+        self.only_without_model = 0
+        """How many of them have no problem but that no model is named."""
+        self.kept: list[ProblemLine] = []
+
+    def add(self, lines: list[BadLine]) -> None:
+        self.count += len(lines)
+        for line in lines:
+            self.only_without_model += all((problem.code, problem.field) == NO_MODEL for problem in line.problems)
+            if len(self.kept) < KEPT_PROBLEMS:
+                self.kept += line.problems[: KEPT_PROBLEMS - len(self.kept)]
+
+
+def checked(prompts: Prompts, defaults: Defaults, *, need_model: bool = True) -> Iterator[Chunk]:
+    """All lines of ``prompts`` against the contract; memory does not grow with their number.
+
+    Raises:
+        RefusedError: the input cannot be read.
+    """
+    groups = _Groups(defaults, need_model=need_model)
+    index = 0
+    with SeenIds() as seen:
+        for lines in _chunks(prompts):
+            yield _check_chunk(lines, index, groups, seen)
+            index += len(lines)
+
+
+def _chunks(prompts: Prompts) -> Iterator[list[Line]]:
+    chunk: list[Line] = []
+    size = 0
+    for line in prompts:
+        chunk.append(line)
+        size += len(line[1]) if isinstance(line[1], bytes) else 0
+        if len(chunk) >= CHUNK_LINES or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+class _Groups:
+    """Which group runs a line: one object for all lines of a model and adapter."""
+
+    def __init__(self, defaults: Defaults, *, need_model: bool) -> None:
+        self.defaults = defaults
+        self._model, self._adapter = defaults.model, defaults.adapter_path
+        self._override = defaults.override_model
+        self._need_model = need_model
+        self._known: dict[tuple[str, str | None], Group] = {}
+        self.own_models: Counter[str] = Counter()
+
+    def of(self, line: CheckedLine) -> Group:
+        model = self._model
+        own = line.fields.get("model")
+        if own is not None and own != model:
+            if model is not None:
+                self.own_models[own] += 1
+            model = model if self._override else own
+        if model is None:
+            if self._need_model:
+                raise no_model()
+            return NOBODY
+        adapter = line.fields.get("adapter_path", self._adapter)
+        group = self._known.get((model, adapter))
+        if group is None:
+            group = self._known[model, adapter] = Group(model, adapter)
+        return group
+
+    def lacks_model(self, raw: bytes | LineError) -> bool:
+        """Whether a bad line has that wrong with it too, that nobody names its model."""
+        if not self._need_model or self._model is not None or isinstance(raw, LineError):
+            return False
+        try:
+            data = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            return False
+        fields = data.get("body", data) if isinstance(data, dict) else None
+        return isinstance(fields, dict) and not fields.get("model")
+
+
+def _check_chunk(lines: list[Line], start: int, groups: _Groups, seen: SeenIds) -> Chunk:
+    good: list[GoodLine] = []
+    bad: list[BadLine] = []
+    ids: list[tuple[int, str | None]] = []
+    groups.own_models = Counter()
+    for index, (number, raw) in enumerate(lines, start):
+        try:
+            if isinstance(raw, LineError):
+                raise raw
+            line = check_line(raw)
+            after = line.begins_after_answer(groups.defaults)
+            good.append(GoodLine(ShardLine(index, number, raw), groups.of(line), line.endpoint, after))
+            ids.append((number, line.id))
+        except LineError as error:
+            # Its error record carries its id, so the id is taken by this line as much as by a good one.
+            name = raw.line_id if isinstance(raw, LineError) else readable_id(raw)
+            ids.append((number, name))
+            problems = error.all_at(number)
+            if (error.code, error.field) != NO_MODEL and groups.lacks_model(raw):
+                problems += (no_model().at(number),)
+            bad.append(BadLine(index, name or f"line-{number}", problems))
+    clashes = seen.add(ids)
+    if clashes:
+        good, bad = _without_clashes(good, bad, dict(ids), clashes)
+    return Chunk(good, bad, groups.own_models)
+
+
+def _without_clashes(
+    good: list[GoodLine], bad: list[BadLine], ids: dict[int, str | None], clashes: dict[int, int]
+) -> tuple[list[GoodLine], list[BadLine]]:
+    """Good and bad lines, with those among the bad ones whose id was used before."""
+
+    def clash(number: int, field: str) -> ProblemLine:
+        name = ids[number] or f"line-{number}"
+        message = f"'{name}' is the id of line {clashes[number]} already; ids are unique in a file"
+        return ProblemLine(number, "duplicate_custom_id", field, message)
+
+    kept: list[GoodLine] = []
+    refused: list[BadLine] = []
+    for line in good:
+        number = line.place.line
+        if number not in clashes:
+            kept.append(line)
+            continue
+        problem = clash(number, "id" if line.endpoint is None else "custom_id")
+        refused.append(BadLine(line.place.index, ids[number] or f"line-{number}", (problem,)))
+    for other in bad:
+        also = (clash(other.line, "id"),) if other.line in clashes and ids[other.line] is not None else ()
+        refused.append(BadLine(other.index, other.id, other.problems + also))
+    return kept, sorted(refused, key=lambda line: line.index)

@@ -1,0 +1,216 @@
+"""Results without Redis: a batch's records from the spools of its workers, one per line of the input."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from jobs.errors import BatchNotFoundError, PromptmillError, RefusedError
+from jobs.lines.line import CHAT_URL, COMPLETIONS_URL
+from jobs.spool import SUFFIX, SpoolEntry, SpoolHeader, open_spool, read_entries, read_header
+from submit.results.formats import plain_format
+from submit.results.output import Output
+from submit.results.read import StoredRecord
+from submit.status.text import plural
+
+__all__ = ["Found", "write_spooled"]
+
+OPEN_FILES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the spools held of a batch, and what they did not. ``unread`` are files passed over, with the reason."""
+
+    header: SpoolHeader
+    lines: int
+    damaged: int
+    unread: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> int:
+        """Lines of the batch without a record in the spools."""
+        return max(self.header.total - self.lines, 0)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every line of the batch is known to be there."""
+        return self.header.total > 0 and not self.missing
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        header = self.header
+        about = {"id": header.batch_id, "name": header.name, "source": header.source, "total": header.total or None}
+        return {**about, "written": self.lines, "missing": self.missing, "damaged": self.damaged}
+
+    def notes(self) -> list[str]:
+        """What a person should know of the spools, a line each."""
+        said = list(self.unread)
+        if self.damaged:
+            said.append(f"{plural(self.damaged, 'damaged line')} of the spools passed over")
+        if not self.header.total:
+            said.append(
+                f"batch {self.header.batch_id}: found {plural(self.lines, 'line')}; how many it has is not known"
+            )
+            return said
+        text = f"batch {self.header.batch_id}: found {self.lines:,} of {plural(self.header.total, 'line')}"
+        if self.missing:
+            text += f"; {self.missing:,} missing: not finished, refused at submission, or in another worker's spool"
+        return [*said, text]
+
+
+class _Place(NamedTuple):
+    """Where a line's best record lies. Places are compared by what makes one record better than another."""
+
+    ok: bool
+    fence: int
+    chat: bool
+    file: int
+    offset: int
+
+
+def write_spooled(
+    name: str,
+    folders: Iterable[Path],
+    out: Path | None,
+    *,
+    errors: Path | None = None,
+    fmt: str = "native",
+    observe: Callable[[StoredRecord], None] = lambda record: None,
+) -> Found:
+    """Write the records of batch ``name`` (an id, else the newest of that name) that lie in ``folders``.
+
+    Each of those is a spool folder, a batch's folder in one, or a file. In the order of the input, one record per
+    line: a result before an error, then the latest attempt's. Memory grows with the number of lines, not their size.
+
+    Raises:
+        BatchNotFoundError: no record of the batch is there.
+        RefusedError: a path is not there or cannot be written, or the format needs the prompts.
+    """
+    files, header = _files_of(name, folders)
+    spools = _Spools(files, header.batch_id)
+    shape = plain_format(fmt, spools.endpoint)
+    if shape is None:
+        raise RefusedError(
+            f"--format {fmt} needs the prompts, which are in Redis: with --from-spool take native or openai"
+        )
+    spools.index()
+    if not spools.places:
+        raise BatchNotFoundError(f"no sound record of batch {header.batch_id} is in {', '.join(map(str, files))}")
+    output = Output(out, errors, shape)
+    try:
+        for record in spools.records():
+            output.put(record)
+            observe(record)
+        output.close()
+    except BaseException:
+        output.abandon()
+        raise
+    finally:
+        spools.close()
+    return Found(header, len(spools.places), spools.damaged, tuple(spools.unread))
+
+
+def _files_of(name: str, folders: Iterable[Path]) -> tuple[list[Path], SpoolHeader]:
+    """The files of a batch, and what they say of it."""
+    folders = list(folders)
+    paths = dict.fromkeys(path.resolve() for folder in folders for path in _paths(folder))
+    headers: dict[Path, SpoolHeader] = {}
+    for path in paths:
+        try:
+            headers[path] = read_header(path)
+        except OSError:
+            headers[path] = SpoolHeader(path.parent.name)  # index() says so, if it is of this batch
+    known = {header.batch_id for header in headers.values()}
+    named = {header.batch_id for header in headers.values() if header.name == name}
+    if name not in known and not named:
+        raise BatchNotFoundError(f"no record of a batch '{name}' is in {', '.join(map(str, folders))}")
+    batch_id = name if name in known else max(named)  # ids sort by the time of submission
+    found = {path: header for path, header in headers.items() if header.batch_id == batch_id}
+    # The line about the batch may be damaged in some of them.
+    return list(found), max(found.values(), key=lambda header: header.total)
+
+
+def _paths(folder: Path) -> list[Path]:
+    if folder.is_dir():
+        _listable(folder)
+        # Not is_file(): one that was renamed since is none under this name.
+        return sorted(
+            path for pattern in (f"*{SUFFIX}", f"*/*{SUFFIX}") for path in folder.glob(pattern) if not path.is_dir()
+        )
+    if folder.is_file():
+        return [folder]
+    raise RefusedError(f"{folder} does not exist; give a worker's spool folder, a batch's folder in it, or a file")
+
+
+def _listable(folder: Path) -> None:
+    """Refuse folders that cannot be listed: their records would be missed without a word."""
+    inner = (path for path in folder.iterdir() if path.is_dir()) if os.access(folder, os.R_OK | os.X_OK) else ()
+    for path in (folder, *inner):
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise RefusedError(f"{path} cannot be read: you may not; give yourself the right, or run as its owner")
+
+
+class _Spools:
+    """The best record of each line in some files, by place: the records themselves stay on the disk."""
+
+    def __init__(self, files: list[Path], batch_id: str) -> None:
+        self.places: dict[int, _Place] = {}
+        self.damaged = 0
+        self.unread: list[str] = []
+        self._files = files
+        self._batch_id = batch_id
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
+
+    def index(self) -> None:
+        """Find the best record of each line."""
+        for number, path in enumerate(self._files):
+            try:
+                with open_spool(path) as file:
+                    for offset, entry in read_entries(file, self._batch_id, self._count_damaged):
+                        self._consider(_Place(entry.line.ok, entry.fence, entry.chat, number, offset), entry)
+            except OSError as error:
+                self.unread.append(f"{path} cannot be read to its end: {error.strerror}")
+
+    def records(self) -> Iterator[StoredRecord]:
+        """A record per line, in the order of the input."""
+        for index in sorted(self.places):
+            place = self.places[index]
+            try:
+                file = self._file(place.file)
+                file.seek(place.offset)
+                _, entry = next(read_entries(file, self._batch_id), (0, None))
+            except OSError:
+                entry = None
+            if entry is None:
+                raise PromptmillError(
+                    f"{self._files[place.file]} changed while it was read; run the same command again"
+                )
+            yield StoredRecord(index, entry.line.record)
+
+    def endpoint(self, index: int) -> str:
+        """Where a native line would have gone."""
+        return CHAT_URL if self.places[index].chat else COMPLETIONS_URL
+
+    def close(self) -> None:
+        for file in self._open.values():
+            file.close()
+
+    def _consider(self, place: _Place, entry: SpoolEntry) -> None:
+        best = self.places.get(entry.line.index)
+        if best is None or (place.ok, place.fence) > (best.ok, best.fence):
+            self.places[entry.line.index] = place
+
+    def _count_damaged(self) -> None:
+        self.damaged += 1
+
+    def _file(self, number: int) -> BinaryIO:
+        if number not in self._open:
+            self._open[number] = open_spool(self._files[number])
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+        return self._open[number]

@@ -1,0 +1,221 @@
+"""The files that results go to: whole or not at all, and on stdout as they come."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from jobs.errors import PromptmillError, RefusedError
+from submit.results.formats import Format
+from submit.results.read import StoredRecord
+
+__all__ = ["Output", "check_paths", "default_errors", "writable"]
+
+STDOUT = Path("-")
+MISTAKES = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS})
+"""System errors that mean the path was a bad choice; others (a full disk) are nobody's mistake."""
+
+
+def default_errors(out: Path) -> Path:
+    """Where the records of failed lines go: ``results.jsonl`` -> ``results.errors.jsonl``."""
+    return out.with_name(f"{out.stem}.errors{out.suffix}")
+
+
+def writable(path: Path) -> None:
+    """Make sure that ``path`` can be written, before any work is done for it.
+
+    Raises:
+        RefusedError: it cannot; the message says why.
+    """
+    with _explained(path):
+        real = Path(os.path.realpath(path))
+        if real.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if _is_special(real):
+            return
+        probe = _beside(real)
+        probe.open("wb").close()
+        probe.unlink()
+
+
+def check_paths(out: Path | None, errors: Path | None, shape: str, *, apart: bool) -> None:
+    """Make sure that the errors have a place of their own where the format keeps them apart, and none elsewhere.
+
+    Raises:
+        RefusedError: they have not.
+    """
+    if errors is not None and not apart:
+        raise RefusedError(f"--errors goes with --format native: '{shape}' has no file of errors")
+    if errors is not None and out is not None and errors.resolve() == out.resolve():
+        raise RefusedError(f"OUT and the file of errors are both {out}; give --errors another path")
+
+
+class Output:
+    """Where records go: OUT (None or ``-``: stdout), and a file for the errors where the format keeps them apart.
+
+    Nothing shows in the files before the first :meth:`flush`, which replaces what was there in one step;
+    from then on they grow. ``errors`` None means beside OUT; without OUT, error records go to stdout too.
+    """
+
+    def __init__(self, out: Path | None, errors: Path | None, shape: Format, stdout: BinaryIO | None = None) -> None:
+        self.out = None if out in (None, STDOUT) else out
+        check_paths(self.out, errors, shape.name, apart=shape.errors_apart)
+        self.errors = errors if self.out is None or not shape.errors_apart else errors or default_errors(self.out)
+        self.written = 0
+        self.failed = 0
+        self._cleared = False
+        self._format = shape
+        self._results: _File | _Stdout = _Stdout(stdout) if self.out is None else _File(self.out)
+        self._failures = None if self.errors is None else _File(self.errors)
+        if isinstance(self._results, _File):
+            self._results.open()
+
+    def put(self, record: StoredRecord) -> None:
+        """Write one record to where it belongs."""
+        self.written += 1
+        target: _File | _Stdout = self._results
+        if not record.ok:
+            self.failed += 1
+            if self._failures is not None:
+                target = self._failures
+        data = self._format.render(record)
+        if data:
+            target.write(data)
+
+    def flush(self) -> None:
+        """Make everything put so far visible in the files.
+
+        A file of errors that an earlier call left behind goes away as soon as it is out of date.
+        """
+        self._results.flush()
+        if self._failures is not None:
+            self._failures.flush()
+            if not self._failures.opened and not self._cleared:
+                self._failures.remove()
+            self._cleared = True
+
+    def close(self) -> None:
+        """Flush and end."""
+        self.flush()
+        self._results.close()
+        if self._failures is not None:
+            self._failures.close()
+
+    def abandon(self) -> None:
+        """End without a last flush: files not yet shown are forgotten."""
+        for target in (self._results, self._failures):
+            if target is not None:
+                target.abandon()
+
+
+class _Stdout:
+    def __init__(self, stream: BinaryIO | None) -> None:
+        self._stream = sys.stdout.buffer if stream is None else stream
+
+    def write(self, data: bytes) -> None:
+        with _explained(Path("stdout")):
+            self._stream.write(data)
+
+    def flush(self) -> None:
+        with _explained(Path("stdout")):
+            self._stream.flush()
+
+    def close(self) -> None:
+        self.flush()
+
+    def abandon(self) -> None:
+        """Stdout is not ours to take back."""
+
+
+class _File:
+    """A file that is written beside its place, moved there by the first flush, and then grows in place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.opened = False
+        self._real = Path(os.path.realpath(path))  # a link stays a link
+        self._file: BinaryIO | None = None
+        self._hidden: Path | None = None
+
+    def open(self) -> None:
+        self.opened = True
+        with _explained(self.path):
+            if _is_special(self._real):
+                self._file = self._real.open("wb")
+                return
+            if self._real.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            self._hidden = _beside(self._real)
+            self._file = self._hidden.open("wb")
+
+    def write(self, data: bytes) -> None:
+        if self._file is None:
+            self.open()
+        assert self._file is not None
+        with _explained(self.path):
+            self._file.write(data)
+
+    def flush(self) -> None:
+        if self._file is None:
+            return
+        with _explained(self.path):
+            self._file.flush()
+            if self._hidden is not None:
+                os.fsync(self._file.fileno())
+                with contextlib.suppress(FileNotFoundError):
+                    self._hidden.chmod(stat.S_IMODE(self._real.stat().st_mode))
+                self._hidden.replace(self._real)
+                self._hidden = None
+
+    def close(self) -> None:
+        if self._file is not None:
+            with _explained(self.path):
+                self._file.close()
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+        if self._hidden is not None:
+            self._hidden.unlink(missing_ok=True)
+            self._hidden = None
+
+    def remove(self) -> None:
+        if self._real.is_file():
+            with _explained(self.path):
+                self._real.unlink()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _is_special(path: Path) -> bool:
+    """A device or pipe: it is written as it is, never replaced by a file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn the system's errors about ``path`` into one that says what to do."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno in MISTAKES:
+            raise RefusedError(f"{path} cannot be written: {error.strerror}; give another path") from None
+        raise PromptmillError(
+            f"{path} cannot be written: {error.strerror}; nothing is lost: "
+            "free some space and run the same command again"
+        ) from None

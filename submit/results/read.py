@@ -1,0 +1,202 @@
+"""Reading records back: in the order they were finished, or in the order of the input.
+
+Lines that a cancelled or expired batch left without a record get one here: each line has exactly one. Memory grows
+neither with the batch nor with its shards: records are read in parts of bounded size, see :mod:`jobs.store.shard_records`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import orjson
+
+from jobs.batch import Batch, parse_batch
+from jobs.record_head import head_of
+from jobs.shard import ShardLine, decode_lines
+from jobs.store.keys import BatchKeys
+from jobs.store.lost_lines import lost_lines
+from jobs.store.shard_records import PIECE_BYTES, ShardRecords, loaded
+from jobs.store.store import REJECTED_GROUP
+from submit.results.missing_records import unrun_records
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+__all__ = ["StoredRecord", "finished_records", "ordered_records"]
+
+HELD_BYTES = 32 << 20
+"""Most bytes of records read before their turn in the order of finishing: lines of one shard finish near each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """A record as it was stored: JSON bytes, and whether it is a result (else an error).
+
+    ``after`` is where in the order of finishing to go on reading once this record is taken.
+    """
+
+    index: int
+    raw: bytes
+    after: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether this is a result; error records carry an ``error`` right after their identity."""
+        return b'"error":{' not in self.raw[:2048] or head_of(self.raw).error is None
+
+
+class _Shards:
+    """A batch's shards, and what is to be read of each."""
+
+    def __init__(self, connection: Redis, batch_id: str, part_bytes: int) -> None:
+        self.connection = connection
+        self.keys = BatchKeys(batch_id)
+        self.records = ShardRecords(connection, batch_id, part_bytes)
+        self.ended = self._ended(batch_id)
+
+    def _ended(self, batch_id: str) -> Batch | None:
+        """The batch, if it was cancelled or has expired: no record is written to it any more."""
+        stored = cast("dict[bytes, bytes]", self.connection.hgetall(self.keys.info))
+        batch = parse_batch(batch_id, stored) if b"status" in stored else None
+        return batch if batch is not None and batch.ended else None
+
+    def rows(self) -> Iterator[tuple[int, int]]:
+        """Number and group of each shard, by number."""
+        for row in cast("list[bytes]", self.connection.zrange(self.keys.table, 0, -1)):
+            number, group, _first, _lines = orjson.loads(row)
+            yield number, group
+
+    def all(self, number: int, group: int) -> Iterator[StoredRecord]:
+        """All records of a shard so far, by index, with those of lines that were left without one."""
+        own = (StoredRecord(index, loaded(value)) for index, value in self.records.all(number))
+        return heapq.merge(own, self.unrun(number, group), key=lambda record: record.index)
+
+    def unrun(self, number: int, group: int) -> Iterator[StoredRecord]:
+        """Records of the lines that were left without one, by index; none while the batch may go on."""
+        if self.ended is None or group == REJECTED_GROUP or self.connection.exists(self.keys.compacted(number)):
+            return
+        known = {int(index) for index in cast("list[bytes]", self.connection.hkeys(self.keys.records(number)))}
+        for index, raw in unrun_records(self.ended, self._lines(self.ended, number), known):
+            yield StoredRecord(index, raw)
+
+    def _lines(self, batch: Batch, number: int) -> list[ShardLine]:
+        """The lines of a shard: without their prompts where Redis has lost those."""
+        payload = cast("bytes | None", self.connection.get(self.keys.payload(number)))
+        if payload is not None:
+            return decode_lines(payload)
+        return [ShardLine(index, index + 1, b"") for index in lost_lines(self.connection, batch, number)]
+
+
+def finished_records(
+    connection: Redis,
+    batch_id: str,
+    *,
+    start: int = 0,
+    chunk: int = 1000,
+    part_bytes: int = PIECE_BYTES,
+    held_bytes: int = HELD_BYTES,
+) -> Iterator[StoredRecord]:
+    """Records from position ``start`` of the order of finishing, up to those there are by now.
+
+    About ``part_bytes`` are read at a time, and at most ``held_bytes`` wait for their turn.
+
+    Raises:
+        KeyError: the batch is being purged.
+        RefusedError: what Redis keeps of it is damaged.
+    """
+    # Before the list is read: of a batch that has ended, it is complete.
+    shards = _Shards(connection, batch_id, part_bytes)
+    while places := cast("list[bytes]", connection.lrange(shards.keys.finished, start, start + chunk - 1)):
+        ahead = _Ahead(shards, places, start, held_bytes)
+        for position in range(start, start + len(places)):
+            record = ahead.take(position)
+            if record is not None:
+                yield record
+            elif position not in ahead.void and not connection.exists(shards.keys.info):
+                raise KeyError(position)
+        start += len(places)
+    if shards.ended is None:
+        return
+    # Positions go on behind the list, which does not grow any more.
+    position = connection.llen(shards.keys.finished)
+    for number, group in shards.rows():
+        for record in shards.unrun(number, group):
+            position += 1
+            if position > start:
+                yield StoredRecord(record.index, record.raw, position)
+
+
+class _Ahead:
+    """The records at some places in the order of finishing, read in as few parts as their bytes allow.
+
+    ``void`` are the places of lines that were run again: what they had then was taken back.
+    """
+
+    def __init__(self, shards: _Shards, places: list[bytes], start: int, most: int) -> None:
+        self._shards, self._most = shards, most
+        self._lines: dict[int, tuple[int, int]] = {}
+        self._waiting: dict[int, list[int]] = defaultdict(list)
+        for position, place in enumerate(places, start):
+            number, index = map(int, place.split(b":"))
+            self._lines[position] = number, index
+            self._waiting[number].append(position)
+        self._held: dict[int, bytes] = {}
+        self._size = 0
+        self.void: set[int] = set()
+
+    def take(self, position: int) -> StoredRecord | None:
+        """The record at a place; None where it is void, or there is none. To be asked in their order."""
+        number, index = self._lines[position]
+        if position not in self._held and position not in self.void:
+            self._read(number, [later for later in self._waiting[number] if later >= position])
+        value = self._held.pop(position, None)
+        if value is None:
+            return None
+        self._size -= len(value)
+        return StoredRecord(index, loaded(value), position + 1)
+
+    def _read(self, number: int, positions: list[int]) -> None:
+        """Read a shard's records for these places, the first one at least."""
+        missing = [position for position in positions if position not in self._held and position not in self.void]
+        indices = [self._lines[position][1] for position in missing]
+        part = self._shards.records.part(number, indices[0] - 1, indices)
+        wanted = {}
+        for position, index, retried_at in zip(missing, indices, part.retried, strict=True):
+            if retried_at is not None and position < int(retried_at):
+                self.void.add(position)
+            else:
+                wanted[index] = position
+        for index, value in part.records:
+            if index in wanted:
+                self._hold(wanted[index], value)
+
+    def _hold(self, position: int, value: bytes) -> None:
+        self._held[position] = value
+        self._size += len(value)
+        while self._size > self._most and len(self._held) > 1:
+            # What is wanted last is read again then.
+            self._size -= len(self._held.pop(max(self._held)))
+
+
+def ordered_records(connection: Redis, batch_id: str, *, part_bytes: int = PIECE_BYTES) -> Iterator[StoredRecord]:
+    """All records there are by now in the order of the input, read about ``part_bytes`` at a time.
+
+    Raises:
+        RefusedError: what Redis keeps of it is damaged.
+    """
+    shards = _Shards(connection, batch_id, part_bytes)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for number, group in shards.rows():
+        groups[group].append(number)
+
+    def one_group(group: int, numbers: list[int]) -> Iterator[StoredRecord]:
+        # Shards of one group hold ascending, disjoint ranges of indices: each is read when its turn comes.
+        for number in numbers:
+            yield from shards.all(number, group)
+
+    streams = [one_group(group, numbers) for group, numbers in groups.items()]
+    return heapq.merge(*streams, key=lambda record: record.index)

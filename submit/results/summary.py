@@ -1,0 +1,168 @@
+"""What a batch came to, in a few lines for a person."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.batch import Batch
+from jobs.errors import ModelLoadError
+from jobs.params import PARAMETERS
+from jobs.record_head import RecordHead, head_of
+from submit.results.formats import TRAINING, left_out
+from submit.results.read import StoredRecord
+from submit.status.text import count, duration, plural, rate
+
+__all__ = ["NOTES", "Note", "Tally", "exit_status", "summary"]
+
+SOME_FAILED = 1
+LEFT_OUT = (
+    ("cut", "cut by max_tokens or the context (--keep-cut keeps them)"),
+    ("empty", "empty"),
+    ("cancelled", "cancelled or expired"),
+)
+SHORT_S = 10.0
+"""Of less than this, tenths of seconds count."""
+DEFAULT_MAX_TOKENS = PARAMETERS["max_tokens"].default
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something about succeeded lines that the user should hear of: which of them it is about, and what is said.
+
+    ``about`` is asked of each record; ``say`` gives the words for so many lines of a batch with these defaults, None
+    where it is not worth saying.
+    """
+
+    about: Callable[[RecordHead], bool]
+    say: Callable[[int, Mapping[str, Any]], str | None]
+
+
+def _cut_at_default(record: RecordHead) -> bool:
+    """Whether a text ended at the number of tokens that a line gets which says nothing about it."""
+    if record.sampling is None or record.sampling.max_tokens != DEFAULT_MAX_TOKENS:
+        return False
+    return any(choice.stop_reason == "max_tokens" for choice in record.completions)
+
+
+def _say_cut(lines: int, defaults: Mapping[str, Any]) -> str | None:
+    if "max_tokens" in defaults:
+        return None
+    were = "line was" if lines == 1 else "lines were"
+    return f"{lines:,} {were} cut at {DEFAULT_MAX_TOKENS} tokens, the default of max_tokens: give --max-tokens"
+
+
+def _unanswered(record: RecordHead) -> bool:
+    return any(choice.reasoning and choice.blank for choice in record.completions)
+
+
+def _say_unanswered(lines: int, _defaults: Mapping[str, Any]) -> str:
+    return (
+        f"{plural(lines, 'line')} thought and gave no answer: raise max_tokens, or give them "
+        'chat_template_kwargs {"enable_thinking": false}'
+    )
+
+
+NOTES: Mapping[str, Note] = {
+    "unanswered": Note(_unanswered, _say_unanswered),
+    "cut_at_default": Note(_cut_at_default, _say_cut),
+}
+"""By the name under which a tally counts its lines."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """How a batch's lines ended: completions by stop reason, failed lines by code, lines that have a note, and, for
+    training data, completions that are ``left_out`` of it by reason."""
+
+    fmt: str = "native"
+    keep_cut: bool = False
+    lines: int = 0
+    stops: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: StoredRecord) -> None:
+        self.lines += 1
+        head = head_of(record.raw)
+        if head.error is not None:
+            self.failures[head.error.code] += 1
+            return
+        self.stops.update(choice.stop_reason for choice in head.completions)
+        self.noted.update(name for name, note in NOTES.items() if note.about(head))
+        if self.fmt in TRAINING:
+            reasons = (left_out(choice, keep_cut=self.keep_cut) for choice in head.completions)
+            self.left_out.update(reason for reason in reasons if reason is not None)
+
+    @property
+    def written(self) -> int:
+        """Lines that hold a result: a line of the input each, and in training data a completion each."""
+        if self.fmt in TRAINING:
+            return self.stops.total() - self.left_out.total()
+        return self.lines - self.failures.total()
+
+    def notes(self, defaults: Mapping[str, Any]) -> list[str]:
+        """What a person should know of the texts of a batch with these defaults, a line each."""
+        said = [note.say(self.noted[name], defaults) for name, note in NOTES.items() if self.noted[name]]
+        if self.left_out:
+            reasons = [f"{self.left_out[reason]:,} {text}" for reason, text in LEFT_OUT if self.left_out[reason]]
+            said.append(f"left out of the training data: {', '.join(reasons)}")
+        return [words for words in said if words is not None]
+
+
+def exit_status(batch: Batch, tally: Tally | None = None) -> int:
+    """0: every line succeeded; 5: every line failed because its model cannot be loaded; else 1."""
+    if batch.done and batch.completed == batch.total:
+        return 0
+    if tally is not None and batch.total and tally.failures[ModelLoadError.code] == batch.total:
+        return ModelLoadError.exit_status
+    return SOME_FAILED
+
+
+def summary(
+    batch: Batch,
+    tally: Tally,
+    *,
+    out: Path | None,
+    errors: Path | None,
+    seconds: float,
+    now: float,
+) -> list[str]:
+    """Lines for stderr; ``seconds`` is how long the user waited, ``errors`` None when no line failed.
+
+    The rate is that of the whole batch: the tokens it generated over the time from its first line's start to its end,
+    or to ``now`` (seconds since the epoch) where that is still to come.
+    """
+    head = f"{plural(batch.total, 'line')}: {batch.completed:,} succeeded"
+    if batch.failed:
+        head += f", {batch.failed:,} failed ({_counts(tally.failures)})"
+    if missing := batch.total - batch.finished:
+        head += f", {missing:,} not run ({batch.status})"
+    usage = batch.usage
+    tokens = f"tokens: {count(usage.prompt_tokens)} prompt"
+    if usage.cached_tokens:
+        tokens += f" ({count(usage.cached_tokens)} cached)"
+    tokens += f", {count(usage.completion_tokens)} generated"
+    per_second = batch.rates(now)["completion_tokens_per_second"]
+    if per_second is not None:
+        end = "its end" if batch.done else "now"
+        elapsed = batch.elapsed(now)
+        over = f"{elapsed:.2g}s" if elapsed < SHORT_S else duration(elapsed)
+        tokens += f"; {rate(per_second)} tok/s over {over} from the first line's start to {end}"
+    lines = [head, f"{tokens}; {duration(seconds)} in all"]
+    if tally.stops:
+        lines.insert(1, f"ended by: {_counts(tally.stops)}")
+    lines += tally.notes(batch.defaults)
+    if out is not None:
+        lines.append(f"results: {out}")
+    if errors is not None:
+        lines.append(f"errors: {errors}")
+    return lines
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{number:,} {name}" for name, number in counter.most_common())

@@ -1,0 +1,358 @@
+"""``promptmill run``: one file of prompts into one file of results, on this machine, however often it is interrupted.
+
+OUT is the run's identity: a hash in Redis says which batch it is made from. A run that finds one goes on with it;
+everything that counts is in Redis, and OUT is written from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+
+from jobs.batch import Batch, new_batch_id
+from jobs.embedded.server import data_folder, embedded_server
+from jobs.errors import BatchNotFoundError, ModelLoadError, RedisError, RefusedError
+from jobs.lines.line import Defaults
+from jobs.store.keys import PREFIX, BatchKeys, run_key
+from jobs.store.store import Store
+from submit.commands.options import open_store
+from submit.input.feedback import read_display
+from submit.input.problem_summary import listed
+from submit.input.reader import PromptFile, digest_of
+from submit.results.follow import write_results
+from submit.results.formats import check_keep_cut
+from submit.results.output import STDOUT, check_paths, default_errors, writable
+from submit.results.summary import Tally, exit_status, summary
+from submit.run.lock import identity_of, interruptible, locked, runs_folder, spooled
+from submit.run.worker_process import Supervisor
+from submit.status.progress import Progress
+from submit.status.text import plural
+from submit.status.workers import NO_WORKER, RUN_ENDED, STARTING
+from submit.upload.submit_notes import notes
+from submit.upload.submitter import Order, submit
+
+__all__ = ["INTERRUPTED", "RunRequest", "run"]
+
+INTERRUPTED = 130
+DRAIN_S = 10
+"""What the worker gets to finish lines it began, less than the time it gets to end."""
+WORKER = (sys.executable, "-P", "-m", "worker")
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What the user asks for. ``source`` is a path, or ``-`` for standard input; ``worker_flags`` go to the worker."""
+
+    source: str
+    out: Path
+    errors: Path | None = None
+    defaults: Defaults = field(default_factory=lambda: Defaults({}))
+    on_bad_line: str = "reject"
+    fmt: str = "native"
+    keep_cut: bool = False
+    name: str | None = None
+    redis_url: str | None = None
+    restart: bool = False
+    worker_flags: tuple[str, ...] = ()
+    worker: tuple[str, ...] = WORKER
+
+
+def run(request: RunRequest, *, environ: Mapping[str, str] = os.environ, progress: Progress | None = None) -> int:
+    """Run the request to its end; the exit status.
+
+    Raises:
+        RefusedError: OUT cannot be written, is in use, or was made from something else.
+        PromptmillError: the prompts are bad, Redis is out, or the worker dies again and again.
+    """
+    if request.out == STDOUT:
+        raise RefusedError("run needs a file for OUT: it is by OUT that an interrupted run is found again")
+    check_keep_cut(request.fmt, keep_cut=request.keep_cut)
+    check_paths(request.out, request.errors, request.fmt, apart=request.fmt == "native")
+    for path in (request.out, request.errors or default_errors(request.out)):
+        writable(path)
+    if request.source != "-" and os.path.realpath(request.source) == os.path.realpath(request.out):
+        raise RefusedError(f"{request.out} is the file of prompts; give another -o")
+    identity, progress = identity_of(request.out), progress or Progress()
+    folder = runs_folder(data_folder(environ))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(folder / f"{identity}.lock", request.out))
+        stack.enter_context(interruptible())
+        source = stack.enter_context(spooled(request.source, folder / f"{identity}.stdin"))
+        url = request.redis_url or stack.enter_context(embedded_server(data_folder(environ), say=progress.note))
+        store = stack.enter_context(open_store(url, patient=True))
+        task = _Run(request, store, run_key(identity), source, progress)
+        supervisor = _supervisor(request, folder / f"{identity}.log", {**environ, "PROMPTMILL_REDIS_URL": url}, task)
+        return task.run(supervisor)
+
+
+class _Run:
+    """One run with its Redis at hand."""
+
+    def __init__(self, request: RunRequest, store: Store, key: str, source: str, progress: Progress) -> None:
+        self.request = request
+        self.store = store
+        self.progress = progress
+        self._key = key
+        self._source = source
+        self._begun = time.monotonic()
+
+    # As the one who is told of progress:
+
+    def update(self, batch: Batch, waiting: str | None = None) -> None:
+        none = waiting is not None and waiting.startswith((NO_WORKER, RUN_ENDED, STARTING))
+        self.progress.update(batch, "starting the worker" if none else waiting)
+
+    def note(self, text: str) -> None:
+        self.progress.note(text)
+
+    def run(self, supervisor: Callable[[Batch, list[str]], Supervisor]) -> int:
+        try:
+            batch = self._known() or self._submitted()
+        except KeyboardInterrupt:
+            self.note("interrupted before the work began; run the same command again")
+            return INTERRUPTED
+        try:
+            if not batch.done:
+                self._work(batch, supervisor(batch, self._adapters(batch)))
+            return self._finish(batch)
+        except KeyboardInterrupt:
+            return self._interrupted(batch.id)
+        finally:
+            self.progress.close()
+
+    # --- which batch ---
+
+    def _known(self) -> Batch | None:
+        """The batch that OUT is being made from, if there is one and it fits."""
+        stored = cast("bytes | None", self.store.connection.hget(self._key, "batch_id"))
+        batch = self._stored_batch(stored.decode()) if stored is not None else None
+        if self.request.restart:
+            if batch is not None:
+                self._discard(batch)
+            return None
+        if batch is None:
+            self._refuse_foreign_out(purged=stored is not None)
+            return None
+        if batch.status == "validating":
+            # Its submitter died: this run holds the lock, so nobody is at it.
+            self._discard(batch)
+            return None
+        if changes := self._changes(batch):
+            if batch.finished > batch.rejected:
+                raise RefusedError(
+                    f"{self.request.out} is being made by batch {batch.id}, but since then these have changed: "
+                    f"{'; '.join(changes)}. Give another -o, or --restart to run all lines again"
+                )
+            # Most likely a mistake is being mended, such as the name of a model.
+            self.note(f"no line is done yet: starting over with the changes ({'; '.join(changes)})")
+            self._discard(batch)
+            return None
+        self._say_known(batch)
+        return batch
+
+    def _stored_batch(self, batch_id: str) -> Batch | None:
+        try:
+            return self.store.batch(batch_id)
+        except BatchNotFoundError:
+            return None
+
+    def _refuse_foreign_out(self, *, purged: bool) -> None:
+        out = self.request.out
+        if not out.is_file() or out.stat().st_size == 0:
+            return
+        why = "the batch it was made from is no longer in Redis" if purged else "no run of this Redis made it"
+        raise RefusedError(f"{out} exists already, and {why}; give another -o, or --restart to replace it")
+
+    def _changes(self, batch: Batch) -> list[str]:
+        """What the user gave otherwise when the batch was made."""
+        changes = _changed_defaults(batch.defaults, self.request.defaults.fields)
+        digest = cast("bytes | None", self.store.connection.hget(BatchKeys(batch.id).info, "digest"))
+        if digest_of(self._source) != (digest or b"").decode():
+            changes.insert(0, f"the prompts in {self._shown_source()}")
+        return changes
+
+    def _say_known(self, batch: Batch) -> None:
+        if not batch.done:
+            self.note(f"going on with batch {batch.id}: {batch.finished:,} of {plural(batch.total, 'line')}")
+        elif batch.status == "completed":
+            self.note(f"batch {batch.id} is complete already: writing its results again")
+        else:
+            self.note(
+                f"batch {batch.id} {batch.fate}: `promptmill retry {batch.id}` lets this command go on with it; "
+                "--restart runs all lines again"
+            )
+
+    def _shown_source(self) -> str:
+        return "standard input" if self.request.source == "-" else self.request.source
+
+    def _submitted(self) -> Batch:
+        request = self.request
+        batch_id = new_batch_id()
+        # A queue of its own keeps leftovers of other runs out of this one; a pool's queues are for everybody.
+        pool = batch_id if request.redis_url is None else None
+        order = Order(
+            defaults=request.defaults,
+            name=request.name,
+            on_bad_line=request.on_bad_line,
+            pool=pool,
+            batch_id=batch_id,
+        )
+        # Before the batch is live: whatever happens from here on, the next run finds it.
+        self.store.connection.hset(self._key, mapping={"batch_id": batch_id, "out": str(request.out.absolute())})
+        try:
+            with PromptFile(self._source) as prompts, read_display(prompts.size) as show:
+                if request.source == "-":
+                    prompts.name = "standard input"
+                submitted = submit(self.store, prompts, order, progress=show)
+        except BaseException:
+            if self._stored_batch(batch_id) is None:
+                self.store.connection.delete(self._key)
+            raise
+        if submitted.rejected:
+            self.note(f"{plural(submitted.rejected, 'bad line')} not run: each gets an error record")
+            for line in listed(submitted.problems):
+                self.note(line)
+        for note in notes(submitted.own_models, submitted.after_answer, request.defaults):
+            self.note(note)
+        return self.store.batch(batch_id)
+
+    def _discard(self, batch: Batch) -> None:
+        self._remove_private_queues(batch)
+        self.store.discard(batch.id)
+        self.store.connection.delete(self._key)
+
+    def _remove_private_queues(self, batch: Batch) -> None:
+        """Take away what RQ keeps for queues that nobody but this run uses."""
+        if batch.pool is None:
+            return
+        queues = cast("set[bytes]", self.store.connection.smembers(BatchKeys(batch.id).queues))
+        for queue in (item.decode() for item in queues):
+            self.store.connection.srem("rq:queues", f"rq:queue:{queue}")
+            self.store.connection.delete(f"rq:queue:{queue}", f"rq:queue:{queue}:intermediate", f"rq:wip:{queue}")
+            self.store.connection.delete(f"{PREFIX}watch:{queue}", f"{PREFIX}dequeued:{queue}")
+
+    # --- the work ---
+
+    def _adapters(self, batch: Batch) -> list[str]:
+        """The adapters that the batch's queues are for: a group's key is its model, or ``MODEL+ADAPTER``."""
+        start = f"promptmill:{batch.priority}:" + (f"{batch.pool}:" if batch.pool else "")
+        found = cast("set[bytes]", self.store.connection.smembers(BatchKeys(batch.id).queues))
+        keys = {queue.decode().removeprefix(start) for queue in found} - set(batch.models)
+        adapters = {
+            key.removeprefix(f"{model}+") for key in keys for model in batch.models if key.startswith(f"{model}+")
+        }
+        return sorted(adapters)
+
+    def _work(self, batch: Batch, supervisor: Supervisor) -> None:
+        supervisor.start()
+        try:
+            done = write_results(
+                self.store,
+                batch.id,
+                self.request.out,
+                errors=self.request.errors,
+                follow=True,
+                fmt=self.request.fmt,
+                keep_cut=self.request.keep_cut,
+                progress=self,
+                on_poll=supervisor.check,
+            )
+            self.progress.close(done)
+        except KeyboardInterrupt:
+            self.note("stopping: lines that were begun are finished first; Ctrl-C again ends at once")
+            raise
+        except (ModelLoadError, RefusedError, RedisError) as error:
+            # The next run has other flags, another model or another user, and nothing may ever finish this batch.
+            latest = self.store.batch(batch.id)
+            if latest.finished == latest.rejected:
+                self._discard(latest)
+            elif latest.pool is None:
+                self.note(
+                    f"batch {latest.id} stays in Redis, where the pool's workers may go on with it: "
+                    f"`promptmill results {latest.id}` writes what is finished, `promptmill cancel {latest.id}` ends it"
+                )
+            if isinstance(error, RedisError) and latest.pool is None:
+                raise RedisError(f"{error}; to leave the work to the pool, use `promptmill submit --wait`") from None
+            raise
+        finally:
+            supervisor.stop()
+
+    def _interrupted(self, batch_id: str) -> int:
+        # The signal may have come in the middle of a reply: such a connection is of no use any more.
+        self.store.connection.connection_pool.disconnect()
+        with contextlib.suppress(KeyboardInterrupt):
+            self._write(batch_id, Tally())
+        batch = self.store.batch(batch_id)
+        if batch.done:
+            self.note("interrupted, but all lines are done; run the same command again for the summary")
+        else:
+            self.note(
+                f"interrupted: {batch.finished:,} of {plural(batch.total, 'line')} done; "
+                "run the same command again to finish"
+            )
+        return INTERRUPTED
+
+    def _write(self, batch_id: str, tally: Tally) -> Batch:
+        """OUT and its errors as Redis has them, in the order of the input."""
+        request = self.request
+        return write_results(
+            self.store,
+            batch_id,
+            request.out,
+            errors=request.errors,
+            fmt=request.fmt,
+            keep_cut=request.keep_cut,
+            observe=tally.add,
+        )
+
+    def _finish(self, before: Batch) -> int:
+        tally = Tally(self.request.fmt, self.request.keep_cut)
+        batch = self._write(before.id, tally)
+        self._remove_private_queues(batch)
+        request, seconds = self.request, time.monotonic() - self._begun
+        errors = request.errors or default_errors(request.out)
+        shown = errors if tally.failures and request.fmt == "native" else None
+        for line in summary(batch, tally, out=request.out, errors=shown, seconds=seconds, now=time.time()):
+            self.note(line)
+        return exit_status(batch, tally)
+
+
+def _changed_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Which defaults differ, for a person."""
+    plain = orjson.loads(orjson.dumps(dict(now), option=orjson.OPT_NON_STR_KEYS))
+    names = [name for name in sorted({*before, *plain}) if before.get(name) != plain.get(name)]
+    return [f"{name} (was {_shown(before, name)}, is {_shown(plain, name)})" for name in names]
+
+
+def _shown(fields: Mapping[str, Any], name: str) -> str:
+    return orjson.dumps(fields[name]).decode() if name in fields else "not given"
+
+
+def _supervisor(
+    request: RunRequest, log: Path, environ: dict[str, str], task: _Run
+) -> Callable[[Batch, list[str]], Supervisor]:
+    """Makes the worker's supervisor once the batch's models are known. The URL, which may hold a password,
+    goes to the worker by the environment: command lines are for everybody to read."""
+    # The package this code is part of, whatever lies in the current folder.
+    package = str(Path(__file__).resolve().parent.parent)
+    inherited = environ.get("PYTHONPATH")
+    environ = {**environ, "PYTHONPATH": os.pathsep.join([package, inherited] if inherited else [package])}
+
+    def make(batch: Batch, adapters: list[str]) -> Supervisor:
+        flags = [f"--model={model}" for model in batch.models] + [f"--adapter-path={path}" for path in adapters]
+        # With adapters there are pairs that no line asks for: each is loaded when a line needs it.
+        flags += ["--no-preload"] if adapters else []
+        flags += [f"--pool={batch.pool}"] if batch.pool is not None else []
+        flags += [f"--exit-with-parent={os.getpid()}", f"--drain={DRAIN_S}", *request.worker_flags]
+        log.unlink(missing_ok=True)
+        return Supervisor([*request.worker, *flags], log, environ, task.progress.note)
+
+    return make

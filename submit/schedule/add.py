@@ -1,0 +1,348 @@
+"""What a schedule is made of and what it gives back: its order and its prompts, for a run by cron or by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from jobs.errors import InputError, LineError, RefusedError, WaitTimeoutError
+from jobs.lines.line import Defaults
+from jobs.shard import COMPRESSION_LEVEL
+from jobs.store.read_batch import read_batches
+from jobs.store.store import UPLOAD_LEASE_S, Store
+from submit.input.reader import PromptFile, PromptObjects
+from submit.schedule.cron import Cron
+from submit.schedule.model import NewSchedule, Run, Schedule
+from submit.schedule.run_store import OvertakenError, RunStore
+from submit.schedule.store import MAX_PROMPTS_BYTES, Schedules
+from submit.status.text import duration
+from submit.upload.submitter import Checked, Order, ReadSoFar, check, check_order, submit
+
+__all__ = [
+    "ASK_S",
+    "BY_HAND_S",
+    "NO_SCHEDULER",
+    "ScheduleOrder",
+    "add_schedule",
+    "order_from",
+    "prompts_of",
+    "run_schedule",
+    "unfinished_batch",
+]
+
+NO_SCHEDULER = "no scheduler is running: `promptmill scheduler` starts one"
+POLL_S = 0.2
+ASK_S = 60.0
+BY_HAND_S = UPLOAD_LEASE_S
+"""A run by hand that has not come about after so long is gone on with by others: its maker may be dead."""
+MAX_PATH = 1000
+_ORDER = {
+    "defaults": dict,
+    "name": str | None,
+    "priority": str,
+    "on_bad_line": str,
+    "metadata": dict,
+    "expires_in": float | int | None,
+    "keep_s": float | int | None,
+    "webhook": str | None,
+}
+"""Of an :class:`Order` what is kept with a schedule, with its types."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleOrder:
+    """What a user says of a schedule: when, of which file, and what each of its batches is to be."""
+
+    name: str
+    cron: Cron
+    order: Order
+    read_at_fire: bool = False
+    catch_up: bool = False
+    allow_overlap: bool = False
+    take_place: bool = False
+    """Of a schedule that has the name already."""
+
+
+def add_schedule(
+    store: Store,
+    wanted: ScheduleOrder,
+    file: str | Iterable[Mapping[str, Any]],
+    *,
+    progress: ReadSoFar = lambda lines, size: None,
+) -> tuple[Schedule, Checked | None]:
+    """Make a schedule; the file, or the prompts, are checked and stored with it, unless it is to be read at each run.
+
+    Raises:
+        InputError: the file has bad lines, or none.
+        RefusedError: it cannot be read or is too large, the name is taken, or the order makes no sense.
+    """
+    schedules = Schedules(store.connection)
+    packed, checked, path = None, None, None
+    if wanted.read_at_fire:
+        source = path = _absolute(file)
+        check_order(wanted.order)
+    else:
+        packed, source = _packed_file(file) if isinstance(file, str) else _packed_objects(file)
+        with _unpacked([packed], source) as prompts:
+            checked = check(prompts, wanted.order, progress=progress)
+    new = NewSchedule(
+        name=wanted.name,
+        cron=wanted.cron,
+        order=_order_json(wanted.order),
+        source=source,
+        path=path,
+        lines=0 if checked is None else checked.total,
+        models=checked.models if checked is not None else tuple(filter(None, [wanted.order.defaults.model])),
+        catch_up=wanted.catch_up,
+        allow_overlap=wanted.allow_overlap,
+    )
+    return schedules.add(new, packed, replace=wanted.take_place, now=store.server_time()), checked
+
+
+def run_schedule(
+    store: Store,
+    name: str,
+    *,
+    allow_overlap: bool = False,
+    timeout: float = ASK_S,
+    progress: ReadSoFar = lambda lines, size: None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], object] = time.sleep,
+) -> str:
+    """Submit a batch of a schedule now; its id. Where its file is read at each run, the scheduler does it.
+
+    Raises:
+        RefusedError: there is no such schedule; an earlier batch of it is not done and none may overlap; the run was
+            refused, as for bad lines in the file; or a scheduler is needed and there is none.
+        WaitTimeoutError: the scheduler has not done it within ``timeout`` seconds, but will.
+    """
+    schedules = Schedules(store.connection)
+    schedule, now = schedules.get(name), store.server_time()
+    overlap = allow_overlap or schedule.allow_overlap
+    if not overlap:
+        _refuse_overlap(store, schedule, now)
+    if schedule.path is not None:
+        return _asked(schedules, schedule, now, timeout, clock, sleep, overlap=overlap)
+    order = order_from(schedules.order(schedule), schedule.name)
+    with _run_by_hand(schedules, schedule, int(now), overlap=overlap) as run:
+        by_hand = RunStore(store, schedule, run, int(now), asked=True)
+        with prompts_of(schedules, schedule) as prompts:
+            return submit(by_hand, prompts, order, progress=progress).batch_id
+
+
+@contextlib.contextmanager
+def _run_by_hand(schedules: Schedules, schedule: Schedule, due: int, *, overlap: bool) -> Iterator[Run | None]:
+    """The one run of the schedule that is under way, over when the block ends; None for one that may overlap.
+
+    Raises:
+        RefusedError: another was there first, or takes this one's place.
+    """
+    run = None
+    if not overlap:
+        run = Run(due, asked=True, by=uuid.uuid4().hex)
+        if not schedules.hold(schedule, run, schedule.run):
+            raise _under_way(schedule)
+    try:
+        yield run
+    except OvertakenError:
+        shown = "`promptmill schedule list` shows whether it was submitted elsewhere"
+        raise RefusedError(f"this run of schedule '{schedule.name}' was taken over, or ended: {shown}") from None
+    finally:
+        from redis.exceptions import RedisError
+
+        if run is not None:  # of one that was submitted nothing is there any more
+            with contextlib.suppress(RedisError):
+                schedules.end(schedule, run)
+
+
+def _under_way(schedule: Schedule) -> RefusedError:
+    return RefusedError(f"a run of schedule '{schedule.name}' is being submitted: --allow-overlap runs it besides")
+
+
+def _refuse_overlap(store: Store, schedule: Schedule, now: float) -> None:
+    run = schedule.run
+    if run is not None and (run.by is None or now - run.due < BY_HAND_S):
+        raise _under_way(schedule)
+    batch_id = unfinished_batch(store, schedule)
+    if batch_id is not None:
+        raise RefusedError(
+            f"batch {batch_id} of schedule '{schedule.name}' is not done: wait, `promptmill cancel {batch_id}`, or "
+            "--allow-overlap to run it besides"
+        )
+
+
+def _asked(
+    schedules: Schedules,
+    schedule: Schedule,
+    now: float,
+    timeout: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], object],
+    *,
+    overlap: bool,
+) -> str:
+    """The batch of a run that the scheduler was asked for."""
+    if schedules.active_scheduler() is None:
+        raise RefusedError(f"the file of schedule '{schedule.name}' is read by the scheduler, and {NO_SCHEDULER}")
+    due, begun = schedules.ask(schedule, now, overlap=overlap), clock()
+    while clock() - begun < timeout:
+        found = schedules.get(schedule.name)
+        for outcome in found.runs:
+            if (outcome.due, outcome.asked) == (due, True):
+                if outcome.batch_id is None:
+                    raise RefusedError(f"the scheduler could not run '{schedule.name}': {outcome.why}")
+                return outcome.batch_id
+        if found.id != schedule.id:
+            raise RefusedError(f"schedule '{schedule.name}' was replaced before it was run: run it again")
+        sleep(POLL_S)
+    raise WaitTimeoutError(
+        f"the scheduler has not run '{schedule.name}' after {duration(timeout)}; it will: `promptmill schedule list` "
+        "shows its batch then"
+    )
+
+
+def unfinished_batch(store: Store, schedule: Schedule) -> str | None:
+    """A batch of the schedule that is not done; None: all are, or are gone."""
+    ids = dict.fromkeys(schedule.open)
+    # One that was done and is retried is among the last, or nobody's concern.
+    ids.update(dict.fromkeys(outcome.batch_id for outcome in schedule.runs if outcome.batch_id is not None))
+    return next((batch.id for batch in read_batches(store.connection, list(ids)) if not batch.done), None)
+
+
+# --- orders, as they are kept ---
+
+
+def _order_json(order: Order) -> dict[str, Any]:
+    kept = {name: getattr(order, name) for name in _ORDER}
+    return kept | {"defaults": dict(order.defaults.fields), "metadata": dict(order.metadata)}
+
+
+def order_from(kept: Mapping[str, Any], schedule: str) -> Order:
+    """What a schedule's batches are to be; their name is the schedule's where no other was given.
+
+    Raises:
+        RefusedError: it is not what was kept.
+    """
+    for name, value in kept.items():
+        if name not in _ORDER or not isinstance(value, _ORDER[name]):
+            raise RefusedError(f"what Redis keeps of schedule '{schedule}' is damaged: '{name:.40}' in its order")
+    order = Order(**{**kept, "defaults": Defaults(kept.get("defaults", {}))})
+    return replace(order, name=order.name or schedule, schedule=schedule)
+
+
+# --- prompts, as they are kept ---
+
+
+@contextlib.contextmanager
+def prompts_of(schedules: Schedules, schedule: Schedule, read_from: Sequence[Path] = ()) -> Iterator[PromptFile]:
+    """The prompts of a run: those stored with the schedule, or the file at its path, if it is in one of these folders.
+
+    Raises:
+        RefusedError: there is no such file, or none that may be read.
+    """
+    if schedule.path is None:
+        with _unpacked(schedules.prompts(schedule), schedule.source) as prompts:
+            yield prompts
+        return
+    with PromptFile(_readable(schedule.path, read_from)) as prompts:
+        prompts.name = schedule.path
+        yield prompts
+
+
+def _readable(path: str, read_from: Sequence[Path]) -> Path:
+    """Where the file at ``path`` lies in the end, if it may be read."""
+    if not Path(path).is_absolute():
+        raise RefusedError(f"{path}: the path of a file that is read at each run is absolute")
+    if not read_from:
+        raise RefusedError(
+            f"{path}: is not read, for the scheduler was given no folder: `promptmill scheduler --read-from "
+            f"{Path(path).parent}`"
+        )
+    try:
+        real = Path(path).resolve(strict=True)
+        regular = stat.S_ISREG(real.stat().st_mode)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RefusedError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not regular:  # a pipe would be waited for
+        raise RefusedError(f"{path}: is no regular file")
+    if not any(real.is_relative_to(folder.resolve()) for folder in read_from):
+        raise RefusedError(f"{path}: is in none of the folders of the scheduler's --read-from")
+    return real
+
+
+def _absolute(path: Any) -> str:
+    if not isinstance(path, str) or not Path(path).is_absolute() or not path.isprintable() or len(path) > MAX_PATH:
+        raise RefusedError(
+            f"{path!r:.200}: with --read-at-fire give the absolute path of the file on the scheduler's host"
+        )
+    return path
+
+
+def _packed_file(file: str) -> tuple[bytes, str]:
+    """The content of a file, compressed, and what it is called.
+
+    Raises:
+        RefusedError: it cannot be read, or is too large.
+    """
+    with PromptFile(file) as prompts:
+        return _packed(prompts.blocks(), prompts.name), prompts.name
+
+
+def _packed_objects(items: Iterable[Mapping[str, Any]]) -> tuple[bytes, str]:
+    """Prompts given as dicts, compressed, and what they are called.
+
+    Raises:
+        InputError: one cannot be written as JSON.
+        RefusedError: they are no dicts, or too large.
+    """
+    if isinstance(items, Mapping | bytes) or not isinstance(items, Iterable):
+        raise RefusedError(f"prompts are a path or an iterable of dicts, not one {type(items).__name__}")
+    prompts = PromptObjects(items)
+
+    def lines() -> Iterator[bytes]:
+        for number, raw in prompts:
+            if isinstance(raw, LineError):
+                raise InputError(prompts.name, [raw.at(number)])
+            yield raw + b"\n"
+
+    return _packed(lines(), prompts.name), prompts.name
+
+
+def _packed(content: Iterable[bytes], name: str) -> bytes:
+    packer = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compressobj()
+    packed = bytearray()
+    for block in content:
+        packed += packer.compress(block)
+        _check_size(len(packed), name)
+    packed += packer.flush()
+    _check_size(len(packed), name)
+    return bytes(packed)
+
+
+def _check_size(size: int, name: str) -> None:
+    if size > MAX_PROMPTS_BYTES:
+        raise RefusedError(
+            f"{name}: has more than {MAX_PROMPTS_BYTES >> 20} MiB compressed, too much to be kept in Redis: with "
+            "--read-at-fire the scheduler reads it from a path on its host at each run"
+        )
+
+
+@contextlib.contextmanager
+def _unpacked(packed: Iterable[bytes], name: str) -> Iterator[PromptFile]:
+    """The prompts of a compressed content."""
+    with tempfile.NamedTemporaryFile(prefix="promptmill-", suffix=".zst") as file:
+        for piece in packed:
+            file.write(piece)
+        file.flush()
+        with PromptFile(file.name) as prompts:
+            prompts.name = name
+            yield prompts

@@ -1,0 +1,251 @@
+"""The scheduler: one process of a pool that submits the batches of schedules when they are due.
+
+Any number may run; the one that holds RQ's lock is active, the others stand by. Threads: main keeps the lock and RQ's
+registry; firing takes runs and submits them; tending does what a pool needs done now and then. Both may take long.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+import redis.exceptions
+
+from jobs.app.process_name import process_name
+from jobs.app.stop_signal import StopSignals
+from jobs.batch import timestamp
+from jobs.errors import RefusedError
+from jobs.store.keys import SCHEDULER
+from jobs.store.maintenance import upkeep
+from jobs.store.store import Store
+from submit.schedule.dispatch import Firing
+from submit.schedule.misfire import Attendance
+from submit.schedule.model import Schedule
+from submit.schedule.rq_jobs import LOCK_S, DueRun, Lock, RunQueue
+from submit.schedule.store import Schedules
+
+__all__ = ["Scheduler"]
+
+log = logging.getLogger("promptmill.scheduler")
+
+TICK_S = 1.0
+IDLE_S = 0.3
+UPKEEP_S = 5.0
+LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 10.0
+STOP_PATIENCE_S = 5.0
+"""A run under way is given up between two lines; a disk that hangs is not waited for."""
+
+Tend = Callable[[Store], object]
+
+
+class Scheduler:
+    """One scheduler process. ``run`` returns its exit status.
+
+    ``read_from`` are the folders of which files are read for schedules. What is in ``tend`` is
+    done every few seconds, by the active scheduler: whatever a pool needs done by somebody goes there.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        name: str | None = None,
+        read_from: Sequence[Path] = (),
+        tend: Sequence[Tend] = (upkeep,),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = process_name(name)
+        self._store = store
+        self._schedules = Schedules(store.connection)
+        self._queue = RunQueue(store)
+        # The lock is held by a process, and two of them may have the same name.
+        self._lock = Lock(store.connection, f"{self.name}.{uuid.uuid4().hex[:8]}")
+        self._tend = tend
+        self._clock = clock
+        self._active = threading.Event()
+        self._stops = StopSignals()
+        self._stopped = threading.Event()
+        self._held_at = float("-inf")
+        self._said: dict[str, str] = {}
+        self._attendance = Attendance()
+        self._firing = Firing(store, read_from=read_from, stopping=self._must_stop, attended=self._attendance.covers)
+        self._threads = [
+            threading.Thread(target=self._fire, name="firing", daemon=True),
+            threading.Thread(target=self._tend_now_and_then, name="tending", daemon=True),
+        ]
+
+    def stop(self) -> None:
+        """End soon; any thread may ask for it."""
+        self._stops.ask()
+
+    def run(self) -> int:
+        """Serve until told to stop; 0.
+
+        Raises:
+            redis.exceptions.NoPermissionError: the user may not do what is needed.
+        """
+        with self._stops.heard():
+            for thread in self._threads:
+                thread.start()
+            backoff = LEAST_BACKOFF_S
+            try:
+                while not self._stops.count:
+                    try:
+                        self.tick()
+                        pause, backoff = TICK_S, LEAST_BACKOFF_S
+                    except redis.exceptions.NoPermissionError:
+                        raise
+                    except redis.exceptions.RedisError as error:
+                        self._say("redis", f"{_outage(error)}, trying again: {error}")
+                        pause, backoff = backoff, min(backoff * 2, MOST_BACKOFF_S)
+                    self._stops.wakeup.wait(pause)
+            finally:
+                self._end()
+        return 0
+
+    # --- the main thread ---
+
+    def tick(self) -> None:
+        """Keep or take the lock; where it is held see to it that what is due is queued."""
+        asked_at = self._clock()
+        self._attendance.trying()
+        held = self._lock.refresh()
+        self._attendance.reached(self._store.server_time())
+        if "redis" in self._said:
+            del self._said["redis"]
+            log.info("Redis is back", extra={"action": "redis_back"})
+        self._note_role(held, asked_at)
+        if not held:
+            return
+        self._publish()
+        self._guarded("schedules", self._queue_due)
+
+    def _note_role(self, held: bool, at: float) -> None:
+        if held:
+            self._held_at = at
+            if not self._active.is_set():
+                log.info("%s is active", self.name, extra={"action": "active"})
+                self._said.pop("standby", None)
+                self._active.set()
+            return
+        if self._active.is_set():
+            self._active.clear()
+            log.warning("%s was silent for too long: another is active now", self.name, extra={"action": "overtaken"})
+        if "standby" not in self._said:
+            self._said["standby"] = ""
+            other = self._schedules.active_scheduler()
+            who = "another scheduler" if other is None else f"'{other:.80}'"
+            log.info("%s stands by: %s is active", self.name, who, extra={"action": "standby"})
+
+    def _queue_due(self) -> None:
+        wanted: dict[DueRun, str] = {}
+        names = self._schedules.names()
+        for name, schedule in zip(names, self._schedules.read(names, runs=0), strict=True):
+            if isinstance(schedule, Schedule):
+                self._said.pop(f"schedule {name}", None)
+                for due in (schedule.next, schedule.asked):
+                    if due is not None:
+                        wanted[name, due] = f"schedule {name}, {timestamp(due)}"
+            else:
+                self._say(f"schedule {name}", str(schedule))
+        self._queue.sync(wanted)
+        self._queue.move()
+
+    def _publish(self) -> None:
+        state: dict[str, Any] = {"name": self.name, "pid": os.getpid(), "hostname": socket.gethostname()}
+        self._store.connection.set(SCHEDULER, orjson.dumps(state), ex=LOCK_S)
+
+    def _guarded(self, what: str, step: Callable[[], object]) -> None:
+        """Do ``step``; what somebody else put in its way is said once and stops nothing."""
+        try:
+            step()
+        except RefusedError as error:
+            self._say(what, str(error))
+        else:
+            self._said.pop(what, None)
+
+    def _say(self, what: str, text: str) -> None:
+        if self._said.get(what) != text:
+            if not (what == "redis" and what in self._said):
+                log.warning("%s", text, extra={"action": "redis_out" if what == "redis" else "refuse_schedule"})
+            self._said[what] = text
+
+    def _say_refused(self, what: str, text: str, error: redis.exceptions.RedisError) -> None:
+        """Of an outage the main thread speaks; of a command that is refused, as for want of permission, nobody else."""
+        if _is_away(error):
+            log.debug("%s: %s", text, error, extra={"action": "redis_out"})
+        else:
+            self._say(what, f"{text}: Redis refuses a command: {error}")
+
+    def _end(self) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(STOP_PATIENCE_S)
+        try:
+            if self._active.is_set():
+                self._store.connection.delete(SCHEDULER)
+            self._lock.release()
+        except redis.exceptions.RedisError as error:
+            log.debug("the lock expires by itself: %s", error)
+        log.info("%s has ended", self.name, extra={"action": "ended"})
+
+    # --- the firing thread ---
+
+    def _must_stop(self) -> bool:
+        """Whether what is under way is to be left to the next scheduler."""
+        stopping = self._stops.count > 0 or self._stopped.is_set()
+        return stopping or not self._active.is_set() or self._clock() - self._held_at > LOCK_S
+
+    def _fire(self) -> None:
+        while not self._stopped.is_set():
+            pause = IDLE_S
+            try:
+                if not self._must_stop():
+                    self._firing.work()
+                    self._said.pop("firing", None)
+            except redis.exceptions.RedisError as error:
+                self._say_refused("firing", "no runs can be taken", error)
+                pause = LEAST_BACKOFF_S
+            except Exception:  # one run must not end all others
+                log.exception("taking runs ended in an error that should not be")
+                pause = MOST_BACKOFF_S
+            self._stopped.wait(pause)
+
+    # --- the tending thread ---
+
+    def tend(self) -> None:
+        """Do what is to be done by somebody.
+
+        Raises:
+            redis.exceptions.RedisError: it is away.
+        """
+        for number, tend in enumerate(self._tend):
+            self._guarded(f"tending {number}", partial(tend, self._store))
+
+    def _tend_now_and_then(self) -> None:
+        while not self._stopped.wait(UPKEEP_S):
+            try:
+                if not self._must_stop():
+                    self.tend()
+                    self._said.pop("tending", None)
+            except redis.exceptions.RedisError as error:
+                self._say_refused("tending", "no upkeep", error)
+            except Exception:
+                log.exception("upkeep ended in an error that should not be")
+
+
+def _is_away(error: redis.exceptions.RedisError) -> bool:
+    return isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError)
+
+
+def _outage(error: redis.exceptions.RedisError) -> str:
+    return "Redis does not answer" if _is_away(error) else "Redis refuses a command"

@@ -1,0 +1,262 @@
+"""A schedule: when its batches are submitted, what of, and what became of its last runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from jobs.batch import is_batch_id, timestamp
+from jobs.errors import RefusedError
+from submit.schedule.cron import Cron
+
+__all__ = [
+    "FIELDS",
+    "MAX_SCHEDULE_NAME",
+    "REMEDY",
+    "NewSchedule",
+    "Outcome",
+    "Run",
+    "Schedule",
+    "ScheduleNotFoundError",
+    "check_schedule_name",
+    "no_schedule",
+    "parse_schedule",
+]
+
+MAX_SCHEDULE_NAME = 48
+"""A run's RQ job has the name in its id, which has 64 characters at most."""
+MAX_WHY = 500
+FIELDS = (
+    "id", "cron", "zone", "source", "path", "lines", "bytes", "models", "catch_up", "allow_overlap", "created_at",
+    "next", "asked", "asked_overlap", "run", "open",
+)  # fmt: skip
+"""Of a schedule's hash those that :func:`parse_schedule` wants, in order; its ``order`` may be large."""
+REMEDY = "`promptmill schedule add --replace` makes it anew"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_YEAR_9999 = 253_402_300_799
+
+
+class ScheduleNotFoundError(RefusedError):
+    """No schedule of this name is known to the Redis at hand."""
+
+    code = "schedule_not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that has begun. ``due`` is in seconds since the epoch; ``missed`` counts those that it makes up for; ``by``
+    names, without telling, who makes it by hand: for a while schedulers leave it to them."""
+
+    due: int
+    asked: bool = False
+    missed: int = 0
+    by: str | None = None
+
+    def encoded(self) -> bytes:
+        return orjson.dumps({"due": self.due, "asked": self.asked, "missed": self.missed, "by": self.by})
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a run that was due at ``due`` and seen to at ``at``, seconds since the epoch.
+
+    ``state`` is ``submitted``, ``skipped`` or ``failed``; ``why`` says why it was not submitted.
+    """
+
+    due: int
+    at: float
+    state: str
+    batch_id: str | None = None
+    why: str | None = None
+    asked: bool = False
+    missed: int = 0
+
+    def encoded(self) -> bytes:
+        why = None if self.why is None else self.why[:MAX_WHY]
+        return orjson.dumps(replace(self, why=why))
+
+    def merged(self, before: Outcome, most: int) -> Outcome | None:
+        """This and the outcome before it as one, where both runs were skipped for the same reason; None: they were not.
+        No more than ``most`` runs are counted."""
+        if (before.state, before.why, before.asked) != ("skipped", self.why, self.asked) or self.state != "skipped":
+            return None
+        return replace(self, missed=min(max(self.missed, 1) + max(before.missed, 1), most))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "due_at": timestamp(self.due),
+            "at": timestamp(self.at),
+            "state": self.state,
+            "batch_id": self.batch_id,
+            "why": self.why,
+            "asked": self.asked,
+            "missed": self.missed,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class NewSchedule:
+    """What a user says of a schedule. ``order`` is what is said of each of its batches, as JSON; ``path`` names the
+    file on the scheduler's host where none is stored with it."""
+
+    name: str
+    cron: Cron
+    order: Mapping[str, Any]
+    source: str
+    path: str | None = None
+    lines: int = 0
+    models: tuple[str, ...] = ()
+    catch_up: bool = False
+    allow_overlap: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A schedule as Redis knows it at one moment; ``id`` is another one after it was replaced."""
+
+    name: str
+    id: str
+    cron: Cron
+    source: str
+    path: str | None
+    lines: int
+    bytes: int
+    """Of the stored file, compressed."""
+    models: tuple[str, ...]
+    catch_up: bool
+    allow_overlap: bool
+    created_at: float
+    next: int
+    """When the next run is due, in seconds since the epoch by the server's clock."""
+    asked: int | None = None
+    """When a run was asked for that has not begun."""
+    asked_overlap: bool = False
+    """Whether that may begin while an earlier batch is not done."""
+    run: Run | None = None
+    """The run that has begun and is not submitted yet."""
+    open: tuple[str, ...] = ()
+    """Batches that were not done when the last was submitted, and that one: the newest first."""
+    runs: tuple[Outcome, ...] = ()
+    """What became of the last ones, the newest first."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``schedule list --json`` prints."""
+        return {
+            "name": self.name,
+            "cron": self.cron.expression,
+            "time_zone": self.cron.zone,
+            "source": self.source,
+            "read_at_fire": self.path is not None,
+            "lines": self.lines if self.path is None else None,
+            "models": list(self.models),
+            "catch_up": self.catch_up,
+            "allow_overlap": self.allow_overlap,
+            "created_at": timestamp(self.created_at),
+            "next_run_at": timestamp(self.next),
+            "run": None if self.run is None else {"due_at": timestamp(self.run.due), "asked": self.run.asked},
+            "runs": [outcome.as_dict() for outcome in self.runs],
+        }
+
+
+def check_schedule_name(name: str) -> str:
+    """The name, if it may be a schedule's.
+
+    Raises:
+        RefusedError: it may not.
+    """
+    if len(name) <= MAX_SCHEDULE_NAME and _NAME.fullmatch(name):
+        return name
+    raise RefusedError(
+        f"{name!r:.70} is no name for a schedule: up to {MAX_SCHEDULE_NAME} letters of the Latin alphabet, digits, "
+        "_ and -, a letter or digit first"
+    )
+
+
+def no_schedule(name: str) -> ScheduleNotFoundError:
+    """The error that says so."""
+    return ScheduleNotFoundError(f"there is no schedule '{name}'; `promptmill schedule list` shows them")
+
+
+def parse_schedule(
+    name: str, stored: list[bytes | None], runs: list[bytes], cron: Callable[[str, str], Cron] = Cron
+) -> Schedule:
+    """The schedule of FIELDS of a Redis hash and a list of its runs, as :mod:`submit.schedule.store` writes them.
+
+    ``cron`` makes a :class:`submit.schedule.cron.Cron`, or knows one already.
+
+    Raises:
+        RefusedError: it wrote no such fields; of the list what it did not write is left out.
+    """
+    try:
+        return _parsed(name, dict(zip(FIELDS, (value or b"" for value in stored), strict=True)), runs, cron)
+    except (RefusedError, LookupError, TypeError, ValueError, OverflowError) as error:
+        raise RefusedError(f"what Redis keeps of schedule '{name}' is damaged ({error!s:.200}): {REMEDY}") from None
+
+
+def _parsed(name: str, values: Mapping[str, bytes], runs: list[bytes], cron: Callable[[str, str], Cron]) -> Schedule:
+    text = {key: value.decode() for key, value in values.items()}
+    models = orjson.loads(text["models"])
+    if not isinstance(models, list) or not all(isinstance(model, str) for model in models):
+        raise TypeError("its models are no strings")
+    return Schedule(
+        name=name,
+        id=text["id"],
+        cron=cron(text["cron"], text["zone"]),
+        source=text["source"],
+        path=text["path"] or None,
+        lines=int(text["lines"]),
+        bytes=int(text["bytes"]),
+        models=tuple(models),
+        catch_up=text["catch_up"] == "1",
+        allow_overlap=text["allow_overlap"] == "1",
+        created_at=_moment(float(text["created_at"])),
+        next=int(_moment(int(text["next"]))),
+        asked=int(_moment(int(text["asked"]))) if text["asked"] else None,
+        asked_overlap=text["asked_overlap"] == "1",
+        run=_run(values["run"]) if text["run"] else None,
+        open=_open(text["open"]),
+        runs=tuple(outcome for item in runs if (outcome := _outcome(item)) is not None),
+    )
+
+
+def _moment(seconds: float) -> float:
+    if not 0 <= seconds <= _YEAR_9999:
+        raise ValueError("a time that cannot be")
+    return seconds
+
+
+def _run(stored: bytes) -> Run:
+    value = orjson.loads(stored)
+    due, asked, missed, by = value["due"], value["asked"], value["missed"], value["by"]
+    if type(due) is not int or type(asked) is not bool or type(missed) is not int or not isinstance(by, str | None):
+        raise TypeError("its run is none")
+    run = Run(int(_moment(due)), asked, missed, by)
+    if run.encoded() != stored:  # steps compare it, byte by byte
+        raise ValueError("its run is written otherwise")
+    return run
+
+
+def _open(stored: str) -> tuple[str, ...]:
+    ids = tuple(stored.split())
+    if not all(map(is_batch_id, ids)) or " ".join(ids) != stored:  # as above
+        raise ValueError("its batches are none")
+    return ids
+
+
+def _outcome(item: bytes) -> Outcome | None:
+    """A run of the list; None for what is none."""
+    try:
+        found = Outcome(**orjson.loads(item))
+        known = found.state in ("submitted", "skipped", "failed") and (
+            found.batch_id is None or is_batch_id(found.batch_id)
+        )
+        texts = isinstance(found.why, str | None) and type(found.asked) is bool and type(found.missed) is int
+        _moment(found.due)
+        _moment(found.at)
+    except (TypeError, ValueError):
+        return None
+    return found if known and texts and type(found.due) is int else None

@@ -1,0 +1,295 @@
+"""Schedules: batches that are submitted again and again, by cron. What Redis keeps of them, and the steps of a run.
+
+A run goes through its schedule's hash, each step by comparing and setting, so that it may be repeated by anyone and
+is done once: it *begins* (``next`` moves on, ``run`` says which has begun), and its batch becomes live and it is
+*recorded* (``run`` is gone, the list of runs has it) in one step, see :mod:`submit.schedule.run_store`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+
+from jobs.errors import RefusedError
+from jobs.redis.connect import refusing, replies
+from jobs.store.keys import SCHEDULER, SCHEDULES, ScheduleKeys
+from submit.schedule.cron import MOST_COUNTED, Cron
+from submit.schedule.model import (
+    FIELDS,
+    MAX_SCHEDULE_NAME,
+    REMEDY,
+    NewSchedule,
+    Outcome,
+    Run,
+    Schedule,
+    check_schedule_name,
+    no_schedule,
+    parse_schedule,
+)
+from submit.schedule.steps import ADD, ASK, BEGIN, END, HOLD, KEPT_RUNS, NAMES, READ, REMOVE
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+__all__ = ["MAX_PROMPTS_BYTES", "Schedules"]
+
+MAX_PROMPTS_BYTES = 64 * 2**20
+"""Of a stored file, compressed."""
+MAX_INFO_BYTES = 2**20
+MAX_ORDER_BYTES = 3 * 2**20
+MAX_OUTCOME_BYTES = 4096
+PIECE_BYTES = 4 * 2**20
+UPLOAD_S = 900
+MOST_CRONS = 1000
+
+
+class Schedules:
+    """The schedules in one Redis; ``connection`` replies with bytes."""
+
+    def __init__(self, connection: Redis) -> None:
+        self._connection = connection
+        self._crons: dict[tuple[str, str], Cron] = {}
+        self._read = connection.register_script(READ)
+        self._names = connection.register_script(NAMES)
+        self._add = connection.register_script(ADD)
+        self._begin = connection.register_script(BEGIN)
+        self._hold = connection.register_script(HOLD)
+        self._end = connection.register_script(END)
+        self._remove = connection.register_script(REMOVE)
+        self._ask = connection.register_script(ASK)
+
+    # --- what there is ---
+
+    def names(self) -> list[str]:
+        """All names, sorted.
+
+        Raises:
+            RefusedError: somebody put something else where they are kept.
+        """
+        with refusing("the list of schedules"):
+            return sorted(name.decode() for name in self._names(keys=[SCHEDULES], args=[MAX_SCHEDULE_NAME]))
+
+    def get(self, name: str, *, runs: int = KEPT_RUNS) -> Schedule:
+        """The schedule of this name, with at most so many of its last runs.
+
+        Raises:
+            ScheduleNotFoundError: there is none.
+            RefusedError: what Redis keeps under its name is none.
+        """
+        (found,) = self.read([check_schedule_name(name)], runs=runs)
+        if isinstance(found, RefusedError):
+            raise found
+        return found
+
+    def read(self, names: list[str], *, runs: int = KEPT_RUNS) -> list[Schedule | RefusedError]:
+        """The schedules of these names; for what is none, the error that says so."""
+        with self._connection.pipeline(transaction=False) as pipe:
+            for name in names:
+                keys = ScheduleKeys(name)
+                arguments: list[Any] = [MAX_INFO_BYTES, runs, MAX_OUTCOME_BYTES, *FIELDS]
+                self._read(keys=[keys.info, keys.runs], args=arguments, client=pipe)
+            found = replies(pipe) if names else []
+        return [_parsed(name, reply, self._cron) for name, reply in zip(names, found, strict=True)]
+
+    def begun(self) -> list[str]:
+        """Names of the schedules that have begun a run."""
+        names = self.names()
+        with self._connection.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hexists(ScheduleKeys(name).info, "run")
+            found = replies(pipe) if names else []
+        return [name for name, begun in zip(names, found, strict=True) if begun is True]
+
+    def _cron(self, expression: str, zone: str) -> Cron:
+        """Checked once: a scheduler reads all schedules every second."""
+        found = self._crons.get((expression, zone))
+        if found is None:
+            if len(self._crons) >= MOST_CRONS:
+                self._crons.clear()
+            found = self._crons[expression, zone] = Cron(expression, zone)
+        return found
+
+    def order(self, schedule: Schedule) -> dict[str, Any]:
+        """What was said of each of a schedule's batches.
+
+        Raises:
+            ScheduleNotFoundError: it was replaced or removed meanwhile.
+            RefusedError: it is not what :meth:`add` wrote.
+        """
+        keys = ScheduleKeys(schedule.name)
+        with refusing(f"schedule '{schedule.name}'"):
+            found = self._read(keys=[keys.info, keys.runs], args=[MAX_ORDER_BYTES, 0, 0, "id", "order"])
+        if not found or found[0][0] != schedule.id.encode():
+            raise no_schedule(schedule.name)
+        try:
+            order = orjson.loads(found[0][1] or b"")
+        except orjson.JSONDecodeError:
+            order = None
+        if not isinstance(order, dict):
+            raise RefusedError(f"what Redis keeps of schedule '{schedule.name}' is damaged: {REMEDY}")
+        return order
+
+    def prompts(self, schedule: Schedule) -> Iterator[bytes]:
+        """The file that is stored with a schedule, compressed, piece by piece.
+
+        Raises:
+            ScheduleNotFoundError: it was replaced or removed meanwhile.
+            RefusedError: there is none, or something larger than any.
+        """
+        key = ScheduleKeys(schedule.name).prompts(schedule.id)
+        with refusing(f"schedule '{schedule.name}'"):
+            size = self._connection.strlen(key)
+        if not 0 < size <= MAX_PROMPTS_BYTES:
+            raise RefusedError(f"the prompts of schedule '{schedule.name}' are not in Redis any more: {REMEDY}")
+        for start in range(0, size, PIECE_BYTES):
+            piece = cast("bytes", self._connection.getrange(key, start, start + PIECE_BYTES - 1))
+            if len(piece) != min(PIECE_BYTES, size - start):
+                raise no_schedule(schedule.name)
+            yield piece
+
+    def active_scheduler(self) -> str | None:
+        """The name of the scheduler that is active; None: there is none."""
+        try:
+            with refusing("the scheduler"):
+                said = cast("bytes", self._connection.getrange(SCHEDULER, 0, 1024))
+            return str(orjson.loads(said or b"null")["name"])
+        except (RefusedError, orjson.JSONDecodeError, TypeError, LookupError):
+            return None
+
+    # --- what users do ---
+
+    def add(self, new: NewSchedule, prompts: bytes | None, *, replace: bool, now: float) -> Schedule:
+        """Make a schedule, with a stored file unless it has a path; ``now`` is by the server's clock.
+
+        Raises:
+            RefusedError: the name is taken and is not to be replaced; or the order is too large.
+        """
+        keys, incarnation = ScheduleKeys(check_schedule_name(new.name)), uuid.uuid4().hex
+        order = orjson.dumps(dict(new.order))
+        if len(order) > MAX_ORDER_BYTES:
+            raise RefusedError(
+                f"the batch's defaults and metadata have {len(order)} bytes: give in the lines what is so long"
+            )
+        fields: dict[str, Any] = {
+            "id": incarnation,  # the first: ADD looks at it
+            "cron": new.cron.expression,
+            "zone": new.cron.zone,
+            "order": order,
+            "source": new.source[:1000],
+            "path": new.path or "",
+            "lines": new.lines,
+            "bytes": len(prompts or b""),
+            "models": orjson.dumps(list(new.models)),
+            "catch_up": int(new.catch_up),
+            "allow_overlap": int(new.allow_overlap),
+            "created_at": repr(now),
+            "next": new.cron.after(now),
+        }
+        file = keys.prompts(incarnation)
+        if prompts is not None:
+            self._connection.set(file, prompts, ex=UPLOAD_S)
+        flat = [item for pair in fields.items() for item in pair]
+        arguments: list[Any] = [new.name, int(replace), int(prompts is not None), *self._left(new.name, now), *flat]
+        with refusing("the list of schedules"):
+            added = self._add(keys=[keys.info, SCHEDULES, keys.runs, file], args=arguments)
+        if added != 1:
+            self._connection.unlink(file)
+            raise RefusedError(
+                f"there is a schedule '{new.name}' already: --replace takes its place, or choose another name"
+                if added == 0
+                else f"the upload of the file took longer than {UPLOAD_S} s: give its path, with --read-at-fire"
+            )
+        return self.get(new.name)
+
+    def _left(self, name: str, now: float) -> tuple[bytes, bytes]:
+        """The run of a schedule of this name that is being submitted and what becomes of it if it is replaced."""
+        try:
+            run = self.get(name, runs=0).run
+        except RefusedError:
+            run = None
+        if run is None:
+            return b"", b""
+        why = "the schedule was replaced while this run was being submitted"
+        return run.encoded(), Outcome(run.due, now, "skipped", None, why, run.asked, run.missed).encoded()
+
+    def remove(self, name: str) -> bool:
+        """Remove a schedule; its batches stay, a run that is being submitted is given up. False: there was none."""
+        keys = ScheduleKeys(check_schedule_name(name))
+        return bool(self._remove(keys=[keys.info, SCHEDULES, keys.runs], args=[name]))
+
+    def ask(self, schedule: Schedule, now: float, *, overlap: bool) -> int:
+        """Ask the scheduler for a run now; when it is due, by which its outcome is known.
+
+        Raises:
+            ScheduleNotFoundError: it was replaced or removed meanwhile.
+        """
+        due = self._ask(keys=[ScheduleKeys(schedule.name).info], args=[schedule.id, int(now), int(overlap)])
+        if due is None:
+            raise no_schedule(schedule.name)
+        return int(cast("bytes", due))
+
+    # --- the steps of a run ---
+
+    def begin(self, schedule: Schedule, run: Run, following: int, *, overlap: bool = False) -> bool | None:
+        """A run begins, and the next is due at ``following``. False: it was seen to already. None: another has begun,
+        or was submitted since the schedule was read, which matters unless they may ``overlap``."""
+        due = schedule.asked if run.asked else schedule.next
+        known = "*" if overlap else " ".join(schedule.open)
+        arguments: list[Any] = [schedule.id, "asked" if run.asked else "next", due or "", following]
+        arguments += [run.encoded(), known, b"", b"", b""]
+        keys = ScheduleKeys(schedule.name)
+        begun = self._begin(keys=[keys.info, keys.runs], args=arguments)
+        return None if begun == -1 else begun == 1
+
+    def pass_over(self, schedule: Schedule, outcome: Outcome, following: int) -> bool:
+        """The run that was due does not begin. False: it was seen to already.
+
+        Runs that are passed over one after the other for the same reason are one entry of the list.
+        """
+        due, keys = schedule.asked if outcome.asked else schedule.next, ScheduleKeys(schedule.name)
+        before, both = b"", b""
+        if schedule.runs and (merged := outcome.merged(schedule.runs[0], MOST_COUNTED)) is not None:
+            before, both = schedule.runs[0].encoded(), merged.encoded()
+        arguments: list[Any] = [schedule.id, "asked" if outcome.asked else "next", due or "", following]
+        arguments += [b"", "*", outcome.encoded(), before, both]
+        return bool(self._begin(keys=[keys.info, keys.runs], args=arguments) == 1)
+
+    def hold(self, schedule: Schedule, run: Run, gone: Run | None = None) -> bool:
+        """A run by hand begins, in the place of one whose maker is ``gone``. False: another has begun, or was submitted
+        since the schedule was read.
+
+        Raises:
+            ScheduleNotFoundError: it was replaced or removed meanwhile.
+        """
+        arguments: list[Any] = [
+            schedule.id,
+            run.encoded(),
+            " ".join(schedule.open),
+            b"" if gone is None else gone.encoded(),
+        ]
+        held = self._hold(keys=[ScheduleKeys(schedule.name).info], args=arguments)
+        if held == -1:
+            raise no_schedule(schedule.name)
+        return bool(held == 1)
+
+    def end(self, schedule: Schedule, run: Run, outcome: Outcome | None = None) -> bool:
+        """A run is over, and there is no batch of it. False: it is another's, or was over already."""
+        keys = ScheduleKeys(schedule.name)
+        arguments: list[Any] = [schedule.id, run.encoded(), b"" if outcome is None else outcome.encoded()]
+        return bool(self._end(keys=[keys.info, keys.runs], args=arguments))
+
+
+def _parsed(name: str, reply: Any, cron: Callable[[str, str], Cron]) -> Schedule | RefusedError:
+    """The schedule of READ's reply, or the error that says that it is none."""
+    if reply is None:
+        return no_schedule(name)
+    if isinstance(reply, Exception):
+        return RefusedError(f"what Redis keeps of schedule '{name}' is damaged ({reply!s:.200}): {REMEDY}")
+    try:
+        values, runs = reply
+        return parse_schedule(name, values, runs, cron)
+    except RefusedError as error:
+        return error

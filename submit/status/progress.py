@@ -1,0 +1,239 @@
+"""Progress for people, on stderr: a bar rewritten in place on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TextIO
+
+from jobs.batch import Batch
+from submit.status.text import cells, clip, duration, plural, rate
+
+__all__ = ["Progress", "Rates", "Window", "is_terminal", "terminal_width"]
+
+WINDOW_S = 60.0
+SAMPLE_S = 0.5
+PLAIN_S = 5.0
+LIVE_S = 0.1
+NARROWEST_BAR, WIDEST_BAR = 8, 30
+DEFAULT_WIDTH = 80
+GREEN, YELLOW, RED, RESET = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Per second, over the recent past; None while nothing has finished."""
+
+    lines: float | None = None
+    prompt_tokens: float | None = None
+    completion_tokens: float | None = None
+
+    def eta(self, batch: Batch) -> float | None:
+        """Seconds left at this rate; None when unknown or done."""
+        if batch.done or not self.lines:
+            return None
+        return max(batch.total - batch.finished, 0) / self.lines
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    at: float
+    lines: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Window:
+    """What a batch counted over the last minute; lines finished before the first look do not count."""
+
+    def __init__(self, span_s: float = WINDOW_S) -> None:
+        self._span = span_s
+        self._first: _Sample | None = None
+        self._recent: deque[_Sample] = deque()
+
+    def add(self, now: float, batch: Batch) -> Rates:
+        """Take in the batch as it is at ``now`` (seconds of a steady clock); the rates with it."""
+        usage = batch.usage
+        sample = _Sample(now, batch.finished, usage.prompt_tokens, usage.completion_tokens)
+        if self._first is None:
+            self._first = sample
+        if not self._recent or now - self._recent[-1].at >= SAMPLE_S:
+            self._recent.append(sample)
+        while len(self._recent) > 1 and now - self._recent[0].at > self._span:
+            self._recent.popleft()
+        recent = _between(self._recent[0], sample)
+        # Long lines can leave a minute without a finished one: then the whole time since the first look counts.
+        return recent if recent.lines else _between(self._first, sample)
+
+
+def _between(start: _Sample, end: _Sample) -> Rates:
+    span, lines = end.at - start.at, end.lines - start.lines
+    if span <= 0 or lines <= 0:
+        return Rates()
+    return Rates(
+        lines / span,
+        (end.prompt_tokens - start.prompt_tokens) / span,
+        (end.completion_tokens - start.completion_tokens) / span,
+    )
+
+
+def whole(batch: Batch) -> Rates:
+    """The rates of a batch that is done, from its first line's start to its end: what its summary says too."""
+    # The time of the end is all that they need.
+    rates, elapsed = batch.rates(batch.ended_at or 0.0), batch.elapsed(batch.ended_at or 0.0)
+    if rates["lines_per_second"] is None:
+        return Rates()
+    # What was read before a retry is not counted apart: of such a batch the rate at which prompts were read is unknown.
+    read = None if batch.carried else batch.usage.prompt_tokens / elapsed
+    return Rates(rates["lines_per_second"], read, rates["completion_tokens_per_second"])
+
+
+def is_terminal(stream: TextIO | None, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether ``stream`` is a terminal that can rewrite a line."""
+    return stream is not None and not stream.closed and stream.isatty() and environ.get("TERM") != "dumb"
+
+
+def terminal_width(stream: TextIO) -> int:
+    """Columns of the terminal behind ``stream``."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or DEFAULT_WIDTH
+    except (OSError, ValueError):
+        return DEFAULT_WIDTH
+
+
+class Progress:
+    """Shows a batch's progress as it is told of it; a stream that breaks is left alone from then on."""
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        environ: Mapping[str, str] = os.environ,
+        width: Callable[[TextIO], int] = terminal_width,
+    ) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._width = width
+        self._live = is_terminal(self._stream, environ)
+        self._colour = self._live and not environ.get("NO_COLOR")
+        self._window = Window()
+        self._shown_at: float | None = None
+        self._shown = ""
+        self._broken = False
+
+    def update(self, batch: Batch, waiting: str | None = None) -> None:
+        """Take in the batch as it is now; ``waiting`` says why nothing happens, where nothing does."""
+        now = self._clock()
+        rates = self._window.add(now, batch)
+        if self._live:
+            if self._shown_at is None or now - self._shown_at >= LIVE_S:
+                self._rewrite(batch, rates, waiting)
+                self._shown_at = now
+        elif self._shown_at is None or now - self._shown_at >= PLAIN_S:
+            self._line(plain_text(batch, rates, waiting))
+            self._shown_at = now
+
+    def note(self, text: str) -> None:
+        """Print a message of its own line above the progress."""
+        self._write(f"\r\x1b[K{text}\n" if self._live else f"{text}\n")
+        self._shown = ""
+
+    def close(self, batch: Batch | None = None) -> None:
+        """End with the batch's last state; without one, leave the line as it is."""
+        if batch is not None:
+            rates = whole(batch) if batch.done else self._window.add(self._clock(), batch)
+            if self._live:
+                self._rewrite(batch, rates, None)
+            else:
+                self._line(plain_text(batch, rates, None))
+        if self._live and self._shown:
+            self._write("\n")
+        self._shown = ""
+
+    def _rewrite(self, batch: Batch, rates: Rates, waiting: str | None) -> None:
+        # The last column stays free: some terminals wrap as soon as it is written.
+        self._shown = bar_text(
+            batch, rates, waiting, self._width(self._stream) - 1, unicode=self._unicode(), colour=self._colour
+        )
+        self._write(f"\r{self._shown}\x1b[K")
+
+    def _line(self, text: str) -> None:
+        if text != self._shown:
+            self._write(f"{text}\n")
+            self._shown = text
+
+    def _unicode(self) -> bool:
+        return (getattr(self._stream, "encoding", None) or "").lower().startswith("utf")
+
+    def _write(self, text: str) -> None:
+        if self._broken:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            # Nobody reads stderr any more (a closed terminal): the work goes on without it.
+            self._broken = True
+
+
+def plain_text(batch: Batch, rates: Rates, waiting: str | None) -> str:
+    """One line for logs."""
+    text = f"{batch.finished - batch.unrun:,} of {plural(batch.total, 'line')} done"
+    if lost := batch.failed - batch.unrun:
+        text += f", {lost:,} failed"
+    if batch.unrun:
+        text += f", {batch.unrun:,} not run"
+    if waiting:
+        return f"{text}; {waiting}"
+    if rates.completion_tokens is not None:
+        read = "" if rates.prompt_tokens is None else f"prompt {rate(rates.prompt_tokens)} tok/s, "
+        text += f"; {read}output {rate(rates.completion_tokens)} tok/s"
+    left = rates.eta(batch)
+    return f"{text}; {duration(left)} left" if left else text
+
+
+def bar_text(
+    batch: Batch, rates: Rates, waiting: str | None, width: int, *, unicode: bool = True, colour: bool = False
+) -> str:
+    """The bar's line in at most ``width`` columns: what matters least is left out first."""
+    run, lost = batch.finished - batch.unrun, batch.failed - batch.unrun
+    share = run / batch.total if batch.total else 1.0
+    counts = f"{run:,}/{batch.total:,}"
+    failed = f"{lost:,} failed" if lost else ""
+    eta = rates.eta(batch)
+    # In the order in which they are shown; the number says what is given up first.
+    parts = [
+        (5, f"{int(share * 100)}%"),
+        (0, counts),
+        (2, failed),
+        (1, f"{batch.unrun:,} not run" if batch.unrun else ""),
+        (1, waiting or ""),
+        (4, "" if waiting or rates.prompt_tokens is None else f"prompt {rate(rates.prompt_tokens)} tok/s"),
+        (3, "" if waiting or rates.completion_tokens is None else f"output {rate(rates.completion_tokens)} tok/s"),
+        (1, f"ETA {duration(eta)}" if eta is not None and not waiting else ""),
+    ]
+    shown = [(rank, text) for rank, text in parts if text]
+    while len(shown) > 1 and _width(shown) > width:
+        shown.remove(max(shown))
+    text = clip("  ".join(text for _, text in shown), width)
+    if colour and failed:
+        text = text.replace(failed, f"{RED}{failed}{RESET}", 1)
+    room = min(width - _width(shown) - 2, WIDEST_BAR)
+    painted = "" if not colour else YELLOW if batch.ended else GREEN
+    return f"{_bar(share, room, unicode=unicode, colour=painted)}  {text}" if room >= NARROWEST_BAR else text
+
+
+def _width(parts: list[tuple[int, str]]) -> int:
+    return sum(cells(text) for _, text in parts) + 2 * (len(parts) - 1)
+
+
+def _bar(share: float, width: int, *, unicode: bool, colour: str) -> str:
+    full, empty = ("█", "░") if unicode else ("#", "-")
+    done = int(share * width)
+    painted = f"{colour}{full * done}{RESET}" if colour and done else full * done
+    return painted + empty * (width - done)

@@ -1,0 +1,91 @@
+"""What is to be known of a batch once it is submitted: when it begins and ends, and whether anybody will run it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from submit.status.text import duration, plural, printable
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from jobs.lines.line import Defaults
+    from submit.status.worker_state import WorkerState
+
+__all__ = ["moment", "notes", "times", "unserved", "waits_for"]
+
+NAMED = 3
+"""Of the models that lines name for themselves, so many are named."""
+
+
+def notes(own_models: Mapping[str, int], after_answer: int, defaults: Defaults) -> list[str]:
+    """What the user may not have meant about lines that are good: ``own_models`` counts those that name another model
+    than the batch, by what they name; in ``after_answer`` of them the model begins a new turn after an assistant's
+    message."""
+    return [*_begins_after(after_answer), *_gave_way(own_models, defaults)]
+
+
+def _gave_way(own_models: Mapping[str, int], defaults: Defaults) -> list[str]:
+    """A note where the batch's model gave way to what lines name for themselves; ``own_models`` counts those lines."""
+    if not own_models or defaults.override_model:
+        return []
+    lines = sum(own_models.values())
+    names = [f"'{printable(name)}'" for name in list(own_models)[:NAMED]] + ["..."] * (len(own_models) > NAMED)
+    what = f"{plural(lines, 'line')} {'names its' if lines == 1 else 'name their'} own model"
+    model = printable(defaults.model or "")
+    return [
+        f"{what}{'' if len(own_models) == 1 else 's'} {', '.join(names)}: --model {model} is only for lines without "
+        f"one; --override-model uses it for all"
+    ]
+
+
+def _begins_after(lines: int) -> list[str]:
+    """A note where in so many lines the model begins a new turn after an assistant's message."""
+    if not lines:
+        return []
+    ends, turn = ("ends", "it") if lines == 1 else ("end", "them")
+    return [
+        f"{plural(lines, 'line')} {ends} with an assistant's message, and the model begins a new turn after {turn}; to "
+        "have such messages continued: --continue-final-message ('continue_final_message': true in a line), or write "
+        "them into 'prefill_response'"
+    ]
+
+
+def moment(seconds: float, now: float) -> str:
+    """A time to come by the clock of who reads it, and in how long: ``2026-11-22 02:00 CET (in 7h24m)``."""
+    local = datetime.fromtimestamp(seconds).astimezone()
+    return f"{local:%Y-%m-%d %H:%M %Z} (in {duration(seconds - now)})"
+
+
+def times(
+    now: float, *, begins: float | None, expires_in: float | None, keep_s: float | None, keep_given: bool
+) -> str | None:
+    """What was said of a batch's times, as one line; None where nothing was. ``begins`` is since the epoch."""
+    said = []
+    if begins is not None:
+        said.append(f"begins {moment(begins, now)}")
+    if expires_in is not None:
+        said.append(f"expires {moment((begins or now) + expires_in, now)}")
+    if keep_given and keep_s is None:
+        said.append("kept until `promptmill purge` removes it")
+    elif keep_given:
+        said.append(f"kept for {duration(keep_s)} after its end")
+    return "; ".join(said) or None
+
+
+def unserved(models: Iterable[str], states: Iterable[WorkerState]) -> list[str]:
+    """Those of ``models`` that no worker serves, with or without an adapter."""
+    from submit.status.workers import served_by
+
+    served = {served_by(queue, None) for state in states for queue in state.queues}
+    return [model for model in models if not any(name == model or name.startswith(f"{model}+") for name in served)]
+
+
+def waits_for(connection: Redis, models: Iterable[str]) -> list[str]:
+    """A note for each model that no worker of the pool serves now."""
+    from submit.status.workers import Workers
+
+    lacking = unserved(models, Workers(connection).read())
+    return [f"no worker serves {printable(model)} now; it waits for one" for model in lacking]

@@ -1,0 +1,244 @@
+"""Submitting: from lines of prompts to a live batch in Redis, in one pass."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from jobs.batch import PRIORITIES, new_batch_id
+from jobs.delivery import check_webhook
+from jobs.errors import InputError, ProblemLine, RedisError, RefusedError
+from jobs.lines.line import Defaults
+from jobs.store.maintenance import upkeep
+from jobs.store.retention import KEEP_S
+from jobs.store.store import UPLOAD_LEASE_S, NewBatch, Store
+from submit.input.reader import PromptObjects, Prompts
+from submit.input.validate import Problems, checked
+from submit.upload.sharding import Packing
+from submit.upload.uploader import Uploader
+
+__all__ = ["ON_BAD_LINE", "Checked", "Order", "ReadSoFar", "Submitted", "check", "check_order", "submit"]
+
+ON_BAD_LINE = ("reject", "skip")
+
+MAX_NAME_LENGTH = 256
+MAX_S = 10 * 366 * 86400.0
+NO_MODEL = "no line names a model, and no --model is given"
+
+ReadSoFar = Callable[[int, int], object]
+"""Told of progress: lines and bytes read so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a user says of a batch as a whole. ``batch_id`` is for callers that must know it beforehand."""
+
+    defaults: Defaults = field(default_factory=lambda: Defaults({}))
+    name: str | None = None
+    priority: str = "normal"
+    on_bad_line: str = "reject"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    pool: str | None = None
+    batch_id: str | None = None
+    expires_in: float | None = None
+    """Seconds from when the batch begins after which it ends by itself."""
+    start_in: float | None = None
+    """Seconds after which it begins; None: at once."""
+    keep_s: float | None = KEEP_S
+    """Seconds for which it is kept once it is done; None: until it is purged."""
+    schedule: str | None = None
+    """The schedule that submits it."""
+    webhook: str | None = None
+    """The URL that is told of its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A batch that is live. ``problems`` are the first of the ``rejected`` lines'; ``digest`` names the input.
+
+    ``own_models`` counts the lines that name another model than the batch, by what they name; ``after_answer`` those in
+    which the model begins a new turn after an assistant's message.
+    """
+
+    batch_id: str
+    total: int
+    rejected: int
+    problems: tuple[ProblemLine, ...]
+    shards: int
+    models: tuple[str, ...]
+    digest: str
+    own_models: Mapping[str, int] = field(default_factory=dict)
+    after_answer: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.batch_id,
+            "total": self.total,
+            "rejected": self.rejected,
+            "problems": [problem.as_dict() for problem in self.problems],
+            "shards": self.shards,
+            "models": list(self.models),
+            "own_models": dict(self.own_models),
+            "after_answer": self.after_answer,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """An input that may be submitted: its lines, how many of them are bad, the first of their problems, its models, how
+    many lines name another than the batch, and in how many the model begins a new turn after an assistant's message."""
+
+    total: int
+    rejected: int
+    problems: tuple[ProblemLine, ...]
+    models: tuple[str, ...]
+    own_models: Mapping[str, int] = field(default_factory=dict)
+    after_answer: int = 0
+
+
+def check_order(order: Order) -> None:
+    """Check what is said of a batch whose prompts are not at hand.
+
+    Raises:
+        RefusedError: it makes no sense.
+    """
+    _new_batch(PromptObjects(()), order, new_batch_id)
+
+
+def check(prompts: Prompts, order: Order, *, progress: ReadSoFar = lambda lines, size: None) -> Checked:
+    """Check all of ``prompts`` as :func:`submit` does, and submit nothing.
+
+    Raises:
+        InputError, RefusedError: what :func:`submit` would raise for them.
+    """
+    _new_batch(prompts, order, new_batch_id)
+    problems, models, own_models, total, after = Problems(), set[str](), Counter[str](), 0, 0
+    for chunk in checked(prompts, order.defaults):
+        total += len(chunk.good) + len(chunk.bad)
+        problems.add(chunk.bad)
+        own_models.update(chunk.own_models)
+        after += sum(line.after_answer for line in chunk.good)
+        models.update(line.group.model for line in chunk.good)
+        progress(total, prompts.bytes_read)
+    _refuse(prompts, total, problems, order)
+    return Checked(total, problems.count, tuple(problems.kept), tuple(sorted(models)), own_models, after)
+
+
+def submit(
+    store: Store,
+    prompts: Prompts,
+    order: Order,
+    *,
+    progress: ReadSoFar = lambda lines, size: None,
+    new_id: Callable[[], str] = new_batch_id,
+    now: Callable[[], float] = time.time,
+) -> Submitted:
+    """Check all of ``prompts`` and make a batch of them, or leave nothing in Redis.
+
+    Raises:
+        InputError: bad lines (with ``on_bad_line="reject"``), or no lines at all; all problems are counted.
+        RefusedError: the input cannot be read, or the order makes no sense.
+        RedisError: the upload was silent for too long and was given up.
+    """
+    batch = _new_batch(prompts, order, new_id)
+    upkeep(store, orphans=False)
+    start_at = None if order.start_in is None else store.server_time() + order.start_in
+    packing = Packing(batch.id, now)
+    problems, own_models = Problems(), Counter[str]()
+    total, after = 0, 0
+    with Uploader(store, batch) as uploader:
+        for chunk in checked(prompts, order.defaults):
+            total += len(chunk.good) + len(chunk.bad)
+            problems.add(chunk.bad)
+            own_models.update(chunk.own_models)
+            after += sum(line.after_answer for line in chunk.good)
+            progress(total, prompts.bytes_read)
+            if problems.count and order.on_bad_line == "reject":
+                uploader.give_up()  # read on: all problems are listed at once
+                continue
+            for parcel in packing.add(chunk):
+                uploader.put(parcel)
+        _refuse(prompts, total, problems, order)
+        uploader.put(packing.rest())
+        groups = packing.groups
+        if not uploader.commit(
+            lambda: store.commit(
+                batch.id,
+                total=total,
+                shards=packing.shards,
+                groups=groups,
+                digest=prompts.digest,
+                start_at=start_at,
+                expires_in=order.expires_in,
+            )
+        ):
+            raise RedisError(
+                f"the upload was silent for more than {UPLOAD_LEASE_S:.0f} s and was swept as dead; "
+                "nothing was enqueued: submit again"
+            )
+    models = tuple(sorted({group.model for group in groups}))
+    return Submitted(
+        batch_id=batch.id,
+        total=total,
+        rejected=problems.count,
+        problems=tuple(problems.kept),
+        shards=packing.shards,
+        models=models,
+        digest=prompts.digest,
+        own_models=own_models,
+        after_answer=after,
+    )
+
+
+def _refuse(prompts: Prompts, total: int, problems: Problems, order: Order) -> None:
+    if total == 0:
+        nothing = ProblemLine(1, "empty_file", None, "there are no prompts in it")
+        raise InputError(prompts.name, [nothing], what=nothing.message)
+    if problems.count and order.on_bad_line == "reject":
+        if problems.only_without_model == total > 1:
+            raise InputError(prompts.name, problems.kept, problems.count, what=NO_MODEL)
+        raise InputError(prompts.name, problems.kept, problems.count)
+
+
+def _new_batch(prompts: Prompts, order: Order, new_id: Callable[[], str]) -> NewBatch:
+    for value, known, what in (
+        (order.priority, PRIORITIES, "priority"),
+        (order.on_bad_line, ON_BAD_LINE, "on_bad_line"),
+    ):
+        if value not in known:
+            raise RefusedError(f"{what} must be one of {', '.join(known)}, not {value!r:.40}")
+    name = order.name
+    if name is not None and not (1 <= len(name) <= MAX_NAME_LENGTH and name.isprintable()):
+        raise RefusedError(f"a batch's name must have 1 to {MAX_NAME_LENGTH} printable characters")
+    times = ((order.expires_in, "expires after"), (order.start_in, "begins in"), (order.keep_s, "is kept for"))
+    for seconds, what in times:
+        if seconds is not None and not 0 < seconds < MAX_S:
+            raise RefusedError(f"a batch {what} a number of seconds above 0 and below ten years, not {seconds!r:.40}")
+    return NewBatch(
+        id=order.batch_id or new_id(),
+        name=name,
+        source=prompts.name,
+        priority=order.priority,
+        defaults=_as_json(order.defaults.fields, "a default"),
+        metadata=_as_json(order.metadata, "the batch's metadata"),
+        pool=order.pool,
+        schedule=order.schedule,
+        webhook=None if order.webhook is None else check_webhook(order.webhook),
+        keep_s=order.keep_s,
+    )
+
+
+def _as_json(fields: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """``fields`` as they will be read back: JSON types only."""
+    if not isinstance(fields, Mapping):
+        raise RefusedError(f"{what} must be a dict, not {type(fields).__name__}")
+    try:
+        plain = orjson.loads(orjson.dumps(dict(fields), option=orjson.OPT_NON_STR_KEYS))
+    except orjson.JSONEncodeError as error:
+        raise RefusedError(f"{what} cannot be written as JSON: {error}") from None
+    return dict(plain)

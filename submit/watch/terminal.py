@@ -1,0 +1,275 @@
+"""The full screen that views are drawn on: once a second, only the lines that changed, and given back at the end.
+
+Ctrl-C, SIGTERM, SIGHUP and ``q`` leave; Ctrl-Z stops as usual, with the ordinary screen in front; a terminal of
+another size is drawn on anew at once. Redis may go away meanwhile: the last state stays, and the screen says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import signal
+import sys
+import termios
+import time
+import tty
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from submit.watch.screen import REFRESH_S
+from submit.watch.widgets import text
+
+if TYPE_CHECKING:
+    from submit.watch.screen import View
+
+__all__ = ["Painter", "show"]
+
+ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[0m\x1b[?25h\x1b[?1049l"
+ERASE_SCREEN, ERASE_LINE = "\x1b[2J", "\x1b[K"
+SMALLEST = (20, 4)
+QUIT_KEYS = b"qQ\x03"
+LEAVING = "q or Ctrl-C leaves"
+
+
+class Painter:
+    """Makes of the lines to show what must be written for them to be on the screen, where other lines stood before."""
+
+    def __init__(self, *, colour: bool = True) -> None:
+        self._console = Console(
+            file=io.StringIO(),
+            force_terminal=True,
+            # Sixteen colours, by their names: every terminal has them, in its own tones.
+            color_system="standard" if colour else None,
+            legacy_windows=False,
+            markup=False,
+            emoji=False,
+            highlight=False,
+            width=10_000,
+            _environ={},
+        )
+        self._shown: list[Text] = []
+        self._size = (0, 0)
+
+    def forget(self) -> None:
+        """Draw everything next time."""
+        self._size = (0, 0)
+
+    def paint(self, lines: Sequence[Text], size: tuple[int, int]) -> str:
+        """What to write so that ``lines`` are on a screen of ``size`` (columns, rows), the others empty."""
+        written = []
+        if size != self._size:
+            written.append(ERASE_SCREEN)
+            self._shown, self._size = [], size
+        empty = text("")
+        lines = list(lines[: size[1]])
+        before = self._shown
+        for row in range(max(len(lines), len(before))):
+            line = lines[row] if row < len(lines) else empty
+            if line != (before[row] if row < len(before) else empty):
+                written.append(f"\x1b[{row + 1};1H{self._ansi(line)}{ERASE_LINE}")
+        self._shown = lines
+        return "".join(written)
+
+    def _ansi(self, line: Text) -> str:
+        with self._console.capture() as capture:
+            self._console.print(line, end="", soft_wrap=True)
+        return capture.get()
+
+
+def show(
+    view: View,
+    stream: TextIO,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    keys: TextIO | None = None,
+    clock: Callable[[], float] = time.time,
+) -> None:
+    """Draw ``view`` on ``stream``, a terminal, until it is over or the user leaves; its last state stays behind as
+    plain lines. ``keys`` is what the user types on (None: stdin).
+
+    Raises:
+        whatever the view raises, once the terminal is as it was; that Redis is away only at the first look.
+    """
+    done = view.look(drawn=True)
+    screen = _Screen(stream, sys.stdin if keys is None else keys)
+    painter = Painter(colour=not environ.get("NO_COLOR"))
+    unicode = (getattr(stream, "encoding", None) or "").lower().startswith("utf")
+    away_since: float | None = None
+    with contextlib.suppress(KeyboardInterrupt, _TerminalGoneError), screen.taken():
+        while not done:
+            columns, rows = size = screen.size()
+            # The last column stays free: some terminals wrap as soon as it is written.
+            width, height = max(columns - 1, SMALLEST[0]), max(rows - 1, SMALLEST[1] - 1)
+            lines = view.draw(width, height, unicode=unicode)
+            lines += [text("")] * (height - len(lines))
+            lines.append(_footer(away_since, width))
+            screen.write(painter.paint(lines, size))
+            event = screen.wait(REFRESH_S)
+            if event == "leave":
+                break
+            if event == "stopped":
+                painter.forget()
+            if event != "resized":
+                done, away_since = _look(view, away_since, clock)
+    with contextlib.suppress(_TerminalGoneError):
+        screen.write("".join(f"{line}\n" for line in view.text(screen.size()[0])))
+
+
+def _look(view: View, away_since: float | None, clock: Callable[[], float]) -> tuple[bool, float | None]:
+    """Whether the view is over, and since when Redis is away."""
+    from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
+
+    try:
+        return view.look(drawn=True), None
+    except AuthenticationError:
+        raise  # which is a ConnectionError, and does not pass
+    except (ConnectionError, TimeoutError):
+        return False, clock() if away_since is None else away_since
+
+
+def _footer(away_since: float | None, width: int) -> Text:
+    if away_since is None:
+        footer = text(LEAVING, "bright_black")
+    else:
+        since = datetime.fromtimestamp(away_since).strftime("%H:%M:%S")
+        footer = text(f"Redis is away since {since}; waiting for it to come back", "bold red")
+    footer.truncate(width, overflow="ellipsis")
+    return footer
+
+
+class _TerminalGoneError(Exception):
+    """The window was closed, or the connection was lost: there is nobody to show anything to."""
+
+
+class _Screen:
+    """A terminal while a view has it: its other screen, keys without a return, and the signals that concern it."""
+
+    def __init__(self, stream: TextIO, keys: TextIO) -> None:
+        self._stream = stream
+        self._keys = keys
+        self._typed = True
+        self._signals, self._signalled = -1, -1
+        self._settings: list[Any] | None = None
+
+    def size(self) -> tuple[int, int]:
+        """Columns and rows."""
+        try:
+            found = os.get_terminal_size(self._stream.fileno())
+        except (OSError, ValueError):
+            return 80, 24
+        return found.columns or 80, found.lines or 24
+
+    def write(self, codes: str) -> None:
+        """Write, with question marks for what the terminal's encoding has no letters for.
+
+        Raises:
+            _TerminalGoneError: it was closed.
+        """
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        try:
+            self._stream.write(codes.encode(encoding, "replace").decode(encoding))
+            self._stream.flush()
+        except OSError as error:
+            # What it did not take waits in the stream, and Python would end with status 120 for it.
+            nobody = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nobody, self._stream.fileno())
+            os.close(nobody)
+            raise _TerminalGoneError from error
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Have the terminal; SIGTERM and SIGHUP end the block as Ctrl-C does. Call from the main thread."""
+        self._signals, self._signalled = os.pipe()
+        for end in (self._signals, self._signalled):
+            os.set_blocking(end, False)
+        handlers: dict[int, Any] = {
+            number: signal.signal(number, _noted) for number in (signal.SIGWINCH, signal.SIGTSTP)
+        }
+        handlers |= {number: signal.signal(number, _left) for number in (signal.SIGTERM, signal.SIGHUP)}
+        wakeup = signal.set_wakeup_fd(self._signalled, warn_on_full_buffer=False)
+        try:
+            self._enter()
+            yield
+        finally:
+            self._leave()
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            os.close(self._signals)
+            os.close(self._signalled)
+
+    def wait(self, seconds: float) -> str:
+        """Until something happens, or so long: ``leave``, ``resized``, ``stopped`` (and gone on), or ``time``."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            sources = [self._signals, *([self._keys.fileno()] if self._settings is not None and self._typed else [])]
+            ready, _, _ = select.select(sources, [], [], left)
+            if self._signals in ready:
+                happened = os.read(self._signals, 64)
+                if signal.SIGTSTP in happened:
+                    self._stop()
+                    return "stopped"
+                if signal.SIGWINCH in happened:
+                    return "resized"
+            elif ready:
+                typed = os.read(self._keys.fileno(), 64)
+                self._typed = bool(typed)  # nobody types any more: do not ask again
+                if any(key in QUIT_KEYS for key in typed):
+                    return "leave"
+        return "time"
+
+    def _enter(self) -> None:
+        self._settings = self._unechoed()
+        self.write(ENTER)
+
+    def _leave(self) -> None:
+        with contextlib.suppress(_TerminalGoneError):
+            self.write(LEAVE)
+        if self._settings is not None:
+            with contextlib.suppress(termios.error):  # of a terminal that is gone
+                termios.tcsetattr(self._keys.fileno(), termios.TCSADRAIN, self._settings)
+            self._settings = None
+
+    def _stop(self) -> None:
+        """Ctrl-Z: stop with the ordinary screen in front, and take the other one again in the foreground."""
+        self._leave()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        while not _in_foreground(self._stream.fileno()):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        self._enter()
+
+    def _unechoed(self) -> list[Any] | None:
+        """Have keys at once and unseen; the settings to go back to, None where there are no keys to be had."""
+        try:
+            descriptor = self._keys.fileno()
+            # In the background, changing the terminal would stop the process.
+            if not os.isatty(descriptor) or not _in_foreground(descriptor):
+                return None
+            settings = termios.tcgetattr(descriptor)
+            tty.setcbreak(descriptor, termios.TCSADRAIN)
+        except (OSError, ValueError, termios.error):
+            return None
+        return settings
+
+
+def _in_foreground(descriptor: int) -> bool:
+    """Whether this process may use the terminal; a terminal that is not its own, it may."""
+    try:
+        return os.tcgetpgrp(descriptor) == os.getpgrp()
+    except OSError:
+        return True
+
+
+def _noted(_number: int, _frame: FrameType | None) -> None:
+    """The number is in the pipe already."""
+
+
+def _left(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
