@@ -31,8 +31,8 @@ from bench.models import FIRST_TOKEN, SHAPES, build, word
 from jobs.params import Sampling
 from worker.engine.decode import SETTLE_EVERY
 from worker.engine.engine import Engine
-from worker.engine.lm import measure
-from worker.engine.model import LoadedModel
+from worker.engine.loading.mlx_lm import measure
+from worker.engine.loading.model import LoadedModel
 from worker.engine.sequence import PreparedLine
 
 __all__ = ["MODELS", "TOLERANCE", "Plan", "Sample", "growth", "live_buffers", "run"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from worker.engine.engine import Engine
-    from worker.engine.rows import BatchArrays
+    from worker.engine.sampling.row_params import BatchArrays
 
 __all__ = ["PARTS", "measure", "profile"]
 
@@ -124,13 +124,13 @@ def _parts(task: Task) -> dict[str, float]:
     import mlx.core as mx
 
     from bench.mill import line_of
-    from worker.engine import rows, sampler
+    from worker.engine.sampling import row_params, sampler
     from worker.engine.sequence import sequences_of
 
     mx.random.seed(task.seed)
     logits = 2 * mx.random.normal((CONCURRENCY, task.vocab))
     batch = [sequences_of(line_of(i, row, 99, True), None, 0.0)[0] for i, row in enumerate(task.rows)]
-    arrays: BatchArrays = rows.build(batch, task.vocab)
+    arrays: BatchArrays = row_params.build(batch, task.vocab)
     adjusted = sampler.adjust(arrays.features, logits, arrays.state, arrays.params)
     ids, values = sampler.best(adjusted, sampler.CANDIDATES)
     total = sampler.mass(adjusted, values[:, :1])

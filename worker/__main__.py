@@ -8,8 +8,8 @@ try:
     import threading
 
     from worker.cli import main
-    from worker.compute import THREAD_NAME
-    from worker.recycle import RECYCLE, listen, start_afresh
+    from worker.health.recycle import RECYCLE, listen, start_afresh
+    from worker.models.compute import THREAD_NAME
 except KeyboardInterrupt:  # these take half a second, in which somebody may change their mind
     sys.exit(130)
 

@@ -23,15 +23,15 @@ from jobs.errors import PromptmillError, RefusedError
 from jobs.lines.values import local_model_name
 from jobs.redis.connect import check_url
 from jobs.shard import Group
-from worker.compute import DECODE_CONCURRENCY, EngineSettings
-from worker.held import MAX_ATTEMPTS
-from worker.lease import machine
-from worker.loadfailures import PATIENCE_S
-from worker.metrics import PrometheusMetrics
-from worker.permissions import check_permissions
+from worker.faults.crash_loop import without_trouble
+from worker.health.prometheus import PrometheusMetrics
+from worker.models.autotune import FILE as TUNED_FILE, MOST_ROWS
+from worker.models.compute import DECODE_CONCURRENCY, EngineSettings
+from worker.models.load_failures import PATIENCE_S
+from worker.rq.permissions import check_permissions
+from worker.rq.worker import machine
 from worker.service import Service, ServiceSettings
-from worker.trouble import without_trouble
-from worker.tuned import FILE as TUNED_FILE, MOST_ROWS
+from worker.shards.claimed import MAX_ATTEMPTS
 
 __all__ = ["command", "main"]
 

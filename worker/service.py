@@ -5,7 +5,7 @@ Threads, and who may touch what:
 - main: takes and claims shards, recovery, signals. Never MLX.
 - intake: checks, renders and tokenises lines.
 - compute: MLX, alone; it waits for nothing but its commands.
-- in-flight log: notes lines in Redis before they begin (worker/marks.py).
+- in-flight log: notes lines in Redis before they begin (worker/faults/in_flight_log.py).
 - writer: Redis writes; beside it the scribe: text, records, the spool.
 - pulse: leases and the published state; it must never wait for any of the others.
 """
@@ -36,25 +36,25 @@ from jobs.shard import Group
 from jobs.store.lost_lines import end_lost_lines
 from jobs.store.maintenance import upkeep
 from jobs.store.store import Store
-from worker.compute import Compute, EngineSettings
-from worker.ended import EndedLine, failed_line
-from worker.held import MAX_ATTEMPTS, End, HeldShard, LineKey
-from worker.intake import Intake
-from worker.lease import MAINTENANCE_S, Lease, ShardJob, ShardWorker, machine
-from worker.loadfailures import LoadFailures
-from worker.marks import InFlightLog
-from worker.metrics import Metrics
-from worker.models import Models
-from worker.pausing import Pausing
-from worker.power import SleepAssertion, Take, way_to_stay_awake
-from worker.pulse import Pulse
-from worker.recycle import HELD_BACK, RECYCLE
-from worker.refusals import Refusals
-from worker.spool import SPOOL_KEEP_S, Spool
-from worker.trouble import note_failure
-from worker.turns import Turns
-from worker.warm import STARVATION_S
-from worker.writer import Writer
+from worker.faults.crash_loop import note_failure
+from worker.faults.in_flight_log import InFlightLog
+from worker.faults.refused_shards import Refusals
+from worker.faults.spool import SPOOL_KEEP_S, Spool
+from worker.health.heartbeat import Pulse
+from worker.health.keep_awake import SleepAssertion, Take, way_to_stay_awake
+from worker.health.prometheus import Metrics
+from worker.health.recycle import HELD_BACK, RECYCLE
+from worker.models.compute import Compute, EngineSettings
+from worker.models.load_failures import LoadFailures
+from worker.models.loader import Models
+from worker.models.residency import STARVATION_S
+from worker.rq.worker import MAINTENANCE_S, Lease, ShardJob, ShardWorker, machine
+from worker.shards.claimed import MAX_ATTEMPTS, End, HeldShard, LineKey
+from worker.shards.pause import Pausing
+from worker.shards.preparer import Intake
+from worker.shards.queue_order import Turns
+from worker.shards.records import EndedLine, failed_line
+from worker.shards.writer import Writer
 
 if TYPE_CHECKING:
     from redis import Redis

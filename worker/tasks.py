@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jobs.tasks import refuse
-from worker.scripts import HAND_BACK
+from worker.rq.steps import HAND_BACK
 
 if TYPE_CHECKING:
     from rq.job import Job

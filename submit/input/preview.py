@@ -24,7 +24,7 @@ from submit.input.validate import BadLine, Problems
 __all__ = ["PREVIEW_COMMAND", "Preview", "Previewed"]
 
 # -P: a folder named worker in the current directory must not be taken for ours.
-PREVIEW_COMMAND = (sys.executable, "-P", "-m", "worker.preview")
+PREVIEW_COMMAND = (sys.executable, "-P", "-m", "worker.models.preview")
 
 
 @dataclass(slots=True)

@@ -107,7 +107,7 @@ def test_a_stop_while_it_recycles_ends_the_worker(
 LIVES = """
 import os, signal, sys
 from pathlib import Path
-from worker.recycle import listen, start_afresh
+from worker.health.recycle import listen, start_afresh
 
 life = Path(sys.argv[1])
 if not life.exists():

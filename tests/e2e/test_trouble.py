@@ -13,8 +13,8 @@ from jobs.shard import Group
 from jobs.store.store import Store
 from tests import commands
 from tests.mixed import audit, records
-from worker.lease import machine
-from worker.trouble import TROUBLE_LIMIT, note_trouble
+from worker.faults.crash_loop import TROUBLE_LIMIT, note_trouble
+from worker.rq.worker import machine
 
 ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "examples" / "pocket" / "model")

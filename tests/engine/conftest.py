@@ -15,8 +15,8 @@ from mlx_lm.models.cache import ArraysCache
 from jobs.params import Sampling
 from tests.engine import families
 from worker.engine.engine import Engine
-from worker.engine.lm import compiler_present, load_model, measure
-from worker.engine.model import LoadedModel
+from worker.engine.loading.mlx_lm import compiler_present, load_model, measure
+from worker.engine.loading.model import LoadedModel
 from worker.engine.sequence import Finished, PreparedLine
 
 POCKET = Path(__file__).parents[2] / "examples" / "pocket" / "model"

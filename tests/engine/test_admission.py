@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from jobs.shard import Group
-from worker.compute import Compute, EngineSettings
 from worker.engine.engine import Engine
 from worker.engine.sequence import WITHOUT_CONTEXT, Finished, sequences_of
-from worker.held import Quarantine
-from worker.isolation import TRIAL_TOKENS
+from worker.faults.quarantine import TRIAL_TOKENS
+from worker.models.compute import Compute, EngineSettings
+from worker.shards.claimed import Quarantine
 
 
 def test_begun_lines_are_told_before_anything_is_computed_of_them(markov: Any, line_of: Any) -> None:

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 from jobs.errors import LineError
 from jobs.lines.line import Defaults, Job, check_line
 from tests.engine.chat_families import CHATML, FAMILIES, added, tokenizer_of, wrapped
-from worker.engine.control_tokens import MARKS
-from worker.engine.prompts import Preparer
+from worker.engine.prompts.control_tokens import MARKS
+from worker.engine.prompts.prepare import Preparer
 
 USER = {"role": "user", "content": "Is this so?"}
 TEXT = {"type": "text"}

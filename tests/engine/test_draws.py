@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from jobs.params import Sampling
-from worker.engine import rows as row_arrays
-from worker.engine.lm import compiler_present
-from worker.engine.sampler import CANDIDATES, Sampler, pick, sample
+from worker.engine.loading.mlx_lm import compiler_present
+from worker.engine.sampling import row_params as row_arrays
+from worker.engine.sampling.sampler import CANDIDATES, Sampler, pick, sample
 from worker.engine.sequence import Sequence
 
 ROWS, STEPS = 64, 150

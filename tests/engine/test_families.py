@@ -13,10 +13,10 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import ConcatenateKVCache, QuantizedKVCache, make_prompt_cache
 
 from tests.engine.families import FAMILIES, new_model
-from worker.engine import caches as batch_caches
+from worker.engine.caches import batch as batch_caches
 from worker.engine.engine import Engine
-from worker.engine.lm import measure
-from worker.engine.model import LoadedModel
+from worker.engine.loading.mlx_lm import measure
+from worker.engine.loading.model import LoadedModel
 
 SHARED = [(7 * i * i + 31 * i) % 255 + 1 for i in range(70)]
 PART = 40

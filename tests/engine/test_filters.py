@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings, strategies as st
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, apply_xtc
 
 from tests.engine.conftest import compile_again
-from worker.engine.sampler import CANDIDATES, best, mass, survivors
+from worker.engine.sampling.sampler import CANDIDATES, best, mass, survivors
 
 BORDER = 2e-5
 """Float sums in another order may fall on the other side of a threshold that is this close; over a large vocabulary,

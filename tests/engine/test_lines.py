@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from worker.engine.engine import Engine
-from worker.engine.text import TextAssembler
+from worker.engine.text.completion import TextAssembler
 
 
 def text_of(model: Any, finished: Any, choice: int = 0) -> Any:

@@ -13,7 +13,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import RotatingKVCache
 
 from worker.engine.engine import Engine
-from worker.engine.model import LoadedModel
+from worker.engine.loading.model import LoadedModel
 
 
 def prompts_of(lengths: list[int], seed: int = 5) -> list[list[int]]:
@@ -80,14 +80,14 @@ def test_wide_rows_come_into_a_narrow_batch(kind: str, tiny: Any, line_of: Any, 
 def test_places_are_taken_without_copying_the_batch(tiny: Any, line_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """While work waits a row's end copies no cache but that of its successor; and columns that all rows have left
     behind are given up, so that a long run does not grow without end."""
-    from worker.engine import caches, slots
+    from worker.engine.caches import batch, slots
 
     model = tiny("qwen3")
     copies: list[int] = []
     widths: list[int] = []
     monkeypatch.setattr("worker.engine.decode.MOST_WASTED", 30)
-    keep, place = caches.keep, slots.place
-    monkeypatch.setattr(caches, "keep", lambda cache, rows: (copies.append(len(rows)), keep(cache, rows))[1])
+    keep, place = batch.keep, slots.place
+    monkeypatch.setattr(batch, "keep", lambda cache, rows: (copies.append(len(rows)), keep(cache, rows))[1])
     monkeypatch.setattr(
         slots, "place", lambda cache, *rest: (widths.append(slots.columns(cache)), place(cache, *rest))[1]
     )

@@ -13,8 +13,8 @@ from mlx_lm.sample_utils import make_logits_processors
 
 from jobs.params import Sampling
 from tests.engine.conftest import compile_again
-from worker.engine import rows as row_arrays
-from worker.engine.sampler import adjust, sample
+from worker.engine.sampling import row_params as row_arrays
+from worker.engine.sampling.sampler import adjust, sample
 from worker.engine.sequence import Sequence
 
 VOCAB = 24

@@ -7,11 +7,11 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from worker.engine import caches as batch_caches
+from worker.engine.caches import batch as batch_caches
+from worker.engine.caches.prefixes import Prefix
 from worker.engine.engine import Engine
-from worker.engine.lm import measure
+from worker.engine.loading.mlx_lm import measure
 from worker.engine.prefill import PrefillGroup
-from worker.engine.prefixes import Prefix
 
 KINDS = ["qwen3", "gemma3_text", "lfm2"]
 """One per kind of cache; ``test_families`` has them all."""

@@ -16,11 +16,11 @@ from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
 from jobs.errors import ModelLoadError
 from tests.engine.conftest import build
-from worker.engine.caches import leaves
+from worker.engine.caches.batch import leaves
 from worker.engine.engine import Engine
-from worker.engine.lm import load_draft, load_model, measure
-from worker.engine.model import LoadedModel
-from worker.engine.solo import SoloModes
+from worker.engine.loading.mlx_lm import load_draft, load_model, measure
+from worker.engine.loading.model import LoadedModel
+from worker.engine.unbatched.modes import SoloModes
 
 Solo = Callable[..., LoadedModel]
 

@@ -12,11 +12,11 @@ from mlx_lm import generate
 
 from jobs.lines.line import Defaults, Job, check_line
 from worker.engine.engine import Engine
-from worker.engine.model import LoadedModel
-from worker.engine.prompts import Preparer
-from worker.engine.stops import StopMatcher
-from worker.engine.text import Completion, TextAssembler
-from worker.engine.token_bytes import TextStream, TokenTexts
+from worker.engine.loading.model import LoadedModel
+from worker.engine.prompts.prepare import Preparer
+from worker.engine.text.completion import Completion, TextAssembler
+from worker.engine.text.stops import StopMatcher
+from worker.engine.text.token_bytes import TextStream, TokenTexts
 
 QUESTIONS = [
     "What is 2 plus 3?",

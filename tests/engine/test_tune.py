@@ -12,11 +12,11 @@ import mlx.core as mx
 import pytest
 
 from tests.engine.conftest import MarkovModel
-from worker.compute import EngineSettings
-from worker.engine import tune as tuning
-from worker.engine.ladder import Curve
-from worker.engine.model import CacheCost, LoadedModel
-from worker.tuned import TunedFile, tuned_rows
+from worker.engine.loading.model import CacheCost, LoadedModel
+from worker.engine.tuning import measure as tuning
+from worker.engine.tuning.policy import Curve
+from worker.models.autotune import TunedFile, tuned_rows
+from worker.models.compute import EngineSettings
 
 
 class Narrow(MarkovModel):

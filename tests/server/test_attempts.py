@@ -17,12 +17,12 @@ from jobs.store.keys import trouble_key
 from jobs.store.store import FinishedLine, Store
 from submit.results.read import ordered_records
 from tests.pool import MODEL, make_batch, prompts
-from worker.ended import EndedLine
 from worker.engine.sequence import Failure, Finished
-from worker.held import HeldShard, Quarantine
-from worker.lease import machine
+from worker.faults.crash_loop import TROUBLE_LIMIT, note_failure, note_trouble, without_trouble
+from worker.rq.worker import machine
 from worker.service import Service
-from worker.trouble import TROUBLE_LIMIT, note_failure, note_trouble, without_trouble
+from worker.shards.claimed import HeldShard, Quarantine
+from worker.shards.records import EndedLine
 
 
 def claimed(store: Store, batch: str, life: str = "") -> Attempt:

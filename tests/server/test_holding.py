@@ -17,8 +17,8 @@ from jobs.store.store import NewBatch, Store
 from submit.results.read import ordered_records
 from submit.status.pool_pause import pause_pool, pause_workers, paused_workers, pool_paused, resume_pool, resume_workers
 from tests.pool import MODEL, full, make_batch, prompts, watched, work
-from worker.held import State
 from worker.service import Service
+from worker.shards.claimed import State
 
 QUEUE = queue_name(MODEL, "normal")
 HIGH = queue_name(MODEL, "high")

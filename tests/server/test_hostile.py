@@ -18,7 +18,6 @@ from jobs.errors import LineError, RefusedError
 from jobs.lines.line import Job
 from jobs.record import Choice
 from jobs.redis.rq_jobs import JOB_FUNCTION
-from jobs.refusals import note_refusal
 from jobs.shard import pack
 from jobs.store.cancel import cancel, expire_due
 from jobs.store.keys import BATCHES, EXPIRING, UPLOADING, BatchKeys, worker_key
@@ -28,8 +27,9 @@ from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit.status.workers import Workers
 from tests.hostile import ENTRIES, job_data, put_job
 from tests.pool import MODEL, make_batch, prompts, watched, work
-from worker.ended import EndedLine, FailedLine
+from worker.faults.refusal_log import note_refusal
 from worker.service import Service
+from worker.shards.records import EndedLine, FailedLine
 
 QUEUE = queue_name(MODEL, "normal")
 LIST = f"rq:queue:{QUEUE}"

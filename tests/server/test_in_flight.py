@@ -16,10 +16,10 @@ from jobs.store.keys import BatchKeys
 from jobs.store.store import Store
 from tests.pool import make_batch, prompts
 from tests.waiting import until
-from worker import marks
-from worker.held import HeldShard, LineKey
-from worker.marks import QUIET_S, Answer, InFlightLog, Note
+from worker.faults import in_flight_log
+from worker.faults.in_flight_log import QUIET_S, Answer, InFlightLog, Note
 from worker.service import Service
+from worker.shards.claimed import HeldShard, LineKey
 
 WAVE = 3
 
@@ -271,7 +271,7 @@ def test_lines_do_not_wait_long_for_a_shard_that_is_being_taken_up_again(
     store: Store, service: Service, make_log: Make, answers: list[Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim may take as long as an outage: they begin as in one, and are noted after it."""
-    monkeypatch.setattr(marks, "CLAIM_S", 0.01)
+    monkeypatch.setattr(in_flight_log, "CLAIM_S", 0.01)
     batch = make_batch(store, prompts(2))
     held = held_by(service)
     now = [0.0]

@@ -19,7 +19,7 @@ from jobs.store.keys import PREFIX
 from jobs.store.store import FinishedLine, NewBatch, Store, UploadedShard
 from tests.pool import watched
 from tests.proxy import Proxy
-from worker.lease import ORPHAN_S, Lease, ShardJob, ShardWorker, machine
+from worker.rq.worker import ORPHAN_S, Lease, ShardJob, ShardWorker, machine
 
 MODEL = Group("pocket")
 QUEUE = queue_name(MODEL.key, "normal")

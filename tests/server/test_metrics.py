@@ -18,12 +18,12 @@ from jobs.store.store import Store
 from tests.pool import MODEL, make_batch, prompts
 from tests.servers import Server
 from tests.waiting import until
-from worker.compute import ServedModel
-from worker.ended import EndedLine, FailedLine
 from worker.engine.sequence import Failure, Finished, InFlight
-from worker.held import HeldShard
-from worker.metrics import PrometheusMetrics
+from worker.health.prometheus import PrometheusMetrics
+from worker.models.compute import ServedModel
 from worker.service import Service, ServiceSettings
+from worker.shards.claimed import HeldShard
+from worker.shards.records import EndedLine, FailedLine
 
 GROUP = Group(MODEL)
 ROOT = Path(__file__).parents[2]
@@ -193,7 +193,7 @@ def test_its_threads_take_no_signal_that_is_held_back() -> None:
     """A SIGTERM while the worker starts itself afresh waits for its next life."""
     script = """
 import os, signal
-from worker.metrics import PrometheusMetrics
+from worker.health.prometheus import PrometheusMetrics
 with PrometheusMetrics([]).serving(None, "127.0.0.1", 0):
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     os.kill(os.getpid(), signal.SIGTERM)

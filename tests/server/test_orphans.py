@@ -32,7 +32,7 @@ from submit.results.read import ordered_records
 from submit.schedule.rq_jobs import QUEUE as SCHEDULES, RunQueue
 from tests.pool import MODEL, make_batch, prompts, publish, work
 from tests.waiting import until
-from worker.lease import MAINTENANCE_S, ShardWorker
+from worker.rq.worker import MAINTENANCE_S, ShardWorker
 
 QUEUE = queue_name(MODEL, "normal")
 SHARDS, LINES = 3, 50  # submit makes shards of so many lines

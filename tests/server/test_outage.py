@@ -20,11 +20,11 @@ from submit.results.read import ordered_records
 from tests.pool import MODEL, make_batch, prompts
 from tests.servers import Server
 from tests.waiting import until
-from worker import ended
-from worker.ended import FailedLine
-from worker.held import HeldShard
+from worker.faults.spool import Spool
 from worker.service import Service, ServiceSettings
-from worker.spool import Spool
+from worker.shards import records
+from worker.shards.claimed import HeldShard
+from worker.shards.records import FailedLine
 
 Opened = Callable[[str], Redis]
 MakeService = Callable[[], Service]
@@ -128,7 +128,7 @@ def test_a_record_that_redis_would_never_take_fails_its_line(
     store: Store, make_service: MakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not hold up all others for ever: an error record says why."""
-    monkeypatch.setattr(ended, "LONGEST_VALUE", 200_000)
+    monkeypatch.setattr(records, "LONGEST_VALUE", 200_000)
     batch, service = make_batch(store, prompts(2)), make_service()
     held = take(service)
     service.writer.start()

@@ -20,10 +20,10 @@ from jobs.store.store import Store
 from submit.results.read import ordered_records
 from submit.status.workers import Workers, activity
 from tests.pool import MODEL, make_batch, prompts
-from worker.ended import FailedLine
-from worker.refusals import PAUSES_S, UNSTORED_S
+from worker.faults.refused_shards import PAUSES_S, UNSTORED_S
+from worker.models.residency import Size
 from worker.service import Service, ServiceSettings
-from worker.warm import Size
+from worker.shards.records import FailedLine
 
 QUEUE = queue_name(MODEL, "normal")
 LIST = f"rq:queue:{QUEUE}"

@@ -22,7 +22,7 @@ from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit import Client
 from submit.results.read import finished_records, ordered_records
 from tests.pool import MODEL, echo, make_batch, prompts, work
-from worker.lease import ShardWorker
+from worker.rq.worker import ShardWorker
 
 QUEUE = queue_name(MODEL, "normal")
 

@@ -21,13 +21,13 @@ from jobs.store.keys import BatchKeys
 from jobs.store.store import FinishedLine, Store
 from submit.results.read import ordered_records
 from tests.pool import MODEL, make_batch, prompts, watched
-from worker.compute import EngineSettings, ServedModel, Snapshot
-from worker.ended import EndedLine, FailedLine
-from worker.held import HeldShard
-from worker.lease import LEASE_S, UNWATCHED_S
-from worker.loadfailures import LoadFailure
+from worker.models.compute import EngineSettings, ServedModel, Snapshot
+from worker.models.load_failures import LoadFailure
+from worker.models.residency import Size
+from worker.rq.worker import LEASE_S, UNWATCHED_S
 from worker.service import Service, ServiceSettings
-from worker.warm import Size
+from worker.shards.claimed import HeldShard
+from worker.shards.records import EndedLine, FailedLine
 
 Opened = Callable[[str], Redis]
 MakeService = Callable[..., Service]

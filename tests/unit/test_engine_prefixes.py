@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from worker.engine.prefixes import Prefix, Prefixes, PrefixIndex, prefix_budget
+from worker.engine.caches.prefixes import Prefix, Prefixes, PrefixIndex, prefix_budget
 from worker.engine.scheduler import Scheduler, Ticket
 
 HEAD = tuple(range(1000, 1100))

@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 
 from jobs.errors import LineError
 from jobs.lines.line import Defaults, Job, check_line
-from worker.engine.prompts import Preparer
+from worker.engine.prompts.prepare import Preparer
 
 SPECIAL = {"<s>": 0, "</s>": 1, "<think>": 2, "</think>": 3, "<|end|>": 4}
 
@@ -187,7 +187,7 @@ def test_parts_without_mlx_do_not_import_it() -> None:
     import sys
 
     script = (
-        "import sys, worker.engine.sequence, worker.engine.scheduler, worker.engine.text, worker.engine.prompts\n"
+        "import sys, worker.engine.sequence, worker.engine.scheduler, worker.engine.text.completion, worker.engine.prompts.prepare\n"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'mlx', 'mlx_lm', 'transformers'}))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -12,10 +12,10 @@ from hypothesis import given, strategies as st
 
 from jobs.params import Sampling
 from worker.engine.sequence import Sequence, choice_seed
-from worker.engine.stops import StopMatcher
-from worker.engine.text import TextAssembler
-from worker.engine.thinking import AnswerParts, split_thinking
-from worker.engine.token_bytes import TextStream, TokenTexts
+from worker.engine.text.completion import TextAssembler
+from worker.engine.text.stops import StopMatcher
+from worker.engine.text.thinking import AnswerParts, split_thinking
+from worker.engine.text.token_bytes import TextStream, TokenTexts
 
 THINK = ("<think>", "</think>")
 

@@ -15,7 +15,7 @@ from jobs.spool import OFFERED, SUFFIX, SpoolEntry
 from jobs.store.store import FinishedLine
 from submit.cli import main
 from submit.results import from_spool
-from worker.spool import Spool
+from worker.faults.spool import Spool
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from jobs.attempt import Attempt
 from jobs.lines.line import Defaults
 from jobs.shard import Group, ShardLine
 from tests.waiting import until
-from worker.held import HeldShard, State
+from worker.shards.claimed import HeldShard, State
 
 LINES = [ShardLine(0, 1, b"{}"), ShardLine(1, 2, b"{}")]
 OLD: Any = SimpleNamespace(job_id="b-0")

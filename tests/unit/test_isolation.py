@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.shard import Group
 from worker.engine.sequence import InFlight
-from worker.isolation import TRIAL_TOKENS, Isolation
+from worker.faults.quarantine import TRIAL_TOKENS, Isolation
 
 ONE, OTHER = Group("one"), Group("other")
 

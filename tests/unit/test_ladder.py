@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from worker.engine.ladder import SIZES, Curve, climb
+from worker.engine.tuning.policy import SIZES, Curve, climb
 
 
 class Speed:

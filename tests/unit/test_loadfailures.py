@@ -11,7 +11,7 @@ import redis.exceptions
 
 from jobs.errors import ModelLoadError
 from jobs.shard import Group
-from worker.loadfailures import PAUSES_S, STREAK_S, LoadFailure, LoadFailures, failed_again, published_failures
+from worker.models.load_failures import PAUSES_S, STREAK_S, LoadFailure, LoadFailures, failed_again, published_failures
 
 MODEL = Group("org/pocket")
 ERROR = ModelLoadError("the hub cannot be reached")

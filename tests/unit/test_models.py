@@ -9,8 +9,8 @@ import pytest
 
 from jobs.errors import ModelLoadError
 from jobs.shard import Group
-from worker.models import Models
-from worker.warm import STARVATION_S, Size
+from worker.models.loader import Models
+from worker.models.residency import STARVATION_S, Size
 
 A, B = Group("a"), Group("b")
 NORMAL = 1

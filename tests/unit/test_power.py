@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from worker.power import SleepAssertion, prevent_idle_sleep, way_to_stay_awake
+from worker.health.keep_awake import SleepAssertion, prevent_idle_sleep, way_to_stay_awake
 
 
 class Machine:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from worker.compute import Snapshot
-from worker.recent import Recent
+from worker.health.rates import Recent
+from worker.models.compute import Snapshot
 
 
 def test_rates_are_of_the_last_second_and_shares_of_the_last_minute() -> None:

@@ -17,7 +17,7 @@ from jobs import spool as spool_files
 from jobs.batch import Batch, new_batch_id
 from jobs.spool import SpoolEntry, encode_entry, encode_header, read_entries, read_header
 from jobs.store.store import FinishedLine
-from worker.spool import OPEN_FILES, RETRY_S, SWEEP_S, Spool
+from worker.faults.spool import OPEN_FILES, RETRY_S, SWEEP_S, Spool
 
 DAY_S = 86400.0
 
@@ -165,7 +165,7 @@ def test_a_full_disk_costs_no_other_record(
         return real(descriptor, data[:20])
 
     with monkeypatch.context() as patch:
-        patch.setattr("worker.spool.os.write", write)
+        patch.setattr("worker.faults.spool.os.write", write)
         assert not spool.append(of, [entry(of, 1)])
         clock[0] += RETRY_S
         assert not spool.append(of, [entry(of, 2)])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.engine.ladder import Curve
-from worker.tuned import Tuned, TunedFile
+from worker.engine.tuning.policy import Curve
+from worker.models.autotune import Tuned, TunedFile
 
 KEY = {"model": "org/pocket", "revision": None, "host": "mini", "memory": 2**36, "mlx": "0.32.4"}
 CURVE = Curve({1: 41.25, 8: 250.0, 24: 610.0}, 24)

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.batch import queue_name
 from jobs.shard import Group
-from worker.turns import Turns
+from worker.shards.queue_order import Turns
 
 ONE, OTHER = Group("one"), Group("other")
 

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.errors import ModelLoadError
 from jobs.shard import Group
-from worker.warm import HURRY, STARVATION_S, Size, Warm, refuse_too_large, share_out
+from worker.models.residency import HURRY, STARVATION_S, Size, Warm, refuse_too_large, share_out
 
 A, B, C = Group("a"), Group("b"), Group("c")
 TUNED, RETUNED = Group("a", "lora"), Group("a", "lora-2")

@@ -8,11 +8,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from worker.engine import caches as batch_caches, rows as row_arrays, slots as row_slots
-from worker.engine.caches import Cache
-from worker.engine.model import LoadedModel
-from worker.engine.rows import BatchArrays
-from worker.engine.sampler import NO_TOKEN, Sampled, Sampler
+from worker.engine.caches import batch as batch_caches, slots as row_slots
+from worker.engine.caches.batch import Cache
+from worker.engine.loading.model import LoadedModel
+from worker.engine.sampling import row_params as row_arrays
+from worker.engine.sampling.row_params import BatchArrays
+from worker.engine.sampling.sampler import NO_TOKEN, Sampled, Sampler
 from worker.engine.sequence import Sequence
 
 __all__ = ["CLEAR_EVERY", "DecodeBatch", "NotFiniteError", "Results", "StepResult", "Taken"]

@@ -14,20 +14,29 @@ from collections.abc import Callable, Hashable
 import mlx.core as mx
 
 from jobs.errors import SickModelError
-from worker.engine import caches as batch_caches
+from worker.engine.caches import batch as batch_caches
+from worker.engine.caches.prefixes import Prefixes, prefix_budget
 from worker.engine.decode import NotFiniteError, StepResult, Taken
-from worker.engine.draft import batch_of
-from worker.engine.lines import EngineStats, Line, admitting, check_tokens, in_flight, internal_error, key_of, without
-from worker.engine.lm import cache_budget
-from worker.engine.model import LoadedModel
+from worker.engine.line_state import (
+    EngineStats,
+    Line,
+    admitting,
+    check_tokens,
+    in_flight,
+    internal_error,
+    key_of,
+    without,
+)
+from worker.engine.loading.mlx_lm import cache_budget
+from worker.engine.loading.model import LoadedModel
 from worker.engine.prefill import PrefillGroup
-from worker.engine.prefixes import Prefixes, prefix_budget
 from worker.engine.recovery import to_try, try_alone, try_model
-from worker.engine.sampler import suited
+from worker.engine.sampling.sampler import suited
 from worker.engine.scheduler import Scheduler, Ticket
 from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, Sequence, sequences_of
-from worker.engine.stops import StopMatchers
-from worker.engine.token_bytes import TokenTexts
+from worker.engine.text.stops import StopMatchers
+from worker.engine.text.token_bytes import TokenTexts
+from worker.engine.unbatched.speculative import batch_of
 
 __all__ = ["Engine", "EngineStats"]
 

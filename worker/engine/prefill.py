@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from worker.engine import caches as batch_caches
-from worker.engine.caches import Cache
-from worker.engine.model import LoadedModel
-from worker.engine.prefixes import Prefix
+from worker.engine.caches import batch as batch_caches
+from worker.engine.caches.batch import Cache
+from worker.engine.caches.prefixes import Prefix
+from worker.engine.loading.model import LoadedModel
 from worker.engine.scheduler import Ticket
 from worker.engine.sequence import Sequence
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from jobs.errors import SickModelError
 from jobs.params import Sampling
 from worker.engine.decode import NotFiniteError, Taken
-from worker.engine.draft import batch_of
-from worker.engine.model import LoadedModel
+from worker.engine.loading.model import LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
-from worker.engine.sampler import Sampler
+from worker.engine.sampling.sampler import Sampler
 from worker.engine.scheduler import Ticket
 from worker.engine.sequence import PreparedLine, Sequence, sequences_of
+from worker.engine.unbatched.speculative import batch_of
 
 __all__ = ["to_try", "try_alone", "try_model"]
 

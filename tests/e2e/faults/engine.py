@@ -1,6 +1,6 @@
 """An engine without MLX: the interface of the real one, answers that follow from the prompt, and a log of every line.
 
-It stands in for ``worker.engine.engine``, ``worker.engine.lm`` and ``worker.engine.solo``: all else of a worker is
+It stands in for ``worker.engine.engine``, ``worker.engine.loading.mlx_lm`` and ``worker.engine.unbatched.modes``: all else of a worker is
 real. Prompts steer it: one with ``poison`` kills the process when a few of its tokens are there, ``sick`` ends the
 engine, ``explode`` fails by itself, ``oom`` fails while anything else is in flight.
 """
@@ -277,8 +277,8 @@ def install(modules: dict[str, Any], log: Log, reached: Callable[..., None], ste
         return StubEngine(model, log, reached, step_s, **flags)
 
     modules["worker.engine.engine"] = SimpleNamespace(Engine=make_engine)
-    modules["worker.engine.solo"] = SimpleNamespace(SoloModes=SimpleNamespace)
-    modules["worker.engine.lm"] = SimpleNamespace(
+    modules["worker.engine.unbatched.modes"] = SimpleNamespace(SoloModes=SimpleNamespace)
+    modules["worker.engine.loading.mlx_lm"] = SimpleNamespace(
         load_model=load_model,
         load_draft=load_model,
         end_thread=lambda: None,

@@ -23,7 +23,7 @@ from jobs.store.store import Store
 from tests import waiting
 from tests.e2e.faults.auditor import Event, events
 from tests.servers import Server
-from worker.lease import LEASE_S
+from worker.rq.worker import LEASE_S
 
 __all__ = ["MODEL", "ROOT", "UNSAVED_S", "Pool", "Submitted", "Worker", "job_lines"]
 

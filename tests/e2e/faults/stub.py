@@ -80,7 +80,7 @@ def set_everywhere(package: str, values: dict[str, Any]) -> None:
 def inject(faults: Faults, log: Log) -> None:
     """Put the phases where they belong."""
     from jobs.store.store import Store
-    from worker.lease import ShardWorker
+    from worker.rq.worker import ShardWorker
 
     def taken(shard: Any) -> None:
         if shard is not None:

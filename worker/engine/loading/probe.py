@@ -1,0 +1,125 @@
+"""A trial of a freshly loaded model: what its caches cost, and whether its rows may share a batch.
+
+mlx-lm's models differ in how well they mask padding. Some have caches that cannot be merged, some let padding into
+recurrent state. Rather than keeping lists of names, the engine's own prefill and decode are tried with a few tokens.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from worker.engine.caches import batch as batch_caches
+from worker.engine.caches.batch import Cache
+from worker.engine.caches.prefixes import Prefix
+from worker.engine.loading.model import CacheCost, LoadedModel
+from worker.engine.prefill import PrefillGroup, Prompt
+from worker.engine.scheduler import Ticket
+
+__all__ = ["cache_cost", "try_batching", "try_prefixes", "try_trimming"]
+
+LENGTHS = (9, 4, 6, 0)
+"""Tokens to prefill of the rows of the trial: one longer than a chunk, one that ends with it, one in between, and none:
+some recurrent layers do not take the zeros that stand for no state beside others' state for what it is."""
+CHUNK = 4
+SHARED, TAILS = 7, (6, 3)
+"""Tokens of a prefix, and of what follows it in two prompts."""
+EXACT, ROUNDED = 1e-3, 0.2
+"""How far logits may be from those a row has alone, relative to their size: in float32, and in half precision, where
+kernels for different batch sizes round differently."""
+
+
+def cache_cost(caches: list[Cache], *, tokens: int) -> CacheCost:
+    """What the caches of one row take, given such caches with ``tokens`` tokens in them."""
+    growing, windows, fixed = 0, [], 0
+    for cache in batch_caches.leaves(caches):
+        if not hasattr(cache, "keys"):
+            fixed += int(cache.nbytes)
+            continue
+        stored = cache.keys[0] if isinstance(cache.keys, (tuple, list)) else cache.keys  # parts of quantised keys
+        width = stored.shape[2] if isinstance(stored, mx.array) and stored.ndim > 2 else tokens
+        per_token = -(-int(cache.nbytes) // width)
+        most = getattr(cache, "max_size", None)
+        if most is None:
+            growing += per_token
+        else:
+            windows.append((per_token, int(most)))
+    return CacheCost(growing, tuple(windows), fixed)
+
+
+def try_batching(model: LoadedModel) -> tuple[str | None, bool]:
+    """Why rows of this model cannot share a batch (None: they can), and whether padding leaves them alone."""
+    size = model.vocab_size
+    prompts = [[(31 * row + 7 * i + 1) % size for i in range(length + 1)] for row, length in enumerate(LENGTHS)]
+    expected = [_alone(model, prompt) for prompt in prompts]
+    try:
+        if _distance(expected, _together(model, [prompts[:-1], prompts[-1:]])) < _tolerance(expected):
+            return None, True
+        distance = _distance(expected, _together(model, [[prompt] for prompt in prompts]))
+    except Exception as error:
+        return f"its caches cannot be batched ({type(error).__name__}: {error})", False
+    if distance < _tolerance(expected):
+        return None, False
+    return f"in a batch its logits are off by {distance:.2g}", False
+
+
+def try_prefixes(model: LoadedModel) -> bool:
+    """Whether rows of this model, which can be batched, may go on from copies of what they have in common."""
+    shared = tuple((5 * i + 2) % model.vocab_size for i in range(SHARED))
+    tails = [[(31 * row + 7 * i + 1) % model.vocab_size for i in range(length)] for row, length in enumerate(TAILS)]
+    prompts = [[*shared, *tail] for tail in tails]
+    expected = [_alone(model, prompt) for prompt in prompts]
+    prefix = Prefix(shared)
+    group = PrefillGroup.of_prefix(model, prefix)
+    group.complete(CHUNK)
+    prefix.caches = batch_caches.pack(group.take([(group.tickets[0], 1)]))
+    groups = [prompts] if model.padded_prefill else [[prompt] for prompt in prompts]
+    return _distance(expected, _together(model, groups, prefix)) < _tolerance(expected)
+
+
+def try_trimming(model: LoadedModel) -> bool:
+    """Whether this model, whose caches can forget tokens, goes on from there as if it had never read them."""
+    parts = [[(7 * i + start) % model.vocab_size for i in range(CHUNK)] for start in (1, 2, 3)]
+    expected, trimmed = model.new_cache(), model.new_cache()
+    for caches, part in ((expected, 0), (trimmed, 0), (trimmed, 1)):
+        model.forward(mx.array([parts[part]]), caches)
+    batch_caches.trim(trimmed, CHUNK)
+    logits = model.forward(mx.array([parts[2]]), expected)[0, -1]
+    return _distance([logits], model.forward(mx.array([parts[2]]), trimmed)[:, -1]) < _tolerance([logits])
+
+
+def _alone(model: LoadedModel, prompt: list[int]) -> mx.array:
+    caches = model.new_cache()
+    if len(prompt) > 1:
+        model.forward(mx.array([prompt[:-1]]), caches)
+        mx.eval(batch_caches.arrays(caches))
+    return model.forward(mx.array([prompt[-1:]]), caches)[0, -1]
+
+
+def _together(model: LoadedModel, groups: list[list[list[int]]], prefix: Prefix | None = None) -> mx.array:
+    """Logits ``[rows, vocab]`` after all prompts, each group prefilled together, all decoded in one batch."""
+    batch: list[Cache] = []
+    rows = 0
+    skipped = 0 if prefix is None else len(prefix)
+    for prompts in groups:
+        tickets = [
+            Ticket(Prompt(prompt), len(prompt) - 1 - skipped, len(prompt), 0, prefix=prefix) for prompt in prompts
+        ]
+        group = PrefillGroup(model, tickets)
+        group.complete(CHUNK * len(tickets))
+        caches = group.take([(ticket, 1) for ticket in tickets])
+        if batch:
+            batch_caches.extend(batch, caches, rows, len(prompts))
+        else:
+            batch = caches
+        rows += len(prompts)
+    last = [prompt[-1:] for prompts in groups for prompt in prompts]
+    return model.forward(mx.array(last), batch)[:, -1]
+
+
+def _distance(expected: list[mx.array], found: mx.array) -> float:
+    pairs = [(one.astype(mx.float32), other.astype(mx.float32)) for one, other in zip(expected, found, strict=True)]
+    return max(float(mx.linalg.norm(one - other) / mx.linalg.norm(one)) for one, other in pairs)
+
+
+def _tolerance(logits: list[mx.array]) -> float:
+    return EXACT if logits[0].dtype == mx.float32 else ROUNDED

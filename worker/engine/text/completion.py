@@ -1,0 +1,97 @@
+"""Sequences that ended to what a user gets: the text as the model wrote it, thinking apart, and the tokens. No MLX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.record import finish_reason
+from worker.engine.sequence import Sequence
+from worker.engine.text.thinking import split_thinking
+from worker.engine.text.token_bytes import TokenTexts
+
+__all__ = ["LEAST_LOGPROB", "Completion", "TextAssembler"]
+
+LEAST_LOGPROB = -9999.0
+"""What stands for the log-probability of what cannot come, as in OpenAI's API: JSON has no infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a user gets of one sequence.
+
+    ``finish_reason`` is OpenAI's ``stop`` or ``length``, None for a text that was cancelled or expired.
+    ``logprobs`` has an entry per token of the text (so none for EOS), in OpenAI's names, with the token's ``id``
+    besides; a token that is part of a character is shown as ``bytes:\\xf0\\x9f``.
+    """
+
+    text: str
+    reasoning: str | None
+    stop_reason: str
+    stop_string: str | None
+    finish_reason: str | None
+    logprobs: list[dict[str, Any]] | None
+
+
+class TextAssembler:
+    """Turns sequences that ended into completions. Safe in any thread: each call has a text stream of its own."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._texts = TokenTexts(tokenizer)
+        start, end = tokenizer.think_start, tokenizer.think_end
+        self._markers = (start, end) if start is not None and end is not None else None
+
+    def assemble(self, seq: Sequence) -> Completion:
+        """The completion of a sequence; one still growing gives its text so far."""
+        raw = seq.text if seq.text is not None else self.raw_text(seq)
+        text, reasoning = raw, None
+        if self._markers is not None:
+            text, reasoning = split_thinking(raw, self._markers, inside=seq.reasoning_open, continues=seq.continues)
+        reason = seq.stop_reason or "cancelled"
+        return Completion(
+            # The space that tokenizers put before the first word of a text.
+            text=text if seq.continues else text.removeprefix(" "),
+            reasoning=reasoning,
+            stop_reason=reason,
+            stop_string=seq.stop_string,
+            finish_reason=finish_reason(reason),
+            logprobs=self._logprobs(seq, len(raw)) if seq.sampling.logprobs else None,
+        )
+
+    def raw_text(self, seq: Sequence) -> str:
+        """The text of all tokens but the ending EOS, markers of thinking included."""
+        return self._texts.text(seq.output, seq.prompt)
+
+    def _logprobs(self, seq: Sequence, text_length: int) -> list[dict[str, Any]]:
+        entries = []
+        for position, token in enumerate(self._shown(seq, text_length)):
+            entry = self._entry(token, seq.token_logprobs[position])
+            best = seq.top_logprobs[position] if seq.top_logprobs else []
+            entry["top_logprobs"] = [self._entry(other, value) for other, value in best]
+            entries.append(entry)
+        return entries
+
+    def _shown(self, seq: Sequence, text_length: int) -> list[int]:
+        """The tokens of the text: those up to the stop string that ended it."""
+        if seq.stop_reason != "stop_string":
+            return seq.output
+        stream = self._texts.stream(seq.prompt)
+        shown, length = 0, 0
+        while length < text_length and shown < len(seq.output):
+            length = len(stream.add(seq.output[shown]))
+            shown += 1
+        return seq.output[:shown]
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        data = self._texts.bytes_of(token)
+        # In this order a NaN is the least, too.
+        return {"token": shown(data), "id": token, "logprob": max(LEAST_LOGPROB, logprob), "bytes": list(data)}
+
+
+def shown(data: bytes) -> str:
+    """A token's bytes as a string: its text, or ``bytes:`` and hexadecimal numbers where they are no whole characters,
+    so that no two tokens of different bytes look alike."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)

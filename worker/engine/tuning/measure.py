@@ -1,0 +1,127 @@
+"""Measuring how fast a loaded model decodes with so many rows in its batch: on its chip, which nobody can know before.
+
+One synthetic prompt is computed once and copied for every row; then the engine's own decode batch takes a few steps.
+Seconds, not minutes: see the limits below. What else computes on the machine meanwhile is measured along.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from jobs.params import Sampling
+from worker.engine.decode import DecodeBatch
+from worker.engine.loading.model import LoadedModel
+from worker.engine.prefill import PrefillGroup, Prompt
+from worker.engine.sampling.sampler import Sampler, suited
+from worker.engine.scheduler import Ticket
+from worker.engine.sequence import Sequence
+from worker.engine.tuning.policy import Curve, climb
+
+__all__ = ["fingerprint", "most_rows", "tune"]
+
+log = logging.getLogger(__name__)
+
+ROW_TOKENS = 1024
+"""What a typical row comes to hold: so many rows of it as memory has room for are tried at most."""
+PROMPT_TOKENS = 512
+"""What a typical row holds half-way: attention costs what it reads."""
+CHUNK = 2048
+WARM_STEPS, TIMED_STEPS, FEWEST_TIMED = 3, 8, 3
+SIZE_S = 1.5
+"""A number of rows is measured with fewer steps once it has taken this long."""
+TUNE_S = 15.0
+"""No further number of rows is tried after this long: a 4B model on a Mac is through before."""
+
+
+def most_rows(model: LoadedModel, most: int, memory: int | None) -> int:
+    """How many rows are worth trying: at most ``most``, and what ``memory`` bytes (None: no limit) have room for."""
+    size = model.cache_cost(ROW_TOKENS)
+    return most if memory is None or size == 0 else max(1, min(most, memory // size))
+
+
+def fingerprint(model: LoadedModel, wired_limit: int | None) -> dict[str, Any]:
+    """All that the speed of a model's decoding depends on, to tell whether a measurement still holds."""
+    folder, device = Path(model.name).expanduser(), mx.device_info()
+    weights = [array for _, array in tree_flatten(model.model.parameters())] if model.model is not None else []
+    return {
+        "model": str(folder.resolve()) if folder.exists() else model.name,
+        "revision": model.revision,
+        "adapter": model.adapter_path,
+        "weights": sum(int(array.nbytes) for array in weights),  # a folder can be written anew
+        "host": socket.gethostname(),
+        "device": device.get("device_name"),
+        "architecture": device.get("architecture"),
+        "memory": device.get("memory_size"),
+        "wired_limit": wired_limit,
+        "mlx": version("mlx"),
+        "mlx_lm": version("mlx-lm"),
+    }
+
+
+def tune(
+    model: LoadedModel,
+    most: int,
+    *,
+    context: int | None = None,
+    within_s: float = TUNE_S,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Curve:
+    """Measure a model that can be batched with up to ``most`` rows; ``context`` is the most tokens a row may hold.
+
+    Raises:
+        Exception: whatever the model raises with a single row; more rows that fail are taken for too many.
+    """
+    steps = WARM_STEPS + TIMED_STEPS + 2
+    length = PROMPT_TOKENS if context is None else max(2, min(PROMPT_TOKENS, context - steps))
+    tokens = [(31 * place + 7) % model.vocab_size for place in range(length)]
+    mx.synchronize()  # steps of other models may be under way
+    prompt = PrefillGroup(model, [Ticket(Prompt(tokens), length - 1, length + steps, rows=1)])
+    prompt.complete(CHUNK)
+    sampler = suited()
+
+    def measure(rows: int) -> float | None:
+        try:
+            return rows / _step_s(model, sampler, prompt, rows, clock)
+        except Exception as error:
+            if rows == 1:
+                raise
+            log.warning("%s: %d rows together cannot run: %s", model.name, rows, error, extra={"action": "tune_failed"})
+            return None
+        finally:
+            mx.clear_cache()
+
+    return climb(measure, most, within_s=within_s, clock=clock)
+
+
+def _step_s(model: LoadedModel, sampler: Sampler, prompt: PrefillGroup, rows: int, clock: Callable[[], float]) -> float:
+    """Seconds of a decode step with ``rows`` copies of the prompt: the median of a few, taken as the
+    engine takes them."""
+    (ticket,) = prompt.tickets
+    tokens: list[int] = ticket.owner.tokens
+    sampling = Sampling(temperature=0.7, top_p=0.9, ignore_eos=True)
+    limit = WARM_STEPS + TIMED_STEPS + 2
+    batch = DecodeBatch(model, sampler)
+    sequences = [Sequence(None, 0, tuple(tokens), sampling, seed, frozenset(), limit) for seed in range(rows)]
+    batch.join(sequences, prompt.take([(ticket, rows)]), tokens[-1:] * rows)
+    began = clock()
+    read_at: list[float] = []
+    batch.advance()
+    while len(read_at) <= WARM_STEPS + TIMED_STEPS and (result := batch.sample()) is not None:
+        batch.advance()
+        for taken in result.read():
+            taken.row.tokens.append(taken.token)
+        read_at.append(clock())
+        if len(read_at) > WARM_STEPS + FEWEST_TIMED and read_at[-1] - began > SIZE_S:
+            break
+    return max(1e-9, statistics.median(after - earlier for earlier, after in pairwise(read_at[WARM_STEPS:])))

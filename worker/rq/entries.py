@@ -1,0 +1,132 @@
+"""What lies in RQ's queues and registries, read with bounds: whoever may write to Redis may have put anything there.
+
+Nothing here unpickles, imports or calls what it reads, and no value is loaded before its size is known.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from jobs.batch import is_batch_id
+from jobs.errors import RefusedError
+from jobs.redis.connect import refusing
+from jobs.redis.rq_jobs import JOB_FUNCTION
+from jobs.shard import MAX_INDEX, MAX_SHARD_LINES
+from worker.faults.refusal_log import is_listed
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+__all__ = ["CLEAN", "ShardJob", "read_job", "short_field"]
+
+MAX_DATA_BYTES = 1024
+"""Of a job's data, packed and unpacked: ours has a hundred."""
+
+CLEAN = """
+-- Remove what can be no job of ours from a queue's intermediate list and its registry of leases, unread.
+-- KEYS: started registry, intermediate list.  ARGV: most entries looked at.  Returns the removed, shortened.
+local removed = {}
+local function foreign(entry, pattern) return #entry > 128 or not entry:match(pattern) end
+for _, entry in ipairs(redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1)) do
+  if foreign(entry, '^b_%w+%-%d+:[%w_-]+$') then
+    redis.call('ZREM', KEYS[1], entry)
+    removed[#removed + 1] = entry:sub(1, 40)
+  end
+end
+for _, entry in ipairs(redis.call('LRANGE', KEYS[2], 0, ARGV[1] - 1)) do
+  if foreign(entry, '^b_%w+%-%d+$') then
+    redis.call('LREM', KEYS[2], 1, entry)
+    removed[#removed + 1] = entry:sub(1, 40)
+  end
+end
+return removed
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardJob:
+    """A dequeued RQ job, checked to be one of ours.
+
+    ``refusal`` says what is wrong with the job of a shard that a batch has, as when a newer version wrote it.
+    """
+
+    job: Job
+    queue: str
+    batch_id: str
+    number: int
+    refusal: str | None = None
+
+
+def read_job(connection: Redis, queue: str, job_id: str) -> ShardJob | None:
+    """The shard that a queue's entry stands for; None when its job is gone.
+
+    RQ's own ``Job.fetch`` would unpack and parse every field of the hash, whatever its size.
+
+    Raises:
+        RefusedError: it is no job of ours.
+    """
+    batch_id, _, digits = job_id.rpartition("-")
+    if not (is_batch_id(batch_id) and digits.isascii() and digits.isdecimal() and len(digits) <= 15):
+        raise RefusedError("its id is no shard's")
+    refusal = None
+    with refusing(f"job {job_id}"):
+        # RQ is about to keep its leases there.
+        connection.zcard(f"rq:executions:{job_id}")
+        if not connection.hexists(f"rq:job:{job_id}", "data"):
+            return None
+    try:
+        _check(short_field(connection, f"rq:job:{job_id}", "data", MAX_DATA_BYTES) or b"", batch_id, digits)
+    except RefusedError as error:
+        if str(int(digits)) != digits or not is_listed(connection, batch_id, int(digits)):
+            raise
+        refusal = str(error)
+    job = Job(id=job_id, connection=connection, serializer=JSONSerializer)
+    job.origin = queue
+    return ShardJob(job, queue, batch_id, int(digits), refusal)
+
+
+def _check(data: bytes, batch_id: str, digits: str) -> None:
+    """See that a job's data, as RQ packs it, names the shard of its id."""
+    try:
+        call: Any = orjson.loads(_inflated(data))
+        function, instance, arguments, keywords = call
+        named, number, lines = arguments
+    except (TypeError, ValueError):
+        raise RefusedError("its data is not a shard's") from None
+    if function != JOB_FUNCTION:
+        raise RefusedError(f"its function is {str(function)[:80]!r}, not promptmill's")
+    if instance is not None or keywords != {} or type(number) is not int or type(lines) is not int:
+        raise RefusedError("its arguments are not a shard's")
+    if named != batch_id or not 0 <= number <= MAX_INDEX or not 0 < lines <= MAX_SHARD_LINES:
+        raise RefusedError("its arguments are not its shard's")
+    if str(number) != digits:
+        raise RefusedError("its id is not its shard's")
+
+
+def _inflated(data: bytes) -> bytes:
+    stream = zlib.decompressobj()
+    try:
+        content = stream.decompress(data, MAX_DATA_BYTES)
+    except zlib.error:
+        raise RefusedError("its data is not packed as RQ packs it") from None
+    if not stream.eof:
+        raise RefusedError(f"its data is torn, or unpacks to more than {MAX_DATA_BYTES} bytes")
+    return content
+
+
+def short_field(connection: Redis, key: str, field: str, limit: int) -> bytes | None:
+    """A field of a hash; None where there is none.
+
+    Raises:
+        RefusedError: it has more than ``limit`` bytes, and was not loaded.
+    """
+    size = connection.hstrlen(key, field)
+    if size > limit:
+        raise RefusedError(f"its {field} has {size} bytes; at most {limit} are taken")
+    return cast("bytes | None", connection.hget(key, field)) if size else None

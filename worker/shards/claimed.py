@@ -1,0 +1,212 @@
+"""What a worker holds: a shard under lease, its lines, and which of them still lack a record."""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from jobs.attempt import Attempt
+from jobs.batch import Batch
+from jobs.errors import LineError
+from jobs.lines.line import Defaults, Job, check_line
+from jobs.shard import Group, ShardLine
+
+if TYPE_CHECKING:
+    from worker.rq.worker import Lease
+
+__all__ = ["MAX_ATTEMPTS", "End", "HeldShard", "LineKey", "Quarantine", "State"]
+
+MAX_ATTEMPTS = 3
+
+LineKey = tuple[str, int, int]
+"""A line's identity in this process: (RQ job id of its shard, fence it was taken under, index in the batch)."""
+
+
+class State(enum.Enum):
+    """Where a held shard is on its way: from one to the next, never back."""
+
+    RUNNING = "running"
+    WITHDRAWING = "withdrawing"
+    """It is to go back because of a pause: no more of its lines begin here."""
+    IDLE = "idle"
+    """The same, and none of its lines is under way: it goes back when the records there are of it are stored."""
+    ENDED = "ended"
+
+
+class End(enum.Enum):
+    """How a shard ends on this worker."""
+
+    FINISHED = "finished"
+    LOST = "lost"
+    """Its lease went to another worker, and whatever this one still does for it is void."""
+    INCOMPLETE = "incomplete"
+    """Redis no longer has all records that were stored, as after a crash: the rest must be generated again."""
+    WITHDRAWN = "withdrawn"
+    """It goes back because of a pause: none of its lines is under way."""
+    REFUSED = "refused"
+    """What Redis keeps of it is not ours: nothing can be stored, now at least."""
+    RETURNED = "returned"
+    """It goes back because this worker ends, or cannot load its model."""
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the rest of the shard is for the next worker, from now on."""
+        return self in (End.INCOMPLETE, End.WITHDRAWN, End.REFUSED, End.RETURNED)
+
+
+class Quarantine(enum.Enum):
+    """Whether a line runs with nothing beside it: see :mod:`worker.faults.quarantine`."""
+
+    NONE = "none"
+    TRIAL = "trial"
+    """Until its first tokens are there."""
+    ALONE = "alone"
+
+
+@dataclass(slots=True)
+class HeldShard:
+    """A claimed shard. Its state changes under one lock, by the methods below, whatever thread calls them.
+
+    ``remaining`` are the indices without a stored record; the writer alone takes from it. ``rank`` is what its lines
+    go by: those of a lower one begin first. ``lease`` and ``attempt`` are the last that this worker took of it: it
+    takes its own shard up again after an outage or a sleep. ``refused`` are lines that no live worker takes: they are
+    not to be prepared.
+    """
+
+    lease: Lease
+    attempt: Attempt
+    batch: Batch
+    group: Group
+    queue: str
+    defaults: Defaults
+    committed_at: float
+    lines: list[ShardLine]
+    taken_at: float
+    max_attempts: int = MAX_ATTEMPTS
+    rank: int = 0
+    remaining: set[int] = field(default_factory=set)
+    jobs: dict[int, Job] = field(default_factory=dict)
+    refused: dict[int, LineError] = field(default_factory=dict)
+    taken_under: int = field(init=False)
+    state: State = field(default=State.RUNNING, init=False)
+    _renewing: bool = field(default=False, init=False, repr=False)
+    _changed: threading.Condition = field(default_factory=threading.Condition, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.taken_under = self.attempt.fence
+        self.remaining = {line.index for line in self.lines} - self.attempt.finished
+
+    @property
+    def job_id(self) -> str:
+        return self.lease.job_id
+
+    # --- its state ---
+
+    @property
+    def running(self) -> bool:
+        """Whether lines of it may begin here."""
+        return self.state is State.RUNNING
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is finished, handed back or lost."""
+        return self.state is State.ENDED
+
+    def withdraw(self) -> bool:
+        """Begin no more of its lines; whether they did begin until now."""
+        return self._advance(State.RUNNING, State.WITHDRAWING)
+
+    def settle(self) -> bool:
+        """None of its lines is under way any more; whether this is news of a shard that is being withdrawn."""
+        return self._advance(State.WITHDRAWING, State.IDLE)
+
+    def _advance(self, before: State, after: State) -> bool:
+        with self._changed:
+            if self.state is not before:
+                return False
+            self.state = after
+            return True
+
+    def end(self, *, under: Attempt | None = None, wait_s: float | None = None) -> bool:
+        """Come to the end. True for one caller only, who then does what belongs to it.
+
+        With ``under`` that attempt is over, and where the shard was taken up again meanwhile it has not ended. While
+        it is being taken up, that is waited for; where it takes longer than ``wait_s``, it has not ended either.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._renewing, wait_s):
+                return False
+            if self.ended or (under is not None and self.attempt is not under):
+                return False
+            self.state = State.ENDED
+            return True
+
+    def renew(self, lease: Lease, claim: Callable[[], Attempt | None]) -> bool:
+        """Take the shard up again, as by ``claim``; what is under way goes on under the new attempt. False: it has
+        ended, or ``claim`` gave none.
+
+        The lock is not held while Redis is asked. Who meets the new fence before it is known here waits in
+        :meth:`end`.
+        """
+        with self._changed:
+            if self.ended:
+                return False
+            self._renewing, self.lease = True, lease
+        attempt = None
+        try:
+            attempt = claim()
+        finally:
+            with self._changed:
+                self.attempt = attempt or self.attempt
+                self._renewing = False
+                self._changed.notify_all()
+        return attempt is not None
+
+    # --- its lines ---
+
+    def attempt_at(self, index: int) -> int:
+        """The number of the attempt at a line, from 1: of the one under way, or of the last there was."""
+        return self.attempt.tries.get(index, 0) + (0 if self.hopeless(index) else 1)
+
+    def last(self, index: int) -> bool:
+        """Whether the attempt under way is the last that a line gets, should it fail by itself."""
+        return self.attempt.failures(index) + 1 >= self.max_attempts
+
+    def hopeless(self, index: int) -> bool:
+        """Whether all attempts that a line gets have failed, and the last of them for no reason beside it: nobody is
+        given up for what ran beside a line that kills."""
+        return self.attempt.failures(index) >= self.max_attempts and index in self.attempt.alone
+
+    def quarantine(self, index: int) -> Quarantine:
+        """How far a line is from the others. Two deaths of its worker make it a suspect, and one where two are all it
+        gets, so that the last is its own; a model that failed with the line among others does so at once. That costs a
+        trial: only from the third death on does the line run alone to its end, whatever it gets."""
+        attempt, enough = self.attempt, 2 if self.max_attempts > 2 else 1
+        deaths, suspicions = attempt.deaths.get(index, 0), attempt.suspicions.get(index, 0)
+        if deaths > 2 or suspicions > 1 or attempt.own_failures(index) > 0:
+            return Quarantine.ALONE
+        return Quarantine.TRIAL if deaths >= enough or suspicions else Quarantine.NONE
+
+    def key(self, index: int) -> LineKey:
+        return (self.job_id, self.taken_under, index)
+
+    def job(self, line: ShardLine) -> Job:
+        """The job of a line, checked once more: nothing that comes from Redis is trusted.
+
+        Raises:
+            LineError: the line breaks the contract, or is for another model than its shard.
+        """
+        if line.index not in self.jobs:
+            checked = check_line(line.raw)
+            job = checked.job(index=line.index, line=line.line, batch_id=self.attempt.batch_id, defaults=self.defaults)
+            if Group(job.model, job.adapter_path) != self.group:
+                raise LineError("conflicting_fields", "model", f"'{job.model}' is not the model of the line's shard")
+            self.jobs[line.index] = job
+        return self.jobs[line.index]
+
+    def todo(self) -> list[ShardLine]:
+        """Lines that no earlier attempt finished."""
+        return [line for line in self.lines if line.index in self.remaining]

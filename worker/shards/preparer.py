@@ -1,0 +1,140 @@
+"""The intake thread: checks the lines of taken shards once more, renders and tokenises them, feeds the engine."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+
+from jobs.errors import LineError, ModelLoadError
+from jobs.shard import Group, ShardLine
+from worker.models.compute import Compute, ServedModel
+from worker.shards.claimed import HeldShard, Quarantine
+from worker.shards.records import failed_line
+from worker.shards.writer import Writer
+
+__all__ = ["Intake"]
+
+log = logging.getLogger("promptmill.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A shard to prepare, or one line of it that is tried again ``after_s`` seconds from now."""
+
+    held: HeldShard
+    loading: Future[ServedModel]
+    again: int | None = None
+    after_s: float = 0.0
+
+    def todo(self) -> list[ShardLine]:
+        todo = (line for line in self.held.todo() if line.index not in self.held.refused)
+        return [line for line in todo if self.again in (None, line.index)]
+
+
+class Intake(threading.Thread):
+    """Prepares shards in the order they were taken.
+
+    ``on_load_failed(held)`` is called when the shard's model cannot be loaded; the shard is then no longer
+    this thread's.
+    """
+
+    def __init__(
+        self,
+        compute: Compute,
+        writer: Writer,
+        on_load_failed: Callable[[HeldShard], None],
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(name="intake", daemon=True)
+        self._compute, self._writer, self._on_load_failed, self._now = compute, writer, on_load_failed, now
+        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._unprepared: Counter[Group] = Counter()
+        self._count_lock = threading.Lock()
+
+    def put(self, held: HeldShard, loading: Future[ServedModel]) -> None:
+        work = Work(held, loading)
+        self._count(held.group, len(work.todo()))
+        self._queue.put(work)
+
+    def put_again(self, held: HeldShard, loading: Future[ServedModel], index: int, after_s: float) -> None:
+        """Try a line once more."""
+        self._count(held.group, 1)
+        self._queue.put(Work(held, loading, index, after_s))
+
+    def stop(self) -> None:
+        """Take nothing more; lines not yet prepared stay with their shard."""
+        self._stopped.set()
+        self._queue.put(None)
+
+    def run(self) -> None:
+        while (work := self._queue.get()) is not None:
+            held, todo = work.held, work.todo()
+            if not todo:
+                self._writer.check(held)
+                continue
+            try:
+                served = work.loading.result()
+            except ModelLoadError:
+                self._count(held.group, -len(todo))
+                self._on_load_failed(held)
+                continue
+            except CancelledError:
+                return
+            # Suspects before others, which would be under way first and hold them off; of them those that failed less
+            # often first: see worker/faults/quarantine.py.
+            for line in sorted(todo, key=lambda line: self._turn(held, line)):
+                if self._stopped.is_set():
+                    return
+                if held.running:  # else it is, or will be, another's, or over
+                    self._prepare(held, served, line, work.after_s)
+                self._count(held.group, -1)
+
+    def _turn(self, held: HeldShard, line: ShardLine) -> tuple[bool, int]:
+        free = held.quarantine(line.index) is Quarantine.NONE
+        return free, 0 if free else held.attempt.failures(line.index)
+
+    def _prepare(self, held: HeldShard, served: ServedModel, line: ShardLine, after_s: float) -> None:
+        if held.hopeless(line.index):
+            deaths, tries = held.attempt.deaths.get(line.index, 0), held.attempt.failures(line.index)
+            message = f"{deaths} of {tries} attempts at this line ended with the death of their worker"
+            self._fail(held, line, LineError("worker_crashed" if deaths else "internal_error", None, message))
+            said = "line %d of %s is given up: %s"
+            log.warning(said, line.line, held.attempt.batch_id, message, extra={"action": "line_given_up"})
+            return
+        try:
+            prepared = served.preparer.prepare(held.job(line), key=held.key(line.index), rank=held.rank)
+        except LineError as error:
+            self._fail(held, line, error)
+        except Exception as error:
+            # A template or tokenizer can raise anything on odd input: that is this line's failure, nobody else's.
+            log.exception("line %d of %s cannot be prepared", line.line, held.attempt.batch_id)
+            self._fail(held, line, LineError("internal_error", None, f"the prompt cannot be prepared: {error}"))
+        else:
+            index = line.index
+            self._compute.add(
+                held.group,
+                prepared,
+                quarantine=held.quarantine(index),
+                after_s=after_s,
+                tries=held.attempt.failures(index),
+            )
+
+    def _fail(self, held: HeldShard, line: ShardLine, error: LineError) -> None:
+        self._writer.put(failed_line(held, line, error, self._now()))
+
+    def unprepared(self, group: Group) -> int:
+        """Lines taken for a model and not yet with its engine."""
+        with self._count_lock:
+            return self._unprepared[group]
+
+    def _count(self, group: Group, change: int) -> None:
+        with self._count_lock:
+            self._unprepared[group] += change
