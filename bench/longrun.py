@@ -31,7 +31,7 @@ from bench.models import FIRST_TOKEN, SHAPES, build, word
 from jobs.params import Sampling
 from worker.engine.decode import SETTLE_EVERY
 from worker.engine.engine import Engine
-from worker.engine.loading.mlx_lm import measure
+from worker.engine.loading.mlx_models import measure
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sequence import PreparedLine
 

@@ -13,7 +13,7 @@ from bench.task import Measured, Task
 from bench.work import CONCURRENCY, Row, make_work
 from jobs.params import Sampling
 from worker.engine.engine import Engine
-from worker.engine.loading.mlx_lm import measure
+from worker.engine.loading.mlx_models import measure
 from worker.engine.sequence import PreparedLine
 
 __all__ = ["alone", "engine_of", "greedy", "line_of", "own", "prefixes_off", "prefixes_on"]

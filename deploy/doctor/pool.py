@@ -103,7 +103,7 @@ def check_pool(pool: Pool) -> Iterator[Finding]:
 def _workers(pool: Pool) -> Finding:
     if not pool.workers:
         return skipped("workers", "none is at work now")
-    shown = [f"{worker.name} ({', '.join(worker.models.loader) or 'no model'})" for worker in pool.workers[:SHOWN]]
+    shown = [f"{worker.name} ({', '.join(worker.models) or 'no model'})" for worker in pool.workers[:SHOWN]]
     return good("workers", f"{len(pool.workers)} at work: {', '.join(shown)}{_more(pool.workers)}")
 
 

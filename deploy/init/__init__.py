@@ -1,1 +1,1 @@
-"""Init systems: a long-lived process of a pool as a daemon of launchd or a unit of systemd."""
+"""Init systems: a long-lived process of a pool as a launchd daemon or a systemd unit."""

@@ -273,7 +273,7 @@ def _start_guardian(folder: Path, program: Path | None) -> None:
             log.replace(log.with_suffix(".log.1"))
     # -P and PYTHONPATH: the package this code is part of, whatever lies in the current folder.
     command = [sys.executable, "-P", "-m", "jobs.embedded.supervisor", str(folder)]
-    package = str(Path(__file__).resolve().parent.parent)
+    package = str(Path(__file__).resolve().parents[2])
     inherited = os.environ.get("PYTHONPATH")
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([package, inherited] if inherited else [package])}
     try:

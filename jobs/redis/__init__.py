@@ -1,0 +1,1 @@
+"""The connection to Redis, what a user may do there, and the RQ jobs of shards."""

@@ -1,0 +1,1 @@
+"""The Python client: batches, schedules and events as objects."""

@@ -1,4 +1,4 @@
-"""The README's table of parameters, made from the one table in the code. ``python -m submit.commands.reference`` prints it."""
+"""The README's table of parameters, made from the one table in the code: ``python -m submit.commands.reference``."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Prompts in: reading and checking a file, finding duplicate ids, previewing rendered prompts."""

@@ -1,0 +1,1 @@
+"""Records out: read in order, followed while a batch runs, and written in each format."""

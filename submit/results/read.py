@@ -1,7 +1,7 @@
 """Reading records back: in the order they were finished, or in the order of the input.
 
 Lines that a cancelled or expired batch left without a record get one here: each line has exactly one. Memory grows
-neither with the batch nor with its shards: records are read in parts of bounded size, see :mod:`jobs.store.shard_records`.
+neither with the batch nor with its shards: :mod:`jobs.store.shard_records` reads records in parts of bounded size.
 """
 
 from __future__ import annotations

@@ -342,7 +342,7 @@ def _supervisor(
     """Makes the worker's supervisor once the batch's models are known. The URL, which may hold a password,
     goes to the worker by the environment: command lines are for everybody to read."""
     # The package this code is part of, whatever lies in the current folder.
-    package = str(Path(__file__).resolve().parent.parent)
+    package = str(Path(__file__).resolve().parents[2])
     inherited = environ.get("PYTHONPATH")
     environ = {**environ, "PYTHONPATH": os.pathsep.join([package, inherited] if inherited else [package])}
 

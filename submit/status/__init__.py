@@ -1,0 +1,1 @@
+"""Where batches and workers stand, as tables, JSON and progress bars."""

@@ -1,0 +1,1 @@
+"""From checked lines to a live batch: shards of one group each, uploaded by a thread of its own."""

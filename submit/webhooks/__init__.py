@@ -1,0 +1,1 @@
+"""Webhooks: the end of a batch delivered to a URL, signed, and tried again."""

@@ -15,7 +15,7 @@ from mlx_lm.models.cache import ArraysCache
 from jobs.params import Sampling
 from tests.engine import families
 from worker.engine.engine import Engine
-from worker.engine.loading.mlx_lm import compiler_present, load_model, measure
+from worker.engine.loading.mlx_models import compiler_present, load_model, measure
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sequence import Finished, PreparedLine
 

@@ -18,7 +18,7 @@ from mlx_lm.utils import load_model as load_with_mlx_lm, quantize_model, save_co
 
 from jobs.errors import ModelLoadError
 from tests.engine.conftest import POCKET
-from worker.engine.loading.mlx_lm import active_memory, free_memory, load_model
+from worker.engine.loading.mlx_models import active_memory, free_memory, load_model
 from worker.engine.loading.model import LoadedModel
 
 PROMPT = [7, 99, 300, 12, 511, 44]

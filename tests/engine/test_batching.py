@@ -215,7 +215,7 @@ def test_caches_that_cannot_be_merged_run_one_at_a_time(
     kind: str, tiny: Any, line_of: Any, run: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A model whose caches have no batch form is detected, says so, and gives the same tokens one row at a time."""
-    from worker.engine.loading.mlx_lm import measure
+    from worker.engine.loading.mlx_models import measure
 
     model = tiny(kind)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jobs.params import Sampling
-from worker.engine.loading.mlx_lm import compiler_present
+from worker.engine.loading.mlx_models import compiler_present
 from worker.engine.sampling import row_params as row_arrays
 from worker.engine.sampling.sampler import CANDIDATES, Sampler, pick, sample
 from worker.engine.sequence import Sequence

@@ -15,7 +15,7 @@ from mlx_lm.models.cache import ConcatenateKVCache, QuantizedKVCache, make_promp
 from tests.engine.families import FAMILIES, new_model
 from worker.engine.caches import batch as batch_caches
 from worker.engine.engine import Engine
-from worker.engine.loading.mlx_lm import measure
+from worker.engine.loading.mlx_models import measure
 from worker.engine.loading.model import LoadedModel
 
 SHARED = [(7 * i * i + 31 * i) % 255 + 1 for i in range(70)]

@@ -12,8 +12,8 @@ import pytest
 
 from jobs.errors import ModelLoadError
 from worker.engine.caches.batch import new_batch
-from worker.engine.loading import mlx_lm
-from worker.engine.loading.mlx_lm import compiler_present, load_model
+from worker.engine.loading import mlx_models
+from worker.engine.loading.mlx_models import compiler_present, load_model
 from worker.engine.loading.model import LoadedModel
 
 
@@ -69,7 +69,7 @@ def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any, **__: Any) -> str:
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr(mlx_lm, "snapshot_download", unreachable)
+    monkeypatch.setattr(mlx_models, "snapshot_download", unreachable)
     with pytest.raises(ModelLoadError, match=r"not on this machine.*cannot be reached.*check the network"):
         load_model("someone/some-model")
 
@@ -110,4 +110,4 @@ def test_machine_without_compiler() -> None:
     if mx.default_device() != mx.cpu:
         pytest.skip("a GPU needs no compiler")
     assert compiler_present(which=lambda name: "/usr/bin/g++")
-    assert compiler_present(which=lambda name: None) == (mlx_lm.sys.platform == "darwin")
+    assert compiler_present(which=lambda name: None) == (mlx_models.sys.platform == "darwin")

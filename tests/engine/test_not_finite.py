@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from jobs.errors import ModelLoadError, SickModelError
 from tests.engine.conftest import build, successor
 from worker.engine.engine import Engine
-from worker.engine.loading.mlx_lm import measure
+from worker.engine.loading.mlx_models import measure
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sampling.sampler import NO_TOKEN, Features, Sampler, pick
 from worker.engine.sequence import Finished

@@ -10,7 +10,7 @@ import pytest
 from worker.engine.caches import batch as batch_caches
 from worker.engine.caches.prefixes import Prefix
 from worker.engine.engine import Engine
-from worker.engine.loading.mlx_lm import measure
+from worker.engine.loading.mlx_models import measure
 from worker.engine.prefill import PrefillGroup
 
 KINDS = ["qwen3", "gemma3_text", "lfm2"]

@@ -11,8 +11,8 @@ import pytest
 
 from jobs.errors import ModelLoadError
 from tests.engine.conftest import POCKET
-from worker.engine.loading import mlx_lm
-from worker.engine.loading.mlx_lm import describe_model, load_model, weight_bytes
+from worker.engine.loading import mlx_models
+from worker.engine.loading.mlx_models import describe_model, load_model, weight_bytes
 
 OLD, NEW = "1" * 40, "2" * 40
 NAME = "someone/pocket"
@@ -37,7 +37,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path
             name, revision=revision, allow_patterns=allow_patterns, cache_dir=tmp_path / "hub", local_files_only=True
         )
 
-    monkeypatch.setattr(mlx_lm, "snapshot_download", download)
+    monkeypatch.setattr(mlx_models, "snapshot_download", download)
     return lambda commit: repository / "snapshots" / commit
 
 

@@ -18,7 +18,7 @@ from jobs.errors import ModelLoadError
 from tests.engine.conftest import build
 from worker.engine.caches.batch import leaves
 from worker.engine.engine import Engine
-from worker.engine.loading.mlx_lm import load_draft, load_model, measure
+from worker.engine.loading.mlx_models import load_draft, load_model, measure
 from worker.engine.loading.model import LoadedModel
 from worker.engine.unbatched.modes import SoloModes
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from jobs.lines.line import Defaults, Job, check_line
 from tests.engine.conftest import MarkovModel
 from worker.engine.engine import Engine
-from worker.engine.loading.mlx_lm import measure
+from worker.engine.loading.mlx_models import measure
 from worker.engine.prompts.prepare import Preparer
 from worker.engine.text.completion import Completion, TextAssembler
 from worker.engine.text.token_bytes import TokenTexts

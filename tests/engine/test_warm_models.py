@@ -26,8 +26,8 @@ from tests.engine.conftest import POCKET
 from tests.engine.test_adapters import save_adapter
 from tests.pool import make_batch
 from tests.waiting import until
-from worker.engine.loading import mlx_lm
-from worker.engine.loading.mlx_lm import active_memory, free_memory
+from worker.engine.loading import mlx_models
+from worker.engine.loading.mlx_models import active_memory, free_memory
 from worker.models.compute import Compute, EngineSettings
 from worker.service import Service, ServiceSettings
 
@@ -114,7 +114,7 @@ def test_a_load_that_fails_leaves_nothing_behind(bench: Callable[..., Bench], mo
         held.append(active_memory())
         raise ValueError("it does not run")
 
-    monkeypatch.setattr(mlx_lm, "measure", broken)
+    monkeypatch.setattr(mlx_models, "measure", broken)
     worker, group = bench(), Group(str(POCKET))
     before = worker.memory(group)
     error = worker.compute.load(group).exception(60)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MLX_LM_MODULE = Path("worker/engine/loading/mlx_lm.py")
+MLX_LM_MODULE = Path("worker/engine/loading/mlx_models.py")
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -27,7 +27,7 @@ from worker.engine.line_state import (
     key_of,
     without,
 )
-from worker.engine.loading.mlx_lm import cache_budget
+from worker.engine.loading.mlx_models import cache_budget
 from worker.engine.loading.model import LoadedModel
 from worker.engine.prefill import PrefillGroup
 from worker.engine.recovery import to_try, try_alone, try_model

@@ -26,7 +26,7 @@ from worker.shards.claimed import LineKey, Quarantine
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
-    from worker.engine.loading.mlx_lm import LoadedModel
+    from worker.engine.loading.mlx_models import LoadedModel
     from worker.engine.sequence import Finished
 
 __all__ = [
@@ -246,7 +246,7 @@ class Compute(threading.Thread):
 
     def _close(self) -> None:
         if self._used_mlx:
-            from worker.engine.loading.mlx_lm import end_thread
+            from worker.engine.loading.mlx_models import end_thread
 
             for engine in self._engines.values():
                 engine.close()
@@ -300,7 +300,7 @@ class Compute(threading.Thread):
         if group in self._engines:
             future.set_result(work(group))  # it is known already
             return
-        from worker.engine.loading.mlx_lm import free_memory
+        from worker.engine.loading.mlx_models import free_memory
 
         self.loading = group
         self._used_mlx = True
@@ -327,7 +327,7 @@ class Compute(threading.Thread):
             future.set_exception(failure)
 
     def _estimate(self, group: Group) -> Size:
-        from worker.engine.loading.mlx_lm import memory_budget, weight_bytes
+        from worker.engine.loading.mlx_models import memory_budget, weight_bytes
 
         if group in self.loaded:
             return self.loaded[group]
@@ -343,7 +343,7 @@ class Compute(threading.Thread):
 
     def _load(self, group: Group) -> ServedModel:
         if group not in self._served:
-            from worker.engine.loading.mlx_lm import active_memory
+            from worker.engine.loading.mlx_models import active_memory
 
             draft = self._draft_model()
             self._estimate(group)  # refuses what can never fit
@@ -362,7 +362,7 @@ class Compute(threading.Thread):
         return self._served[group]
 
     def _unload(self, group: Group) -> None:
-        from worker.engine.loading.mlx_lm import active_memory, free_memory
+        from worker.engine.loading.mlx_models import active_memory, free_memory
 
         engine = self._engines.pop(group, None)
         if engine is None:
@@ -415,7 +415,7 @@ class Compute(threading.Thread):
 
     def _make(self, group: Group, draft: LoadedModel | None) -> tuple[Engine, ServedModel]:
         from worker.engine.engine import Engine
-        from worker.engine.loading.mlx_lm import load_model, set_wired_limit
+        from worker.engine.loading.mlx_models import load_model, set_wired_limit
         from worker.engine.prompts.prepare import Preparer
         from worker.engine.text.completion import TextAssembler
         from worker.engine.unbatched.modes import SoloModes
@@ -458,7 +458,7 @@ class Compute(threading.Thread):
 
     def _draft_model(self) -> LoadedModel | None:
         """The draft model of all models, loaded once."""
-        from worker.engine.loading.mlx_lm import load_draft
+        from worker.engine.loading.mlx_models import load_draft
 
         settings = self.settings
         if self._draft is None and settings.draft_model is not None:

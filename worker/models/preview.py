@@ -28,7 +28,7 @@ def previewed(header: dict[str, Any], lines: Iterable[dict[str, Any]]) -> Iterat
     Raises:
         ModelLoadError: the model's tokenizer cannot be loaded.
     """
-    from worker.engine.loading.mlx_lm import describe_model
+    from worker.engine.loading.mlx_models import describe_model
     from worker.engine.prompts.prepare import Preparer
 
     model = describe_model(header["model"])

@@ -1,0 +1,1 @@
+"""Shards on a worker: claimed, prepared, admitted to the engine, paused, and their records written."""

@@ -1,0 +1,1 @@
+"""Commands that name batches: status, results, cancel, retry, priority, pause, resume, purge."""

@@ -1,0 +1,1 @@
+"""Commands that read prompts: check, run, schedule, submit."""

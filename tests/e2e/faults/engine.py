@@ -1,8 +1,8 @@
 """An engine without MLX: the interface of the real one, answers that follow from the prompt, and a log of every line.
 
-It stands in for ``worker.engine.engine``, ``worker.engine.loading.mlx_lm`` and ``worker.engine.unbatched.modes``: all else of a worker is
-real. Prompts steer it: one with ``poison`` kills the process when a few of its tokens are there, ``sick`` ends the
-engine, ``explode`` fails by itself, ``oom`` fails while anything else is in flight.
+It stands in for ``worker.engine.engine``, ``worker.engine.loading.mlx_models`` and ``worker.engine.unbatched.modes``;
+all else of a worker is real. Prompts steer it: one with ``poison`` kills the process when a few of its tokens are
+there, ``sick`` ends the engine, ``explode`` fails by itself, ``oom`` fails while anything else is in flight.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def install(modules: dict[str, Any], log: Log, reached: Callable[..., None], ste
 
     modules["worker.engine.engine"] = SimpleNamespace(Engine=make_engine)
     modules["worker.engine.unbatched.modes"] = SimpleNamespace(SoloModes=SimpleNamespace)
-    modules["worker.engine.loading.mlx_lm"] = SimpleNamespace(
+    modules["worker.engine.loading.mlx_models"] = SimpleNamespace(
         load_model=load_model,
         load_draft=load_model,
         end_thread=lambda: None,

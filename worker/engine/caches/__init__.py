@@ -1,0 +1,1 @@
+"""Caches of keys and values: one batch of rows, rows that join it, and prefixes computed once."""

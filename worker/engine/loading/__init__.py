@@ -1,0 +1,1 @@
+"""Loading a model through mlx-lm, and trying what it can do."""

@@ -1,0 +1,1 @@
+"""Lines to tokens: chat templates, and control tokens in what users wrote."""

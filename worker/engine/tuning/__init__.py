@@ -1,0 +1,1 @@
+"""How many rows to decode together: measured on the device, then chosen."""

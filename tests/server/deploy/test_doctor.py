@@ -22,7 +22,7 @@ from jobs.store.keys import trouble_key
 from submit.cli import main
 from tests.servers import Server, free_port, private_server
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MODEL = str(ROOT / "examples" / "pocket" / "model")
 USERS = ROOT / "deploy" / "redis" / "users.acl"
 

@@ -14,7 +14,7 @@ import pytest
 
 from jobs.app.stop_signal import StopSignals, Wakeup
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SIGNALS = 3000
 HARMLESS = {"self.ask", "self.wakeup.ring", "contextlib.suppress", "os.write"}
 """What a handler may call: all that these do is count, put into a queue that is made for it, or write to a pipe."""

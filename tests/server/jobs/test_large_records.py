@@ -273,7 +273,7 @@ def test_an_incomplete_shard_leaves_no_pieces(store: Store) -> None:
 
 def test_many_refused_lines_take_several_pieces(store: Store) -> None:
     """Their records are read like all others."""
-    from tests.server.test_store import new_batch
+    from tests.server.jobs.test_store import new_batch
 
     store.create(new_batch())
     lines = [record(index, 30_000) for index in range(0, 200, 2)]

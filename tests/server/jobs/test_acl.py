@@ -17,7 +17,7 @@ from tests.commands import promptmill
 from tests.pool import watched
 from tests.servers import running_server
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MODEL = str(ROOT / "examples" / "pocket" / "model")
 DENIED = "permission|not allowed|can't run this command|can't access"
 USERS = ROOT / "deploy" / "redis" / "users.acl"

@@ -320,7 +320,7 @@ def test_it_never_loads_mlx() -> None:
     assert done.stdout == "[]\n"
 
 
-USERS = Path(__file__).parents[2] / "deploy" / "redis" / "users.acl"
+USERS = Path(__file__).parents[3] / "deploy" / "redis" / "users.acl"
 
 
 def test_users_of_least_privilege_are_enough(tmp_path: Path) -> None:

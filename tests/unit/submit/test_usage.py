@@ -12,7 +12,7 @@ import pytest
 from submit.cli import main
 from worker.cli import main as worker_main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(

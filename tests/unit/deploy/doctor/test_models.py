@@ -15,7 +15,7 @@ from deploy.doctor.mac import Mac
 from deploy.doctor.memory import check_memory
 from deploy.doctor.models import ModelFiles, check_model, find_model, hub_cache
 
-POCKET = Path(__file__).parents[2] / "examples" / "pocket" / "model"
+POCKET = Path(__file__).parents[4] / "examples" / "pocket" / "model"
 NAME = "mlx-community/Qwen3-4B-4bit"
 GIB = 2**30
 
