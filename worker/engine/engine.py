@@ -14,19 +14,11 @@ from collections.abc import Callable, Hashable
 import mlx.core as mx
 
 from jobs.errors import SickModelError
+from worker.engine import line_state
 from worker.engine.caches import batch as batch_caches
 from worker.engine.caches.prefixes import Prefixes, prefix_budget
 from worker.engine.decode import NotFiniteError, StepResult, Taken
-from worker.engine.line_state import (
-    EngineStats,
-    Line,
-    admitting,
-    check_tokens,
-    in_flight,
-    internal_error,
-    key_of,
-    without,
-)
+from worker.engine.line_state import EngineStats, Line, in_flight, internal_error, key_of, without
 from worker.engine.loading.mlx_models import cache_budget
 from worker.engine.loading.model import LoadedModel
 from worker.engine.prefill import PrefillGroup
@@ -145,7 +137,7 @@ class Engine:
         """
         if line.key in self._lines:
             raise ValueError(f"a line with key {line.key!r} is already in the engine")
-        check_tokens(line, self.model.vocab_size)
+        line_state.check_tokens(line, self.model.vocab_size)
         if self.context is not None and len(line.prompt) >= self.context:
             message = f"the prompt has {len(line.prompt)} tokens and the context {self.context}"
             self._reject(line.key, Failure("context_length_exceeded", message))
@@ -169,11 +161,11 @@ class Engine:
 
     def admit(self, only: frozenset[Hashable] | None) -> None:
         """From now on only these lines begin; None: all. Lines under way go on, with rows of theirs that begin anew."""
-        self._only, self._scheduler.admits = only, admitting(only, self._lines)
+        self._only, self._scheduler.admits = only, line_state.admitting(only, self._lines)
 
     def upcoming(self, only: frozenset[Hashable] | None) -> list[Hashable]:
         """The lines that begin next, in their order, if only these may (None: all): those of one wave of prompts."""
-        keys = dict.fromkeys(map(key_of, self._scheduler.upcoming(admitting(only, self._lines))))
+        keys = dict.fromkeys(map(key_of, self._scheduler.upcoming(line_state.admitting(only, self._lines))))
         return [key for key in keys if not self._lines[key].begun]
 
     @property
