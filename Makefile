@@ -7,8 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo
+PACKAGES := $(wildcard promptmill jobs submit worker deploy)
 
-.PHONY: demo test check unit faults night bench lock clean
+.PHONY: help demo check test faults night bench dist lock clean
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 $(READY): pyproject.toml requirements.lock
 ifneq ($(shell command -v uv),)
@@ -24,25 +28,28 @@ endif
 	@touch $@
 
 # The product, shown: a mixed file of prompts through the embedded Redis and a small model that ships with it.
-demo: $(READY)
+demo: $(READY)  ## A mixed file of prompts, run by a small model that ships with it: demo/results.jsonl
 	@mkdir -p $(DEMO)
 	PROMPTMILL_DATA_DIR=$(DEMO)/data $(BIN)/promptmill run examples/prompts.jsonl -o $(DEMO)/results.jsonl --model examples/pocket/model --restart
 	@echo; echo "Results: $(DEMO)/results.jsonl. The first lines:"
 	@$(BIN)/python examples/show.py $(DEMO)/results.jsonl
 
-check: $(READY)
+# luacheck and actionlint where this machine has them: Debian's lua-check, and `go install` of rhysd/actionlint.
+check: $(READY)  ## Lint, format and types; also the Lua scripts and the workflows, where their linters are installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(if $(shell command -v luacheck),luacheck --quiet $(PACKAGES))
+	$(if $(shell command -v actionlint),actionlint .github/workflows/*.yml)
 
-test: check
+test: check  ## The checks, then all tests but the whole fault matrix
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The whole fault matrix with the leases of production, about a quarter of an hour, and docs/faults.md. With SEED or
 # MINUTES: random faults on a busy pool instead; with LINES: one batch of so many lines under faults.
 FAULTS_ROWS := $(VENV)/faults.jsonl
 STORM := $(foreach flag,SEED MINUTES LINES EVERY WORKERS,$(if $($(flag)),--$(shell echo $(flag) | tr A-Z a-z) $($(flag))))
-faults: $(READY)
+faults: $(READY)  ## The whole fault matrix and docs/faults.md, or random faults with SEED, MINUTES or LINES
 ifneq ($(strip $(STORM)),)
 	$(BIN)/python -m tests.e2e.faults.storm $(STORM)
 else
@@ -54,19 +61,26 @@ endif
 # A pool on this machine for MINUTES (15): the server of `deploy server`, three workers with two models, a scheduler, batches
 # of three priorities and one by cron each minute, a Prometheus, a receiver of webhooks; all of it audited at the end.
 NIGHT ?= night
-night: $(READY)
+night: $(READY)  ## A pool on this machine for MINUTES (15), audited at the end
 	rm -rf $(NIGHT)
 	$(BIN)/python -m tests.e2e.night --minutes $(or $(MINUTES),15) --folder $(NIGHT)
 
 # All benchmarks, about an hour on two cores: let nothing else run beside them.
-bench: $(READY)
+bench: $(READY)  ## All benchmarks, about an hour on two cores
 	$(BIN)/python -m bench
 
+# By way of the sdist, as an installer without a wheel would; then the wheel is installed away from here.
+dist: $(READY)  ## A wheel and an sdist in dist/, checked, and the demo run by the installed wheel
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m tests.e2e.dist dist
+
 # New exact versions, for every platform, from the bounds in pyproject.toml.
-lock:
+lock:  ## New exact versions in requirements.lock; needs uv
 	uv lock --upgrade
 	uv export --quiet --frozen --extra worker --all-groups --no-emit-project --no-header --output-file requirements.lock
 	rm uv.lock
 
-clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info .mypy_cache .ruff_cache
+clean:  ## Remove what the others made
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache

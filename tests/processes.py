@@ -39,7 +39,8 @@ def _from_proc() -> Iterator[Process]:
 
 
 def _from_ps() -> Iterator[Process]:
-    listed = ["ps", "-axww", "-o", "stat=,pid=,ppid=,command="]
+    # Each field by a flag of its own: where "=" is followed by more, BSD's takes that for the header of one column.
+    listed = ["ps", "-axww", "-o", "stat=", "-o", "pid=", "-o", "ppid=", "-o", "command="]
     for line in subprocess.run(listed, capture_output=True, text=True, check=True).stdout.splitlines():
         state, pid, parent, command = [*line.split(maxsplit=3), ""][:4]
         if not state.startswith("Z"):

@@ -31,6 +31,7 @@ from submit.cli import main
 from submit.results.read import ordered_records
 from submit.schedule.rq_jobs import QUEUE as SCHEDULES, RunQueue
 from tests.pool import MODEL, make_batch, prompts, publish, work
+from tests.processes import processes
 from tests.waiting import until
 from worker.rq.worker import MAINTENANCE_S, ShardWorker
 
@@ -307,11 +308,10 @@ def plain_worker(store: Store, log: Path, queue: str) -> Iterator[Callable[[], s
         try:
             yield lambda: log.read_text()
         finally:
-            listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-            pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+            horses = [child.pid for child in processes() if child.parent == process.pid]  # they sleep
             process.kill()
-            for child in (pid for pid, parent in pairs if parent == process.pid):  # its work horse sleeps
-                os.kill(child, signal.SIGKILL)
+            for horse in horses:
+                os.kill(horse, signal.SIGKILL)
             process.wait()
 
 

@@ -124,7 +124,10 @@ def test_files_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
 def test_names_that_are_no_text_can_be_shown(tmp_path: Path) -> None:
     """A file system allows any bytes in a name; messages and Redis do not."""
     path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl")
-    Path(path).write_bytes(b"{}")
+    try:
+        Path(path).write_bytes(b"{}")
+    except OSError as error:
+        pytest.skip(f"this file system takes only names in UTF-8: {error.strerror}")  # as APFS does
     with PromptFile(path) as prompts:
         assert prompts.name.encode().endswith("caf\ufffd.jsonl".encode())
         assert list(prompts) == [(1, b"{}")]
