@@ -12,7 +12,7 @@ from jobs.attempt import Attempt
 from jobs.errors import RefusedError
 from jobs.store.keys import BatchKeys
 from jobs.store.shard_records import PIECE_BYTES, Piece, ShardRecords, pieces_of
-from jobs.store.steps import FINISH, STOW
+from jobs.store.steps import step
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -25,7 +25,7 @@ TRIES = 5
 
 
 class Compaction(enum.IntEnum):
-    """What the scripts say."""
+    """What the steps say."""
 
     LOST_PIECES = -2
     """Some that were put aside are gone, as after a crash of the server."""
@@ -44,7 +44,8 @@ def compact(connection: Redis, attempt: Attempt, lines: int, now: float, most: i
     """
     keys, number = BatchKeys(attempt.batch_id), attempt.number
     wanted = [keys.info, keys.fences, keys.compacted(number), keys.pieces(number)]
-    stow, finish = connection.register_script(STOW), connection.register_script(FINISH)
+    stow = step(connection, "jobs.store.lua.attempt", "stow")
+    finish = step(connection, "jobs.store.lua.attempt", "finish")
     rest = [keys.records(number), keys.flights(number), keys.tries(number), keys.reopened(number)]
     for _ in range(TRIES):
         count, waiting = 0, None

@@ -23,6 +23,7 @@ from jobs.redis.rq_jobs import RqJobs
 from jobs.shard import Group
 from jobs.store.keys import BATCHES, ORPHANS_LOOK, UPLOADING, BatchKeys
 from jobs.store.retry import group_of
+from jobs.store.steps import step
 from jobs.store.store import REJECTED_GROUP, Store
 
 if TYPE_CHECKING:
@@ -45,92 +46,6 @@ MOST_PUT_BACK = 5000
 """Shards that one look puts back: more than workers do until the next, and whoever looks has other things to do."""
 READ_AT_ONCE = 5000
 """Entries of a queue in one reply."""
-
-OPEN = """
--- Rows of a batch's shards that are not done.
--- KEYS: table.  ARGV: prefix of compacted records, first and last position.
-local open = {}
-for _, row in ipairs(redis.call('ZRANGE', KEYS[1], ARGV[2], ARGV[3])) do
-  local number = row:match('^%[(%d+),')
-  if number and redis.call('EXISTS', ARGV[1] .. number) == 0 then open[#open + 1] = row end
-end
-return open
-"""
-
-NOWHERE = """
--- Part of scripts: those of a running batch's shards that are not done and in none of its queues, as number by job id.
--- None of one that is held back: its jobs pend. Where it runs, what still pends is nowhere.
-local function nowhere(info, uploading, batch_id, compacted, queues, numbers)
-  local state = redis.call('HMGET', info, 'status', 'paused_at', 'starts_at')
-  if state[1] ~= 'in_progress' or state[2] or state[3] or redis.call('ZSCORE', uploading, batch_id) then return {} end
-  local missing = {}
-  for _, number in ipairs(numbers) do
-    if redis.call('EXISTS', compacted .. number) == 0 then missing[batch_id .. '-' .. number] = number end
-  end
-  for _, queue in ipairs(queues) do
-    for _, list in ipairs({'rq:queue:' .. queue, 'rq:queue:' .. queue .. ':intermediate'}) do
-      local length = redis.call('TYPE', list).ok == 'list' and redis.call('LLEN', list) or 0
-      for start = 0, length - 1, 1000 do
-        for _, id in ipairs(redis.call('LRANGE', list, start, start + 999)) do missing[id] = nil end
-      end
-    end
-    local leases = 'rq:wip:' .. queue
-    if redis.call('TYPE', leases).ok == 'zset' then
-      for _, entry in ipairs(redis.call('ZRANGE', leases, 0, -1)) do missing[entry:match('^[^:]*')] = nil end
-    end
-  end
-  return missing
-end
-"""
-
-LOOK = (
-    NOWHERE
-    + """
--- KEYS: info, uploading.  ARGV: batch id, prefix of compacted records, JSON: queues, numbers of shards.
-local found = {}
-for _, number in pairs(nowhere(KEYS[1], KEYS[2], ARGV[1], ARGV[2], cjson.decode(ARGV[3]), cjson.decode(ARGV[4]))) do
-  found[#found + 1] = number
-end
-return found
-"""
-)
-
-PUT = (
-    NOWHERE
-    + """
--- Queue shards that are nowhere still, each once; what RQ's tools have noted of them goes.
--- KEYS: info, uploading, queues, rq:queues, marks.
--- ARGV: batch id, prefix of compacted records, JSON: queues, numbers of shards; pending prefix, the queue they go to.
--- Returns the numbers of those that were queued.
-local list = 'rq:queue:' .. ARGV[6]
-local kind = redis.call('TYPE', list).ok
-if kind ~= 'list' and kind ~= 'none' then return {} end
-local queues, numbers = cjson.decode(ARGV[3]), cjson.decode(ARGV[4])
-local missing = nowhere(KEYS[1], KEYS[2], ARGV[1], ARGV[2], queues, numbers)
-local queued, noted = {}, {}
-for _, queue in ipairs(queues) do
-  noted[#noted + 1] = redis.call('EXISTS', ARGV[5] .. queue) == 1 and ARGV[5] .. queue or nil
-  for _, kind in ipairs({'failed', 'canceled', 'deferred', 'scheduled', 'finished'}) do
-    local registry = 'rq:' .. kind .. ':' .. queue
-    noted[#noted + 1] = redis.pcall('EXISTS', registry) == 1 and registry or nil
-  end
-end
-for _, number in ipairs(numbers) do
-  local id = ARGV[1] .. '-' .. number
-  if missing[id] then
-    redis.call('RPUSH', list, id)
-    for _, registry in ipairs(noted) do redis.pcall('ZREM', registry, id) end
-    queued[#queued + 1] = number
-  end
-  redis.call('HDEL', KEYS[5], number)
-end
-if #queued > 0 then
-  redis.call('SADD', KEYS[3], ARGV[6])
-  redis.call('SADD', KEYS[4], list)
-end
-return queued
-"""
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +211,7 @@ def _from_the_end(connection: Redis, key: str) -> Iterator[bytes]:
 
 def _open_rows(connection: Redis, batch_id: str) -> list[_Row]:
     """The rows of a batch's shards that are not done."""
-    keys, look, rows = BatchKeys(batch_id), connection.register_script(OPEN), list[_Row]()
+    keys, look, rows = BatchKeys(batch_id), step(connection, "jobs.store.lua.orphans", "open_rows"), list[_Row]()
     for start in range(0, connection.zcard(keys.table), CHUNK):
         arguments: list[str | int] = [keys.compacted_prefix, start, start + CHUNK - 1]
         rows += map(_row, cast("list[bytes]", look(keys=[keys.table], args=arguments)))
@@ -317,7 +232,7 @@ def _confirmed(store: Store, batch_id: str, missing: list[_Row], queues: set[str
     batch, keys, connection = store.batch(batch_id), BatchKeys(batch_id), store.connection
     groups = _groups(store, batch, missing)
     own = {queue_name(group.key, priority, batch.pool) for group in groups.values() for priority in PRIORITIES}
-    looked_in, nowhere, look = queues | own, set[int](), connection.register_script(LOOK)
+    looked_in, nowhere, look = queues | own, set[int](), step(connection, "jobs.store.lua.orphans", "look")
     for start in range(0, len(missing), CHUNK):
         numbers = [row.number for row in missing[start : start + CHUNK]]
         arguments: list[str | bytes] = [batch_id, keys.compacted_prefix, _json(looked_in), _json(numbers)]
@@ -373,7 +288,7 @@ def _put_back(store: Store, batch_id: str, lost: _Lost, most: int) -> int:
             pipe.hset(keys.orphans, mapping={str(number): repr(at) for number, at in since.items()})
             pipe.expire(keys.orphans, MARKS_S)
         pipe.execute()
-    put, script, due = 0, connection.register_script(PUT), dict[str, list[_Row]]()
+    put, script, due = 0, step(connection, "jobs.store.lua.orphans", "put_back"), dict[str, list[_Row]]()
     for row in [row for row in lost.rows if now - since[row.number] >= CONFIRM_S][:most]:
         due.setdefault(lost.go_to[row.group], []).append(row)
     wanted = [keys.info, UPLOADING, keys.queues, "rq:queues", keys.orphans]

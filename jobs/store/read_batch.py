@@ -12,6 +12,7 @@ from jobs.batch import Batch, parse_batch
 from jobs.errors import BatchNotFoundError, RefusedError
 from jobs.redis.connect import refusing, replies
 from jobs.store.keys import BatchKeys
+from jobs.store.steps import step
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -23,15 +24,6 @@ MAX_INFO_BYTES = 4 * 2**20
 MAX_GIVEN_BYTES = 2 * 2**20
 """Of that a batch's defaults and metadata; its name and models take the rest."""
 
-INFO = """
--- A batch's hash, unless it is larger than any of ours.  KEYS: info.  ARGV: most bytes of its fields and values.
-local size = 0
-if redis.call('HLEN', KEYS[1]) > 64 then return redis.error_reply('FOREIGN it has too many fields') end
-for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do size = size + #name + redis.call('HSTRLEN', KEYS[1], name) end
-if size > tonumber(ARGV[1]) then return redis.error_reply('FOREIGN it has ' .. size .. ' bytes') end
-return redis.call('HGETALL', KEYS[1])
-"""
-
 
 def read_batch(connection: Redis, batch_id: str) -> Batch:
     """The batch of this id.
@@ -40,7 +32,7 @@ def read_batch(connection: Redis, batch_id: str) -> Batch:
         BatchNotFoundError: there is none.
         RefusedError: what Redis keeps under its name is no batch.
     """
-    read = connection.register_script(INFO)
+    read = step(connection, "jobs.store.lua.batch", "read")
     with refusing(f"batch '{batch_id}'"):
         return _batch(batch_id, read(keys=[BatchKeys(batch_id).info], args=[MAX_INFO_BYTES]))
 
@@ -71,7 +63,7 @@ def shard_keys(batch_id: str, number: int) -> list[str]:
 
 def read_batches(connection: Redis, ids: Sequence[str]) -> list[Batch]:
     """Those of these batches that are there; what is none is left out."""
-    read = connection.register_script(INFO)
+    read = step(connection, "jobs.store.lua.batch", "read")
     with connection.pipeline(transaction=False) as pipe:
         for batch_id in ids:
             read(keys=[BatchKeys(batch_id).info], args=[MAX_INFO_BYTES], client=pipe)

@@ -10,6 +10,7 @@ from jobs.errors import RefusedError
 from jobs.redis.connect import refusing, replies
 from jobs.store.keys import BATCHES, KEEPING, UPLOADING, BatchKeys
 from jobs.store.read_batch import common_keys, shard_keys
+from jobs.store.steps import step
 from jobs.store.timed_lists import due
 
 if TYPE_CHECKING:
@@ -22,25 +23,6 @@ __all__ = ["KEEP_S", "memory", "purge", "purge_due"]
 KEEP_S = 14 * 86400.0
 """What a batch is kept for where nothing else is said: seconds from its end."""
 MEASURED_SHARDS = 200
-
-PURGE = """
--- Take a batch that is done off the lists, to be removed; what it was before is returned. It is an upload given up from
--- here on: should who removes it die, it is swept like one.
--- KEYS: info, uploading, batches, keeping.  ARGV: batch id, 1 if its time must have come.
-if redis.replicate_commands then redis.replicate_commands() end
-local status = redis.call('HGET', KEYS[1], 'status')
-if status ~= 'completed' and status ~= 'cancelled' and status ~= 'expired' then
-  if status ~= 'validating' and ARGV[2] == '1' then redis.call('ZREM', KEYS[4], ARGV[1]) end
-  return status
-end
-local at = redis.call('ZSCORE', KEYS[4], ARGV[1])
-if ARGV[2] == '1' and (not at or tonumber(at) > tonumber(redis.call('TIME')[1])) then return 'early' end
-redis.call('ZREM', KEYS[4], ARGV[1])
-redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('HSET', KEYS[1], 'status', 'failed')
-redis.call('ZADD', KEYS[2], 0, ARGV[1])
-return status
-"""
 
 
 def purge(store: Store, batch_id: str) -> None:
@@ -75,8 +57,8 @@ def purge_due(store: Store) -> list[str]:
 def _take_off(store: Store, batch_id: str, *, only_due: bool) -> str | None:
     keys = BatchKeys(batch_id)
     with refusing(f"batch '{batch_id}'"):
-        step = store.connection.register_script(PURGE)
-        before = step(keys=[keys.info, UPLOADING, BATCHES, KEEPING], args=[batch_id, int(only_due)])
+        take_off = step(store.connection, "jobs.store.lua.batch", "purge")
+        before = take_off(keys=[keys.info, UPLOADING, BATCHES, KEEPING], args=[batch_id, int(only_due)])
     return None if before is None else cast("bytes", before).decode(errors="replace")
 
 

@@ -24,7 +24,7 @@ from jobs.store.compaction import Compaction, compact
 from jobs.store.keys import BATCHES, EXPIRING, KEEPING, STARTING, UPLOADING, WEBHOOKS, BatchKeys
 from jobs.store.read_batch import MAX_GIVEN_BYTES, keys_of, read_batch, read_batches
 from jobs.store.shard_records import PIECE_BYTES, pieces_of, stored
-from jobs.store.steps import BEGIN, CLAIM, COMMIT, FAIL, REJECT, RELEASE, SWEEP, TAKE, WRITE
+from jobs.store.steps import step
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -104,15 +104,15 @@ class Store:
         self.connection = connection
         self.now = now
         self.server_time = server_time or self._server_time
-        self._commit = connection.register_script(COMMIT)
-        self._reject = connection.register_script(REJECT)
-        self._sweep = connection.register_script(SWEEP)
-        self._take = connection.register_script(TAKE)
-        self._claim = connection.register_script(CLAIM)
-        self._begin = connection.register_script(BEGIN)
-        self._fail = connection.register_script(FAIL)
-        self._write = connection.register_script(WRITE)
-        self._release = connection.register_script(RELEASE)
+        self._commit = step(connection, "jobs.store.lua.upload", "commit")
+        self._reject = step(connection, "jobs.store.lua.upload", "reject")
+        self._sweep = step(connection, "jobs.store.lua.upload", "give_up")
+        self._take = step(connection, "jobs.store.lua.attempt", "take")
+        self._claim = step(connection, "jobs.store.lua.attempt", "claim")
+        self._begin = step(connection, "jobs.store.lua.attempt", "begin")
+        self._fail = step(connection, "jobs.store.lua.attempt", "fail")
+        self._write = step(connection, "jobs.store.lua.attempt", "write")
+        self._release = step(connection, "jobs.store.lua.attempt", "release")
 
     def _server_time(self) -> float:
         seconds, micros = self.connection.time()
@@ -477,7 +477,7 @@ def _stale(attempt: Attempt) -> StaleAttemptError:
 
 
 def _bounded(lines: Sequence[FinishedLine]) -> Iterator[list[Any]]:
-    """What :data:`WRITE` takes of some lines, as many at a time as fit into :data:`PIECE_BYTES`, or a longer one."""
+    """Arguments of the step ``write``: of as many lines at a time as fit into :data:`PIECE_BYTES`, or a longer one."""
     arguments: list[Any] = []
     size = 0
     for line in lines:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobs.store.keys import PREFIX
-from jobs.store.steps import COMMIT
+from jobs.store.steps import load
 
 __all__ = ["ADD", "ASK", "BEGIN", "COMMIT_RUN", "END", "HOLD", "KEPT_RUNS", "NAMES", "READ", "REMOVE"]
 
@@ -146,11 +146,8 @@ return 1
 COMMIT_RUN = (
     RECORD
     + OPEN
-    + "local function commit(KEYS, ARGV)\n"
-    + COMMIT
+    + f"local commit = (function()\n{load('jobs.store.lua.shared', 'commit')}end)()\n"
     + """
-end
-
 -- Make the batch of a run live, and record the run, in one step: a batch of a schedule is live if and only if that
 -- knows it, however long whoever uploaded it slept.
 -- A client that lost the reply sends it again: what is done already stays so.
