@@ -6,12 +6,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
-import orjson
-
 from jobs.batch import Batch, parse_batch
 from jobs.errors import BatchNotFoundError, RefusedError
 from jobs.redis.connect import refusing, replies
 from jobs.store.keys import BatchKeys
+from jobs.store.shard_table import read_rows
 from jobs.store.steps import step
 
 if TYPE_CHECKING:
@@ -40,8 +39,7 @@ def read_batch(connection: Redis, batch_id: str) -> Batch:
 def keys_of(connection: Redis, batch_id: str, shards: int = 0) -> Iterator[str]:
     """All keys that a batch of ``shards`` shards or more has or may have; those that name the others are first."""
     yield from common_keys(connection, batch_id)
-    rows = cast("list[bytes]", connection.zrange(BatchKeys(batch_id).table, 0, -1))
-    for number in {*range(shards), *(orjson.loads(row)[0] for row in rows)}:
+    for number in {*range(shards), *(row.number for row in read_rows(connection, batch_id))}:
         yield from shard_keys(batch_id, number)
 
 

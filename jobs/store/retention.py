@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-import orjson
-
 from jobs.errors import RefusedError
 from jobs.redis.connect import refusing, replies
 from jobs.store.keys import BATCHES, KEEPING, UPLOADING, BatchKeys
 from jobs.store.read_batch import common_keys, shard_keys
+from jobs.store.shard_table import read_rows
 from jobs.store.steps import step
 from jobs.store.timed_lists import due
 
@@ -67,9 +66,9 @@ def memory(connection: Redis, batch_id: str) -> int:
 
     Of many shards some are measured, spread evenly, and the others are taken to be like them.
     """
-    rows = cast("list[bytes]", connection.zrange(BatchKeys(batch_id).table, 0, -1))
+    rows = read_rows(connection, batch_id)
     some = rows[:: max(1, len(rows) // MEASURED_SHARDS)]
-    shards = [key for row in some for key in shard_keys(batch_id, orjson.loads(row)[0])]
+    shards = [key for row in some for key in shard_keys(batch_id, row.number)]
     common = common_keys(connection, batch_id)
     with connection.pipeline(transaction=False) as pipe:
         for key in (*common, *shards):

@@ -13,8 +13,6 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-import orjson
-
 from jobs.batch import Batch, queue_name
 from jobs.errors import PromptmillError, RefusedError
 from jobs.lines.line import Defaults, check_line
@@ -24,8 +22,9 @@ from jobs.redis.rq_jobs import RqJobs
 from jobs.shard import Group, decode_lines
 from jobs.store.keys import EXPIRING, KEEPING, UPLOADING, WEBHOOKS, BatchKeys
 from jobs.store.shard_records import PIECE_BYTES, ShardRecords, loaded, stored
+from jobs.store.shard_table import read_rows
 from jobs.store.steps import step
-from jobs.store.store import REJECTED_GROUP, UPLOAD_LEASE_S, Store
+from jobs.store.store import UPLOAD_LEASE_S, Store
 
 __all__ = ["group_of", "resume", "retry"]
 
@@ -110,16 +109,16 @@ class _Shard:
 def _reopen_all(store: Store, batch: Batch, which: str) -> None:
     """Reopen the shards that have a failed line, or are not done, for the retry ``which``."""
     keys, queues = BatchKeys(batch.id), dict[int, str]()
-    for row in cast("list[bytes]", store.connection.zrange(keys.table, 0, -1)):
-        number, group, _first, lines = map(int, orjson.loads(row))
-        reply = MOVED if group != REJECTED_GROUP else 0
+    for row in read_rows(store.connection, batch.id):
+        number, group = row.number, row.group
+        reply = 0 if row.rejected else MOVED
         while reply == MOVED:
             packed, failures, others = _outcomes(store, batch.id, number)
             if packed and not (failures and store.connection.exists(keys.payload(number))):
                 break  # lines whose prompts are lost stay failed
             if group not in queues:
                 queues[group] = queue_name(group_of(store, batch, number).key, batch.priority, batch.pool)
-            reply = _reopen(store, batch.id, _Shard(number, queues[group], lines, failures, others, packed), which)
+            reply = _reopen(store, batch.id, _Shard(number, queues[group], row.lines, failures, others, packed), which)
         if reply == OVER:
             return  # the next step finds out why
 
