@@ -14,7 +14,6 @@ from jobs.redis.connect import refusing
 from jobs.store.keys import EXPIRING, STARTING, UPLOADING, BatchKeys
 from jobs.store.steps import step
 from jobs.store.store import Store
-from jobs.store.timed_lists import due
 
 __all__ = ["cancel", "current", "expire_due"]
 
@@ -38,7 +37,7 @@ def cancel(store: Store, batch_id: str) -> bool:
 
 def expire_due(store: Store) -> list[str]:
     """End the batches whose time is up, by Redis' clock; their ids."""
-    return due(store, EXPIRING, lambda batch_id: _expire(store, batch_id))
+    return store.due(EXPIRING, lambda batch_id: _expire(store, batch_id))
 
 
 def current(store: Store, batch_id: str) -> Batch:

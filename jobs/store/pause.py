@@ -15,7 +15,6 @@ from jobs.redis.connect import refusing
 from jobs.store.keys import STARTING, UPLOADING, BatchKeys
 from jobs.store.steps import step
 from jobs.store.store import Store
-from jobs.store.timed_lists import due
 
 __all__ = ["pause", "prioritise", "resume_batch", "start_due"]
 
@@ -72,7 +71,7 @@ def start_due(store: Store) -> list[str]:
         arguments = [batch_id, repr(store.now()), keys.pending("")]
         return _step(store, "start", wanted, batch_id, arguments) == "in_progress"
 
-    return due(store, STARTING, start)
+    return store.due(STARTING, start)
 
 
 def _step(store: Store, name: str, keys: list[str], batch_id: str, arguments: list[Any]) -> str | None:

@@ -10,7 +10,6 @@ from jobs.store.keys import BATCHES, KEEPING, UPLOADING, BatchKeys
 from jobs.store.read_batch import common_keys, shard_keys
 from jobs.store.shard_table import read_rows
 from jobs.store.steps import step
-from jobs.store.timed_lists import due
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -50,7 +49,7 @@ def purge_due(store: Store) -> list[str]:
         store.discard(batch_id)
         return True
 
-    return due(store, KEEPING, remove)
+    return store.due(KEEPING, remove)
 
 
 def _take_off(store: Store, batch_id: str, *, only_due: bool) -> str | None:

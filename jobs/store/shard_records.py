@@ -3,15 +3,21 @@
 While the shard runs, a hash has them by index, each as :func:`stored` makes it. Once it is done they are in pieces:
 zstd frames of whole records, one a line, in a sorted set by the index of the last record in each. A piece has at most
 :data:`PIECE_BYTES`, or one longer record. Earlier versions made one frame of them all, in a string.
+
+Compacting reads the records in parts and makes pieces of them. They are put aside under the attempt's fence and take
+the records' place in one step: whoever reads finds all of the one or all of the other, and of an attempt that dies on
+the way nothing counts.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import zstandard
 
+from jobs.attempt import Attempt
 from jobs.errors import RefusedError
 from jobs.record_head import head_of
 from jobs.redis.connect import refusing
@@ -22,7 +28,7 @@ from jobs.store.steps import step
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["PIECE_BYTES", "Part", "Piece", "ShardRecords", "loaded", "pieces_of", "stored"]
+__all__ = ["PIECE_BYTES", "Compaction", "Part", "Piece", "ShardRecords", "compact", "loaded", "pieces_of", "stored"]
 
 PIECE_BYTES = 1 << 20
 """Most bytes of a piece, and of the records that are sent or read at a time, but for a single longer one."""
@@ -33,6 +39,8 @@ FRAME = b"\x28\xb5\x2f\xfd"
 DENSEST = 1 << 15
 """No zstd frame unpacks to more than so many times its bytes."""
 READ_BYTES = 1 << 20
+FINISH_TRIES = 5
+"""A server that crashes loses pieces once; records that are equal byte by byte would make it go on for ever."""
 
 
 def stored(record: bytes) -> bytes:
@@ -168,3 +176,55 @@ def _lines(frame: bytes) -> Iterator[bytes]:
             yield b"".join(rest)
     except zstandard.ZstdError as error:
         raise RefusedError(f"records are in no zstd frame: {error}") from None
+
+
+# --- compacting ---
+
+
+class Compaction(enum.IntEnum):
+    """What the steps say."""
+
+    LOST_PIECES = -2
+    """Some that were put aside are gone, as after a crash of the server."""
+    INCOMPLETE = -1
+    STALE = 0
+    DONE = 1
+    STOWED = 2
+
+
+def compact(connection: Redis, attempt: Attempt, lines: int, now: float, most: int = PIECE_BYTES) -> Compaction:
+    """Compact a shard of ``lines`` lines once each has its record. Memory is that of two pieces of ``most`` bytes, or
+    of a longer record.
+
+    Raises:
+        redis.exceptions.ResponseError, RefusedError: what Redis keeps of the shard is damaged.
+    """
+    keys, number = BatchKeys(attempt.batch_id), attempt.number
+    wanted = [keys.info, keys.fences, keys.compacted(number), keys.pieces(number)]
+    stow = step(connection, "jobs.store.lua.attempt", "stow")
+    finish = step(connection, "jobs.store.lua.attempt", "finish")
+    rest = [keys.records(number), keys.flights(number), keys.tries(number), keys.reopened(number)]
+    for _ in range(FINISH_TRIES):
+        count, waiting = 0, None
+        for piece in pieces_of(_live(connection, attempt, most), most):
+            if waiting is not None:
+                arguments: list[Any] = [number, attempt.fence, count, *waiting]
+                reply = Compaction(cast("int", stow(keys=wanted, args=arguments)))
+                if reply is not Compaction.STOWED:
+                    return reply
+                count += 1
+            waiting = piece
+        last = waiting or Piece(-1, b"")
+        reply = Compaction(
+            cast("int", finish(keys=[*wanted, *rest], args=[number, attempt.fence, count, *last, lines, repr(now)]))
+        )
+        if reply is not Compaction.LOST_PIECES:
+            return reply
+    raise RefusedError(f"what Redis keeps of shard {keys.job_id(number)} is damaged: its pieces do not stay")
+
+
+def _live(connection: Redis, attempt: Attempt, most: int) -> Iterator[tuple[int, bytes]]:
+    for part in ShardRecords(connection, attempt.batch_id, most).parts(attempt.number):
+        if not part.live:
+            return  # an earlier finish, whose reply was lost
+        yield from part.records
