@@ -17,8 +17,9 @@ from jobs.lines.foreign_names import (
     unsupported,
 )
 from jobs.lines.messages import CHAT_FIELDS, check_continuing, check_flag, check_messages
+from jobs.lines.parameters import CHECKS
 from jobs.lines.values import check_object, check_text, json_kind, name_check
-from jobs.params import ALIASES, CHECKS, SHOWN_NAME, did_you_mean, shown
+from jobs.params import ALIASES, SHOWN_NAME, did_you_mean, shown
 
 __all__ = ["gather", "lacks_prompt", "no_prompt"]
 
