@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from deploy.certificates import RENEWAL, SCRIPT
+from deploy.acl import RULES, users_acl
+from deploy.deployment import Deployment
 from deploy.init.service import INITS, Account, default_home
-from deploy.plan import Plan
-from deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
-from deploy.redis_conf import RULES, users_acl
+from deploy.plan import ETC, Plan
+from deploy.pool import WorkerFlags, scheduler_plan, worker_plan
 from deploy.server import ServerFlags, server_plan
 
 __all__ = ["examples"]
@@ -22,16 +23,12 @@ __all__ = ["examples"]
 _VENV = Path("/opt/promptmill/venv/bin/promptmill")
 _SERVERS = {"launchd": Path("/opt/homebrew/bin/redis-server"), "systemd": Path("/usr/bin/redis-server")}
 _FILES = {"launchd": Path("/Users/Shared/promptmill"), "systemd": Path("/srv/promptmill")}
-_PUBLIC = (".plist", ".service", ".timer", ".conf")
+_PUBLIC = (".plist", ".service", ".timer", ".conf", ".sh")
 
 
 def examples() -> Mapping[str, str]:
     """Texts by path within deploy/; nothing secret is in them."""
-    found = {
-        "redis/make-certs.sh": SCRIPT,
-        "redis/renew-certs.sh": RENEWAL,
-        "redis/users.acl": users_acl({name: f">{name.upper()}_PASSWORD" for name in RULES}),
-    }
+    found = {"redis/users.acl": users_acl({name: f">{name.upper()}_PASSWORD" for name in RULES})}
     for init in INITS:
         for plan in _plans(init):
             found |= {_place(init, file.path): file.text for file in plan.files if file.path.suffix in _PUBLIC}
@@ -40,25 +37,21 @@ def examples() -> Mapping[str, str]:
 
 def _plans(init: str) -> list[Plan]:
     account = Account("promptmill", "promptmill", default_home(init, "home"))
-    url = "rediss://worker@redis.local"
-    worker = Common(init, "promptmill-worker", account, _VENV, url, None, ())
-    scheduler = Common(init, "promptmill-scheduler", account, _VENV, url, None, ())
-    flags = WorkerFlags(
-        ("mlx-community/Qwen3-4B-4bit",),
-        account.home / "huggingface",
-        wired_mib=48 * 1024 if init == "launchd" else None,
-    )
     owner = Account("promptmill-redis", "promptmill-redis", default_home(init, "redis"))
+    worker = Deployment(init, "promptmill-worker", account, _VENV, "rediss://worker@redis.local")
+    scheduler = replace(worker, label="promptmill-scheduler")
+    limit = 48 * 1024 if init == "launchd" else None
+    flags = WorkerFlags(("mlx-community/Qwen3-4B-4bit",), account.home / "huggingface", wired_mib=limit)
     server = ServerFlags(("redis.local",), 8 * 2**30, token=lambda: "")
     return [
         worker_plan(worker, flags),
         scheduler_plan(scheduler, extra=("--read-from", str(_FILES[init]))),
-        server_plan(init, "promptmill-server", owner, _SERVERS[init], server, ()),
+        server_plan(Deployment(init, "promptmill-server", owner, _SERVERS[init]), server),
     ]
 
 
 def _place(init: str, path: Path) -> str:
-    if path.name == "redis.conf":
+    if path.parent == ETC:
         # The systems differ in where data and logs are: the one of Linux is shown.
         return f"redis/{path.name}"
     return f"{init}/{path.parent.name}/{path.name}" if path.suffix == ".conf" else f"{init}/{path.name}"
