@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploy.doctor.finding import Finding, failed, good
-from deploy.doctor.host import Host
+from deploy.doctor.machine import Machine
 
 __all__ = ["Reached", "explain", "is_loopback", "reach"]
 
@@ -36,7 +36,7 @@ class Reached:
 
 
 def reach(
-    host: Host,
+    machine: Machine,
     name: str,
     port: int,
     *,
@@ -68,7 +68,7 @@ def reach(
         shown = where if name == address[0] else f"{where} ({address[0]})"
         return Reached(good("network", f"{shown} takes connections, in {took:.1f} ms"), str(address[0]))
     last, tried = failure or (OSError(errno.EADDRNOTAVAIL, "it has no address"), "")
-    return Reached(explain(host, last, where, tried))
+    return Reached(explain(machine, last, where, tried))
 
 
 def _greeting(probe: socket.socket) -> str:
@@ -90,9 +90,9 @@ def _turned_away(where: str, greeting: str) -> Finding:
     return failed("network", f"{where} turns everybody away: {said}", remedy)
 
 
-def explain(host: Host, error: OSError, where: str, address: str) -> Finding:
+def explain(machine: Machine, error: OSError, where: str, address: str) -> Finding:
     """What an error of a connection means, and what to do."""
-    version = host.mac.version if host.mac is not None else ()
+    version = machine.mac.version if machine.mac is not None else ()
     unreachable = error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
     if error.errno == errno.EHOSTUNREACH and version >= PRIVACY_SINCE and is_local(address):
         return failed(
@@ -141,7 +141,7 @@ def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def _resolve(name: str, port: int, lookup: Callable[..., list[Any]]) -> list[Any]:
-    """The addresses of a host. The system's own patience with a name server is long, and cannot be set."""
+    """The addresses of a machine. The system's own patience with a name server is long, and cannot be set."""
     found: list[Any] = []
 
     def ask() -> None:
