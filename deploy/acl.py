@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 
-__all__ = ["RULES", "acl_users", "kept_hashes", "users_acl"]
+__all__ = ["RULES", "acl_users", "kept_hashes"]
 
 _ALL_KINDS = (
     "-@all +@read +@write +@connection +@transaction{pubsub} +eval +evalsha +script|load +script|exists +time "
@@ -18,27 +18,19 @@ RULES: Mapping[str, str] = {
     "worker": "resetkeys ~promptmill:* ~rq:* resetchannels &rq:* "
     + _ALL_KINDS.format(pubsub=" +@pubsub")
     + " +client|list",
+    "operator": "~* &* +@all",
 }
-"""What each user of a pool may do: least privilege, as deploy/redis/README.md explains."""
-_OPERATOR = {"operator": "~* &* +@all"}
+"""What each user of a pool may do: least privilege, as deploy/redis/README.md explains, but for its operator."""
 _HASH = re.compile(r"#([0-9a-f]{64})")
 _PLAIN = re.compile(r"\s>(\S+)")
 
 
-def users_acl(passwords: Mapping[str, str], rules: Mapping[str, str] = RULES) -> str:
-    """An ACL file: the default user is off, and each user has its password (``>`` plain or ``#`` hashed)."""
-    lines = ["user default off", *(f"user {name} on {passwords[name]} {rule}" for name, rule in rules.items())]
-    return "\n".join(lines) + "\n"
-
-
-def acl_users(passwords: Mapping[str, str], existing: str | None) -> str:
-    """The ACL file of a server: the pool's users and its operator, by the hashes of passwords, and whatever other users
-    ``existing`` has."""
-    rules = {**RULES, **_OPERATOR}
-    text = users_acl({name: f"#{passwords[name]}" for name in rules}, rules)
-    own = {"default", *rules}
-    others = [line for line in (existing or "").splitlines() if _user(line) not in {None, *own}]
-    return text + "".join(f"{line}\n" for line in others)
+def acl_users(hashes: Mapping[str, str], existing: str | None) -> str:
+    """The ACL file of a server: the default user is off, the pool's users have passwords of these SHA-256, and
+    whatever other users ``existing`` has stay."""
+    lines = ["user default off", *(f"user {name} on #{hashes[name]} {RULES[name]}" for name in RULES)]
+    others = [line for line in (existing or "").splitlines() if _user(line) not in {None, "default", *RULES}]
+    return "".join(f"{line}\n" for line in (*lines, *others))
 
 
 def kept_hashes(existing: str | None) -> dict[str, str]:
@@ -46,7 +38,7 @@ def kept_hashes(existing: str | None) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in (existing or "").splitlines():
         name = _user(line)
-        if name not in {*RULES, *_OPERATOR} or name in found:
+        if name not in RULES or name in found:
             continue
         if hashed := _HASH.search(line):
             found[name] = hashed[1]

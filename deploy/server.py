@@ -25,7 +25,7 @@ RENEW_CERTIFICATES = ETC / "renew-certs.sh"
 STOP_S = 120
 """Seconds to write what is not yet on the disk."""
 LEAST_MEMORY = 64 * 2**20
-USERS = ("operator", *RULES)
+USERS = sorted(RULES)
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
 _BIND = re.compile(r"-?(\*|::\*|[0-9A-Fa-f.:]+|[A-Za-z0-9][A-Za-z0-9.-]*)")
 

@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 
 from deploy.deployment import Deployment
-from deploy.examples import examples
 from deploy.init.service import Account, Service
 from deploy.init.systemd import quoted, unit, user_steps
 from deploy.plan import Plan
 from deploy.pool import WorkerFlags, scheduler_plan, worker_plan
 from deploy.server import ServerFlags, server_plan
 from jobs.errors import RefusedError
+from tests.deploy_examples import DEPLOY, examples
 from tests.programs import needs
 
-DEPLOY = Path(__file__).parents[3] / "deploy"
 HOME = Path("/var/lib/promptmill/home")
 ACCOUNT = Account("promptmill", "promptmill", HOME)
 WORKER = Deployment("systemd", "promptmill-worker", ACCOUNT, Path(sys.executable), "redis://:s3cret@redis")
@@ -175,7 +174,7 @@ def test_what_is_macoss_is_refused(flags: dict[str, object]) -> None:
 
 
 def test_the_files_to_read_are_what_the_command_writes() -> None:
-    """deploy/ shows nothing that is not so: `python -m deploy.examples` writes them anew."""
+    """deploy/ shows nothing that is not so: `python -m tests.deploy_examples` writes them anew."""
     shown = examples()
     kinds = {".plist", ".service", ".timer", ".conf", ".sh", ".acl"}
     assert sorted(shown) == sorted(str(path.relative_to(DEPLOY)) for path in DEPLOY.rglob("*") if path.suffix in kinds)
