@@ -6,21 +6,12 @@ import hashlib
 import re
 from collections.abc import Mapping
 
-__all__ = ["RULES", "acl_users", "kept_hashes"]
+from deploy.plan import rendered
 
-_ALL_KINDS = (
-    "-@all +@read +@write +@connection +@transaction{pubsub} +eval +evalsha +script|load +script|exists +time "
-    "-@dangerous -@admin -randomkey +info"
-)
-RULES: Mapping[str, str] = {
-    "submitter": "resetkeys ~promptmill:* ~rq:queues ~rq:queue:* ~rq:job:* ~rq:wip:* ~rq:executions:* ~rq:suspended "
-    "resetchannels " + _ALL_KINDS.format(pubsub=""),
-    "worker": "resetkeys ~promptmill:* ~rq:* resetchannels &rq:* "
-    + _ALL_KINDS.format(pubsub=" +@pubsub")
-    + " +client|list",
-    "operator": "~* &* +@all",
-}
-"""What each user of a pool may do: least privilege, as deploy/redis/README.md explains, but for its operator."""
+__all__ = ["USERS", "acl_users", "kept_hashes"]
+
+USERS = ("operator", "submitter", "worker")
+"""The operator may do everything, the others what their part of a pool needs: see deploy/redis/README.md."""
 _HASH = re.compile(r"#([0-9a-f]{64})")
 _PLAIN = re.compile(r"\s>(\S+)")
 
@@ -28,9 +19,8 @@ _PLAIN = re.compile(r"\s>(\S+)")
 def acl_users(hashes: Mapping[str, str], existing: str | None) -> str:
     """The ACL file of a server: the default user is off, the pool's users have passwords of these SHA-256, and
     whatever other users ``existing`` has stay."""
-    lines = ["user default off", *(f"user {name} on #{hashes[name]} {RULES[name]}" for name in RULES)]
-    others = [line for line in (existing or "").splitlines() if _user(line) not in {None, "default", *RULES}]
-    return "".join(f"{line}\n" for line in (*lines, *others))
+    others = [line for line in (existing or "").splitlines() if _user(line) not in {None, "default", *USERS}]
+    return rendered("users.acl", **hashes) + "".join(f"{line}\n" for line in others)
 
 
 def kept_hashes(existing: str | None) -> dict[str, str]:
@@ -38,7 +28,7 @@ def kept_hashes(existing: str | None) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in (existing or "").splitlines():
         name = _user(line)
-        if name not in RULES or name in found:
+        if name not in USERS or name in found:
             continue
         if hashed := _HASH.search(line):
             found[name] = hashed[1]

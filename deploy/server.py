@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deploy.acl import RULES, acl_users, kept_hashes
+from deploy.acl import USERS, acl_users, kept_hashes
 from deploy.deployment import CA_FILE, Deployment, unit_of
 from deploy.init import launchd, systemd
 from deploy.init.service import Service
@@ -25,7 +25,6 @@ RENEW_CERTIFICATES = ETC / "renew-certs.sh"
 STOP_S = 120
 """Seconds to write what is not yet on the disk."""
 LEAST_MEMORY = 64 * 2**20
-USERS = sorted(RULES)
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
 _BIND = re.compile(r"-?(\*|::\*|[0-9A-Fa-f.:]+|[A-Za-z0-9][A-Za-z0-9.-]*)")
 
