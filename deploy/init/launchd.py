@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.gpu_limit import LIMIT
-from deploy.init.service import OPEN_FILES, Account, Service
-from deploy.plan import File, Folder, Step, Unit, rendered, root_file, root_group
+from deploy.init.service import Account, Service
+from deploy.plan import File, Folder, Step, Unit, rendered, root_file, root_group, shipped
 from jobs.errors import RefusedError
 
 __all__ = [
@@ -49,10 +49,6 @@ _ACCESS = (
     "over SSH macOS lets root change users only with Full Disk Access: switch on `Allow full disk access for remote "
     "users` (System Settings, General, Sharing, Remote Login), or do this in Terminal on the Mac itself"
 )
-_WAIT = (
-    'limit=$1; tool=$2; shift 2; tries=0; while [ "$("$tool" -n ' + LIMIT + ' 2>/dev/null)" != "$limit" ] '
-    '&& [ $tries -lt 60 ]; do tries=$((tries + 1)); sleep 1; done; exec "$@"'
-)
 
 
 def plist(job: Mapping[str, Any]) -> str:
@@ -75,9 +71,8 @@ def unit(service: Service) -> Unit:
     """The daemon of a service, its logs and their rotation. A daemon, never an agent: since macOS 15 agents need a
     person's leave to reach hosts of the local network, and end at logout.
 
-    Only a failure starts it again: a service that ends with status 0 was asked to. The folder of its logs is root's:
-    newsyslog works in it as root, and a service that could make links there would have it write elsewhere. So the
-    service can make no logs there, and gets empty ones.
+    The folder of its logs is root's: newsyslog works in it as root, and a service that could make links there would
+    have it write elsewhere. So the service can make no logs there, and gets empty ones.
 
     newsyslog renames logs, makes new ones and sends no signal: the service opens its log (``.log``) anew when it finds
     it renamed. What it says before that is open (``.err``) is opened by launchd at each start, and what is written to
@@ -86,63 +81,54 @@ def unit(service: Service) -> Unit:
     label, account = service.label, service.account
     log, errors = log_file(label), log_file(label, "err")
     logs = [File(path, "", 0o600, account.user, account.group, once=True, left=True) for path in (log, errors)]
+    daemon = _daemon(
+        "daemon",
+        label,
+        service.command,
+        UserName=account.user,
+        GroupName=account.group,
+        WorkingDirectory=str(account.home),
+        EnvironmentVariables=dict(service.environment),
+        ProcessType="Interactive" if service.foreground else "Standard",
+        ExitTimeOut=service.stop_s,
+        StandardOutPath=str(errors),
+        StandardErrorPath=str(errors),
+    )
     rotation = rendered("newsyslog.conf", log=log.with_suffix(""), user=account.user, group=account.group)
-    job = {
-        "Label": label,
-        "ProgramArguments": list(service.command),
-        "UserName": account.user,
-        "GroupName": account.group,
-        "InitGroups": True,
-        "Umask": 0o077,
-        "WorkingDirectory": str(account.home),
-        "EnvironmentVariables": dict(service.environment),
-        # Background is slowed down on the GPU, about eight times, and what is unset is slowed down a little.
-        "ProcessType": "Interactive" if service.foreground else "Standard",
-        "RunAtLoad": True,
-        "KeepAlive": {"SuccessfulExit": False},
-        "ThrottleInterval": 30,
-        "ExitTimeOut": service.stop_s,
-        "SoftResourceLimits": {"NumberOfFiles": OPEN_FILES},
-        "HardResourceLimits": {"NumberOfFiles": OPEN_FILES},
-        "StandardOutPath": str(errors),
-        "StandardErrorPath": str(errors),
-    }
-    files = (*logs, _daemon(job), root_file("launchd", Path("/etc/newsyslog.d") / f"{label}.conf", rotation))
+    files = (*logs, daemon, root_file("launchd", Path("/etc/newsyslog.d") / f"{label}.conf", rotation))
     folder = Folder(log.parent, 0o755, "root", root_group("launchd"))
     return Unit(files, start(label, service.stop_s), (folder,))
 
 
 def wired_limit(label: str, mebibytes: int) -> Unit:
     """A daemon that runs once at boot, as root, and lets the GPU wire so much memory: macOS forgets it at shutdown."""
-    job = {
-        "Label": label,
-        "ProgramArguments": [SYSCTL, f"{LIMIT}={mebibytes}"],
-        "RunAtLoad": True,
-        "StandardOutPath": "/dev/null",
-        "StandardErrorPath": "/dev/null",
-    }
-    return Unit((_daemon(job),), start(label, 0))
+    return Unit((_daemon("wired-limit", label, (SYSCTL, f"{LIMIT}={mebibytes}")),), start(label, 0))
 
 
 def weekly(label: str, command: tuple[str, ...]) -> Unit:
     """A daemon that root runs once a week, at the next waking if it is missed, and the commands that start it."""
-    job = {
-        "Label": label,
-        "ProgramArguments": list(command),
-        "EnvironmentVariables": {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"},
-        "StartCalendarInterval": {"Weekday": 2, "Hour": 10, "Minute": 7},
-    }
-    return Unit((_daemon(job),), start(label, 0))
+    return Unit((_daemon("weekly", label, command),), start(label, 0))
 
 
-def _daemon(job: Mapping[str, Any]) -> File:
-    return root_file("launchd", DAEMONS / f"{job['Label']}.plist", plist(job))
+def _daemon(template: str, label: str, command: tuple[str, ...], **values: Any) -> File:
+    """A property list of ``deploy/templates`` with these values in the place of its own."""
+    job = plistlib.loads(shipped(f"templates/{template}.plist.template").encode())
+    job |= {"Label": label, "ProgramArguments": list(command), **values}
+    return root_file("launchd", DAEMONS / f"{label}.plist", plist(job))
 
 
 def after_limit(command: tuple[str, ...], mebibytes: int, sysctl: str = SYSCTL) -> tuple[str, ...]:
     """A command that waits, a minute at most, until the limit is there: launchd starts daemons in no order, and Metal
     reads it once."""
-    return ("/bin/sh", "-c", _WAIT, "promptmill", str(mebibytes), sysctl, *command)
+    return (
+        "/bin/sh",
+        "-c",
+        shipped("templates/wait-for-limit.template").rstrip(),
+        "promptmill",
+        str(mebibytes),
+        sysctl,
+        *command,
+    )
 
 
 def power_settings(shown: str) -> dict[str, dict[str, int]]:

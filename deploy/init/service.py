@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["INITS", "OPEN_FILES", "SERVERS", "Account", "Service", "default_home", "default_init"]
+__all__ = ["INITS", "SERVERS", "Account", "Service", "default_home", "default_init"]
 
 INITS = ("launchd", "systemd")
 SERVERS = ("redis-server", "valkey-server")
-OPEN_FILES = 4096
-"""launchd gives 256 otherwise: too few for a server, and for a model of many files beside its connections."""
 _HOMES = {"launchd": Path("/opt/promptmill"), "systemd": Path("/var/lib/promptmill")}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from deploy.init.service import OPEN_FILES, Account, Service
+from deploy.init.service import Account, Service
 from deploy.plan import Step, Unit, rendered, root_file
 
 __all__ = ["UNITS", "quoted", "start", "stop", "stopped", "unit", "user_steps", "weekly"]
@@ -35,7 +35,6 @@ def unit(service: Service) -> Unit:
         home=str(account.home).replace("%", "%%"),
         environment=_lines("Environment", (f"{name}={value}" for name, value in service.environment.items())),
         stop_s=service.stop_s,
-        open_files=OPEN_FILES,
         writable=_lines("ReadWritePaths", map(str, (account.home, *service.writable))),
         protect_home="read-only" if service.reads_homes else "yes",
         confined=rendered("confined") if service.confined else "",
