@@ -37,6 +37,11 @@ class Deployment:
         """The settings file of what runs promptmill itself."""
         return ETC / f"{self.label}.toml"
 
+    @property
+    def promptmill(self) -> tuple[str, ...]:
+        """The command line up to the name of a command."""
+        return str(self.program), "--config", str(self.settings)
+
 
 def unit_of(init: str, service: Service) -> Unit:
     """The unit of a service on either system, with the folders that it needs."""

@@ -48,6 +48,7 @@ _SCHEDULER_REFUSED = {
     **_REFUSED,
     "--webhook-secret": " could be read by everybody: give --webhook-secret-file FILE",
 }
+_OPEN = "without TLS everybody on the network can read the password, prompts and texts: see rediss://"
 _PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
 
 
@@ -71,7 +72,8 @@ def worker_plan(deployment: Deployment, flags: WorkerFlags) -> Plan:
         RefusedError: something does not fit.
     """
     _check_worker(deployment, flags)
-    command: tuple[str, ...] = (*_program(deployment), *worker_words(flags))
+    written = (flags.hf_home, *map(Path, _split("--spool", flags.extra)[0]))
+    command: tuple[str, ...] = (*deployment.promptmill, *worker_words(flags))
     if flags.wired_mib is not None:
         command = launchd.after_limit(command, flags.wired_mib)
     service = Service(
@@ -81,7 +83,7 @@ def worker_plan(deployment: Deployment, flags: WorkerFlags) -> Plan:
         account=deployment.account,
         environment={**_environment(deployment, "WORKER"), "HF_HOME": str(flags.hf_home)},
         stop_s=math.ceil(flags.drain_s) + STOP_MARGIN_S,
-        writable=_writable(deployment.account.home, flags),
+        writable=tuple(dict.fromkeys(path for path in written if not path.is_relative_to(deployment.account.home))),
         foreground=True,
         confined=False,
         reads_homes=True,
@@ -122,10 +124,9 @@ def trial(deployment: Deployment, words: Sequence[str], settings: Path | None) -
     wrong. ``settings`` is its settings file, None where there is none to read. Folders to read from are left to us:
     they are the daemon's user's to see, not this one's."""
     config = Path(os.devnull) if settings is None else settings
-    environment = (
-        f"{name}={value}" for name, value in {**_environment(deployment, ""), "HOME": "/nonexistent"}.items()
-    )
-    kept = _without("--read-from", words)
+    variables = {**_environment(deployment, ""), "HOME": "/nonexistent"}
+    environment = (f"{name}={value}" for name, value in variables.items())
+    _, kept = _split("--read-from", words)
     return ("/usr/bin/env", "-i", *environment, str(deployment.program), "--config", str(config), *kept, "--check")
 
 
@@ -144,7 +145,7 @@ def scheduler_plan(deployment: Deployment, secret: str | None = None, extra: tup
     service = Service(
         label=deployment.label,
         about="promptmill scheduler",
-        command=(*_program(deployment), "scheduler", *extra),
+        command=(*deployment.promptmill, "scheduler", *extra),
         account=deployment.account,
         environment=_environment(deployment, "SCHEDULER"),
         stop_s=SCHEDULER_STOP_S,
@@ -155,7 +156,7 @@ def scheduler_plan(deployment: Deployment, secret: str | None = None, extra: tup
 
 def read_folders(extra: Sequence[str]) -> tuple[Path, ...]:
     """The folders that a scheduler's flags let it read files from."""
-    return tuple(map(Path, _values_of("--read-from", extra)))
+    return tuple(map(Path, _split("--read-from", extra)[0]))
 
 
 def _check_worker(deployment: Deployment, flags: WorkerFlags) -> None:
@@ -163,9 +164,9 @@ def _check_worker(deployment: Deployment, flags: WorkerFlags) -> None:
         check_model(model)
     check_plain(filter(None, [flags.name]), "worker flag")
     _check_extra(flags.extra, _WORKER_REFUSED, "worker")
-    for spool in _values_of("--spool", flags.extra):
+    for spool in _split("--spool", flags.extra)[0]:
         check_program(Path(spool), "--spool")
-    own_limits = [parse_size(text) for text in _values_of("--wired-limit", flags.extra)]
+    own_limits = [parse_size(text) for text in _split("--wired-limit", flags.extra)[0]]
     if flags.wired_mib is not None and any(limit > flags.wired_mib * 2**20 for limit in own_limits):
         raise RefusedError(
             "--wired-limit after `--` is the worker's own, and more than what macOS is told to give: lower it"
@@ -183,32 +184,16 @@ def _check_extra(extra: Sequence[str], refused: Mapping[str, str], kind: str) ->
             raise RefusedError(f"{name} after `--`{refused[name].format(kind=kind)}")
 
 
-def _values_of(flag: str, words: Sequence[str]) -> list[str]:
-    """What a flag is given on a command line, as ``--flag value`` or ``--flag=value``, each time."""
-    values = []
-    for number, word in enumerate(words):
+def _split(flag: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The values that a flag has on a command line, as ``--flag value`` or ``--flag=value``; and all else of it."""
+    values, rest, words_left = list[str](), list[str](), iter(words)
+    for word in words_left:
         name, equals, value = word.partition("=")
         if name == flag:
-            values.append(value if equals else "".join(words[number + 1 : number + 2]))
-    return values
-
-
-def _without(flag: str, words: Sequence[str]) -> list[str]:
-    """A command line without a flag and its values."""
-    kept: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word == flag:
-            next(rest, None)
-        elif not word.startswith(f"{flag}="):
-            kept.append(word)
-    return kept
-
-
-def _writable(home: Path, flags: WorkerFlags) -> tuple[Path, ...]:
-    """The folders outside its home that a worker writes to."""
-    asked = (flags.hf_home, *map(Path, _values_of("--spool", flags.extra)))
-    return tuple(dict.fromkeys(path for path in asked if not path.is_relative_to(home)))
+            values.append(value if equals else next(words_left, ""))
+        else:
+            rest.append(word)
+    return values, rest
 
 
 def _plan(deployment: Deployment, service: Service, values: Mapping[Key, str] = MappingProxyType({})) -> Plan:
@@ -231,19 +216,13 @@ def _plan(deployment: Deployment, service: Service, values: Mapping[Key, str] = 
         users=deployment.users,
         start=unit.start,
         left=tuple(left),
-        notes=(*_exposed(deployment.url), log),
+        notes=(_OPEN, log) if _exposed(deployment.url or "") else (log,),
     )
 
 
-def _exposed(url: str | None) -> Sequence[str]:
-    """What a URL without TLS means, unless it is of this machine."""
-    if url is None or not url.startswith("redis://") or urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}:
-        return ()
-    return ("without TLS everybody on the network can read the password, prompts and texts: see rediss://",)
-
-
-def _program(deployment: Deployment) -> tuple[str, ...]:
-    return str(deployment.program), "--config", str(deployment.settings)
+def _exposed(url: str) -> bool:
+    """Whether what passes to Redis can be read on the network."""
+    return url.startswith("redis://") and urlsplit(url).hostname not in {"localhost", "127.0.0.1", "::1"}
 
 
 def _environment(deployment: Deployment, command: str) -> dict[str, str]:

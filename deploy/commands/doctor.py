@@ -48,11 +48,12 @@ def command(
     from deploy.doctor.report import as_object, summary
     from deploy.host import Host
 
-    machine = ask_machine(Host())
+    host = Host()
+    machine = ask_machine(host)
     if worker is None:  # a model in the environment may be there for `submit`
         worker = machine.runs_workers or ctx.get_parameter_source("models") is click.core.ParameterSource.COMMANDLINE
     named = ctx.get_parameter_source("redis_url") is click.core.ParameterSource.COMMANDLINE or _configured(ctx)
-    request = Request(redis_url, models, worker, () if named else tuple(find_deployed()))
+    request = Request(redis_url, models, worker, () if named else tuple(find_deployed(host)))
     show = None if as_json else _shown()
     sections = []
     for section in examine(request, machine, os.environ):

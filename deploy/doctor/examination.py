@@ -115,7 +115,8 @@ def _redis(request: Request, machine: Machine, environ: Mapping[str, str]) -> It
             url = request.redis_url or stack.enter_context(embedded_server(data_folder(environ)))
             way = _way(section, machine, url)
             if way is not None:
-                _server(section, pool, request, machine, way)
+                with translated(url), contextlib.closing(connect(url, timeout_s=REDIS_TIMEOUT_S, retries=0)) as opened:
+                    _ask(section, pool, opened, request, machine, way)
         except (RedisError, RefusedError) as error:
             section.findings.append(_unreachable(error))
         if not pool.findings:
@@ -172,21 +173,10 @@ def _way(section: Section, machine: Machine, url: str) -> Way | None:
     return way
 
 
-def _server(section: Section, pool: Section, request: Request, machine: Machine, way: Way) -> None:
-    """Ask the server everything."""
-    with translated(way.url):
-        connection = connect(way.url, timeout_s=REDIS_TIMEOUT_S, retries=0)
-        try:
-            _ask(section, pool, connection, request, machine, way)
-        finally:
-            connection.close()
-
-
 def _ask(section: Section, pool: Section, connection: Redis, request: Request, machine: Machine, way: Way) -> None:
-    name = f"doctor-{secrets.token_hex(8)}"
     add = section.findings.extend
     add(check_server(connection.info(), way.tool))
-    add(_allowed("permissions", lambda: [_permissions(connection, name, way, request.worker)]))
+    add(_allowed("permissions", lambda: [_permissions(connection, way, request.worker)]))
     add([check_encryption(network=bool(way.address), encrypted=way.encrypted, loopback=way.loopback)])
     if way.address:
         add([check_password(open_to_strangers(connection), loopback=way.loopback)])
@@ -195,16 +185,16 @@ def _ask(section: Section, pool: Section, connection: Redis, request: Request, m
     pool.findings += _allowed("pool", lambda: check_pool(ask_pool(connection)))
 
 
-def _permissions(connection: Redis, name: str, way: Way, worker: bool) -> Finding:
+def _permissions(connection: Redis, way: Way, worker: bool) -> Finding:
     from redis.exceptions import ResponseError
 
     try:
-        refused = try_permissions(connection, name, worker=worker)
-        return check_permissions(refused, way.url, worker=worker, tool=way.tool)
+        refused = try_permissions(connection, f"doctor-{secrets.token_hex(8)}", worker=worker)
     except ResponseError as error:
         if not full(error):
             raise
         return skipped("permissions", "cannot be tried while Redis is full")
+    return check_permissions(refused, way.url, worker=worker, tool=way.tool)
 
 
 def _allowed(name: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:

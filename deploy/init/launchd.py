@@ -120,15 +120,8 @@ def _daemon(template: str, label: str, command: tuple[str, ...], **values: Any) 
 def after_limit(command: tuple[str, ...], mebibytes: int, sysctl: str = SYSCTL) -> tuple[str, ...]:
     """A command that waits, a minute at most, until the limit is there: launchd starts daemons in no order, and Metal
     reads it once."""
-    return (
-        "/bin/sh",
-        "-c",
-        shipped("templates/wait-for-limit.template").rstrip(),
-        "promptmill",
-        str(mebibytes),
-        sysctl,
-        *command,
-    )
+    wait = shipped("templates/wait-for-limit.template").rstrip()
+    return ("/bin/sh", "-c", wait, "promptmill", str(mebibytes), sysctl, *command)
 
 
 def power_settings(shown: str) -> dict[str, dict[str, int]]:
