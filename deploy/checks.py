@@ -126,12 +126,22 @@ def model_problem(model: str, user: User) -> str | None:
     it, and for the Hub's."""
     if not model.startswith("/"):
         return None
-    if not Path(model).is_dir():
-        return f"--model {model}: no folder of that name is there: give that of the model's config.json"
-    blocked, name = unreachable(Path(model), user), user.name
-    if blocked is None:
-        return None
-    return f"--model {model}: {name} may not pass {blocked}: put the model where it may, such as below /opt/promptmill"
+    missing = ": no folder of that name is there: give that of the model's config.json"
+    problem = _folder_problem(Path(model), user, missing, "put the model where it may, such as below /opt/promptmill")
+    return None if problem is None else f"--model {problem}"
+
+
+def folder_problem(folder: Path, user: User) -> str | None:
+    """Why a daemon of this user reads no files in a folder; None where nothing is against it."""
+    missing = f" is no folder that is there: make it first, such as /srv/promptmill, open to {user.name}"
+    return _folder_problem(folder, user, missing, "put the files into a folder that it may, such as /srv/promptmill")
+
+
+def _folder_problem(folder: Path, user: User, missing: str, remedy: str) -> str | None:
+    if not folder.is_dir():
+        return f"{folder}{missing}"
+    blocked = unreachable(folder, user)
+    return None if blocked is None else f"{folder}: {user.name} may not pass {blocked}: {remedy}"
 
 
 def owned_by_another(program: Path) -> bool:
@@ -226,13 +236,3 @@ def memory_problem(maxmemory: int, memory: int | None) -> str | None:
         f"--maxmemory {maxmemory / 2**30:.3g}G is more than three quarters of this machine's {memory / 2**30:.3g}G: "
         f"rewriting the append-only file needs the rest; give at most {memory * 3 // 4 / 2**30:.3g}G"
     )
-
-
-def folder_problem(folder: Path, user: User) -> str | None:
-    """Why a daemon of this user reads no files in a folder; None where nothing is against it."""
-    if not folder.is_dir():
-        return f"{folder} is no folder that is there: make it first, such as /srv/promptmill, open to {user.name}"
-    blocked, name = unreachable(folder, user), user.name
-    if blocked is None:
-        return None
-    return f"{folder}: {name} may not pass {blocked}: put the files into a folder that it may, such as /srv/promptmill"
