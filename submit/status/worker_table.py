@@ -72,9 +72,9 @@ def _silent_row(one: Silent) -> list[str]:
 
 def state_text(state: WorkerState) -> str:
     """The state for a person; one that loads a model says which."""
-    if state.word == "loading" and state.model is not None:
+    if state.effective_state == "loading" and state.model is not None:
         return f"loading {short_name(state.model)}"
-    return state.word
+    return state.effective_state
 
 
 def models_text(state: WorkerState, *, sizes: bool = True) -> str:

@@ -85,7 +85,7 @@ def draw_pool(scene: PoolScene, width: int, height: int, *, unicode: bool = True
 def heading(title: str, states: Sequence[WorkerState], now: float, width: int, *, paused: bool) -> list[Text]:
     """What is watched, how many workers there are and what they do, and the time of day; then that the pool is paused,
     where it is."""
-    words = Counter(state.word for state in states)
+    words = Counter(state.effective_state for state in states)
     order = ("busy", "idle", "starting", "loading", "paused", "draining")
     counted = [f"{words.pop(word)} {word}" for word in order if words[word]]
     counted += [f"{number} {word}" for word, number in sorted(words.items()) if number]

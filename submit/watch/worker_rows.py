@@ -67,7 +67,7 @@ def summed_speeds(states: Sequence[WorkerState]) -> list[float]:
 
 
 def _state(state: WorkerState) -> Text:
-    return text(state_text(state), STYLES.get(state.word, ""))
+    return text(state_text(state), STYLES.get(state.effective_state, ""))
 
 
 def _fell_silent(one: Silent) -> Text:

@@ -98,10 +98,10 @@ def test_a_worker_is_starting_until_it_looks_for_work(store: Store, service: Ser
         return state
 
     batch = make_batch(store, prompts(1))
-    assert published().word == "starting"
+    assert published().effective_state == "starting"
     assert why(store, batch) == "waiting: its worker is starting"
     service.pausing.look(store.connection)
-    assert published().word == "idle"
+    assert published().effective_state == "idle"
     service.compute.loading = Group(MODEL)
-    assert (published().word, published().model) == ("loading", MODEL)
+    assert (published().effective_state, published().model) == ("loading", MODEL)
     assert why(store, batch) == f"loading {MODEL}"
