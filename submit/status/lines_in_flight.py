@@ -1,23 +1,26 @@
-"""The lines in flight, as the full-screen views show them."""
+"""The lines in flight: as a plain table of one batch, and by turns of the workers on a full screen."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from itertools import zip_longest
 
 from rich.text import Text
 
+from submit.status.table import NARROW_GAP, Column, plain_table, table, text
 from submit.status.text import plural
+from submit.status.widgets import bar, fit, more
 from submit.status.worker_state import LineInFlight, WorkerState
-from submit.watch.widgets import Column, bar, columns, more, text
 
-__all__ = ["Flight", "flight_section", "taking_turns"]
+__all__ = ["Flight", "by_turns", "flights_of", "plain_section", "with_section"]
 
 Flight = tuple[WorkerState, LineInFlight]
+"""A line in flight, and its worker."""
 
 BAR = 12
+MOST_PLAIN = 40
 
 
 class Stage(Enum):
@@ -29,49 +32,76 @@ class Stage(Enum):
     READY = "ready"
 
 
-def flight_section(
+def flights_of(workers: Iterable[WorkerState], batch_id: str | None = None) -> list[Flight]:
+    """The lines that workers name as in flight: all, or those of one batch."""
+    return [
+        (worker, line)
+        for worker in workers
+        for line in worker.in_flight
+        if batch_id is None or line.batch_id == batch_id
+    ]
+
+
+def by_turns(flights: Iterable[Flight]) -> list[Flight]:
+    """By stage, and of each worker one after the other, so that none fills the screen."""
+    queues: dict[Stage, dict[str, list[Flight]]] = {stage: {} for stage in Stage}
+    for worker, line in sorted(flights, key=lambda flight: (flight[0].name, flight[1].batch_id, flight[1].index)):
+        queues[_stage(line)].setdefault(worker.name, []).append((worker, line))
+    return [
+        flight
+        for by_worker in queues.values()
+        for turn in zip_longest(*by_worker.values())
+        for flight in turn
+        if flight is not None
+    ]
+
+
+def plain_section(flights: Sequence[Flight]) -> list[str]:
+    """An empty line, a title and the first lines in flight of one batch; nothing where there is none."""
+    if not flights:
+        return []
+    columns: list[Column[Flight]] = [
+        Column("index", lambda flight: str(flight[1].index), right=True),
+        Column("id", lambda flight: flight[1].id),
+        Column("phase", lambda flight: flight[1].phase),
+        Column("tokens", lambda flight: _tokens(flight[1])),
+        Column("worker", lambda flight: flight[0].name),
+    ]
+    shown = plain_table(columns, flights[:MOST_PLAIN], None)
+    rest = [f"... and {len(flights) - MOST_PLAIN:,} more"] if len(flights) > MOST_PLAIN else []
+    return ["", f"{plural(len(flights), 'line')} in flight", *shown, *rest]
+
+
+def with_section(
+    above: Sequence[Text],
     flights: Sequence[Flight],
     count: int,
     width: int,
-    rows: int,
+    height: int,
     *,
     batch_name: Callable[[str], str] | None = None,
     unicode: bool = True,
 ) -> list[Text]:
-    """A title and as many lines in flight as ``rows`` have room for; nothing where there is none.
+    """The lines ``above`` on a screen, and below them a title and as many lines in flight as there is room for.
 
     ``flights`` are those that workers name and ``count`` how many there are, ``batch_name`` what to call their batches
     by (None: they are all of one).
     """
+    rows = height - len(above) - 1
     if not flights or rows < 3:
-        return []
+        return fit(above, width, height)
     stages = Counter(_stage(line) for _, line in flights)
     said = [f"{stages[stage]:,} {stage.value}" for stage in Stage if stages[stage]]
     title = f"{plural(count, 'line')} in flight: {', '.join(said)}"
-    shown = flights[:rows]  # the rest is only counted
-    table = [
-        Column("line", [text(_name(line)) for _, line in shown], least=8),
-        Column("progress", [_progress(line, unicode) for _, line in shown]),
-        Column("worker", [text(state.name, "bright_black") for state, _ in shown], rank=2, least=8),
+    columns: list[Column[Flight]] = [
+        Column("line", lambda flight: f"{flight[1].index}" if flight[1].id == "-" else flight[1].id, least=8),
+        Column("progress", lambda flight: _progress(flight[1], unicode)),
+        Column("worker", lambda flight: text(flight[0].name, "bright_black"), rank=2, least=8),
     ]
     if batch_name is not None:
-        table.insert(
-            0, Column("batch", [text(batch_name(line.batch_id)) for _, line in shown], rank=3, least=14, middle=True)
-        )
-    return [text(title, "bold"), *more(columns(table, width), rows - 1, count)]
-
-
-def taking_turns(flights: Sequence[Flight]) -> list[Flight]:
-    """By stage, and of each worker one after the other, so that none fills the screen."""
-    found: list[Flight] = []
-    for stage in Stage:
-        by_worker: dict[str, list[Flight]] = {}
-        for state, line in flights:
-            if _stage(line) is stage:
-                by_worker.setdefault(state.name, []).append((state, line))
-        rounds = zip_longest(*(sorted(lines, key=_place) for _, lines in sorted(by_worker.items())))
-        found += [flight for one_round in rounds for flight in one_round if flight is not None]
-    return found
+        columns.insert(0, Column("batch", lambda flight: batch_name(flight[1].batch_id), rank=3, least=14, middle=True))
+    drawn = table(columns, flights[:rows], width, least_gap=NARROW_GAP)
+    return fit([*above, text(""), text(title, "bold"), *more(drawn, rows - 1, count)], width, height)
 
 
 def _stage(line: LineInFlight) -> Stage:
@@ -80,12 +110,10 @@ def _stage(line: LineInFlight) -> Stage:
     return Stage.READY if line.prefilled >= line.prompt_tokens else Stage.READING
 
 
-def _place(flight: Flight) -> tuple[str, int]:
-    return flight[1].batch_id, flight[1].index
-
-
-def _name(line: LineInFlight) -> str:
-    return f"{line.index}" if line.id == "-" else line.id
+def _tokens(line: LineInFlight) -> str:
+    if line.phase == "prefill":
+        return f"{line.prefilled:,} of {line.prompt_tokens:,} read"
+    return f"{line.completion_tokens:,} generated"
 
 
 def _progress(line: LineInFlight, unicode: bool) -> Text:

@@ -1,4 +1,4 @@
-"""``promptmill status --watch`` on a full screen: all batches, and the lines in flight over all workers."""
+"""What ``promptmill status`` shows: all batches as JSON objects, as a plain table, and on a full screen."""
 
 from __future__ import annotations
 
@@ -6,24 +6,36 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from rich.text import Text
 
-from jobs.batch import PRIORITIES, Batch
-from submit.status.overview import NO_BATCHES, models_of, pace, state_of, word_of
-from submit.status.progress import Rates
-from submit.status.text import duration, plural, rate
+from jobs.batch import ID_CUT, PRIORITIES, Batch
+from jobs.store.cancel import expire_due
+from jobs.store.orphans import known_orphans
+from jobs.store.store import Store
+from submit.status.lines_in_flight import by_turns, flights_of, with_section
+from submit.status.pool_pause import POOL_PAUSED, pool_is_paused
+from submit.status.rates import Rates, Window, pace
+from submit.status.table import NARROW_GAP, Column, plain_table, table, text
+from submit.status.text import cells, clip, count, duration, rate, short_name
+from submit.status.waiting import why_waiting
+from submit.status.widgets import WIDE, bar, more, wrapped
 from submit.status.worker_state import WorkerState
-from submit.status.workers import POOL_PAUSED
-from submit.watch.in_flight import flight_section, taking_turns
-from submit.watch.widgets import WIDE, Column, bar, beside, columns, fit, more, sparkline, text, wrapped
-from submit.watch.worker_rows import summed_speeds
+from submit.status.workers import Workers
+from submit.status.workers_view import heading, throughput
 
-__all__ = ["PoolScene", "draw_pool", "heading", "in_order"]
+__all__ = ["PoolReader", "PoolView"]
 
+NO_BATCHES = "no batches; `promptmill submit FILE --model MODEL` makes one"
+LONGEST_NAME = 24
+"""Columns of a name in a terminal that has no room for all."""
+ID_HEAD, ID_TAIL = 6, 5
+"""Letters of an id that is shown short; more at its end where it would be one of several."""
 SPARK = 20
 FEW_ENDED = 3
 """Batches that have ended are at most so many where there is not room for all."""
+DAY_S = 86400.0
 STYLES = {
     "running": "green",
     "waiting": "yellow",
@@ -36,77 +48,172 @@ STYLES = {
 }
 
 
+class PoolReader:
+    """Reads all batches again and again; where they are printed ``as_json``, nothing of the workers."""
+
+    def __init__(self, store: Store, *, as_json: bool = False) -> None:
+        self._store, self._as_json = store, as_json
+        self._workers = Workers(store.connection)
+        self._windows: dict[str, Window] = {}
+
+    def read(self, *, drawn: bool = False) -> PoolView:
+        """The batches as they are, and why they wait."""
+        expire_due(self._store)
+        now, batches = self._store.now(), self._store.batches()
+        self._windows = {batch.id: self._windows.get(batch.id, Window()) for batch in batches}
+        rates = {batch.id: self._windows[batch.id].add(now, batch) for batch in batches}
+        if self._as_json:
+            return PoolView(now, batches, rates=rates)
+        workers, paused = self._workers.read(), pool_is_paused(self._store)
+        return PoolView(now, batches, workers, rates, self._why_waiting(batches, workers, paused), paused)
+
+    def _why_waiting(self, batches: Sequence[Batch], workers: Sequence[WorkerState], paused: bool) -> dict[str, str]:
+        live = [batch for batch in batches if not batch.done]
+        queues = self._workers.queues_of_each([batch.id for batch in live], workers)
+        orphans = known_orphans(self._store.connection, [batch.id for batch in live])
+        said = {
+            batch.id: why_waiting(batch, queues[batch.id], workers, pool_paused=paused, orphans=orphans.get(batch.id))
+            for batch in live
+        }
+        return {batch_id: why for batch_id, why in said.items() if why is not None}
+
+
 @dataclass(frozen=True, slots=True)
-class PoolScene:
-    """The pool at one moment: ``now`` in seconds since the epoch; ``rates`` of the last minute, and why batches wait,
-    by batch id."""
+class PoolView:
+    """The pool at one moment: ``now`` in seconds since the epoch; ``rates`` of the recent past, and why batches wait
+    (``waiting``), by batch id. Batches are ordered the oldest first."""
 
     now: float
     batches: Sequence[Batch]
-    states: Sequence[WorkerState]
+    workers: Sequence[WorkerState] = ()
     rates: Mapping[str, Rates] = field(default_factory=dict)
     waiting: Mapping[str, str] = field(default_factory=dict)
-    paused: bool = False
-    """The whole pool is."""
+    pool_paused: bool = False
 
+    @property
+    def done(self) -> bool:
+        """There is always more to come."""
+        return False
 
-def draw_pool(scene: PoolScene, width: int, height: int, *, unicode: bool = True) -> list[Text]:
-    """At most ``height`` lines of at most ``width`` columns: the pool in short, batches, lines in flight."""
-    lines = [
-        *heading("promptmill", scene.states, scene.now, width, paused=scene.paused),
-        *_totals(scene, width, unicode),
-        text(""),
-    ]
-    by_id = {batch.id: batch for batch in scene.batches}
-    flights = taking_turns(
-        [
-            (state, line)
-            for state in scene.states
-            for line in state.in_flight
-            if line.batch_id not in by_id or not by_id[line.batch_id].done
+    def as_json(self) -> list[dict[str, Any]]:
+        """The batches, the oldest first."""
+        return [batch.as_dict(self.now) for batch in self.batches]
+
+    def text(self, width: int | None) -> list[str]:
+        """A table of at most ``width`` columns (None: as wide as need be); where there is no room, ids are shortened
+        first."""
+        above = [POOL_PAUSED] if self.pool_paused else []
+        if not self.batches:
+            return [*above, NO_BATCHES]
+        lines = plain_table(self._plain_columns(short=False), self.batches, None)
+        if width is not None and max(map(cells, lines)) > width:
+            lines = plain_table(self._plain_columns(short=True), self.batches, width)
+        return [*above, *lines]
+
+    def _plain_columns(self, *, short: bool) -> list[Column[Batch]]:
+        ids = _short_ids([batch.id for batch in self.batches]) if short else {}
+
+        def name(batch: Batch) -> str:
+            return clip(batch.name or "-", LONGEST_NAME) if short else batch.name or "-"
+
+        def pace_of(batch: Batch) -> tuple[float | None, float | None]:
+            return (None, None) if batch.id in self.waiting else self._pace(batch)
+
+        def age(batch: Batch) -> float | None:
+            return self.now - batch.times["created"] if "created" in batch.times else None
+
+        return [
+            Column("batch", lambda batch: ids.get(batch.id, batch.id)),
+            Column("name", name, rank=1),
+            Column("status", self._state),
+            Column("done/failed/total", lambda batch: f"{batch.completed:,}/{batch.failed:,}/{batch.total:,}",
+                   right=True),
+            Column("tokens", lambda batch: count(batch.usage.prompt_tokens + batch.usage.completion_tokens),
+                   right=True, rank=5),
+            Column("tok/s", lambda batch: rate(pace_of(batch)[0]), right=True, rank=3),
+            Column("eta", lambda batch: duration(pace_of(batch)[1]), right=True, rank=2),
+            Column("model", _models, rank=4),
+            Column("age", lambda batch: duration(age(batch)), right=True, rank=6),
+        ]  # fmt: skip
+
+    def draw(self, width: int, height: int, *, unicode: bool = True) -> list[Text]:
+        """At most ``height`` lines of at most ``width`` columns: the pool in short, batches, lines in flight."""
+        words = Counter(_word(batch, self.waiting.get(batch.id)) for batch in self.batches if not batch.done)
+        counted = ", ".join(f"{number} {word}" for word, number in sorted(words.items())) or "nothing to do"
+        lines = [
+            *heading("promptmill", self.workers, self.now, width, pool_paused=self.pool_paused),
+            *wrapped([*throughput(self.workers, SPARK, unicode), text(counted)], width),
+            text(""),
         ]
-    )
-    room = height - len(lines)
-    # Lines in flight have half of the screen where there are so many, and what batches leave.
-    wanted = len(flights) + 3 if flights else 0
-    lines += _batch_lines(scene, width, max(room - min(wanted, room // 2), 3), room - wanted, unicode)
-    left = height - len(lines) - 1
-    section = flight_section(
-        flights,
-        sum(state.lines_in_flight for state in scene.states),
-        width,
-        left,
-        batch_name=lambda batch_id: (by_id[batch_id].name if batch_id in by_id else None) or batch_id,
-        unicode=unicode,
-    )
-    return fit([*lines, *([text(""), *section] if section else [])], width, height)
+        by_id = {batch.id: batch for batch in self.batches}
+        done = {batch.id for batch in self.batches if batch.done}
+        flights = by_turns(flight for flight in flights_of(self.workers) if flight[1].batch_id not in done)
+        room = height - len(lines)
+        # Lines in flight have half of the screen where there are so many, and what batches leave.
+        wanted = len(flights) + 3 if flights else 0
+        lines += self._batch_lines(width, max(room - min(wanted, room // 2), 3), room - wanted, unicode)
+        return with_section(
+            lines,
+            flights,
+            sum(worker.lines_in_flight for worker in self.workers),
+            width,
+            height,
+            batch_name=lambda batch_id: (by_id[batch_id].name if batch_id in by_id else None) or batch_id,
+            unicode=unicode,
+        )
 
+    def _batch_lines(self, width: int, rows: int, spare: int, unicode: bool) -> list[Text]:
+        """The batches in at most so many ``rows``. Those that have ended have what is left of the rows that nothing
+        else wants (``spare``), and are the latest few where that is less."""
+        batches = in_order(self.batches, self.waiting)
+        if not batches:
+            return [text(NO_BATCHES)]
+        total = len(batches)
+        if total + 1 > spare:
+            live = sum(not batch.done for batch in batches)
+            batches = batches[: live + max(FEW_ENDED, spare - live - 2)]
+        lines = table(self._drawn_columns(batches, width, unicode), batches, width, least_gap=NARROW_GAP)
+        if len(batches) < total and len(lines) < rows:
+            return [*lines, text(f"... and {total - len(batches):,} more that have ended", "bright_black")]
+        return more(lines, rows, total)
 
-def heading(title: str, states: Sequence[WorkerState], now: float, width: int, *, paused: bool) -> list[Text]:
-    """What is watched, how many workers there are and what they do, and the time of day; then that the pool is paused,
-    where it is."""
-    words = Counter(state.effective_state for state in states)
-    order = ("busy", "idle", "starting", "loading", "paused", "draining")
-    counted = [f"{words.pop(word)} {word}" for word in order if words[word]]
-    counted += [f"{number} {word}" for word, number in sorted(words.items()) if number]
-    workers = f"{plural(len(states), 'worker')}: {', '.join(counted)}" if states else "no workers"
-    left = text(title, "bold").append("   ").append_text(text(workers, "" if states else "red"))
-    first = beside(left, text(datetime.fromtimestamp(now).strftime("%H:%M:%S"), "bright_black"), width)
-    return [first, text(POOL_PAUSED, "magenta")] if paused else [first]
+    def _drawn_columns(self, batches: Sequence[Batch], width: int, unicode: bool) -> list[Column[Batch]]:
+        bar_width = 24 if width >= WIDE else 8
+        failed: Column[Batch] = Column("failed", _failed, right=True, rank=2)
+        return [
+            Column("batch", lambda batch: text(batch.name or batch.id, "bright_black" if batch.done else "bold"),
+                   least=12, middle=True),
+            Column("id", lambda batch: text(batch.id if batch.name else "", "bright_black"), rank=8),
+            Column("state", self._state, rank=1),
+            Column("progress", lambda batch: bar(_share(batch), bar_width, _colour(batch), unicode=unicode), rank=3),
+            Column("", lambda batch: f"{int(_share(batch) * 100)}%", right=True),
+            Column("lines", lambda batch: f"{batch.ran:,}/{batch.total:,}", right=True),
+            *([failed] if any(batch.failed_running for batch in batches) else []),
+            Column("tok/s", lambda batch: rate(self._pace(batch)[0]), right=True, rank=2),
+            Column("left", self._left, right=True),
+            Column("prio", lambda batch: batch.priority, rank=5),
+            Column("model", _models, rank=6),
+            Column("", lambda batch: text(self.waiting.get(batch.id, ""), "yellow"), rank=7, least=24),
+        ]  # fmt: skip
 
+    def _pace(self, batch: Batch) -> tuple[float | None, float | None]:
+        return pace(batch, self.now, self.rates.get(batch.id))
 
-def _totals(scene: PoolScene, width: int, unicode: bool) -> list[Text]:
-    states = scene.states
-    speed = sum(state.tokens_per_second or 0.0 for state in states)
-    lines = sum(state.lines_per_second or 0.0 for state in states)
-    words = Counter(word_of(batch, scene.waiting.get(batch.id)) for batch in scene.batches if not batch.done)
-    spark = sparkline(summed_speeds(states), SPARK, unicode=unicode)
-    parts = [
-        text(f"{rate(speed)} tok/s ", "bold").append_text(spark),
-        text(f"{rate(lines)} lines/s"),
-        text(", ".join(f"{number} {word}" for word, number in sorted(words.items())) or "nothing to do"),
-    ]
-    return wrapped(parts, width)
+    def _state(self, batch: Batch) -> Text:
+        """How a batch is, in one word; of a batch that waits for its time, when that is."""
+        word = _word(batch, self.waiting.get(batch.id))
+        shown = word
+        if not batch.done and not batch.paused and "starts" in batch.times:
+            at, ahead = datetime.fromtimestamp(batch.times["starts"]), batch.times["starts"] - self.now
+            when = f"{at:%H:%M}" if ahead < DAY_S else f"{at:%a %H:%M}" if ahead < 6 * DAY_S else f"{at:%F}"
+            shown = f"begins {when}"
+        return text(shown, STYLES.get(word, ""))
+
+    def _left(self, batch: Batch) -> Text:
+        if batch.done:
+            ended = batch.ended_at
+            return text("-" if ended is None else f"{duration(self.now - ended)} ago", "bright_black")
+        return text("-" if batch.id in self.waiting else duration(self._pace(batch)[1]))
 
 
 def in_order(batches: Sequence[Batch], waiting: Container[str] = ()) -> list[Batch]:
@@ -124,66 +231,43 @@ def _urgency(priority: str) -> int:
     return PRIORITIES.index(priority) if priority in PRIORITIES else len(PRIORITIES)
 
 
-def _batch_lines(scene: PoolScene, width: int, rows: int, spare: int, unicode: bool) -> list[Text]:
-    """The batches in at most so many ``rows``. Those that have ended have what is left of the rows that nothing else
-    wants (``spare``), and are the latest few where that is less."""
-    batches = in_order(scene.batches, scene.waiting)
-    if not batches:
-        return [text(NO_BATCHES)]
-    count = len(batches)
-    if count + 1 > spare:
-        live = sum(not batch.done for batch in batches)
-        batches = batches[: live + max(FEW_ENDED, spare - live - 2)]
-    lines = _batch_table(scene, batches, width, unicode)
-    if len(batches) < count and len(lines) < rows:
-        return [*lines, text(f"... and {count - len(batches):,} more that have ended", "bright_black")]
-    return more(lines, rows, count)
+def _word(batch: Batch, why: str | None) -> str:
+    """How a batch is, in one word; ``why`` it does not run is what :func:`why_waiting` says."""
+    if why is None:
+        return "running" if batch.status == "in_progress" else batch.status
+    return next((word for word in ("loading", "paused") if why.startswith(word)), "waiting")
 
 
-def _batch_table(scene: PoolScene, batches: Sequence[Batch], width: int, unicode: bool) -> list[Text]:
-    paces = [pace(batch, scene.now, scene.rates.get(batch.id)) for batch in batches]
-    run = [batch.finished - batch.unrun for batch in batches]
-    shares = [lines / batch.total if batch.total else 0.0 for batch, lines in zip(batches, run, strict=True)]
-    failures = [batch.failed - batch.unrun for batch in batches]
-    table = [
-        Column("batch", [text(batch.name or batch.id, _weight(batch)) for batch in batches], least=12, middle=True),
-        Column("id", [text(batch.id if batch.name else "", "bright_black") for batch in batches], rank=8),
-        Column("state", [_state(batch, scene) for batch in batches], rank=1),
-        Column("progress", [bar(share, 24 if width >= WIDE else 8, _colour(batch), unicode=unicode)
-                            for batch, share in zip(batches, shares, strict=True)], rank=3),
-        Column("", [text(f"{int(share * 100)}%") for share in shares], right=True),
-        Column("lines", [text(f"{lines:,}/{batch.total:,}")
-                         for batch, lines in zip(batches, run, strict=True)], right=True),
-        Column("tok/s", [text(rate(speed)) for speed, _ in paces], right=True, rank=2),
-        Column("left", [_left(batch, eta, scene) for batch, (_, eta) in zip(batches, paces, strict=True)], right=True),
-        Column("prio", [text(batch.priority) for batch in batches], rank=5),
-        Column("model", [text(models_of(batch.models)) for batch in batches], rank=6),
-        Column("", [text(scene.waiting.get(batch.id, ""), "yellow") for batch in batches], rank=7, least=24),
-    ]  # fmt: skip
-    if any(failures):
-        place = next(place for place, column in enumerate(table) if column.title == "lines") + 1
-        cells = [text(f"{failed:,}" if failed else "-", "red" if failed else "") for failed in failures]
-        table.insert(place, Column("failed", cells, right=True, rank=2))
-    return columns(table, width)
+def _short_ids(ids: Sequence[str]) -> dict[str, str]:
+    """Ids with a cut in the middle that commands take for the whole, each for one of these alone."""
+    tail = ID_TAIL
+    while len({batch_id[-tail:] for batch_id in ids}) < len(set(ids)) and tail < max(map(len, ids)):
+        tail += 1
+    cut = ID_HEAD + len(ID_CUT) + tail
+    return {
+        batch_id: batch_id if len(batch_id) <= cut else f"{batch_id[:ID_HEAD]}{ID_CUT}{batch_id[-tail:]}"
+        for batch_id in ids
+    }
 
 
-def _weight(batch: Batch) -> str:
-    return "bright_black" if batch.done else "bold"
+def _models(batch: Batch) -> str:
+    """The first model, and how many more there are."""
+    if not batch.models:
+        return "-"
+    more_models = f" +{len(batch.models) - 1}" if len(batch.models) > 1 else ""
+    return f"{short_name(batch.models[0])}{more_models}"
+
+
+def _share(batch: Batch) -> float:
+    return batch.ran / batch.total if batch.total else 0.0
+
+
+def _failed(batch: Batch) -> Text:
+    failed = batch.failed_running
+    return text(f"{failed:,}" if failed else "-", "red" if failed else "")
 
 
 def _colour(batch: Batch) -> str:
     if not batch.done:
         return "green"
-    return "bright_black" if batch.status == "completed" else STYLES.get(batch.status, "bright_black")
-
-
-def _state(batch: Batch, scene: PoolScene) -> Text:
-    why = scene.waiting.get(batch.id)
-    return text(state_of(batch, why, scene.now), STYLES.get(word_of(batch, why), ""))
-
-
-def _left(batch: Batch, eta: float | None, scene: PoolScene) -> Text:
-    if batch.done:
-        ended = batch.ended_at
-        return text("-" if ended is None else f"{duration(scene.now - ended)} ago", "bright_black")
-    return text("-" if batch.id in scene.waiting else duration(eta))
+    return STYLES.get(batch.status, "bright_black")

@@ -1,32 +1,20 @@
-"""What the full-screen views are made of: bars, sparklines, and lines of columns that fit, as rich text.
-
-Nothing here reads markup: what users and workers named stands in :class:`rich.text.Text`, letter by letter.
-"""
+"""What the full-screen views are made of beside tables: bars, sparklines, and lines that fit, as rich text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from rich.text import Text
 
-from submit.status.text import printable
+from submit.status.table import text
 
-__all__ = ["WIDE", "Column", "bar", "beside", "columns", "fit", "more", "sparkline", "text", "wrapped"]
+__all__ = ["WIDE", "bar", "beside", "fit", "more", "sparkline", "wrapped"]
 
 BLOCKS, ASCII_BLOCKS = ("█", "░"), ("#", "-")
 STEPS, ASCII_STEPS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
-GAP, NARROW_GAP = 2, 1
+GAP = 3
 WIDE = 110
 """Columns of a terminal from which on bars and sparklines are longer."""
-HEAD = 6
-"""Letters that stay before the cut of what is cut in the middle."""
-
-
-def text(shown: str, style: str = "") -> Text:
-    """``shown`` without what could steer a terminal."""
-    # The style is of these letters, not of what may be put behind them.
-    return Text(no_wrap=True, end="").append(printable(shown), style)
 
 
 def bar(share: float, width: int, style: str = "green", *, unicode: bool = True) -> Text:
@@ -48,75 +36,20 @@ def sparkline(values: Sequence[float], width: int, style: str = "cyan", *, unico
     return text(drawn.rjust(width), style)
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table. Where there is too little room, those with a ``least`` width may be cut down to it (in the
-    ``middle``, or at the end), and if that is not enough the one of the highest ``rank`` is left out (0: never)."""
-
-    title: str
-    cells: Sequence[Text]
-    right: bool = False
-    rank: int = 0
-    least: int | None = None
-    middle: bool = False
-
-    @property
-    def width(self) -> int:
-        return max(len(self.title), *(cell.cell_len for cell in self.cells), 0)
-
-    @property
-    def narrowest(self) -> int:
-        return self.width if self.least is None else min(self.width, self.least)
-
-    def cell(self, row: int, width: int) -> Text:
-        """A cell, or for row -1 the title, in exactly ``width`` columns."""
-        shown = text(self.title, "bright_black") if row < 0 else self.cells[row].copy()
-        if self.middle and row >= 0 and shown.cell_len > width > HEAD:
-            shown = shown[:HEAD].append("…").append_text(shown[len(shown) - (width - HEAD - 1) :])
-        shown.truncate(width, overflow="ellipsis")
-        space = " " * (width - shown.cell_len)
-        return text(space).append_text(shown) if self.right else shown.append(space)
-
-
-def columns(given: Sequence[Column], width: int) -> list[Text]:
-    """A header and a line for each row, in at most ``width`` columns of a terminal."""
-    kept = list(given)
-    gap = GAP if _total((column.width for column in kept), GAP) <= width else NARROW_GAP
-    while _total((column.narrowest for column in kept), gap) > width and any(column.rank for column in kept):
-        kept.remove(max(kept, key=lambda column: column.rank))
-    widths = [column.width for column in kept]
-    for place, column in enumerate(kept):
-        excess = max(_total(widths, gap) - width, 0)
-        widths[place] = max(column.narrowest, widths[place] - excess)
-    lines = []
-    for row in range(-1, len(kept[0].cells)):
-        cells = [column.cell(row, size) for column, size in zip(kept, widths, strict=True)]
-        line = text(" " * gap).join(cells)
-        line.rstrip()
-        line.truncate(width, overflow="ellipsis")
-        lines.append(line)
-    return lines
-
-
-def _total(widths: Iterable[int], gap: int) -> int:
-    sizes = list(widths)
-    return sum(sizes) + gap * (len(sizes) - 1)
-
-
 def beside(left: Text, right: Text, width: int) -> Text:
     """Two texts at the two ends of a line; of the left one is cut what has no room."""
     room = max(width - right.cell_len - 1, 0)
     shown = left.copy()
-    shown.truncate(room, overflow="ellipsis")
-    return shown.append(" " * (width - shown.cell_len - right.cell_len)).append_text(right)
+    shown.truncate(room, overflow="ellipsis", pad=True)
+    return shown.append(" " * (width - room - right.cell_len)).append_text(right)
 
 
 def wrapped(parts: Sequence[Text], width: int) -> list[Text]:
     """Facts one after the other, on as many lines as they need."""
     lines: list[Text] = []
     for part in parts:
-        if lines and lines[-1].cell_len + GAP + 1 + part.cell_len <= width:
-            lines[-1].append(" " * (GAP + 1)).append_text(part)
+        if lines and lines[-1].cell_len + GAP + part.cell_len <= width:
+            lines[-1].append(" " * (GAP)).append_text(part)
         else:
             lines.append(part.copy())
             lines[-1].truncate(width, overflow="ellipsis")

@@ -18,24 +18,45 @@ import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
-from submit.watch.screen import REFRESH_S
-from submit.watch.widgets import text
+from submit.status.table import text
 
-if TYPE_CHECKING:
-    from submit.watch.screen import View
+__all__ = ["REFRESH_S", "Painter", "Reader", "View", "watch_on_screen"]
 
-__all__ = ["Painter", "show"]
-
+REFRESH_S = 1.0
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[0m\x1b[?25h\x1b[?1049l"
 ERASE_SCREEN, ERASE_LINE = "\x1b[2J", "\x1b[K"
 SMALLEST = (20, 4)
 QUIT_KEYS = b"qQ\x03"
 LEAVING = "q or Ctrl-C leaves"
+
+
+class View(Protocol):
+    """What was read of Redis at one moment, to be shown."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing of it will change any more."""
+
+    def as_json(self) -> Any:
+        """All of it, for programs."""
+
+    def text(self, width: int | None) -> list[str]:
+        """Plain lines of at most ``width`` columns (None: any number)."""
+
+    def draw(self, width: int, height: int, *, unicode: bool) -> list[Text]:
+        """The same for a full screen: at most ``height`` lines of at most ``width`` columns."""
+
+
+class Reader(Protocol):
+    """Something to watch in Redis."""
+
+    def read(self, *, drawn: bool = False) -> View:
+        """How it is now, with what only :meth:`View.draw` shows if it is to be ``drawn``."""
 
 
 class Painter:
@@ -83,27 +104,27 @@ class Painter:
         return capture.get()
 
 
-def show(
-    view: View,
+def watch_on_screen(
+    reader: Reader,
     stream: TextIO,
     environ: Mapping[str, str] = os.environ,
     *,
     keys: TextIO | None = None,
     clock: Callable[[], float] = time.time,
 ) -> None:
-    """Draw ``view`` on ``stream``, a terminal, until it is over or the user leaves; its last state stays behind as
-    plain lines. ``keys`` is what the user types on (None: stdin).
+    """Draw what ``reader`` reads on ``stream``, a terminal, until it is done or the user leaves; its last state stays
+    behind as plain lines. ``keys`` is what the user types on (None: stdin).
 
     Raises:
-        whatever the view raises, once the terminal is as it was; that Redis is away only at the first look.
+        whatever the reader raises, once the terminal is as it was; that Redis is away only at the first time.
     """
-    done = view.look(drawn=True)
+    view = reader.read(drawn=True)
     screen = _Screen(stream, sys.stdin if keys is None else keys)
     painter = Painter(colour=not environ.get("NO_COLOR"))
     unicode = (getattr(stream, "encoding", None) or "").lower().startswith("utf")
     away_since: float | None = None
     with contextlib.suppress(KeyboardInterrupt, _TerminalGoneError), screen.taken():
-        while not done:
+        while not view.done:
             columns, rows = size = screen.size()
             # The last column stays free: some terminals wrap as soon as it is written.
             width, height = max(columns - 1, SMALLEST[0]), max(rows - 1, SMALLEST[1] - 1)
@@ -117,21 +138,23 @@ def show(
             if event == "stopped":
                 painter.forget()
             if event != "resized":
-                done, away_since = _look(view, away_since, clock)
+                fresh = _read(reader)
+                away_since = (away_since or clock()) if fresh is None else None
+                view = fresh or view
     with contextlib.suppress(_TerminalGoneError):
         screen.write("".join(f"{line}\n" for line in view.text(screen.size()[0])))
 
 
-def _look(view: View, away_since: float | None, clock: Callable[[], float]) -> tuple[bool, float | None]:
-    """Whether the view is over, and since when Redis is away."""
+def _read(reader: Reader) -> View | None:
+    """What is to be shown now; None while Redis is away."""
     from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
 
     try:
-        return view.look(drawn=True), None
+        return reader.read(drawn=True)
     except AuthenticationError:
         raise  # which is a ConnectionError, and does not pass
     except (ConnectionError, TimeoutError):
-        return False, clock() if away_since is None else away_since
+        return None
 
 
 def _footer(away_since: float | None, width: int) -> Text:

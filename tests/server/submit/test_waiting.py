@@ -10,9 +10,10 @@ from redis.exceptions import NoPermissionError
 from jobs.shard import Group
 from jobs.store.store import Store
 from submit.status import workers as module
-from submit.status.pool_pause import pause_pool
+from submit.status.pool_pause import pause_pool, pool_is_paused
+from submit.status.waiting import why_waiting
 from submit.status.worker_state import WorkerState, parse_state
-from submit.status.workers import Workers, activity, pool_is_paused
+from submit.status.workers import Workers
 from tests.pool import MODEL, make_batch, prompts, publish
 from worker.service import Service
 
@@ -28,7 +29,7 @@ def two_models(store: Store) -> str:
 def why(store: Store, batch: str) -> str | None:
     workers = Workers(store.connection)
     states = workers.read()
-    return activity(store.batch(batch), workers.queues_of(batch, states), states)
+    return why_waiting(store.batch(batch), workers.queues_of(batch, states), states)
 
 
 def test_a_model_that_nobody_serves_is_said_on_a_busy_pool(store: Store) -> None:
