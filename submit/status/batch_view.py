@@ -207,21 +207,19 @@ class BatchView:
         batch, now, usage = self.batch, self.now, self.batch.usage
         speed, eta = pace(batch, now, self.recent)
         lines = self.recent.lines if self.recent.lines else batch.rates(now)["lines_per_second"]
-        parts = []
-        if speed is not None:
-            parts.append(text(f"{rate(speed)} tok/s", "bold"))
-        if lines is not None:
-            parts.append(text(f"{rate(lines)} lines/s"))
-        if eta is not None and why is None:
-            parts.append(text(f"{duration(eta)} left", "bold"))
-        if "started" in batch.times:
-            parts.append(text(f"{'running for' if batch.ended_at is None else 'took'} {duration(batch.elapsed(now))}"))
         cached = f" ({usage.cached_tokens / usage.prompt_tokens:.0%} cached)" if usage.prompt_tokens else ""
-        parts.append(text(f"{count(usage.prompt_tokens)} prompt tokens{cached}"))
-        parts.append(text(f"{count(usage.completion_tokens)} generated"))
-        if not batch.done and "expires" in batch.times:
-            parts.append(text(f"expires in {duration(batch.times['expires'] - now)}", "yellow"))
-        return parts
+        running = "running for" if batch.ended_at is None else "took"
+        expires = None if batch.done else batch.times.get("expires")
+        parts = [
+            ("" if speed is None else f"{rate(speed)} tok/s", "bold"),
+            ("" if lines is None else f"{rate(lines)} lines/s", ""),
+            ("" if eta is None or why is not None else f"{duration(eta)} left", "bold"),
+            (f"{running} {duration(batch.elapsed(now))}" if "started" in batch.times else "", ""),
+            (f"{count(usage.prompt_tokens)} prompt tokens{cached}", ""),
+            (f"{count(usage.completion_tokens)} generated", ""),
+            ("" if expires is None else f"expires in {duration(expires - now)}", "yellow"),
+        ]
+        return [text(shown, style) for shown, style in parts if shown]
 
 
 def _progress(batch: Batch, width: int, unicode: bool) -> Text:

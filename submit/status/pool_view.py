@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.text import Text
 
@@ -89,11 +89,8 @@ class PoolView:
     rates: Mapping[str, Rates] = field(default_factory=dict)
     waiting: Mapping[str, str] = field(default_factory=dict)
     pool_paused: bool = False
-
-    @property
-    def done(self) -> bool:
-        """There is always more to come."""
-        return False
+    done: ClassVar[bool] = False
+    """There is always more to come."""
 
     def as_json(self) -> list[dict[str, Any]]:
         """The batches, the oldest first."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.text import Text
 
@@ -71,11 +71,8 @@ class WorkersView:
     lost: Sequence[LostWorker] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     pool_paused: bool = False
-
-    @property
-    def done(self) -> bool:
-        """There is always more to come."""
-        return False
+    done: ClassVar[bool] = False
+    """There is always more to come."""
 
     @property
     def _all(self) -> list[AnyWorker]:

@@ -25,11 +25,9 @@ def test_only_changed_lines_are_written() -> None:
 
 
 def test_another_size_is_drawn_on_anew() -> None:
-    """A terminal that was resized has its lines elsewhere; so has one that showed something else meanwhile."""
+    """A terminal that was resized has its lines elsewhere."""
     painter = Painter(colour=False)
     painter.paint([text("one")], SIZE)
-    assert painter.paint([text("one")], (60, 10)) == f"{ERASE_SCREEN}\x1b[1;1Hone{ERASE_LINE}"
-    painter.forget()
     assert painter.paint([text("one")], (60, 10)) == f"{ERASE_SCREEN}\x1b[1;1Hone{ERASE_LINE}"
 
 
