@@ -22,7 +22,7 @@ from submit.status.rates import Rates, Window, pace
 from submit.status.table import text
 from submit.status.text import count, duration, memory_size, plural, printable, rate, size
 from submit.status.waiting import serving, unserved, why_rest_waits, why_waiting
-from submit.status.widgets import bar, beside, more, wrapped
+from submit.status.widgets import bar, more, title_line, wrapped
 from submit.status.worker_state import WorkerState
 from submit.status.workers import Workers
 from submit.status.workers_view import drawn_table, state_text
@@ -201,7 +201,7 @@ class BatchView:
         if batch.name is not None:
             left.append(f"   {batch.id}", "bright_black")
         left.append("   ").append_text(text(batch.status, STYLES.get(batch.status, "")))
-        return beside(left, text(datetime.fromtimestamp(self.now).strftime("%H:%M:%S"), "bright_black"), width)
+        return title_line(left, self.now, width)
 
     def _pace(self, why: str | None) -> list[Text]:
         batch, now, usage = self.batch, self.now, self.batch.usage

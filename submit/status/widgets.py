@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from rich.text import Text
 
 from submit.status.table import text
 
-__all__ = ["WIDE", "bar", "beside", "fit", "more", "sparkline", "wrapped"]
+__all__ = ["WIDE", "bar", "fit", "more", "sparkline", "title_line", "wrapped"]
 
 BLOCKS, ASCII_BLOCKS = ("█", "░"), ("#", "-")
 STEPS, ASCII_STEPS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
@@ -36,12 +37,12 @@ def sparkline(values: Sequence[float], width: int, style: str = "cyan", *, unico
     return text(drawn.rjust(width), style)
 
 
-def beside(left: Text, right: Text, width: int) -> Text:
-    """Two texts at the two ends of a line; of the left one is cut what has no room."""
-    room = max(width - right.cell_len - 1, 0)
-    shown = left.copy()
-    shown.truncate(room, overflow="ellipsis", pad=True)
-    return shown.append(" " * (width - room - right.cell_len)).append_text(right)
+def title_line(title: Text, now: float, width: int) -> Text:
+    """A title, cut where it has no room, and at the end of the line the time of day."""
+    clock = text(datetime.fromtimestamp(now).strftime(" %H:%M:%S"), "bright_black")
+    shown = title.copy()
+    shown.truncate(max(width - clock.cell_len, 0), overflow="ellipsis", pad=True)
+    return shown.append_text(clock)
 
 
 def wrapped(parts: Sequence[Text], width: int) -> list[Text]:

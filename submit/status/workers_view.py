@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -16,7 +15,7 @@ from submit.status.lines_in_flight import by_turns, flights_of, with_section
 from submit.status.pool_pause import POOL_PAUSED, pool_is_paused
 from submit.status.table import NARROW_GAP, Column, plain_table, table, text
 from submit.status.text import count, duration, plural, rate, short_name, size
-from submit.status.widgets import WIDE, bar, beside, fit, more, sparkline, wrapped
+from submit.status.widgets import WIDE, bar, fit, more, sparkline, title_line, wrapped
 from submit.status.worker_state import WorkerState
 from submit.status.workers import LostWorker, Workers, read_lost_workers
 
@@ -155,7 +154,7 @@ def heading(title: str, workers: Sequence[WorkerState], now: float, width: int, 
     counted += [f"{number} {state}" for state, number in sorted(states.items()) if number]
     shown = f"{plural(len(workers), 'worker')}: {', '.join(counted)}" if workers else "no workers"
     left = text(title, "bold").append("   ").append_text(text(shown, "" if workers else "red"))
-    first = beside(left, text(datetime.fromtimestamp(now).strftime("%H:%M:%S"), "bright_black"), width)
+    first = title_line(left, now, width)
     return [first, text(POOL_PAUSED, "magenta")] if pool_paused else [first]
 
 
