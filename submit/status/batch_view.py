@@ -16,12 +16,18 @@ from jobs.store.cancel import current
 from jobs.store.orphans import Orphans, find_orphans
 from jobs.store.retention import memory
 from jobs.store.store import Store
-from submit.status.lines_in_flight import Flight, by_turns, flights_of, plain_section, with_section
-from submit.status.pool_pause import POOL_PAUSED, pool_is_paused
+from submit.status.lines_in_flight import (
+    InFlight,
+    in_turns,
+    lines_in_flight,
+    plain_lines_in_flight,
+    with_lines_in_flight,
+)
+from submit.status.pool_pause import POOL_PAUSED, pool_known_paused
 from submit.status.rates import Rates, Window, pace
 from submit.status.table import text
 from submit.status.text import count, duration, memory_size, plural, printable, rate, size
-from submit.status.waiting import serving, unserved, why_rest_waits, why_waiting
+from submit.status.waiting import serving, unserved_models, why_rest_waits, why_waiting
 from submit.status.widgets import bar, more, title_line, wrapped
 from submit.status.worker_state import WorkerState
 from submit.status.workers import Workers
@@ -49,7 +55,7 @@ class BatchReader:
     def read(self, *, drawn: bool = False) -> BatchView:
         """The batch and the workers as they are."""
         now, batch = self._store.now(), current(self._store, self._batch_id)
-        workers, paused = self._workers.read(), pool_is_paused(self._store)
+        workers, paused = self._workers.read(), pool_known_paused(self._store)
         queues = self._workers.queues_of(batch.id, workers)
         if now >= self._measure_at:
             self._memory = memory(self._store.connection, batch.id)
@@ -95,11 +101,11 @@ class BatchView:
         return serving(self.batch, self.queues, self.workers)
 
     @property
-    def flights(self) -> list[Flight]:
+    def in_flight(self) -> list[InFlight]:
         """The batch's lines in flight, in the order of the input."""
         # What a worker that died published last is there for some seconds after the batch was done.
-        found = [] if self.done else flights_of(self.workers, self.batch.id)
-        return sorted(found, key=lambda flight: flight[1].index)
+        found = [] if self.done else lines_in_flight(self.workers, self.batch.id)
+        return sorted(found, key=lambda pair: pair[1].index)
 
     def as_json(self) -> dict[str, Any]:
         """What Redis knows of the batch, and what the workers publish of it."""
@@ -108,10 +114,10 @@ class BatchView:
             "memory_bytes": self.memory or 0,
             "waiting": self.waiting,
             "orphans": None if self.orphans is None else asdict(self.orphans),
-            "unserved": unserved(self.batch, self.queues, self.workers),
+            "unserved": unserved_models(self.batch, self.queues, self.workers),
             "pool_paused": self.pool_paused,
             "workers": [worker.as_dict() for worker in self.serving],
-            "in_flight": [{**line.as_dict(), "worker": worker.name} for worker, line in self.flights],
+            "in_flight": [{**line.as_dict(), "worker": worker.name} for worker, line in self.in_flight],
         }
 
     def text(self, width: int | None = None) -> list[str]:
@@ -132,7 +138,7 @@ class BatchView:
             *(("worker", _worker(worker)) for worker in self.serving),
         ]
         lines = [f"{label:<10}{printable(fact)}" for label, fact in facts if fact]
-        return lines + plain_section(self.flights)
+        return lines + plain_lines_in_flight(self.in_flight)
 
     def _rate(self, why: str | None) -> str:
         per_second, eta = pace(self.batch, self.now, self.recent)
@@ -188,12 +194,12 @@ class BatchView:
         description = [*_description(batch), ("memory", "" if self.memory is None else memory_size(self.memory))]
         facts = [text(f"{label} ", "bright_black").append(printable(fact)) for label, fact in description if fact]
         lines += wrapped(facts, width)
-        workers, flights = self.serving, by_turns(self.flights)
+        workers, in_flight = self.serving, in_turns(self.in_flight)
         if workers:
-            room = max(height - len(lines) - (min(len(flights), 4) + 4), FEW_WORKERS)
+            room = max(height - len(lines) - (min(len(in_flight), 4) + 4), FEW_WORKERS)
             drawn = drawn_table(workers, width, now=self.now, unicode=unicode)
             lines += [text(""), *more(drawn, room, len(workers))]
-        return with_section(lines, flights, len(flights), width, height, unicode=unicode)
+        return with_lines_in_flight(lines, in_flight, len(in_flight), width, height, unicode=unicode)
 
     def _title(self, width: int) -> Text:
         batch = self.batch

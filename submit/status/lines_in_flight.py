@@ -14,9 +14,9 @@ from submit.status.text import plural
 from submit.status.widgets import bar, fit, more
 from submit.status.worker_state import LineInFlight, WorkerState
 
-__all__ = ["Flight", "by_turns", "flights_of", "plain_section", "with_section"]
+__all__ = ["InFlight", "in_turns", "lines_in_flight", "plain_lines_in_flight", "with_lines_in_flight"]
 
-Flight = tuple[WorkerState, LineInFlight]
+InFlight = tuple[WorkerState, LineInFlight]
 """A line in flight, and its worker."""
 
 BAR = 12
@@ -32,7 +32,7 @@ class Stage(Enum):
     READY = "ready"
 
 
-def flights_of(workers: Iterable[WorkerState], batch_id: str | None = None) -> list[Flight]:
+def lines_in_flight(workers: Iterable[WorkerState], batch_id: str | None = None) -> list[InFlight]:
     """The lines that workers name as in flight: all, or those of one batch."""
     return [
         (worker, line)
@@ -42,39 +42,39 @@ def flights_of(workers: Iterable[WorkerState], batch_id: str | None = None) -> l
     ]
 
 
-def by_turns(flights: Iterable[Flight]) -> list[Flight]:
+def in_turns(in_flight: Iterable[InFlight]) -> list[InFlight]:
     """By stage, and of each worker one after the other, so that none fills the screen."""
-    queues: dict[Stage, dict[str, list[Flight]]] = {stage: {} for stage in Stage}
-    for worker, line in sorted(flights, key=lambda flight: (flight[0].name, flight[1].batch_id, flight[1].index)):
+    queues: dict[Stage, dict[str, list[InFlight]]] = {stage: {} for stage in Stage}
+    for worker, line in sorted(in_flight, key=lambda pair: (pair[0].name, pair[1].batch_id, pair[1].index)):
         queues[_stage(line)].setdefault(worker.name, []).append((worker, line))
     return [
-        flight
+        pair
         for by_worker in queues.values()
         for turn in zip_longest(*by_worker.values())
-        for flight in turn
-        if flight is not None
+        for pair in turn
+        if pair is not None
     ]
 
 
-def plain_section(flights: Sequence[Flight]) -> list[str]:
+def plain_lines_in_flight(in_flight: Sequence[InFlight]) -> list[str]:
     """An empty line, a title and the first lines in flight of one batch; nothing where there is none."""
-    if not flights:
+    if not in_flight:
         return []
-    columns: list[Column[Flight]] = [
-        Column("index", lambda flight: str(flight[1].index), right=True),
-        Column("id", lambda flight: flight[1].id),
-        Column("phase", lambda flight: flight[1].phase),
-        Column("tokens", lambda flight: _tokens(flight[1])),
-        Column("worker", lambda flight: flight[0].name),
+    columns: list[Column[InFlight]] = [
+        Column("index", lambda pair: str(pair[1].index), right=True),
+        Column("id", lambda pair: pair[1].id),
+        Column("phase", lambda pair: pair[1].phase),
+        Column("tokens", lambda pair: _tokens(pair[1])),
+        Column("worker", lambda pair: pair[0].name),
     ]
-    shown = plain_table(columns, flights[:MOST_PLAIN], None)
-    rest = [f"... and {len(flights) - MOST_PLAIN:,} more"] if len(flights) > MOST_PLAIN else []
-    return ["", f"{plural(len(flights), 'line')} in flight", *shown, *rest]
+    shown = plain_table(columns, in_flight[:MOST_PLAIN], None)
+    rest = [f"... and {len(in_flight) - MOST_PLAIN:,} more"] if len(in_flight) > MOST_PLAIN else []
+    return ["", f"{plural(len(in_flight), 'line')} in flight", *shown, *rest]
 
 
-def with_section(
+def with_lines_in_flight(
     above: Sequence[Text],
-    flights: Sequence[Flight],
+    in_flight: Sequence[InFlight],
     count: int,
     width: int,
     height: int,
@@ -84,23 +84,23 @@ def with_section(
 ) -> list[Text]:
     """The lines ``above`` on a screen, and below them a title and as many lines in flight as there is room for.
 
-    ``flights`` are those that workers name and ``count`` how many there are, ``batch_name`` what to call their batches
-    by (None: they are all of one).
+    ``in_flight`` are those that workers name and ``count`` how many there are; ``batch_name`` gives the name of a batch
+    by its id (None: all lines are of one batch).
     """
     rows = height - len(above) - 1
-    if not flights or rows < 3:
+    if not in_flight or rows < 3:
         return fit(above, width, height)
-    stages = Counter(_stage(line) for _, line in flights)
+    stages = Counter(_stage(line) for _, line in in_flight)
     said = [f"{stages[stage]:,} {stage.value}" for stage in Stage if stages[stage]]
     title = f"{plural(count, 'line')} in flight: {', '.join(said)}"
-    columns: list[Column[Flight]] = [
-        Column("line", lambda flight: f"{flight[1].index}" if flight[1].id == "-" else flight[1].id, least=8),
-        Column("progress", lambda flight: _progress(flight[1], unicode)),
-        Column("worker", lambda flight: text(flight[0].name, "bright_black"), rank=2, least=8),
+    columns: list[Column[InFlight]] = [
+        Column("line", lambda pair: f"{pair[1].index}" if pair[1].id == "-" else pair[1].id, least=8),
+        Column("progress", lambda pair: _progress(pair[1], unicode)),
+        Column("worker", lambda pair: text(pair[0].name, "bright_black"), rank=2, least=8),
     ]
     if batch_name is not None:
-        columns.insert(0, Column("batch", lambda flight: batch_name(flight[1].batch_id), rank=3, least=14, middle=True))
-    drawn = table(columns, flights[:rows], width, least_gap=NARROW_GAP)
+        columns.insert(0, Column("batch", lambda pair: batch_name(pair[1].batch_id), rank=3, least=14, middle=True))
+    drawn = table(columns, in_flight[:rows], width, least_gap=NARROW_GAP)
     return fit([*above, text(""), text(title, "bold"), *more(drawn, rows - 1, count)], width, height)
 
 

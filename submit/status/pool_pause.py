@@ -14,7 +14,7 @@ __all__ = [
     "pause_pool",
     "pause_workers",
     "paused_workers",
-    "pool_is_paused",
+    "pool_known_paused",
     "pool_paused",
     "resume_pool",
     "resume_workers",
@@ -51,7 +51,7 @@ def pool_paused(store: Store) -> bool:
     return bool(store.connection.exists(RQ_SUSPENDED))
 
 
-def pool_is_paused(store: Store) -> bool:
+def pool_known_paused(store: Store) -> bool:
     """Whether the pool is paused, as far as this user of Redis may know."""
     from redis.exceptions import NoPermissionError
 

@@ -14,8 +14,8 @@ from jobs.batch import ID_CUT, PRIORITIES, Batch
 from jobs.store.cancel import expire_due
 from jobs.store.orphans import known_orphans
 from jobs.store.store import Store
-from submit.status.lines_in_flight import by_turns, flights_of, with_section
-from submit.status.pool_pause import POOL_PAUSED, pool_is_paused
+from submit.status.lines_in_flight import in_turns, lines_in_flight, with_lines_in_flight
+from submit.status.pool_pause import POOL_PAUSED, pool_known_paused
 from submit.status.rates import Rates, Window, pace
 from submit.status.table import NARROW_GAP, Column, plain_table, table, text
 from submit.status.text import cells, clip, count, duration, rate, short_name
@@ -64,7 +64,7 @@ class PoolReader:
         rates = {batch.id: self._windows[batch.id].add(now, batch) for batch in batches}
         if self._as_json:
             return PoolView(now, batches, rates=rates)
-        workers, paused = self._workers.read(), pool_is_paused(self._store)
+        workers, paused = self._workers.read(), pool_known_paused(self._store)
         return PoolView(now, batches, workers, rates, self._why_waiting(batches, workers, paused), paused)
 
     def _why_waiting(self, batches: Sequence[Batch], workers: Sequence[WorkerState], paused: bool) -> dict[str, str]:
@@ -144,14 +144,14 @@ class PoolView:
         ]
         by_id = {batch.id: batch for batch in self.batches}
         done = {batch.id for batch in self.batches if batch.done}
-        flights = by_turns(flight for flight in flights_of(self.workers) if flight[1].batch_id not in done)
+        in_flight = in_turns(pair for pair in lines_in_flight(self.workers) if pair[1].batch_id not in done)
         room = height - len(lines)
         # Lines in flight have half of the screen where there are so many, and what batches leave.
-        wanted = len(flights) + 3 if flights else 0
+        wanted = len(in_flight) + 3 if in_flight else 0
         lines += self._batch_lines(width, max(room - min(wanted, room // 2), 3), room - wanted, unicode)
-        return with_section(
+        return with_lines_in_flight(
             lines,
-            flights,
+            in_flight,
             sum(worker.lines_in_flight for worker in self.workers),
             width,
             height,

@@ -35,7 +35,7 @@ def terminal_width(stream: TextIO) -> int:
 
 
 class Progress:
-    """Shows a batch's progress as it is told of it; a stream that breaks is left alone from then on."""
+    """Shows a batch's progress at each update; nothing more is written to a stream that broke."""
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from submit.status.text import plural
 from submit.status.worker_state import WorkerState
 from submit.status.workers import served_by
 
-__all__ = ["NO_WORKER", "RUN_ENDED", "STARTING", "serving", "unserved", "why_rest_waits", "why_waiting"]
+__all__ = ["NO_WORKER", "RUN_ENDED", "STARTING", "serving", "unserved_models", "why_rest_waits", "why_waiting"]
 
 NO_WORKER = "waiting: no worker serves"
 STARTING = "waiting: its worker is starting"
@@ -44,7 +44,7 @@ def why_waiting(
         return RUN_ENDED
     if orphans is not None:
         return f"waiting: {_in_no_queue(orphans, workers)}"
-    if missing := unserved(batch, queues, workers):
+    if missing := unserved_models(batch, queues, workers):
         return f"{NO_WORKER} {', '.join(missing)}"
     obstacles = [obstacle for worker in at_hand if (obstacle := _obstacle(batch, queues, worker)) is not None]
     busy = None if obstacles and len(obstacles) == len(at_hand) else _why_workers_do_not_begin(at_hand)
@@ -55,7 +55,7 @@ def why_rest_waits(
     batch: Batch, queues: frozenset[str], workers: Sequence[WorkerState], orphans: Orphans | None = None
 ) -> str | None:
     """Why some lines of a batch wait while others of its lines are worked on; None where none does."""
-    missing = unserved(batch, queues, workers)
+    missing = unserved_models(batch, queues, workers)
     if batch.done or not (missing or orphans) or not any(worker.lines_of(batch.id) for worker in workers):
         return None
     why = f"no worker serves {', '.join(missing)}" if orphans is None else _in_no_queue(orphans, workers)
@@ -67,7 +67,7 @@ def serving(batch: Batch, queues: frozenset[str], workers: Iterable[WorkerState]
     return [worker for worker in workers if queues & set(worker.queues) and not batch.done]
 
 
-def unserved(batch: Batch, queues: frozenset[str], workers: Iterable[WorkerState]) -> list[str]:
+def unserved_models(batch: Batch, queues: frozenset[str], workers: Iterable[WorkerState]) -> list[str]:
     """The models that lines of a batch wait for and no worker serves; ``queues`` are those of
     :meth:`Workers.queues_of`."""
     if batch.done:

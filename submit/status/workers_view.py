@@ -11,8 +11,8 @@ from rich.text import Text
 
 from jobs.store.read_batch import read_batches
 from jobs.store.store import Store
-from submit.status.lines_in_flight import by_turns, flights_of, with_section
-from submit.status.pool_pause import POOL_PAUSED, pool_is_paused
+from submit.status.lines_in_flight import in_turns, lines_in_flight, with_lines_in_flight
+from submit.status.pool_pause import POOL_PAUSED, pool_known_paused
 from submit.status.table import NARROW_GAP, Column, plain_table, table, text
 from submit.status.text import count, duration, plural, rate, short_name, size
 from submit.status.widgets import WIDE, bar, fit, more, sparkline, title_line, wrapped
@@ -50,8 +50,8 @@ class WorkersReader:
         now, workers = self._store.now(), self._workers.read()
         lost = read_lost_workers(self._store.connection, {worker.name for worker in workers}, now)
         if drawn:
-            self._name_batches({line.batch_id for _, line in flights_of(workers)})
-        return WorkersView(now, workers, lost, self._names, pool_is_paused(self._store))
+            self._name_batches({line.batch_id for _, line in lines_in_flight(workers)})
+        return WorkersView(now, workers, lost, self._names, pool_known_paused(self._store))
 
     def _name_batches(self, wanted: set[str]) -> None:
         """Note the names of the batches that are worked on; each is asked for once."""
@@ -114,13 +114,13 @@ class WorkersView:
         if not self._all:
             return fit([*lines, text(""), text(NO_WORKERS)], width, height)
         lines += [*wrapped(throughput(self.workers, SPARK, unicode), width), text("")]
-        flights = by_turns(flights_of(self.workers))
+        in_flight = in_turns(lines_in_flight(self.workers))
         drawn = drawn_table(self._all, width, now=self.now, unicode=unicode)
-        room = height - len(lines) - (LEAST_LINES if flights else 0)
+        room = height - len(lines) - (LEAST_LINES if in_flight else 0)
         lines += more(drawn, max(room, 3), len(self._all))
-        return with_section(
+        return with_lines_in_flight(
             lines,
-            flights,
+            in_flight,
             sum(worker.lines_in_flight for worker in self.workers),
             width,
             height,

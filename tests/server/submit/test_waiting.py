@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError
 from jobs.shard import Group
 from jobs.store.store import Store
 from submit.status import workers as module
-from submit.status.pool_pause import pause_pool, pool_is_paused
+from submit.status.pool_pause import pause_pool, pool_known_paused
 from submit.status.waiting import why_waiting
 from submit.status.worker_state import WorkerState, parse_state
 from submit.status.workers import Workers
@@ -78,15 +78,15 @@ def test_a_long_queue_is_not_read_through(store: Store, monkeypatch: pytest.Monk
 
 def test_a_pool_is_paused_as_far_as_one_may_know(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the server does not say, nothing is said."""
-    assert not pool_is_paused(store)
+    assert not pool_known_paused(store)
     pause_pool(store)
-    assert pool_is_paused(store)
+    assert pool_known_paused(store)
 
     def refused(*_keys: Any) -> int:
         raise NoPermissionError("no permissions to access a key")
 
     monkeypatch.setattr(store.connection, "exists", refused)
-    assert not pool_is_paused(store)
+    assert not pool_known_paused(store)
 
 
 def test_a_worker_is_starting_until_it_looks_for_work(store: Store, service: Service) -> None:
