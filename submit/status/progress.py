@@ -12,12 +12,12 @@ from jobs.batch import Batch
 from submit.status.rates import Rates, Window, whole
 from submit.status.text import cells, clip, duration, plural, rate
 
-__all__ = ["Progress", "is_terminal", "terminal_width"]
+__all__ = ["Progress", "is_terminal", "terminal_size", "terminal_width"]
 
 PLAIN_S = 5.0
 LIVE_S = 0.1
 NARROWEST_BAR, WIDEST_BAR = 8, 30
-DEFAULT_WIDTH = 80
+DEFAULT_SIZE = (80, 24)
 GREEN, YELLOW, RED, RESET = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 
 
@@ -26,12 +26,18 @@ def is_terminal(stream: TextIO | None, environ: Mapping[str, str] = os.environ) 
     return stream is not None and not stream.closed and stream.isatty() and environ.get("TERM") != "dumb"
 
 
+def terminal_size(stream: TextIO) -> tuple[int, int]:
+    """Columns and rows of the terminal behind ``stream``."""
+    try:
+        found = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):
+        return DEFAULT_SIZE
+    return found.columns or DEFAULT_SIZE[0], found.lines or DEFAULT_SIZE[1]
+
+
 def terminal_width(stream: TextIO) -> int:
     """Columns of the terminal behind ``stream``."""
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or DEFAULT_WIDTH
-    except (OSError, ValueError):
-        return DEFAULT_WIDTH
+    return terminal_size(stream)[0]
 
 
 class Progress:

@@ -24,12 +24,13 @@ from typing import Any, Protocol, TextIO
 from rich.console import Console
 from rich.text import Text
 
+from submit.status.progress import terminal_size
 from submit.status.table import text
 
 __all__ = ["REFRESH_S", "Painter", "Reader", "View", "watch_on_screen"]
 
 REFRESH_S = 1.0
-KEYS_S = 0.05
+KEYS_S = 0.1
 """Keys, another size, and the wish to stop are looked for this often."""
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[0m\x1b[?25h\x1b[?1049l"
 ERASE_SCREEN, ERASE_LINE = "\x1b[2J", "\x1b[K"
@@ -122,7 +123,7 @@ def watch_on_screen(
     away_since: float | None = None
     with contextlib.suppress(KeyboardInterrupt, _TerminalGoneError), screen.taken():
         while not view.done:
-            columns, rows = size = screen.size()
+            columns, rows = size = terminal_size(stream)
             # The last column stays free: some terminals wrap as soon as it is written.
             width, height = max(columns - 1, SMALLEST[0]), max(rows - 1, SMALLEST[1] - 1)
             lines = view.draw(width, height, unicode=unicode)
@@ -139,7 +140,7 @@ def watch_on_screen(
                 away_since = (away_since or clock()) if fresh is None else None
                 view = view if fresh is None else fresh
     with contextlib.suppress(_TerminalGoneError):
-        screen.write("".join(f"{line}\n" for line in view.text(screen.size()[0])))
+        screen.write("".join(f"{line}\n" for line in view.text(terminal_size(stream)[0])))
 
 
 def _read(reader: Reader) -> View | None:
@@ -177,14 +178,6 @@ class _Screen:
         self._keys_ended = False
         self._stop_asked = False
         self._settings: list[Any] | None = None
-
-    def size(self) -> tuple[int, int]:
-        """Columns and rows."""
-        try:
-            found = os.get_terminal_size(self._stream.fileno())
-        except (OSError, ValueError):
-            return 80, 24
-        return found.columns or 80, found.lines or 24
 
     def write(self, codes: str) -> None:
         """Write, with question marks for what the terminal's encoding has no letters for.
@@ -226,7 +219,7 @@ class _Screen:
             if self._stop_asked:
                 self._stop()
                 return "stopped"
-            if self.size() != size:
+            if terminal_size(self._stream) != size:
                 return "resized"
             if any(key in QUIT_KEYS for key in self._typed(KEYS_S)):
                 return "leave"
