@@ -1,8 +1,7 @@
 """Schedules: batches that are submitted again and again, by cron. What Redis keeps of them, and the steps of a run.
 
-A run goes through its schedule's hash, each step by comparing and setting, so that it may be repeated by anyone and
-is done once: it *begins* (``next`` moves on, ``run`` says which has begun), and its batch becomes live and it is
-*recorded* (``run`` is gone, the list of runs has it) in one step, see :mod:`submit.schedule.run_store`.
+A run *begins* in one step: ``next`` moves on, ``run`` says which run has begun. Its batch becomes live and the run is
+*recorded* in one step too: ``run`` is gone, the list of runs has the batch, see :mod:`submit.schedule.run_store`.
 """
 
 from __future__ import annotations
@@ -29,10 +28,11 @@ from submit.schedule.model import (
     no_schedule,
     parse_schedule,
 )
-from submit.schedule.steps import ADD, ASK, BEGIN, END, HOLD, KEPT_RUNS, NAMES, READ, REMOVE
+from submit.schedule.steps import ADD, BEGIN, END, KEPT_RUNS, NAMES, READ, REMOVE
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.commands.core import Script
 
 __all__ = ["MAX_PROMPTS_BYTES", "Schedules"]
 
@@ -56,10 +56,8 @@ class Schedules:
         self._names = connection.register_script(NAMES)
         self._add = connection.register_script(ADD)
         self._begin = connection.register_script(BEGIN)
-        self._hold = connection.register_script(HOLD)
         self._end = connection.register_script(END)
         self._remove = connection.register_script(REMOVE)
-        self._ask = connection.register_script(ASK)
 
     # --- what there is ---
 
@@ -93,15 +91,6 @@ class Schedules:
                 self._read(keys=[keys.info, keys.runs], args=arguments, client=pipe)
             found = replies(pipe) if names else []
         return [_parsed(name, reply, self._cron) for name, reply in zip(names, found, strict=True)]
-
-    def begun(self) -> list[str]:
-        """Names of the schedules that have begun a run."""
-        names = self.names()
-        with self._connection.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.hexists(ScheduleKeys(name).info, "run")
-            found = replies(pipe) if names else []
-        return [name for name, begun in zip(names, found, strict=True) if begun is True]
 
     def _cron(self, expression: str, zone: str) -> Cron:
         """Checked once: a scheduler reads all schedules every second."""
@@ -220,66 +209,41 @@ class Schedules:
         keys = ScheduleKeys(check_schedule_name(name))
         return bool(self._remove(keys=[keys.info, SCHEDULES, keys.runs], args=[name]))
 
-    def ask(self, schedule: Schedule, now: float, *, overlap: bool) -> int:
-        """Ask the scheduler for a run now; when it is due, by which its outcome is known.
-
-        Raises:
-            ScheduleNotFoundError: it was replaced or removed meanwhile.
-        """
-        due = self._ask(keys=[ScheduleKeys(schedule.name).info], args=[schedule.id, int(now), int(overlap)])
-        if due is None:
-            raise no_schedule(schedule.name)
-        return int(cast("bytes", due))
-
     # --- the steps of a run ---
 
-    def begin(self, schedule: Schedule, run: Run, following: int, *, overlap: bool = False) -> bool | None:
-        """A run begins, and the next is due at ``following``. False: it was seen to already. None: another has begun,
-        or was submitted since the schedule was read, which matters unless they may ``overlap``."""
-        due = schedule.asked if run.asked else schedule.next
-        known = "*" if overlap else " ".join(schedule.open)
-        arguments: list[Any] = [schedule.id, "asked" if run.asked else "next", due or "", following]
-        arguments += [run.encoded(), known, b"", b"", b""]
-        keys = ScheduleKeys(schedule.name)
-        begun = self._begin(keys=[keys.info, keys.runs], args=arguments)
-        return None if begun == -1 else begun == 1
+    def begin(
+        self, schedule: Schedule, run: Run, following: int | None = None, *, overlap: bool, gone: Run | None = None
+    ) -> str:
+        """A run begins, and the next by cron is due at ``following`` (None: by hand, and the next stays as it is).
+        It takes the place of one that has begun and whose client is ``gone``.
 
-    def pass_over(self, schedule: Schedule, outcome: Outcome, following: int) -> bool:
-        """The run that was due does not begin. False: it was seen to already.
-
-        Runs that are passed over one after the other for the same reason are one entry of the list.
+        Returns ``begun``; ``over``: that was decided already, or the schedule was replaced or removed; ``busy``:
+        another run has begun; or the id of a batch that is not done, unless they may ``overlap``.
         """
-        due, keys = schedule.asked if outcome.asked else schedule.next, ScheduleKeys(schedule.name)
+        due = "" if following is None else schedule.next
+        arguments: list[Any] = [schedule.id, due, following or "", run.encoded(), int(overlap)]
+        arguments.append(b"" if gone is None else gone.encoded())
+        return cast("bytes", self._step(self._begin, schedule, arguments)).decode()
+
+    def skip(self, schedule: Schedule, outcome: Outcome, following: int) -> bool:
+        """The run that is due by cron does not begin; the next is due at ``following``. False: it was decided already.
+
+        Runs that are skipped one after the other for the same reason are one entry of the list.
+        """
         before, both = b"", b""
         if schedule.runs and (merged := outcome.merged(schedule.runs[0], MOST_COUNTED)) is not None:
             before, both = schedule.runs[0].encoded(), merged.encoded()
-        arguments: list[Any] = [schedule.id, "asked" if outcome.asked else "next", due or "", following]
-        arguments += [b"", "*", outcome.encoded(), before, both]
-        return bool(self._begin(keys=[keys.info, keys.runs], args=arguments) == 1)
-
-    def hold(self, schedule: Schedule, run: Run, gone: Run | None = None) -> bool:
-        """A run by hand begins, in the place of one whose maker is ``gone``. False: another has begun, or was submitted
-        since the schedule was read.
-
-        Raises:
-            ScheduleNotFoundError: it was replaced or removed meanwhile.
-        """
-        arguments: list[Any] = [
-            schedule.id,
-            run.encoded(),
-            " ".join(schedule.open),
-            b"" if gone is None else gone.encoded(),
-        ]
-        held = self._hold(keys=[ScheduleKeys(schedule.name).info], args=arguments)
-        if held == -1:
-            raise no_schedule(schedule.name)
-        return bool(held == 1)
+        arguments = [schedule.id, "next", schedule.next, following, outcome.encoded(), before, both]
+        return bool(self._step(self._end, schedule, arguments))
 
     def end(self, schedule: Schedule, run: Run, outcome: Outcome | None = None) -> bool:
-        """A run is over, and there is no batch of it. False: it is another's, or was over already."""
+        """A run that has begun ends without a batch. False: it is another's, or is over already."""
+        result = b"" if outcome is None else outcome.encoded()
+        return bool(self._step(self._end, schedule, [schedule.id, "run", run.encoded(), b"", result, b"", b""]))
+
+    def _step(self, script: Script, schedule: Schedule, arguments: list[Any]) -> object:
         keys = ScheduleKeys(schedule.name)
-        arguments: list[Any] = [schedule.id, run.encoded(), b"" if outcome is None else outcome.encoded()]
-        return bool(self._end(keys=[keys.info, keys.runs], args=arguments))
+        return script(keys=[keys.info, keys.runs], args=arguments)
 
 
 def _parsed(name: str, reply: Any, cron: Callable[[str, str], Cron]) -> Schedule | RefusedError:

@@ -212,7 +212,7 @@ def test_what_redis_forbids_beside_the_main_thread_is_said_once(
         counts[what] += 1
         raise NoPermissionError(f"no {what}") if counts[what] % 2 else ConnectionError("out")
 
-    monkeypatch.setattr(scheduler._firing, "work", lambda: refused("work"))
+    monkeypatch.setattr(scheduler._dispatcher, "submit_begun", lambda: refused("work"))
     monkeypatch.setattr(scheduler, "tend", lambda: refused("tend"))
     for thread in scheduler._threads:
         thread.start()
@@ -233,7 +233,7 @@ def test_a_run_that_was_due_while_redis_refused_is_run(store: Store, monkeypatch
     wall = [0.0]
     scheduler = Scheduler(night.store, name="mini")
     scheduler._attendance = attendance = Attendance(lambda: wall[0])
-    scheduler._firing._attended = attendance.covers
+    scheduler._dispatcher._attended = attendance.covers
     night.now = TWO - 5
     scheduler.tick()
 
@@ -248,7 +248,7 @@ def test_a_run_that_was_due_while_redis_refused_is_run(store: Store, monkeypatch
                 scheduler.tick()
     night.now = TWO + 295
     scheduler.tick()
-    scheduler._firing.work()
+    scheduler._dispatcher.submit_begun()
     assert [run.state for run in night.runs()] == ["submitted"]
 
 
