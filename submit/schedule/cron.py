@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -64,12 +64,11 @@ class Cron:
         found = self._once_a_day(start) if self._names_hours else self._as_time_passes(start)
         return int(found.timestamp())
 
-    def latest(self, first: int, moment: float, *, progress: Callable[[], object] = lambda: None) -> tuple[int, int]:
+    def latest(self, first: int, moment: float) -> tuple[int, int]:
         """The last time that is not after ``moment``, and how many there are from ``first``, which is one, to it; no
-        more than MOST_COUNTED are counted. ``progress`` is called at each, and may end it by an exception."""
+        more than MOST_COUNTED are counted."""
         last, count = first, 1
         while (following := self.after(last)) <= moment:
-            progress()
             last, count = following, count + 1
             if count == MOST_COUNTED:
                 return self._last_before(moment), count
