@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import zstandard
 
 from jobs.errors import InputError, LineError, RefusedError, WaitTimeoutError
@@ -20,7 +21,7 @@ from jobs.shard import COMPRESSION_LEVEL
 from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit.input.reader import PromptFile, PromptObjects
 from submit.schedule.cron import Cron
-from submit.schedule.model import NewSchedule, Run, Schedule, no_schedule
+from submit.schedule.model import Run, Schedule, no_schedule
 from submit.schedule.run_store import OvertakenError, RunStore
 from submit.schedule.store import MAX_PROMPTS_BYTES, Schedules
 from submit.status.text import duration
@@ -96,18 +97,18 @@ def add_schedule(
         packed, source = _packed_file(file) if isinstance(file, str) else _packed_objects(file)
         with _unpacked([packed], source) as prompts:
             checked = check(prompts, wanted.order, progress=progress)
-    new = NewSchedule(
-        name=wanted.name,
-        cron=wanted.cron,
-        order=_order_json(wanted.order),
-        source=source,
-        path=path,
-        lines=0 if checked is None else checked.total,
-        models=checked.models if checked is not None else tuple(filter(None, [wanted.order.defaults.model])),
-        catch_up=wanted.catch_up,
-        allow_overlap=wanted.allow_overlap,
-    )
-    return schedules.add(new, packed, replace=wanted.take_place, now=store.server_time()), checked
+    models = checked.models if checked is not None else tuple(filter(None, [wanted.order.defaults.model]))
+    facts = {
+        "order": orjson.dumps(_order_json(wanted.order)),
+        "source": source[:1000],
+        "path": path or "",
+        "lines": 0 if checked is None else checked.total,
+        "models": orjson.dumps(models),
+        "catch_up": int(wanted.catch_up),
+        "allow_overlap": int(wanted.allow_overlap),
+    }
+    now = store.server_time()
+    return schedules.add(wanted.name, wanted.cron, facts, packed, replace=wanted.take_place, now=now), checked
 
 
 def run_schedule(
@@ -187,11 +188,13 @@ def _run_by_scheduler(
     run = Run(max([now, *(outcome.due + 1 for outcome in schedule.runs if outcome.asked)]), asked=True)
     begun, ends_at = False, clock() + timeout
     while clock() < ends_at:
-        try:
-            begun = begun or _begin(schedules, schedule, run, overlap=overlap) is None
-        except BusyError:
-            if not overlap:
-                raise
+        if not begun:
+            try:
+                _begin(schedules, schedule, run, overlap=overlap)
+                begun = True
+            except BusyError:
+                if not overlap:
+                    raise
         found = schedules.get(schedule.name)
         outcome = next((outcome for outcome in found.runs if (outcome.due, outcome.asked) == (run.due, True)), None)
         if outcome is not None and outcome.batch_id is not None:

@@ -81,8 +81,11 @@ class Scheduler:
             store, read_from=read_from, stopping=self._must_stop, attended=self._attendance.covers
         )
         self._threads = [
-            threading.Thread(target=self._dispatch, name="dispatching", daemon=True),
-            threading.Thread(target=self._tend_now_and_then, name="tending", daemon=True),
+            threading.Thread(target=self._repeat, args=arguments, name=name, daemon=True)
+            for name, *arguments in (
+                ("dispatching", self._dispatcher.submit_begun, IDLE_S, "no runs can be taken"),
+                ("tending", self.tend, UPKEEP_S, "no upkeep"),
+            )
         ]
 
     def stop(self) -> None:
@@ -179,13 +182,6 @@ class Scheduler:
                 log.warning("%s", text, extra={"action": "redis_out" if what == "redis" else "refuse_schedule"})
             self._said[what] = text
 
-    def _say_refused(self, what: str, text: str, error: redis.exceptions.RedisError) -> None:
-        """Of an outage the main thread speaks; of a command that is refused, as for want of permission, nobody else."""
-        if _is_away(error):
-            log.debug("%s: %s", text, error, extra={"action": "redis_out"})
-        else:
-            self._say(what, f"{text}: Redis refuses a command: {error}")
-
     def _end(self) -> None:
         self._stopped.set()
         for thread in self._threads:
@@ -198,29 +194,32 @@ class Scheduler:
             log.debug("the lock expires by itself: %s", error)
         log.info("%s has ended", self.name, extra={"action": "ended"})
 
-    # --- the dispatching thread ---
+    # --- the other threads ---
 
     def _must_stop(self) -> bool:
         """Whether what is under way is to be left to the next scheduler."""
         stopping = self._stops.count > 0 or self._stopped.is_set()
         return stopping or not self._active.is_set() or self._clock() - self._held_at > LOCK_S
 
-    def _dispatch(self) -> None:
-        while not self._stopped.is_set():
-            pause = IDLE_S
+    def _repeat(self, step: Callable[[], object], every: float, undone: str) -> None:
+        """Do ``step`` again and again while this scheduler is active; ``undone`` says what that leaves undone."""
+        pause = every
+        while not self._stopped.wait(pause):
+            pause = every
             try:
                 if not self._must_stop():
-                    self._dispatcher.submit_begun()
-                    self._said.pop("dispatching", None)
+                    step()
+                    self._said.pop(undone, None)
             except redis.exceptions.RedisError as error:
-                self._say_refused("dispatching", "no runs can be taken", error)
-                pause = LEAST_BACKOFF_S
+                pause = max(every, LEAST_BACKOFF_S)
+                # Of an outage the main thread speaks; of a refused command, as for want of permission, nobody else.
+                if _is_away(error):
+                    log.debug("%s: %s", undone, error, extra={"action": "redis_out"})
+                else:
+                    self._say(undone, f"{undone}: Redis refuses a command: {error}")
             except Exception:  # one run must not end all others
-                log.exception("taking runs ended in an error that should not be")
-                pause = MOST_BACKOFF_S
-            self._stopped.wait(pause)
-
-    # --- the tending thread ---
+                pause = max(every, MOST_BACKOFF_S)
+                log.exception("%s: an error that should not be", undone)
 
     def tend(self) -> None:
         """Do what is to be done by somebody.
@@ -230,17 +229,6 @@ class Scheduler:
         """
         for number, tend in enumerate(self._tend):
             self._guarded(f"tending {number}", partial(tend, self._store))
-
-    def _tend_now_and_then(self) -> None:
-        while not self._stopped.wait(UPKEEP_S):
-            try:
-                if not self._must_stop():
-                    self.tend()
-                    self._said.pop("tending", None)
-            except redis.exceptions.RedisError as error:
-                self._say_refused("tending", "no upkeep", error)
-            except Exception:
-                log.exception("upkeep ended in an error that should not be")
 
 
 def _is_away(error: redis.exceptions.RedisError) -> bool:

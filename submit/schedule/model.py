@@ -18,7 +18,6 @@ __all__ = [
     "FIELDS",
     "MAX_SCHEDULE_NAME",
     "REMEDY",
-    "NewSchedule",
     "Outcome",
     "Run",
     "Schedule",
@@ -96,22 +95,6 @@ class Outcome:
         times = {"due_at": timestamp(self.due), "at": timestamp(self.at)}
         named = ("state", "batch_id", "why", "asked", "missed")
         return times | {name: getattr(self, name) for name in named}
-
-
-@dataclass(frozen=True, slots=True)
-class NewSchedule:
-    """What a user says of a schedule. ``order`` is what is said of each of its batches, as JSON; ``path`` names the
-    file on the scheduler's host where none is stored with it."""
-
-    name: str
-    cron: Cron
-    order: Mapping[str, Any]
-    source: str
-    path: str | None = None
-    lines: int = 0
-    models: tuple[str, ...] = ()
-    catch_up: bool = False
-    allow_overlap: bool = False
 
 
 @dataclass(frozen=True, slots=True)

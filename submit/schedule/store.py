@@ -7,7 +7,7 @@ A run *begins* in one step: ``next`` moves on, ``run`` says which run has begun.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
@@ -20,7 +20,6 @@ from submit.schedule.model import (
     FIELDS,
     MAX_SCHEDULE_NAME,
     REMEDY,
-    NewSchedule,
     Outcome,
     Run,
     Schedule,
@@ -150,48 +149,44 @@ class Schedules:
 
     # --- what users do ---
 
-    def add(self, new: NewSchedule, prompts: bytes | None, *, replace: bool, now: float) -> Schedule:
-        """Make a schedule, with a stored file unless it has a path; ``now`` is by the server's clock.
+    def add(
+        self, name: str, cron: Cron, facts: Mapping[str, Any], prompts: bytes | None, *, replace: bool, now: float
+    ) -> Schedule:
+        """Make a schedule of ``facts``, as :func:`submit.schedule.add.add_schedule` has them. ``prompts`` is the file
+        that is stored with it, compressed; ``now`` is by the server's clock.
 
         Raises:
             RefusedError: the name is taken and is not to be replaced; or the order is too large.
         """
-        keys, incarnation = ScheduleKeys(check_schedule_name(new.name)), uuid.uuid4().hex
-        order = orjson.dumps(dict(new.order))
-        if len(order) > MAX_ORDER_BYTES:
+        keys, incarnation = ScheduleKeys(check_schedule_name(name)), uuid.uuid4().hex
+        if len(facts["order"]) > MAX_ORDER_BYTES:
             raise RefusedError(
-                f"the batch's defaults and metadata have {len(order)} bytes: give in the lines what is so long"
+                f"the batch's defaults and metadata have {len(facts['order'])} bytes: give in the lines what is so long"
             )
-        fields: dict[str, Any] = {
+        fields = {
             "id": incarnation,  # the first: ADD looks at it
-            "cron": new.cron.expression,
-            "zone": new.cron.zone,
-            "order": order,
-            "source": new.source[:1000],
-            "path": new.path or "",
-            "lines": new.lines,
+            **facts,
+            "cron": cron.expression,
+            "zone": cron.zone,
             "bytes": len(prompts or b""),
-            "models": orjson.dumps(list(new.models)),
-            "catch_up": int(new.catch_up),
-            "allow_overlap": int(new.allow_overlap),
             "created_at": repr(now),
-            "next": new.cron.after(now),
+            "next": cron.after(now),
         }
         file = keys.prompts(incarnation)
         if prompts is not None:
             self._connection.set(file, prompts, ex=UPLOAD_S)
         flat = [item for pair in fields.items() for item in pair]
-        arguments: list[Any] = [new.name, int(replace), int(prompts is not None), *self._left(new.name, now), *flat]
+        arguments: list[Any] = [name, int(replace), int(prompts is not None), *self._left(name, now), *flat]
         with refusing("the list of schedules"):
             added = self._add(keys=[keys.info, SCHEDULES, keys.runs, file], args=arguments)
         if added != 1:
             self._connection.unlink(file)
             raise RefusedError(
-                f"there is a schedule '{new.name}' already: --replace takes its place, or choose another name"
+                f"there is a schedule '{name}' already: --replace takes its place, or choose another name"
                 if added == 0
                 else f"the upload of the file took longer than {UPLOAD_S} s: give its path, with --read-at-fire"
             )
-        return self.get(new.name)
+        return self.get(name)
 
     def _left(self, name: str, now: float) -> tuple[bytes, bytes]:
         """The run of a schedule of this name that is being submitted and what becomes of it if it is replaced."""

@@ -21,6 +21,7 @@ from jobs.redis.connect import connect
 from jobs.store.keys import SCHEDULER, SCHEDULES, UPLOADING, ScheduleKeys
 from jobs.store.store import Store
 from submit.schedule.daemon import Scheduler
+from submit.schedule.dispatch import Dispatcher
 from submit.schedule.misfire import Attendance
 from submit.schedule.rq_jobs import LOCK_S, QUEUE, Lock
 from submit.schedule.store import Schedules
@@ -204,16 +205,16 @@ def test_what_redis_forbids_beside_the_main_thread_is_said_once(
     """Want of permission to take runs or to tend the pool; an outage is the main thread's to say."""
     for name in ("LEAST_BACKOFF_S", "UPKEEP_S", "IDLE_S"):
         monkeypatch.setattr(f"submit.schedule.daemon.{name}", 0.01)
-    scheduler = Scheduler(store, name="mini")
-    scheduler.tick()
     counts = {"work": 0, "tend": 0}
 
     def refused(what: str) -> None:
         counts[what] += 1
         raise NoPermissionError(f"no {what}") if counts[what] % 2 else ConnectionError("out")
 
-    monkeypatch.setattr(scheduler._dispatcher, "submit_begun", lambda: refused("work"))
-    monkeypatch.setattr(scheduler, "tend", lambda: refused("tend"))
+    monkeypatch.setattr(Dispatcher, "submit_begun", lambda _: refused("work"))
+    monkeypatch.setattr(Scheduler, "tend", lambda _: refused("tend"))
+    scheduler = Scheduler(store, name="mini")
+    scheduler.tick()
     for thread in scheduler._threads:
         thread.start()
     until(lambda: min(counts.values()) > 6, "each was refused several times")
