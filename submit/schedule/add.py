@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 import zstandard
 
@@ -21,7 +22,7 @@ from jobs.shard import COMPRESSION_LEVEL
 from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit.input.reader import PromptFile, PromptObjects
 from submit.schedule.cron import Cron
-from submit.schedule.model import Run, Schedule, no_schedule
+from submit.schedule.model import REMEDY, Run, Schedule, no_schedule
 from submit.schedule.run_store import OvertakenError, RunStore
 from submit.schedule.store import MAX_PROMPTS_BYTES, Schedules
 from submit.status.text import duration
@@ -95,7 +96,7 @@ def add_schedule(
         check_order(wanted.order)
     else:
         packed, source = _packed_file(file) if isinstance(file, str) else _packed_objects(file)
-        with _unpacked([packed], source) as prompts:
+        with _unpacked(packed, source) as prompts:
             checked = check(prompts, wanted.order, progress=progress)
     models = checked.models if checked is not None else tuple(filter(None, [wanted.order.defaults.model]))
     facts = {
@@ -220,15 +221,20 @@ def _order_json(order: Order) -> dict[str, Any]:
     return kept | {"defaults": dict(order.defaults.fields), "metadata": dict(order.metadata)}
 
 
-def order_from(kept: Mapping[str, Any], schedule: str) -> Order:
+def order_from(stored: bytes, schedule: str) -> Order:
     """What a schedule's batches are to be; their name is the schedule's where no other was given.
 
     Raises:
-        RefusedError: it is not what was kept.
+        RefusedError: it is not what :func:`add_schedule` wrote.
     """
+    damaged = f"what Redis keeps of schedule '{schedule}' is damaged: "
+    try:
+        kept = msgspec.json.decode(stored, type=dict[str, Any])
+    except ValueError:
+        raise RefusedError(f"{damaged}{REMEDY}") from None
     for name, value in kept.items():
         if name not in _ORDER or not isinstance(value, _ORDER[name]):
-            raise RefusedError(f"what Redis keeps of schedule '{schedule}' is damaged: '{name:.40}' in its order")
+            raise RefusedError(f"{damaged}'{name:.40}' in its order")
     order = Order(**{**kept, "defaults": Defaults(kept.get("defaults", {}))})
     return replace(order, name=order.name or schedule, schedule=schedule)
 
@@ -331,11 +337,10 @@ def _check_size(size: int, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _unpacked(packed: Iterable[bytes], name: str) -> Iterator[PromptFile]:
+def _unpacked(packed: bytes, name: str) -> Iterator[PromptFile]:
     """The prompts of a compressed content."""
     with tempfile.NamedTemporaryFile(prefix="promptmill-", suffix=".zst") as file:
-        for piece in packed:
-            file.write(piece)
+        file.write(packed)
         file.flush()
         with PromptFile(file.name) as prompts:
             prompts.name = name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -171,35 +171,31 @@ def parse_schedule(
         RefusedError: it wrote no such fields; of the list what it did not write is left out.
     """
     try:
-        return _parsed(name, dict(zip(FIELDS, (value or b"" for value in stored), strict=True)), runs, cron)
-    except (RefusedError, LookupError, ValueError) as error:
+        text = {field: (value or b"").decode() for field, value in zip(FIELDS, stored, strict=True)}
+        return Schedule(
+            name=name,
+            id=text["id"],
+            cron=cron(text["cron"], text["zone"]),
+            source=text["source"],
+            path=text["path"] or None,
+            lines=int(text["lines"]),
+            bytes=int(text["bytes"]),
+            models=msgspec.json.decode(text["models"], type=tuple[str, ...]),
+            catch_up=text["catch_up"] == "1",
+            allow_overlap=text["allow_overlap"] == "1",
+            created_at=msgspec.convert(text["created_at"], Moment, strict=False),
+            next=msgspec.convert(text["next"], Due, strict=False),
+            run=_run(text["run"]) if text["run"] else None,
+            open=_open(text["open"]),
+            runs=tuple(outcome for item in runs if (outcome := _outcome(item)) is not None),
+        )
+    except (RefusedError, ValueError) as error:
         raise RefusedError(f"what Redis keeps of schedule '{name}' is damaged ({error!s:.200}): {REMEDY}") from None
 
 
-def _parsed(name: str, values: Mapping[str, bytes], runs: list[bytes], cron: Callable[[str, str], Cron]) -> Schedule:
-    text = {key: value.decode() for key, value in values.items()}
-    return Schedule(
-        name=name,
-        id=text["id"],
-        cron=cron(text["cron"], text["zone"]),
-        source=text["source"],
-        path=text["path"] or None,
-        lines=int(text["lines"]),
-        bytes=int(text["bytes"]),
-        models=msgspec.json.decode(text["models"], type=tuple[str, ...]),
-        catch_up=text["catch_up"] == "1",
-        allow_overlap=text["allow_overlap"] == "1",
-        created_at=msgspec.convert(text["created_at"], Moment, strict=False),
-        next=msgspec.convert(text["next"], Due, strict=False),
-        run=_run(values["run"]) if text["run"] else None,
-        open=_open(text["open"]),
-        runs=tuple(outcome for item in runs if (outcome := _outcome(item)) is not None),
-    )
-
-
-def _run(stored: bytes) -> Run:
+def _run(stored: str) -> Run:
     run = msgspec.json.decode(stored, type=Run)
-    if run.encoded() != stored:  # steps compare it, byte by byte
+    if run.encoded() != stored.encode():  # steps compare it, byte by byte
         raise ValueError("its run is written otherwise")
     return run
 

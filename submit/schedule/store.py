@@ -7,7 +7,8 @@ A run *begins* in one step: ``next`` moves on, ``run`` says which run has begun.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
@@ -40,7 +41,6 @@ MAX_PROMPTS_BYTES = 64 * 2**20
 MAX_INFO_BYTES = 2**20
 MAX_ORDER_BYTES = 3 * 2**20
 MAX_OUTCOME_BYTES = 4096
-PIECE_BYTES = 4 * 2**20
 UPLOAD_S = 900
 MOST_CRONS = 1000
 
@@ -50,7 +50,7 @@ class Schedules:
 
     def __init__(self, connection: Redis) -> None:
         self._connection = connection
-        self._crons: dict[tuple[str, str], Cron] = {}
+        self._cron = lru_cache(MOST_CRONS)(Cron)  # checked once: a scheduler reads all schedules every second
         self._read = connection.register_script(READ)
         self._names = connection.register_script(NAMES)
         self._add = connection.register_script(ADD)
@@ -91,52 +91,31 @@ class Schedules:
             found = replies(pipe) if names else []
         return [_parsed(name, reply, self._cron) for name, reply in zip(names, found, strict=True)]
 
-    def _cron(self, expression: str, zone: str) -> Cron:
-        """Checked once: a scheduler reads all schedules every second."""
-        found = self._crons.get((expression, zone))
-        if found is None:
-            if len(self._crons) >= MOST_CRONS:
-                self._crons.clear()
-            found = self._crons[expression, zone] = Cron(expression, zone)
-        return found
-
-    def order(self, schedule: Schedule) -> dict[str, Any]:
-        """What was said of each of a schedule's batches.
+    def order(self, schedule: Schedule) -> bytes:
+        """What was said of each of a schedule's batches, as :meth:`add` was given it.
 
         Raises:
             ScheduleNotFoundError: it was replaced or removed meanwhile.
-            RefusedError: it is not what :meth:`add` wrote.
+            RefusedError: it is too large to be what :meth:`add` wrote.
         """
         keys = ScheduleKeys(schedule.name)
         with refusing(f"schedule '{schedule.name}'"):
             found = self._read(keys=[keys.info, keys.runs], args=[MAX_ORDER_BYTES, 0, 0, "id", "order"])
         if not found or found[0][0] != schedule.id.encode():
             raise no_schedule(schedule.name)
-        try:
-            order = orjson.loads(found[0][1] or b"")
-        except orjson.JSONDecodeError:
-            order = None
-        if not isinstance(order, dict):
-            raise RefusedError(f"what Redis keeps of schedule '{schedule.name}' is damaged: {REMEDY}")
-        return order
+        return found[0][1] or b""
 
-    def prompts(self, schedule: Schedule) -> Iterator[bytes]:
-        """The file that is stored with a schedule, compressed, piece by piece.
+    def prompts(self, schedule: Schedule) -> bytes:
+        """The file that is stored with a schedule, compressed.
 
         Raises:
-            ScheduleNotFoundError: it was replaced or removed meanwhile.
-            RefusedError: there is none, or something larger than any.
+            RefusedError: there is none, as where the schedule was replaced meanwhile, or something larger than any.
         """
         key = ScheduleKeys(schedule.name).prompts(schedule.id)
         with refusing(f"schedule '{schedule.name}'"):
-            size = self._connection.strlen(key)
-        if not 0 < size <= MAX_PROMPTS_BYTES:
-            raise RefusedError(f"the prompts of schedule '{schedule.name}' are not in Redis any more: {REMEDY}")
-        for start in range(0, size, PIECE_BYTES):
-            piece = cast("bytes", self._connection.getrange(key, start, start + PIECE_BYTES - 1))
-            if len(piece) != min(PIECE_BYTES, size - start):
-                raise no_schedule(schedule.name)
-            yield piece
+            if 0 < self._connection.strlen(key) <= MAX_PROMPTS_BYTES and (found := self._connection.get(key)):
+                return cast("bytes", found)
+        raise RefusedError(f"the prompts of schedule '{schedule.name}' are not in Redis any more: {REMEDY}")
 
     def active_scheduler(self) -> str | None:
         """The name of the scheduler that is active; None: there is none."""
@@ -176,7 +155,7 @@ class Schedules:
         if prompts is not None:
             self._connection.set(file, prompts, ex=UPLOAD_S)
         flat = [item for pair in fields.items() for item in pair]
-        arguments: list[Any] = [name, int(replace), int(prompts is not None), *self._left(name, now), *flat]
+        arguments: list[Any] = [name, int(replace), int(prompts is not None), repr(now), *flat]
         with refusing("the list of schedules"):
             added = self._add(keys=[keys.info, SCHEDULES, keys.runs, file], args=arguments)
         if added != 1:
@@ -187,17 +166,6 @@ class Schedules:
                 else f"the upload of the file took longer than {UPLOAD_S} s: give its path, with --read-at-fire"
             )
         return self.get(name)
-
-    def _left(self, name: str, now: float) -> tuple[bytes, bytes]:
-        """The run of a schedule of this name that is being submitted and what becomes of it if it is replaced."""
-        try:
-            run = self.get(name, runs=0).run
-        except RefusedError:
-            run = None
-        if run is None:
-            return b"", b""
-        why = "the schedule was replaced while this run was being submitted"
-        return run.encoded(), Outcome(run.due, now, "skipped", None, why, run.asked, run.missed).encoded()
 
     def remove(self, name: str) -> bool:
         """Remove a schedule; its batches stay, a run that is being submitted is given up. False: there was none."""

@@ -132,7 +132,7 @@ def test_settings_and_the_environment_apply(store: Store, server_url: str, good:
     assert added.returncode == 0, added.stderr
     found = Schedules(store.connection).get("nightly")
     assert (found.cron.zone, found.catch_up, found.source) == ("Asia/Tokyo", True, "standard input")
-    assert Schedules(store.connection).order(found)["defaults"] == {"model": "m", "max_tokens": 7}
+    assert orjson.loads(Schedules(store.connection).order(found))["defaults"] == {"model": "m", "max_tokens": 7}
     assert "nightly" in schedule(None, "list", config=config).stdout
     config.write_text("[schedule]\ncorn = 1\n")
     refused = schedule(server_url, "list", config=config)

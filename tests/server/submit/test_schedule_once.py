@@ -221,7 +221,7 @@ def test_each_schedule_of_a_name_has_its_own_file(night: Night) -> None:
     old = night.add()
     night.add(take_place=True)
     with pytest.raises(RefusedError, match="not in Redis any more"):
-        list(night.schedules.prompts(old))
+        night.schedules.prompts(old)
     assert night.store.connection.exists(prompts_key(old.id)) == 0
 
 
