@@ -1,29 +1,23 @@
-"""The steps of schedules that must be one in Redis: files of Lua, each behind the functions that it shares with others.
-
-Check and write happen together, so each step may be repeated by anyone and is done once.
-"""
+"""The Lua of schedules: steps that must be one in Redis. Check and write happen together, so each may be repeated."""
 
 from __future__ import annotations
 
+import functools
+import re
 from importlib.resources import files
 
 from jobs.store.steps import COMMIT
 
-__all__ = ["ADD", "BEGIN", "COMMIT_RUN", "END", "KEPT_RUNS", "NAMES", "READ", "REMOVE"]
+__all__ = ["load"]
 
-KEPT_RUNS = 20
-"""Of a schedule's last runs so many are kept, see ``lua/runs.lua``."""
-
-
-def _load(*names: str) -> str:
-    folder = files("submit.schedule") / "lua"
-    return "\n".join((folder / f"{name}.lua").read_text() for name in names)
+_REQUIRE = re.compile(r'require\("([\w.]+)\.(\w+)"\)')
+_COMMIT = f"return function(KEYS, ARGV)\n{COMMIT}\nend\n"
 
 
-READ = _load("read")
-NAMES = _load("names")
-ADD = _load("runs", "forget", "add")
-REMOVE = _load("forget", "remove")
-BEGIN = _load("runs", "begin")
-END = _load("runs", "end")
-COMMIT_RUN = f"local function commit(KEYS, ARGV)\n{COMMIT}\nend\n{_load('runs', 'commit_run')}"
+@functools.cache
+def load(folder: str, name: str) -> str:
+    """The text of a step, with the pieces that it requires in their places."""
+    if (folder, name) == ("jobs.store.lua.shared", "commit"):
+        return _COMMIT
+    text = files(folder).joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    return _REQUIRE.sub(lambda found: f"(function()\n{load(found[1], found[2])}end)()", text)

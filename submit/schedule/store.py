@@ -28,16 +28,19 @@ from submit.schedule.model import (
     no_schedule,
     parse_schedule,
 )
-from submit.schedule.steps import ADD, BEGIN, END, KEPT_RUNS, NAMES, READ, REMOVE
+from submit.schedule.steps import load
 
 if TYPE_CHECKING:
     from redis import Redis
     from redis.commands.core import Script
 
-__all__ = ["MAX_PROMPTS_BYTES", "Schedules"]
+__all__ = ["KEPT_RUNS", "MAX_PROMPTS_BYTES", "Schedules"]
 
 MAX_PROMPTS_BYTES = 64 * 2**20
 """Of a stored file, compressed."""
+LUA = "submit.schedule.lua"
+KEPT_RUNS = 20
+"""Of a schedule's last runs so many are kept, see ``lua/shared/runs.lua``."""
 MAX_INFO_BYTES = 2**20
 MAX_ORDER_BYTES = 3 * 2**20
 MAX_OUTCOME_BYTES = 4096
@@ -51,12 +54,12 @@ class Schedules:
     def __init__(self, connection: Redis) -> None:
         self._connection = connection
         self._cron = lru_cache(MOST_CRONS)(Cron)  # checked once: a scheduler reads all schedules every second
-        self._read = connection.register_script(READ)
-        self._names = connection.register_script(NAMES)
-        self._add = connection.register_script(ADD)
-        self._begin = connection.register_script(BEGIN)
-        self._end = connection.register_script(END)
-        self._remove = connection.register_script(REMOVE)
+        self._read = connection.register_script(load(LUA, "read"))
+        self._names = connection.register_script(load(LUA, "names"))
+        self._add = connection.register_script(load(LUA, "add"))
+        self._begin = connection.register_script(load(LUA, "begin"))
+        self._end = connection.register_script(load(LUA, "end"))
+        self._remove = connection.register_script(load(LUA, "remove"))
 
     # --- what there is ---
 

@@ -4,14 +4,17 @@
 -- 1 if it may overlap with batches that are not done, a run whose place it takes, or nothing.
 -- Returns 'begun'; 'over': that was decided already, or the schedule was replaced or removed; 'busy': another run has
 -- begun and is not submitted; or a batch that is not done.
--- luacheck: read globals unfinished_batch
-if redis.call('HGET', KEYS[1], 'id') ~= ARGV[1] then return 'over' end
-local run = redis.call('HGET', KEYS[1], 'run')
-if run == ARGV[4] then return 'begun' end
-if ARGV[2] ~= '' and redis.call('HGET', KEYS[1], 'next') ~= ARGV[2] then return 'over' end
-if run and run ~= ARGV[6] then return 'busy' end
-local batch = ARGV[5] == '0' and unfinished_batch(KEYS[1], KEYS[2])
-if batch then return batch end
-redis.call('HSET', KEYS[1], 'run', ARGV[4])
-if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'next', ARGV[3]) end
+local runs_of = require("submit.schedule.lua.shared.runs")
+local info, runs = unpack(KEYS)
+local schedule, due, following, run, may_overlap, gone = unpack(ARGV)
+
+if redis.call('HGET', info, 'id') ~= schedule then return 'over' end
+local other = redis.call('HGET', info, 'run')
+if other == run then return 'begun' end
+if due ~= '' and redis.call('HGET', info, 'next') ~= due then return 'over' end
+if other and other ~= gone then return 'busy' end
+local unfinished = may_overlap == '0' and runs_of.unfinished_batch(info, runs)
+if unfinished then return unfinished end
+redis.call('HSET', info, 'run', run)
+if due ~= '' then redis.call('HSET', info, 'next', following) end
 return 'begun'

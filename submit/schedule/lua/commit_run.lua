@@ -5,13 +5,17 @@
 -- ARGV: id of the schedule, the run that has begun (or nothing), its outcome, then those of the commit, the batch's id
 -- first.
 -- Returns 1; 0: the upload was swept; -1: the run is another's or over, or its schedule is gone.
--- luacheck: read globals record open_batches commit
-local status = redis.call('HGET', KEYS[3], 'status')
+local runs_of = require("submit.schedule.lua.shared.runs")
+local commit = require("jobs.store.lua.shared.commit")
+local info, runs, batch = unpack(KEYS)
+local schedule, run, outcome, batch_id = unpack(ARGV)
+
+local status = redis.call('HGET', batch, 'status')
 if status and status ~= 'validating' and status ~= 'failed' then return 1 end
-if redis.call('HGET', KEYS[1], 'id') ~= ARGV[1] then return -1 end
-if ARGV[2] ~= '' and redis.call('HGET', KEYS[1], 'run') ~= ARGV[2] then return -1 end
+if redis.call('HGET', info, 'id') ~= schedule then return -1 end
+if run ~= '' and redis.call('HGET', info, 'run') ~= run then return -1 end
 if commit({unpack(KEYS, 3)}, {unpack(ARGV, 4)}) == 0 then return 0 end
-if ARGV[2] ~= '' then redis.call('HDEL', KEYS[1], 'run') end
-redis.call('HSET', KEYS[1], 'open', open_batches(KEYS[1], ARGV[4]))
-record(KEYS[2], ARGV[3])
+if run ~= '' then redis.call('HDEL', info, 'run') end
+redis.call('HSET', info, 'open', runs_of.open_batches(info, batch_id))
+runs_of.record(runs, outcome)
 return 1

@@ -2,7 +2,7 @@
 -- KEYS: info, the set of names, runs.
 -- ARGV: name.
 -- Returns whether there was one.
--- luacheck: read globals forget
+local forget = require("submit.schedule.lua.shared.forget")
 local removed = redis.call('SREM', KEYS[2], ARGV[1]) + forget(KEYS[1])
 redis.call('UNLINK', KEYS[3])
 return removed > 0

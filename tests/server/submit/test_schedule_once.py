@@ -18,8 +18,7 @@ from submit.schedule.dispatch import LATE_S
 from submit.schedule.model import Outcome, Run
 from submit.schedule.rq_jobs import QUEUE
 from submit.schedule.run_store import RunStore
-from submit.schedule.steps import KEPT_RUNS
-from submit.schedule.store import Schedules
+from submit.schedule.store import KEPT_RUNS, Schedules
 from tests.night import EVENING, MINUTE, TWO, Crash, Night, lines_in
 
 DAY = 86400

@@ -1,6 +1,5 @@
--- Shared by steps of schedules: remove a schedule and its file, whatever lies there.
--- luacheck: ignore 211
-local function forget(info)
+-- Remove a schedule and its file, whatever lies there.
+return function(info)
   local id = redis.pcall('HGET', info, 'id')
   if type(id) == 'string' and #id < 100 then redis.call('UNLINK', info .. ':prompts:' .. id) end
   return redis.call('UNLINK', info)

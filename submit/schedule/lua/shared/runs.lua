@@ -1,8 +1,8 @@
--- Shared by steps of schedules: the list of a schedule's last runs, and which of its batches are not done.
--- luacheck: ignore 211
+-- The list of a schedule's last runs, and which of its batches are not done.
+local runs_of = {}
 
 -- Note what became of a run. What somebody else put where that is noted stops no run.
-local function record(runs, outcome)
+function runs_of.record(runs, outcome)
   redis.pcall('LPUSH', runs, outcome)
   redis.pcall('LTRIM', runs, 0, 19)
 end
@@ -15,7 +15,7 @@ local function is_running(id)
 end
 
 -- `first`, and the batches that were not done at the last run and are not done now: up to 100, with spaces between.
-local function open_batches(info, first)
+function runs_of.open_batches(info, first)
   local kept = {first}
   for id in (redis.call('HGET', info, 'open') or ''):gmatch('%S+') do
     if #kept < 100 and is_running(id) then kept[#kept + 1] = id end
@@ -24,7 +24,7 @@ local function open_batches(info, first)
 end
 
 -- A batch of the schedule that is not done, or nothing. One that was done and is retried is among the last runs.
-local function unfinished_batch(info, runs)
+function runs_of.unfinished_batch(info, runs)
   for id in (redis.call('HGET', info, 'open') or ''):gmatch('%S+') do
     if is_running(id) then return id end
   end
@@ -33,3 +33,5 @@ local function unfinished_batch(info, runs)
     if id and is_running(id) then return id end
   end
 end
+
+return runs_of
