@@ -8,7 +8,7 @@ import os
 import re
 import time
 import uuid
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,7 +30,6 @@ SPOOL_KEEP_S = 14 * 86400.0
 SWEEP_S = 3600.0
 RETRY_S = 30.0
 """How long a disk that refused a record is left alone."""
-OPEN_FILES = 32
 LOCK = ".lock"
 OFFERED_BYTES = 4 * 2**20
 """Records offered to Redis at a time, or a single longer one."""
@@ -60,7 +59,6 @@ class Spool:
         self._keep_s = keep_s
         self._clock, self._now = clock, now
         self._lock: int | None = None
-        self._files: OrderedDict[str, int] = OrderedDict()
         self._failed_at: float | None = None
         self._swept_at: float | None = None
         self._looked_at: set[Path] = set()
@@ -78,10 +76,9 @@ class Spool:
         if self._failed_at is not None and self._clock() - self._failed_at < RETRY_S:
             return False
         try:
-            _write(self._file(batch), b"".join(map(encode_entry, entries)))
+            self._begin()
+            self._append(batch, b"".join(map(encode_entry, entries)))
         except OSError as error:
-            # The next record finds out whether a part of these was written: see _open.
-            self._close(batch.id)
             self._note_failure(error)
             return False
         if self._failed_at is not None:
@@ -109,8 +106,6 @@ class Spool:
 
     def close(self, *, delivered: bool) -> None:
         """End this life: others may offer what it left, unless all of it was delivered."""
-        for batch_id in list(self._files):
-            self._close(batch_id)
         if self._lock is None:
             return
         if delivered:
@@ -136,20 +131,8 @@ class Spool:
         except OSError as error:
             log.warning("shards that cannot be handed back cannot be noted in %s: %s", self.folder, error)
 
-    def _file(self, batch: Batch) -> int:
-        descriptor = self._files.get(batch.id)
-        if descriptor is not None and os.fstat(descriptor).st_nlink == 0:  # somebody removed it
-            self._close(batch.id)
-            descriptor = None
-        if descriptor is None:
-            descriptor = self._files[batch.id] = self._open(batch)
-        self._files.move_to_end(batch.id)
-        if len(self._files) > OPEN_FILES:
-            self._close(next(iter(self._files)))
-        return descriptor
-
-    def _open(self, batch: Batch) -> int:
-        self._begin()
+    def _append(self, batch: Batch, lines: bytes) -> None:
+        """Write to this life's file of the batch, which somebody may have removed since the last record."""
         folder = self.folder / _safe(batch.id)
         _make_folder(folder)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
@@ -158,19 +141,12 @@ class Spool:
             os.fchmod(descriptor, 0o600)
             size = os.fstat(descriptor).st_size
             if size == 0:
-                _write(descriptor, encode_header(batch))
+                lines = encode_header(batch) + lines
             elif os.pread(descriptor, 1, size - 1) != b"\n":
-                _write(descriptor, b"\n")  # a line was cut off when the disk was full: it must not spoil the next
-        except OSError:
+                lines = b"\n" + lines  # a line was cut off when the disk was full: it must not spoil the next
+            _write(descriptor, lines)
+        finally:
             os.close(descriptor)
-            raise
-        return descriptor
-
-    def _close(self, batch_id: str) -> None:
-        descriptor = self._files.pop(batch_id, None)
-        if descriptor is not None:
-            with suppress(OSError):
-                os.close(descriptor)
 
     # --- what earlier lives left ---
 
