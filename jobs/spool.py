@@ -1,8 +1,8 @@
 """The spool's files: every record that a worker finished, on its own disk, whatever becomes of Redis.
 
-``FOLDER/BATCH_ID/WORKER.LIFE.jsonl`` holds what one life of a worker finished of one batch: a line about the batch,
-then a line per record, which comes last in it and as it was stored. A life's files are its own as long as it holds the
-lock of ``FOLDER/WORKER.LIFE.lock``; what a later worker has offered to Redis is renamed to ``*.offered.jsonl``.
+``FOLDER/BATCH_ID/WORKER.INSTANCE.jsonl`` holds what one worker process finished of one batch: a line about the batch,
+then a line per record, which comes last in it and as it was stored. A process owns its files while it has the lock of
+``FOLDER/WORKER.INSTANCE.lock``; what a later worker has offered to Redis is renamed to ``*.offered.jsonl``.
 Any line may be damaged or cut off: readers pass over it and say so.
 """
 

@@ -43,7 +43,7 @@ NO_SCHEDULER = "no scheduler is running: `promptmill scheduler` starts one"
 POLL_S = 0.2
 ASK_S = 60.0
 BY_HAND_S = UPLOAD_LEASE_S
-"""A run by hand that has not come about after so long is gone on with by others: its maker may be dead."""
+"""A run by hand that is not submitted after so long is submitted by others: its client may be dead."""
 MAX_PATH = 1000
 _ORDER = {
     "defaults": dict,

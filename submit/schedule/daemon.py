@@ -67,7 +67,7 @@ class Scheduler:
         self._store = store
         self._schedules = Schedules(store.connection)
         self._mirror = RqMirror(store.connection)
-        # The lock is held by a process, and two of them may have the same name.
+        # The lock is a process's, and two of them may have the same name.
         self._lock = Lock(store.connection, f"{self.name}.{uuid.uuid4().hex[:8]}")
         self._tend = tend
         self._clock = clock
@@ -120,7 +120,7 @@ class Scheduler:
     # --- the main thread ---
 
     def tick(self) -> None:
-        """Keep or take the lock; where it is held begin what is due."""
+        """Take or renew the lock; with the lock, begin what is due."""
         asked_at = self._clock()
         self._attendance.trying()
         held = self._lock.refresh()

@@ -51,7 +51,7 @@ class Lock:
         self._rq._connection = connection  # type: ignore[assignment]
 
     def refresh(self) -> bool:
-        """Show a sign of life, and take or keep the lock; whether it is held."""
+        """Register again, and take or renew the lock; whether this process has it."""
         self._rq.register_birth()
         return bool(self._rq.acquire_locks())  # type: ignore[no-untyped-call]
 

@@ -10,7 +10,7 @@ from submit.schedule.cron import MOST_COUNTED
 from submit.schedule.model import Outcome, Schedule
 from submit.status.text import clip, duration, fitted, plural
 
-__all__ = ["missed_runs", "next_run", "timetable"]
+__all__ = ["missed_runs", "next_run", "schedule_table"]
 
 NO_SCHEDULES = "no schedules; `promptmill schedule add NAME --cron '0 2 * * *' FILE --model MODEL` makes one"
 HEADER = ("schedule", "cron", "zone", "next run", "last run", "source", "model")
@@ -19,7 +19,7 @@ DROPPED_FIRST = ("model", "source", "zone", "cron")
 WHY_WIDTH = 100
 
 
-def timetable(
+def schedule_table(
     schedules: Sequence[Schedule], batches: Mapping[str, Batch], now: float, *, width: int | None = None
 ) -> list[str]:
     """Schedules as lines of a table of at most ``width`` columns (None: as wide as need be), then what went wrong.

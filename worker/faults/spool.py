@@ -38,7 +38,7 @@ BATCH_FOLDER = re.compile(r"b_[0-9A-Z]{26}")
 
 
 class Spool:
-    """One life's part of a spool folder. :meth:`append` never raises: without a disk the worker goes on.
+    """One worker instance's part of a spool folder. :meth:`append` never raises: without a disk the worker goes on.
 
     ``clock`` gives seconds, ``now`` seconds since the epoch.
     """
@@ -49,13 +49,13 @@ class Spool:
         worker: str,
         keep_s: float = SPOOL_KEEP_S,
         *,
-        life: str | None = None,
+        instance: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.folder = folder
-        # A process id comes again, a life does not.
-        self._stem = f"{_safe(worker)}.{life or uuid.uuid4().hex[:12]}"
+        # A process id comes again, an instance does not.
+        self._stem = f"{_safe(worker)}.{instance or uuid.uuid4().hex[:12]}"
         self._keep_s = keep_s
         self._clock, self._now = clock, now
         self._lock: int | None = None
@@ -69,10 +69,10 @@ class Spool:
         """Whether the last record went into it."""
         return self._failed_at is None
 
-    # --- what this life finishes ---
+    # --- what this instance finishes ---
 
     def append(self, batch: Batch, entries: Sequence[SpoolEntry]) -> bool:
-        """Write records down; False where the disk does not take them, which is said once."""
+        """Write records down; False where the disk does not take them, which is logged once."""
         if self._failed_at is not None and self._clock() - self._failed_at < RETRY_S:
             return False
         try:
@@ -105,7 +105,7 @@ class Spool:
             self._lock = _take(self._lock_path(self._stem))
 
     def close(self, *, delivered: bool) -> None:
-        """End this life: others may offer what it left, unless all of it was delivered."""
+        """End this instance: others may offer what it left, unless all of it was delivered."""
         if self._lock is None:
             return
         if delivered:
@@ -117,7 +117,7 @@ class Spool:
         self._lock = None
 
     def leave(self, attempts: Iterable[Attempt]) -> None:
-        """Note shards that could not be handed back at a clean end: whoever offers this life's records does it."""
+        """Note shards that could not be handed back at a clean end: whoever offers this instance's records does it."""
         rows = [[attempt.batch_id, attempt.number, attempt.fence] for attempt in attempts]
         if not rows:
             return
@@ -132,7 +132,7 @@ class Spool:
             log.warning("shards that cannot be handed back cannot be noted in %s: %s", self.folder, error)
 
     def _append(self, batch: Batch, lines: bytes) -> None:
-        """Write to this life's file of the batch, which somebody may have removed since the last record."""
+        """Write to this instance's file of the batch, which somebody may have removed since the last record."""
         folder = self.folder / _safe(batch.id)
         _make_folder(folder)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
@@ -148,7 +148,7 @@ class Spool:
         finally:
             os.close(descriptor)
 
-    # --- what earlier lives left ---
+    # --- what earlier instances left ---
 
     def offer(self, store: Store, stop: Callable[[], bool] = lambda: False) -> int:
         """Store what dead workers finished and could not deliver, as far as it is still wanted; how many records
@@ -178,7 +178,7 @@ class Spool:
         return offered
 
     def _left(self) -> dict[str, list[Path]]:
-        """Files that were not offered yet, by the life that wrote them."""
+        """Files that were not offered yet, by the instance that wrote them."""
         left: dict[str, list[Path]] = defaultdict(list)
         for path in sorted(self.folder.glob(f"b_*/*{SUFFIX}")):
             stem = path.name.removesuffix(SUFFIX)
@@ -192,7 +192,7 @@ class Spool:
         return left
 
     def _hand_back(self, store: Store, stem: str) -> None:
-        """Hand back what a dead life could not, so that its lines do not count as tried; its jobs come by recovery."""
+        """Hand back what a dead instance could not, so that its lines do not count as tried; its jobs come by recovery."""
         path = self._lock_path(stem)
         try:
             rows = orjson.loads(path.read_bytes() or b"[]")
@@ -206,7 +206,7 @@ class Spool:
 
     @contextmanager
     def _dead(self, stem: str) -> Iterator[bool]:
-        """Whether a life is over; while the block runs nobody else offers its files."""
+        """Whether an instance has ended; while the block runs nobody else offers its files."""
         try:
             lock = _take(self._lock_path(stem))
         except OSError:

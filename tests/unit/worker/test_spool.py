@@ -57,14 +57,14 @@ def clock() -> list[float]:
 
 @pytest.fixture
 def spool(tmp_path: Path, clock: list[float]) -> Iterator[Spool]:
-    """A spool of one life."""
-    made = Spool(tmp_path / "spool", "mini.7", life="one", clock=lambda: clock[0])
+    """A spool of one instance."""
+    made = Spool(tmp_path / "spool", "mini.7", instance="one", clock=lambda: clock[0])
     yield made
     made.close(delivered=False)
 
 
 def file_of(spool: Spool, of: Batch) -> Path:
-    """Where the fixture's life writes a batch's records."""
+    """Where the fixture's instance writes a batch's records."""
     return spool.folder / of.id / "mini.7.one.jsonl"
 
 
