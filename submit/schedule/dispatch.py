@@ -147,7 +147,7 @@ class Dispatcher:
         except StoppedError:
             log.debug("the run of %s is left to the next scheduler", schedule.name)
         except OvertakenError:
-            log.info("the run of %s was submitted or ended elsewhere", schedule.name, extra={"action": "overtaken"})
+            log.info("the run of %s was seen to elsewhere", schedule.name, extra={"action": "overtaken"})
         except (RedisError, redis.exceptions.ResponseError) as error:
             log.warning("the run of %s waits: %s", schedule.name, error, extra={"action": "run_waits"})
             self._tried[schedule.id] = self._clock()

@@ -1,7 +1,7 @@
 """Delivers the ends of batches to webhooks, signed by the scheme of Standard Webhooks (https://www.standardwebhooks.com).
 
-Each end is delivered until the receiver answers 2xx, which may be more than once: a deliverer that dies after the answer and
-before it has noted it is followed by another, which sends the same ``webhook-id`` again. Receivers remember those.
+Each end is delivered until the receiver answers 2xx, which may be more than once: a sender that dies after the answer
+and before it has noted it is followed by another, which sends the same ``webhook-id`` again. Receivers remember those.
 """
 
 from __future__ import annotations

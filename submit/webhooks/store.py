@@ -1,4 +1,4 @@
-"""Batches whose end is to be delivered to a webhook, in Redis: claimed by one deliverer at a time, tried again, given up.
+"""Batches whose end is to be delivered to a webhook, in Redis: claimed by one sender at a time, tried again, given up.
 
 A claim is a lease: the batch's place in the list is put off until its end. Whoever notes what came of a try shows the
 place that the claim gave it; a batch that was retried, purged or claimed by another meanwhile has none or another.

@@ -192,7 +192,7 @@ class Spool:
         return left
 
     def _hand_back(self, store: Store, stem: str) -> None:
-        """Hand back what a dead instance could not, so that its lines do not count as tried; its jobs come by recovery."""
+        """Hand back what a dead instance could not: its lines do not count as tried. Its jobs come by recovery."""
         path = self._lock_path(stem)
         try:
             rows = orjson.loads(path.read_bytes() or b"[]")
