@@ -15,8 +15,8 @@ from worker.engine.engine import Engine
 from worker.engine.loading.model import LoadedModel
 from worker.engine.prompts.prepare import Preparer
 from worker.engine.text.completion import Completion, TextAssembler
-from worker.engine.text.stops import StopMatcher
-from worker.engine.text.token_bytes import TextStream, TokenTexts
+from worker.engine.text.detokenizer import TextStream, TokenTexts
+from worker.engine.text.stop_strings import StopMatcher
 
 QUESTIONS = [
     "What is 2 plus 3?",

@@ -26,8 +26,8 @@ from worker.engine.recovery import to_try, try_alone, try_model
 from worker.engine.sampling.sampler import suited
 from worker.engine.scheduler import Scheduler, Ticket
 from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, Sequence, sequences_of
-from worker.engine.text.stops import StopMatchers
-from worker.engine.text.token_bytes import TokenTexts
+from worker.engine.text.detokenizer import TokenTexts
+from worker.engine.text.stop_strings import StopMatchers
 from worker.engine.unbatched.speculative import batch_of
 
 __all__ = ["Engine", "EngineStats"]

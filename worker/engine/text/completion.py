@@ -7,8 +7,8 @@ from typing import Any
 
 from jobs.record import finish_reason
 from worker.engine.sequence import Sequence
+from worker.engine.text.detokenizer import TokenTexts
 from worker.engine.text.thinking import split_thinking
-from worker.engine.text.token_bytes import TokenTexts
 
 __all__ = ["LEAST_LOGPROB", "Completion", "TextAssembler"]
 

@@ -13,9 +13,9 @@ from hypothesis import given, strategies as st
 from jobs.params import Sampling
 from worker.engine.sequence import Sequence, choice_seed
 from worker.engine.text.completion import TextAssembler
-from worker.engine.text.stops import StopMatcher
+from worker.engine.text.detokenizer import TextStream, TokenTexts
+from worker.engine.text.stop_strings import StopMatcher
 from worker.engine.text.thinking import AnswerParts, split_thinking
-from worker.engine.text.token_bytes import TextStream, TokenTexts
 
 THINK = ("<think>", "</think>")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence as Items
 
 from worker.engine.sequence import Sequence
+from worker.engine.text.detokenizer import TextStream, TokenTexts
 from worker.engine.text.thinking import AnswerParts
-from worker.engine.text.token_bytes import TextStream, TokenTexts
 
 __all__ = ["StopMatcher", "StopMatchers"]
 

@@ -18,7 +18,7 @@ from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import measure
 from worker.engine.prompts.prepare import Preparer
 from worker.engine.text.completion import Completion, TextAssembler
-from worker.engine.text.token_bytes import TokenTexts
+from worker.engine.text.detokenizer import TokenTexts
 
 SAMPLES = [
     "Snow is white. It's cold, cold !",
