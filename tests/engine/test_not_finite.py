@@ -15,7 +15,8 @@ from tests.engine.conftest import build, successor
 from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import measure
 from worker.engine.loading.model import LoadedModel
-from worker.engine.sampling.sampler import NO_TOKEN, Features, Sampler, pick
+from worker.engine.sampling.draws import pick
+from worker.engine.sampling.sampler import NO_TOKEN, Features, Sampler
 from worker.engine.sequence import Finished
 from worker.engine.unbatched.modes import SoloModes
 
@@ -194,9 +195,9 @@ def test_one_maximum_finds_them_all(kind: mx.Dtype) -> None:
     logits[5] = -np.inf
     logits[:, 1000] += 9  # the best in few bits, too
     arrays = {"generated": mx.zeros(8, dtype=mx.int32)}
-    sampled = Sampler(None)(Features(greedy=True), mx.array(logits).astype(kind), arrays, {})
-    assert sampled.told.tolist() == [NO_TOKEN] * 4 + [1000, NO_TOKEN, 1000, 1000]
-    assert min(sampled.tokens.tolist()) >= 0
+    sampled = Sampler(None)(Features({"greedy"}), mx.array(logits).astype(kind), arrays, {})
+    assert sampled.tokens.tolist() == [NO_TOKEN] * 4 + [1000, NO_TOKEN, 1000, 1000]
+    assert min(sampled.inputs.tolist()) >= 0
 
 
 @pytest.mark.parametrize("weight", [0.0, NAN, float("inf")])

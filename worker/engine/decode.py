@@ -11,7 +11,7 @@ import mlx.core as mx
 from worker.engine.caches import batch as batch_caches, slots as row_slots
 from worker.engine.caches.batch import Cache
 from worker.engine.loading.model import LoadedModel
-from worker.engine.sampling import row_params as row_arrays
+from worker.engine.sampling import row_params
 from worker.engine.sampling.row_params import BatchArrays
 from worker.engine.sampling.sampler import NO_TOKEN, Sampled, Sampler
 from worker.engine.sequence import Sequence
@@ -76,7 +76,7 @@ class Results:
     """What a step sampled, waited for and brought to the host."""
 
     def __init__(self, sampled: Sampled) -> None:
-        self.tokens: list[int] = _listed(sampled.told)
+        self.tokens: list[int] = _listed(sampled.tokens)
         self._covered = _listed(sampled.covered)
         self._logprobs = _listed(sampled.logprobs)
         self._ids, self._values = _listed(sampled.top_ids), _listed(sampled.top_logprobs)
@@ -130,12 +130,12 @@ class DecodeBatch:
         if self._logits is None or not len(self):
             return None
         if self._arrays is None or self._arrays.steps_left < 1:
-            self._arrays = row_arrays.build(self._rows, self._model.vocab_size)
+            self._arrays = row_params.build(self._rows, self._model.vocab_size)
         arrays = self._arrays
         self._sampled = self._sampler(arrays.features, self._logits, arrays.state, arrays.params)
         arrays.state = self._sampled.state
         arrays.steps_left -= 1
-        self._inputs, self._logits = self._sampled.tokens, None
+        self._inputs, self._logits = self._sampled.inputs, None
         rows = {slot: row for slot, row in enumerate(self._rows) if row is not None}
         spent = [row for row in rows.values() if len(row.tokens) + 1 >= row.limit]
         if spent:

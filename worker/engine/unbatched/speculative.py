@@ -18,7 +18,7 @@ from worker.engine.caches import batch as batch_caches
 from worker.engine.caches.batch import Cache
 from worker.engine.decode import CLEAR_EVERY, DecodeBatch, Results, StepResult, Taken
 from worker.engine.loading.model import LoadedModel
-from worker.engine.sampling import row_params as row_arrays
+from worker.engine.sampling import row_params
 from worker.engine.sampling.sampler import Sampler
 from worker.engine.sequence import Sequence
 
@@ -97,7 +97,7 @@ class DraftBatch:
         row = place.row
         proposals = self._propose(place, min(self._model.num_draft_tokens, row.limit - len(row.tokens) - 1))
         inputs = mx.concatenate([mx.array(place.unread[-1:], dtype=mx.int32), proposals])
-        arrays = row_arrays.build_ahead(row, inputs, self._model.vocab_size)
+        arrays = row_params.build_ahead(row, inputs, self._model.vocab_size)
         logits = self._target.forward(inputs[None], place.caches)[0]
         sampled = self._sampler(arrays.features, logits, arrays.state, arrays.params)
         mx.async_eval(sampled.outputs(), proposals)
@@ -129,15 +129,15 @@ class DraftBatch:
     def _propose(self, place: Place, count: int) -> mx.array:
         """``[count]`` tokens that the draft model takes to be the row's next."""
         proposals = [mx.array([], dtype=mx.int32)]
-        arrays = row_arrays.build([place.row], self._model.vocab_size, ahead=count)
-        features = replace(arrays.features, logprobs=False, top_logprobs=False)
+        arrays = row_params.build([place.row], self._model.vocab_size, ahead=count)
+        features = arrays.features - {"logprobs", "top_logprobs"}
         tokens = mx.array([place.unread], dtype=mx.int32)
         for _ in range(count):
             logits = self._draft.forward(tokens, place.draft_caches)[:, -1]
             sampled = self._sampler(features, logits, arrays.state, arrays.params)
             arrays.state = sampled.state
-            proposals.append(sampled.tokens)
-            tokens = sampled.tokens[:, None]
+            proposals.append(sampled.inputs)
+            tokens = sampled.inputs[:, None]
         return mx.concatenate(proposals)
 
 
