@@ -13,11 +13,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from jobs.lines.line import Defaults, Job, check_line
+from jobs.record import Choice
 from tests.engine.conftest import MarkovModel
 from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import measure
 from worker.engine.prompts.prepare import Preparer
-from worker.engine.text.completion import Completion, TextAssembler
+from worker.engine.text.completion import TextAssembler
 from worker.engine.text.detokenizer import TokenTexts
 
 SAMPLES = [
@@ -138,7 +139,7 @@ def test_any_tokens_in_a_row_are_what_transformers_decodes(make: Callable[[], An
 
 
 @pytest.fixture
-def answered() -> Callable[..., Completion]:
+def answered() -> Callable[..., Choice]:
     """``answered(**line)``: the completion of a line on a model that says `` white. duck is`` after any token."""
     tokenizer = pieces()
     said = tokenizer.convert_tokens_to_ids(["\u2581white", ".", "\u2581duck", "\u2581is", "</s>"])
@@ -151,7 +152,7 @@ def answered() -> Callable[..., Completion]:
     wrapped = TokenizerWrapper(tokenizer, eos_token_ids=[said[-1]])
     model = measure("markov", MarkovModel(table), wrapped, {})
 
-    def complete(**line: Any) -> Completion:
+    def complete(**line: Any) -> Choice:
         checked = check_line(orjson.dumps({"logprobs": True, "max_tokens": 9, **line}))
         job: Job = checked.job(index=0, line=1, batch_id="b", defaults=Defaults({"model": "m"}))
         engine = Engine(model)

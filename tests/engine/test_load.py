@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 
 from jobs.errors import ModelLoadError
-from worker.engine.caches.batch import new_batch
+from worker.engine.caches.prompt_cache import new_batch
 from worker.engine.loading import mlx_models
 from worker.engine.loading.mlx_models import compiler_present, load_model
 from worker.engine.loading.model import LoadedModel

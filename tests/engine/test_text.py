@@ -11,10 +11,11 @@ import pytest
 from mlx_lm import generate
 
 from jobs.lines.line import Defaults, Job, check_line
+from jobs.record import Choice
 from worker.engine.engine import Engine
 from worker.engine.loading.model import LoadedModel
 from worker.engine.prompts.prepare import Preparer
-from worker.engine.text.completion import Completion, TextAssembler
+from worker.engine.text.completion import TextAssembler
 from worker.engine.text.detokenizer import TextStream, TokenTexts
 from worker.engine.text.stop_strings import StopMatcher
 
@@ -34,14 +35,14 @@ def job(**fields: Any) -> Job:
 
 
 @pytest.fixture
-def complete(pocket: LoadedModel) -> Callable[..., list[list[Completion]]]:
+def complete(pocket: LoadedModel) -> Callable[..., list[list[Choice]]]:
     """``complete(*lines)``: the completions of job lines run together, by line and choice."""
 
-    def run(*lines: dict[str, Any], **options: Any) -> list[list[Completion]]:
+    def run(*lines: dict[str, Any], **options: Any) -> list[list[Choice]]:
         engine, preparer, assembler = Engine(pocket, **options), Preparer(pocket), TextAssembler(pocket.tokenizer)
         for index, fields in enumerate(lines):
             engine.add(preparer.prepare(job(**fields), key=index))
-        done: dict[Any, list[Completion]] = {}
+        done: dict[Any, list[Choice]] = {}
         while engine.has_work:
             for finished in engine.step():
                 assert finished.error is None

@@ -16,7 +16,7 @@ from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
 from jobs.errors import ModelLoadError
 from tests.engine.conftest import build
-from worker.engine.caches.batch import leaves
+from worker.engine.caches.prompt_cache import leaves
 from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import load_draft, load_model, measure
 from worker.engine.loading.model import LoadedModel

@@ -8,8 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from worker.engine.caches import batch as batch_caches, slots as row_slots
-from worker.engine.caches.batch import Cache
+from worker.engine.caches import prompt_cache
+from worker.engine.caches.prompt_cache import Cache
+from worker.engine.caches.slots import columns_in_use, fill_slots
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sampling import row_params
 from worker.engine.sampling.row_params import BatchArrays
@@ -148,7 +149,7 @@ class DecodeBatch:
         slots = self._idle[: len(rows)]
         if self._inputs is None or not len(self):
             self._caches, self._inputs, self._rows, self._idle = caches, tokens, list(rows), []
-        elif len(slots) == len(rows) and row_slots.place(self._caches, caches, slots):
+        elif len(slots) == len(rows) and fill_slots(self._caches, caches, slots):
             # Not written into the inputs as they are: they are the tokens of the step in flight.
             self._inputs = mx.put_along_axis(self._inputs, mx.array(slots), tokens, axis=0)
             for slot, row in zip(slots, rows, strict=True):
@@ -157,7 +158,7 @@ class DecodeBatch:
         else:
             if self._idle:
                 self._compact()
-            batch_caches.extend(self._caches, caches, len(self._rows), len(rows))
+            prompt_cache.extend(self._caches, caches, len(self._rows), len(rows))
             self._inputs = mx.concatenate([self._inputs, tokens])
             self._rows += rows
         self._arrays = None
@@ -197,7 +198,7 @@ class DecodeBatch:
     def _compact(self) -> None:
         """Drop idle slots, and columns that no row uses any more, at the price of a copy."""
         stays = [slot for slot, row in enumerate(self._rows) if row is not None]
-        batch_caches.keep(self._caches, stays)
+        prompt_cache.keep(self._caches, stays)
         self._inputs = self._inputs[mx.array(stays)] if self._inputs is not None else None
         self._rows = [self._rows[slot] for slot in stays]
         self._idle.clear()
@@ -206,7 +207,7 @@ class DecodeBatch:
     def _wasted(self) -> int:
         """Columns of the caches that are padding in every row."""
         longest = max(len(row.prompt) + len(row.tokens) for row in self._rows if row is not None)
-        return row_slots.columns(self._caches) - longest
+        return columns_in_use(self._caches) - longest
 
     def _settled(self) -> list[mx.array]:
-        return batch_caches.arrays(self._caches) if self._steps % SETTLE_EVERY == 0 else []
+        return prompt_cache.arrays(self._caches) if self._steps % SETTLE_EVERY == 0 else []

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from jobs.errors import SickModelError
 from worker.engine import line_state
-from worker.engine.caches import batch as batch_caches
+from worker.engine.caches import prompt_cache
 from worker.engine.caches.prefixes import Prefixes, prefix_budget
 from worker.engine.decode import NotFiniteError, StepResult, Taken
 from worker.engine.line_state import EngineStats, Line, in_flight, internal_error, key_of, without
@@ -75,7 +75,7 @@ class Engine:
         self._clock = clock
         self._step_size = prefill_step_size
         self._prefix_memory = prefix_memory if model.prefixes else 0
-        self._prefixes = Prefixes(0, model.cache_cost, batch_caches.shorten)
+        self._prefixes = Prefixes(0, model.cache_cost, prompt_cache.shorten)
         self._scheduler = Scheduler(
             decode_concurrency=decode_concurrency if model.batchable else 1,
             prompt_concurrency=prompt_concurrency if model.batchable else 1,
@@ -313,9 +313,9 @@ class Engine:
             self._scheduler.prefilled([ticket for ticket in group.tickets if ticket.rows])
             self._ready.append(group)
             return
-        caches = batch_caches.pack(group.take([(group.tickets[0], 1)]))
-        mx.async_eval(batch_caches.arrays(caches))
-        self._prefixes.computed(group.makes, caches, batch_caches.size(caches))
+        caches = prompt_cache.pack(group.take([(group.tickets[0], 1)]))
+        mx.async_eval(prompt_cache.arrays(caches))
+        self._prefixes.computed(group.makes, caches, prompt_cache.size(caches))
 
     def _begin_groups(self) -> None:
         now = self._clock()

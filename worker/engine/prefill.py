@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from worker.engine.caches import batch as batch_caches
-from worker.engine.caches.batch import Cache
+from worker.engine.caches import prompt_cache
 from worker.engine.caches.prefixes import Prefix
+from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import LoadedModel
 from worker.engine.scheduler import Ticket
 from worker.engine.sequence import Sequence
@@ -88,7 +88,7 @@ class PrefillGroup:
         width = rest if rest - self._chunk < 2 else self._chunk
         end = self._position + width
         if self._padded:
-            batch_caches.announce(self._caches, [length - self._position for length in self._lengths], width)
+            prompt_cache.announce(self._caches, [length - self._position for length in self._lengths], width)
         columns = [line[self._position : end] for line in self._inputs]
         padded = [column + [0] * (width - len(column)) for column in columns]
         self._model.forward(mx.array(padded, dtype=mx.int32), self._caches)
@@ -108,37 +108,37 @@ class PrefillGroup:
             self._caches = self._model.new_cache()
             return
         if self._prefix is None:
-            self._caches = batch_caches.new_batch(self._model, len(self._lengths))
+            self._caches = prompt_cache.new_batch(self._model, len(self._lengths))
         else:
-            self._caches = batch_caches.repeat(self._prefix.caches, len(self._lengths))
+            self._caches = prompt_cache.repeat(self._prefix.caches, len(self._lengths))
             self._prefix = None
         if self._padded:
-            batch_caches.prepare(self._caches, self._lengths)
+            prompt_cache.prepare(self._caches, self._lengths)
 
     def _chunk_of(self, most: int) -> int:
         """Columns of a chunk: even parts of at most ``most``, yet not below 2, because a sliding window takes a single
         padded column for a decode step."""
-        if self._padded and batch_caches.recurrent(self._caches):
+        if self._padded and prompt_cache.recurrent(self._caches):
             most = min(most, RECURRENT_COLUMNS)
         parts = max(1, min(-(-self._longest // max(1, most)), self._longest // 2))
         return -(-self._longest // parts)
 
     def arrays(self) -> list[mx.array]:
-        return batch_caches.arrays(self._caches)
+        return prompt_cache.arrays(self._caches)
 
     def take(self, wanted: list[tuple[Ticket, int]]) -> list[Cache]:
         """Caches with ``count`` rows for each ticket in ``wanted``, in that order; tickets with no rows left to start
         are forgotten."""
         if not self._model.batchable:
-            return batch_caches.duplicate(self._caches) if self.tickets[0].rows else self._release()
+            return prompt_cache.duplicate(self._caches) if self.tickets[0].rows else self._release()
         picked = [self.tickets.index(ticket) for ticket, count in wanted for _ in range(count)]
         left = [index for index, ticket in enumerate(self.tickets) if ticket.rows]
         if not left:
             taken = self._release()
             if picked != list(range(len(self._lengths))):
-                batch_caches.keep(taken, picked)
+                prompt_cache.keep(taken, picked)
             return taken
-        taken = batch_caches.fork(self._caches, picked)
+        taken = prompt_cache.fork(self._caches, picked)
         self._keep(left)
         return taken
 
@@ -156,7 +156,7 @@ class PrefillGroup:
 
     def _keep(self, left: list[int]) -> None:
         if len(left) < len(self.tickets):
-            batch_caches.keep(self._caches, left)
+            prompt_cache.keep(self._caches, left)
             self.tickets = [self.tickets[index] for index in left]
             self._lengths = [self._lengths[index] for index in left]
 
@@ -169,4 +169,4 @@ class PrefillGroup:
         self._position = self._longest
         self._inputs = []
         if self._model.batchable:
-            batch_caches.finalize(self._caches)
+            prompt_cache.finalize(self._caches)

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from worker.engine.caches.batch import Cache, leaves
+from worker.engine.caches.prompt_cache import Cache, leaves
 
-__all__ = ["columns", "place"]
+__all__ = ["columns_in_use", "fill_slots"]
 
 GROWING, WINDOW, STATE = "BatchKVCache", "BatchRotatingKVCache", "ArraysCache"
 
 
-def place(caches: Sequence[Cache], others: Sequence[Cache], slots: Sequence[int]) -> bool:
+def fill_slots(caches: Sequence[Cache], others: Sequence[Cache], slots: Sequence[int]) -> bool:
     """Write row i of ``others`` into row ``slots[i]`` of ``caches``, all or none of them.
 
     Returns:
@@ -37,7 +37,7 @@ def place(caches: Sequence[Cache], others: Sequence[Cache], slots: Sequence[int]
     return True
 
 
-def columns(caches: Sequence[Cache]) -> int:
+def columns_in_use(caches: Sequence[Cache]) -> int:
     """How many columns the batch's growing caches have in use; rows shorter than that are padded on the left."""
     return max((int(cache._idx) for cache in leaves(caches) if _kind(cache) == GROWING), default=0)
 

@@ -29,7 +29,7 @@ from mlx_lm.utils import (
 )
 
 from jobs.errors import ModelLoadError
-from worker.engine.caches import batch as batch_caches
+from worker.engine.caches import prompt_cache
 from worker.engine.loading.model import LoadedModel
 from worker.engine.loading.probe import cache_cost, try_batching, try_prefixes
 from worker.engine.sampling.sampler import drawable
@@ -269,7 +269,7 @@ def _weighed(
 ) -> LoadedModel:
     caches = list(make_prompt_cache(model))
     logits = model(mx.array([[0, 0]]), cache=caches)
-    mx.eval(logits, batch_caches.arrays(caches))
+    mx.eval(logits, prompt_cache.arrays(caches))
     if not drawable(logits[:, -1]).item():
         raise ModelLoadError(
             f"model '{name}' gives NaN or infinite logits to the simplest prompt: its files may be damaged, or its "

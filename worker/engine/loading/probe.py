@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from worker.engine.caches import batch as batch_caches
-from worker.engine.caches.batch import Cache
+from worker.engine.caches import prompt_cache
 from worker.engine.caches.prefixes import Prefix
+from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import CacheCost, LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
 from worker.engine.scheduler import Ticket
@@ -31,7 +31,7 @@ kernels for different batch sizes round differently."""
 def cache_cost(caches: list[Cache], *, tokens: int) -> CacheCost:
     """What the caches of one row take, given such caches with ``tokens`` tokens in them."""
     growing, windows, fixed = 0, [], 0
-    for cache in batch_caches.leaves(caches):
+    for cache in prompt_cache.leaves(caches):
         if not hasattr(cache, "keys"):
             fixed += int(cache.nbytes)
             continue
@@ -71,7 +71,7 @@ def try_prefixes(model: LoadedModel) -> bool:
     prefix = Prefix(shared)
     group = PrefillGroup.of_prefix(model, prefix)
     group.complete(CHUNK)
-    prefix.caches = batch_caches.pack(group.take([(group.tickets[0], 1)]))
+    prefix.caches = prompt_cache.pack(group.take([(group.tickets[0], 1)]))
     groups = [prompts] if model.padded_prefill else [[prompt] for prompt in prompts]
     return _distance(expected, _together(model, groups, prefix)) < _tolerance(expected)
 
@@ -82,7 +82,7 @@ def try_trimming(model: LoadedModel) -> bool:
     expected, trimmed = model.new_cache(), model.new_cache()
     for caches, part in ((expected, 0), (trimmed, 0), (trimmed, 1)):
         model.forward(mx.array([parts[part]]), caches)
-    batch_caches.trim(trimmed, CHUNK)
+    prompt_cache.trim(trimmed, CHUNK)
     logits = model.forward(mx.array([parts[2]]), expected)[0, -1]
     return _distance([logits], model.forward(mx.array([parts[2]]), trimmed)[:, -1]) < _tolerance([logits])
 
@@ -91,7 +91,7 @@ def _alone(model: LoadedModel, prompt: list[int]) -> mx.array:
     caches = model.new_cache()
     if len(prompt) > 1:
         model.forward(mx.array([prompt[:-1]]), caches)
-        mx.eval(batch_caches.arrays(caches))
+        mx.eval(prompt_cache.arrays(caches))
     return model.forward(mx.array([prompt[-1:]]), caches)[0, -1]
 
 
@@ -108,7 +108,7 @@ def _together(model: LoadedModel, groups: list[list[list[int]]], prefix: Prefix 
         group.complete(CHUNK * len(tickets))
         caches = group.take([(ticket, 1) for ticket in tickets])
         if batch:
-            batch_caches.extend(batch, caches, rows, len(prompts))
+            prompt_cache.extend(batch, caches, rows, len(prompts))
         else:
             batch = caches
         rows += len(prompts)

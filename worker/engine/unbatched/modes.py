@@ -12,8 +12,8 @@ from typing import Any
 import mlx.core as mx
 
 from jobs.errors import ModelLoadError
-from worker.engine.caches import batch as batch_caches
-from worker.engine.caches.batch import Cache
+from worker.engine.caches import prompt_cache
+from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import LoadedModel
 from worker.engine.loading.probe import cache_cost, try_trimming
 
@@ -108,7 +108,7 @@ def _ringed(model: LoadedModel, size: int, ring: Callable[[int], Cache]) -> Any:
     """New caches for a row with rings for the layers that keep everything; None where there are none such."""
     caches = model.new_cache()
     ringed = [_replaced(cache, size, ring) for cache in caches]
-    changed = any(type(leaf).__name__ == "KVCache" for leaf in batch_caches.leaves(caches))
+    changed = any(type(leaf).__name__ == "KVCache" for leaf in prompt_cache.leaves(caches))
     return ringed if changed else None
 
 
@@ -150,7 +150,7 @@ def _with_draft(model: LoadedModel, draft: LoadedModel, count: int) -> LoadedMod
         )
     for one, role in ((model, "model"), (draft, "--draft-model")):
         # Tried only where all caches say yes: others may raise, or keep what they should forget.
-        if not batch_caches.trimmable(one.new_cache()) or not try_trimming(one):
+        if not prompt_cache.trimmable(one.new_cache()) or not try_trimming(one):
             raise ModelLoadError(
                 f"{role} '{one.name}' cannot take back tokens that were proposed and refused (it has sliding windows "
                 "or recurrent layers): leave out --draft-model, or choose another"
@@ -186,7 +186,7 @@ def _tried(model: LoadedModel, chunks: tuple[int, ...] = CHUNKS) -> list[Cache]:
     caches = model.new_cache()
     for width in chunks:
         logits = model.forward(mx.zeros((1, width), dtype=mx.int32), caches)
-        mx.eval(logits, batch_caches.arrays(caches))
+        mx.eval(logits, prompt_cache.arrays(caches))
     return caches
 
 

@@ -14,8 +14,8 @@ from typing import cast
 
 import mlx.core as mx
 
-from worker.engine.caches import batch as batch_caches
-from worker.engine.caches.batch import Cache
+from worker.engine.caches import prompt_cache
+from worker.engine.caches.prompt_cache import Cache
 from worker.engine.decode import CLEAR_EVERY, DecodeBatch, Results, StepResult, Taken
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sampling import row_params
@@ -37,9 +37,9 @@ class Place:
 
     def settle(self, proposals: list[int], accepted: int, token: int) -> None:
         """After a round: forget the proposals from ``accepted`` on; ``token`` follows those before."""
-        batch_caches.trim(self.caches, len(proposals) - accepted)
+        prompt_cache.trim(self.caches, len(proposals) - accepted)
         if accepted < len(proposals):
-            batch_caches.trim(self.draft_caches, len(proposals) - accepted - 1)
+            prompt_cache.trim(self.draft_caches, len(proposals) - accepted - 1)
             self.unread = [token]
         else:  # the draft model has not read the last of its own proposals
             self.unread = [*proposals[-1:], token] if proposals else [*self.unread, token]
