@@ -19,7 +19,7 @@ from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import measure
 from worker.engine.prompts.prepare import Preparer
 from worker.engine.text.completion import TextAssembler
-from worker.engine.text.detokenizer import TokenTexts
+from worker.engine.text.detokenizer import Detokenizer
 
 SAMPLES = [
     "Snow is white. It's cold, cold !",
@@ -84,7 +84,7 @@ def test_prompt_and_text_are_what_transformers_decodes_together(make: Callable[[
     """Wherever a text is parted into prompt and output, the output's text is the rest of the decoded whole."""
     tokenizer = make()
     tokens = tokenizer.encode(text, add_special_tokens=False)
-    whole, texts = tokenizer.decode(tokens), TokenTexts(TokenizerWrapper(tokenizer))
+    whole, texts = tokenizer.decode(tokens), Detokenizer(TokenizerWrapper(tokenizer))
     for cut in range(1, len(tokens)):
         before = tokenizer.decode(tokens[:cut])
         if whole.startswith(before):  # not where half a character was cut off
@@ -99,7 +99,7 @@ def test_words_that_only_decoding_joins() -> None:
     tokenizer = words()
     tokens = tokenizer.encode("snows is whitely cold", add_special_tokens=False)
     for cut in range(1, len(tokens)):
-        stream = TokenTexts(tokenizer).stream(tokens[:cut])
+        stream = Detokenizer(tokenizer).stream(tokens[:cut])
         for token in tokens[cut:]:
             stream.add(token)
         assert tokenizer.decode(tokens[:cut]) + stream.close() == "snows is whitely cold"
@@ -110,7 +110,7 @@ def test_every_token_has_its_bytes(make: Callable[[], Any]) -> None:
     """The bytes of a text's tokens are the text's; parts of a character and special tokens have theirs, and an id
     beyond the vocabulary has none."""
     tokenizer = make()
-    texts = TokenTexts(TokenizerWrapper(tokenizer))
+    texts = Detokenizer(TokenizerWrapper(tokenizer))
     for text in SAMPLES[:3]:
         tokens = tokenizer.encode(text, add_special_tokens=False)
         data = b"".join(map(texts.bytes_of, tokens))
@@ -125,7 +125,7 @@ def test_every_token_has_its_bytes(make: Callable[[], Any]) -> None:
 def test_any_tokens_in_a_row_are_what_transformers_decodes(make: Callable[[], Any]) -> None:
     """Models write tokens that no tokenizer would: what comes of them is the decoder's text, U+FFFD for U+FFFD."""
     tokenizer = make()
-    texts, draw = TokenTexts(TokenizerWrapper(tokenizer)), random.Random(3)
+    texts, draw = Detokenizer(TokenizerWrapper(tokenizer)), random.Random(3)
     plain = [token for token in range(len(tokenizer) - 1) if texts.bytes_of(token).isascii()]
     for _ in range(200):
         tokens = [plain[5], *draw.choices(plain, k=8), plain[-1]]

@@ -16,7 +16,7 @@ from worker.engine.sampling import row_params
 from worker.engine.sampling.draws import pick
 from worker.engine.sampling.filters import CANDIDATES
 from worker.engine.sampling.sampler import Sampler, sample
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import PreparedLine, Sequence
 
 ROWS, STEPS = 64, 150
 UNIFORMS_OF_0 = [0.5330528, 0.0628252, 0.1602231]
@@ -24,7 +24,7 @@ UNIFORMS_OF_0 = [0.5330528, 0.0628252, 0.1602231]
 
 def row_of(seed: int, **given: Any) -> Sequence:
     sampling = Sampling(**{"seed": seed, "temperature": 1.0, **given})
-    return Sequence("x", 0, (1,), sampling, seed, frozenset(), limit=10**6, xtc_exempt=(3,))
+    return Sequence(PreparedLine("x", (1,), sampling, frozenset(), xtc_exempt=(3,)), 0, seed, limit=10**6)
 
 
 def draw(logits: np.ndarray, count: int = STEPS, *, full: bool = False, stride: int = 1, **given: Any) -> np.ndarray:

@@ -15,7 +15,7 @@ from jobs.params import Sampling
 from tests.engine.conftest import compile_again
 from worker.engine.sampling import row_params
 from worker.engine.sampling.sampler import adjust, sample
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import PreparedLine, Sequence
 
 VOCAB = 24
 
@@ -29,7 +29,7 @@ def _uncompiled() -> Iterator[None]:
 
 def row_of(prompt: list[int], **given: Any) -> Sequence:
     sampling = Sampling(**{"seed": 1, **given})
-    return Sequence("x", 0, tuple(prompt), sampling, 1, frozenset({0}), limit=1000)
+    return Sequence(PreparedLine("x", tuple(prompt), sampling, frozenset({0})), 0, seed=1, limit=1000)
 
 
 def reference(row: Sequence, logits: np.ndarray) -> np.ndarray:

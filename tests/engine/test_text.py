@@ -16,7 +16,7 @@ from worker.engine.engine import Engine
 from worker.engine.loading.model import LoadedModel
 from worker.engine.prompts.prepare import Preparer
 from worker.engine.text.completion import TextAssembler
-from worker.engine.text.detokenizer import TextStream, TokenTexts
+from worker.engine.text.detokenizer import Detokenizer, TextStream
 from worker.engine.text.stop_strings import StopMatcher
 
 QUESTIONS = [
@@ -143,7 +143,7 @@ def test_characters_of_several_tokens(pocket: LoadedModel, naive: bool) -> None:
     tokenizer = pocket.tokenizer
 
     def stream() -> TextStream:
-        return TokenTexts(SimpleNamespace(decode=tokenizer.decode) if naive else tokenizer).stream()
+        return Detokenizer(SimpleNamespace(decode=tokenizer.decode) if naive else tokenizer).stream()
 
     tokens = tokenizer.encode("say 日本 🙂 now", add_special_tokens=False)
     growing = stream()

@@ -26,8 +26,9 @@ from worker.engine.recovery import to_try, try_alone, try_model
 from worker.engine.sampling.sampler import suited
 from worker.engine.scheduler import Scheduler, Ticket
 from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, Sequence, sequences_of
-from worker.engine.text.detokenizer import TokenTexts
-from worker.engine.text.stop_strings import StopMatchers
+from worker.engine.text.detokenizer import Detokenizer
+from worker.engine.text.stop_strings import StopMatcher
+from worker.engine.text.thinking import AnswerParts
 from worker.engine.unbatched.speculative import batch_of
 
 __all__ = ["Engine", "EngineStats"]
@@ -94,7 +95,7 @@ class Engine:
         self._groups: deque[PrefillGroup] = deque()
         self._ready: list[PrefillGroup] = []
         self._tickets: dict[Sequence, Ticket] = {}
-        self._matchers = StopMatchers(TokenTexts(model.tokenizer), model.think_markers)
+        self._detokenizer = Detokenizer(model.tokenizer)
         self._suspects: deque[tuple[Line, list[Sequence]]] = deque()
         self._cleared: list[Line] = []
         self._guilty_found = False
@@ -241,7 +242,7 @@ class Engine:
         self._reset()
         self._prefixes.clear()
         self._begun = 0
-        for kept in (self._lines, self._cancelled, self._suspects, self._cleared, self._finished, self._matchers):
+        for kept in (self._lines, self._cancelled, self._suspects, self._cleared, self._finished):
             kept.clear()
         mx.clear_cache()
 
@@ -369,12 +370,22 @@ class Engine:
             row.token_logprobs.append(taken.logprob)
         if taken.top is not None:
             row.top_logprobs.append(taken.top)
-        if token in row.eos and not row.sampling.ignore_eos:
+        if token in row.line.eos and not row.sampling.ignore_eos:
             self._end(row, "eos")
-        elif row.sampling.stop and self._matchers.add(row, token):
+        elif row.sampling.stop and self._stop_matcher(row).add(token):
             self._end(row, "stop_string")
         elif len(row.tokens) >= row.limit:
             self._end(row, row.limit_reason)
+
+    def _stop_matcher(self, row: Sequence) -> StopMatcher:
+        """What finds the row's stop strings: in its answer, unless it asks for them in its reasoning too."""
+        if row.stop_matcher is None:
+            markers, sampling, answers = self.model.think_markers, row.sampling, None
+            if markers is not None and not sampling.stop_in_reasoning:
+                answers = AnswerParts(markers, inside=row.line.reasoning_open)
+            stream = self._detokenizer.stream(row.prompt)
+            row.stop_matcher = StopMatcher(sampling.stop, stream, sampling.min_tokens, answers)
+        return row.stop_matcher
 
     def _fail_not_finite(self, line: Line) -> None:
         """Fail a line whose logits are NaN or infinite, unless that is the model's fault."""
@@ -385,8 +396,10 @@ class Engine:
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _end(self, row: Sequence, reason: str) -> None:
-        if self._matchers.end(row):
-            reason = "stop_string"
+        if row.stop_matcher is not None:
+            if row.stop_matcher.close():
+                reason = "stop_string"
+            row.text, row.stop_string = row.stop_matcher.text, row.stop_matcher.match
         row.end(reason, self._clock())
         self._release(row)
         line = self._lines[row.key]
@@ -423,7 +436,6 @@ class Engine:
         for ticket in line.tickets:
             self._scheduler.drop(ticket)
         for row in line.unfinished:
-            self._matchers.drop(row)
             row.end("error", now)
             self._release(row)
         self._forget(line)

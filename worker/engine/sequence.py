@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence as Items
 from dataclasses import dataclass, field
 
 from jobs.params import Sampling
+from worker.engine.text.stop_strings import StopMatcher
 
 __all__ = [
     "WITHOUT_CONTEXT",
@@ -53,27 +54,23 @@ class Sequence:
     mlx-lm does. ``limit`` is the most tokens it may generate: ``max_tokens``, or what the context leaves, or, of a text
     to the context's end, what the memory has room for.
     ``cached_tokens`` counts prompt tokens that were there already when its prompt was first computed.
-    ``text`` is set only for rows with stop strings: the raw text, cut before the match. Times are seconds of the
+    ``stop_matcher`` reads the text of one with stop strings along, and ``text``, of such a one that ended, is the raw
+    text, cut before the match. Times are seconds of the
     engine's clock; ``waited_s`` is how long the prompt, computed ahead, waited for a free row.
     ``accepted_draft_tokens`` counts tokens that a draft model had proposed; None where there is none.
     """
 
-    key: Hashable
+    line: PreparedLine
     choice: int
-    prompt: tuple[int, ...]
-    sampling: Sampling
     seed: int
-    eos: frozenset[int]
     limit: int
     limit_reason: str = "max_tokens"
-    xtc_exempt: tuple[int, ...] = ()
-    reasoning_open: bool = False
-    continues: bool = False
     tokens: list[int] = field(default_factory=list)
     token_logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     stop_reason: str | None = None
     stop_string: str | None = None
+    stop_matcher: StopMatcher | None = None
     text: str | None = None
     cached_tokens: int = 0
     submitted_at: float = 0.0
@@ -85,12 +82,24 @@ class Sequence:
     accepted_draft_tokens: int | None = None
 
     @property
+    def key(self) -> Hashable:
+        return self.line.key
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return self.line.prompt
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.line.sampling
+
+    @property
     def ended(self) -> bool:
         return self.stop_reason is not None
 
     @property
     def prompt_tokens(self) -> int:
-        return len(self.prompt)
+        return len(self.line.prompt)
 
     @property
     def completion_tokens(self) -> int:
@@ -175,19 +184,6 @@ def sequences_of(line: PreparedLine, context: int | None, now: float) -> list[Se
     if limit < 1:
         raise ValueError(f"the prompt has {len(line.prompt)} tokens: no room in a context of {context}")
     return [
-        Sequence(
-            key=line.key,
-            choice=choice,
-            prompt=line.prompt,
-            sampling=sampling,
-            seed=choice_seed(sampling.seed, choice),
-            eos=line.eos,
-            limit=limit,
-            limit_reason=reason,
-            xtc_exempt=line.xtc_exempt,
-            reasoning_open=line.reasoning_open,
-            continues=line.continues,
-            submitted_at=now,
-        )
+        Sequence(line, choice, choice_seed(sampling.seed, choice), limit, reason, submitted_at=now)
         for choice in range(sampling.n)
     ]

@@ -19,7 +19,7 @@ import numpy as np
 from jobs.params import PARAMETERS, Sampling
 from worker.engine.sampling.filters import CANDIDATES
 from worker.engine.sampling.sampler import Features
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import PreparedLine, Sequence
 
 __all__ = ["COLDEST", "BatchArrays", "build", "build_ahead", "draw_key"]
 
@@ -88,12 +88,12 @@ ARRAYS: Mapping[str, BatchArray] = {
     "bias_ids": BatchArray("logit_bias", mx.int32, lambda row, _: tuple(row.sampling.logit_bias)),
     "bias_values": BatchArray("logit_bias", mx.float32, lambda row, _: tuple(row.sampling.logit_bias.values())),
     "min_tokens": BatchArray("min_tokens", mx.int32, lambda row, _: row.sampling.min_tokens if _bans_eos(row) else 0),
-    "eos_ids": BatchArray("min_tokens", mx.int32, lambda row, _: tuple(sorted(row.eos)) or (0,), fill=None),
+    "eos_ids": BatchArray("min_tokens", mx.int32, lambda row, _: tuple(sorted(row.line.eos)) or (0,), fill=None),
     "keys": BatchArray("draws", mx.uint32, lambda row, _: draw_key(row.seed)),
     "temperature": BatchArray("draws", mx.float32, lambda row, _: _temperature(row.sampling)),
     "min_p": BatchArray("min_p", mx.float32, lambda row, _: _log(row.sampling.min_p)),
     "top_k": BatchArray("top_k", mx.int32, lambda row, vocab_size: _top_k(row.sampling, vocab_size)),
-    "xtc_exempt": BatchArray("xtc_probability", mx.int32, lambda row, _: row.xtc_exempt, fill=-1),
+    "xtc_exempt": BatchArray("xtc_probability", mx.int32, lambda row, _: row.line.xtc_exempt, fill=-1),
 }
 """The arrays with an entry per row, but for the masks of the paths. A parameter of the table with a stage is here as
 lines give it; ``min_p`` is in logarithms, as what it is compared with."""
@@ -114,7 +114,7 @@ def build(slots: Items[Sequence | None], vocab_size: int, *, ahead: int = 0) -> 
 
     An idle slot (None) asks for nothing, and gets whatever token comes cheapest.
     """
-    idle = Sequence(None, 0, (0,), Sampling(), 0, frozenset(), limit=1)
+    idle = Sequence(PreparedLine(None, (0,), Sampling(), frozenset()), choice=0, seed=0, limit=1)
     rows = [idle if row is None else row for row in slots]
     used = [_in_use(row) for row in rows]
     paths = [_path_of(row, names, vocab_size) for row, names in zip(rows, used, strict=True)]
@@ -201,7 +201,7 @@ def _in_use(row: Sequence) -> frozenset[str]:
 
 
 def _bans_eos(row: Sequence) -> bool:
-    return row.sampling.min_tokens > 0 and bool(row.eos) and not row.sampling.ignore_eos
+    return row.sampling.min_tokens > 0 and bool(row.line.eos) and not row.sampling.ignore_eos
 
 
 def _temperature(sampling: Sampling) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.record import Choice
 from worker.engine.sequence import Sequence
-from worker.engine.text.detokenizer import TokenTexts
+from worker.engine.text.detokenizer import Detokenizer
 from worker.engine.text.thinking import split_thinking
 
 __all__ = ["LEAST_LOGPROB", "TextAssembler"]
@@ -19,20 +19,22 @@ class TextAssembler:
     """Sequences that ended to the choices of a record. Safe in any thread: each call has a text stream of its own."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._texts = TokenTexts(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer)
         start, end = tokenizer.think_start, tokenizer.think_end
         self._markers = (start, end) if start is not None and end is not None else None
 
     def assemble(self, seq: Sequence) -> Choice:
         """The choice of a sequence; one still growing gives its text so far."""
         raw = seq.text if seq.text is not None else self.raw_text(seq)
-        text, reasoning = raw, None
+        text, reasoning, line = raw, None, seq.line
         if self._markers is not None:
-            text, reasoning = split_thinking(raw, self._markers, inside=seq.reasoning_open, continues=seq.continues)
+            text, reasoning = split_thinking(
+                raw, self._markers, inside=seq.line.reasoning_open, continues=seq.line.continues
+            )
         return Choice(
             index=seq.choice,
             # The space that tokenizers put before the first word of a text.
-            text=text if seq.continues else text.removeprefix(" "),
+            text=text if line.continues else text.removeprefix(" "),
             reasoning=reasoning,
             stop_reason=seq.stop_reason or "cancelled",
             stop_string=seq.stop_string,
@@ -41,7 +43,7 @@ class TextAssembler:
 
     def raw_text(self, seq: Sequence) -> str:
         """The text of all tokens but the ending EOS, markers of thinking included."""
-        return self._texts.text(seq.output, seq.prompt)
+        return self._detokenizer.text(seq.output, seq.prompt)
 
     def _logprobs(self, seq: Sequence, text_length: int) -> list[dict[str, Any]]:
         entries = []
@@ -56,7 +58,7 @@ class TextAssembler:
         """The tokens of the text: those up to the stop string that ended it."""
         if seq.stop_reason != "stop_string":
             return seq.output
-        stream = self._texts.stream(seq.prompt)
+        stream = self._detokenizer.stream(seq.prompt)
         shown, length = 0, 0
         while length < text_length and shown < len(seq.output):
             length = len(stream.add(seq.output[shown]))
@@ -64,7 +66,7 @@ class TextAssembler:
         return seq.output[:shown]
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        data = self._texts.bytes_of(token)
+        data = self._detokenizer.bytes_of(token)
         # In this order a NaN is the least, too.
         return {"token": shown(data), "id": token, "logprob": max(LEAST_LOGPROB, logprob), "bytes": list(data)}
 

@@ -25,7 +25,7 @@ from worker.engine.loading.model import LoadedModel
 from worker.engine.prefill import PrefillGroup, Prompt
 from worker.engine.sampling.sampler import Sampler, suited
 from worker.engine.scheduler import Ticket
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import PreparedLine, Sequence
 from worker.engine.tuning.policy import Curve, climb
 
 __all__ = ["fingerprint", "most_rows", "tune"]
@@ -112,7 +112,8 @@ def _step_s(model: LoadedModel, sampler: Sampler, prompt: PrefillGroup, rows: in
     sampling = Sampling(temperature=0.7, top_p=0.9, ignore_eos=True)
     limit = WARM_STEPS + TIMED_STEPS + 2
     batch = DecodeBatch(model, sampler)
-    sequences = [Sequence(None, 0, tuple(tokens), sampling, seed, frozenset(), limit) for seed in range(rows)]
+    line = PreparedLine(None, tuple(tokens), sampling, frozenset())
+    sequences = [Sequence(line, choice=seed, seed=seed, limit=limit) for seed in range(rows)]
     batch.join(sequences, prompt.take([(ticket, rows)]), tokens[-1:] * rows)
     began = clock()
     read_at: list[float] = []
