@@ -11,7 +11,7 @@ from worker.engine.caches import prompt_cache
 from worker.engine.caches.prefixes import Prefix
 from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import measure
-from worker.engine.prefill import PrefillGroup
+from worker.engine.prefill import PrefillBatch
 
 KINDS = ["qwen3", "gemma3_text", "lfm2"]
 """One per kind of cache; ``test_families`` has them all."""
@@ -260,10 +260,10 @@ def test_copies_leave_the_prefix_alone(kind: str, tiny: Any) -> None:
     model = tiny(kind)
     assert model.prefixes
     prefix = Prefix(tuple(words(13, 40)))
-    group = PrefillGroup.of_prefix(model, prefix)
-    while not group.done:
-        group.advance(16)
-    caches = prompt_cache.pack(group.take([(group.tickets[0], 1)]))
+    batch = PrefillBatch.of_prefix(model, prefix)
+    while not batch.done:
+        batch.advance(16)
+    caches = prompt_cache.pack(batch.take(batch.groups))
     before = [mx.array(array) for array in prompt_cache.arrays(caches)]
     for rows in (1, 3, 2):
         copies = prompt_cache.repeat(caches, rows)

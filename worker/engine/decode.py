@@ -17,7 +17,7 @@ from worker.engine.sampling.row_params import BatchArrays
 from worker.engine.sampling.sampler import NO_TOKEN, Sampled, Sampler
 from worker.engine.sequence import Sequence
 
-__all__ = ["CLEAR_EVERY", "DecodeBatch", "NotFiniteError", "Results", "StepResult", "Taken"]
+__all__ = ["CLEAR_EVERY", "DecodeBatch", "NotFiniteError", "Results", "SampledToken", "StepResult"]
 
 SETTLE_EVERY = 16
 """Steps between evaluations of the whole caches: parts of them that no logits depend on (recurrent masks, offsets of
@@ -39,7 +39,7 @@ class NotFiniteError(ArithmeticError):
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class SampledToken:
     """What one step computed for one row: a token, or ``covered`` false, which means that it must be done again.
     ``token`` is ``NO_TOKEN`` where the logits are no numbers to draw from. ``drafted`` says that a draft model had
     proposed the token."""
@@ -67,10 +67,10 @@ class StepResult:
     sampled: Sampled
     drafted: int = 0
 
-    def read(self) -> Iterable[Taken]:
+    def read(self) -> Iterable[SampledToken]:
         """Wait for the tokens; one entry per row."""
         results = Results(self.sampled)
-        return [results.taken(slot, row) for slot, row in self.rows.items()]
+        return [results.token_of(slot, row) for slot, row in self.rows.items()]
 
 
 class Results:
@@ -82,11 +82,11 @@ class Results:
         self._logprobs = _listed(sampled.logprobs)
         self._ids, self._values = _listed(sampled.top_ids), _listed(sampled.top_logprobs)
 
-    def taken(self, index: int, row: Sequence) -> Taken:
+    def token_of(self, index: int, row: Sequence) -> SampledToken:
         """What entry ``index`` of the step's arrays says, of which ``row`` wants all or a part."""
         wants = row.sampling
         best = wants.top_logprobs if self._ids is not None else 0
-        return Taken(
+        return SampledToken(
             row=row,
             token=self.tokens[index],
             covered=self._covered is None or self._covered[index],

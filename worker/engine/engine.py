@@ -17,14 +17,14 @@ from jobs.errors import SickModelError
 from worker.engine import line_state
 from worker.engine.caches import prompt_cache
 from worker.engine.caches.prefixes import Prefixes, prefix_budget
-from worker.engine.decode import NotFiniteError, StepResult, Taken
-from worker.engine.line_state import EngineStats, Line, in_flight, internal_error, key_of, without
+from worker.engine.decode import NotFiniteError, SampledToken, StepResult
+from worker.engine.line_state import EngineStats, LineState, in_flight, internal_error, without
 from worker.engine.loading.mlx_models import cache_budget
 from worker.engine.loading.model import LoadedModel
-from worker.engine.prefill import PrefillGroup
+from worker.engine.prefill import PrefillBatch
 from worker.engine.recovery import to_try, try_alone, try_model
 from worker.engine.sampling.sampler import suited
-from worker.engine.scheduler import Scheduler, Ticket
+from worker.engine.scheduler import Scheduler, SequenceGroup
 from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, Sequence, sequences_of
 from worker.engine.text.detokenizer import Detokenizer
 from worker.engine.text.stop_strings import StopMatcher
@@ -86,18 +86,18 @@ class Engine:
         )
         self.set_memory(memory_limit if memory_limit is not None else cache_budget())
         self._sampler = suited(compile)
-        self._batch = batch_of(model, self._sampler)
-        self._lines: dict[Hashable, Line] = {}
+        self._decode_batch = batch_of(model, self._sampler)
+        self._lines: dict[Hashable, LineState] = {}
         self._begun = 0
         self._only: frozenset[Hashable] | None = None
         self._cancelled: dict[Hashable, str] = {}
         self._finished: list[Finished] = []
-        self._groups: deque[PrefillGroup] = deque()
-        self._ready: list[PrefillGroup] = []
-        self._tickets: dict[Sequence, Ticket] = {}
+        self._prefilling: deque[PrefillBatch] = deque()
+        self._ready: list[PrefillBatch] = []
+        self._group_of: dict[Sequence, SequenceGroup] = {}
         self._detokenizer = Detokenizer(model.tokenizer)
-        self._suspects: deque[tuple[Line, list[Sequence]]] = deque()
-        self._cleared: list[Line] = []
+        self._suspects: deque[tuple[LineState, list[Sequence]]] = deque()
+        self._cleared: list[LineState] = []
         self._guilty_found = False
 
     # -- what callers see ---------------------------------------------------------------------------------------------
@@ -144,14 +144,14 @@ class Engine:
             self._reject(line.key, Failure("context_length_exceeded", message))
             return
         sequences = sequences_of(line, self._scheduler.context_of(line, self.context), self._clock())
-        entry = Line(line, sequences)
-        ticket = entry.ticket(list(line.prompt), sequences)
-        reason = self._scheduler.too_large(ticket)
+        entry = LineState(line, sequences)
+        group = entry.group(list(line.prompt), sequences)
+        reason = self._scheduler.too_large(group)
         if reason is not None:
             self._reject(line.key, Failure("context_length_exceeded", reason))
             return
         self._lines[line.key] = entry
-        self._scheduler.add(ticket)
+        self._scheduler.add(group)
         self._prefixes.see(line.prompt)
 
     def cancel(self, key: Hashable, reason: str = "cancelled") -> None:
@@ -166,7 +166,7 @@ class Engine:
 
     def upcoming(self, only: frozenset[Hashable] | None) -> list[Hashable]:
         """The lines that begin next, in their order, if only these may (None: all): those of one wave of prompts."""
-        keys = dict.fromkeys(map(key_of, self._scheduler.upcoming(line_state.admitting(only, self._lines))))
+        keys = dict.fromkeys(group.key for group in self._scheduler.upcoming(line_state.admitting(only, self._lines)))
         return [key for key in keys if not self._lines[key].begun]
 
     @property
@@ -177,12 +177,12 @@ class Engine:
 
     def drop_pending(self, chosen: Callable[[Hashable], bool] = lambda key: True) -> list[Hashable]:
         """Forget the ``chosen`` ones of the lines that have not begun, and report nothing more of them; their keys."""
-        dropped = [line for line in self._lines.values() if not line.begun and chosen(line.prepared.key)]
+        dropped = [line for line in self._lines.values() if not line.begun and chosen(line.line.key)]
         for line in dropped:
-            for ticket in line.tickets:
-                self._scheduler.drop(ticket)
+            for group in line.groups:
+                self._scheduler.drop(group)
             self._forget(line)
-        return [line.prepared.key for line in dropped]
+        return [line.line.key for line in dropped]
 
     def step(self) -> list[Finished]:
         """One round: a token per row is drawn, rows start, the model runs on, prompts advance, the tokens are read.
@@ -212,7 +212,7 @@ class Engine:
 
     def snapshot(self) -> list[InFlight]:
         """The lines under way, in order of arrival."""
-        places = {ticket: group for group in (*self._groups, *self._ready) for ticket in group.tickets}
+        places = {group: batch for batch in (*self._prefilling, *self._ready) for group in batch.groups}
         return [in_flight(line, places) for line in self._lines.values() if line.begun]
 
     @property
@@ -250,7 +250,7 @@ class Engine:
 
     def _advance(self) -> None:
         began = self._clock()
-        result = self._batch.sample()
+        result = self._decode_batch.sample()
         if result is not None:
             self.stats.decode_steps += 1
             self.stats.decode_rows += len(result.rows)
@@ -259,9 +259,9 @@ class Engine:
             for row in result.spent:
                 self._release(row)
         self._start_rows()
-        self._batch.advance()
+        self._decode_batch.advance()
         advanced = self._clock()
-        self._prefill(decoding=len(self._batch) > 0)
+        self._prefill(decoding=len(self._decode_batch) > 0)
         prefilled = self._clock()
         if result is not None:
             self._collect(result)
@@ -269,107 +269,103 @@ class Engine:
         self.stats.decode_s += self._clock() - prefilled + advanced - began
 
     def _start_rows(self) -> None:
-        for group in self._ready:
-            group.purge()
-        started: dict[PrefillGroup, list[tuple[Ticket, int]]] = {}
-        for ticket, count in self._scheduler.start():
-            group = next(group for group in self._ready if ticket in group.tickets)
-            started.setdefault(group, []).append((ticket, count))
-        for group, wanted in started.items():
-            rows, inputs = [], []
-            for ticket, count in wanted:
-                for row in ticket.owner.sequences[:count]:
-                    if row.first_token_at is None:
-                        row.waited_s = self._clock() - group.ready_at
-                    rows.append(row)
-                    inputs.append(ticket.owner.tokens[-1])
-                    self._tickets[row] = ticket
-                del ticket.owner.sequences[:count]
-            self._batch.join(rows, group.take(wanted), inputs)
-        self._ready = [group for group in self._ready if not group.empty]
+        for batch in self._ready:
+            batch.purge()
+        started: dict[PrefillBatch, list[Sequence]] = {}
+        for group, rows in self._scheduler.start():
+            batch = next(batch for batch in self._ready if group in batch.groups)
+            for row in rows:
+                if row.first_token_at is None:
+                    row.waited_s = self._clock() - batch.ready_at
+                self._group_of[row] = group
+            started.setdefault(batch, []).extend(rows)
+        for batch, rows in started.items():
+            groups = [self._group_of[row] for row in rows]
+            self._decode_batch.join(rows, batch.take(groups), [group.tokens[-1] for group in groups])
+        self._ready = [batch for batch in self._ready if not batch.empty]
 
     def _prefill(self, *, decoding: bool) -> None:
         """Advance prompts by up to ``prefill_step_size`` tokens."""
         budget = self._step_size
         while budget > 0:
-            if not self._groups:
-                self._begin_groups()
-            if not self._groups:
+            if not self._prefilling:
+                self._begin_batches()
+            if not self._prefilling:
                 return
-            group = self._groups[0]
-            if not group.done:
-                budget -= group.advance(self._step_size)
+            batch = self._prefilling[0]
+            if not batch.done:
+                budget -= batch.advance(self._step_size)
                 # With rows decoding, the next read waits for this chunk anyway; without, nothing else would.
-                (mx.async_eval if decoding else mx.eval)(group.arrays())
-            if group.done:
-                self._groups.popleft()
-                self._prefilled(group)
+                (mx.async_eval if decoding else mx.eval)(batch.arrays())
+            if batch.done:
+                self._prefilling.popleft()
+                self._prefilled(batch)
 
-    def _prefilled(self, group: PrefillGroup) -> None:
-        self.stats.prefilled_tokens += group.tokens
-        if group.columns >= self._step_size:
+    def _prefilled(self, batch: PrefillBatch) -> None:
+        self.stats.prefilled_tokens += batch.tokens
+        if batch.columns >= self._step_size:
             mx.clear_cache()  # chunks of many widths leave buffers behind that nothing else can use
-        if group.makes is None:
-            group.ready_at = self._clock()
-            self._scheduler.prefilled([ticket for ticket in group.tickets if ticket.rows])
-            self._ready.append(group)
+        if batch.makes is None:
+            batch.ready_at = self._clock()
+            self._scheduler.prefilled([group for group in batch.groups if group.rows])
+            self._ready.append(batch)
             return
-        caches = prompt_cache.pack(group.take([(group.tickets[0], 1)]))
+        caches = prompt_cache.pack(batch.take(batch.groups))
         mx.async_eval(prompt_cache.arrays(caches))
-        self._prefixes.computed(group.makes, caches, prompt_cache.size(caches))
+        self._prefixes.computed(batch.makes, caches, prompt_cache.size(caches))
 
-    def _begin_groups(self) -> None:
+    def _begin_batches(self) -> None:
         now = self._clock()
-        groups = self._scheduler.begin()
-        keys = dict.fromkeys(key_of(ticket) for tickets in groups for ticket in tickets)
+        batches = self._scheduler.begin()
+        keys = dict.fromkeys(group.key for groups in batches for group in groups)
         if fresh := [key for key in keys if not self._lines[key].begun]:
             refused = self.on_begin(fresh)
             for key in refused:
                 self.cancel(key)
-            groups = without(groups, refused)
-        for tickets in groups:
-            for ticket in tickets:
-                self.stats.cached_tokens += ticket.cached
-                for row in ticket.owner.sequences:
+            batches = without(batches, refused)
+        for groups in batches:
+            for group in groups:
+                self.stats.cached_tokens += group.cached
+                for row in group.sequences:
                     if row.prefill_started is None:
-                        row.prefill_started, row.cached_tokens = now, ticket.cached
-                line = self._lines[key_of(ticket)]
+                        row.prefill_started, row.cached_tokens = now, group.cached
+                line = self._lines[group.key]
                 if not line.begun:
                     line.begun = True
                     self._begun += 1
-                    self.stats.prompt_tokens += len(line.prepared.prompt)
-        self._groups.extend(PrefillGroup.of_prefix(self.model, prefix) for prefix in self._prefixes.planned())
-        self._groups.extend(PrefillGroup(self.model, tickets) for tickets in groups)
+                    self.stats.prompt_tokens += len(line.line.prompt)
+        self._prefilling.extend(PrefillBatch.of_prefix(self.model, prefix) for prefix in self._prefixes.planned())
+        self._prefilling.extend(PrefillBatch(self.model, groups) for groups in batches)
 
     def _collect(self, result: StepResult) -> None:
-        for taken in result.read():
-            row = taken.row
+        for drawn in result.read():
+            row = drawn.row
             if row.ended:  # with its line, by another choice
                 continue
-            if not taken.finite:
+            if not drawn.finite:
                 self._fail_not_finite(self._lines[row.key])
-            elif taken.covered:
-                self._accept(taken)
+            elif drawn.covered:
+                self._accept(drawn)
             else:
                 row.full = True
                 self.stats.repeated_rows += 1
-                self._batch.leave(row)
+                self._decode_batch.leave(row)
                 self._readmit(self._lines[row.key], [row])
 
-    def _accept(self, taken: Taken) -> None:
+    def _accept(self, drawn: SampledToken) -> None:
         """Add a token to its row, and end the row where the token does."""
-        row, token = taken.row, taken.token
+        row, token = drawn.row, drawn.token
         if row.first_token_at is None:
             row.first_token_at = self._clock()
         row.tokens.append(token)
         self.stats.completion_tokens += 1
-        if taken.drafted:
+        if drawn.drafted:
             row.accepted_draft_tokens = (row.accepted_draft_tokens or 0) + 1
             self.stats.accepted_tokens += 1
-        if taken.logprob is not None:
-            row.token_logprobs.append(taken.logprob)
-        if taken.top is not None:
-            row.top_logprobs.append(taken.top)
+        if drawn.logprob is not None:
+            row.token_logprobs.append(drawn.logprob)
+        if drawn.top is not None:
+            row.top_logprobs.append(drawn.top)
         if token in row.line.eos and not row.sampling.ignore_eos:
             self._end(row, "eos")
         elif row.sampling.stop and self._stop_matcher(row).add(token):
@@ -387,7 +383,7 @@ class Engine:
             row.stop_matcher = StopMatcher(sampling.stop, stream, sampling.min_tokens, answers)
         return row.stop_matcher
 
-    def _fail_not_finite(self, line: Line) -> None:
+    def _fail_not_finite(self, line: LineState) -> None:
         """Fail a line whose logits are NaN or infinite, unless that is the model's fault."""
         try_model(self.model, self._sampler)
         self._prefixes.forget()  # the one that the line went on from may be to blame
@@ -408,21 +404,21 @@ class Engine:
             self._finished.append(Finished(row.key, line.sequences))
             self.stats.finished_lines += 1
 
-    def _forget(self, line: Line) -> None:
-        del self._lines[line.prepared.key]
-        self._cancelled.pop(line.prepared.key, None)
+    def _forget(self, line: LineState) -> None:
+        del self._lines[line.line.key]
+        self._cancelled.pop(line.line.key, None)
         self._begun -= line.begun
 
     def _release(self, row: Sequence) -> None:
-        ticket = self._tickets.pop(row, None)
-        if ticket is not None:
-            self._scheduler.ended(ticket)
+        group = self._group_of.pop(row, None)
+        if group is not None:
+            self._scheduler.ended(group)
 
     def _cancel_lines(self) -> None:
         for key, reason in list(self._cancelled.items()):
             line = self._lines[key]
-            for ticket in line.tickets:
-                self._scheduler.drop(ticket)
+            for group in line.groups:
+                self._scheduler.drop(group)
             try:
                 for row in line.unfinished:
                     self._end(row, reason)
@@ -431,15 +427,15 @@ class Engine:
                 self._fail(line, internal_error(error))
         self._cancelled.clear()
 
-    def _fail(self, line: Line, failure: Failure) -> None:
+    def _fail(self, line: LineState, failure: Failure) -> None:
         now = self._clock()
-        for ticket in line.tickets:
-            self._scheduler.drop(ticket)
+        for group in line.groups:
+            self._scheduler.drop(group)
         for row in line.unfinished:
             row.end("error", now)
             self._release(row)
         self._forget(line)
-        self._reject(line.prepared.key, failure, line.sequences)
+        self._reject(line.line.key, failure, line.sequences)
 
     def _reject(self, key: Hashable, failure: Failure, sequences: list[Sequence] | None = None) -> None:
         self._finished.append(Finished(key, sequences or [], failure))
@@ -447,18 +443,18 @@ class Engine:
 
     # -- rows that must begin again -----------------------------------------------------------------------------------
 
-    def _readmit(self, line: Line, rows: list[Sequence]) -> None:
+    def _readmit(self, line: LineState, rows: list[Sequence]) -> None:
         """Queue rows of one history again, first of all: prompt and accepted tokens are prefilled anew."""
         for row in rows:
             self._release(row)
-        self._scheduler.add_first(line.ticket([*rows[0].prompt, *rows[0].tokens], rows))
+        self._scheduler.add_first(line.group([*rows[0].prompt, *rows[0].tokens], rows))
 
     def _reset(self) -> None:
         """Forget everything that is under way on the device."""
-        self._batch.clear()
-        self._groups.clear()
+        self._decode_batch.clear()
+        self._prefilling.clear()
         self._ready.clear()
-        self._tickets.clear()
+        self._group_of.clear()
         self._scheduler.clear()
         self._prefixes.forget()
 
@@ -469,9 +465,9 @@ class Engine:
         for line in self._lines.values():
             if not line.begun:
                 continue
-            for ticket in line.tickets:
-                self._scheduler.drop(ticket)
-            line.tickets.clear()
+            for group in line.groups:
+                self._scheduler.drop(group)
+            line.groups.clear()
             self._suspects.append((line, to_try(line.unfinished)))
         self._reset()
 
@@ -484,7 +480,7 @@ class Engine:
                     try_alone(self.model, self._sampler, row, self._step_size, self._accept)
         except Exception as error:
             try_model(self.model, self._sampler)
-            log.exception("line %r fails by itself", line.prepared.key, extra={"action": "line_failed"})
+            log.exception("line %r fails by itself", line.line.key, extra={"action": "line_failed"})
             self._fail(line, internal_error(error))
             self._guilty_found = True
         else:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 
 from jobs.errors import SickModelError
 from jobs.params import Sampling
-from worker.engine.decode import NotFiniteError, Taken
+from worker.engine.decode import NotFiniteError, SampledToken
 from worker.engine.loading.model import LoadedModel
-from worker.engine.prefill import PrefillGroup, Prompt
+from worker.engine.prefill import PrefillBatch
 from worker.engine.sampling.sampler import Sampler
-from worker.engine.scheduler import Ticket
+from worker.engine.scheduler import SequenceGroup
 from worker.engine.sequence import PreparedLine, Sequence, sequences_of
 from worker.engine.unbatched.speculative import batch_of
 
@@ -32,7 +32,7 @@ def to_try(rows: Iterable[Sequence]) -> list[Sequence]:
 
 
 def try_alone(
-    model: LoadedModel, sampler: Sampler, row: Sequence, step_size: int, accept: Callable[[Taken], None]
+    model: LoadedModel, sampler: Sampler, row: Sequence, step_size: int, accept: Callable[[SampledToken], None]
 ) -> None:
     """Prefill one row and decode ``STEPS`` tokens of it with nothing else in the batch; ``accept`` gets each token.
 
@@ -40,22 +40,22 @@ def try_alone(
         Exception: whatever the model, MLX or ``accept`` raises: the row is to blame.
     """
     tokens = [*row.prompt, *row.tokens]
-    group = PrefillGroup(model, [Ticket(Prompt(tokens), len(tokens) - 1, len(tokens), 0)])
-    group.complete(step_size)
-    batch = batch_of(model, sampler)
-    batch.join([row], group.take([(group.tickets[0], 1)]), tokens[-1:])
+    batch = PrefillBatch(model, [SequenceGroup(tokens, len(tokens) - 1, len(tokens))])
+    batch.complete(step_size)
+    decode_batch = batch_of(model, sampler)
+    decode_batch.join([row], batch.take(batch.groups), tokens[-1:])
     for _ in range(STEPS):
-        batch.advance()
-        result = batch.sample()
+        decode_batch.advance()
+        result = decode_batch.sample()
         if result is None:
             return
-        for taken in result.read():
-            if not taken.finite:
+        for drawn in result.read():
+            if not drawn.finite:
                 raise NotFiniteError
-            if not taken.covered:
+            if not drawn.covered:
                 row.full = True
                 return
-            accept(taken)
+            accept(drawn)
         if row.ended:
             return
 
@@ -69,6 +69,6 @@ def try_model(model: LoadedModel, sampler: Sampler) -> None:
     simplest = PreparedLine("trial", (0,), Sampling(max_tokens=STEPS, seed=0, ignore_eos=True), frozenset())
     [row] = sequences_of(simplest, None, 0.0)
     try:
-        try_alone(model, sampler, row, 1, lambda taken: row.tokens.append(taken.token))
+        try_alone(model, sampler, row, 1, lambda drawn: row.tokens.append(drawn.token))
     except Exception as error:
         raise SickModelError(f"the model fails at the simplest prompt: {type(error).__name__}: {error}") from error

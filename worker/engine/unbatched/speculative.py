@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from worker.engine.caches import prompt_cache
 from worker.engine.caches.prompt_cache import Cache
-from worker.engine.decode import CLEAR_EVERY, DecodeBatch, Results, StepResult, Taken
+from worker.engine.decode import CLEAR_EVERY, DecodeBatch, Results, SampledToken, StepResult
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sampling import row_params
 from worker.engine.sampling.sampler import Sampler
@@ -52,7 +52,7 @@ class Round(StepResult):
     place: Place = field(kw_only=True)
     proposals: mx.array = field(kw_only=True)
 
-    def read(self) -> Iterator[Taken]:
+    def read(self) -> Iterator[SampledToken]:
         """Wait for the round; the row's new tokens one by one, until the row ends with one or must begin again."""
         place, row = self.place, self.place.row
         results = Results(self.sampled)
@@ -62,9 +62,9 @@ class Round(StepResult):
             accepted += 1
         place.settle(proposals, accepted, results.tokens[accepted])
         for index in range(accepted + 1):
-            taken = replace(results.taken(index, row), drafted=index < accepted)
-            yield taken
-            if row.ended or not taken.covered:
+            drawn = replace(results.token_of(index, row), drafted=index < accepted)
+            yield drawn
+            if row.ended or not drawn.covered:
                 return
 
 
