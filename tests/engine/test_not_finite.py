@@ -18,7 +18,7 @@ from worker.engine.loading.model import LoadedModel
 from worker.engine.sampling.draws import pick
 from worker.engine.sampling.sampler import NO_TOKEN, Features, Sampler
 from worker.engine.sequence import Finished
-from worker.engine.unbatched.modes import SoloModes
+from worker.engine.unbatched.modes import UnbatchedModes
 
 NAN = float("nan")
 DAMAGED = 200
@@ -139,7 +139,7 @@ def test_rows_one_at_a_time(modes: dict[str, Any], line_of: Any, run: Any) -> No
     damage(model, DAMAGED)
     draft = build("qwen3", head_dim=32) if modes.pop("draft", False) else None
     config = model.config
-    alone = measure("alone", model.model, model.tokenizer, config, modes=SoloModes(**modes), draft=draft)
+    alone = measure("alone", model.model, model.tokenizer, config, modes=UnbatchedModes(**modes), draft=draft)
     assert not alone.batchable
     given = {"max_tokens": 9, "logit_bias": {DAMAGED: -100.0}}
     lines = [line_of(0, [1, DAMAGED, 2], n=2), line_of(1, [5, 6], **given), line_of(2, [7], **given, temperature=1.0)]

@@ -17,7 +17,7 @@ from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import LoadedModel
 from worker.engine.loading.probe import cache_cost, try_trimming
 
-__all__ = ["ALL_TOGETHER", "Quantisation", "SoloModes", "fitted"]
+__all__ = ["BATCHED", "Quantisation", "UnbatchedModes", "fitted"]
 
 RING = 8
 """Tokens of the rings that a model is tried with, and CHUNKS the forwards that fill them and go round."""
@@ -27,7 +27,7 @@ GROUP_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
-class SoloModes:
+class UnbatchedModes:
     """What is wanted, under mlx-lm's names; None is off.
 
     ``max_kv_size`` is the most tokens that layers keep that would keep everything: the first four and the latest.
@@ -46,7 +46,7 @@ class SoloModes:
             raise ValueError("max_kv_size and kv_bits exclude each other: mlx-lm cannot quantise rings")
 
 
-ALL_TOGETHER = SoloModes()
+BATCHED = UnbatchedModes()
 """None of the modes."""
 
 
@@ -71,7 +71,7 @@ def quantisable(cache: Cache) -> bool:
 
 
 def fitted(
-    model: LoadedModel, modes: SoloModes, draft: LoadedModel | None, ring: Callable[[int], Cache]
+    model: LoadedModel, modes: UnbatchedModes, draft: LoadedModel | None, ring: Callable[[int], Cache]
 ) -> LoadedModel:
     """``model`` for these modes and this draft model; as it was where none of them makes a difference.
 
