@@ -22,13 +22,12 @@ from worker.engine.line_state import EngineStats, LineState, in_flight, internal
 from worker.engine.loading.mlx_models import cache_budget
 from worker.engine.loading.model import LoadedModel
 from worker.engine.prefill import PrefillBatch
-from worker.engine.recovery import to_try, try_alone, try_model
+from worker.engine.recovery import Suspects, try_model
 from worker.engine.sampling.sampler import suited
 from worker.engine.scheduler import Scheduler, SequenceGroup
 from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, Sequence, sequences_of
 from worker.engine.text.detokenizer import Detokenizer
-from worker.engine.text.stop_strings import StopMatcher
-from worker.engine.text.thinking import AnswerParts
+from worker.engine.text.stop_strings import stop_matcher
 from worker.engine.unbatched.speculative import batch_of
 
 __all__ = ["Engine", "EngineStats"]
@@ -96,9 +95,7 @@ class Engine:
         self._ready: list[PrefillBatch] = []
         self._group_of: dict[Sequence, SequenceGroup] = {}
         self._detokenizer = Detokenizer(model.tokenizer)
-        self._suspects: deque[tuple[LineState, list[Sequence]]] = deque()
-        self._cleared: list[LineState] = []
-        self._guilty_found = False
+        self._suspects = Suspects()
 
     # -- what callers see ---------------------------------------------------------------------------------------------
 
@@ -140,17 +137,16 @@ class Engine:
             raise ValueError(f"a line with key {line.key!r} is already in the engine")
         line_state.check_tokens(line, self.model.vocab_size)
         if self.context is not None and len(line.prompt) >= self.context:
-            message = f"the prompt has {len(line.prompt)} tokens and the context {self.context}"
-            self._reject(line.key, Failure("context_length_exceeded", message))
-            return
-        sequences = sequences_of(line, self._scheduler.context_of(line, self.context), self._clock())
-        entry = LineState(line, sequences)
-        group = entry.group(list(line.prompt), sequences)
-        reason = self._scheduler.too_large(group)
-        if reason is not None:
+            reason = f"the prompt has {len(line.prompt)} tokens and the context {self.context}"
             self._reject(line.key, Failure("context_length_exceeded", reason))
             return
-        self._lines[line.key] = entry
+        state = LineState(line, sequences_of(line, self._scheduler.context_of(line, self.context), self._clock()))
+        group = state.group(list(line.prompt), state.sequences)
+        too_large = self._scheduler.too_large(group)
+        if too_large is not None:
+            self._reject(line.key, Failure("context_length_exceeded", too_large))
+            return
+        self._lines[line.key] = state
         self._scheduler.add(group)
         self._prefixes.see(line.prompt)
 
@@ -179,8 +175,7 @@ class Engine:
         """Forget the ``chosen`` ones of the lines that have not begun, and report nothing more of them; their keys."""
         dropped = [line for line in self._lines.values() if not line.begun and chosen(line.line.key)]
         for line in dropped:
-            for group in line.groups:
-                self._scheduler.drop(group)
+            self._scheduler.drop(*line.groups)
             self._forget(line)
         return [line.line.key for line in dropped]
 
@@ -195,7 +190,7 @@ class Engine:
             SickModelError: the model fails whatever it is given; the lines are still here, none of them to blame.
         """
         self._cancel_lines()
-        if self._suspects:
+        if self._suspects.untried:
             self._try_suspect()
         else:
             try:
@@ -204,7 +199,7 @@ class Engine:
                 raise
             except Exception:
                 self._recover()
-                if not self._suspects:
+                if not self._suspects.untried:
                     try_model(self.model, self._sampler)
                     raise  # no line can be to blame, and the next step would fail again
         finished, self._finished = self._finished, []
@@ -242,7 +237,8 @@ class Engine:
         self._reset()
         self._prefixes.clear()
         self._begun = 0
-        for kept in (self._lines, self._cancelled, self._suspects, self._cleared, self._finished):
+        self._suspects = Suspects()
+        for kept in (self._lines, self._cancelled, self._finished):
             kept.clear()
         mx.clear_cache()
 
@@ -368,20 +364,17 @@ class Engine:
             row.top_logprobs.append(drawn.top)
         if token in row.line.eos and not row.sampling.ignore_eos:
             self._end(row, "eos")
-        elif row.sampling.stop and self._stop_matcher(row).add(token):
+        elif row.sampling.stop and self._stops(row, token):
             self._end(row, "stop_string")
         elif len(row.tokens) >= row.limit:
             self._end(row, row.limit_reason)
 
-    def _stop_matcher(self, row: Sequence) -> StopMatcher:
-        """What finds the row's stop strings: in its answer, unless it asks for them in its reasoning too."""
+    def _stops(self, row: Sequence, token: int) -> bool:
+        """Whether a token completes a stop string of its row."""
         if row.stop_matcher is None:
-            markers, sampling, answers = self.model.think_markers, row.sampling, None
-            if markers is not None and not sampling.stop_in_reasoning:
-                answers = AnswerParts(markers, inside=row.line.reasoning_open)
-            stream = self._detokenizer.stream(row.prompt)
-            row.stop_matcher = StopMatcher(sampling.stop, stream, sampling.min_tokens, answers)
-        return row.stop_matcher
+            stream, markers = self._detokenizer.stream(row.prompt), self.model.think_markers
+            row.stop_matcher = stop_matcher(row.sampling, stream, markers, reasoning_open=row.line.reasoning_open)
+        return row.stop_matcher.add(token)
 
     def _fail_not_finite(self, line: LineState) -> None:
         """Fail a line whose logits are NaN or infinite, unless that is the model's fault."""
@@ -417,8 +410,7 @@ class Engine:
     def _cancel_lines(self) -> None:
         for key, reason in list(self._cancelled.items()):
             line = self._lines[key]
-            for group in line.groups:
-                self._scheduler.drop(group)
+            self._scheduler.drop(*line.groups)
             try:
                 for row in line.unfinished:
                     self._end(row, reason)
@@ -429,8 +421,7 @@ class Engine:
 
     def _fail(self, line: LineState, failure: Failure) -> None:
         now = self._clock()
-        for group in line.groups:
-            self._scheduler.drop(group)
+        self._scheduler.drop(*line.groups)
         for row in line.unfinished:
             row.end("error", now)
             self._release(row)
@@ -463,42 +454,29 @@ class Engine:
         log.exception("a step failed; its lines are tried one by one", extra={"action": "engine_recover"})
         self.stats.recoveries += 1
         for line in self._lines.values():
-            if not line.begun:
-                continue
-            for group in line.groups:
-                self._scheduler.drop(group)
-            line.groups.clear()
-            self._suspects.append((line, to_try(line.unfinished)))
+            if line.begun:
+                self._scheduler.drop(*line.groups)
+                line.groups.clear()
+                self._suspects.add(line)
         self._reset()
 
     def _try_suspect(self) -> None:
-        """Try one suspect by itself. If that fails too it is guilty; when all are tried the others go on."""
-        line, rows = self._suspects.popleft()
-        try:
-            for row in rows:
-                if not row.ended:  # as one is that was cancelled meanwhile
-                    try_alone(self.model, self._sampler, row, self._step_size, self._accept)
-        except Exception as error:
+        """Try one suspect by itself: if that fails too, its line fails. When all are tried the others go on."""
+        line, error = self._suspects.try_next(self.model, self._sampler, self._step_size, self._accept)
+        if error is not None:
             try_model(self.model, self._sampler)
-            log.exception("line %r fails by itself", line.line.key, extra={"action": "line_failed"})
+            log.error("line %r fails by itself", line.line.key, exc_info=error, extra={"action": "line_failed"})
             self._fail(line, internal_error(error))
-            self._guilty_found = True
-        else:
-            self._cleared.append(line)
-        if not self._suspects:
-            self._acquit()
-
-    def _acquit(self) -> None:
-        """Queue the lines that passed their trial, in their old order and ahead of all others."""
-        if not self._guilty_found:
+        if self._suspects.untried:
+            return
+        if not self._suspects.guilty_found:
             self._scheduler.narrow()
             message, rows = "no line fails by itself: going on with at most %d rows together", self.capacity
             log.warning(message, rows, extra={"action": "engine_narrowed"})
-        for line in reversed(self._cleared):
+        for line in reversed(self._suspects.cleared):  # in their old order and ahead of all others
             fresh = [row for row in line.unfinished if not row.tokens]
             for row in reversed([row for row in line.unfinished if row.tokens]):
                 self._readmit(line, [row])
             if fresh:
                 self._readmit(line, fresh)
-        self._cleared.clear()
-        self._guilty_found = False
+        self._suspects = Suspects()

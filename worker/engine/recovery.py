@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable
 
 from jobs.errors import SickModelError
 from jobs.params import Sampling
 from worker.engine.decode import NotFiniteError, SampledToken
+from worker.engine.line_state import LineState
 from worker.engine.loading.model import LoadedModel
 from worker.engine.prefill import PrefillBatch
 from worker.engine.sampling.sampler import Sampler
@@ -14,21 +16,42 @@ from worker.engine.scheduler import SequenceGroup
 from worker.engine.sequence import PreparedLine, Sequence, sequences_of
 from worker.engine.unbatched.speculative import batch_of
 
-__all__ = ["to_try", "try_alone", "try_model"]
+__all__ = ["Suspects", "try_model"]
 
 STEPS = 2
 """A step that failed was, at most, computing what comes after the one token that had not been read."""
 
 
-def to_try(rows: Iterable[Sequence]) -> list[Sequence]:
-    """The rows of a line whose trial tells about the line. Rows that had not started are all alike, so one stands for
-    them."""
-    started: list[Sequence] = []
-    fresh: list[Sequence] = []
-    for row in rows:
-        (started if row.tokens else fresh).append(row)
-        row.cached_tokens = 0  # its prompt is computed once more, and in full
-    return started + fresh[:1]
+class Suspects:
+    """The lines that were under way when a step failed: those still ``untried``, and those ``cleared`` by a trial. A
+    line that fails when it is tried by itself is guilty."""
+
+    def __init__(self) -> None:
+        self.untried: deque[LineState] = deque()
+        self.cleared: list[LineState] = []
+        self.guilty_found = False
+
+    def add(self, line: LineState) -> None:
+        """Suspect a line. Its prompt is computed once more, and in full."""
+        for row in line.unfinished:
+            row.cached_tokens = 0
+        self.untried.append(line)
+
+    def try_next(
+        self, model: LoadedModel, sampler: Sampler, step_size: int, accept: Callable[[SampledToken], None]
+    ) -> tuple[LineState, Exception | None]:
+        """Try the next line by itself; it, and the error if it is guilty. ``accept`` gets each token."""
+        line = self.untried.popleft()
+        rows = line.unfinished
+        fresh = [row for row in rows if not row.tokens][:1]  # those that had not started are all alike
+        try:
+            for row in [row for row in rows if row.tokens] + fresh:
+                try_alone(model, sampler, row, step_size, accept)
+        except Exception as error:
+            self.guilty_found = True
+            return line, error
+        self.cleared.append(line)
+        return line, None
 
 
 def try_alone(

@@ -211,12 +211,13 @@ class Scheduler:
         if group.running == 0:
             self._running.discard(group)
 
-    def drop(self, group: SequenceGroup) -> None:
-        """Forget the rows of a group that have not started, wherever it is. Running rows end by :meth:`ended`."""
-        for place in (self._waiting, self._prefilling, self._ready):
-            if group in place:
-                place.remove(group)
-        group.sequences = []
+    def drop(self, *groups: SequenceGroup) -> None:
+        """Forget the rows of groups that have not started, wherever they are. Running rows end by :meth:`ended`."""
+        for group in groups:
+            for place in (self._waiting, self._prefilling, self._ready):
+                if group in place:
+                    place.remove(group)
+            group.sequences = []
 
     def narrow(self) -> None:
         """From now on at most half as many rows, and prompts, together."""

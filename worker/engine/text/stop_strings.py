@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence as Items
 
+from jobs.params import Sampling
 from worker.engine.text.detokenizer import TextStream
 from worker.engine.text.thinking import AnswerParts
 
-__all__ = ["StopMatcher"]
+__all__ = ["StopMatcher", "stop_matcher"]
 
 
 class StopMatcher:
@@ -61,3 +62,16 @@ class StopMatcher:
     def _find(self, stop: str, text: str, begin: int, end: int) -> int:
         """Where the first ``stop`` starts that ends in text not searched before, or -1."""
         return text.find(stop, max(begin, self._searched - len(stop) + 1), end)
+
+
+def stop_matcher(
+    sampling: Sampling, stream: TextStream, markers: tuple[str, str] | None, *, reasoning_open: bool
+) -> StopMatcher:
+    """A matcher of a row's stop strings in its answer, unless it asks for them in its reasoning too.
+
+    ``markers`` are those of the model's thinking, where it has any.
+    """
+    answers = None
+    if markers is not None and not sampling.stop_in_reasoning:
+        answers = AnswerParts(markers, inside=reasoning_open)
+    return StopMatcher(sampling.stop, stream, sampling.min_tokens, answers)
