@@ -46,7 +46,7 @@ def test_padding_is_kept_out_of_recurrent_states(tiny: Any) -> None:
     model = tiny("mamba2")
     assert model.batchable
     assert model.padded_prefill
-    assert all(cache.left_padding is None and cache.lengths is None for cache in new_batch(model, 3))
+    assert all(cache.left_padding is None and cache.lengths is None for cache in new_batch([model.new_cache()] * 3))
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,15 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
+from itertools import chain
 
 import mlx.core as mx
 
 from jobs.errors import SickModelError
-from worker.engine import line_state
 from worker.engine.caches import prompt_cache
 from worker.engine.caches.prefixes import Prefixes, prefix_budget
 from worker.engine.decode import NotFiniteError, SampledToken, StepResult
-from worker.engine.line_state import EngineStats, LineState, in_flight, internal_error, without
+from worker.engine.line_state import EngineStats, LineState, check_tokens, in_flight, internal_error
 from worker.engine.loading.mlx_models import cache_budget
 from worker.engine.loading.model import LoadedModel
 from worker.engine.prefill import PrefillBatch
@@ -88,7 +88,6 @@ class Engine:
         self._decode_batch = batch_of(model, self._sampler)
         self._lines: dict[Hashable, LineState] = {}
         self._begun = 0
-        self._only: frozenset[Hashable] | None = None
         self._cancelled: dict[Hashable, str] = {}
         self._finished: list[Finished] = []
         self._prefilling: deque[PrefillBatch] = deque()
@@ -135,7 +134,7 @@ class Engine:
         """
         if line.key in self._lines:
             raise ValueError(f"a line with key {line.key!r} is already in the engine")
-        line_state.check_tokens(line, self.model.vocab_size)
+        check_tokens(line, self.model.vocab_size)
         if self.context is not None and len(line.prompt) >= self.context:
             reason = f"the prompt has {len(line.prompt)} tokens and the context {self.context}"
             self._reject(line.key, Failure("context_length_exceeded", reason))
@@ -158,17 +157,17 @@ class Engine:
 
     def admit(self, only: frozenset[Hashable] | None) -> None:
         """From now on only these lines begin; None: all. Lines under way go on, with rows of theirs that begin anew."""
-        self._only, self._scheduler.admits = only, line_state.admitting(only, self._lines)
+        self._scheduler.only = only
 
     def upcoming(self, only: frozenset[Hashable] | None) -> list[Hashable]:
         """The lines that begin next, in their order, if only these may (None: all): those of one wave of prompts."""
-        keys = dict.fromkeys(group.key for group in self._scheduler.upcoming(line_state.admitting(only, self._lines)))
-        return [key for key in keys if not self._lines[key].begun]
+        return [group.key for group in self._scheduler.upcoming(only) if not group.again]
 
     @property
     def runnable(self) -> bool:
         """Whether there is something to do: not while all lines that are here wait to be admitted."""
-        waiting = self._only is not None and self._lines.keys().isdisjoint(self._only)
+        only = self._scheduler.only
+        waiting = only is not None and self._lines.keys().isdisjoint(only)
         return self.has_work and not (waiting and not (self._begun or self._finished or self._cancelled))
 
     def drop_pending(self, chosen: Callable[[Hashable], bool] = lambda key: True) -> list[Hashable]:
@@ -313,25 +312,26 @@ class Engine:
     def _begin_batches(self) -> None:
         now = self._clock()
         batches = self._scheduler.begin()
-        keys = dict.fromkeys(group.key for groups in batches for group in groups)
-        if fresh := [key for key in keys if not self._lines[key].begun]:
-            refused = self.on_begin(fresh)
-            for key in refused:
-                self.cancel(key)
-            batches = without(batches, refused)
-        for groups in batches:
-            for group in groups:
-                self.stats.cached_tokens += group.cached
-                for row in group.sequences:
-                    if row.prefill_started is None:
-                        row.prefill_started, row.cached_tokens = now, group.cached
-                line = self._lines[group.key]
-                if not line.begun:
-                    line.begun = True
-                    self._begun += 1
-                    self.stats.prompt_tokens += len(line.line.prompt)
+        fresh = [group.key for groups in batches for group in groups if not group.again]
+        refused = self.on_begin(fresh) if fresh else frozenset()
+        for key in refused:
+            self.cancel(key)
+        batches = [[group for group in groups if group.key not in refused] for groups in batches]
+        for group in chain.from_iterable(batches):
+            self._begin(group, now)
         self._prefilling.extend(PrefillBatch.of_prefix(self.model, prefix) for prefix in self._prefixes.planned())
-        self._prefilling.extend(PrefillBatch(self.model, groups) for groups in batches)
+        self._prefilling.extend(PrefillBatch(self.model, groups) for groups in batches if groups)
+
+    def _begin(self, group: SequenceGroup, now: float) -> None:
+        self.stats.cached_tokens += group.cached
+        for row in group.sequences:
+            if row.prefill_started is None:
+                row.prefill_started, row.cached_tokens = now, group.cached
+        line = self._lines[group.key]
+        if not line.begun:
+            line.begun = True
+            self._begun += 1
+            self.stats.prompt_tokens += len(line.line.prompt)
 
     def _collect(self, result: StepResult) -> None:
         for drawn in result.read():

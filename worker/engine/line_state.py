@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 from worker.engine.prefill import PrefillBatch
@@ -12,11 +11,9 @@ from worker.engine.sequence import Failure, InFlight, PreparedLine, Sequence
 __all__ = [
     "EngineStats",
     "LineState",
-    "admitting",
     "check_tokens",
     "in_flight",
     "internal_error",
-    "without",
 ]
 
 
@@ -72,6 +69,7 @@ class LineState:
             sequences=list(sequences),
             key=self.line.key,
             rank=self.line.rank,
+            again=self.begun,
         )
         self.groups = [*(old for old in self.groups if not old.done), group]
         return group
@@ -86,25 +84,6 @@ def check_tokens(line: PreparedLine, vocab_size: int) -> None:
     largest = max(0, *line.prompt, *line.eos, *line.sampling.logit_bias)
     if largest >= vocab_size:
         raise ValueError(f"token id {largest} is not in the model's vocabulary of {vocab_size}")
-
-
-def admitting(
-    only: frozenset[Hashable] | None, lines: Mapping[Hashable, LineState]
-) -> Callable[[SequenceGroup], bool] | None:
-    """Which groups may go where only some lines may begin: those of lines that have begun too. None: all."""
-    if only is None:
-        return None
-
-    def may_go(group: SequenceGroup) -> bool:
-        return group.key in only or lines[group.key].begun
-
-    return may_go
-
-
-def without(batches: list[list[SequenceGroup]], refused: frozenset[Hashable]) -> list[list[SequenceGroup]]:
-    """The batches of groups without those of some lines, and none that is empty."""
-    kept = ([group for group in groups if group.key not in refused] for groups in batches)
-    return [groups for groups in kept if groups]
 
 
 def in_flight(state: LineState, places: dict[SequenceGroup, PrefillBatch]) -> InFlight:

@@ -96,7 +96,7 @@ class PrefillBatch:
             self._caches = self._model.new_cache()
             return
         if self._prefix is None:
-            self._caches = prompt_cache.new_batch(self._model, len(self._lengths))
+            self._caches = prompt_cache.new_batch([self._model.new_cache() for _ in self._lengths])
         else:
             self._caches = prompt_cache.repeat(self._prefix.caches, len(self._lengths))
             self._prefix = None

@@ -36,7 +36,8 @@ class SequenceGroup:
     are to be prefilled, ``end`` the most tokens a row may come to hold. ``sequences`` are those whose rows have still
     to start, ``key`` is that of their line, and ``running`` is how many rows decode. ``prefix`` has the caches of the
     tokens before the ``length`` (None: there are none), and ``cached`` is how many of those were there already. Groups
-    of a lower ``rank`` go first; ``overtaken`` counts those that came later and went before.
+    of a lower ``rank`` go first; ``overtaken`` counts those that came later and went before. ``again`` says that the
+    group is of a line that has begun before.
     """
 
     tokens: list[int]
@@ -49,6 +50,7 @@ class SequenceGroup:
     cached: int = 0
     rank: int = 0
     overtaken: int = 0
+    again: bool = False
 
     @property
     def rows(self) -> int:
@@ -87,8 +89,8 @@ class Scheduler:
         self.memory = memory
         self.most: int | None = None
         """What one row may take when it runs alone, where that is more than ``memory``."""
-        self.admits: Callable[[SequenceGroup], bool] | None = None
-        """Which waiting groups may begin; None: all of them."""
+        self.only: frozenset[Hashable] | None = None
+        """The lines that may begin; None: all of them."""
         self._row_bytes = row_bytes
         self._padding = padding
         self._assign = assign
@@ -162,7 +164,7 @@ class Scheduler:
         if self._prefilling or not self._waiting or staged >= max(1, self.free):
             return []
         wanted = max(self.free, self.prompt_concurrency)
-        for group in self.upcoming(self.admits):
+        for group in self.upcoming(self.only):
             if staged >= wanted or not self._may_hold(group):
                 break
             self._waiting.remove(group)
@@ -171,11 +173,15 @@ class Scheduler:
         self._assign(self._prefilling)
         return self._batches(self._prefilling)
 
-    def upcoming(self, admits: Callable[[SequenceGroup], bool] | None) -> list[SequenceGroup]:
-        """The next wave, of the waiting groups that ``admits`` lets pass (None: all): the one that waits first, and of
-        those behind it the ones nearest to it in length, which waste the least padding. Since the first always goes,
-        none waits for longer than there are groups before it. A wave is of one rank."""
-        near = list(islice(filter(admits, self._waiting), LOOK_AHEAD * self.prompt_concurrency))
+    def upcoming(self, only: frozenset[Hashable] | None) -> list[SequenceGroup]:
+        """The next wave, where only these lines (None: all) may begin, and those that have begun before.
+
+        It is the group that waits first, and of those behind it the nearest to it in length, which waste the least
+        padding. Since the first always goes, none waits for longer than there are groups before it. A wave is of one
+        rank.
+        """
+        may_begin = (group for group in self._waiting if only is None or group.again or group.key in only)
+        near = list(islice(may_begin, LOOK_AHEAD * self.prompt_concurrency))
         if not near:
             return []
         near = [group for group in near if group.rank == near[0].rank]
