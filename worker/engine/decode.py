@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence as Items
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 
@@ -17,7 +16,7 @@ from worker.engine.sampling.row_params import BatchArrays
 from worker.engine.sampling.sampler import NO_TOKEN, Sampled, Sampler
 from worker.engine.sequence import Sequence
 
-__all__ = ["CLEAR_EVERY", "DecodeBatch", "NotFiniteError", "Results", "SampledToken", "StepResult"]
+__all__ = ["CLEAR_EVERY", "DecodeBatch", "NotFiniteError", "SampledToken", "StepResult", "read_tokens"]
 
 SETTLE_EVERY = 16
 """Steps between evaluations of the whole caches: parts of them that no logits depend on (recurrent masks, offsets of
@@ -69,34 +68,21 @@ class StepResult:
 
     def read(self) -> Iterable[SampledToken]:
         """Wait for the tokens; one entry per row."""
-        results = Results(self.sampled)
-        return [results.token_of(slot, row) for slot, row in self.rows.items()]
+        return read_tokens(self.sampled, self.rows.items())
 
 
-class Results:
-    """What a step sampled, waited for and brought to the host."""
-
-    def __init__(self, sampled: Sampled) -> None:
-        self.tokens: list[int] = _listed(sampled.tokens)
-        self._covered = _listed(sampled.covered)
-        self._logprobs = _listed(sampled.logprobs)
-        self._ids, self._values = _listed(sampled.top_ids), _listed(sampled.top_logprobs)
-
-    def token_of(self, index: int, row: Sequence) -> SampledToken:
-        """What entry ``index`` of the step's arrays says, of which ``row`` wants all or a part."""
-        wants = row.sampling
-        best = wants.top_logprobs if self._ids is not None else 0
-        return SampledToken(
-            row=row,
-            token=self.tokens[index],
-            covered=self._covered is None or self._covered[index],
-            logprob=self._logprobs[index] if wants.logprobs and self._logprobs is not None else None,
-            top=list(zip(self._ids[index][:best], self._values[index][:best], strict=True)) if best else None,
-        )
-
-
-def _listed(array: mx.array | None) -> Any:
-    return None if array is None else array.tolist()
+def read_tokens(sampled: Sampled, rows: Iterable[tuple[int, Sequence]]) -> list[SampledToken]:
+    """Wait for what a step sampled. ``rows`` has indices into its arrays, and the row that each entry is for, which
+    wants all of it or a part."""
+    arrays = (sampled.tokens, sampled.covered, sampled.logprobs, sampled.top_ids, sampled.top_logprobs)
+    tokens, covered, logprobs, ids, values = (None if array is None else array.tolist() for array in arrays)
+    read = []
+    for index, row in rows:
+        best = row.sampling.top_logprobs if ids is not None else 0
+        top = list(zip(ids[index][:best], values[index][:best], strict=True)) if best else None
+        logprob = logprobs[index] if row.sampling.logprobs and logprobs is not None else None
+        read.append(SampledToken(row, tokens[index], covered is None or covered[index], logprob, top))
+    return read
 
 
 class DecodeBatch:

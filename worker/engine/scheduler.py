@@ -265,14 +265,12 @@ class Scheduler:
         batches: list[list[SequenceGroup]] = []
         order = {id(group.prefix): place for place, group in reversed(list(enumerate(wave)))}
         for group in sorted(wave, key=lambda item: (order[id(item.prefix)], item.length)):
-            if batches and self._alike(batches[-1][0], group):
+            first = batches[-1][0] if batches else group
+            if batches and first.prefix is group.prefix and self._similar(first.length, group.length):
                 batches[-1].append(group)
             else:
                 batches.append([group])
         return batches
-
-    def _alike(self, one: SequenceGroup, other: SequenceGroup) -> bool:
-        return one.prefix is other.prefix and self._similar(one.length, other.length)
 
     def _similar(self, shortest: int, length: int) -> bool:
         if not self._padding or shortest == 0:
