@@ -16,8 +16,8 @@ from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import measure
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sampling.draws import pick
-from worker.engine.sampling.sampler import NO_TOKEN, Features, Sampler
-from worker.engine.sequence import Finished
+from worker.engine.sampling.sampler import Features, Sampler
+from worker.engine.sequence import NO_TOKEN, Finished
 from worker.engine.unbatched.modes import UnbatchedModes
 
 NAN = float("nan")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence as Items
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -13,10 +14,10 @@ from worker.engine.caches.slots import columns_in_use, fill_slots
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sampling import row_params
 from worker.engine.sampling.row_params import BatchArrays
-from worker.engine.sampling.sampler import NO_TOKEN, Sampled, Sampler
-from worker.engine.sequence import Sequence
+from worker.engine.sampling.sampler import Sampled, Sampler
+from worker.engine.sequence import SampledToken, Sequence
 
-__all__ = ["CLEAR_EVERY", "DecodeBatch", "NotFiniteError", "SampledToken", "StepResult", "read_tokens"]
+__all__ = ["CLEAR_EVERY", "DecodeBatch", "NotFiniteError", "StepResult", "read_tokens"]
 
 SETTLE_EVERY = 16
 """Steps between evaluations of the whole caches: parts of them that no logits depend on (recurrent masks, offsets of
@@ -38,25 +39,6 @@ class NotFiniteError(ArithmeticError):
 
 
 @dataclass(frozen=True, slots=True)
-class SampledToken:
-    """What one step computed for one row: a token, or ``covered`` false, which means that it must be done again.
-    ``token`` is ``NO_TOKEN`` where the logits are no numbers to draw from. ``drafted`` says that a draft model had
-    proposed the token."""
-
-    row: Sequence
-    token: int
-    covered: bool
-    logprob: float | None
-    top: list[tuple[int, float]] | None
-    drafted: bool = False
-
-    @property
-    def finite(self) -> bool:
-        """Whether there is a token at all."""
-        return self.token != NO_TOKEN
-
-
-@dataclass(frozen=True, slots=True)
 class StepResult:
     """One token for each row, being computed: the rows by slot. ``spent`` are those that need no further step, and
     ``drafted`` is how many tokens a draft model proposed besides."""
@@ -75,7 +57,8 @@ def read_tokens(sampled: Sampled, rows: Iterable[tuple[int, Sequence]]) -> list[
     """Wait for what a step sampled. ``rows`` has indices into its arrays, and the row that each entry is for, which
     wants all of it or a part."""
     arrays = (sampled.tokens, sampled.covered, sampled.logprobs, sampled.top_ids, sampled.top_logprobs)
-    tokens, covered, logprobs, ids, values = (None if array is None else array.tolist() for array in arrays)
+    listed: list[Any] = [None if array is None else array.tolist() for array in arrays]
+    tokens, covered, logprobs, ids, values = listed
     read = []
     for index, row in rows:
         best = row.sampling.top_logprobs if ids is not None else 0

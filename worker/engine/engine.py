@@ -17,7 +17,7 @@ import mlx.core as mx
 from jobs.errors import SickModelError
 from worker.engine.caches import prompt_cache
 from worker.engine.caches.prefixes import Prefixes, prefix_budget
-from worker.engine.decode import NotFiniteError, SampledToken, StepResult
+from worker.engine.decode import NotFiniteError, StepResult
 from worker.engine.line_state import EngineStats, LineState, check_tokens, in_flight, internal_error
 from worker.engine.loading.mlx_models import cache_budget
 from worker.engine.loading.model import LoadedModel
@@ -25,7 +25,7 @@ from worker.engine.prefill import PrefillBatch
 from worker.engine.recovery import Suspects, try_model
 from worker.engine.sampling.sampler import suited
 from worker.engine.scheduler import Scheduler, SequenceGroup
-from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, Sequence, sequences_of
+from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, SampledToken, Sequence, sequences_of
 from worker.engine.text.detokenizer import Detokenizer
 from worker.engine.text.stop_strings import stop_matcher
 from worker.engine.unbatched.speculative import batch_of
@@ -136,14 +136,12 @@ class Engine:
             raise ValueError(f"a line with key {line.key!r} is already in the engine")
         check_tokens(line, self.model.vocab_size)
         if self.context is not None and len(line.prompt) >= self.context:
-            reason = f"the prompt has {len(line.prompt)} tokens and the context {self.context}"
-            self._reject(line.key, Failure("context_length_exceeded", reason))
+            self._refuse(line, f"the prompt has {len(line.prompt)} tokens and the context {self.context}")
             return
         state = LineState(line, sequences_of(line, self._scheduler.context_of(line, self.context), self._clock()))
         group = state.group(list(line.prompt), state.sequences)
-        too_large = self._scheduler.too_large(group)
-        if too_large is not None:
-            self._reject(line.key, Failure("context_length_exceeded", too_large))
+        if (reason := self._scheduler.too_large(group)) is not None:
+            self._refuse(line, reason)
             return
         self._lines[line.key] = state
         self._scheduler.add(group)
@@ -339,7 +337,9 @@ class Engine:
             if row.ended:  # with its line, by another choice
                 continue
             if not drawn.finite:
-                self._fail_not_finite(self._lines[row.key])
+                try_model(self.model, self._sampler)  # which may be to blame
+                self._prefixes.forget()  # and so may the one that the line went on from
+                self._fail(self._lines[row.key], internal_error(NotFiniteError()))
             elif drawn.covered:
                 self._accept(drawn)
             else:
@@ -351,17 +351,9 @@ class Engine:
     def _accept(self, drawn: SampledToken) -> None:
         """Add a token to its row, and end the row where the token does."""
         row, token = drawn.row, drawn.token
-        if row.first_token_at is None:
-            row.first_token_at = self._clock()
-        row.tokens.append(token)
+        row.append(drawn, self._clock())
         self.stats.completion_tokens += 1
-        if drawn.drafted:
-            row.accepted_draft_tokens = (row.accepted_draft_tokens or 0) + 1
-            self.stats.accepted_tokens += 1
-        if drawn.logprob is not None:
-            row.token_logprobs.append(drawn.logprob)
-        if drawn.top is not None:
-            row.top_logprobs.append(drawn.top)
+        self.stats.accepted_tokens += drawn.drafted
         if token in row.line.eos and not row.sampling.ignore_eos:
             self._end(row, "eos")
         elif row.sampling.stop and self._stops(row, token):
@@ -376,12 +368,6 @@ class Engine:
             row.stop_matcher = stop_matcher(row.sampling, stream, markers, reasoning_open=row.line.reasoning_open)
         return row.stop_matcher.add(token)
 
-    def _fail_not_finite(self, line: LineState) -> None:
-        """Fail a line whose logits are NaN or infinite, unless that is the model's fault."""
-        try_model(self.model, self._sampler)
-        self._prefixes.forget()  # the one that the line went on from may be to blame
-        self._fail(line, internal_error(NotFiniteError()))
-
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _end(self, row: Sequence, reason: str) -> None:
@@ -394,8 +380,7 @@ class Engine:
         line = self._lines[row.key]
         if not line.unfinished:
             self._forget(line)
-            self._finished.append(Finished(row.key, line.sequences))
-            self.stats.finished_lines += 1
+            self._finish(Finished(row.key, line.sequences))
 
     def _forget(self, line: LineState) -> None:
         del self._lines[line.line.key]
@@ -426,11 +411,17 @@ class Engine:
             row.end("error", now)
             self._release(row)
         self._forget(line)
-        self._reject(line.line.key, failure, line.sequences)
+        self._finish(Finished(line.line.key, line.sequences, failure))
 
-    def _reject(self, key: Hashable, failure: Failure, sequences: list[Sequence] | None = None) -> None:
-        self._finished.append(Finished(key, sequences or [], failure))
-        self.stats.failed_lines += 1
+    def _refuse(self, line: PreparedLine, reason: str) -> None:
+        self._finish(Finished(line.key, [], Failure("context_length_exceeded", reason)))
+
+    def _finish(self, finished: Finished) -> None:
+        self._finished.append(finished)
+        if finished.error is None:
+            self.stats.finished_lines += 1
+        else:
+            self.stats.failed_lines += 1
 
     # -- rows that must begin again -----------------------------------------------------------------------------------
 
@@ -471,12 +462,8 @@ class Engine:
             return
         if not self._suspects.guilty_found:
             self._scheduler.narrow()
-            message, rows = "no line fails by itself: going on with at most %d rows together", self.capacity
-            log.warning(message, rows, extra={"action": "engine_narrowed"})
-        for line in reversed(self._suspects.cleared):  # in their old order and ahead of all others
-            fresh = [row for row in line.unfinished if not row.tokens]
-            for row in reversed([row for row in line.unfinished if row.tokens]):
-                self._readmit(line, [row])
-            if fresh:
-                self._readmit(line, fresh)
+            message = "no line fails by itself: going on with at most %d rows together"
+            log.warning(message, self.capacity, extra={"action": "engine_narrowed"})
+        for line, rows in reversed(self._suspects.acquitted()):
+            self._readmit(line, rows)
         self._suspects = Suspects()

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from jobs.errors import SickModelError
 from jobs.params import Sampling
-from worker.engine.decode import NotFiniteError, SampledToken
+from worker.engine.decode import NotFiniteError
 from worker.engine.line_state import LineState
 from worker.engine.loading.model import LoadedModel
 from worker.engine.prefill import PrefillBatch
 from worker.engine.sampling.sampler import Sampler
 from worker.engine.scheduler import SequenceGroup
-from worker.engine.sequence import PreparedLine, Sequence, sequences_of
+from worker.engine.sequence import PreparedLine, SampledToken, Sequence, sequences_of
 from worker.engine.unbatched.speculative import batch_of
 
 __all__ = ["Suspects", "try_model"]
@@ -36,6 +36,15 @@ class Suspects:
         for row in line.unfinished:
             row.cached_tokens = 0
         self.untried.append(line)
+
+    def acquitted(self) -> list[tuple[LineState, list[Sequence]]]:
+        """The rows of the cleared lines, those of one history together, in their old order."""
+        found = []
+        for line in self.cleared:
+            if fresh := [row for row in line.unfinished if not row.tokens]:
+                found.append((line, fresh))
+            found += [(line, [row]) for row in line.unfinished if row.tokens]
+        return found
 
     def try_next(
         self, model: LoadedModel, sampler: Sampler, step_size: int, accept: Callable[[SampledToken], None]

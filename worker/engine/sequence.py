@@ -10,16 +10,20 @@ from jobs.params import Sampling
 from worker.engine.text.stop_strings import StopMatcher
 
 __all__ = [
+    "NO_TOKEN",
     "WITHOUT_CONTEXT",
     "Failure",
     "Finished",
     "InFlight",
     "PreparedLine",
+    "SampledToken",
     "Sequence",
     "choice_seed",
     "sequences_of",
 ]
 
+NO_TOKEN = -1
+"""The token of a row whose logits are NaN, infinite, or all of them -infinity."""
 SEED_BYTES = 8
 WITHOUT_CONTEXT = 4096
 """Tokens that a text may have which goes to the context's end, of a model whose context nobody knows."""
@@ -125,9 +129,40 @@ class Sequence:
             return None
         return self.finished_at - self.first_token_at
 
+    def append(self, drawn: SampledToken, now: float) -> None:
+        """Take in the next token."""
+        if self.first_token_at is None:
+            self.first_token_at = now
+        self.tokens.append(drawn.token)
+        if drawn.logprob is not None:
+            self.token_logprobs.append(drawn.logprob)
+        if drawn.top is not None:
+            self.top_logprobs.append(drawn.top)
+        if drawn.drafted:
+            self.accepted_draft_tokens = (self.accepted_draft_tokens or 0) + 1
+
     def end(self, reason: str, now: float) -> None:
         self.stop_reason = reason
         self.finished_at = now
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """What one step computed for one row: a token, or ``covered`` false, which means that it must be done again.
+    ``token`` is ``NO_TOKEN`` where the logits are no numbers to draw from. ``drafted`` says that a draft model had
+    proposed the token."""
+
+    row: Sequence
+    token: int
+    covered: bool
+    logprob: float | None
+    top: list[tuple[int, float]] | None
+    drafted: bool = False
+
+    @property
+    def finite(self) -> bool:
+        """Whether there is a token at all."""
+        return self.token != NO_TOKEN
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,11 @@ import mlx.core as mx
 
 from worker.engine.caches import prompt_cache
 from worker.engine.caches.prompt_cache import Cache
-from worker.engine.decode import CLEAR_EVERY, DecodeBatch, SampledToken, StepResult, read_tokens
+from worker.engine.decode import CLEAR_EVERY, DecodeBatch, StepResult, read_tokens
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sampling import row_params
 from worker.engine.sampling.sampler import Sampler
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import SampledToken, Sequence
 
 __all__ = ["DraftBatch", "batch_of"]
 
@@ -62,8 +62,11 @@ class DraftBatch:
         self._target = replace(model, draft=None)
         self._draft = model.draft
         self._sampler = sampler
+        self._row: Sequence | None = None
+        self._caches: list[Cache] = []
+        self._draft_caches: list[Cache] = []
+        self._unread: list[int] = []
         self._rounds = 0
-        self.clear()
 
     def __len__(self) -> int:
         return 0 if self._row is None else 1
@@ -98,8 +101,9 @@ class DraftBatch:
         """Take in one row with its prefilled caches and the last token of its prompt."""
         if self._row is not None or len(rows) != 1:
             raise ValueError("with a draft model rows run one at a time")
-        (self._row,) = rows
-        self._row.accepted_draft_tokens = self._row.accepted_draft_tokens or 0
+        (row,) = rows
+        row.accepted_draft_tokens = row.accepted_draft_tokens or 0
+        self._row = row
         self._caches, self._draft_caches = self._model.split(caches)
         self._unread = [*inputs]
 
@@ -113,10 +117,7 @@ class DraftBatch:
 
     def clear(self) -> None:
         """Forget the row and its caches."""
-        self._row: Sequence | None = None
-        self._caches: list[Cache] = []
-        self._draft_caches: list[Cache] = []
-        self._unread: list[int] = []
+        self._row, self._caches, self._draft_caches = None, [], []
 
     def _propose(self, row: Sequence, count: int) -> mx.array:
         """``[count]`` tokens that the draft model takes to be the row's next."""
