@@ -26,11 +26,11 @@ from jobs.shard import Group
 from worker.faults.crash_loop import without_trouble
 from worker.health.prometheus import PrometheusMetrics
 from worker.models.autotune import FILE as TUNED_FILE, MOST_ROWS
-from worker.models.compute import DECODE_CONCURRENCY, EngineSettings
 from worker.models.load_failures import PATIENCE_S
 from worker.rq.permissions import check_permissions
 from worker.rq.worker import machine
-from worker.service import Service, ServiceSettings
+from worker.service import Service
+from worker.settings import DECODE_CONCURRENCY, EngineSettings, ServiceSettings
 from worker.shards.claimed import MAX_ATTEMPTS
 
 __all__ = ["command", "main"]

@@ -20,9 +20,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import redis.exceptions
@@ -39,17 +37,17 @@ from jobs.store.store import Store
 from worker.faults.crash_loop import note_failure
 from worker.faults.in_flight_log import InFlightLog
 from worker.faults.refused_shards import Refusals
-from worker.faults.spool import SPOOL_KEEP_S, Spool
+from worker.faults.spool import Spool
 from worker.health.heartbeat import Pulse
 from worker.health.keep_awake import SleepAssertion, Take, way_to_stay_awake
 from worker.health.prometheus import Metrics
 from worker.health.recycle import HELD_BACK, RECYCLE
-from worker.models.compute import Compute, EngineSettings
+from worker.models.compute import Compute
 from worker.models.load_failures import LoadFailures
 from worker.models.loader import Models
-from worker.models.residency import STARVATION_S
 from worker.rq.worker import MAINTENANCE_S, Lease, ShardJob, ShardWorker, machine
-from worker.shards.claimed import MAX_ATTEMPTS, End, HeldShard, LineKey
+from worker.settings import ServiceSettings
+from worker.shards.claimed import End, HeldShard, LineKey
 from worker.shards.pause import Pausing
 from worker.shards.preparer import Intake
 from worker.shards.queue_order import Turns
@@ -61,7 +59,7 @@ if TYPE_CHECKING:
 
     from worker.engine.sequence import Finished
 
-__all__ = ["Service", "ServiceSettings"]
+__all__ = ["Service"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -71,30 +69,6 @@ RETRY_BASE_S, RETRY_MOST_S = 1.0, 60.0
 """A line is tried again after this long, doubled for each attempt."""
 LEAST_AHEAD = 8
 """Lines kept ahead of a smaller batch: short ones would run out between two looks."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceSettings:
-    """What a worker serves and how long it lives; times in seconds. ``parent`` is the process id that it ends with."""
-
-    groups: tuple[Group, ...]
-    pool: str | None = None
-    name: str | None = None
-    preload: bool = True
-    burst: bool = False
-    max_idle_s: float | None = None
-    drain_s: float = 30.0
-    parent: int | None = None
-    recycle_after_tokens: int | None = None
-    max_attempts: int = MAX_ATTEMPTS
-    allow_sleep: bool = False
-    starvation_s: float = STARVATION_S
-    spool: Path | None = None
-    """Folder in which finished records are kept for ``spool_keep_s``; None: they are not."""
-    spool_keep_s: float = SPOOL_KEEP_S
-    metrics: tuple[str, int] | None = None
-    """Host and port for Prometheus."""
-    engine: EngineSettings = field(default_factory=EngineSettings)
 
 
 class Service:

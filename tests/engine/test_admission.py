@@ -11,7 +11,8 @@ from jobs.shard import Group
 from worker.engine.engine import Engine
 from worker.engine.sequence import WITHOUT_CONTEXT, Finished, sequences_of
 from worker.faults.quarantine import TRIAL_TOKENS
-from worker.models.compute import Compute, EngineSettings
+from worker.models.compute import Compute
+from worker.settings import EngineSettings
 from worker.shards.claimed import Quarantine
 
 

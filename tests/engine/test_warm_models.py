@@ -28,8 +28,9 @@ from tests.pool import make_batch
 from tests.waiting import until
 from worker.engine.loading import mlx_models
 from worker.engine.loading.mlx_models import active_memory, free_memory
-from worker.models.compute import Compute, EngineSettings
-from worker.service import Service, ServiceSettings
+from worker.models.compute import Compute
+from worker.service import Service
+from worker.settings import EngineSettings, ServiceSettings
 
 WEIGHTS = (POCKET / "model.safetensors").stat().st_size
 ONE = int(1.6 * WEIGHTS)

@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from worker.models.compute import Snapshot
+    from worker.health.snapshot import Snapshot
 
 __all__ = ["KEPT_S", "Recent"]
 

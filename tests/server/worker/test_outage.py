@@ -21,7 +21,8 @@ from tests.pool import MODEL, make_batch, prompts
 from tests.servers import Server
 from tests.waiting import until
 from worker.faults.spool import Spool
-from worker.service import Service, ServiceSettings
+from worker.service import Service
+from worker.settings import ServiceSettings
 from worker.shards import records
 from worker.shards.claimed import HeldShard
 from worker.shards.records import FailedLine

@@ -21,7 +21,8 @@ from tests.waiting import until
 from worker.engine.sequence import Failure, Finished, InFlight
 from worker.health.prometheus import PrometheusMetrics
 from worker.models.compute import ServedModel
-from worker.service import Service, ServiceSettings
+from worker.service import Service
+from worker.settings import ServiceSettings
 from worker.shards.claimed import HeldShard
 from worker.shards.records import EndedLine, FailedLine
 

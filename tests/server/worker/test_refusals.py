@@ -22,7 +22,8 @@ from submit.status.workers import Workers, activity
 from tests.pool import MODEL, make_batch, prompts
 from worker.faults.refused_shards import PAUSES_S, UNSTORED_S
 from worker.models.residency import Size
-from worker.service import Service, ServiceSettings
+from worker.service import Service
+from worker.settings import ServiceSettings
 from worker.shards.records import FailedLine
 
 QUEUE = queue_name(MODEL, "normal")

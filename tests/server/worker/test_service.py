@@ -21,11 +21,13 @@ from jobs.store.keys import BatchKeys
 from jobs.store.store import FinishedLine, Store
 from submit.results.read import ordered_records
 from tests.pool import MODEL, make_batch, prompts, watched
-from worker.models.compute import EngineSettings, ServedModel, Snapshot
+from worker.health.snapshot import Snapshot
+from worker.models.compute import ServedModel
 from worker.models.load_failures import LoadFailure
 from worker.models.residency import Size
 from worker.rq.worker import LEASE_S, UNWATCHED_S
-from worker.service import Service, ServiceSettings
+from worker.service import Service
+from worker.settings import EngineSettings, ServiceSettings
 from worker.shards.claimed import HeldShard
 from worker.shards.records import EndedLine, FailedLine
 

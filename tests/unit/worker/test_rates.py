@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worker.health.rates import Recent
-from worker.models.compute import Snapshot
+from worker.health.snapshot import Snapshot
 
 
 def test_rates_are_of_the_last_second_and_shares_of_the_last_minute() -> None:
