@@ -366,10 +366,10 @@ def serve(url: str, settings: ServiceSettings) -> int:
         metrics = None if settings.metrics is None else PrometheusMetrics(settings.groups)
         # Before RQ tries what its own way of telling would be a Python warning.
         check_permissions(connection, process_name(settings.name))
-        service = Service(connection, pulse, settings, marks_connection=marks, metrics=metrics)
+        service = Service(connection, pulse, settings, in_flight_connection=marks, observer=metrics)
         if metrics is None or settings.metrics is None:
             return service.run()
-        with metrics.serving(service, *settings.metrics):
+        with metrics.serving(service.parts, service.heartbeat, *settings.metrics):
             return service.run()
 
 

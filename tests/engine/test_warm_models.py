@@ -326,7 +326,7 @@ def test_the_published_state_says_what_is_loaded(
     try:
         for group in groups[:2]:
             service.compute.load(group).result(60)
-        service.pulse._beat()
+        service.heartbeat._beat()
     finally:
         service.compute.stop()
         service.compute.join(30)

@@ -8,14 +8,14 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 import redis.exceptions
 
 from jobs.store.store import Store
-from worker.shards.claimed import HeldShard, LineKey
+from worker.shards.claimed import HeldShards, LineKey
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -90,31 +90,32 @@ class Unlogged:
 
 
 class InFlightLog(Unlogged, threading.Thread):
-    """Notes lines before they begin. The compute thread says which are next, and goes on with what is under way: it
-    never waits for Redis. This thread asks Redis, on a connection of its own, and calls ``answer``.
+    """Notes lines before they begin. Thread: compute for what :class:`Unlogged` has; it says which lines are next, and
+    goes on with what is under way: it never waits for Redis. This thread asks Redis, on a connection of its own, and
+    calls ``answer``.
 
     Noted ahead is one wave of prompts of each model, while the one before it is computed (where lines of a higher
     priority come in between, another). Should the worker die, those are charged too although they had not begun:
     a first death costs a line nothing but its count. Before a suspect runs alone they are taken back.
 
     What begins while Redis is out is noted when it is back. Shards that turn out to be another's, as after a sleep, are
-    let go by ``let_go(held, attempt, wait_s=)``, and their lines do not begin.
+    given up by ``abandon(held, attempt, wait_s=)``, and their lines do not begin.
     """
 
     def __init__(
         self,
         store: Store,
         connection: Redis,
-        life: str,
-        held: Mapping[str, HeldShard],
-        let_go: Callable[..., None],
+        instance: str,
+        held: HeldShards,
+        abandon: Callable[..., None],
         answer: Callable[[Answer], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name="in-flight", daemon=True)
-        self._store, self._connection, self._life, self._held = store, connection, life, held
-        self._let_go, self._answer, self._clock = let_go, answer, clock
+        self._store, self._connection, self._instance, self._held = store, connection, instance, held
+        self._abandon, self._answer, self._clock = abandon, answer, clock
         self._queue: queue.Queue[dict[LineKey, Note] | None] = queue.Queue()
         # The compute thread's:
         self._asked: set[LineKey] = set()
@@ -167,7 +168,7 @@ class InFlightLog(Unlogged, threading.Thread):
         """These lines begin now; those whose shard has ended meanwhile, which shall not."""
         self._asked.difference_update(keys)
         self._noted.difference_update(keys)
-        return frozenset(key for key in keys if not self._ours(key))
+        return frozenset(key for key in keys if self._held.of_line(key) is None)
 
     def begins_anew(self, key: LineKey) -> None:
         """A line that was under way waits among the others again."""
@@ -229,26 +230,20 @@ class InFlightLog(Unlogged, threading.Thread):
         """Have Redis note lines, in one round trip per shard; those that are not this worker's."""
         by_shard: dict[str, dict[int, Note]] = defaultdict(dict)
         for key, note in notes.items():
-            job_id, _fence, index = key
-            held = self._held.get(job_id)
-            if held is not None and self._ours(key) and index in held.remaining:
-                by_shard[job_id][index] = note
+            held = self._held.of_line(key)
+            if held is not None and key[2] in held.remaining:
+                by_shard[held.job_id][key[2]] = note
         for job_id, lines in by_shard.items():
             held = self._held.get(job_id)
             while held is not None and not held.ended:
                 attempt = held.attempt
                 chosen = {note: [index for index in lines if lines[index] is note] for note in Note}
                 if self._store.begin(
-                    attempt, chosen[Note.NEXT], self._life, self._connection,
+                    attempt, chosen[Note.NEXT], self._instance, self._connection,
                     alone=chosen[Note.ALONE], back=chosen[Note.BACK],
                 ):  # fmt: skip
                     break
-                self._let_go(held, attempt, wait_s=CLAIM_S)
+                self._abandon(held, attempt, wait_s=CLAIM_S)
                 if held.attempt is attempt and not held.ended:
                     raise redis.exceptions.TimeoutError(f"{job_id} is still being taken up again")
-        return frozenset(key for key in notes if not self._ours(key))
-
-    def _ours(self, key: LineKey) -> bool:
-        """Whether a line's shard is still the one it was taken with."""
-        held = self._held.get(key[0])
-        return held is not None and held.taken_under == key[1] and not held.ended
+        return frozenset(key for key in notes if self._held.of_line(key) is None)

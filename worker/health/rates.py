@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from worker.health.snapshot import Snapshot
 
-__all__ = ["KEPT_S", "Recent"]
+__all__ = ["KEPT_S", "Rates"]
 
 KEPT_S = 60.0
 """Shares and lines per second are of so long a time: prompts come in waves."""
 MOST_SAMPLES = 60
 
 
-class Recent:
-    """Takes in a snapshot about once a second; ``now`` is of a steady clock, in seconds."""
+class Rates:
+    """Thread: heartbeat. Takes in a snapshot about once a second; ``now`` is of a steady clock, in seconds."""
 
     def __init__(self, now: float, first: Snapshot) -> None:
         self._last = first

@@ -21,6 +21,7 @@ from jobs.store.keys import BatchKeys
 from jobs.store.store import FinishedLine, Store
 from submit.results.read import ordered_records
 from tests.pool import MODEL, make_batch, prompts, watched
+from worker.engine.sequence import Failure
 from worker.health.snapshot import Snapshot
 from worker.models.compute import ServedModel
 from worker.models.load_failures import LoadFailure
@@ -29,7 +30,7 @@ from worker.rq.worker import LEASE_S, UNWATCHED_S
 from worker.service import Service
 from worker.settings import EngineSettings, ServiceSettings
 from worker.shards.claimed import HeldShard
-from worker.shards.records import EndedLine, FailedLine
+from worker.shards.records import EndedLine
 
 Opened = Callable[[str], Redis]
 MakeService = Callable[..., Service]
@@ -48,7 +49,7 @@ def make_service(store: Store, server_url: str, opened: Opened) -> MakeService:
 def held_by(service: Service) -> HeldShard:
     """Take a shard; the one that the worker now holds."""
     assert service._take_one()
-    [held] = service.held.values()
+    [held] = service.held
     return held
 
 
@@ -74,13 +75,13 @@ def test_a_worker_keeps_its_machine_awake_while_it_holds_lines(
     seen = []
     for _ in range(2):
         make_batch(store, prompts(1))
-        service.pulse._beat()
+        service.heartbeat._beat()
         seen.append(held[-1])
         shard = held_by(service)
-        service.pulse._beat()
+        service.heartbeat._beat()
         seen.append(held[-1])
         service._return(shard)
-        service.pulse._beat()
+        service.heartbeat._beat()
         seen.append(held[-1])
     assert seen == ([False] * 6 if allowed else [False, True, False] * 2)
 
@@ -96,9 +97,9 @@ def test_a_worker_that_ends_lets_its_machine_sleep(store: Store, server_url: str
     service = Service(store.connection, opened(server_url), ServiceSettings((Group(MODEL),)), stay_awake=take)
     make_batch(store, prompts(1))
     held_by(service)
-    service.pulse._beat()
-    service.pulse.start()
-    service.pulse.stop()
+    service.heartbeat._beat()
+    service.heartbeat.start()
+    service.heartbeat.stop()
     assert held == [True, False]
 
 
@@ -110,7 +111,7 @@ def run_out(store: Store, service: Service, held: HeldShard) -> None:
 
 
 def fail(service: Service, held: HeldShard, index: int) -> None:
-    service.writer.put(FailedLine(held, index, "internal_error", "no", None, 0.0))
+    service.writer.put(EndedLine(held, index, 0.0, Failure("internal_error", "no")))
 
 
 def test_lines_of_a_model_that_cannot_load_keep_their_identity(store: Store, make_service: MakeService) -> None:
@@ -138,8 +139,8 @@ def test_a_result_that_cannot_be_written_down_fails_its_line_only(store: Store, 
         raise IndexError("token")
 
     served = cast("ServedModel", SimpleNamespace(assembler=SimpleNamespace(assemble=broken), revision=None))
-    finished: Any = SimpleNamespace(error=None, sequences=[object()])
-    service.writer.put(EndedLine(held, 0, served, finished, 0.0))
+    sequences: Any = [object()]
+    service.writer.put(EndedLine(held, 0, 0.0, None, sequences, served))
     write_all(service)
     [record] = [orjson.loads(record.raw) for record in ordered_records(store.connection, batch)]
     assert (record["id"], record["error"]["code"]) == ("row-0", "internal_error")
@@ -156,10 +157,10 @@ def test_a_shard_that_takes_long_to_begin_keeps_its_lease(
     def slowly(*_: Any) -> None:
         [(entry, _ends)] = store.connection.zrange(f"rq:wip:{queue}", 0, -1, withscores=True)
         store.connection.zadd(f"rq:wip:{queue}", {entry: 1})
-        service.pulse._beat()
+        service.heartbeat._beat()
         left.append(store.connection.zscore(f"rq:wip:{queue}", entry) - store.server_time())
 
-    monkeypatch.setattr("worker.service.end_lost_lines", slowly)
+    monkeypatch.setattr("worker.shards.claiming.end_lost_lines", slowly)
     assert service._take_one()
     assert left == [pytest.approx(LEASE_S, abs=5)]
 
@@ -193,7 +194,7 @@ def test_a_worker_that_takes_its_own_shard_up_again_goes_on_with_it(store: Store
     fail(service, held, 1)
     write_all(service)
     assert store.batch(batch).status == "completed"
-    assert service.held == {}
+    assert not service.held
     assert store.connection.keys("rq:job:*") == []
 
 
@@ -230,7 +231,7 @@ def test_a_worker_is_not_idle_while_a_cold_model_waits(store: Store, server_url:
     assert service._idle_for_good()
 
 
-def test_a_lost_shard_of_a_model_never_loaded_is_let_go(store: Store, make_service: MakeService) -> None:
+def test_a_lost_shard_of_a_model_never_loaded_is_abandoned(store: Store, make_service: MakeService) -> None:
     """Its lines are cancelled on an engine that is not there, which is no error of the engine's thread."""
     make_batch(store, prompts(2))
     service = make_service()
@@ -242,7 +243,7 @@ def test_a_lost_shard_of_a_model_never_loaded_is_let_go(store: Store, make_servi
     service.compute.stop()
     service.compute.run()
     assert service.compute.failure is None
-    assert service.held == {}
+    assert not service.held
 
 
 @pytest.mark.parametrize(("capacity", "shards"), [(1, 1), (32, 1), (100, 2), (150, 3)])
@@ -264,10 +265,10 @@ def test_a_model_with_much_ahead_holds_off_no_other(store: Store, server_url: st
     make_batch(store, prompts(50))
     make_batch(store, prompts(50), defaults={"model": other.model})
     service = Service(store.connection, opened(server_url), ServiceSettings((Group(MODEL), other), name="mini"))
-    service.models.warm.sizes[other] = Size(1)  # there is no limit, so both fit
-    service.intake._count(Group(MODEL), 1000)
+    service.models.residency.sizes[other] = Size(1)  # there is no limit, so both fit
+    service.preparer._count(Group(MODEL), 1000)
     assert service._take_one()
-    assert [held.group for held in service.held.values()] == [other]
+    assert [held.group for held in service.held] == [other]
     assert not service._take_one()
 
 
@@ -275,10 +276,10 @@ def test_occupancy_is_of_the_rows_there_was_room_for(make_service: MakeService) 
     """What is published is the part of rows that were filled since the last beat, whatever the models' batches are."""
     service = make_service()
     service.compute.snapshot = Snapshot(decode_rows=60, decode_slots=80)
-    assert service.pulse._state(1.0)["occupancy"] == 0.75
+    assert service.state.at(1.0)["occupancy"] == 0.75
     service.compute.snapshot = Snapshot(decode_rows=160, decode_slots=180)
-    assert service.pulse._state(2.0)["occupancy"] == 1.0
-    assert service.pulse._state(3.0)["occupancy"] is None
+    assert service.state.at(2.0)["occupancy"] == 1.0
+    assert service.state.at(3.0)["occupancy"] is None
 
 
 def test_a_shard_claimed_again_while_its_records_are_stored_is_kept(store: Store, make_service: MakeService) -> None:
@@ -311,7 +312,7 @@ def test_a_shard_claimed_again_while_its_records_are_stored_is_kept(store: Store
     fail(service, held, 1)
     write_all(service)
     assert store.batch(batch).status == "completed"
-    assert (service.held, store.connection.keys("rq:job:*")) == ({}, [])
+    assert (list(service.held), store.connection.keys("rq:job:*")) == ([], [])
 
 
 def test_a_shard_claimed_again_is_kept_though_the_answer_is_lost(store: Store, make_service: MakeService) -> None:
