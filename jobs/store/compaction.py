@@ -5,7 +5,8 @@ the way nothing counts."""
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from jobs.attempt import Attempt
@@ -35,9 +36,16 @@ class Compaction(enum.IntEnum):
     STOWED = 2
 
 
-def compact(connection: Redis, attempt: Attempt, lines: int, now: float, most: int = PIECE_BYTES) -> Compaction:
+def compact(
+    connection: Redis,
+    attempt: Attempt,
+    lines: int,
+    now: float,
+    own: Mapping[int, bytes],
+    most: int = PIECE_BYTES,
+) -> Compaction:
     """Compact a shard of ``lines`` lines once each has its record; done, stale or incomplete. Memory is that of two
-    pieces of ``most`` bytes, or of a longer record.
+    pieces of ``most`` bytes, or of a longer record. The attempt's ``own`` records are at hand.
 
     Raises:
         redis.exceptions.ResponseError, RefusedError: what Redis keeps of the shard is damaged.
@@ -48,7 +56,7 @@ def compact(connection: Redis, attempt: Attempt, lines: int, now: float, most: i
     rest = [keys.records(number), keys.flights(number), keys.tries(number), keys.reopened(number)]
     for _ in range(TRIES):
         count, waiting = 0, None
-        for piece in pieces_of(_live(connection, attempt, most), most):
+        for piece in pieces_of(_records(connection, attempt, lines, own, most), most):
             if waiting is not None:
                 arguments: list[Any] = [number, attempt.fence, count, *waiting]
                 reply = Compaction(cast("int", stow(keys=wanted, args=arguments)))
@@ -63,6 +71,27 @@ def compact(connection: Redis, attempt: Attempt, lines: int, now: float, most: i
         if reply is not Compaction.LOST_PIECES:
             return reply
     raise RefusedError(f"what Redis keeps of shard {keys.job_id(number)} is damaged: its pieces do not stay")
+
+
+def _records(
+    connection: Redis, attempt: Attempt, lines: int, own: Mapping[int, bytes], most: int
+) -> Iterator[tuple[int, bytes]]:
+    """The shard's records by ascending index: those of earlier attempts are read, or all where one is at hand of
+    neither."""
+    if len(own) + len(attempt.finished) != lines:
+        return _live(connection, attempt, most)
+    return heapq.merge(sorted(own.items()), _earlier(connection, attempt, most))
+
+
+def _earlier(connection: Redis, attempt: Attempt, most: int) -> Iterator[tuple[int, bytes]]:
+    records, wanted = ShardRecords(connection, attempt.batch_id, most), sorted(attempt.finished)
+    while wanted:
+        part = records.part(attempt.number, -1, wanted)
+        if not part.live or part.last is None:
+            return
+        yield from part.records
+        last = part.last
+        wanted = [index for index in wanted if index > last]
 
 
 def _live(connection: Redis, attempt: Attempt, most: int) -> Iterator[tuple[int, bytes]]:

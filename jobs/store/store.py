@@ -391,15 +391,24 @@ class Store:
             if not taken:
                 raise _stale(attempt)
 
-    def finish(self, attempt: Attempt, lines: int, *, piece_bytes: int = PIECE_BYTES) -> bool:
+    def finish(
+        self,
+        attempt: Attempt,
+        lines: int,
+        *,
+        own: Mapping[int, bytes] | None = None,
+        piece_bytes: int = PIECE_BYTES,
+    ) -> bool:
         """Compact a shard of ``lines`` lines once each has its record; False while one is missing.
+
+        ``own`` are records that this attempt has stored, by index and as they lie in Redis: they are not read again.
 
         Raises:
             StaleAttemptError: the lease was taken over; nothing was changed.
             RefusedError: what Redis keeps of the shard is not ours.
         """
         with refusing(_shard(attempt)):
-            done = compact(self.connection, attempt, lines, self.now(), piece_bytes)
+            done = compact(self.connection, attempt, lines, self.now(), own or {}, piece_bytes)
         if done is Compaction.STALE:
             raise _stale(attempt)
         return done is Compaction.DONE

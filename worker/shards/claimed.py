@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,11 +15,14 @@ from jobs.lines.line import Defaults, Job, check_line
 from jobs.shard import Group, ShardLine
 
 if TYPE_CHECKING:
+    from jobs.store.store import FinishedLine
     from worker.rq.worker import Lease
 
 __all__ = ["MAX_ATTEMPTS", "End", "HeldShard", "HeldShards", "LineKey", "Quarantine", "State"]
 
 MAX_ATTEMPTS = 3
+KEPT_BYTES = 4 << 20
+"""Most bytes of a shard's records that are kept until it is compacted."""
 
 LineKey = tuple[str, int, int]
 """A line's identity in this process: (RQ job id of its shard, fence it was taken under, index in the batch)."""
@@ -65,7 +68,8 @@ class HeldShard:
     ``remaining`` are the indices without a stored record; the writer alone takes from it. ``rank`` is what its lines
     go by: those of a lower one begin first. ``lease`` and ``attempt`` are the last that this worker took of it: it
     takes its own shard up again after an outage or a sleep. ``refused`` are lines that no live worker takes: they are
-    not to be prepared.
+    not to be prepared. ``records`` are those that the writer has stored, for the shard's compaction: as many as fit
+    into :data:`KEPT_BYTES`.
     """
 
     lease: Lease
@@ -81,9 +85,11 @@ class HeldShard:
     rank: int = 0
     remaining: set[int] = field(default_factory=set)
     jobs: dict[int, Job] = field(default_factory=dict)
+    records: dict[int, bytes] = field(default_factory=dict)
     refused: dict[int, LineError] = field(default_factory=dict)
     taken_under: int = field(init=False)
     state: State = field(default=State.RUNNING, init=False)
+    _kept_bytes: int = field(default=0, init=False, repr=False)
     _renewing: bool = field(default=False, init=False, repr=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False, repr=False)
 
@@ -198,6 +204,20 @@ class HeldShard:
                 raise LineError("conflicting_fields", "model", f"'{job.model}' is not the model of the line's shard")
             self.jobs[line.index] = job
         return self.jobs[line.index]
+
+    def keep(self, lines: Iterable[FinishedLine]) -> None:
+        """Note that records of lines are stored. Thread: writer."""
+        for line in lines:
+            self.remaining.discard(line.index)
+            self._kept_bytes += len(line.record)
+            if self._kept_bytes <= KEPT_BYTES:
+                self.records[line.index] = line.record
+
+    @property
+    def own_records(self) -> dict[int, bytes]:
+        """The records that need not be read again. None where the shard was taken up again: another worker may have
+        stored some of them meanwhile. Thread: writer."""
+        return self.records if self.attempt.fence == self.taken_under else {}
 
     def todo(self) -> list[ShardLine]:
         """Lines that no earlier attempt finished."""

@@ -254,14 +254,18 @@ class Writer(threading.Thread):
 
         stored = self._under(held, write) if lines else None
         if stored:
-            held.remaining.difference_update(line.index for line in lines)
+            held.keep(lines)
             self._delivered += len(lines)
         self._settle(len(lines))
 
     def _finish(self, held: HeldShard) -> None:
         """End a shard whose lines all have their records, or which waited for them to go back."""
+
+        def finish(attempt: Attempt) -> bool:
+            return self._store.finish(attempt, len(held.lines), own=held.own_records)
+
         if not held.remaining:
-            finished = self._under(held, lambda attempt: self._store.finish(attempt, len(held.lines)))
+            finished = self._under(held, finish)
             if finished:
                 self._end(held, End.FINISHED)
             elif finished is not None:

@@ -18,6 +18,7 @@ from jobs.batch import queue_name
 from jobs.errors import ModelLoadError, StaleAttemptError
 from jobs.shard import Group
 from jobs.store.keys import BatchKeys
+from jobs.store.shard_records import Part, ShardRecords
 from jobs.store.store import FinishedLine, Store
 from submit.results.read import ordered_records
 from tests.pool import MODEL, make_batch, prompts, watched
@@ -29,6 +30,7 @@ from worker.models.residency import Size
 from worker.rq.worker import LEASE_S, UNWATCHED_S
 from worker.service import Service
 from worker.settings import EngineSettings, ServiceSettings
+from worker.shards import claimed
 from worker.shards.claimed import HeldShard
 from worker.shards.records import EndedLine
 
@@ -337,3 +339,38 @@ def test_a_shard_claimed_again_is_kept_though_the_answer_is_lost(store: Store, m
     fail(service, held, 0)
     write_all(service)
     assert store.batch(batch).status == "completed"
+
+
+@pytest.mark.parametrize(("how", "asked"), [("plain", [[0]]), ("taken up again", [[], []]), ("long", [[], []])])
+def test_a_shard_is_compacted_from_the_records_that_its_worker_has(
+    store: Store, make_service: MakeService, monkeypatch: pytest.MonkeyPatch, how: str, asked: list[list[int]]
+) -> None:
+    """Those of earlier attempts alone are read; all of them where another worker may have stored some, and where they
+    are too many to keep."""
+    batch = make_batch(store, prompts(3))
+    earlier = make_service()
+    held = held_by(earlier)
+    fail(earlier, held, 0)
+    write_all(earlier)
+    assert earlier._return(held)
+    service = make_service()
+    held = held_by(service)
+    if how == "taken up again":
+        run_out(store, service, held)
+        assert held_by(service) is held
+    elif how == "long":
+        monkeypatch.setattr(claimed, "KEPT_BYTES", 10)
+    part, read = ShardRecords.part, []
+
+    def noted(self: ShardRecords, number: int, above: int, indices: Sequence[int] = ()) -> Part:
+        read.append(list(indices))
+        return part(self, number, above, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardRecords, "part", noted)
+        fail(service, held, 2)
+        fail(service, held, 1)
+        write_all(service)
+    assert read == asked
+    assert store.batch(batch).status == "completed"
+    assert [record.index for record in ordered_records(store.connection, batch)] == [0, 1, 2]
