@@ -386,7 +386,7 @@ class Service:
         else:
             # The lease of a lost one stays: when it runs out, recovery sees whether anybody else has the shard.
             for index in tuple(held.remaining):  # other threads may change it
-                self.compute.cancel(held.group, held.key(index))
+                self.compute.cancel(held.key(index))
         self._wake()
 
     def _close(self, held: HeldShard, end: End, *, front: bool = True) -> bool:

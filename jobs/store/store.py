@@ -392,12 +392,7 @@ class Store:
                 raise _stale(attempt)
 
     def finish(
-        self,
-        attempt: Attempt,
-        lines: int,
-        *,
-        own: Mapping[int, bytes] | None = None,
-        piece_bytes: int = PIECE_BYTES,
+        self, attempt: Attempt, lines: int, *, own: Mapping[int, bytes] | None = None, piece_bytes: int = PIECE_BYTES
     ) -> bool:
         """Compact a shard of ``lines`` lines once each has its record; False while one is missing.
 

@@ -22,7 +22,7 @@ from jobs.store.keys import worker_key
 from jobs.store.store import Store
 from submit.results.read import ordered_records
 from submit.status.workers import NO_WORKER, Workers, activity
-from tests.engine.conftest import POCKET
+from tests.engine.conftest import POCKET, NoLog
 from tests.engine.test_adapters import save_adapter
 from tests.pool import make_batch
 from tests.waiting import until
@@ -48,7 +48,8 @@ class Bench:
 
     def __init__(self, **settings: Any) -> None:
         self.finished: list[Any] = []
-        self.compute = Compute(EngineSettings(**settings), lambda _, line: self.finished.append(line), lambda: None)
+        ended = self.finished.append
+        self.compute = Compute(EngineSettings(**settings), lambda _, line: ended(line), lambda: None, NoLog())
         self.compute.start()
         self._keys = itertools.count()
 

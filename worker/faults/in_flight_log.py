@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
 
-__all__ = ["Answer", "InFlightLog", "Unlogged"]
+__all__ = ["Answer", "InFlightLog"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -69,30 +69,9 @@ class Waiting(Protocol):
     def upcoming(self, only: frozenset[Hashable] | None) -> list[Hashable]: ...
 
 
-class Unlogged:
-    """Notes nothing: every line begins when it may."""
-
-    @property
-    def unsettled(self) -> int | None:
-        return 0
-
-    def admitted(self, engines: Iterable[Waiting], only: frozenset[Hashable] | None) -> frozenset[Hashable] | None:
-        return only
-
-    def begun(self, keys: Iterable[LineKey]) -> frozenset[LineKey]:
-        return frozenset()
-
-    def begins_anew(self, key: LineKey) -> None:
-        pass
-
-    def answered(self, answer: Answer) -> None:
-        pass
-
-
-class InFlightLog(Unlogged, threading.Thread):
-    """Notes lines before they begin. Thread: compute for what :class:`Unlogged` has; it says which lines are next, and
-    goes on with what is under way: it never waits for Redis. This thread asks Redis, on a connection of its own, and
-    calls ``answer``.
+class InFlightLog(threading.Thread):
+    """Notes lines before they begin. Threads: compute, which says what is next and never waits for Redis; in-flight, as
+    marked below, which asks Redis on a connection of its own, and calls ``answer``.
 
     Noted ahead is one wave of prompts of each model, while the one before it is computed (where lines of a higher
     priority come in between, another). Should the worker die, those are charged too although they had not begun:

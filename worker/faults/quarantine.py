@@ -51,8 +51,10 @@ class Suspect:
 
 
 class Isolation:
-    """Decides, before each round of the engines, what may begin. Lines that failed less often go first: where all of
-    them fail, it is not them, and that is found out before any has failed often.
+    """Decides, before each round of the engines, what may begin. Thread: compute.
+
+    Lines that failed less often go first: where all of them fail, it is not them, and that is found out before any has
+    failed often.
 
     While one waits, no other line begins anywhere; it begins when all that were under way have ended, and nothing else
     could be charged for its harm.
@@ -117,8 +119,9 @@ class Isolation:
         line, self._running = self._running.line, None
         return line
 
-    def withdraw(self, key: Hashable) -> None:
-        """A line that runs alone is not wanted any more: its end is an end."""
+    def cancel(self, key: Hashable) -> None:
+        """A line is not wanted any more, whether it waits or runs alone: its end is an end."""
+        self.drop(lambda other: other == key)
         if self.running == key:
             self._passed = False
 

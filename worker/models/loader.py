@@ -11,7 +11,8 @@ from worker.models.residency import STARVATION_S, Residency
 
 if TYPE_CHECKING:
     from jobs.shard import Group
-    from worker.models.compute import Compute, ServedModel
+    from worker.models.compute import Compute
+    from worker.models.engine_factory import ServedModel
     from worker.models.residency import Size
 
 __all__ = ["ModelLoader"]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from jobs.errors import LineError, ModelLoadError
 from jobs.shard import Group, ShardLine
-from worker.models.compute import Compute, ServedModel
+from worker.models.compute import Compute
+from worker.models.engine_factory import ServedModel
 from worker.shards.claimed import HeldShard, Quarantine
 from worker.shards.records import failed_line
 from worker.shards.writer import Writer

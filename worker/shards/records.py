@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from jobs.shard import ShardLine
     from worker.engine.sequence import Sequence
-    from worker.models.compute import ServedModel
+    from worker.models.engine_factory import ServedModel
 
 __all__ = ["EndedLine", "failed_line", "record_of", "run_stats", "waiting_form"]
 

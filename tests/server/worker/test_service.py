@@ -24,7 +24,7 @@ from submit.results.read import ordered_records
 from tests.pool import MODEL, make_batch, prompts, watched
 from worker.engine.sequence import Failure
 from worker.health.snapshot import Snapshot
-from worker.models.compute import ServedModel
+from worker.models.engine_factory import ServedModel
 from worker.models.load_failures import LoadFailure
 from worker.models.residency import Size
 from worker.rq.worker import LEASE_S, UNWATCHED_S
