@@ -42,7 +42,7 @@ from worker.health.heartbeat import Heartbeat
 from worker.health.keep_awake import SleepAssertion, Take, way_to_stay_awake
 from worker.health.observer import Observer
 from worker.health.recycle import HELD_BACK, RECYCLE
-from worker.health.state import PublishedState, WorkerParts
+from worker.health.state import WorkerState
 from worker.models.compute import Compute
 from worker.models.load_failures import LoadFailures
 from worker.models.loader import ModelLoader
@@ -133,7 +133,7 @@ class Service:
             keep_trying=self._wait_for_redis,
             now=now,
         )
-        self.parts = WorkerParts(
+        self.state = WorkerState(
             name=self.name,
             groups=groups,
             draining=lambda: self.draining,
@@ -146,14 +146,13 @@ class Service:
             spool=self.spool,
             pause=self.pause,
         )
-        self.state = PublishedState(self.parts)
         self.heartbeat = Heartbeat(
             heartbeat_connection,
             self.store,
             self.rq,
             self.held,
             SleepAssertion(None if settings.allow_sleep else stay_awake or way_to_stay_awake()),
-            state=self.state.at,
+            state=self.state.published,
             abandon=self.abandon,
         )
         self._threads = (self.compute, self.in_flight, self.writer, self.preparer, self.heartbeat)

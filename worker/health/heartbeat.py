@@ -36,7 +36,7 @@ class Heartbeat(threading.Thread):
     """Beats every second on a connection of its own, and waits for no other thread: no long write can delay a lease.
     Thread: heartbeat; the attributes are for any to read.
 
-    ``state(now)`` is what is published, ``abandon(held, attempt)`` drops a shard that is no longer ours.
+    ``state()`` is what is published, ``abandon(held, attempt)`` drops a shard that is no longer ours.
     ``answered_at`` is when Redis took the last beat, in seconds since the epoch, ``outages`` how often it stopped to.
     """
 
@@ -48,7 +48,7 @@ class Heartbeat(threading.Thread):
         held: HeldShards,
         assertion: SleepAssertion,
         *,
-        state: Callable[[float], dict[str, Any]],
+        state: Callable[[], dict[str, Any]],
         abandon: Callable[[HeldShard, Attempt], None],
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -107,7 +107,7 @@ class Heartbeat(threading.Thread):
         if due:
             self._renewed_at = now
             self._rq.show_alive(self._connection)
-        self._connection.set(worker_key(self._rq.name), orjson.dumps(self._state(now)), ex=PUBLISHED_FOR_S)
+        self._connection.set(worker_key(self._rq.name), orjson.dumps(self._state()), ex=PUBLISHED_FOR_S)
 
     def _check_shards(self) -> None:
         """Abandon shards that are no longer ours, or whose batch has ended, within a second or two, and withdraw those

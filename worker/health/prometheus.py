@@ -14,7 +14,6 @@ import socket
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import version
 from typing import TYPE_CHECKING, cast
 
 from jobs.errors import RefusedError
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from jobs.record import RunStats
     from jobs.shard import Group
     from worker.health.heartbeat import Heartbeat
-    from worker.health.state import WorkerParts
+    from worker.health.state import WorkerState
     from worker.shards.claimed import LineKey
 
 __all__ = ["PrometheusMetrics"]
@@ -58,7 +57,7 @@ class PrometheusMetrics(Observer):
         RefusedError: Prometheus' client library is not installed.
     """
 
-    def __init__(self, groups: Sequence[Group], *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, groups: Sequence[Group]) -> None:
         try:
             from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
         except ImportError:
@@ -66,7 +65,6 @@ class PrometheusMetrics(Observer):
             raise RefusedError(message) from None
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series each, of no use to Prometheus
         self.registry: CollectorRegistry = CollectorRegistry()
-        self._started_at = now()
         keys = [group.key for group in groups]
 
         def counter(name: str, text: str, label: str | None = None, values: Sequence[str] = ()) -> Counter:
@@ -138,7 +136,7 @@ class PrometheusMetrics(Observer):
         self._ended.labels(group.key, end.value).inc()
 
     @contextlib.contextmanager
-    def serving(self, parts: WorkerParts, heartbeat: Heartbeat, host: str, port: int) -> Iterator[int]:
+    def serving(self, state: WorkerState, heartbeat: Heartbeat, host: str, port: int) -> Iterator[int]:
         """Answer ``GET /metrics`` on ``host`` and ``port`` (0: any free one) as long as the block runs; the port.
 
         Raises:
@@ -146,7 +144,7 @@ class PrometheusMetrics(Observer):
         """
         from prometheus_client import start_http_server
 
-        self.registry.register(_Readings(parts, heartbeat, self._started_at))
+        self.registry.register(_Readings(state, heartbeat))
         # Its threads never take a SIGTERM: only the main thread is asked to stop.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         try:
@@ -171,9 +169,8 @@ class PrometheusMetrics(Observer):
 class _Readings:
     """What is read of a worker when Prometheus asks. Threads: those of the metrics' server."""
 
-    def __init__(self, parts: WorkerParts, heartbeat: Heartbeat, started_at: float) -> None:
-        self._parts, self._heartbeat, self._started_at = parts, heartbeat, started_at
-        self._version = version("promptmill")
+    def __init__(self, state: WorkerState, heartbeat: Heartbeat) -> None:
+        self._state, self._heartbeat = state, heartbeat
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: the registry would read a worker that is not there yet."""
@@ -186,26 +183,26 @@ class _Readings:
         yield from self._records()
 
     def _process(self) -> Iterator[Metric]:
-        parts, heartbeat = self._parts, self._heartbeat
+        state, heartbeat = self._state, self._heartbeat
         about = {
-            "worker": parts.name,
-            "name": parts.name.rpartition(".")[0],
+            "worker": state.name,
+            "name": state.name.rpartition(".")[0],
             "host": socket.gethostname(),
-            "version": self._version,
+            "version": state.version,
         }
         yield _labelled("worker_info", "What worker this is; always 1.", tuple(about), {tuple(about.values()): 1})
-        yield _gauge("start_time_seconds", "When the worker began, or began afresh, in Unix time.", self._started_at)
+        yield _gauge("start_time_seconds", "When the worker began, or began afresh, in Unix time.", state.started_at)
         text = "1 while the worker finishes what it has begun, to stop or to start afresh."
-        yield _gauge("draining", text, parts.draining())
-        yield _gauge("paused", "1 while the worker is paused and takes nothing new.", parts.pause.paused)
-        yield _gauge("loading", "1 while a model is being loaded.", parts.compute.loading is not None)
+        yield _gauge("draining", text, state.draining())
+        yield _gauge("paused", "1 while the worker is paused and takes nothing new.", state.pause.paused)
+        yield _gauge("loading", "1 while a model is being loaded.", state.compute.loading is not None)
         text = "Times that Redis stopped answering, or stopped taking what is written."
         yield _counter("redis_outages", text, heartbeat.outages)
         text = "Seconds since Redis last took the worker's sign of life."
         yield _gauge("redis_silent_seconds", text, max(time.time() - heartbeat.answered_at, 0.0))
 
     def _engines(self) -> Iterator[Metric]:
-        shot, limit = self._parts.compute.snapshot, self._parts.compute.memory_limit
+        shot, limit = self._state.compute.snapshot, self._state.compute.memory_limit
         text = "Tokens generated so far, those of lines in flight included."
         yield _counter("generated_tokens", text, shot.completion_tokens)
         text = "Rows of all decode steps; over promptmill_decode_slots_total it is how full they were."
@@ -219,13 +216,13 @@ class _Readings:
         yield _gauge("prefix_cache_bytes", "Memory of the prefixes that prompts share.", shot.prefix_bytes)
 
     def _models(self) -> Iterator[Metric]:
-        parts, compute, order = self._parts, self._parts.compute, self._parts.order
+        state, compute, order = self._state, self._state.compute, self._state.order
         loaded = share_out(compute.loaded)
         in_flight: Tally[tuple[str, str]] = Tally()
         for line in compute.snapshot.in_flight:
-            if (held := parts.held.of_line(cast("LineKey", line.key))) is not None:
+            if (held := state.held.of_line(cast("LineKey", line.key))) is not None:
                 in_flight[held.group.key, line.phase] += 1
-        phases: Series = {(group.key, phase): in_flight[group.key, phase] for group in parts.groups for phase in PHASES}
+        phases: Series = {(group.key, phase): in_flight[group.key, phase] for group in state.groups for phase in PHASES}
         yield _labelled("lines_in_flight", "Lines under way, by phase.", ("model", "phase"), phases)
         text = "Shards that wait in Redis for workers of this model: every worker that serves it says the same."
         queued: Series = {
@@ -234,10 +231,10 @@ class _Readings:
         yield _labelled("queued_shards", text, ("model", "priority"), queued)
 
         def by_model(name: str, text: str, value: Callable[[Group], float], *, counts: bool = False) -> Metric:
-            return _labelled(name, text, ("model",), {(group.key,): value(group) for group in parts.groups}, counts)
+            return _labelled(name, text, ("model",), {(group.key,): value(group) for group in state.groups}, counts)
 
         def waiting(group: Group) -> int:
-            return compute.waiting(group) + parts.preparer.unprepared(group)
+            return compute.waiting(group) + state.preparer.unprepared(group)
 
         yield by_model("lines_waiting", "Lines that the worker holds and that have not begun.", waiting)
         yield by_model("decode_concurrency", "Most lines decoded together.", compute.capacity)
@@ -249,7 +246,7 @@ class _Readings:
         yield by_model("model_load_failures", text, compute.load_failures.__getitem__, counts=True)
 
     def _records(self) -> Iterator[Metric]:
-        writer, spool = self._parts.writer, self._parts.spool
+        writer, spool = self._state.writer, self._state.spool
         yield _counter("records_delivered", "Records that Redis has taken.", writer.delivered)
         text = "Lines that ended and whose records Redis has not taken yet."
         yield _gauge("records_undelivered", text, writer.left)

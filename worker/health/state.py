@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from worker.shards.queue_order import QueueOrder
     from worker.shards.writer import Writer
 
-__all__ = ["PublishedState", "WorkerParts"]
+__all__ = ["WorkerState"]
 
 SHOWN_LINES = 256
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerParts:
-    """The parts of a worker that tell what it is doing. Threads: any; they are only read."""
+@dataclass(slots=True)
+class WorkerState:
+    """The parts of a worker that tell what it is doing. Threads: any for the parts, which are only read; heartbeat for
+    :meth:`published`. ``clock`` is a steady one."""
 
     name: str
     groups: tuple[Group, ...]
@@ -46,41 +47,31 @@ class WorkerParts:
     writer: Writer
     spool: Spool | None
     pause: PauseWatch
+    clock: Callable[[], float] = time.monotonic
+    started_at: float = field(default_factory=time.time)
+    version: str = field(default_factory=lambda: version("promptmill"))
+    _rates: Rates = field(init=False)
 
+    def __post_init__(self) -> None:
+        self._rates = Rates(self.clock(), self.compute.snapshot)
 
-class PublishedState:
-    """What ``promptmill status`` and other workers read of a worker. Thread: heartbeat."""
-
-    def __init__(
-        self,
-        parts: WorkerParts,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        self._parts = parts
-        self._rates = Rates(clock(), parts.compute.snapshot)
-        self._constant = {
-            "name": parts.name,
-            "models": [group.key for group in parts.groups],
-            "queues": parts.order.queues,
+    def published(self) -> dict[str, Any]:
+        """What ``promptmill status`` and other workers read of this one."""
+        compute, shot, now = self.compute, self.compute.snapshot, self.clock()
+        return {
+            "name": self.name,
+            "state": self._state(),
+            "paused": self.pause.paused,
+            "model": compute.loading.key if compute.loading is not None else None,
+            "models": [group.key for group in self.groups],
+            "loaded": [{"model": group.key, "bytes": size} for group, size in share_out(compute.loaded).items()],
+            "queues": self.order.queues,
+            "failing": published_failures(compute.failed, now),
+            "refused": [{"batch_id": batch_id, "reason": why} for batch_id, why in self.refusals.reasons.items()],
             "pid": os.getpid(),
             "hostname": socket.gethostname(),
-            "version": version("promptmill"),
-            "started_at": round(now(), 3),
-        }
-
-    def at(self, now: float) -> dict[str, Any]:
-        """The state at ``now``, in seconds of a steady clock."""
-        parts, compute, shot = self._parts, self._parts.compute, self._parts.compute.snapshot
-        return {
-            **self._constant,
-            "state": self._state(),
-            "paused": parts.pause.paused,
-            "model": compute.loading.key if compute.loading is not None else None,
-            "loaded": [{"model": group.key, "bytes": size} for group, size in share_out(compute.loaded).items()],
-            "failing": published_failures(compute.failed, now),
-            "refused": [{"batch_id": batch_id, "reason": why} for batch_id, why in parts.refusals.reasons.items()],
+            "version": self.version,
+            "started_at": round(self.started_at, 3),
             **self._rates.add(now, shot),
             "memory_bytes": shot.memory_bytes,
             "memory_limit_bytes": compute.memory_limit,
@@ -95,18 +86,17 @@ class PublishedState:
         }
 
     def _state(self) -> str:
-        parts = self._parts
-        if parts.draining():
+        if self.draining():
             return "draining"
-        if parts.compute.loading is not None:
+        if self.compute.loading is not None:
             return "loading"
-        if parts.held:
+        if self.held:
             return "busy"
-        return "idle" if parts.pause.looked else "starting"
+        return "idle" if self.pause.looked else "starting"
 
     def _line(self, line: InFlight) -> dict[str, Any]:
         job_id, _fence, index = cast("LineKey", line.key)
-        held = self._parts.held.get(job_id)
+        held = self.held.get(job_id)
         job = held.jobs.get(index) if held is not None else None
         return {
             "batch_id": job_id.rpartition("-")[0],

@@ -154,7 +154,7 @@ class Writer(threading.Thread):
 
     def _write_down(self, items: list[EndedLine | HeldShard]) -> None:
         written: list[tuple[HeldShard, Outcome]] = []
-        entries: list[tuple[Batch, SpoolEntry]] = []
+        entries: dict[str, tuple[Batch, list[SpoolEntry]]] = {}
         size = 0
         for item in items:
             if isinstance(item, HeldShard):
@@ -169,20 +169,20 @@ class Writer(threading.Thread):
                 self._observer.line_ended(item, ok=record.ok)
                 job = held.jobs.get(item.index)
                 chat = job is None or job.prompt is None
-                entries.append((held.batch, SpoolEntry(held.attempt.number, held.attempt.fence, chat, record)))
+                entry = SpoolEntry(held.attempt.number, held.attempt.fence, chat, record)
+                entries.setdefault(held.batch.id, (held.batch, []))[1].append(entry)
                 size += len(record.record)
             if size > SPOOLED_BYTES:
                 self._pass_on(written, entries)
-                written, entries, size = [], [], 0
+                written, entries, size = [], {}, 0
         self._pass_on(written, entries)
 
-    def _pass_on(self, written: list[tuple[HeldShard, Outcome]], entries: list[tuple[Batch, SpoolEntry]]) -> None:
+    def _pass_on(
+        self, written: list[tuple[HeldShard, Outcome]], entries: dict[str, tuple[Batch, list[SpoolEntry]]]
+    ) -> None:
         """Spool what was written down, then have it delivered."""
         if self._spool is not None:
-            batches: dict[str, tuple[Batch, list[SpoolEntry]]] = {}
-            for batch, entry in entries:
-                batches.setdefault(batch.id, (batch, []))[1].append(entry)
-            for batch, own in batches.values():
+            for batch, own in entries.values():
                 self._spool.append(batch, own)
         for pair in written:
             self._written.put(pair)
