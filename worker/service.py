@@ -165,7 +165,7 @@ class Service:
     # --- the main thread ---
 
     def run(self) -> int:
-        """Serve until told to stop. 0: clean end; 1: the engine failed; 5: no model can be loaded; RECYCLE: all is
+        """Serve until asked to stop. 0: clean end; 1: the engine failed; 5: no model can be loaded; RECYCLE: all is
         handed back and closed, and the process should start afresh."""
         self.rq.start()
         with self._stops.heard():

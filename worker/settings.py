@@ -1,4 +1,4 @@
-"""What a worker is told when it starts: what it serves, how it ends, and how its engines are made."""
+"""The settings of a worker: what it serves, how it ends, and how its engines are made."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import redis.exceptions
 
@@ -20,6 +20,7 @@ from worker.shards.claimed import HeldShards, LineKey
 if TYPE_CHECKING:
     from redis import Redis
 
+    from worker.engine.engine import Engine
 
 __all__ = ["Answer", "InFlightLog"]
 
@@ -53,20 +54,6 @@ class Answer:
     back: frozenset[LineKey]
     refused: frozenset[LineKey]
     out: bool
-
-
-class Waiting(Protocol):
-    """What an engine must be able to tell: see :class:`worker.engine.engine.Engine`."""
-
-    @property
-    def pending(self) -> int: ...
-
-    @property
-    def begun(self) -> int: ...
-
-    def __contains__(self, key: Hashable) -> bool: ...
-
-    def upcoming(self, only: frozenset[Hashable] | None) -> list[Hashable]: ...
 
 
 class InFlightLog(threading.Thread):
@@ -113,7 +100,7 @@ class InFlightLog(threading.Thread):
         """Lines that have not begun and that Redis has, or may have, for begun; None while it is out."""
         return None if self._out else len(self._asked) + len(self._leaving)
 
-    def admitted(self, engines: Iterable[Waiting], only: frozenset[Hashable] | None) -> frozenset[Hashable] | None:
+    def admitted(self, engines: Iterable[Engine], only: frozenset[Hashable] | None) -> frozenset[Hashable] | None:
         """Have those lines noted that begin next if only these may (None: all); those that may begin now."""
         wanted = self._next(engines, only)
         notes = dict.fromkeys(self._asked - wanted, Note.BACK)
@@ -128,7 +115,7 @@ class InFlightLog(threading.Thread):
             self._queue.put(notes)
         return frozenset(self._noted)
 
-    def _next(self, engines: Iterable[Waiting], only: frozenset[Hashable] | None) -> set[LineKey]:
+    def _next(self, engines: Iterable[Engine], only: frozenset[Hashable] | None) -> set[LineKey]:
         wanted: set[LineKey] = set()
         for engine in engines:
             if not engine.pending:

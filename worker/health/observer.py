@@ -1,4 +1,4 @@
-"""What is told of a worker's lines and shards to whoever keeps an account of them."""
+"""Events of a worker's lines and shards, for whoever keeps an account of them."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def refuse_too_large(group: Group, size: Size, budget: int | None, *, given: boo
 
 
 class Residency:
-    """The loaded groups, within ``budget`` bytes (None: no limit), and the cold ones that have work.
+    """Thread: main. The loaded groups, within ``budget`` bytes (None: no limit), and the cold ones that have work.
 
     A cold model that fits beside the loaded ones is loaded as soon as it has work. One that needs the room of others
     waits until they have nothing to do, but not for ever: after ``bound`` seconds nothing more is taken for those, what

@@ -63,7 +63,7 @@ class Quarantine(enum.Enum):
 
 @dataclass(slots=True)
 class HeldShard:
-    """A claimed shard. Threads: any; its state changes by the methods below, which hold its lock.
+    """A claimed shard. Threads: any; holds the lock where its state changes.
 
     ``remaining`` are the indices without a stored record; the writer alone takes from it. ``rank`` is what its lines
     go by: those of a lower one begin first. ``lease`` and ``attempt`` are the last that this worker took of it: it

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["EndedLine", "failed_line", "record_of", "run_stats", "waiting_form"]
 
 LONGEST_VALUE = 512 * 2**20 - 1
-"""What a server takes in one value unless it is told otherwise (``proto-max-bulk-len``)."""
+"""What a server takes in one value as it is set up (``proto-max-bulk-len``)."""
 
 log = logging.getLogger("promptmill.worker")
 

@@ -52,7 +52,8 @@ class Writer(threading.Thread):
 
     ``on_ended(held, end)`` is called when a shard is done with, ``on_retry(held, index)`` when a line is to be tried
     again, ``on_settled()`` when :attr:`unstored` comes to 0 or to None, or from it. Records go to the ``spool`` first,
-    if there is one.
+    if there is one. ``left`` counts the lines that were put here and are not dealt with yet, ``delivered`` the records
+    that Redis has taken.
     """
 
     def __init__(
@@ -76,14 +77,14 @@ class Writer(threading.Thread):
         self._written: queue.Queue[tuple[HeldShard, Outcome] | None] = queue.Queue()
         self._given_up = threading.Event()
         self._count_lock = threading.Lock()
-        self._unstored = self._delivered = 0
+        self.left = self.delivered = 0
         self._sleep = sleep or self._given_up.wait
         self._error: redis.exceptions.RedisError | None = None
         self._delivered_before_outage: int | None = None
 
     def put(self, line: EndedLine) -> None:
         with self._count_lock:
-            self._unstored += 1
+            self.left += 1
         self._ended_lines.put(line)
 
     def check(self, held: HeldShard) -> None:
@@ -92,18 +93,8 @@ class Writer(threading.Thread):
 
     @property
     def unstored(self) -> int | None:
-        """Lines that were put here and are not dealt with yet; None while Redis is out."""
-        return None if self._error is not None else self._unstored
-
-    @property
-    def left(self) -> int:
-        """The same, whatever Redis does."""
-        return self._unstored
-
-    @property
-    def delivered(self) -> int:
-        """Records that Redis has taken."""
-        return self._delivered
+        """What is :attr:`left`; None while Redis is out."""
+        return None if self._error is not None else self.left
 
     def stop(self) -> None:
         """End once all that is queued is stored. Thread: main."""
@@ -123,7 +114,7 @@ class Writer(threading.Thread):
         self.join(timeout=patience)
         self.give_up()
         self.join(timeout=patience / 2)
-        left = self._unstored
+        left = self.left
         if self._spool is not None:
             self._spool.close(delivered=not left)
         if not left:
@@ -225,8 +216,8 @@ class Writer(threading.Thread):
     def _settle(self, lines: int) -> None:
         """So many lines are dealt with. Threads: writer and scribe; holds the lock."""
         with self._count_lock:
-            self._unstored -= lines
-            settled = lines > 0 and self._unstored == 0
+            self.left -= lines
+            settled = lines > 0 and self.left == 0
         if settled:
             self._on_settled()
 
@@ -255,7 +246,7 @@ class Writer(threading.Thread):
         stored = self._under(held, write) if lines else None
         if stored:
             held.keep(lines)
-            self._delivered += len(lines)
+            self.delivered += len(lines)
         self._settle(len(lines))
 
     def _finish(self, held: HeldShard) -> None:
@@ -334,7 +325,7 @@ class Writer(threading.Thread):
             self._on_settled()
 
     def _note_outage(self, error: redis.exceptions.RedisError) -> None:
-        self._delivered_before_outage = self._delivered
+        self._delivered_before_outage = self.delivered
         kept = "memory" if self._spool is None or not self._spool.usable else f"{self._spool.folder}"
         if full(error):
             message = "Redis is full: raise its maxmemory; until then finished records are kept in %s"
@@ -346,5 +337,5 @@ class Writer(threading.Thread):
     def _note_return(self) -> None:
         before, self._delivered_before_outage = self._delivered_before_outage, None
         if before is not None:
-            delivered = self._delivered - before
+            delivered = self.delivered - before
             log.warning("Redis is back: delivered %d records", delivered, extra={"action": "redis_back"})
