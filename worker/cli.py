@@ -369,7 +369,7 @@ def serve(url: str, settings: ServiceSettings) -> int:
         service = Service(connection, pulse, settings, in_flight_connection=marks, observer=metrics)
         if metrics is None or settings.metrics is None:
             return service.run()
-        with metrics.serving(service.state, service.heartbeat, *settings.metrics):
+        with metrics.serving(service.readings, service.heartbeat, *settings.metrics):
             return service.run()
 
 

@@ -41,8 +41,8 @@ from worker.faults.spool import Spool
 from worker.health.heartbeat import Heartbeat
 from worker.health.keep_awake import SleepAssertion, Take, way_to_stay_awake
 from worker.health.observer import Observer
+from worker.health.readings import WorkerReadings
 from worker.health.recycle import HELD_BACK, RECYCLE
-from worker.health.state import WorkerState
 from worker.models.compute import Compute
 from worker.models.load_failures import LoadFailures
 from worker.models.loader import ModelLoader
@@ -133,7 +133,7 @@ class Service:
             keep_trying=self._wait_for_redis,
             now=now,
         )
-        self.state = WorkerState(
+        self.readings = WorkerReadings(
             name=self.name,
             groups=groups,
             draining=lambda: self.draining,
@@ -152,7 +152,7 @@ class Service:
             self.rq,
             self.held,
             SleepAssertion(None if settings.allow_sleep else stay_awake or way_to_stay_awake()),
-            state=self.state.published,
+            state=self.readings.published,
             abandon=self.abandon,
         )
         self._threads = (self.compute, self.in_flight, self.writer, self.preparer, self.heartbeat)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jobs.record import RunStats
     from jobs.shard import Group
     from worker.health.heartbeat import Heartbeat
-    from worker.health.state import WorkerState
+    from worker.health.readings import WorkerReadings
     from worker.shards.claimed import LineKey
 
 __all__ = ["PrometheusMetrics"]
@@ -136,7 +136,7 @@ class PrometheusMetrics(Observer):
         self._ended.labels(group.key, end.value).inc()
 
     @contextlib.contextmanager
-    def serving(self, state: WorkerState, heartbeat: Heartbeat, host: str, port: int) -> Iterator[int]:
+    def serving(self, readings: WorkerReadings, heartbeat: Heartbeat, host: str, port: int) -> Iterator[int]:
         """Answer ``GET /metrics`` on ``host`` and ``port`` (0: any free one) as long as the block runs; the port.
 
         Raises:
@@ -144,7 +144,7 @@ class PrometheusMetrics(Observer):
         """
         from prometheus_client import start_http_server
 
-        self.registry.register(_Readings(state, heartbeat))
+        self.registry.register(_Collector(readings, heartbeat))
         # Its threads never take a SIGTERM: only the main thread is asked to stop.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         try:
@@ -166,11 +166,11 @@ class PrometheusMetrics(Observer):
             thread.join()
 
 
-class _Readings:
+class _Collector:
     """What is read of a worker when Prometheus asks. Threads: those of the metrics' server."""
 
-    def __init__(self, state: WorkerState, heartbeat: Heartbeat) -> None:
-        self._state, self._heartbeat = state, heartbeat
+    def __init__(self, readings: WorkerReadings, heartbeat: Heartbeat) -> None:
+        self._readings, self._heartbeat = readings, heartbeat
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: the registry would read a worker that is not there yet."""
@@ -183,26 +183,26 @@ class _Readings:
         yield from self._records()
 
     def _process(self) -> Iterator[Metric]:
-        state, heartbeat = self._state, self._heartbeat
+        readings, heartbeat = self._readings, self._heartbeat
         about = {
-            "worker": state.name,
-            "name": state.name.rpartition(".")[0],
+            "worker": readings.name,
+            "name": readings.name.rpartition(".")[0],
             "host": socket.gethostname(),
-            "version": state.version,
+            "version": readings.version,
         }
         yield _labelled("worker_info", "What worker this is; always 1.", tuple(about), {tuple(about.values()): 1})
-        yield _gauge("start_time_seconds", "When the worker began, or began afresh, in Unix time.", state.started_at)
+        yield _gauge("start_time_seconds", "When the worker began, or began afresh, in Unix time.", readings.started_at)
         text = "1 while the worker finishes what it has begun, to stop or to start afresh."
-        yield _gauge("draining", text, state.draining())
-        yield _gauge("paused", "1 while the worker is paused and takes nothing new.", state.pause.paused)
-        yield _gauge("loading", "1 while a model is being loaded.", state.compute.loading is not None)
+        yield _gauge("draining", text, readings.draining())
+        yield _gauge("paused", "1 while the worker is paused and takes nothing new.", readings.pause.paused)
+        yield _gauge("loading", "1 while a model is being loaded.", readings.compute.loading is not None)
         text = "Times that Redis stopped answering, or stopped taking what is written."
         yield _counter("redis_outages", text, heartbeat.outages)
         text = "Seconds since Redis last took the worker's sign of life."
         yield _gauge("redis_silent_seconds", text, max(time.time() - heartbeat.answered_at, 0.0))
 
     def _engines(self) -> Iterator[Metric]:
-        shot, limit = self._state.compute.snapshot, self._state.compute.memory_limit
+        shot, limit = self._readings.compute.snapshot, self._readings.compute.memory_limit
         text = "Tokens generated so far, those of lines in flight included."
         yield _counter("generated_tokens", text, shot.completion_tokens)
         text = "Rows of all decode steps; over promptmill_decode_slots_total it is how full they were."
@@ -216,13 +216,15 @@ class _Readings:
         yield _gauge("prefix_cache_bytes", "Memory of the prefixes that prompts share.", shot.prefix_bytes)
 
     def _models(self) -> Iterator[Metric]:
-        state, compute, order = self._state, self._state.compute, self._state.order
+        readings, compute, order = self._readings, self._readings.compute, self._readings.order
         loaded = share_out(compute.loaded)
         in_flight: Tally[tuple[str, str]] = Tally()
         for line in compute.snapshot.in_flight:
-            if (held := state.held.of_line(cast("LineKey", line.key))) is not None:
+            if (held := readings.held.of_line(cast("LineKey", line.key))) is not None:
                 in_flight[held.group.key, line.phase] += 1
-        phases: Series = {(group.key, phase): in_flight[group.key, phase] for group in state.groups for phase in PHASES}
+        phases: Series = {
+            (group.key, phase): in_flight[group.key, phase] for group in readings.groups for phase in PHASES
+        }
         yield _labelled("lines_in_flight", "Lines under way, by phase.", ("model", "phase"), phases)
         text = "Shards that wait in Redis for workers of this model: every worker that serves it says the same."
         queued: Series = {
@@ -231,10 +233,10 @@ class _Readings:
         yield _labelled("queued_shards", text, ("model", "priority"), queued)
 
         def by_model(name: str, text: str, value: Callable[[Group], float], *, counts: bool = False) -> Metric:
-            return _labelled(name, text, ("model",), {(group.key,): value(group) for group in state.groups}, counts)
+            return _labelled(name, text, ("model",), {(group.key,): value(group) for group in readings.groups}, counts)
 
         def waiting(group: Group) -> int:
-            return compute.waiting(group) + state.preparer.unprepared(group)
+            return compute.waiting(group) + readings.preparer.unprepared(group)
 
         yield by_model("lines_waiting", "Lines that the worker holds and that have not begun.", waiting)
         yield by_model("decode_concurrency", "Most lines decoded together.", compute.capacity)
@@ -246,7 +248,7 @@ class _Readings:
         yield by_model("model_load_failures", text, compute.load_failures.__getitem__, counts=True)
 
     def _records(self) -> Iterator[Metric]:
-        writer, spool = self._state.writer, self._state.spool
+        writer, spool = self._readings.writer, self._readings.spool
         yield _counter("records_delivered", "Records that Redis has taken.", writer.delivered)
         text = "Lines that ended and whose records Redis has not taken yet."
         yield _gauge("records_undelivered", text, writer.left)

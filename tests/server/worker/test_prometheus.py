@@ -141,7 +141,7 @@ def test_lines_under_way_are_read_at_the_scrape(store: Store, service: Service, 
     flights.append(InFlight(("b_gone-0", 1, 0), "decode", 4, 4, 1))
     shot: Any = service.compute.snapshot
     service.compute.snapshot = type(shot)(in_flight=tuple(flights), prefix_bytes=11, completion_tokens=8)
-    with metrics.serving(service.state, service.heartbeat, "127.0.0.1", 0):
+    with metrics.serving(service.readings, service.heartbeat, "127.0.0.1", 0):
         assert counted(metrics, "lines_in_flight", phase="decode") == 1
         assert counted(metrics, "lines_in_flight", phase="prefill") == 1
         assert read(metrics, "prefix_cache_bytes") == 11
@@ -169,7 +169,7 @@ def test_outages_of_redis_are_counted(
         beat()
 
     service.heartbeat._beat = counting  # type: ignore[method-assign]
-    with metrics.serving(service.state, service.heartbeat, "127.0.0.1", 0):
+    with metrics.serving(service.readings, service.heartbeat, "127.0.0.1", 0):
         service.heartbeat.start()
         until(lambda: len(beats) > 1, "it beats")
         server.stop()
@@ -223,5 +223,5 @@ def test_where_it_listens_is_logged(
 ) -> None:
     """An address of IPv6 in brackets."""
     caplog.set_level(logging.INFO, "promptmill")
-    with metrics.serving(service.state, service.heartbeat, "127.0.0.1", 0) as port:
+    with metrics.serving(service.readings, service.heartbeat, "127.0.0.1", 0) as port:
         assert f"http://127.0.0.1:{port}/metrics" in caplog.text

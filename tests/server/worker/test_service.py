@@ -278,10 +278,10 @@ def test_occupancy_is_of_the_rows_there_was_room_for(make_service: MakeService) 
     """What is published is the part of rows that were filled since the last beat, whatever the models' batches are."""
     service = make_service()
     service.compute.snapshot = Snapshot(decode_rows=60, decode_slots=80)
-    assert service.state.published()["occupancy"] == 0.75
+    assert service.readings.published()["occupancy"] == 0.75
     service.compute.snapshot = Snapshot(decode_rows=160, decode_slots=180)
-    assert service.state.published()["occupancy"] == 1.0
-    assert service.state.published()["occupancy"] is None
+    assert service.readings.published()["occupancy"] == 1.0
+    assert service.readings.published()["occupancy"] is None
 
 
 def test_a_shard_claimed_again_while_its_records_are_stored_is_kept(store: Store, make_service: MakeService) -> None:
