@@ -15,12 +15,12 @@ import pytest
 from deploy.doctor.device import SIZE, Device, ask_device, check_device
 from deploy.doctor.disk import check_data_folder, check_disks, check_room
 from deploy.doctor.finding import State
-from deploy.doctor.host import Host, Package, ask_host, bounds
 from deploy.doctor.mac import Mac
-from deploy.doctor.machine import check_package
+from deploy.doctor.machine import Machine, Package, ask_machine, bounds, check_package
+from deploy.host import Host
 
-MAC = Host("Darwin", "arm64", (3, 12, 0), 2**36, Mac(version=(15, 5)))
-LINUX = Host("Linux", "x86_64", (3, 12, 0), 2**36)
+MAC = Machine("Darwin", "arm64", (3, 12, 0), 2**36, Mac(version=(15, 5)))
+LINUX = Machine("Linux", "x86_64", (3, 12, 0), 2**36)
 
 
 def python(script: str) -> list[str]:
@@ -68,7 +68,7 @@ def test_versions_are_held_against_the_bounds(installed: str | None, wanted: str
 
 def test_the_host_at_hand_is_asked() -> None:
     """The versions are those that are installed, and the bounds those of the package itself."""
-    host = ask_host()
+    host = ask_machine(Host())
     assert host.packages["mlx-lm"].installed == importlib.metadata.version("mlx-lm")
     assert ">=" in host.packages["mlx"].wanted
     assert check_package("mlx", host.packages["mlx"]).state is State.OK

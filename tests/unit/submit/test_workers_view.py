@@ -7,10 +7,10 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from submit.status.lost_workers import Silent
 from submit.status.text import cells
 from submit.status.worker_state import LineInFlight, LoadedModel, WorkerState
-from submit.status.worker_table import worker_objects, worker_table
+from submit.status.workers import LostWorker
+from submit.status.workers_view import WorkersView
 
 NOW = 1_790_000_300.0
 MINI = WorkerState(
@@ -33,12 +33,12 @@ MINI = WorkerState(
     started_at=NOW - 7500,
 )
 OLD = WorkerState("old.1", "idle", None, (), (), None, None, None, ())
-DEAD = Silent("studio.9", 74.0, "studio")
+DEAD = LostWorker("studio.9", 74.0, "studio")
 
 
 def test_a_row_per_worker() -> None:
     """State, models in memory with their size and in brackets those that are not, memory, speed, shares, counts."""
-    header, mini, old, dead = worker_table([MINI, OLD], [DEAD], NOW)
+    header, mini, old, dead = WorkersView(NOW, [MINI, OLD], [DEAD]).text(None)
     assert header.split() == [
         "worker", "state", "models", "memory", "tok/s", "full", "cached", "lines", "done", "uptime", "host", "version",
     ]  # fmt: skip
@@ -52,18 +52,18 @@ def test_a_row_per_worker() -> None:
 def test_a_worker_that_loads_says_which_model() -> None:
     """Without the folders before its name."""
     loading = replace(MINI, state="loading", model="org/other")
-    assert "  loading other  " in worker_table([loading], [], NOW)[1]
+    assert "  loading other  " in WorkersView(NOW, [loading], []).text(None)[1]
 
 
 def test_no_workers_is_said_with_what_to_do() -> None:
     """An empty pool is a sentence, not a lone header."""
-    assert worker_table([], [], NOW) == ["no workers; `promptmill worker --model MODEL` starts one"]
+    assert WorkersView(NOW, [], []).text(None) == ["no workers; `promptmill worker --model MODEL` starts one"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])
 def test_narrow_terminals_lose_columns_not_rows(width: int) -> None:
     """Name, state, models, speed and lines in flight stay."""
-    lines = worker_table([MINI, OLD], [DEAD], NOW, width=width)
+    lines = WorkersView(NOW, [MINI, OLD], [DEAD]).text(width)
     assert len(lines) == 4
     assert max(map(cells, lines)) <= width
     assert {"worker", "state", "models", "tok/s", "lines"} <= set(lines[0].split())
@@ -71,7 +71,7 @@ def test_narrow_terminals_lose_columns_not_rows(width: int) -> None:
 
 def test_the_json_objects_have_everything() -> None:
     """Numbers as they are, with the lines in flight; the silent ones say since when."""
-    mini, dead = orjson.loads(orjson.dumps(worker_objects([MINI], [DEAD], NOW)))
+    mini, dead = orjson.loads(orjson.dumps(WorkersView(NOW, [MINI], [DEAD]).as_json()))
     assert mini["name"] == "mini-2.4711"
     assert mini["loaded"] == [{"model": "org/pocket", "bytes": 2 * 2**30}]
     assert (mini["memory_bytes"], mini["memory_limit_bytes"]) == (3 * 2**30, 20 * 2**30)
