@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from jobs.store.keys import UPLOADING, BatchKeys, ScheduleKeys
+from jobs.store.steps import load
 from jobs.store.store import Store
 from submit.schedule.model import Outcome, Run, Schedule
-from submit.schedule.steps import load
 
 if TYPE_CHECKING:
     from redis.commands.core import Script

@@ -16,6 +16,7 @@ import orjson
 from jobs.errors import RefusedError
 from jobs.redis.connect import refusing, replies
 from jobs.store.keys import SCHEDULER, SCHEDULES, ScheduleKeys
+from jobs.store.steps import load
 from submit.schedule.cron import MOST_COUNTED, Cron
 from submit.schedule.model import (
     FIELDS,
@@ -28,7 +29,6 @@ from submit.schedule.model import (
     no_schedule,
     parse_schedule,
 )
-from submit.schedule.steps import load
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -15,8 +15,8 @@ from jobs.delivery import MAX_URL_LENGTH
 from jobs.errors import RefusedError
 from jobs.redis.connect import refusing
 from jobs.store.keys import PREFIX, WEBHOOKS, BatchKeys
+from jobs.store.steps import load
 from jobs.store.store import Store
-from submit.schedule.steps import load
 
 __all__ = ["LEASE_S", "Claim", "claim_due", "due", "settle"]
 

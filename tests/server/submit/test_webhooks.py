@@ -21,7 +21,7 @@ from jobs.store.cancel import cancel, expire_due
 from jobs.store.keys import EXPIRING, WEBHOOKS, BatchKeys
 from jobs.store.retry import retry
 from jobs.store.store import Store
-from submit.status.overview import detail
+from submit.status.batch_view import BatchView
 from submit.webhooks.http import Answer
 from submit.webhooks.sender import RETRY_AFTER_S, WebhookSender, deliver_due
 from submit.webhooks.signature import Signer
@@ -74,7 +74,7 @@ def done_batch(store: Store, url: str, **order: object) -> str:
 
 def shown(store: Store, batch_id: str) -> str:
     """What `status` says of the webhook."""
-    lines = detail(store.batch(batch_id), store.server_time(), [], frozenset())
+    lines = BatchView(store.server_time(), store.batch(batch_id), [], frozenset()).text()
     [line] = [line for line in lines if line.startswith("webhook")]
     return line.removeprefix("webhook").strip()
 
