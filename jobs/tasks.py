@@ -37,7 +37,7 @@ def run_schedule(name: str, due: int) -> None:
     """Refuse: a schedule's run is the scheduler's.
 
     Raises:
-        RuntimeError: always; the scheduler has made the job again by then.
+        RuntimeError: always.
     """
     from rq import get_current_job
 
