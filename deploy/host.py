@@ -254,7 +254,7 @@ class Host:
         return self._runner(command, None)
 
     def run(self, step: Step, say: Callable[[str], None] = lambda _: None) -> None:
-        """Run a command; ``say`` is told what is waited for.
+        """Run a command; ``say`` shows what is waited for.
 
         Raises:
             DeployError: it failed and may not, or did not come to what is waited for in time.
