@@ -3,6 +3,7 @@ server, the pool. What an earlier check rules out is not tried."""
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -19,7 +20,7 @@ from deploy.doctor.access import (
     open_to_strangers,
     try_permissions,
 )
-from deploy.doctor.deployed import Deployed, check_deployed, this_user
+from deploy.doctor.deployed import Deployed, check_deployed
 from deploy.doctor.device import Device, ask_device, check_device
 from deploy.doctor.disk import check_data_folder, check_disks, check_room
 from deploy.doctor.finding import Finding, Section, failed, skipped
@@ -30,6 +31,7 @@ from deploy.doctor.models import ModelFiles, check_model, find_model, hub_cache
 from deploy.doctor.network import is_loopback, reach
 from deploy.doctor.pool import ask_pool, check_pool
 from deploy.doctor.server import ask_clock, ask_latency, check_clock, check_latency, check_server, operator_tool
+from deploy.host import user_name
 from jobs.embedded.server import data_folder, embedded_server
 from jobs.errors import RedisError, RefusedError
 from jobs.redis.connect import connect, full, redacted, translated
@@ -104,7 +106,7 @@ class Examination:
         data, cache = data_folder(self.environ), hub_cache(self.environ)
         folders = [("data folder", data)]
         models: list[ModelFiles] = []
-        yield from check_deployed(self.deployed, this_user())
+        yield from check_deployed(self.deployed, user_name(os.geteuid()) or str(os.geteuid()))
         if self.worker:
             yield check_processor(self.machine)
             yield check_macos(self.machine)
