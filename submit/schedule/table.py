@@ -11,13 +11,13 @@ from submit.schedule.model import Outcome, Schedule
 from submit.status.table import Column, plain_table
 from submit.status.text import clip, duration, plural
 
-__all__ = ["missed_runs", "next_run", "timetable"]
+__all__ = ["missed_runs", "next_run", "schedule_table"]
 
 NO_SCHEDULES = "no schedules; `promptmill schedule add NAME --cron '0 2 * * *' FILE --model MODEL` makes one"
 WHY_WIDTH = 100
 
 
-def timetable(
+def schedule_table(
     schedules: Sequence[Schedule], batches: Mapping[str, Batch], now: float, *, width: int | None = None
 ) -> list[str]:
     """Schedules as lines of a table of at most ``width`` columns (None: as wide as need be), then what went wrong.

@@ -11,8 +11,7 @@ from redis.exceptions import NoPermissionError
 from deploy.doctor.access import check_encryption, check_password, check_permissions
 from deploy.doctor.finding import Finding, State
 from deploy.doctor.pool import Pool, check_pool
-from deploy.doctor.server import check_clock, check_latency, check_server
-from deploy.doctor.tool import operator_tool
+from deploy.doctor.server import check_clock, check_latency, check_server, operator_tool
 from jobs.redis.permissions import Refusal
 from submit.status.worker_state import WorkerState
 from submit.status.workers import LostWorker
