@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from jobs.errors import SickModelError
 from worker.engine.caches import prompt_cache
-from worker.engine.caches.prefixes import Prefixes, prefix_budget
+from worker.engine.caches.prefix_cache import PrefixCache, prefix_budget
 from worker.engine.decode import NotFiniteError, StepResult
 from worker.engine.line_state import EngineStats, LineState, check_tokens, in_flight, internal_error
 from worker.engine.loading.mlx_models import cache_budget
@@ -75,7 +75,7 @@ class Engine:
         self._clock = clock
         self._step_size = prefill_step_size
         self._prefix_memory = prefix_memory if model.prefixes else 0
-        self._prefixes = Prefixes(0, model.cache_cost, prompt_cache.shorten)
+        self._prefixes = PrefixCache(0, model.cache_cost, prompt_cache.shorten)
         self._scheduler = Scheduler(
             decode_concurrency=decode_concurrency if model.batchable else 1,
             prompt_concurrency=prompt_concurrency if model.batchable else 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from worker.engine.caches import prompt_cache
-from worker.engine.caches.prefixes import Prefix
+from worker.engine.caches.prefix_cache import Prefix
 from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import LoadedModel
 from worker.engine.scheduler import SequenceGroup
@@ -34,7 +34,7 @@ class PrefillBatch:
         self.done = False
         self.ready_at = 0.0
         self._prefix: Prefix | None = groups[0].prefix
-        self._skipped = 0 if self._prefix is None else len(self._prefix)
+        self._skipped = len(self._prefix or ())
         self._model = model
         self._lengths = [group.length for group in groups]
         self._longest = max(self._lengths)
@@ -50,9 +50,10 @@ class PrefillBatch:
 
     @classmethod
     def of_prefix(cls, model: LoadedModel, prefix: Prefix) -> PrefillBatch:
-        """The batch of one row that computes ``prefix``; its caches are for :meth:`Prefixes.computed`."""
-        length, end = len(prefix) - (0 if prefix.parent is None else len(prefix.parent)), len(prefix)
-        return cls(model, [SequenceGroup(list(prefix.tokens), length, end, prefix=prefix.parent)], prefix)
+        """The batch of one row that computes ``prefix``; its caches are for :meth:`PrefixCache.computed`."""
+        length = len(prefix) - len(prefix.parent or ())
+        group = SequenceGroup(list(prefix.tokens), length, end=len(prefix), prefix=prefix.parent)
+        return cls(model, [group], prefix)
 
     def prefilled(self, group: SequenceGroup) -> int:
         """How many of the group's tokens are computed, those of its prefix among them, and once all are also the one

@@ -101,7 +101,7 @@ def tuned_rows(model: LoadedModel, settings: EngineSettings, memory: int | None,
     else measured now. ``memory`` are the bytes for caches. Models that cannot be batched are not measured."""
     if not model.batchable:
         return 1
-    from worker.engine.caches.prefixes import prefix_budget
+    from worker.engine.caches.prefix_cache import prefix_budget
     from worker.engine.tuning.measure import fingerprint, most_rows, tune
 
     kept = prefix_budget(settings.prefix_memory, memory) if model.prefixes else 0

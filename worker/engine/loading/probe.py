@@ -9,7 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from worker.engine.caches import prompt_cache
-from worker.engine.caches.prefixes import Prefix
+from worker.engine.caches.prefix_cache import Prefix
 from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import CacheCost, LoadedModel
 from worker.engine.prefill import PrefillBatch
@@ -99,7 +99,7 @@ def _together(model: LoadedModel, batches: list[list[list[int]]], prefix: Prefix
     """Logits ``[rows, vocab]`` after all prompts, each batch prefilled together, all decoded in one batch."""
     caches: list[Cache] = []
     rows = 0
-    skipped = 0 if prefix is None else len(prefix)
+    skipped = len(prefix or ())
     for prompts in batches:
         groups = [SequenceGroup(prompt, len(prompt) - 1 - skipped, len(prompt), prefix=prefix) for prompt in prompts]
         batch = PrefillBatch(model, groups)
