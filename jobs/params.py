@@ -101,6 +101,11 @@ def _param(kind: str, default: Any, meaning: str, **bounds: Any) -> Any:
     return field(default=default, metadata=info)
 
 
+_logits = functools.partial(_param, stage="logits")
+_filter = functools.partial(_param, stage="filter")
+_report = functools.partial(_param, stage="report")
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """Effective generation parameters of one line; each field's metadata is its row of the table."""
@@ -114,9 +119,7 @@ class Sampling:
         default_text="512 (on OpenAI lines to the context's end)",
     )
     """None: as many as the context has room for."""
-    min_tokens: int = _param(
-        "int", 0, "EOS and stop strings cannot end the text before this many tokens", low=0, stage="logits"
-    )
+    min_tokens: int = _logits("int", 0, "EOS and stop strings cannot end the text before this many tokens", low=0)
     temperature: float = _param(
         "float",
         0.0,
@@ -126,81 +129,50 @@ class Sampling:
         default_text="0.0 (1.0 on OpenAI lines)",
     )
     do_sample: bool = _param("bool", True, "false is greedy whatever temperature says")
-    top_p: float = _param(
-        "float", 1.0, "nucleus on the untempered distribution", low=0, high=1, open_low=True, stage="filter"
-    )
-    top_k: int = _param(
-        "int", 0, "keep the k most likely tokens; 0, or more than the vocabulary, is off", low=0, stage="filter"
-    )
-    min_p: float = _param(
-        "float", 0.0, "drop tokens below this share of the top token's probability", low=0, high=1, stage="filter"
-    )
-    min_tokens_to_keep: int = _param("int", 1, "how many tokens min_p must leave", low=1, stage="filter", of="min_p")
-    xtc_probability: float = _param(
+    top_p: float = _filter("float", 1.0, "nucleus on the untempered distribution", low=0, high=1, open_low=True)
+    top_k: int = _filter("int", 0, "keep the k most likely tokens; 0, or more than the vocabulary, is off", low=0)
+    min_p: float = _filter("float", 0.0, "drop tokens below this share of the top token's probability", low=0, high=1)
+    min_tokens_to_keep: int = _filter("int", 1, "how many tokens min_p must leave", low=1, of="min_p")
+    xtc_probability: float = _filter(
         "float",
         0.0,
         "chance per step to cut all but the least likely of the tokens above xtc_threshold; newline and EOS exempt",
         low=0,
         high=1,
-        stage="filter",
     )
-    xtc_threshold: float = _param(
-        "float",
-        0.1,
-        "probability a token must reach to be cut by XTC",
-        low=0,
-        high=0.5,
-        stage="filter",
-        of="xtc_probability",
+    xtc_threshold: float = _filter(
+        "float", 0.1, "probability a token must reach to be cut by XTC", low=0, high=0.5, of="xtc_probability"
     )
-    repetition_penalty: float = _param(
-        "float",
-        1.0,
-        "multiplicative, sign-aware, over prompt and output; 1 is off",
-        low=0,
-        open_low=True,
-        stage="logits",
+    repetition_penalty: float = _logits(
+        "float", 1.0, "multiplicative, sign-aware, over prompt and output; 1 is off", low=0, open_low=True
     )
-    repetition_context_size: int = _param(
+    repetition_context_size: int = _logits(
         "int",
         20,
         "repetition_penalty looks at the last N tokens of prompt and output; 0 is all",
         low=0,
-        stage="logits",
         of="repetition_penalty",
     )
-    presence_penalty: float = _param(
-        "float", 0.0, "subtracted once from each token of the output; negative rewards", stage="logits"
-    )
-    frequency_penalty: float = _param(
-        "float", 0.0, "subtracted for each occurrence in the output; negative rewards", stage="logits"
-    )
-    presence_context_size: int | None = _param(
+    presence_penalty: float = _logits("float", 0.0, "subtracted once from each token of the output; negative rewards")
+    frequency_penalty: float = _logits("float", 0.0, "subtracted for each occurrence in the output; negative rewards")
+    presence_context_size: int | None = _logits(
         "int",
         None,
         "when given, presence_penalty looks at the last N tokens of prompt and output; 0 is all",
         low=0,
         default_text="absent (output only)",
-        stage="logits",
         of="presence_penalty",
     )
-    frequency_context_size: int | None = _param(
+    frequency_context_size: int | None = _logits(
         "int",
         None,
         "when given, frequency_penalty looks at the last N tokens of prompt and output; 0 is all",
         low=0,
         default_text="absent (output only)",
-        stage="logits",
         of="frequency_penalty",
     )
-    logit_bias: dict[int, float] = _param(
-        "bias",
-        {},
-        "added to the logits of these token ids",
-        low=-100,
-        high=100,
-        default_text="{}",
-        stage="logits",
+    logit_bias: dict[int, float] = _logits(
+        "bias", {}, "added to the logits of these token ids", low=-100, high=100, default_text="{}"
     )
     stop: tuple[str, ...] = _param(
         "strings",
@@ -223,13 +195,10 @@ class Sampling:
         default_text="drawn and recorded",
     )
     n: int = _param("int", 1, "completions of one prompt; the prompt is computed once", low=1, high=128)
-    logprobs: bool = _param(
-        "bool",
-        False,
-        "log-probability of each new token, after bias and penalties, before the filters",
-        stage="report",
+    logprobs: bool = _report(
+        "bool", False, "log-probability of each new token, after bias and penalties, before the filters"
     )
-    top_logprobs: int = _param("int", 0, "and of the k most likely tokens", low=0, high=20, stage="report")
+    top_logprobs: int = _report("int", 0, "and of the k most likely tokens", low=0, high=20)
 
     @property
     def greedy(self) -> bool:
