@@ -118,40 +118,29 @@ class PrefillBatch:
     def take(self, wanted: list[SequenceGroup]) -> list[Cache]:
         """Caches with a row for each entry of ``wanted``, in that order; groups with no rows left to start are
         forgotten."""
+        left = any(group.rows for group in self.groups)
         if not self._model.batchable:
-            return prompt_cache.duplicate(self._caches) if self.groups[0].rows else self._release()
-        picked = [self.groups.index(group) for group in wanted]
-        left = [index for index, group in enumerate(self.groups) if group.rows]
-        if not left:
-            taken = self._release()
-            if picked != list(range(len(self._lengths))):
+            taken = prompt_cache.duplicate(self._caches) if left else self._caches
+        else:
+            picked = [self.groups.index(group) for group in wanted]
+            taken = prompt_cache.fork(self._caches, picked) if left else self._caches
+            if not left and picked != list(range(len(self.groups))):
                 prompt_cache.keep(taken, picked)
-            return taken
-        taken = prompt_cache.fork(self._caches, picked)
-        self._keep(left)
+        self.purge()
         return taken
 
     def purge(self) -> None:
-        """Forget groups that were dropped."""
+        """Forget groups with no rows left to start, as those that were dropped."""
         left = [index for index, group in enumerate(self.groups) if group.rows]
         if not left:
-            self._release()
+            self._caches, self.groups = [], []
         elif len(left) < len(self.groups):
-            self._keep(left)
+            prompt_cache.keep(self._caches, left)
+            self.groups = [self.groups[index] for index in left]
 
     @property
     def empty(self) -> bool:
         return not self.groups
-
-    def _keep(self, left: list[int]) -> None:
-        if len(left) < len(self.groups):
-            prompt_cache.keep(self._caches, left)
-            self.groups = [self.groups[index] for index in left]
-            self._lengths = [self._lengths[index] for index in left]
-
-    def _release(self) -> list[Cache]:
-        taken, self._caches, self.groups = self._caches, [], []
-        return taken
 
     def _finish(self) -> None:
         self.done = True
