@@ -1,4 +1,4 @@
-"""The generated parts of the documentation: ``python docs/generate.py`` writes them anew.
+"""The generated parts of the documentation: ``python -m docs.generate`` writes them anew.
 
 A page marks each part by a comment of the part's name before it and ``<!-- end -->`` after it.
 """
@@ -6,18 +6,15 @@ A page marks each part by a comment of the part's name before it and ``<!-- end 
 from __future__ import annotations
 
 import ast
+import itertools
 import re
-import sys
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
 
 from submit.commands.reference import command_reference, parameter_table
 
-__all__ = ["PAGES", "generated"]
+__all__ = ["PACKAGES", "PAGES", "generated"]
 
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("promptmill", "jobs", "submit", "worker", "deploy", "bench")
 PAGES = {
     "docs/lines.md": ("parameters", parameter_table),
@@ -39,7 +36,7 @@ def generated(page: str) -> str:
 
 
 def module_list(root: Path) -> str:
-    """A section for each top-level package, a line for each package and module in it: the first line of its docstring."""
+    """A section for each top-level package, a line for each module: what its docstring begins with."""
     sections = []
     for package in PACKAGES:
         lines = [f"## {package}", "", summary(root / package / "__init__.py"), ""]
@@ -57,7 +54,9 @@ def _listed(folder: Path, *, depth: int) -> list[str]:
     for path in sorted(folder.glob("*/__init__.py")):
         lines.append(f"{indent}- **`{path.parent.name}/`** {summary(path)}")
         lines += _listed(path.parent, depth=depth + 1)
-    lines += [f"{indent}- `lua/{path.name}`: {head_comment(path)}" for path in sorted(folder.glob("lua/*.lua"))]
+    lines += [
+        f"{indent}- `{path.relative_to(folder)}`: {purpose(path)}" for path in sorted(folder.glob("lua/**/*.lua"))
+    ]
     return lines
 
 
@@ -67,9 +66,11 @@ def summary(path: Path) -> str:
     return re.sub(r"(?::\w+:)?(`+)(.+?)\1", r"`\2`", " ".join(docstring.split("\n\n")[0].split()))
 
 
-def head_comment(path: Path) -> str:
-    """The first line of a Lua script, which is a comment."""
-    return path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("- ")
+def purpose(path: Path) -> str:
+    """The first sentence of the comment at the head of a Lua script."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.lstrip("- ") for line in itertools.takewhile(lambda line: line.startswith("--"), lines))
+    return comment.split(". ")[0].rstrip(".") + "."
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How a batch's end is told to a webhook: where it may go, and how far that has come."""
+"""A batch's webhook: which URLs it may have, and how far its delivery has come."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The spool's files: every record that a worker finished, on its own disk, whatever becomes of Redis.
+"""The spool's files: every record that a worker finished, on its own disk, for times without Redis.
 
 ``FOLDER/BATCH_ID/WORKER.LIFE.jsonl`` holds what one life of a worker finished of one batch: a line about the batch,
 then a line per record, which comes last in it and as it was stored. A life's files are its own as long as it holds the

@@ -1,4 +1,4 @@
-"""The command of the server's operator: remedies are typed into it, and it has to get in."""
+"""How the server's own tool is called by its operator: remedies that concern the server begin with it."""
 
 from __future__ import annotations
 

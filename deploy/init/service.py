@@ -1,4 +1,4 @@
-"""A long-lived process of a pool, told without a word of launchd or systemd."""
+"""A daemon's description, the same for launchd and systemd."""
 
 from __future__ import annotations
 

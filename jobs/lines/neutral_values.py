@@ -1,4 +1,4 @@
-"""Fields that ask for nothing: what other APIs and their clients write for "off", "none" and "as usual".
+"""Values of other APIs' fields that change nothing ("off", "none", "as usual"): they are accepted.
 
 A null counts as absent everywhere. Beyond that, a value of these tables changes nothing about the text, so it is taken;
 any other value of the same field would, and is refused with what to write instead (:mod:`jobs.lines.foreign_names`).

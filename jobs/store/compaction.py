@@ -1,6 +1,8 @@
-"""Compacting a shard: its records, read in parts, become pieces. They are put aside under the attempt's fence and take
-the records' place in one step: whoever reads finds all of the one or all of the other, and of an attempt that dies on
-the way nothing counts."""
+"""Compaction of a shard that is done: its records become compressed pieces, in one step.
+
+The pieces are put aside under the attempt's fence and take the records' place in one step. A reader finds all of the
+one or all of the other. Pieces of an attempt that dies on the way do not count.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The reference of the command line, and the table of parameters, as Markdown: ``python -m submit.commands.reference``.
 
-The texts are the commands' own ``--help`` and the rows of :data:`jobs.params.PARAMETERS`. ``docs/generate.py`` puts
-them into the documentation.
+The texts are the commands' own ``--help`` and the rows of :data:`jobs.params.PARAMETERS`. ``python -m docs.generate``
+puts them into the documentation.
 """
 
 from __future__ import annotations

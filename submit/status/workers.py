@@ -1,4 +1,4 @@
-"""What the pool's workers say they are doing, and what that means for a batch that waits."""
+"""The states of the pool's workers, and why a batch that waits does so."""
 
 from __future__ import annotations
 

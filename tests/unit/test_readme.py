@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from docs.generate import PAGES, generated
+from docs.generate import PACKAGES, PAGES, generated
 from jobs.lines.line import Defaults, check_line
 from submit.cli import COMMANDS
 from submit.client.batch import BatchHandle
@@ -42,8 +43,16 @@ def anchors(text: str) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_generated_parts_are_the_codes(page: str) -> None:
-    """The parameters, the commands and the modules stand in docs/ as `python docs/generate.py` writes them."""
-    assert DOCS[page] == generated(page), "run `python docs/generate.py`"
+    """The parameters, the commands and the modules stand in docs/ as `make docs` writes them."""
+    assert DOCS[page] == generated(page), "run `make docs`"
+
+
+def test_every_module_says_in_a_line_what_is_in_it() -> None:
+    """The first paragraph of each module's docstring is one line: docs/modules.md is made of them."""
+    modules = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    docstrings = {path: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in modules}
+    first = {path: docstring.split("\n\n")[0] for path, docstring in docstrings.items()}
+    assert [str(path.relative_to(ROOT)) for path, line in first.items() if not line or "\n" in line] == []
 
 
 def test_every_command_is_explained() -> None:

@@ -1,4 +1,4 @@
-"""Shards that workers refuse: which shards are a batch's own, and which workers have refused one."""
+"""The list in Redis of who refused which shard."""
 
 from __future__ import annotations
 

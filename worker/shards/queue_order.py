@@ -1,4 +1,4 @@
-"""Which queues a worker takes its next shard from: by priority, and within one by the model that has waited longest.
+"""The order of the queues: by priority with ageing, and within one by the model that has waited longest.
 
 A queue with work that others of higher priorities are preferred to for its patience, and for so many shards, goes
 before all others for one shard: so low is slow on a busy pool, and never starved.
