@@ -17,7 +17,15 @@ from submit.client.client import Client
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-OUTSIDE_DOCS = ("README.md", "CONTRIBUTING.md", "deploy/README.md", "deploy/redis/README.md", "bench/results/README.md")
+OUTSIDE_DOCS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "deploy/README.md",
+    "deploy/redis/README.md",
+    "deploy/prometheus/README.md",
+    "bench/results/README.md",
+    "examples/pocket/model/README.md",
+)
 DOCS = {
     name: (ROOT / name).read_text(encoding="utf-8")
     for name in (*OUTSIDE_DOCS, *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
