@@ -1,4 +1,4 @@
-"""The list in Redis of who refused which shard."""
+"""Refusals in Redis: which workers have refused a shard, and whether a shard is its batch's own."""
 
 from __future__ import annotations
 
