@@ -12,7 +12,7 @@ from pathlib import Path
 
 from submit.commands.reference import command_reference, parameter_table
 
-__all__ = ["PACKAGES", "PAGES", "generated"]
+__all__ = ["PACKAGES", "PAGES", "generated", "summary"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("promptmill", "jobs", "submit", "worker", "deploy", "bench")

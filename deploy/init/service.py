@@ -1,4 +1,4 @@
-"""A daemon's description, the same for launchd and systemd."""
+"""A long-lived process of a pool, told without a word of launchd or systemd."""
 
 from __future__ import annotations
 

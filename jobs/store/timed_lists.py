@@ -1,4 +1,4 @@
-"""Lists of batches that are due at a time of Redis' clock: to start, to expire, to be removed."""
+"""Lists of batches to which something happens at a time of Redis' clock; whoever uses Redis sees to it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""The heartbeat: a thread that renews leases, publishes the worker's state, and keeps the machine awake.
-
-It waits for no other thread.
-"""
+"""The pulse thread: renews leases, publishes what the worker is doing, and keeps the machine awake meanwhile. It waits
+for no other thread."""
 
 from __future__ import annotations
 
