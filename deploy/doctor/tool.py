@@ -1,4 +1,4 @@
-"""How the server's own tool is called by its operator: remedies that concern the server begin with it."""
+"""The command of the server's operator: remedies are typed into it, and it has to get in."""
 
 from __future__ import annotations
 
