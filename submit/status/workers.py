@@ -1,4 +1,4 @@
-"""The states of the pool's workers, and why a batch that waits does so."""
+"""What the pool's workers say they are doing, and what that means for a batch that waits."""
 
 from __future__ import annotations
 
