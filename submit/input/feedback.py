@@ -1,4 +1,4 @@
-"""Progress and problems of an input: for people while it is read, for scripts when it was refused."""
+"""What commands that read prompts tell: people while they read, scripts when the input was refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run holds while it lasts: the lock of its OUT, a copy of standard input, its signal handlers."""
+"""What a run holds for itself: the lock of its OUT, a copy of standard input, and the signals that end it."""
 
 from __future__ import annotations
 

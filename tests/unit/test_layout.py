@@ -79,10 +79,11 @@ def test_help_is_light(arguments: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_only_full_screens_import_rich() -> None:
-    """What prints plain text does not pay for it."""
+def test_only_tables_and_full_screens_import_rich() -> None:
+    """Neither the Python client, nor what submits, follows and runs batches, pays for it."""
     script = (
-        "import sys, submit.watch.readings, submit.watch.screen, submit.client.client; print('rich' in sys.modules)"
+        "import sys, submit.client.client, submit.upload.submitter, submit.results.follow, submit.run.run; "
+        "import submit.status.progress; print('rich' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

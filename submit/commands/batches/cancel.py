@@ -39,5 +39,5 @@ def command(names: tuple[str, ...], redis_url: str | None, as_json: bool) -> int
 def _said(batch: Batch, what: str) -> str:
     from submit.commands.each_batch import called
 
-    kept = batch.finished - batch.unrun
+    kept = batch.ran
     return f"{called(batch)} {what}: {kept:,} of {plural(batch.total, 'line')} finished, {batch.unrun:,} not run"
