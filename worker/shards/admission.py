@@ -1,4 +1,4 @@
-"""Which lines may begin on the engines: those that the in-flight log has noted, suspects alone."""
+"""What may begin on a worker's engines, before each round: quarantine, and that the in-flight log knows of it first."""
 
 from __future__ import annotations
 
