@@ -1,4 +1,4 @@
-"""What is checked before anything is written: names, paths, URLs and models."""
+"""Checks before anything is installed: names, paths, URLs and models."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""What a plain RQ worker gets to do that is started on our queues by mistake; and the function that jobs of schedules
-name, which the scheduler never calls."""
+"""The functions that RQ jobs name: what a plain RQ worker does that is started on our queues by mistake.
+
+The jobs of schedules name one too, which the scheduler never calls.
+"""
 
 from __future__ import annotations
 

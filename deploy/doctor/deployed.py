@@ -1,5 +1,8 @@
-"""Workers that `promptmill deploy worker` set up on this machine: they run as a user of their own, and whoever examines
-the machine as somebody else looks at other folders, another cache of models and another Redis."""
+"""Workers that ``promptmill deploy worker`` set up on this machine.
+
+They run as a user of their own. Whoever examines the machine as somebody else looks at other folders, another cache of
+models and another Redis.
+"""
 
 from __future__ import annotations
 

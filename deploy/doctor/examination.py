@@ -1,5 +1,7 @@
-"""The whole examination, in the order in which a person would look: the machine, its models, the way to Redis, the
-server, the pool. What an earlier check rules out is not tried."""
+"""The whole examination, in the order in which a person would look.
+
+The machine, its models, the way to Redis, the server, the pool. What an earlier check rules out is not tried.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One schedule, as the Python client hands it out."""
+"""A handle on one schedule."""
 
 from __future__ import annotations
 

@@ -149,8 +149,8 @@ class Sequence:
 @dataclass(frozen=True, slots=True)
 class SampledToken:
     """What one step computed for one row. ``covered`` is false where the candidates did not cover the row's filters:
-    the step must be repeated on the full path. ``token`` is ``NO_TOKEN`` where the logits are not finite. ``drafted`` says
-    that a draft model had proposed the token."""
+    the step must be repeated on the full path. ``token`` is ``NO_TOKEN`` where the logits are not finite. ``drafted``
+    says that a draft model had proposed the token."""
 
     row: Sequence
     token: int
