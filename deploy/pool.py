@@ -17,7 +17,7 @@ from deploy.init import launchd, systemd
 from deploy.init.service import Account, Service, default_home, root_group
 from deploy.plan import ETC, File, Folder, Plan, Step
 from deploy.settings import Key, changed, settings_of
-from jobs.app.size import parse_size
+from jobs.app.units import parse_size
 from jobs.errors import RefusedError
 from jobs.redis.connect import redacted
 

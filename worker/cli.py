@@ -14,11 +14,10 @@ from typing import Any
 
 import click
 
-from jobs.app.duration import parse_duration
 from jobs.app.logs import FILE_HELP, FORMAT_HELP, FORMATS, set_up_logging
 from jobs.app.process_name import process_name
 from jobs.app.settings import origin, read_settings
-from jobs.app.size import parse_size
+from jobs.app.units import parse_duration, parse_size
 from jobs.errors import PromptmillError, RefusedError
 from jobs.lines.values import local_model_name
 from jobs.redis.connect import check_url

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from deploy.init.service import INITS, Account, default_home, default_init
-from jobs.app.size import parse_size
+from jobs.app.units import parse_size
 from jobs.errors import RefusedError
 
 if TYPE_CHECKING:

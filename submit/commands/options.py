@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
-from jobs.app.duration import parse_duration
 from jobs.app.logs import FILE_HELP, FORMAT_HELP, FORMATS
 from jobs.app.settings import origin, read_toml
+from jobs.app.units import parse_duration
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import Defaults, check_defaults
 from jobs.params import ALIASES, PARAMETERS, Parameter

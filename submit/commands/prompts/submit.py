@@ -11,7 +11,7 @@ import click
 import orjson
 from click.core import ParameterSource
 
-from jobs.app.moment import parse_moment
+from jobs.app.units import parse_moment
 from jobs.batch import PRIORITIES
 from jobs.errors import RefusedError
 from submit.commands.options import (

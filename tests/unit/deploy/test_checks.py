@@ -27,7 +27,7 @@ from deploy.checks import (
 )
 from deploy.plan import ETC
 from deploy.settings import changed
-from jobs.app.size import parse_size
+from jobs.app.units import parse_size
 from jobs.errors import RefusedError
 from submit.cli import main
 
