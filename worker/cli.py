@@ -7,6 +7,8 @@ import logging
 import math
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -138,11 +140,22 @@ def _option(row: WorkerOption) -> click.Option:
     )
 
 
+FLAGS_COMMAND = (sys.executable, "-P", "-m", "submit.commands.flags")
+
+
+def _all_flags() -> frozenset[str]:
+    """The flags of all commands, by the submitter's own process: a worker imports nothing of it."""
+    done = subprocess.run(FLAGS_COMMAND, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise PromptmillError(f"the flags of other commands cannot be listed: {done.stderr.strip()[-200:]}")
+    return frozenset(done.stdout.split())
+
+
 def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
     """Give the command the defaults of the settings file before its other flags are read."""
     if path is not None:
         ctx.obj = path
-        ctx.default_map = read_settings(path, "worker", ctx.command.params)
+        ctx.default_map = read_settings(path, "worker", ctx.command.params, _all_flags)
 
 
 CONFIG = click.Option(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from jobs.app.worker_options import WORKER_OPTIONS
 
 if TYPE_CHECKING:
     import click
 
-__all__ = ["MODULES", "load"]
+__all__ = ["MODULES", "all_flags", "load"]
 
 MODULES = {
     "check": "submit.commands.prompts.check",
@@ -36,3 +39,17 @@ def load(name: str) -> click.Command:
     """The command of this name."""
     command: click.Command = importlib.import_module(MODULES[name]).command
     return command
+
+
+def all_flags() -> frozenset[str]:
+    """The flags of all commands that their help shows, without the dashes before them. Imports every command."""
+    of_commands = (flag for name in MODULES for flag in _flags_of(load(name)))
+    return frozenset(of_commands) | {row.flag[2:] for row in WORKER_OPTIONS if not row.hidden} | {"config"}
+
+
+def _flags_of(command: Any) -> Iterator[str]:
+    for part in getattr(command, "commands", {}).values():
+        yield from _flags_of(part)
+    for parameter in command.params:
+        if not getattr(parameter, "hidden", True):
+            yield from (flag[2:] for flag in parameter.opts if flag.startswith("--"))
