@@ -91,27 +91,20 @@ def _option(kind: str, default: Any, help_text: str, *, as_written: str | None =
     return field(default=default, metadata=info)
 
 
+# fmt: off
+# A row is read at once when it takes few lines.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Models:
     """What a worker serves."""
 
     models: tuple[str, ...] = _option(
-        "model",
-        (),
+        "model", (),
         "Model to serve: a folder, or a Hugging Face repository as NAME or NAME@REVISION. May be given several times.",
-        flag="--model",
-        env=("PROMPTMILL_MODEL",),
-        metavar="MODEL",
-        multiple=True,
-        required=True,
+        flag="--model", env=("PROMPTMILL_MODEL",), metavar="MODEL", multiple=True, required=True,
     )
     adapters: tuple[str, ...] = _option(
-        "model",
-        (),
-        "Adapter that lines may ask for by adapter_path. May be given several times.",
-        flag="--adapter-path",
-        metavar="PATH",
-        multiple=True,
+        "model", (), "Adapter that lines may ask for by adapter_path. May be given several times.",
+        flag="--adapter-path", metavar="PATH", multiple=True,
     )
 
 
@@ -120,120 +113,73 @@ class EngineSettings:
     """How engines are made, under mlx-lm's names."""
 
     revision: str | None = _option(
-        "text", None, "Revision of the Hub's models that are named without one.", in_run=True
+        "text", None, "Revision of the Hub's models that are named without one.", in_run=True,
     )
     trust_remote_code: bool = _option(
-        "switch", False, "Let models and tokenizers run code from their repositories.", in_run=True
+        "switch", False, "Let models and tokenizers run code from their repositories.", in_run=True,
     )
     control_tokens: bool = _option(
-        "switch",
-        False,
+        "switch", False,
         "Take control tokens in messages, such as <|im_end|>, for what they say and not for text: for trusted files.",
         in_run=True,
     )
     decode_concurrency: int = _option(
-        "int",
-        DECODE_CONCURRENCY,
-        "Most lines decoded together.",
-        low=1,
-        high=4096,
-        default_text=str(DECODE_CONCURRENCY),
-        in_run=True,
+        "int", DECODE_CONCURRENCY, "Most lines decoded together.",
+        low=1, high=4096, default_text=str(DECODE_CONCURRENCY), in_run=True,
     )
     autotune: Path | None = _option(
-        "switch",
-        None,
+        "switch", None,
         "Measure at each model's load how many lines to decode together, at most --decode-concurrency where it is "
-        f"given and {MOST_ROWS} where not; remembered per model and host.",
-        in_run=True,
+        f"given and {MOST_ROWS} where not; remembered per model and host.", in_run=True,
     )
     """The file that remembers it."""
     prompt_concurrency: int = _option("int", 8, "Most prompts processed together.", low=1, high=1024, in_run=True)
     prefill_step_size: int = _option(
-        "int", 2048, "Prompt tokens processed between two decode steps.", low=1, in_run=True
+        "int", 2048, "Prompt tokens processed between two decode steps.", low=1, in_run=True,
     )
     max_kv_size: int | None = _option(
-        "int",
-        None,
-        "Most tokens a line's KV cache keeps: the first four and the latest. One line at a time.",
-        low=8,
-        metavar="TOKENS",
-        default_text="all",
-        in_run=True,
+        "int", None, "Most tokens a line's KV cache keeps: the first four and the latest. One line at a time.",
+        low=8, metavar="TOKENS", default_text="all", in_run=True,
     )
     kv_bits: int | None = _option(
-        "choice",
-        None,
-        "Bits of a quantised KV cache. One line at a time.",
-        choices=(2, 3, 4, 6, 8),
-        default_text="not quantised",
-        in_run=True,
+        "choice", None, "Bits of a quantised KV cache. One line at a time.",
+        choices=(2, 3, 4, 6, 8), default_text="not quantised", in_run=True,
     )
     kv_group_size: int = _option(
-        "choice",
-        64,
-        "Values quantised together.",
-        choices=(32, 64, 128),
-        default_text="64",
-        needs="kv_bits",
-        in_run=True,
+        "choice", 64, "Values quantised together.",
+        choices=(32, 64, 128), default_text="64", needs="kv_bits", in_run=True,
     )
     quantized_kv_start: int = _option(
-        "int",
-        0,
-        "Tokens from which on a line's KV cache is quantised.",
-        low=0,
-        metavar="TOKENS",
-        default_text="0",
-        needs="kv_bits",
-        in_run=True,
+        "int", 0, "Tokens from which on a line's KV cache is quantised.",
+        low=0, metavar="TOKENS", default_text="0", needs="kv_bits", in_run=True,
     )
     draft_model: str | None = _option(
-        "text",
-        None,
+        "text", None,
         "Small model of the same vocabulary that proposes tokens, for the same texts sooner. One line at a time.",
-        metavar="MODEL",
-        in_run=True,
+        metavar="MODEL", in_run=True,
     )
     num_draft_tokens: int = _option(
-        "int",
-        3,
-        "Tokens proposed at a time.",
-        low=1,
-        high=64,
-        default_text="3",
-        needs="draft_model",
-        in_run=True,
+        "int", 3, "Tokens proposed at a time.", low=1, high=64, default_text="3", needs="draft_model", in_run=True,
     )
     max_context: int | None = _option(
-        "int", None, "Context length in tokens.", low=1, default_text="the model's own", in_run=True
+        "int", None, "Context length in tokens.", low=1, default_text="the model's own", in_run=True,
     )
     memory_limit: int | None = _option(
-        "size",
-        None,
+        "size", None,
         "Memory for the models and their caches, such as 48G; models that do not fit together take turns.",
-        default_text="what the device recommends",
-        in_run=True,
+        default_text="what the device recommends", in_run=True,
     )
     prefix_memory: int | None = _option(
-        "size",
-        None,
-        "Memory for beginnings that prompts share, computed once; 0 computes every prompt in full.",
-        default_text="a tenth of the caches' memory",
-        in_run=True,
+        "size", None, "Memory for beginnings that prompts share, computed once; 0 computes every prompt in full.",
+        default_text="a tenth of the caches' memory", in_run=True,
     )
     wired_limit: int | None = _option(
-        "size",
-        None,
-        "Memory that macOS keeps wired for large models, which are slow without.",
-        default_text="none",
+        "size", None, "Memory that macOS keeps wired for large models, which are slow without.", default_text="none",
     )
     load_patience_s: float = _option(
-        "seconds",
-        LOAD_PATIENCE_S,
+        "seconds", LOAD_PATIENCE_S,
         "A model that cannot be loaded is tried again and again for this long; then its lines get error records.",
-        flag="--load-patience",
-        in_run=True,
+        flag="--load-patience", in_run=True,
     )
 
 
@@ -242,71 +188,44 @@ class ServiceOptions:
     """How long a worker lives and what it does beside its engines; times in seconds."""
 
     preload: bool = _option(
-        "switch",
-        True,
-        "Load the models at start, as many as fit together, or when first needed.",
-        negatable=True,
+        "switch", True, "Load the models at start, as many as fit together, or when first needed.", negatable=True,
     )
     burst: bool = _option("switch", False, "End when the queues are empty.")
     max_idle_s: float | None = _option("seconds", None, "End after this long without work.", flag="--max-idle-time")
     drain_s: float = _option(
-        "seconds",
-        30.0,
+        "seconds", 30.0,
         "When asked to stop, finish lines already begun for this long; the rest goes back to the queue.",
         flag="--drain",
     )
     recycle_after_tokens: int | None = _option(
-        "int",
-        None,
-        "After so many generated tokens drain, start afresh in place and go on: all memory is given back.",
-        low=1,
-        metavar="TOKENS",
+        "int", None, "After so many generated tokens drain, start afresh in place and go on: all memory is given back.",
+        low=1, metavar="TOKENS",
     )
     spool: Path | None = _option(
-        "folder",
-        None,
+        "folder", None,
         "Folder in which finished records are kept on this machine's disk too, for times without Redis: "
-        "`promptmill results BATCH --from-spool DIR` reads it.",
-        metavar="DIR",
-        default_text="spool in the data folder",
+        "`promptmill results BATCH --from-spool DIR` reads it.", metavar="DIR", default_text="spool in the data folder",
     )
     """None: there is none."""
     spool_keep_s: float = _option(
-        "duration",
-        SPOOL_KEEP_S,
-        "Remove a batch's records from there when the last is so old.",
-        flag="--spool-keep",
-        as_written="14d",
+        "duration", SPOOL_KEEP_S, "Remove a batch's records from there when the last is so old.",
+        flag="--spool-keep", as_written="14d",
     )
     max_attempts: int = _option(
-        "int",
-        MAX_ATTEMPTS,
+        "int", MAX_ATTEMPTS,
         "Attempts at a line that ends its worker, or fails for a reason that may pass; then it gets an error record. "
-        "A worker's death is the last of them only where the line had nothing beside it.",
-        low=1,
-        high=100,
-        in_run=True,
+        "A worker's death is the last of them only where the line had nothing beside it.", low=1, high=100, in_run=True,
     )
     allow_sleep: bool = _option(
-        "switch",
-        False,
-        "Let a Mac fall asleep when nobody uses it, as it is set up, even while lines are under way.",
+        "switch", False, "Let a Mac fall asleep when nobody uses it, as it is set up, even while lines are under way.",
         in_run=True,
     )
     name: str | None = _option(
-        "worker_name",
-        None,
-        "Name of this worker: letters, digits, dots, _ and -.",
-        default_text="the host's",
+        "worker_name", None, "Name of this worker: letters, digits, dots, _ and -.", default_text="the host's",
     )
     pool: str | None = _option("text", None, "Private queues, for `promptmill run`.", hidden=True)
     parent: int | None = _option(
-        "int",
-        None,
-        "End when this parent ends.",
-        flag="--exit-with-parent",
-        metavar="PID",
-        hidden=True,
+        "int", None, "End when this parent ends.", flag="--exit-with-parent", metavar="PID", hidden=True,
     )
     """The process id that the worker ends with."""
 
@@ -316,35 +235,25 @@ class _Process:
     """What the command itself needs."""
 
     redis_url: str | None = _option(
-        "redis",
-        None,
-        "Redis of the pool (redis://, rediss://, unix://).",
-        flag="--redis",
-        env=("PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"),
-        metavar="URL",
+        "redis", None, "Redis of the pool (redis://, rediss://, unix://).",
+        flag="--redis", env=("PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"), metavar="URL",
         default_text="this user's embedded server",
     )
     metrics_port: int | None = _option(
-        "int",
-        None,
-        "Serve metrics for Prometheus on this port; 0: any free one, which is logged.",
-        low=0,
-        high=65535,
-        metavar="PORT",
-        default_text="none",
+        "int", None, "Serve metrics for Prometheus on this port; 0: any free one, which is logged.",
+        low=0, high=65535, metavar="PORT", default_text="none",
     )
     metrics_host: str = _option(
-        "text",
-        "127.0.0.1",
-        "Address of this machine for it; 0.0.0.0 is all of them: anybody there may read the metrics.",
-        metavar="HOST",
+        "text", "127.0.0.1",
+        "Address of this machine for it; 0.0.0.0 is all of them: anybody there may read the metrics.", metavar="HOST",
     )
     verbose: bool = _option("switch", False, "Log more.", short="-v")
     log_format: str = _option("choice", "text", FORMAT_HELP, choices=FORMATS)
     log_file: Path | None = _option("file", None, FILE_HELP, metavar="FILE")
     check: bool = _option(
-        "switch", False, "See that all flags are right, and end: for `promptmill deploy`.", hidden=True
+        "switch", False, "See that all flags are right, and end: for `promptmill deploy`.", hidden=True,
     )
+# fmt: on
 
 
 def _rows(table: type) -> tuple[WorkerOption, ...]:
