@@ -15,7 +15,7 @@ from jobs.shard import Group, ShardLine
 from submit.input.duplicate_ids import SeenIds
 from submit.input.reader import Line, Prompts
 
-__all__ = ["NOBODY", "BadLine", "Chunk", "GoodLine", "Problems", "checked"]
+__all__ = ["NOBODY", "BadLine", "Chunk", "Findings", "GoodLine", "Problems", "checked"]
 
 CHUNK_LINES = 1000
 CHUNK_BYTES = 4 << 20
@@ -77,6 +77,42 @@ class Problems:
             self.only_without_model += all((problem.code, problem.field) == NO_MODEL for problem in line.problems)
             if len(self.kept) < KEPT_PROBLEMS:
                 self.kept += line.problems[: KEPT_PROBLEMS - len(self.kept)]
+
+
+@dataclass(slots=True)
+class Findings:
+    """What checking has found in an input so far. ``own_models`` counts the good lines that name another model than the
+    batch, by what they name; in ``after_answer`` of them the model begins a new turn after an assistant's message."""
+
+    total: int = 0
+    bad: Problems = field(default_factory=Problems)
+    formats: Counter[str] = field(default_factory=Counter)
+    by_model: Counter[str] = field(default_factory=Counter)
+    own_models: Counter[str] = field(default_factory=Counter)
+    after_answer: int = 0
+
+    def add(self, chunk: Chunk) -> None:
+        self.total += len(chunk.good) + len(chunk.bad)
+        self.bad.add(chunk.bad)
+        self.own_models.update(chunk.own_models)
+        self.formats.update("native" if line.endpoint is None else "openai" for line in chunk.good)
+        self.by_model.update(line.group.model for line in chunk.good)
+        self.after_answer += sum(line.after_answer for line in chunk.good)
+
+    @property
+    def rejected(self) -> int:
+        """How many lines are bad."""
+        return self.bad.count
+
+    @property
+    def problems(self) -> tuple[ProblemLine, ...]:
+        """The first of their problems."""
+        return tuple(self.bad.kept)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that the good lines need."""
+        return tuple(sorted(self.by_model))
 
 
 def checked(prompts: Prompts, defaults: Defaults, *, need_model: bool = True) -> Iterator[Chunk]:

@@ -18,9 +18,9 @@ from submit.status.text import plural
 if TYPE_CHECKING:
     from jobs.lines.line import Defaults
     from jobs.store.store import Store
+    from submit.input.validate import Findings
     from submit.schedule.model import Schedule
     from submit.schedule.store import Schedules
-    from submit.upload.submitter import Checked
 
 
 @click.group("schedule", short_help="Batches by cron: add, list, remove, run now.")
@@ -108,7 +108,7 @@ def add(
     return 0
 
 
-def _say_added(store: Store, schedule: Schedule, checked: Checked | None, defaults: Defaults) -> None:
+def _say_added(store: Store, schedule: Schedule, checked: Findings | None, defaults: Defaults) -> None:
     from submit.schedule.store import Schedules
     from submit.schedule.table import next_run
     from submit.upload.submit_notes import notes, waits_for
