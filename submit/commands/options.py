@@ -14,6 +14,7 @@ import orjson
 from jobs.app.logs import FILE_HELP, FORMAT_HELP, FORMATS
 from jobs.app.settings import origin, read_toml
 from jobs.app.units import parse_duration
+from jobs.batch import PRIORITIES
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import Defaults, check_defaults
 from jobs.params import ALIASES, PARAMETERS, Parameter
@@ -30,8 +31,10 @@ __all__ = [
     "json_option",
     "keep_cut_option",
     "log_options",
+    "on_bad_line_option",
     "open_store",
     "order_from",
+    "order_options",
     "parameter_options",
     "redis_option",
     "said_with",
@@ -192,6 +195,47 @@ def _parameter_option(row: Parameter) -> Callable[[F], F]:
     many = row.kind == "strings"
     metavar = "JSON" if row.kind == "bias" else None
     return click.option(*names, row.name, type=_TYPES[row.kind], multiple=many, metavar=metavar, help=text)
+
+
+def order_options(command: F) -> F:
+    """Add what commands that make batches ask of a batch as a whole, for :func:`order_from`."""
+    for option in reversed(_ORDER_OPTIONS):
+        command = option(command)
+    return command
+
+
+on_bad_line_option = click.option(
+    "--on-bad-line",
+    type=click.Choice(("reject", "skip")),
+    default="reject",
+    show_default=True,
+    help="reject: one bad line and nothing is enqueued; skip: bad lines become error records, the rest runs.",
+)
+_ORDER_OPTIONS = (
+    click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True),
+    click.option(
+        "--expires-in",
+        type=Duration(),
+        metavar="DURATION",
+        help="End the batch so long after it begins (90s, 15m, 2h, 1d); lines not finished by then get an error "
+        "record.",
+    ),
+    click.option(
+        "--keep",
+        type=Duration(forever=True),
+        metavar="DURATION",
+        default="14d",
+        show_default=True,
+        help="Remove the batch and its records so long after its end; `forever` keeps it until `promptmill purge`.",
+    ),
+    on_bad_line_option,
+    click.option(
+        "--webhook",
+        metavar="URL",
+        help="Where to POST word of the batch's end, signed; sent by `promptmill scheduler`, which holds the secret.",
+    ),
+    click.option("--metadata", metavar="JSON", help="Your own data on the batch, a JSON object; `status` shows it."),
+)
 
 
 def defaults_from(flags: Mapping[str, Any]) -> Defaults:

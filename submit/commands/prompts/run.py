@@ -11,7 +11,7 @@ import click
 from jobs.app.worker_options import WORKER_OPTIONS, WorkerOption
 from jobs.errors import RefusedError
 from jobs.lines.values import local_model_name
-from submit.commands.options import defaults_from, keep_cut_option, parameter_options, redis_option
+from submit.commands.options import defaults_from, keep_cut_option, on_bad_line_option, parameter_options, redis_option
 from submit.results.formats import FORMATS
 
 RUN_OPTIONS = tuple(row for row in WORKER_OPTIONS if row.in_run)
@@ -64,13 +64,7 @@ def _worker_flags(flags: dict[str, Any]) -> tuple[str, ...]:
     "[default: OUT with .errors before its suffix]",
 )
 @click.option("--name", help="A name for the batch.")
-@click.option(
-    "--on-bad-line",
-    type=click.Choice(["reject", "skip"]),
-    default="reject",
-    show_default=True,
-    help="reject: one bad line rejects the file; skip: bad lines become error records and the rest is run.",
-)
+@on_bad_line_option
 @click.option(
     "--format",
     "fmt",

@@ -12,13 +12,13 @@ import orjson
 from click.core import ParameterSource
 
 from jobs.app.units import parse_moment
-from jobs.batch import PRIORITIES
 from jobs.errors import RefusedError
 from submit.commands.options import (
     Duration,
     json_option,
     open_store,
     order_from,
+    order_options,
     parameter_options,
     redis_option,
     said_with,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 @click.command("submit", short_help="Enqueue a file of prompts; prints the batch id.")
 @click.argument("file")
 @click.option("--name", help="A name for the batch, by which other commands find it too.")
-@click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
 @click.option(
     "--at",
     metavar="TIME",
@@ -49,33 +48,7 @@ if TYPE_CHECKING:
     metavar="DURATION",
     help="Begin after this long: 90s, 15m, 2h, 1d or 1h30m; a bare number is seconds, here and for all durations.",
 )
-@click.option(
-    "--expires-in",
-    type=Duration(),
-    metavar="DURATION",
-    help="End the batch so long after it begins (90s, 15m, 2h, 1d); lines not finished by then get an error record.",
-)
-@click.option(
-    "--keep",
-    type=Duration(forever=True),
-    metavar="DURATION",
-    default="14d",
-    show_default=True,
-    help="Remove the batch and its records so long after its end; `forever` keeps it until `promptmill purge`.",
-)
-@click.option(
-    "--on-bad-line",
-    type=click.Choice(("reject", "skip")),
-    default="reject",
-    show_default=True,
-    help="reject: one bad line and nothing is enqueued; skip: bad lines become error records, the rest runs.",
-)
-@click.option(
-    "--webhook",
-    metavar="URL",
-    help="Where to POST word of the batch's end, signed; sent by `promptmill scheduler`, which holds the secret.",
-)
-@click.option("--metadata", metavar="JSON", help="Your own data on the batch, a JSON object; `status` shows it.")
+@order_options
 @click.option("--wait", is_flag=True, help="Stay and write the results to OUT as lines finish; needs -o.")
 @click.option(
     "-o", "--output", "out", type=click.Path(path_type=Path), metavar="OUT", help="File for the results, with --wait."
