@@ -9,14 +9,20 @@ import pytest
 
 from jobs.lines.line import Defaults, check_line
 from submit.cli import COMMANDS
-from submit.commands.reference import parameter_table
+from submit.commands.reference import parameter_table, worker_table
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_parameter_table_is_the_codes() -> None:
     """The table of parameters stands in the README as the code prints it."""
     assert parameter_table() in README
+
+
+def test_the_table_of_worker_options_is_the_codes() -> None:
+    """The table of a worker's options stands in docs/workers.md as the code prints it."""
+    assert worker_table() in (ROOT / "docs" / "workers.md").read_text(encoding="utf-8")
 
 
 def test_every_command_is_explained() -> None:
