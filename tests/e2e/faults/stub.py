@@ -141,13 +141,14 @@ def main() -> None:
     install(sys.modules, log, faults.reached, flags.step_ms / 1000)
     if flags.skew:
         skew(flags.skew)
+    import worker.rq.worker
     import worker.service
 
     inject(faults, log)
     if flags.lease is not None:
         hurry(flags.lease)
     if flags.foreign:
-        worker.lease.machine = lambda: f"another host {os.getpid()}"
+        worker.rq.worker.machine = lambda: f"another host {os.getpid()}"
     sys.argv = ["worker", *rest]
     runpy.run_module("worker", run_name="__main__", alter_sys=True)
 
