@@ -108,7 +108,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def blame(error: click.ClickException) -> None:
-    """Have an error about a value that nobody typed name the settings file or the variable that it came from."""
+    """Name the settings file or the variable, not a flag, in an error about a value that came from there."""
     if isinstance(error, click.BadParameter) and error.param is not None and error.ctx is not None:
         error.param_hint = origin(error.ctx, error.param, os.environ) or error.param_hint
 

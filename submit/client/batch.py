@@ -114,8 +114,8 @@ class BatchHandle:
         on_line: Callable[[LineFinished], Any] | None = None,
         on_batch: Callable[[Batch], Any] | None = None,
     ) -> Batch:
-        """Wait until the batch is done, at most ``timeout`` seconds, and be called meanwhile with what :meth:`watch`
-        tells; ``on_batch`` is called with the batch once it is done.
+        """Wait until the batch is done, at most ``timeout`` seconds. Callbacks get the events of :meth:`watch`, and
+        ``on_batch`` the batch once it is done.
 
         What a callback raises comes out of here, and the batch goes on; the next callback waits until one is done.
         In asyncio: ``await asyncio.to_thread(batch.wait, on_line=...)``, which calls them in that thread.
@@ -123,13 +123,15 @@ class BatchHandle:
         Raises:
             WaitTimeoutError: it was not done by then; it goes on.
         """
-        told = on_prompt_progress or on_first_token or on_line
-        batch = self._told(timeout, on_prompt_progress, on_first_token, on_line) if told else self._wait(timeout)
+        if on_prompt_progress or on_first_token or on_line:
+            batch = self._call_back(timeout, on_prompt_progress, on_first_token, on_line)
+        else:
+            batch = self._wait(timeout)
         if on_batch is not None:
             on_batch(batch)
         return batch
 
-    def _told(
+    def _call_back(
         self,
         timeout: float | None,
         on_prompt_progress: Callable[[PromptProgress], Any] | None,
@@ -172,7 +174,7 @@ class BatchHandle:
         prompt (:class:`PromptProgress` with ``prefilled`` equal to ``prompt_tokens``). These two come from what workers
         publish once a second: they are up to a second or two late, steps in between are left out, and those of a line
         that takes less than that come together, just before its end. Of a line that begins again on another worker
-        the prompt's progress may go back. A worker names 256 lines at most; of others only the end is told.
+        the prompt's progress may go back. A worker names 256 lines at most; others have only the event of their end.
 
         Raises:
             WaitTimeoutError: it was not done by then; it goes on.

@@ -115,7 +115,7 @@ class Client:
         ``low``. With ``on_bad_line="skip"`` bad lines become error records and the rest runs. The batch begins ``at`` a
         moment (a datetime without a zone is a local one) or ``start_in`` seconds from now; ``expires_in`` seconds after
         its beginning it ends: lines not finished by then fail as ``expired``. ``keep`` seconds after its end it is
-        removed; None keeps it until it is purged. ``webhook`` is a URL that is told of its end.
+        removed; None keeps it until it is purged. ``webhook`` is a URL that its end is posted to.
 
         What `promptmill submit` says of the lines is logged: that some name another model than ``model``, or end with
         an assistant's message. The handle's ``submitted`` counts them (``own_models``, ``after_answer``).
@@ -212,7 +212,7 @@ class Client:
         ``--read-from``, read at each run. Without ``catch_up`` runs that no scheduler was there for are skipped, with
         it one makes up for all of them; without ``allow_overlap`` a run is skipped while an earlier batch is not done.
         ``replace`` takes the place of a schedule of this name. ``keep`` seconds after its end a batch is removed (None:
-        not), and ``webhook`` is the URL that is told of its end. What is not said here is as in :meth:`submit`.
+        not), and ``webhook`` is the URL that its end is posted to. What is not said here is as in :meth:`submit`.
 
         Raises:
             LineError, InputError, RefusedError: as from :meth:`submit`; and for a bad expression or time zone, a name

@@ -28,6 +28,7 @@ __all__ = [
     "Duration",
     "any_redis_option",
     "defaults_from",
+    "given_by",
     "json_option",
     "keep_cut_option",
     "log_options",
@@ -37,7 +38,6 @@ __all__ = [
     "order_options",
     "parameter_options",
     "redis_option",
-    "said_with",
     "watch_option",
     "webhook_options",
 ]
@@ -79,8 +79,8 @@ def _check_redis(_ctx: click.Context, _param: click.Parameter, url: str | None) 
     return url
 
 
-def said_with(name: str) -> str:
-    """What gave the running command its parameter ``name``, for messages: a flag, a setting or a variable."""
+def given_by(name: str) -> str:
+    """The flag, setting or variable that gave the running command its parameter ``name``, for messages."""
     context = click.get_current_context()
     parameter = next(parameter for parameter in context.command.params if parameter.name == name)
     return origin(context, parameter, os.environ) or f"--{name.replace('_', '-')}"
@@ -286,9 +286,9 @@ def _object(name: str, text: str | None) -> dict[str, Any]:
     try:
         value = {} if text is None else orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise RefusedError(f"{said_with(name)} must be a JSON object: {error}") from None
+        raise RefusedError(f"{given_by(name)} must be a JSON object: {error}") from None
     if not isinstance(value, dict):
-        raise RefusedError(f'{said_with(name)} must be a JSON object, such as \'{{"project": "a"}}\'')
+        raise RefusedError(f'{given_by(name)} must be a JSON object, such as \'{{"project": "a"}}\'')
     return value
 
 
@@ -297,7 +297,7 @@ def _said(value: Any) -> bool:
 
 
 def _said_as(field: str) -> str:
-    return said_with("chat_template_config" if field == "chat_template_kwargs" else field)
+    return given_by("chat_template_config" if field == "chat_template_kwargs" else field)
 
 
 def _checked(fields: dict[str, Any], named: Callable[[str], str]) -> dict[str, Any]:
@@ -311,7 +311,7 @@ def _json_flag(name: str, text: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise RefusedError(f"{said_with(name)} must be JSON: {error}") from None
+        raise RefusedError(f"{given_by(name)} must be JSON: {error}") from None
 
 
 def log_options(command: F) -> F:

@@ -12,17 +12,17 @@ from jobs.errors import LineError, ProblemLine
 from jobs.lines.line import CheckedLine, Defaults, check_line, no_model
 from jobs.lines.line_id import readable_id
 from jobs.shard import Group, ShardLine
-from submit.input.duplicate_ids import SeenIds
+from submit.input.duplicate_ids import UsedIds
 from submit.input.reader import Line, Prompts
 
-__all__ = ["NOBODY", "BadLine", "Chunk", "Findings", "GoodLine", "Problems", "checked"]
+__all__ = ["NO_GROUP", "BadLine", "Chunk", "Findings", "GoodLine", "Problems", "checked"]
 
 CHUNK_LINES = 1000
 CHUNK_BYTES = 4 << 20
 KEPT_PROBLEMS = 100_000
 NO_MODEL = ("missing_field", "model")
-NOBODY = Group("")
-"""Of lines for which no model is named, where none is needed."""
+NO_GROUP = Group("")
+"""The group of lines for which no model is named, where none is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def checked(prompts: Prompts, defaults: Defaults, *, need_model: bool = True) ->
     """
     groups = _Groups(defaults, need_model=need_model)
     index = 0
-    with SeenIds() as seen:
+    with UsedIds() as seen:
         for lines in _chunks(prompts):
             yield _check_chunk(lines, index, groups, seen)
             index += len(lines)
@@ -163,7 +163,7 @@ class _Groups:
         if model is None:
             if self._need_model:
                 raise no_model()
-            return NOBODY
+            return NO_GROUP
         adapter = line.fields.get("adapter_path", self._adapter)
         group = self._known.get((model, adapter))
         if group is None:
@@ -171,7 +171,7 @@ class _Groups:
         return group
 
     def lacks_model(self, raw: bytes | LineError) -> bool:
-        """Whether a bad line has that wrong with it too, that nobody names its model."""
+        """Whether no model is named for a bad line, besides what else is wrong with it."""
         if not self._need_model or self._model is not None or isinstance(raw, LineError):
             return False
         try:
@@ -182,7 +182,7 @@ class _Groups:
         return isinstance(fields, dict) and not fields.get("model")
 
 
-def _check_chunk(lines: list[Line], start: int, groups: _Groups, seen: SeenIds) -> Chunk:
+def _check_chunk(lines: list[Line], start: int, groups: _Groups, seen: UsedIds) -> Chunk:
     good: list[GoodLine] = []
     bad: list[BadLine] = []
     ids: list[tuple[int, str | None]] = []

@@ -30,7 +30,7 @@ MAX_S = 10 * 366 * 86400.0
 NO_MODEL = "no line names a model, and no --model is given"
 
 ReadSoFar = Callable[[int, int], object]
-"""Told of progress: lines and bytes read so far."""
+"""Called with the lines and bytes read so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Order:
     schedule: str | None = None
     """The schedule that submits it."""
     webhook: str | None = None
-    """The URL that is told of its end."""
+    """The URL that its end is posted to."""
 
 
 @dataclass(frozen=True, slots=True)

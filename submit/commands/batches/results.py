@@ -13,7 +13,7 @@ import orjson
 
 from jobs.errors import BatchNotFoundError, RefusedError
 from submit.commands.options import Duration, json_option, keep_cut_option, open_store, redis_option
-from submit.input.feedback import left_to_itself
+from submit.input.feedback import going_on_if_interrupted
 from submit.results.formats import FORMATS, TRAINING, check_keep_cut
 from submit.status.text import plural
 
@@ -113,7 +113,7 @@ def command(
         # Records on the same terminal would tear the bar to pieces.
         progress = Progress() if follow and not (out is None and sys.stdout.isatty()) else None
         try:
-            with left_to_itself(batch_id, out) if follow else contextlib.nullcontext():
+            with going_on_if_interrupted(batch_id, out) if follow else contextlib.nullcontext():
                 batch = write_results(
                     store,
                     batch_id,

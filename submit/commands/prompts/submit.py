@@ -15,15 +15,15 @@ from jobs.app.units import parse_moment
 from jobs.errors import RefusedError
 from submit.commands.options import (
     Duration,
+    given_by,
     json_option,
     open_store,
     order_from,
     order_options,
     parameter_options,
     redis_option,
-    said_with,
 )
-from submit.input.feedback import json_errors, left_to_itself, read_display
+from submit.input.feedback import going_on_if_interrupted, json_errors, read_display
 from submit.input.problem_summary import listed
 from submit.status.text import plural
 
@@ -98,7 +98,7 @@ def command(
                 submitted = submit(store, prompts, order, progress=progress)
             _print(submitted, prompts.name, as_json=as_json)
             answer.given = True
-            _say_prospects(store, submitted, order)
+            _say_notes(store, submitted, order)
             return _follow(store, submitted.batch_id, out, timeout, begun) if wait else 0
 
 
@@ -121,7 +121,7 @@ def _until(at: str, start_in: float | None, store: Store) -> float:
     try:
         return parse_moment(at, now) - now
     except RefusedError as error:
-        raise RefusedError(f"{said_with('at')}: {error}") from None
+        raise RefusedError(f"{given_by('at')}: {error}") from None
 
 
 def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
@@ -134,7 +134,7 @@ def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
     click.echo(f"{running} of {source} enqueued for {', '.join(submitted.models) or 'no model'}", err=True)
 
 
-def _say_prospects(store: Store, submitted: Submitted, order: Order) -> None:
+def _say_notes(store: Store, submitted: Submitted, order: Order) -> None:
     """When the batch begins and ends, as far as that was said, and whether it will have to wait for a worker."""
     from submit.upload.submit_notes import notes, times, waits_for
 
@@ -162,7 +162,7 @@ def _follow(store: Store, batch_id: str, out: Path | None, timeout: float | None
 
     tally, progress = Tally(), Progress()
     try:
-        with left_to_itself(batch_id, out):
+        with going_on_if_interrupted(batch_id, out):
             batch = write_results(
                 store, batch_id, out, follow=True, progress=progress, timeout=timeout, observe=tally.add
             )
