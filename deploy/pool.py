@@ -18,6 +18,7 @@ from deploy.init.service import Account, Service, default_home, root_group
 from deploy.plan import ETC, File, Folder, Plan, Step
 from deploy.settings import Key, changed, settings_of
 from jobs.app.units import parse_size
+from jobs.app.worker_options import WORKER_OPTIONS
 from jobs.errors import RefusedError
 from jobs.redis.connect import redacted
 
@@ -44,7 +45,7 @@ _SCHEDULER_FLAGS = ("--redis", "--config")
 _SECRET: Key = ("scheduler", "webhook-secret")
 _PRIVATE = (Path("/tmp"), Path("/var/tmp"))
 """Each service of systemd has folders of its own in the place of these."""
-_ENDING_FLAGS = ("--burst", "--max-idle-time", "--exit-with-parent", "--pool")
+_ENDING_FLAGS = tuple(row.flag for row in WORKER_OPTIONS if row.ends)
 _SAYING_FLAGS = ("--check", "--help", "-h")
 _PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
 

@@ -66,6 +66,8 @@ class WorkerOption:
     """The switch has a flag that turns it off: ``--no-preload``."""
     hidden: bool = False
     in_run: bool = False
+    ends: bool = False
+    """A worker with this option ends by itself, which no daemon should."""
 
     @property
     def name(self) -> str:
@@ -190,8 +192,10 @@ class ServiceOptions:
     preload: bool = _option(
         "switch", True, "Load the models at start, as many as fit together, or when first needed.", negatable=True,
     )
-    burst: bool = _option("switch", False, "End when the queues are empty.")
-    max_idle_s: float | None = _option("seconds", None, "End after this long without work.", flag="--max-idle-time")
+    burst: bool = _option("switch", False, "End when the queues are empty.", ends=True)
+    max_idle_s: float | None = _option(
+        "seconds", None, "End after this long without work.", flag="--max-idle-time", ends=True,
+    )
     drain_s: float = _option(
         "seconds", 30.0,
         "When asked to stop, finish lines already begun for this long; the rest goes back to the queue.",
@@ -223,9 +227,9 @@ class ServiceOptions:
     name: str | None = _option(
         "worker_name", None, "Name of this worker: letters, digits, dots, _ and -.", default_text="the host's",
     )
-    pool: str | None = _option("text", None, "Private queues, for `promptmill run`.", hidden=True)
+    pool: str | None = _option("text", None, "Private queues, for `promptmill run`.", hidden=True, ends=True)
     parent: int | None = _option(
-        "int", None, "End when this parent ends.", flag="--exit-with-parent", metavar="PID", hidden=True,
+        "int", None, "End when this parent ends.", flag="--exit-with-parent", metavar="PID", hidden=True, ends=True,
     )
     """The process id that the worker ends with."""
 
