@@ -29,7 +29,7 @@ from submit.input.problem_summary import listed
 from submit.input.reader import PromptFile, digest_of
 from submit.results.follow import write_results
 from submit.results.formats import check_keep_cut
-from submit.results.output import STDOUT, check_paths, default_errors, writable
+from submit.results.output import STDOUT, check_paths, default_errors, errors_written, writable
 from submit.results.summary import Tally, exit_status, summary
 from submit.run.lock import identity_of, interruptible, locked, readable_twice, runs_folder
 from submit.run.worker_process import WorkerProcess
@@ -318,8 +318,7 @@ class _Run:
         batch = self._write(before.id, tally)
         self._remove_private_queues(batch)
         request, seconds = self.request, time.monotonic() - self._begun
-        errors = request.errors or default_errors(request.out)
-        shown = errors if tally.failures and request.fmt == "native" else None
+        shown = errors_written(request.out, request.errors, request.fmt, len(tally.failures))
         for line in summary(batch, tally, out=request.out, errors=shown, seconds=seconds, now=time.time()):
             self.note(line)
         return exit_status(batch, tally)

@@ -91,7 +91,7 @@ def command(
     Exit statuses: 0 all lines succeeded, 1 some failed or are missing, 4 not done within --timeout.
     """
     from submit.results.follow import write_results
-    from submit.results.output import STDOUT, default_errors
+    from submit.results.output import STDOUT, errors_written
     from submit.results.summary import Tally, exit_status, summary
     from submit.status.progress import Progress
 
@@ -131,9 +131,7 @@ def command(
                 progress.close()
         now = store.now()
     failed = sum(tally.failures.values())
-    shown_errors = None
-    if failed and fmt == "native":
-        shown_errors = errors or (default_errors(out) if out is not None else None)
+    shown_errors = errors_written(out, errors, fmt, failed)
     missing = max(batch.total - tally.lines, 0)
     if as_json:
         counts = {
@@ -160,15 +158,13 @@ def command(
 
 def _from_spools(name: str, folders: list[Path], out: Path | None, errors: Path | None, fmt: str, as_json: bool) -> int:
     from submit.results.from_spool import write_spooled
-    from submit.results.output import default_errors
+    from submit.results.output import errors_written
     from submit.results.summary import Tally
 
     tally = Tally()
     found = write_spooled(name, folders, out, errors=errors, fmt=fmt, observe=tally.add)
     failed = sum(tally.failures.values())
-    if failed and fmt == "native" and errors is None and out is not None:
-        errors = default_errors(out)
-    shown_errors = errors if failed and fmt == "native" else None
+    shown_errors = errors_written(out, errors, fmt, failed)
     if as_json:
         paths = {"results": str(out), "errors": None if shown_errors is None else str(shown_errors)}
         click.echo(orjson.dumps({**found.as_dict(), "failed_by_code": dict(tally.failures), **paths}).decode())

@@ -156,7 +156,7 @@ def _say_notes(store: Store, submitted: Submitted, order: Order) -> None:
 def _follow(store: Store, batch_id: str, out: Path | None, timeout: float | None, begun: float) -> int:
     """Write the results as they come, and say what the batch came to; ``begun`` is when the user began to wait."""
     from submit.results.follow import write_results
-    from submit.results.output import STDOUT, default_errors
+    from submit.results.output import STDOUT, errors_written
     from submit.results.summary import Tally, exit_status, summary
     from submit.status.progress import Progress
 
@@ -169,7 +169,7 @@ def _follow(store: Store, batch_id: str, out: Path | None, timeout: float | None
     finally:
         progress.close()
     shown = None if out == STDOUT else out
-    errors = default_errors(shown) if tally.failures and shown is not None else None
+    errors = errors_written(shown, None, "native", len(tally.failures))
     seconds = time.monotonic() - begun
     for line in summary(batch, tally, out=shown, errors=errors, seconds=seconds, now=store.now()):
         click.echo(line, err=True)
