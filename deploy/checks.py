@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from deploy.gpu_limit import least_left, most_wired
+from deploy.host import User
 from jobs.errors import RefusedError
 from jobs.redis.connect import redacted
 
@@ -23,13 +23,11 @@ __all__ = [
     "check_user",
     "flags_problem",
     "folder_problem",
-    "low_limit",
     "memory_problem",
     "model_problem",
     "owned_by_another",
     "reach_problem",
     "unreachable",
-    "wired_limit",
 ]
 
 ROOT_UID = 0
@@ -123,17 +121,27 @@ def check_model(model: str) -> str:
     return model
 
 
-def model_problem(model: str, uid: int | None, gids: frozenset[int], user: str) -> str | None:
+def model_problem(model: str, user: User) -> str | None:
     """Why a worker of this user could not load a model from a folder of this machine; None where nothing is against
     it, and for the Hub's."""
     if not model.startswith("/"):
         return None
-    if not Path(model).is_dir():
-        return f"--model {model}: no folder of that name is there: give that of the model's config.json"
-    blocked = unreachable(Path(model), uid, gids)
-    if blocked is None:
-        return None
-    return f"--model {model}: {user} may not pass {blocked}: put the model where it may, such as below /opt/promptmill"
+    missing = ": no folder of that name is there: give that of the model's config.json"
+    problem = _folder_problem(Path(model), user, missing, "put the model where it may, such as below /opt/promptmill")
+    return None if problem is None else f"--model {problem}"
+
+
+def folder_problem(folder: Path, user: User) -> str | None:
+    """Why a daemon of this user reads no files in a folder; None where nothing is against it."""
+    missing = f" is no folder that is there: make it first, such as /srv/promptmill, open to {user.name}"
+    return _folder_problem(folder, user, missing, "put the files into a folder that it may, such as /srv/promptmill")
+
+
+def _folder_problem(folder: Path, user: User, missing: str, remedy: str) -> str | None:
+    if not folder.is_dir():
+        return f"{folder}{missing}"
+    blocked = unreachable(folder, user)
+    return None if blocked is None else f"{folder}: {user.name} may not pass {blocked}: {remedy}"
 
 
 def owned_by_another(program: Path) -> bool:
@@ -163,24 +171,24 @@ def check_program(program: Path, flag: str = "--program") -> Path:
     return program
 
 
-def unreachable(path: Path, uid: int | None, gids: frozenset[int] = frozenset()) -> Path | None:
+def unreachable(path: Path, user: User) -> Path | None:
     """The first folder on the way to ``path``, links followed, or that file itself, that a user may not pass; None
-    where all is open. ``uid`` None is a user who is not there yet. What does not exist is passed over."""
+    where all is open. What does not exist is passed over."""
     for part in (path.absolute(), path.resolve()):
         for step in (*reversed(part.parents), part):
             try:
                 found = step.stat()
             except OSError:
                 continue
-            if not _may_pass(found, uid, gids):
+            if not _may_pass(found, user):
                 return step
     return None
 
 
-def _may_pass(found: os.stat_result, uid: int | None, gids: frozenset[int]) -> bool:
-    if found.st_uid == uid:
+def _may_pass(found: os.stat_result, user: User) -> bool:
+    if found.st_uid == user.uid:
         return bool(found.st_mode & stat.S_IXUSR)
-    if found.st_gid in gids:
+    if found.st_gid in user.gids:
         return bool(found.st_mode & stat.S_IXGRP)
     return bool(found.st_mode & stat.S_IXOTH)
 
@@ -203,72 +211,28 @@ def in_a_home(path: Path) -> bool:
     return any(Path(home) in path.parents for home in _HOMES) and Path("/Users/Shared") not in path.parents
 
 
-def reach_problem(program: Path, uid: int | None, gids: frozenset[int], user: str) -> str | None:
+def reach_problem(program: Path, user: User) -> str | None:
     """Why a daemon of this user cannot run a program on this machine; None where nothing is against it."""
     if not program.exists():
         return f"{program} is not there: install it for all users (see deploy/README.md), or name it with --program"
     for part, what in ((program, "program"), (interpreter(program), "Python of")):
-        blocked = None if part is None else unreachable(part, uid, gids)
+        blocked = None if part is None else unreachable(part, user)
         if part is not None and (blocked is not None or in_a_home(part) or in_a_home(part.resolve())):
             really = part.resolve()
             named = f"the {what} {program}" + (f", {really}," if really != program else "")
-            why = f"is in a place of somebody's own ({blocked or really.parent}), which {user} cannot rely on"
+            why = f"is in a place of somebody's own ({blocked or really.parent}), which {user.name} cannot rely on"
             return (
-                f"{named} {f'may not be run by {user}' if blocked == really else why}: install promptmill for all "
+                f"{named} {f'may not be run by {user.name}' if blocked == really else why}: install promptmill for all "
                 "users, such as into /opt/promptmill/venv (see deploy/README.md), or name it with --program"
             )
     return None
 
 
-def wired_limit(size: int | None, memory: int | None) -> int:
-    """A limit on what the GPU may wire, in MiB, of one in bytes, or the highest that is right for ``size`` None.
-    ``memory`` is that of the machine, None where it is another's.
-
-    Raises:
-        RefusedError: it leaves the system too little, or is no more than what macOS gives anyway.
-    """
-    if size is None:
-        if memory is None:
-            raise RefusedError("--wired-limit auto is by the memory of the Mac itself: give a size, such as 48G")
-        size = most_wired(memory)
-        if size is None:
-            raise RefusedError("--wired-limit auto: this Mac has no memory to spare beyond what macOS gives its GPU")
-    if size < 2**30:
-        raise RefusedError("--wired-limit is below 1G: write a size such as 48G")
-    if memory is not None and size > memory - least_left(memory):
-        left = least_left(memory) / 2**30
-        raise RefusedError(
-            f"--wired-limit leaves the system less than {left:g}G of {memory // 2**30}G, and it would stall: give less"
-        )
-    return size // 2**20
-
-
-def low_limit(mebibytes: int, memory: int) -> str | None:
-    """What is said of a limit below what macOS gives a GPU anyway, two thirds of the memory or more; None above."""
-    usual = memory * 2 // 3
-    if mebibytes * 2**20 >= usual:
-        return None
-    return (
-        f"--wired-limit {mebibytes / 1024:g}G is less than macOS gives its GPU anyway, about {usual // 2**30}G of "
-        f"{memory // 2**30}G: models have less room with it than without"
-    )
-
-
-def memory_problem(maxmemory: int, memory: int) -> str | None:
+def memory_problem(maxmemory: int, memory: int | None) -> str | None:
     """What is said of a server that may take more than three quarters of a machine's memory; None of less."""
-    if maxmemory <= memory * 3 // 4:
+    if memory is None or maxmemory <= memory * 3 // 4:
         return None
     return (
         f"--maxmemory {maxmemory / 2**30:.3g}G is more than three quarters of this machine's {memory / 2**30:.3g}G: "
         f"rewriting the append-only file needs the rest; give at most {memory * 3 // 4 / 2**30:.3g}G"
     )
-
-
-def folder_problem(folder: Path, uid: int | None, gids: frozenset[int], user: str) -> str | None:
-    """Why a daemon of this user reads no files in a folder; None where nothing is against it."""
-    if not folder.is_dir():
-        return f"{folder} is no folder that is there: make it first, such as /srv/promptmill, open to {user}"
-    blocked = unreachable(folder, uid, gids)
-    if blocked is None:
-        return None
-    return f"{folder}: {user} may not pass {blocked}: put the files into a folder that it may, such as /srv/promptmill"

@@ -1,4 +1,4 @@
-"""The machine: the only module of these that asks or changes anything outside the files it is given."""
+"""The machine, for `deploy` and `doctor`: its commands, users and files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from pathlib import Path
 from deploy.plan import File, Folder, Step
 from jobs.errors import PromptmillError, RefusedError
 
-__all__ = ["DeployError", "Done", "Host", "Runner", "run_command"]
+__all__ = ["DeployError", "Done", "Host", "Runner", "User", "run_command"]
 
 ADMIN_GROUPS = ("admin", "sudo", "wheel")
 FREE_IDS = range(350, 400)
 """Users without a login have ids below 400 on macOS; Apple's own are at the lower end."""
 POLL_S = 0.5
+TOOL_TIMEOUT_S = 3.0
+TIMED_OUT, NOT_RUN = 124, 127
+"""Exit statuses, as shells give them, of a command that took too long, and of one that is not there."""
 _VOLUMES = Path("/Volumes")
 """Where macOS shows disks: the folder of one that is away is not there, and is not to be made."""
 
@@ -36,27 +39,47 @@ class DeployError(PromptmillError):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a command ended and what it printed."""
+    """How a command ended, and what it printed on stdout and on stderr."""
 
     status: int
     output: str
+    errors: str = ""
+
+    @property
+    def said(self) -> str:
+        """All that it printed."""
+        return "\n".join(filter(None, (self.output.strip(), self.errors.strip())))
 
 
-Runner = Callable[[Sequence[str]], Done]
+Runner = Callable[[Sequence[str], float | None], Done]
+"""Runs a command, within so many seconds unless that is None."""
 
 
-def run_command(command: Sequence[str]) -> Done:
+def run_command(command: Sequence[str], timeout_s: float | None = None) -> Done:
     """Run a command and wait for it."""
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return Done(TIMED_OUT, "", f"no answer within {timeout_s:g} s")
     except OSError as error:
-        return Done(127, str(error))
-    return Done(done.returncode, done.stdout.decode(errors="replace").strip())
+        return Done(NOT_RUN, "", str(error))
+    return Done(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user of the machine, with its first group and the ids of all its groups; ``uid`` is None where there is no user
+    of that name yet."""
+
+    name: str
+    uid: int | None = None
+    group: str | None = None
+    gids: frozenset[int] = frozenset()
 
 
 class Host:
     """A machine, or with ``root`` a folder that stands for its ``/``: there no command changes anything and nobody is
-    made owner."""
+    made owner. The commands that were left out for that are in ``not_run``."""
 
     def __init__(
         self,
@@ -72,6 +95,7 @@ class Host:
         self.root = root
         self.platform = platform
         self.is_root = (os.geteuid() if uid is None else uid) == 0
+        self.not_run: list[str] = []
         self._runner = runner
         self._clock = clock
         self._sleep = sleep
@@ -81,29 +105,17 @@ class Host:
         """Where a path of the machine really is."""
         return path if self.root is None else self.root / path.relative_to("/")
 
-    def uid_of(self, user: str) -> int | None:
-        """The user's id; None where there is no such user."""
-        with contextlib.suppress(KeyError):
-            return pwd.getpwnam(user).pw_uid
-        return None
-
-    def group_of(self, user: str) -> str | None:
-        """The name of the user's first group; None where there is no such user."""
+    def user(self, name: str) -> User:
+        """The user of this name, who may not be there yet."""
         try:
-            gid = pwd.getpwnam(user).pw_gid
+            found = pwd.getpwnam(name)
         except KeyError:
-            return None
+            return User(name)
         try:
-            return grp.getgrgid(gid).gr_name
-        except KeyError:
-            return str(gid)
-
-    def groups_of(self, user: str) -> frozenset[int]:
-        """The ids of all groups of a user; none where there is no such user."""
-        try:
-            return frozenset(os.getgrouplist(user, pwd.getpwnam(user).pw_gid))
-        except KeyError:
-            return frozenset()
+            group = grp.getgrgid(found.pw_gid).gr_name
+        except KeyError:  # a number without a name
+            group = str(found.pw_gid)
+        return User(name, found.pw_uid, group, frozenset(os.getgrouplist(name, found.pw_gid)))
 
     def gid_of(self, group: str) -> int | None:
         """The group's id; None where there is no such group."""
@@ -111,10 +123,10 @@ class Host:
             return grp.getgrnam(group).gr_gid
         return None
 
-    def is_admin(self, user: str) -> bool:
+    def is_admin(self, user: User) -> bool:
         """Whether the user administers this machine, or would: one who is not there yet joins the group of that
         name."""
-        mine = self.groups_of(user) if self.uid_of(user) is not None else {self.gid_of(user)}
+        mine = user.gids if user.uid is not None else {self.gid_of(user.name)}
         return any(gid is not None and gid in mine for gid in (0, *map(self.gid_of, ADMIN_GROUPS)))
 
     def free_id(self) -> int:
@@ -128,9 +140,12 @@ class Host:
                 return number
         raise RefusedError("no user id from 350 to 399 is free: make the user yourself, then name it with --user")
 
-    def memory(self) -> int:
-        """Bytes of memory of this machine."""
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    def memory(self) -> int | None:
+        """Bytes of memory of this machine; None where the system does not say."""
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError):
+            return None
 
     def exists(self, path: Path) -> bool:
         return self.at(path).exists()
@@ -162,24 +177,21 @@ class Host:
             RefusedError: what is there is no folder, or somebody else's.
         """
         path = self.at(folder.path)
-        try:
+        with _failing(path):
             if path.is_symlink() or (path.exists() and not path.is_dir()):
                 raise RefusedError(f"{path} is not a folder: move it away, root follows no link")
             if path.exists():
-                self._check_owner(path, folder.owner)
+                owner = folder.owner
+                if self.root is None and path.stat().st_uid != self.user(owner).uid:
+                    raise RefusedError(
+                        f"{path} is not {owner}'s: choose another folder or user, or give it away with chown"
+                    )
                 return False
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir(mode=0o700)
             with _opened(path, os.O_DIRECTORY) as handle:
-                self._own(path, handle, folder.owner, folder.group)
-                os.fchmod(handle, folder.mode)
-        except OSError as error:
-            raise DeployError(f"{path}: {error.strerror}") from None
+                self._give(handle, path, folder)
         return True
-
-    def _check_owner(self, path: Path, owner: str) -> None:
-        if self.root is None and path.stat().st_uid != self.uid_of(owner):
-            raise RefusedError(f"{path} is not {owner}'s: choose another folder or user, or give it away with chown")
 
     def keep(self, file: File) -> None:
         """Give a file that is there its mode and owner, and leave what is in it. By what was opened, never by name:
@@ -189,15 +201,11 @@ class Host:
             DeployError: that cannot be done, or it is no plain file.
         """
         path = self.at(file.path)
-        try:
-            with _opened(path, os.O_NONBLOCK) as handle:
-                found = os.fstat(handle)
-                if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-                    raise DeployError(f"{path} is no plain file of its own: look at it, and move it away")
-                self._own(path, handle, file.owner, file.group)
-                os.fchmod(handle, file.mode)
-        except OSError as error:
-            raise DeployError(f"{path}: {error.strerror}") from None
+        with _failing(path), _opened(path, os.O_NONBLOCK) as handle:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise DeployError(f"{path} is no plain file of its own: look at it, and move it away")
+            self._give(handle, path, file)
 
     def write(self, file: File) -> None:
         """Write a file in one step: it is never there in part, nor open to more than it will be.
@@ -206,21 +214,18 @@ class Host:
             DeployError: it cannot be written.
         """
         path = self.at(file.path)
-        try:
+        with _failing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             try:
                 with os.fdopen(handle, "w", encoding="utf-8") as written:
                     written.write(file.text)
                     written.flush()
-                    self._own(path, handle, file.owner, file.group)
-                    os.fchmod(handle, file.mode)
+                    self._give(handle, path, file)
                 Path(name).replace(path)
             except BaseException:
                 Path(name).unlink(missing_ok=True)
                 raise
-        except OSError as error:
-            raise DeployError(f"{path}: {error.strerror}") from None
 
     def remove(self, path: Path) -> bool:
         """Remove a file; whether it was there.
@@ -228,12 +233,11 @@ class Host:
         Raises:
             DeployError: it cannot be removed.
         """
-        try:
-            self.at(path).unlink()
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise DeployError(f"{self.at(path)}: {error.strerror}") from None
+        with _failing(self.at(path)):
+            try:
+                self.at(path).unlink()
+            except FileNotFoundError:
+                return False
         return True
 
     def remove_empty(self, folder: Path) -> None:
@@ -241,15 +245,13 @@ class Host:
             self.at(folder).rmdir()
 
     def output(self, command: Sequence[str]) -> str:
-        """What a command prints; nothing where it fails, or a folder stands for the machine."""
-        if self.root is not None:
-            return ""
-        done = self._runner(command)
-        return done.output if done.status == 0 else ""
+        """What a tool prints on stdout, whatever its exit status; nothing where it does not run or takes too long, or a
+        folder stands for the machine."""
+        return "" if self.root is not None else self._runner(command, TOOL_TIMEOUT_S).output
 
     def ask(self, command: Sequence[str]) -> Done:
         """How a command ends that changes nothing; it is run even where a folder stands for the machine."""
-        return self._runner(command)
+        return self._runner(command, None)
 
     def run(self, step: Step, say: Callable[[str], None] = lambda _: None) -> None:
         """Run a command; ``say`` is told what is waited for.
@@ -257,28 +259,34 @@ class Host:
         Raises:
             DeployError: it failed and may not, or did not come to what is waited for in time.
         """
+        if self.root is not None:
+            self.not_run.append(step.shown)
+            return
+        until_fails, waits = step.until_fails_s is not None, step.waits
         limit = self._clock() + max(step.until_works_s, step.until_fails_s or 0.0)
-        waits = step.waits
+        if waits and not until_fails:
+            say(waits)
         while True:
-            if waits and step.until_fails_s is None:
-                say(waits)
-                waits = ""
-            done = self._runner(step.command)
-            wanted = done.status != 0 if step.until_fails_s is not None else done.status == 0
-            if wanted:
+            done = self._runner(step.command, None)
+            if (done.status != 0) is until_fails:
                 return
             if self._clock() >= limit:
                 break
-            if waits:
+            if waits and until_fails:
                 say(waits)
                 waits = ""
             self._sleep(POLL_S)
         command = " ".join(step.command)
-        if step.until_fails_s is not None:
+        if until_fails:
             raise DeployError(f"the service still runs after {step.until_fails_s:.0f} seconds ({command})")
         if not step.may_fail:
-            said = f"`{command}` failed with status {done.status}: {done.output or 'it says nothing'}"
+            said = f"`{command}` failed with status {done.status}: {done.said or 'it says nothing'}"
             raise DeployError(f"{said}; {step.remedy}" if step.remedy else said)
+
+    def _give(self, handle: int, path: Path, made: File | Folder) -> None:
+        """Give what was opened its owner, then its mode: for a moment it is open to less, never to more."""
+        self._own(path, handle, made.owner, made.group)
+        os.fchmod(handle, made.mode)
 
     def _own(self, path: Path, handle: int, user: str, group: str) -> None:
         if self.root is not None:
@@ -288,6 +296,15 @@ class Host:
         except KeyError as error:
             raise DeployError(f"{path}: {error.args[0]}: the user or group is not there") from None
         os.fchown(handle, uid, gid)
+
+
+@contextlib.contextmanager
+def _failing(path: Path) -> Iterator[None]:
+    """Turn the system's errors into one that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise DeployError(f"{path}: {error.strerror}") from None
 
 
 @contextlib.contextmanager

@@ -7,17 +7,19 @@ import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+import msgspec
 
 from deploy.host import Host
 from deploy.init import launchd, systemd
-from deploy.init.service import root_group
-from deploy.plan import ETC, File, Plan, Step
+from deploy.plan import ETC, Plan, Step, root_file
 from deploy.settings import settings_of
 from jobs.errors import RefusedError
 
 __all__ = ["Record", "install", "record_file", "removal", "show", "uninstall"]
 
+T = TypeVar("T")
 Say = Callable[[str], None]
 
 
@@ -33,17 +35,14 @@ class Record:
     undo: tuple[tuple[str, ...], ...] = ()
     power: tuple[str, ...] = ()
 
-    def with_those_of(self, other: Record | None) -> Record:
-        """The same, with the files and daemons of an earlier one: what is there while it is replaced."""
-        if other is None:
-            return self
-        files, daemons = dict.fromkeys(self.files + other.files), dict.fromkeys(self.daemons + other.daemons)
-        undo = tuple(dict.fromkeys(self.undo + other.undo))
-        return replace(self, files=tuple(files), daemons=tuple(daemons), undo=undo, left=self.all_left(other))
-
-    def all_left(self, other: Record | None) -> tuple[str, ...]:
-        """What this one and an earlier one leave."""
-        return self.left if other is None else tuple(dict.fromkeys(self.left + other.left))
+    def with_those_of(self, other: Record) -> Record:
+        """The same, with the files, daemons and commands of an earlier one: what is there while it is replaced."""
+        return replace(
+            self,
+            files=_joined(self.files, other.files),
+            daemons=_joined(self.daemons, other.daemons),
+            undo=_joined(self.undo, other.undo),
+        )
 
 
 def record_file(label: str) -> Path:
@@ -63,7 +62,7 @@ def show(plan: Plan) -> list[str]:
     steps = [*plan.users, *plan.start]
     if steps:
         lines += ["", "commands"]
-        lines += [f"    {_command(step)}" for step in steps]
+        lines += [f"    {step.shown}" for step in steps]
     if plan.notes:
         lines += ["", "notes"]
         lines += [f"    {note}" for note in plan.notes]
@@ -80,35 +79,25 @@ def install(plan: Plan, host: Host, say: Say) -> None:
     _check_machine(host, plan.init)
     for folder in plan.folders:
         host.check_disk(folder.path)
-    before = _read_record(host, plan.label)
-    record = Record(
-        plan.init,
-        tuple(str(file.path) for file in plan.files if not file.left),
-        _daemons(plan),
-        plan.left,
-        plan.undo,
-        _former_power(plan, before, host),
-    )
-    skipped = _run(plan.users, host, say)
+    before = _read_record(host, plan.label) or Record(plan.init, (), (), ())
+    files = tuple(str(file.path) for file in plan.files if not file.left)
+    power = before.power or (launchd.former_power(host.output(launchd.POWER_NOW)) if plan.power else ())
+    record = Record(plan.init, files, _daemons(plan), _joined(plan.left, before.left), plan.undo, power)
+    _run(plan.users, host, say)
     _write_record(host, plan, record.with_those_of(before))
     for folder in plan.folders:
         if host.make_folder(folder):
             say(f"made {host.at(folder.path)}")
     for file in plan.files:
         kept = file.kept or (file.once and host.exists(file.path))
-        if kept:
-            host.keep(file)
-        else:
-            host.write(file)
+        (host.keep if kept else host.write)(file)
         say(f"{'kept' if kept else 'wrote'} {host.at(file.path)}")
-    if before is not None:
-        gone = [name for name in before.daemons if name not in record.daemons]
-        skipped += _run([step for name in gone for step in _stop(before.init, name)], host, say)
-        _remove([path for path in before.files if path not in record.files], host, say)
-        skipped += _undo([command for command in before.undo if command not in record.undo], host, say)
-    _write_record(host, plan, replace(record, left=record.all_left(before)))
-    skipped += _run(plan.start, host, say)
-    for command in skipped:
+    _run(_stop(before.init, [name for name in before.daemons if name not in record.daemons]), host, say)
+    _remove([path for path in before.files if path not in record.files], host, say)
+    _undo([command for command in before.undo if command not in record.undo], host, say)
+    _write_record(host, plan, record)
+    _run(plan.start, host, say)
+    for command in host.not_run:
         say(f"not run: {command}")
     for note in plan.notes:
         say(f"note: {note}")
@@ -123,14 +112,14 @@ def uninstall(label: str, host: Host, say: Say) -> None:
     """
     record = _installed(host, label)
     _check_machine(host, record.init)
-    skipped = _run([step for name in record.daemons for step in _stop(record.init, name)], host, say)
+    _run(_stop(record.init, record.daemons), host, say)
     _remove(record.files, host, say)
-    skipped += _undo(record.undo, host, say)
+    _undo(record.undo, host, say)
     _remove([str(record_file(label))], host, say)
     if record.init == "systemd":
-        skipped += _run(systemd.stopped(), host, say)
+        _run(systemd.stopped(), host, say)
     host.remove_empty(ETC)
-    for command in skipped:
+    for command in host.not_run:
         say(f"not run: {command}")
     for text in record.left:
         say(f"left: {text}")
@@ -145,10 +134,10 @@ def removal(label: str, host: Host) -> list[str]:
         RefusedError: nothing of this label is installed.
     """
     record = _installed(host, label)
-    steps = [step for name in record.daemons for step in _stop(record.init, name)]
+    steps = _stop(record.init, record.daemons)
     steps += [Step(command, may_fail=True) for command in record.undo]
     steps += systemd.stopped() if record.init == "systemd" else ()
-    lines = [f"would run {_command(step)}" for step in steps]
+    lines = [f"would run {step.shown}" for step in steps]
     for path in map(Path, (*record.files, str(record_file(label)))):
         if host.exists(path):
             lines.append(f"would remove {host.at(path)}{_contents(host, path)}")
@@ -182,39 +171,17 @@ def _check_machine(host: Host, init: str) -> None:
         raise RefusedError("this writes to the system's folders: run it with sudo, or into a folder with --root DIR")
 
 
-def _run(steps: Iterable[Step], host: Host, say: Say) -> list[str]:
-    """Run commands; those that were left out, because a folder stands for the machine."""
-    skipped = []
+def _run(steps: Iterable[Step], host: Host, say: Say) -> None:
     for step in steps:
-        if host.root is None:
-            host.run(step, say)
-        else:
-            skipped.append(_command(step))
-    return skipped
+        host.run(step, say)
 
 
-def _undo(commands: Iterable[tuple[str, ...]], host: Host, say: Say) -> list[str]:
-    """Take back what was set besides files; those left out, as above."""
-    skipped = []
+def _undo(commands: Iterable[tuple[str, ...]], host: Host, say: Say) -> None:
+    """Take back what was set besides files."""
     for command in commands:
-        skipped += _run([Step(command, may_fail=True)], host, say)
+        host.run(Step(command, may_fail=True), say)
         if host.root is None:
             say(f"ran {shlex.join(command)}")
-    return skipped
-
-
-def _former_power(plan: Plan, before: Record | None, host: Host) -> tuple[str, ...]:
-    """Commands for the power settings as they were before any installation of this label changed them."""
-    if before is not None and before.power:
-        return before.power
-    return launchd.former_power(host.output(launchd.POWER_NOW)) if plan.power else ()
-
-
-def _command(step: Step) -> str:
-    text = shlex.join(step.command)
-    if step.until_fails_s is not None:
-        return f"while {text} >/dev/null 2>&1; do sleep 1; done"
-    return f"{text} || true" if step.may_fail else text
 
 
 def _daemons(plan: Plan) -> tuple[str, ...]:
@@ -224,9 +191,9 @@ def _daemons(plan: Plan) -> tuple[str, ...]:
     return tuple(name for name in names if f"{name}.timer" not in names)
 
 
-def _stop(init: str, name: str) -> Sequence[Step]:
-    # The limit that the service itself has is in its file; no service of ours has more than an hour to end.
-    return launchd.stop(name, 3600) if init == "launchd" else systemd.stop(name)
+def _stop(init: str, daemons: Iterable[str]) -> list[Step]:
+    """Commands that end these services."""
+    return [step for name in daemons for step in (launchd if init == "launchd" else systemd).stop(name)]
 
 
 def _remove(paths: Sequence[str], host: Host, say: Say) -> None:
@@ -242,9 +209,13 @@ def _contents(host: Host, path: Path) -> str:
     return f" (with {', '.join(kept)})" if kept else ""
 
 
+def _joined(these: tuple[T, ...], those: tuple[T, ...]) -> tuple[T, ...]:
+    """All of both, each once."""
+    return tuple(dict.fromkeys(these + those))
+
+
 def _write_record(host: Host, plan: Plan, record: Record) -> None:
-    text = json.dumps(asdict(record), indent=1) + "\n"
-    host.write(File(record_file(plan.label), text, 0o644, "root", root_group(plan.init)))
+    host.write(root_file(plan.init, record_file(plan.label), json.dumps(asdict(record), indent=1) + "\n"))
 
 
 def _read_record(host: Host, label: str) -> Record | None:
@@ -252,16 +223,8 @@ def _read_record(host: Host, label: str) -> Record | None:
     if text is None:
         return None
     try:
-        found: dict[str, Any] = json.loads(text)
-        return Record(
-            str(found["init"]),
-            tuple(map(str, found["files"])),
-            tuple(map(str, found["daemons"])),
-            tuple(map(str, found["left"])),
-            tuple(tuple(map(str, command)) for command in found.get("undo", ())),
-            tuple(map(str, found.get("power", ()))),
-        )
-    except (ValueError, KeyError, TypeError):
+        return msgspec.json.decode(text, type=Record)
+    except msgspec.DecodeError:
         raise RefusedError(
             f"{host.at(record_file(label))} is damaged: remove it, install again, and uninstall if that is meant"
         ) from None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import Template
 
-__all__ = ["ETC", "File", "Folder", "Plan", "Step"]
+__all__ = ["ETC", "File", "Folder", "Plan", "Step", "Unit", "rendered", "root_file", "root_group", "shipped"]
 
 ETC = Path("/etc/promptmill")
 """Settings, certificates and the records of installations, on every kind of machine."""
+_STARTING = {("launchctl", "bootstrap"), ("systemctl", "restart")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,22 @@ class Step:
     waits: str = ""
     remedy: str = ""
 
+    @property
+    def shown(self) -> str:
+        """The command as a person would type it."""
+        text = shlex.join(self.command)
+        if self.until_fails_s is not None:
+            return f"while {text} >/dev/null 2>&1; do sleep 1; done"
+        return f"{text} || true" if self.may_fail else text
 
-_STARTING = {("launchctl", "bootstrap"), ("systemctl", "restart")}
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One unit of launchd or systemd: its files, the commands that start it, and the folders that it needs."""
+
+    files: tuple[File, ...]
+    start: tuple[Step, ...]
+    folders: tuple[Folder, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +95,23 @@ class Plan:
     def not_started(self) -> Plan:
         """The same, but its services stay stopped until the machine starts or they are installed again."""
         return replace(self, start=tuple(step for step in self.start if step.command[:2] not in _STARTING))
+
+
+def root_group(init: str) -> str:
+    """The group of files that are root's."""
+    return "wheel" if init == "launchd" else "root"
+
+
+def root_file(init: str, path: Path, text: str, mode: int = 0o644) -> File:
+    """A file of root's, which everybody may read."""
+    return File(path, text, mode, "root", root_group(init))
+
+
+def shipped(name: str) -> str:
+    """The text of a file that comes with this package, by its path in it."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def rendered(name: str, **values: object) -> str:
+    """A template of ``deploy/templates`` with its ``$names`` replaced."""
+    return Template(shipped(f"templates/{name}.template")).substitute(values)

@@ -5,98 +5,86 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deploy.certificates import RENEWAL, SCRIPT
+from deploy.acl import USERS, acl_users, kept_hashes
+from deploy.deployment import CA_FILE, Deployment, unit_of
 from deploy.init import launchd, systemd
-from deploy.init.service import Account, Service, root_group
-from deploy.plan import ETC, File, Folder, Plan, Step
-from deploy.pool import CA_FILE, service_files
-from deploy.redis_conf import RULES, Network, acl_users, kept_hashes, redis_conf
+from deploy.init.service import Service
+from deploy.plan import ETC, File, Folder, Plan, Step, Unit, rendered, root_file, root_group, shipped
 from jobs.errors import RefusedError
 
-__all__ = ["CERTIFICATES", "CONFIG", "RENEWAL_FILE", "SCRIPT_FILE", "USERS", "ServerFlags", "server_plan"]
+__all__ = ["ServerFlags", "server_plan"]
 
 CONFIG = ETC / "redis.conf"
 CERTIFICATES = ETC / "tls"
-SCRIPT_FILE = ETC / "make-certs.sh"
-RENEWAL_FILE = ETC / "renew-certs.sh"
+MAKE_CERTIFICATES = ETC / "make-certs.sh"
+RENEW_CERTIFICATES = ETC / "renew-certs.sh"
 STOP_S = 120
 """Seconds to write what is not yet on the disk."""
 LEAST_MEMORY = 64 * 2**20
-USERS = ("operator", *RULES)
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
 _BIND = re.compile(r"-?(\*|::\*|[0-9A-Fa-f.:]+|[A-Za-z0-9][A-Za-z0-9.-]*)")
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFlags:
-    """A server: ``hosts`` are its names in URLs, the first that of the URLs that are written; ``existing`` is the text
-    of the ACL file that is there, whose passwords stay but with ``new_passwords``."""
+    """A server: ``hosts`` are its names in URLs, the first that of the URLs that are written; passwords that are there
+    stay but with ``new_passwords``."""
 
     hosts: tuple[str, ...]
     maxmemory: int
     port: int = 6379
     bind: tuple[str, ...] = ("*", "-::*")
     tls: bool = True
-    existing: str | None = None
     new_passwords: bool = False
     token: Callable[[], str] = lambda: secrets.token_hex(32)
 
 
-def server_plan(
-    init: str, label: str, account: Account, program: Path, flags: ServerFlags, users: tuple[Step, ...]
-) -> Plan:
+def server_plan(deployment: Deployment, flags: ServerFlags) -> Plan:
     """The daemon of a server, its configuration and users, and URLs for those who are to reach it.
 
     Raises:
         RefusedError: something does not fit.
     """
     _check(flags)
-    root = root_group(init)
-    network = Network(flags.port, flags.bind, CERTIFICATES if flags.tls else None)
-    acl = account.home / "users.acl"
+    init, label, account = deployment.init, deployment.label, deployment.account
     service = Service(
         label=label,
         about="Redis of a promptmill pool",
-        command=(str(program), str(CONFIG)),
+        command=(str(deployment.program), str(CONFIG)),
         account=account,
         environment={"HOME": str(account.home)},
         stop_s=STOP_S,
         foreground=True,  # every machine of the pool waits for it
     )
-    folders, service_own, start = service_files(init, service)
-    log = launchd.log_file(label) if init == "launchd" else None
-    conf = redis_conf(network, maxmemory=flags.maxmemory, folder=account.home, acl=acl, log=log)
-    files = [File(CONFIG, conf, 0o644, "root", root), *_accounts(flags, acl, account, root)]
-    steps: list[Step] = []
+    unit = unit_of(init, service)
+    renewal = _renewal(deployment, flags) if flags.tls else Unit((), ())
+    folders, files, steps = [*unit.folders], [_conf(deployment, flags), *_users(deployment, flags)], []
+    left = [f"{account.home} (data, users)", f"user {account.user}", f"{ETC}/*.url (passwords)"]
     if flags.tls:
-        folders += (Folder(CERTIFICATES, 0o755, "root", root),)
-        files.append(File(SCRIPT_FILE, SCRIPT, 0o755, "root", root))
-        files.append(File(RENEWAL_FILE, RENEWAL, 0o755, "root", root))
-        steps += _certify(flags.hosts, account)
-        command = ("/bin/sh", str(RENEWAL_FILE), label, account.user, *flags.hosts)
-        weekly, watch = (launchd if init == "launchd" else systemd).weekly(f"{label}-renewal", command)
-        service_own += weekly
-        start = (*start, *watch)
+        folders.append(Folder(CERTIFICATES, 0o755, "root", root_group(init)))
+        scripts = {MAKE_CERTIFICATES: "redis/make-certs.sh", RENEW_CERTIFICATES: "redis/renew-certs.sh"}
+        files += [root_file(init, path, shipped(name), 0o755) for path, name in scripts.items()]
+        steps += _certify(deployment, flags)
     if init == "systemd":
         # A server that rewrites its file is copied for a moment: without this the kernel may refuse it.
         sysctl = Path("/etc/sysctl.d") / f"60-{label}.conf"
-        files.append(File(sysctl, "vm.overcommit_memory = 1\n", 0o644, "root", root))
+        files.append(root_file(init, sysctl, "vm.overcommit_memory = 1\n"))
         steps.append(Step(("sysctl", "-q", "-p", str(sysctl)), may_fail=True))
-    left = [f"{account.home} (data, users)", f"user {account.user}", f"{ETC}/*.url (passwords)"]
-    if init == "systemd":
         left.append("vm.overcommit_memory = 1, until this machine starts anew (0 is Linux's own)")
+    if flags.tls:
+        left.append(f"{CERTIFICATES} and {CA_FILE}")
     return Plan(
         label=label,
         init=init,
-        folders=folders,
-        files=(*files, *service_own),
-        users=users,
-        start=(*steps, *start),
-        left=(*left, *((f"{CERTIFICATES} and {CA_FILE}",) if flags.tls else ())),
+        folders=tuple(folders),
+        files=(*files, *unit.files, *renewal.files),
+        users=deployment.users,
+        start=(*steps, *unit.start, *renewal.start),
+        left=tuple(left),
         notes=tuple(_notes(init, label, flags)),
     )
 
@@ -112,19 +100,44 @@ def _check(flags: ServerFlags) -> None:
         raise RefusedError("--maxmemory is too small: give at least 64M; batches wait in memory until they are purged")
 
 
-def _accounts(flags: ServerFlags, acl: Path, account: Account, root: str) -> list[File]:
+def _conf(deployment: Deployment, flags: ServerFlags) -> File:
+    """The server's configuration: under launchd it logs into a file, else to standard output."""
+    home, listen = deployment.account.home, f"port {flags.port}\n"
+    if flags.tls:
+        listen = rendered("redis-tls.conf", port=flags.port, folder=CERTIFICATES)
+    text = rendered(
+        "redis.conf",
+        folder=_quoted(home),
+        log=_quoted(launchd.log_file(deployment.label) if deployment.init == "launchd" else ""),
+        bind=" ".join(flags.bind),
+        acl=_quoted(home / "users.acl"),
+        listen=listen,
+        maxmemory=flags.maxmemory,
+    )
+    return root_file(deployment.init, CONFIG, text)
+
+
+def _quoted(path: Path | str) -> str:
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def _users(deployment: Deployment, flags: ServerFlags) -> list[File]:
     """The ACL file, and for each password that is new a URL, for root alone."""
     files: list[File] = []
-    hashes = {} if flags.new_passwords else kept_hashes(flags.existing)
+    account = deployment.account
+    hashes = {} if flags.new_passwords else kept_hashes(deployment.existing)
     for user in USERS:
         if user in hashes:
             continue
         password = flags.token()
         hashes[user] = hashlib.sha256(password.encode()).hexdigest()
         url = f"{_url(flags, user, password)}\n"
-        files.append(File(ETC / f"{user}.url", url, 0o600, "root", root, shown=url.replace(password, "***"), left=True))
-    text = acl_users(hashes, flags.existing)
+        own = root_file(deployment.init, ETC / f"{user}.url", url, 0o600)
+        files.append(replace(own, shown=url.replace(password, "***"), left=True))
+    text = acl_users(hashes, deployment.existing)
     shown = re.sub(r"([#>])\S+", r"\1***", text)
+    acl = account.home / "users.acl"
     # The file last that the next installation takes its hashes from: no password is ever known by its hash alone.
     return [*files, File(acl, text, 0o600, account.user, account.group, shown=shown, left=True)]
 
@@ -135,16 +148,24 @@ def _url(flags: ServerFlags, user: str, password: str) -> str:
     return f"rediss://{address}?ssl_ca_certs={CA_FILE}" if flags.tls else f"redis://{address}"
 
 
-def _certify(hosts: Sequence[str], account: Account) -> list[Step]:
+def _certify(deployment: Deployment, flags: ServerFlags) -> list[Step]:
     key = str(CERTIFICATES / "server.key")
-    return [
-        Step(("sh", str(SCRIPT_FILE), str(CERTIFICATES), *hosts)),
+    commands = (
+        ("sh", str(MAKE_CERTIFICATES), str(CERTIFICATES), *flags.hosts),
         # The user alone: its group may have other members.
-        Step(("chmod", "400", key)),
-        Step(("chown", account.user, key)),
-        Step(("cp", str(CERTIFICATES / "ca.crt"), str(CA_FILE))),
-        Step(("chmod", "644", str(CA_FILE))),
-    ]
+        ("chmod", "400", key),
+        ("chown", deployment.account.user, key),
+        ("cp", str(CERTIFICATES / "ca.crt"), str(CA_FILE)),
+        ("chmod", "644", str(CA_FILE)),
+    )
+    return [Step(command) for command in commands]
+
+
+def _renewal(deployment: Deployment, flags: ServerFlags) -> Unit:
+    """What looks at the certificate each week, and renews it in its last months."""
+    command = ("/bin/sh", str(RENEW_CERTIFICATES), deployment.label, deployment.account.user, *flags.hosts)
+    weekly = launchd.weekly if deployment.init == "launchd" else systemd.weekly
+    return weekly(f"{deployment.label}-renewal", command)
 
 
 def _notes(init: str, label: str, flags: ServerFlags) -> list[str]:
@@ -164,7 +185,6 @@ def _notes(init: str, label: str, flags: ServerFlags) -> list[str]:
         notes.append(
             "a server of the distribution on the same port: systemctl disable --now redis-server valkey-server"
         )
-    else:
-        notes.append("a server of Homebrew on the same port: brew services stop redis")
-    notes.append(f"log: {'journalctl -fu ' + label if init == 'systemd' else launchd.log_file(label)}")
-    return notes
+        return [*notes, f"log: journalctl -fu {label}"]
+    notes.append("a server of Homebrew on the same port: brew services stop redis")
+    return [*notes, f"log: {launchd.log_file(label)}"]

@@ -7,14 +7,54 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote
 
+from deploy.deployment import CA_FILE, Deployment
+from deploy.plan import File
 from jobs.errors import RefusedError
+from jobs.redis.connect import redacted
 
-__all__ = ["Key", "changed", "settings_of"]
+__all__ = ["Key", "changed", "settings_file", "settings_of"]
 
 Key = tuple[str, str]
 """A table, empty for the file's top level, and a key of it."""
+
+
+def settings_file(deployment: Deployment, values: Mapping[Key, str] = MappingProxyType({})) -> File:
+    """The settings that hold the URL with its password, and ``values``: for the service's user alone. What else is in
+    the file stays."""
+    given = dict(values)
+    if deployment.url is not None:
+        given = {("", "redis"): _url(deployment.url, deployment.authority), **given}
+    path, account = deployment.settings, deployment.account
+    text = changed(path, deployment.existing or "", given) if given else ""
+    shown = _shown(deployment, given)
+    return File(path, text, 0o600, account.user, account.group, shown=shown, kept=not given)
+
+
+def _url(url: str, authority: str | None) -> str:
+    """The URL as it is written: one of a server with an authority of its own names that."""
+    if authority is None or "ssl_ca_certs" in url:
+        return url
+    if not url.startswith("rediss://"):
+        raise RefusedError(f"--ca is for a server with TLS, and {redacted(url)} is none: write rediss://")
+    return f"{url}{'&' if '?' in url else '?'}ssl_ca_certs={quote(str(CA_FILE))}"
+
+
+def _shown(deployment: Deployment, given: Mapping[Key, str]) -> str:
+    """The settings file as people see it: nothing secret of it, of what is kept only the names."""
+    safe = {key: redacted(value) if key == ("", "redis") else "***" for key, value in given.items()}
+    kept = [name for name in settings_of(deployment.existing) if name not in map(_name, given)]
+    if deployment.url is None and deployment.existing is None:
+        kept.append("redis")
+    text = changed(Path("settings"), "", safe).lstrip("\n")
+    return text + (f"# kept as it is: {', '.join(kept)}\n" if kept else "")
+
+
+def _name(key: Key) -> str:
+    return ".".join(filter(None, key))
 
 
 def changed(path: Path, text: str, values: Mapping[Key, str]) -> str:
@@ -40,7 +80,7 @@ def changed(path: Path, text: str, values: Mapping[Key, str]) -> str:
     except tomllib.TOMLDecodeError:
         same = False
     if not same:
-        names = ", ".join(f"{table}.{key}" if table else key for table, key in values)
+        names = ", ".join(map(_name, values))
         raise RefusedError(f"{path}: cannot be changed as it is written; write {names} plainly, each on a line")
     return made
 

@@ -146,6 +146,16 @@ class Batch:
         return self.completed + self.failed
 
     @property
+    def ran(self) -> int:
+        """Lines that were run to their end, well or badly."""
+        return self.finished - self.unrun
+
+    @property
+    def failed_running(self) -> int:
+        """Lines of ``failed`` that were not failed by the end of the batch alone."""
+        return self.failed - self.unrun
+
+    @property
     def done(self) -> bool:
         return self.status in DONE
 

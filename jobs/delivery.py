@@ -1,4 +1,4 @@
-"""How a batch's end is told to a webhook: where it may go, and how far that has come."""
+"""The delivery of a batch's end to a webhook: which URLs are allowed, and what has become of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _YEAR_9999 = 253_402_300_799
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What became of telling a webhook of a batch's present end.
+    """The delivery of a batch's present end to its webhook.
 
     ``state`` is ``waiting`` until it is ``delivered``, or no longer tried: ``gone`` (the receiver said so), ``refused``
     (it is not to be called from there) or ``given up``. ``answer`` is what came of the last of ``tries``, ``next_at``
@@ -37,7 +37,7 @@ class Delivery:
 
 
 def webhook_id(batch_id: str, ended_at: str) -> str:
-    """The id under which one end of a batch is told, however often it is tried; a batch that is retried ends anew.
+    """The id under which one end of a batch is delivered, however often it is tried; a retried batch ends anew.
     ``ended_at`` is that end's time as Redis keeps it. (The same is in the script that claims a webhook.)"""
     return f"msg_{batch_id.removeprefix('b_')}_{re.sub('[^0-9]', '', ended_at)}"
 

@@ -10,13 +10,9 @@ import dataclasses
 import difflib
 import functools
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
-
-from jobs.errors import LineError
-from jobs.lines.refused_values import instead
 
 __all__ = [
     "ALIASES",
@@ -25,7 +21,6 @@ __all__ = [
     "SHOWN_NAME",
     "Parameter",
     "Sampling",
-    "check_parameter",
     "did_you_mean",
     "shown",
 ]
@@ -44,7 +39,9 @@ class Parameter:
     """One row of the table.
 
     ``kind`` is one of ``int``, ``float``, ``bool``, ``strings``, ``bias``; ``low`` and ``high`` are inclusive
-    unless ``open_low``. ``default_text`` is how the default is shown where its value does not say it.
+    unless ``open_low``. ``default_text`` is how the default is shown where its value does not say it. ``off`` are what
+    other tools write for the default. The rest is what to write instead of a value that is too low or too high, of a
+    zero, a number, or null.
     """
 
     name: str
@@ -55,23 +52,25 @@ class Parameter:
     high: float | None = None
     open_low: bool = False
     default_text: str | None = None
+    off: tuple[Any, ...] = ()
+    below: str = ""
+    above: str = ""
+    zero: str = ""
+    number: str = ""
+    null: str = ""
 
     @property
     def range_text(self) -> str:
         """The type and range as a person reads them: ``int 1..2147483648``, ``float (0, 1]``."""
+        low, high = _number(self.low), _number(self.high)
         if self.kind == "strings":
-            return (
-                "string or list of strings" if self.high is None else f"string or list of at most {_number(self.high)}"
-            )
+            return "string or list of " + (f"at most {high}" if high else "strings")
         text = "object: token id -> float" if self.kind == "bias" else self.kind
-        if self.kind == "bias" or (self.low is None and self.high is None):
-            return f"{text} {_number(self.low)}..{_number(self.high)}" if self.kind == "bias" else text
-        low = "" if self.low is None else _number(self.low)
-        if self.high is None:
+        if not low and not high:
+            return text
+        if not high:
             return f"{text} {'>' if self.open_low else '>='} {low}"
-        if self.open_low:
-            return f"{text} ({low}, {_number(self.high)}]"
-        return f"{text} {low}..{_number(self.high)}"
+        return f"{text} ({low}, {high}]" if self.open_low else f"{text} {low}..{high}"
 
     @property
     def shown_default(self) -> str:
@@ -106,9 +105,13 @@ class Sampling:
         low=1,
         high=2**31,
         default_text="512 (on OpenAI lines to the context's end)",
+        below="leave it out (512; on OpenAI lines to the context's end), or give more than the text may need",
+        zero="a line generates at least one token",
     )
     """None: as many as the context has room for."""
-    min_tokens: int = _param("int", 0, "EOS and stop strings cannot end the text before this many tokens", low=0)
+    min_tokens: int = _param(
+        "int", 0, "EOS and stop strings cannot end the text before this many tokens", low=0, below="0 is off"
+    )
     temperature: float = _param(
         "float",
         0.0,
@@ -116,12 +119,38 @@ class Sampling:
         low=0,
         high=100,
         default_text="0.0 (1.0 on OpenAI lines)",
+        below="0 is greedy",
     )
     do_sample: bool = _param("bool", True, "false is greedy whatever temperature says")
-    top_p: float = _param("float", 1.0, "nucleus on the untempered distribution", low=0, high=1, open_low=True)
-    top_k: int = _param("int", 0, "keep the k most likely tokens; 0, or more than the vocabulary, is off", low=0)
-    min_p: float = _param("float", 0.0, "drop tokens below this share of the top token's probability", low=0, high=1)
-    min_tokens_to_keep: int = _param("int", 1, "how many tokens min_p must leave", low=1)
+    top_p: float = _param(
+        "float",
+        1.0,
+        "nucleus on the untempered distribution",
+        low=0,
+        high=1,
+        open_low=True,
+        below="1 is off",
+        zero="for greedy give temperature 0",
+        above="it is a share: 0.9 for 90 percent; 1 is off",
+    )
+    top_k: int = _param(
+        "int",
+        0,
+        "keep the k most likely tokens; 0, or more than the vocabulary, is off",
+        low=0,
+        off=(-1,),
+        below="0 is off",
+    )
+    min_p: float = _param(
+        "float",
+        0.0,
+        "drop tokens below this share of the top token's probability",
+        low=0,
+        high=1,
+        below="0 is off",
+        above="it is a share, such as 0.05; 0 is off",
+    )
+    min_tokens_to_keep: int = _param("int", 1, "how many tokens min_p must leave", low=1, below="1 is off")
     xtc_probability: float = _param(
         "float",
         0.0,
@@ -131,10 +160,20 @@ class Sampling:
     )
     xtc_threshold: float = _param("float", 0.1, "probability a token must reach to be cut by XTC", low=0, high=0.5)
     repetition_penalty: float = _param(
-        "float", 1.0, "multiplicative, sign-aware, over prompt and output; 1 is off", low=0, open_low=True
+        "float",
+        1.0,
+        "multiplicative, sign-aware, over prompt and output; 1 is off",
+        low=0,
+        open_low=True,
+        below="below 1 rewards, 1 is off",
+        zero="1 is off",
     )
     repetition_context_size: int = _param(
-        "int", 20, "repetition_penalty looks at the last N tokens of prompt and output; 0 is all", low=0
+        "int",
+        20,
+        "repetition_penalty looks at the last N tokens of prompt and output; 0 is all",
+        low=0,
+        below="0 is all",
     )
     presence_penalty: float = _param("float", 0.0, "subtracted once from each token of the output; negative rewards")
     frequency_penalty: float = _param("float", 0.0, "subtracted for each occurrence in the output; negative rewards")
@@ -144,6 +183,7 @@ class Sampling:
         "when given, presence_penalty looks at the last N tokens of prompt and output; 0 is all",
         low=0,
         default_text="absent (output only)",
+        below="0 is all",
     )
     frequency_context_size: int | None = _param(
         "int",
@@ -151,9 +191,10 @@ class Sampling:
         "when given, frequency_penalty looks at the last N tokens of prompt and output; 0 is all",
         low=0,
         default_text="absent (output only)",
+        below="0 is all",
     )
     logit_bias: dict[int, float] = _param(
-        "bias", {}, "added to the logits of these token ids", low=-100, high=100, default_text="{}"
+        "bias", {}, "added to the logits of these token ids", low=-100, high=100, default_text="{}", off=("", [])
     )
     stop: tuple[str, ...] = _param(
         "strings",
@@ -161,10 +202,12 @@ class Sampling:
         "ends the text; matched on the answer's text however it was tokenised, and removed from it",
         high=MAX_STOP_STRINGS,
         default_text="[]",
+        off=("", {}),
+        null="leave it out",
     )
     stop_in_reasoning: bool = _param("bool", False, "stop strings look at what the model thinks, too")
     extra_eos_tokens: tuple[str, ...] = _param(
-        "strings", (), "tokens of the model that end the text as EOS does", default_text="[]"
+        "strings", (), "tokens of the model that end the text as EOS does", default_text="[]", off=("", {})
     )
     ignore_eos: bool = _param("bool", False, "go on past EOS, for benchmarks and fixed-length data")
     seed: int | None = _param(
@@ -174,10 +217,22 @@ class Sampling:
         low=0,
         high=MAX_SEED,
         default_text="drawn and recorded",
+        below="leave it out: a seed is drawn and recorded",
     )
-    n: int = _param("int", 1, "completions of one prompt; the prompt is computed once", low=1, high=128)
+    n: int = _param(
+        "int",
+        1,
+        "completions of one prompt; the prompt is computed once",
+        low=1,
+        high=128,
+        below="1 is one text",
+        above="write the line several times",
+    )
     logprobs: bool = _param(
-        "bool", False, "log-probability of each new token, after bias and penalties, before the filters"
+        "bool",
+        False,
+        "log-probability of each new token, after bias and penalties, before the filters",
+        number="for the k best give 'logprobs': true and 'top_logprobs': k",
     )
     top_logprobs: int = _param("int", 0, "and of the k most likely tokens", low=0, high=20)
 
@@ -227,15 +282,6 @@ def _closest(name: str, known: tuple[str, ...]) -> str | None:
     return spelled[close[0]] if close else None
 
 
-def check_parameter(name: str, value: Any) -> Any:
-    """The checked and normalised value of parameter ``name``.
-
-    Raises:
-        LineError: ``invalid_type`` or ``out_of_range``, naming the field, the range and the value.
-    """
-    return CHECKS[name](value)
-
-
 def shown(value: Any) -> str:
     """A value from JSON as messages show it, in 40 characters at most."""
     if isinstance(value, dict | list):
@@ -243,98 +289,3 @@ def shown(value: Any) -> str:
         return "an object" if isinstance(value, dict) else "an array"
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _wrong_type(row: Parameter, wanted: str, value: Any) -> LineError:
-    return LineError("invalid_type", row.name, f"must be {wanted}, not {shown(value)}{instead(row.name, value)}")
-
-
-def _outside(row: Parameter, value: Any) -> LineError:
-    message = f"must be {row.range_text}, not {shown(value)}{instead(row.name, value)}"
-    return LineError("out_of_range", row.name, message)
-
-
-def _int_check(row: Parameter) -> Callable[[Any], int]:
-    low = -math.inf if row.low is None else row.low
-    high = math.inf if row.high is None else row.high
-
-    def check(value: Any) -> int:
-        if type(value) is not int:
-            if type(value) is not float or not value.is_integer():
-                raise _wrong_type(row, "an integer", value)
-            value = int(value)
-        if not low <= value <= high:
-            raise _outside(row, value)
-        return cast("int", value)
-
-    return check
-
-
-def _float_check(row: Parameter) -> Callable[[Any], float]:
-    low = -math.inf if row.low is None else row.low
-    high = math.inf if row.high is None else row.high
-
-    def check(value: Any) -> float:
-        if type(value) is not float and type(value) is not int:
-            raise _wrong_type(row, "a number", value)
-        if type(value) is int and abs(value) > MAX_SEED:
-            raise _outside(row, value)
-        if not low <= value <= high or (row.open_low and value == low) or not math.isfinite(value):
-            raise _outside(row, value)
-        return float(value)
-
-    return check
-
-
-def _bool_check(row: Parameter) -> Callable[[Any], bool]:
-    def check(value: Any) -> bool:
-        if type(value) is not bool:
-            raise _wrong_type(row, "true or false", value)
-        return value
-
-    return check
-
-
-def _strings_check(row: Parameter) -> Callable[[Any], tuple[str, ...]]:
-    def check(value: Any) -> tuple[str, ...]:
-        items = (value,) if isinstance(value, str) else value
-        if not isinstance(items, list | tuple):
-            raise _wrong_type(row, "a string or a list of strings", value)
-        for item in items:
-            if not isinstance(item, str):
-                raise LineError("invalid_type", row.name, f"must hold strings alone, not {shown(item)}")
-        if not all(items):
-            raise LineError("out_of_range", row.name, "must not hold an empty string")
-        if row.high is not None and len(items) > row.high:
-            raise LineError("out_of_range", row.name, f"must hold at most {int(row.high)} strings, not {len(items)}")
-        return tuple(items)
-
-    return check
-
-
-def _bias_check(row: Parameter) -> Callable[[Any], dict[int, float]]:
-    number = _float_check(row)
-
-    def check(value: Any) -> dict[int, float]:
-        if not isinstance(value, dict):
-            raise _wrong_type(row, "an object of token ids and numbers", value)
-        checked = {}
-        for key, bias in value.items():
-            token = str(key).removesuffix(".0")
-            if not token.isascii() or not token.isdigit() or len(token) > 10:
-                raise LineError("invalid_type", row.name, f"keys must be token ids, not {shown(key)}")
-            checked[int(token)] = number(bias)
-        return checked
-
-    return check
-
-
-_CHECKS_BY_KIND: Mapping[str, Callable[[Parameter], Callable[[Any], Any]]] = {
-    "int": _int_check,
-    "float": _float_check,
-    "bool": _bool_check,
-    "strings": _strings_check,
-    "bias": _bias_check,
-}
-
-CHECKS: Mapping[str, Callable[[Any], Any]] = {name: _CHECKS_BY_KIND[row.kind](row) for name, row in PARAMETERS.items()}

@@ -1,8 +1,8 @@
 """The spool's files: every record that a worker finished, on its own disk, whatever becomes of Redis.
 
-``FOLDER/BATCH_ID/WORKER.LIFE.jsonl`` holds what one life of a worker finished of one batch: a line about the batch,
-then a line per record, which comes last in it and as it was stored. A life's files are its own as long as it holds the
-lock of ``FOLDER/WORKER.LIFE.lock``; what a later worker has offered to Redis is renamed to ``*.offered.jsonl``.
+``FOLDER/BATCH_ID/WORKER.INSTANCE.jsonl`` holds what one worker process finished of one batch: a line about the batch,
+then a line per record, which comes last in it and as it was stored. A process owns its files while it has the lock of
+``FOLDER/WORKER.INSTANCE.lock``; what a later worker has offered to Redis is renamed to ``*.offered.jsonl``.
 Any line may be damaged or cut off: readers pass over it and say so.
 """
 
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, BinaryIO
 
 import msgspec
 import orjson
@@ -39,6 +40,7 @@ OFFERED = ".offered.jsonl"
 BLOCK = 2**20
 """Bytes that are read of a line to see whether it is one of ours: a damaged disk may have no other for gigabytes."""
 HEADER, ENTRY = b'{"promptmill_spool":', b'{"shard":'
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class SpoolHeader:
     batch_id: str
     name: str | None = None
     source: str = ""
-    total: int = 0
+    total: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +111,9 @@ def read_header(path: Path) -> SpoolHeader:
     """
     with open_spool(path) as file:
         raw = file.readline(BLOCK)
-    try:
-        fields = orjson.loads(raw)
-        name, source = fields["name"], fields["source"]
-        if _ints(fields["promptmill_spool"], fields["total"]) and _texts(fields["batch_id"], name or "", source):
-            return SpoolHeader(fields["batch_id"], name, source, fields["total"])
-    except (ValueError, KeyError, TypeError):
-        pass  # a header that is no JSON is as good as one that lacks its fields
+    if raw.startswith(HEADER):
+        with suppress(ValueError):
+            return msgspec.json.decode(raw, type=SpoolHeader)
     return SpoolHeader(path.parent.name)
 
 
@@ -143,11 +141,11 @@ def read_entries(
 class _Fields(msgspec.Struct, frozen=True):
     """A line of a file. The record is kept as it is: it may be very long."""
 
-    shard: int
-    fence: int
+    shard: Count
+    fence: Count
     ok: bool
     chat: bool
-    usage: tuple[int, int, int]
+    usage: tuple[Count, Count, Count]
     record: msgspec.Raw
 
 
@@ -157,9 +155,7 @@ def _entry(raw: bytes, batch_id: str) -> SpoolEntry | None:
         fields = msgspec.json.decode(raw, type=_Fields)
         record = bytes(fields.record)
         head = head_of(record)
-        if not _ints(fields.shard, fields.fence, head.index, *fields.usage):
-            return None
-        if not head.id or head.batch_id != batch_id or fields.ok is not (head.error is None):
+        if head.index < 0 or not head.id or head.batch_id != batch_id or fields.ok is not (head.error is None):
             return None
         line = FinishedLine(head.index, fields.ok, *fields.usage, record)
         return SpoolEntry(fields.shard, fields.fence, fields.chat, line)
@@ -176,11 +172,3 @@ def _check_text(raw: bytes) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(raw), BLOCK):
         decoder.decode(raw[start : start + BLOCK], final=start + BLOCK >= len(raw))
-
-
-def _ints(*values: Any) -> bool:
-    return all(type(value) is int and value >= 0 for value in values)
-
-
-def _texts(*values: Any) -> bool:
-    return all(isinstance(value, str) for value in values)

@@ -1,19 +1,19 @@
-"""A pool at night without workers: schedules, the firing of their runs, and a clock that tests set."""
+"""A pool at night without workers: schedules, the dispatch of their runs, and a clock that tests set."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jobs.lines.line import Defaults
 from jobs.store.keys import ScheduleKeys
 from jobs.store.store import Store
 from submit.schedule.add import ScheduleOrder, add_schedule
 from submit.schedule.cron import Cron
-from submit.schedule.dispatch import Firing
+from submit.schedule.dispatch import Dispatcher
 from submit.schedule.model import Outcome, Schedule
-from submit.schedule.rq_jobs import QUEUE, RunQueue
+from submit.schedule.rq_jobs import QUEUE, RqMirror
 from submit.schedule.store import Schedules
 from submit.upload.submitter import Order
 from tests.pool import MODEL, prompts, work
@@ -36,7 +36,7 @@ class Night:
         self.now = now
         self.store = Store(store.connection, server_time=lambda: self.now)
         self.schedules = Schedules(store.connection)
-        self.queue = RunQueue(self.store)
+        self.mirror = RqMirror(store.connection)
 
     def add(self, name: str = "nightly", *, cron: str = "0 2 * * *", **given: Any) -> Schedule:
         """A schedule of three prompts; ``file`` is a path for one whose file is read at each run."""
@@ -47,33 +47,32 @@ class Night:
         )
         return add_schedule(self.store, wanted, prompts(3) if file is None else file)[0]
 
-    def firing(self, **settings: Any) -> Firing:
-        """What takes runs; it may read all files."""
-        return Firing(self.store, **{"read_from": [Path("/")], **settings})
+    def dispatcher(self, **settings: Any) -> Dispatcher:
+        """What begins and submits runs; it may read all files."""
+        return Dispatcher(self.store, **{"read_from": [Path("/")], **settings})
 
-    def crashing(self, step: str) -> Firing:
+    def crashing(self, step: str) -> Dispatcher:
         """A scheduler that dies at this step."""
 
         def observe(found: str) -> None:
             if found == step:
                 raise Crash
 
-        return self.firing(observe=observe)
+        return self.dispatcher(observe=observe)
 
-    def tick(self) -> None:
-        """What the main thread of an active scheduler does: queue what is due."""
-        wanted = {}
-        for name, schedule in zip(names := self.schedules.names(), self.schedules.read(names), strict=True):
-            if isinstance(schedule, Schedule):
-                wanted |= {(name, due): name for due in (schedule.next, schedule.asked) if due is not None}
-        self.queue.sync(wanted)
-        self.queue.move()
+    def tick(self, dispatcher: Dispatcher | None = None) -> None:
+        """What the main thread of an active scheduler does: begin what is due."""
+        found = self.schedules.read(self.schedules.names())
+        good = [schedule for schedule in found if isinstance(schedule, Schedule)]
+        (dispatcher or self.dispatcher()).begin_due(good)
+        self.mirror.show({schedule.name: schedule.next for schedule in good})
 
-    def at(self, now: float, firing: Firing | None = None) -> None:
+    def at(self, now: float, dispatcher: Dispatcher | None = None) -> None:
         """A tick at this time, and the work that it brings."""
         self.now = now
-        self.tick()
-        (firing or self.firing()).work()
+        dispatcher = dispatcher or self.dispatcher()
+        self.tick(dispatcher)
+        dispatcher.submit_begun()
 
     def runs(self, name: str = "nightly") -> tuple[Outcome, ...]:
         return self.schedules.get(name).runs
@@ -88,11 +87,10 @@ class Night:
     def hash_set(self, field: str, value: Any, name: str = "nightly") -> None:
         self.store.connection.hset(ScheduleKeys(name).info, field, value)
 
-    def queued(self) -> list[bytes]:
-        """What lies in RQ's queue, taken or not."""
-        connection = self.store.connection
-        lists = (f"rq:queue:{QUEUE}", f"rq:queue:{QUEUE}:intermediate")
-        return [entry for key in lists for entry in connection.lrange(key, 0, -1)]
+    def shown(self) -> list[bytes]:
+        """The scheduled jobs that RQ has after a tick."""
+        self.tick()
+        return cast("list[bytes]", self.store.connection.zrange(f"rq:scheduled:{QUEUE}", 0, -1))
 
 
 def lines_in(path: Path, *texts: str) -> str:

@@ -12,7 +12,6 @@ NEWER = "min_p"
 def forget(name: str) -> None:
     """Take a parameter out of the table, before anything else has read it."""
     params.PARAMETERS = {other: row for other, row in params.PARAMETERS.items() if other != name}
-    params.CHECKS = {other: check for other, check in params.CHECKS.items() if other != name}
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jobs.store.steps import step
 from jobs.tasks import refuse
-from worker.rq.steps import HAND_BACK
 
 if TYPE_CHECKING:
     from rq.job import Job
@@ -31,8 +31,8 @@ def run_shard(batch_id: str, number: int, lines: int) -> None:
 
 def _hand_back(job: Job) -> None:
     """Give up this worker's lease on a job, and put it back to its queue."""
-    step = job.connection.register_script(HAND_BACK)
+    hand_back = step(job.connection, "worker.rq.lua", "hand_back")
     for execution in job.get_executions():
         if job.connection.hget(execution.key, "worker_name") == str(job.worker_name).encode():
             keys = [job.started_job_registry.key, f"rq:queue:{job.origin}", job.key, execution.key]
-            step(keys=[*keys, f"rq:executions:{job.id}"], args=[execution.composite_key, job.id, "RPUSH"])
+            hand_back(keys=[*keys, f"rq:executions:{job.id}"], args=[execution.composite_key, job.id, "RPUSH"])

@@ -44,17 +44,19 @@ def command(
     from deploy.doctor.deployed import find_deployed
     from deploy.doctor.examination import Request, examine
     from deploy.doctor.finding import State, count
-    from deploy.doctor.host import ask_host
+    from deploy.doctor.machine import ask_machine
     from deploy.doctor.report import as_object, summary
+    from deploy.host import Host
 
-    host = ask_host()
+    host = Host()
+    machine = ask_machine(host)
     if worker is None:  # a model in the environment may be there for `submit`
-        worker = host.runs_workers or ctx.get_parameter_source("models") is click.core.ParameterSource.COMMANDLINE
+        worker = machine.runs_workers or ctx.get_parameter_source("models") is click.core.ParameterSource.COMMANDLINE
     named = ctx.get_parameter_source("redis_url") is click.core.ParameterSource.COMMANDLINE or _configured(ctx)
-    request = Request(redis_url, models, worker, () if named else tuple(find_deployed()))
+    request = Request(redis_url, models, worker, () if named else tuple(find_deployed(host)))
     show = None if as_json else _shown()
     sections = []
-    for section in examine(request, host, os.environ):
+    for section in examine(request, machine, os.environ):
         sections.append(section)
         if show is not None:
             show(section)

@@ -9,10 +9,10 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 
 from deploy.doctor.finding import Finding, unsure
 from deploy.doctor.mac import daemon_words, read_daemon
+from deploy.host import Host
 from deploy.init.launchd import DAEMONS
 from deploy.init.systemd import UNITS
 from deploy.plan import ETC
@@ -44,12 +44,11 @@ class Deployed:
         return f"cd / && {shlex.join(words)}"
 
 
-def find_deployed(root: Path = Path("/")) -> Iterator[Deployed]:
-    """The workers of this machine, by their settings files, whose names everybody may read, and their services;
-    ``root`` is a folder that stands for the machine's."""
-    for settings in sorted(_at(root, ETC).glob("*.toml")):
+def find_deployed(host: Host) -> Iterator[Deployed]:
+    """The workers of this machine, by their settings files, whose names everybody may read, and their services."""
+    for settings in sorted(host.at(ETC).glob("*.toml")):
         label = settings.stem
-        found = _launchd(root, label) or _systemd(root, label)
+        found = _launchd(host, label) or _systemd(host, label)
         if found is not None:
             yield found
 
@@ -73,25 +72,20 @@ def this_user() -> str:
         return str(os.geteuid())
 
 
-def _at(root: Path, path: Path) -> Path:
-    return root / path.relative_to("/")
-
-
-def _launchd(root: Path, label: str) -> Deployed | None:
-    job = read_daemon(_at(root, DAEMONS) / f"{label}.plist")
+def _launchd(host: Host, label: str) -> Deployed | None:
+    job = read_daemon(host.at(DAEMONS) / f"{label}.plist")
     variables = job.get("EnvironmentVariables")
     environment = variables if isinstance(variables, dict) else {}
     return _deployed(label, str(job.get("UserName", "")), daemon_words(job), environment)
 
 
-def _systemd(root: Path, label: str) -> Deployed | None:
+def _systemd(host: Host, label: str) -> Deployed | None:
+    pairs = [line.partition("=")[::2] for line in (host.read(UNITS / f"{label}.service") or "").splitlines()]
+    said = dict(pairs)
     try:
-        text = (_at(root, UNITS) / f"{label}.service").read_text(encoding="utf-8")
-        pairs = [line.partition("=")[::2] for line in text.splitlines()]
-        said = dict(pairs)
         words = _words(said.get("ExecStart", ""))
         assigned = [word for name, value in pairs if name == "Environment" for word in _words(value)]
-    except (OSError, ValueError):  # not there, not for us, or damaged
+    except ValueError:  # damaged
         return None
     environment = {name: value for name, _, value in (word.partition("=") for word in assigned)}
     return _deployed(label, said.get("User", ""), words, environment)

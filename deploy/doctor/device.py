@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import Any
 import orjson
 
 from deploy.doctor.finding import Finding, failed, good, unsure
-from deploy.doctor.host import Host
+from deploy.doctor.machine import Machine
+from deploy.host import run_command
 from submit.status.text import size
 
 __all__ = ["Device", "ask_device", "check_device"]
@@ -43,16 +43,12 @@ class Device:
 def ask_device(command: Sequence[str] | None = None, timeout_s: float = TIMEOUT_S) -> Device:
     """Have the device tried, by MLX's own means, within so many seconds."""
     # -P: a folder named mlx in the current directory must not be taken for it.
-    arguments = command or [sys.executable, "-P", "-c", SCRIPT]
-    try:
-        done = subprocess.run(
-            arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout_s
-        )
-    except subprocess.TimeoutExpired:
-        return Device(error=f"no answer within {timeout_s:g} s")
-    except OSError as error:
-        return Device(error=f"{arguments[0]}: {error.strerror}")
-    return _device(done.stdout) if done.returncode == 0 else Device(error=_last_line(done.stderr, done.returncode))
+    done = run_command(command or [sys.executable, "-P", "-c", SCRIPT], timeout_s)
+    if done.status == 0:
+        return _device(done.output)
+    lines = [line.strip() for line in done.errors.splitlines() if line.strip()]
+    ended = f"ended by signal {-done.status}" if done.status < 0 else f"ended with status {done.status}"
+    return Device(error=lines[-1][:300] if lines else ended)
 
 
 def _device(out: str) -> Device:
@@ -69,18 +65,12 @@ def _device(out: str) -> Device:
     return Device(name, gpu, recommended if isinstance(recommended, int) and recommended > 0 else None)
 
 
-def _last_line(err: str, status: int) -> str:
-    lines = [line.strip() for line in err.splitlines() if line.strip()]
-    ended = f"ended by signal {-status}" if status < 0 else f"ended with status {status}"
-    return lines[-1][:300] if lines else ended
-
-
-def check_device(host: Host, device: Device) -> Finding:
+def check_device(machine: Machine, device: Device) -> Finding:
     """MLX computes, and on a Mac it does so on the GPU."""
     if device.error is not None:
         remedy = "pip install --force-reinstall 'promptmill[worker]'; where that does not help, restart the machine"
         return failed("device", f"MLX does not work: {device.error}", remedy)
-    if host.mac is not None and not device.gpu:
+    if machine.mac is not None and not device.gpu:
         remedy = "install MLX from its wheel for macOS: pip install --force-reinstall mlx"
         return unsure("device", f"MLX computes on the CPU ({device.name}), not on the GPU", remedy)
     most = f", and recommends to use up to {size(device.recommended)}" if device.recommended else ""

@@ -106,15 +106,8 @@ def _as_owner(user: int) -> str:
 
 def _existing(folder: Path) -> Path:
     """The folder, or what of the path to it is there."""
-    return next((path for path in (folder, *folder.parents) if _is_there(path)), Path("/"))
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        path.stat()
-    except OSError:  # also where a folder above it may not be looked into
-        return False
-    return True
+    # Path.exists raises where a folder above it may not be looked into.
+    return next((path for path in (folder, *folder.parents) if os.path.exists(path)), Path("/"))  # noqa: PTH110
 
 
 def _decimal(number: int) -> str:

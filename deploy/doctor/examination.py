@@ -11,26 +11,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.doctor.access import (
+    ask_certificate,
+    check_certificate,
     check_encryption,
     check_password,
     check_permissions,
     open_to_strangers,
     try_permissions,
 )
-from deploy.doctor.certificate import ask_certificate, check_certificate
 from deploy.doctor.deployed import Deployed, check_deployed, this_user
 from deploy.doctor.device import Device, ask_device, check_device
 from deploy.doctor.disk import check_data_folder, check_disks, check_room
 from deploy.doctor.finding import Finding, Section, failed, skipped
-from deploy.doctor.host import Host
-from deploy.doctor.machine import check_macos, check_package, check_processor, check_python
+from deploy.doctor.mac import POWER_CHECKS, check_power
+from deploy.doctor.machine import Machine, check_macos, check_package, check_processor, check_python
 from deploy.doctor.memory import check_memory, check_wired_limit
 from deploy.doctor.models import ModelFiles, check_model, find_model, hub_cache
 from deploy.doctor.network import is_loopback, reach
 from deploy.doctor.pool import ask_pool, check_pool
-from deploy.doctor.power import POWER_CHECKS, check_power
-from deploy.doctor.server import ask_clock, ask_latency, check_clock, check_latency, check_server
-from deploy.doctor.tool import operator_tool
+from deploy.doctor.server import ask_clock, ask_latency, check_clock, check_latency, check_server, operator_tool
 from jobs.embedded.server import data_folder, embedded_server
 from jobs.errors import RedisError, RefusedError
 from jobs.redis.connect import connect, full, redacted, translated
@@ -58,22 +57,22 @@ class Request:
     deployed: tuple[Deployed, ...] = ()
 
 
-def examine(request: Request, host: Host, environ: Mapping[str, str]) -> Iterator[Section]:
+def examine(request: Request, machine: Machine, environ: Mapping[str, str]) -> Iterator[Section]:
     """The sections, one after the other as they are known."""
-    yield Section("machine", "This machine", list(_machine(request, host, environ)))
-    yield from _redis(request, host, environ)
+    yield Section("machine", "This machine", list(_machine(request, machine, environ)))
+    yield from _redis(request, machine, environ)
 
 
-def _machine(request: Request, host: Host, environ: Mapping[str, str]) -> Iterator[Finding]:
+def _machine(request: Request, machine: Machine, environ: Mapping[str, str]) -> Iterator[Finding]:
     yield from check_deployed(request.deployed, this_user())
     if request.worker:
-        yield check_processor(host)
-        yield check_macos(host)
-    yield check_python(host)
+        yield check_processor(machine)
+        yield check_macos(machine)
+    yield check_python(machine)
     models = [find_model(name, environ) for name in dict.fromkeys(request.models)] if request.worker else []
     if request.worker:
-        yield from _engine(host, models)
-        yield from check_power(host.mac)
+        yield from _engine(machine, models)
+        yield from check_power(machine.mac)
     yield check_data_folder(data_folder(environ))
     yield from check_disks(_folders(environ, worker=request.worker))
     fetched = [model.name for model in models if model.problem is not None and model.fetch and not model.offline]
@@ -84,18 +83,18 @@ def _machine(request: Request, host: Host, environ: Mapping[str, str]) -> Iterat
         yield from (skipped(name, NO_WORKER) for name in (*_OF_WORKERS, *named))
 
 
-def _engine(host: Host, models: Sequence[ModelFiles]) -> Iterator[Finding]:
+def _engine(machine: Machine, models: Sequence[ModelFiles]) -> Iterator[Finding]:
     """MLX, and the models that it is to run."""
-    yield from (check_package(name, package) for name, package in host.packages.items())
+    yield from (check_package(name, package) for name, package in machine.packages.items())
     device = Device()
-    if host.runs_workers:
+    if machine.runs_workers:
         device = ask_device()
-        yield check_device(host, device)
+        yield check_device(machine, device)
     else:
         yield skipped("device", "without mlx and mlx-lm there is nothing to try")
     yield from map(check_model, models)
-    yield from check_memory(host, device, models)
-    yield check_wired_limit(host)
+    yield from check_memory(machine, device, models)
+    yield check_wired_limit(machine)
 
 
 def _folders(environ: Mapping[str, str], *, worker: bool) -> list[tuple[str, Path]]:
@@ -107,16 +106,17 @@ def _folders(environ: Mapping[str, str], *, worker: bool) -> list[tuple[str, Pat
     return folders
 
 
-def _redis(request: Request, host: Host, environ: Mapping[str, str]) -> Iterator[Section]:
+def _redis(request: Request, machine: Machine, environ: Mapping[str, str]) -> Iterator[Section]:
     title = f"Redis at {redacted(request.redis_url)}" if request.redis_url else "Redis, this user's embedded server"
     section = Section("redis", title)
     pool = Section("pool", "The pool")
     with contextlib.ExitStack() as stack:
         try:
             url = request.redis_url or stack.enter_context(embedded_server(data_folder(environ)))
-            way = _way(section, host, url)
+            way = _way(section, machine, url)
             if way is not None:
-                _server(section, pool, request, host, way)
+                with translated(url), contextlib.closing(connect(url, timeout_s=REDIS_TIMEOUT_S, retries=0)) as opened:
+                    _ask(section, pool, opened, request, machine, way)
         except (RedisError, RefusedError) as error:
             section.findings.append(_unreachable(error))
         if not pool.findings:
@@ -149,7 +149,7 @@ class Way:
         return operator_tool(self.settings, encrypted=self.encrypted)
 
 
-def _way(section: Section, host: Host, url: str) -> Way | None:
+def _way(section: Section, machine: Machine, url: str) -> Way | None:
     """Look whether the server's address takes connections, and whether its certificate is good; None where not."""
     from redis.connection import parse_url
 
@@ -160,7 +160,7 @@ def _way(section: Section, host: Host, url: str) -> Way | None:
     if "path" in settings:
         section.findings.append(skipped("network", "a socket of this machine"))
         return Way(url, settings)
-    reached = reach(host, str(settings.get("host") or "localhost"), int(settings.get("port") or 6379))
+    reached = reach(machine, str(settings.get("host") or "localhost"), int(settings.get("port") or 6379))
     section.findings.append(reached.finding)
     if reached.address is None:
         return None
@@ -173,39 +173,28 @@ def _way(section: Section, host: Host, url: str) -> Way | None:
     return way
 
 
-def _server(section: Section, pool: Section, request: Request, host: Host, way: Way) -> None:
-    """Ask the server everything."""
-    with translated(way.url):
-        connection = connect(way.url, timeout_s=REDIS_TIMEOUT_S, retries=0)
-        try:
-            _ask(section, pool, connection, request, host, way)
-        finally:
-            connection.close()
-
-
-def _ask(section: Section, pool: Section, connection: Redis, request: Request, host: Host, way: Way) -> None:
-    name = f"doctor-{secrets.token_hex(8)}"
+def _ask(section: Section, pool: Section, connection: Redis, request: Request, machine: Machine, way: Way) -> None:
     add = section.findings.extend
     add(check_server(connection.info(), way.tool))
-    add(_allowed("permissions", lambda: [_permissions(connection, name, way, request.worker)]))
+    add(_allowed("permissions", lambda: [_permissions(connection, way, request.worker)]))
     add([check_encryption(network=bool(way.address), encrypted=way.encrypted, loopback=way.loopback)])
     if way.address:
         add([check_password(open_to_strangers(connection), loopback=way.loopback)])
     add(_allowed("latency", lambda: [check_latency(ask_latency(connection))]))
-    add(_allowed("clock", lambda: [check_clock(ask_clock(connection), host.mac is not None)]))
+    add(_allowed("clock", lambda: [check_clock(ask_clock(connection), machine.mac is not None)]))
     pool.findings += _allowed("pool", lambda: check_pool(ask_pool(connection)))
 
 
-def _permissions(connection: Redis, name: str, way: Way, worker: bool) -> Finding:
+def _permissions(connection: Redis, way: Way, worker: bool) -> Finding:
     from redis.exceptions import ResponseError
 
     try:
-        refused = try_permissions(connection, name, worker=worker)
-        return check_permissions(refused, way.url, worker=worker, tool=way.tool)
+        refused = try_permissions(connection, f"doctor-{secrets.token_hex(8)}", worker=worker)
     except ResponseError as error:
         if not full(error):
             raise
         return skipped("permissions", "cannot be tried while Redis is full")
+    return check_permissions(refused, way.url, worker=worker, tool=way.tool)
 
 
 def _allowed(name: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 __all__ = ["Finding", "Section", "State", "count", "failed", "good", "printable", "skipped", "unsure"]
@@ -36,13 +36,7 @@ class Finding:
         return self.remedy if self.command is None else f"{self.remedy} {self.command}"
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "state": self.state.value,
-            "reason": self.reason,
-            "remedy": self.whole_remedy,
-            "command": self.command,
-        }
+        return {**asdict(self), "state": self.state.value, "remedy": self.whole_remedy}
 
 
 @dataclass(slots=True)

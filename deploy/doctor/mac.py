@@ -1,22 +1,27 @@
-"""What macOS says of itself, by its own tools; the one module that calls them."""
+"""A Mac as its own tools describe it, and whether it stays at work through the night: sleep, power, power cuts."""
 
 from __future__ import annotations
 
 import plistlib
 import re
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.parsers.expat import ExpatError
 
+from deploy.doctor.finding import Finding, good, skipped, unsure
 from deploy.gpu_limit import DAEMON_SUFFIX, LIMIT
-from deploy.init.launchd import DAEMONS
+from deploy.host import Host
+from deploy.init.launchd import DAEMONS, power_settings
 
-__all__ = ["Mac", "Run", "WiredAtBoot", "ask_mac", "daemon_words", "read_daemon", "run"]
+__all__ = ["NOT_A_MAC", "POWER_CHECKS", "Mac", "WiredAtBoot", "ask_mac", "check_power", "daemon_words", "read_daemon"]
 
-TOOL_TIMEOUT_S = 3.0
+NOT_A_MAC = "not a Mac"
+POWER_CHECKS = ("sleep", "power", "power cut", "FileVault")
+_AC = "AC Power"
+_LOW_POWER_MODE = 1
+"""The value of ``powermode`` that slows a Mac down; 0 is automatic and 2 high power."""
 _OIDS = (
     "hw.memsize",
     "hw.optional.arm64",
@@ -24,9 +29,6 @@ _OIDS = (
     "machdep.cpu.brand_string",
     "sysctl.proc_translated",
 )
-
-Run = Callable[[Sequence[str]], str]
-"""What a command prints; empty where it does not run or takes too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +60,13 @@ class Mac:
     wired_at_boot: WiredAtBoot | None = None
 
 
-def run(command: Sequence[str]) -> str:
-    """What a command prints on stdout, whatever its exit status; see :data:`Run`."""
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TOOL_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.decode(errors="replace")
-
-
-def ask_mac(run: Run = run, daemons: Path = DAEMONS) -> Mac:
+def ask_mac(host: Host, daemons: Path = DAEMONS) -> Mac:
     """The facts of this Mac. Full paths: a daemon's PATH may be short."""
+    run = host.output
     # One that is not known there is named on stderr, and the others are printed all the same.
     system = _colon_lines(run(["/usr/sbin/sysctl", *_OIDS]))
     source = run(["/usr/bin/pmset", "-g", "ps"])
+    vault = re.search(r"FileVault is (On|Off)", run(["/usr/bin/fdesetup", "status"]))
     arm = system.get("hw.optional.arm64")
     return Mac(
         # Python's own answer depends on the SDK that it was built with.
@@ -83,10 +76,10 @@ def ask_mac(run: Run = run, daemons: Path = DAEMONS) -> Mac:
         translated=system.get("sysctl.proc_translated") == "1",
         memory=_number(system.get("hw.memsize")),
         wired_limit_mb=_number(system.get(LIMIT)),
-        power=_power(run(["/usr/bin/pmset", "-g", "custom"])),
+        power=power_settings(run(["/usr/bin/pmset", "-g", "custom"])),
         battery="InternalBattery" in source,
         on_battery="'Battery Power'" in source,
-        filevault=_filevault(run(["/usr/bin/fdesetup", "status"])),
+        filevault=None if vault is None else vault[1] == "On",
         wired_at_boot=_wired_at_boot(daemons),
     )
 
@@ -131,18 +124,63 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
-def _power(text: str) -> dict[str, dict[str, int]]:
-    """The settings of ``pmset -g custom`` by source: a name, which may have spaces in it, and a number per line."""
-    settings: dict[str, dict[str, int]] = {}
-    source: dict[str, int] = {}
-    for line in text.splitlines():
-        if line and not line[0].isspace() and line.rstrip().endswith(":"):
-            source = settings.setdefault(line.rstrip().rstrip(":"), {})
-        elif found := re.match(r"\s+(\S.*?)\s+(\d+)(\s|$)", line):
-            source[found[1]] = int(found[2])
-    return settings
+def check_power(mac: Mac | None) -> Iterator[Finding]:
+    """The findings of :data:`POWER_CHECKS`, in that order."""
+    if mac is None:
+        yield from (skipped(name, NOT_A_MAC) for name in POWER_CHECKS)
+        return
+    plugged_in = mac.power.get(_AC, {})
+    yield _sleep(plugged_in)
+    yield _power(mac)
+    yield _power_cut(plugged_in)
+    yield _filevault(mac)
 
 
-def _filevault(text: str) -> bool | None:
-    found = re.search(r"FileVault is (On|Off)", text)
-    return None if found is None else found[1] == "On"
+def _sleep(plugged_in: Mapping[str, int]) -> Finding:
+    minutes = plugged_in.get("sleep")
+    if minutes is None:
+        return skipped("sleep", "`pmset -g custom` did not say")
+    if minutes:
+        when = "a minute" if minutes == 1 else f"{minutes} minutes"
+        reason = (
+            f"this Mac sleeps when nobody has used it for {when} and no worker holds lines (with --allow-sleep: even "
+            "then); nothing wakes it for new ones"
+        )
+        return unsure("sleep", reason, "sudo pmset -c sleep 0")
+    return good("sleep", "never, on mains power")
+
+
+def _power(mac: Mac) -> Finding:
+    """Where the power comes from now, and whether a setting saves it."""
+    if mac.on_battery:
+        return unsure("power", "it runs on its battery: slower, and not for long", "plug it in")
+    settings = mac.power.get(_AC)
+    if settings is None:
+        return skipped("power", "`pmset -g custom` did not say")
+    if settings.get("lowpowermode") or settings.get("powermode") == _LOW_POWER_MODE:
+        name = "lowpowermode" if settings.get("lowpowermode") else "powermode"
+        return unsure("power", "low power mode is on: everything is slower", f"sudo pmset -a {name} 0")
+    return good("power", "mains, low power mode off")
+
+
+def _power_cut(plugged_in: Mapping[str, int]) -> Finding:
+    restarts = plugged_in.get("autorestart")
+    if restarts is None:
+        return skipped("power cut", "this Mac has no setting for it")
+    if restarts:
+        return good("power cut", "starts by itself when power is back")
+    return unsure("power cut", "it stays off when power is back", "sudo pmset -a autorestart 1")
+
+
+def _filevault(mac: Mac) -> Finding:
+    if mac.battery:
+        return skipped("FileVault", "a laptop starts with somebody at it")
+    if mac.filevault is None:
+        return skipped("FileVault", "`fdesetup status` did not say")
+    if mac.filevault:
+        return unsure(
+            "FileVault",
+            "on: after a start this Mac waits to be unlocked, and no worker runs until then",
+            "restart it with `sudo fdesetup authrestart`; where nobody can come to unlock it, `sudo fdesetup disable`",
+        )
+    return good("FileVault", "off: workers run after a start with nobody there")

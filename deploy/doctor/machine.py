@@ -1,86 +1,132 @@
-"""Checks of the machine: what MLX needs of the processor, of macOS, of Python and of its own version."""
+"""The machine at hand and its Python: facts gathered once, and what MLX needs of processor, macOS, Python, packages."""
 
 from __future__ import annotations
 
-import operator
-import re
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from deploy.doctor.finding import Finding, failed, good, skipped, unsure
-from deploy.doctor.host import Host, Package
+from deploy.doctor.mac import NOT_A_MAC, Mac, ask_mac
+from deploy.host import Host
 
-__all__ = ["NOT_A_MAC", "check_macos", "check_package", "check_processor", "check_python"]
+__all__ = [
+    "Machine",
+    "Package",
+    "ask_machine",
+    "bounds",
+    "check_macos",
+    "check_package",
+    "check_processor",
+    "check_python",
+]
 
-NOT_A_MAC = "not a Mac"
+WORKER_PACKAGES = ("mlx", "mlx-lm")
 LEAST_MACOS = (14, 0)
 LEAST_PYTHON = (3, 11)
 NATIVE_PYTHON = (
     "install a native Python (`uv python install 3.12`, or Homebrew's in /opt/homebrew), and promptmill with it"
 )
-_COMPARE = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    "==": operator.eq,
-    "!=": operator.ne,
-    ">": operator.gt,
-    "<": operator.lt,
-}
 
 
-def check_processor(host: Host) -> Finding:
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A distribution that a worker needs: the version installed here, and the versions promptmill takes."""
+
+    installed: str | None
+    wanted: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """This machine and the Python that runs; ``memory`` is in bytes, and ``mac`` None elsewhere than on macOS."""
+
+    system: str
+    architecture: str
+    python: tuple[int, int, int]
+    memory: int | None
+    mac: Mac | None = None
+    packages: Mapping[str, Package] = field(default_factory=dict)
+
+    @property
+    def runs_workers(self) -> bool:
+        """Whether the worker package's engine is installed here."""
+        return all(package.installed is not None for package in self.packages.values())
+
+
+def ask_machine(host: Host) -> Machine:
+    """The facts, without importing MLX."""
+    mac = ask_mac(host) if host.platform == "darwin" else None
+    try:
+        wanted = bounds(importlib.metadata.requires("promptmill") or [], host.platform)
+    except importlib.metadata.PackageNotFoundError:  # run from its source, not installed
+        wanted = {}
+    return Machine(
+        system=platform.system(),
+        architecture=platform.machine(),
+        python=sys.version_info[:3],
+        memory=host.memory() if mac is None else mac.memory,
+        mac=mac,
+        packages={name: Package(_installed(name), wanted.get(name, "")) for name in WORKER_PACKAGES},
+    )
+
+
+def bounds(requirements: Iterable[str], system: str) -> dict[str, str]:
+    """Of promptmill's requirements those of workers on ``system`` (as in ``sys.platform``): name -> versions."""
+    environment = {"extra": "worker", "sys_platform": system}
+    found = [made for made in map(Requirement, requirements) if made.marker and made.marker.evaluate(environment)]
+    return {requirement.name.lower(): str(requirement.specifier) for requirement in found}
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_processor(machine: Machine) -> Finding:
     """MLX has Metal on Apple silicon only, and only for native processes."""
-    name, mac = "processor", host.mac
+    name, mac, architecture = "processor", machine.mac, machine.architecture
     if mac is None:
-        return skipped(name, f"{NOT_A_MAC}: on {host.system} {host.architecture} MLX is for development")
-    if mac.translated or (host.architecture != "arm64" and mac.apple_silicon):
-        return failed(name, f"this Python runs under Rosetta ({host.architecture} on {mac.chip})", NATIVE_PYTHON)
-    if host.architecture != "arm64":
+        return skipped(name, f"{NOT_A_MAC}: on {machine.system} {architecture} MLX is for development")
+    if mac.translated or (architecture != "arm64" and mac.apple_silicon):
+        return failed(name, f"this Python runs under Rosetta ({architecture} on {mac.chip})", NATIVE_PYTHON)
+    if architecture != "arm64":
         return failed(name, f"this Mac has an {mac.chip}, and MLX needs Apple silicon", "use it to submit only")
     return good(name, f"{mac.chip}, native arm64")
 
 
-def check_macos(host: Host) -> Finding:
+def check_macos(machine: Machine) -> Finding:
     """The oldest macOS that MLX is built for."""
-    if host.mac is None:
+    if machine.mac is None:
         return skipped("macOS", NOT_A_MAC)
-    shown = ".".join(map(str, host.mac.version))
+    shown = ".".join(map(str, machine.mac.version))
     if not shown:
         return unsure("macOS", "its version is not known: `sw_vers` did not say", "see that it is 14.0 or later")
-    if host.mac.version < LEAST_MACOS:
+    if machine.mac.version < LEAST_MACOS:
         return failed("macOS", f"{shown}; MLX needs 14.0 or later", "System Settings > General > Software Update")
     return good("macOS", shown)
 
 
-def check_python(host: Host) -> Finding:
+def check_python(machine: Machine) -> Finding:
     """The oldest Python that promptmill runs on."""
-    shown = ".".join(map(str, host.python))
-    if host.python < LEAST_PYTHON:
+    shown = ".".join(map(str, machine.python))
+    if machine.python < LEAST_PYTHON:
         return failed("python", f"{shown}; 3.11 or later is needed", NATIVE_PYTHON)
-    return good("python", f"{shown}, {host.architecture}")
+    return good("python", f"{shown}, {machine.architecture}")
 
 
 def check_package(name: str, package: Package) -> Finding:
     """A package that a worker needs, in one of the versions that promptmill was tested with."""
-    remedy = "pip install --upgrade 'promptmill[worker]'"
-    if package.installed is None:
+    remedy, installed = "pip install --upgrade 'promptmill[worker]'", package.installed
+    if installed is None:
         return failed(name, "not installed", remedy)
-    if not _within(package.installed, package.wanted):
-        return failed(name, f"{package.installed} is installed, and promptmill needs {package.wanted}", remedy)
-    return good(name, package.installed)
-
-
-def _within(version: str, wanted: str) -> bool:
-    """Whether a version keeps plain bounds such as ``>=1.2,<2``; a part that is none of these decides nothing."""
-    for bound in filter(None, wanted.split(",")):
-        found = re.fullmatch(r"\s*(>=|<=|==|!=|>|<)\s*([\d.]+)\s*", bound)
-        if found is not None and not _COMPARE[found[1]](_numbers(version), _numbers(found[2])):
-            return False
-    return True
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The numbers that a version begins with, for comparison: 1.2 and 1.2.0 are the same."""
-    found = re.match(r"\d+(\.\d+)*", version)
-    parts = [int(part) for part in found[0].split(".")] if found else []
-    while parts and parts[-1] == 0:
-        parts.pop()
-    return tuple(parts)
+    if not SpecifierSet(package.wanted).contains(installed, prereleases=True):
+        return failed(name, f"{installed} is installed, and promptmill needs {package.wanted}", remedy)
+    return good(name, installed)

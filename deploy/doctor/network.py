@@ -7,12 +7,12 @@ import ipaddress
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from deploy.doctor.finding import Finding, failed, good
-from deploy.doctor.host import Host
+from deploy.doctor.machine import Machine
 
 __all__ = ["Reached", "explain", "is_loopback", "reach"]
 
@@ -24,7 +24,24 @@ GREETING_S = 0.2
 PRIVACY_SINCE = (15,)
 """The first macOS that asks for leave before a program may talk to the local network."""
 
-Address = tuple[Any, ...]
+_UNREACHABLE = ("{where}: {said}", "bring both machines into one network: `ping {address}`")
+_FORBIDDEN = ("{where}: {said}", "allow Python in this machine's firewall")
+_MEANINGS: Mapping[int | None, tuple[str, str]] = {
+    errno.ETIMEDOUT: (
+        "{where} does not answer",
+        "see that the machine is on and awake, and that no firewall drops the port",
+    ),
+    errno.ECONNREFUSED: (
+        "{where}: the machine is there, but nothing listens at this port",
+        "start Redis; if it runs, see that its `bind` has an address of that network, and give its port",
+    ),
+    errno.EHOSTUNREACH: _UNREACHABLE,
+    errno.ENETUNREACH: _UNREACHABLE,
+    errno.EHOSTDOWN: _UNREACHABLE,
+    errno.EPERM: _FORBIDDEN,
+    errno.EACCES: _FORBIDDEN,
+}
+"""What an error of a connection means, and its remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +53,7 @@ class Reached:
 
 
 def reach(
-    host: Host,
+    machine: Machine,
     name: str,
     port: int,
     *,
@@ -68,7 +85,7 @@ def reach(
         shown = where if name == address[0] else f"{where} ({address[0]})"
         return Reached(good("network", f"{shown} takes connections, in {took:.1f} ms"), str(address[0]))
     last, tried = failure or (OSError(errno.EADDRNOTAVAIL, "it has no address"), "")
-    return Reached(explain(host, last, where, tried))
+    return Reached(explain(machine, last, where, tried))
 
 
 def _greeting(probe: socket.socket) -> str:
@@ -90,41 +107,27 @@ def _turned_away(where: str, greeting: str) -> Finding:
     return failed("network", f"{where} turns everybody away: {said}", remedy)
 
 
-def explain(host: Host, error: OSError, where: str, address: str) -> Finding:
+def explain(machine: Machine, error: OSError, where: str, address: str) -> Finding:
     """What an error of a connection means, and what to do."""
-    version = host.mac.version if host.mac is not None else ()
-    unreachable = error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
+    version, said = machine.mac.version if machine.mac is not None else (), _said(error)
     if error.errno == errno.EHOSTUNREACH and version >= PRIVACY_SINCE and is_local(address):
         return failed(
             "network",
-            f"{where}: {_said(error)} (errno {error.errno}); one reason is that macOS {version[0]} denies this program "
+            f"{where}: {said} (errno {error.errno}); one reason is that macOS {version[0]} denies this program "
             "the local network",
             "allow it in System Settings > Privacy & Security > Local Network; or start it from Terminal or by ssh, "
             "and workers as a LaunchDaemon (no LaunchAgent): those need no leave. Otherwise a firewall or a router is "
             f"in the way, or the host is in no network of this Mac: `ping {address}`",
         )
-    if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
-        return failed(
-            "network",
-            f"{where} does not answer",
-            "see that the machine is on and awake, and that no firewall drops the port",
-        )
-    if error.errno == errno.ECONNREFUSED:
-        return failed(
-            "network",
-            f"{where}: the machine is there, but nothing listens at this port",
-            "start Redis; if it runs, see that its `bind` has an address of that network, and give its port",
-        )
-    if unreachable:
-        return failed("network", f"{where}: {_said(error)}", f"bring both machines into one network: `ping {address}`")
-    if error.errno in (errno.EPERM, errno.EACCES):
-        return failed("network", f"{where}: {_said(error)}", "allow Python in this machine's firewall")
-    return failed("network", f"{where}: {_said(error)}", "give its address with --redis")
+    number = errno.ETIMEDOUT if isinstance(error, TimeoutError) else error.errno
+    reason, remedy = _MEANINGS.get(number, ("{where}: {said}", "give its address with --redis"))
+    return failed("network", reason.format(where=where, said=said), remedy.format(address=address))
 
 
 def is_loopback(address: str) -> bool:
     """Whether an address is this machine's own."""
-    return _parsed(address) is not None and ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    found = _parsed(address)
+    return found is not None and found.is_loopback
 
 
 def is_local(address: str) -> bool:
@@ -141,7 +144,7 @@ def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def _resolve(name: str, port: int, lookup: Callable[..., list[Any]]) -> list[Any]:
-    """The addresses of a host. The system's own patience with a name server is long, and cannot be set."""
+    """The addresses of a machine. The system's own patience with a name server is long, and cannot be set."""
     found: list[Any] = []
 
     def ask() -> None:

@@ -13,10 +13,9 @@ from jobs.errors import RefusedError
 from jobs.store.keys import PAUSED, PREFIX, RQ_SUSPENDED
 from jobs.store.store import Store
 from submit.schedule.store import Schedules
-from submit.status.lost_workers import Silent, read_silent
 from submit.status.text import duration, plural
 from submit.status.worker_state import WorkerState
-from submit.status.workers import SCAN_STEP, Workers, served_by
+from submit.status.workers import SCAN_STEP, LostWorker, Workers, read_lost_workers, served_by
 from submit.webhooks.store import due
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class Pool:
     paused: bool | None
     workers: tuple[WorkerState, ...]
     resting: tuple[str, ...] = ()
-    silent: tuple[Silent, ...] = ()
+    silent: tuple[LostWorker, ...] = ()
     waiting: Mapping[str, int] = field(default_factory=dict)
     trouble: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     scheduler: str | None = None
@@ -69,7 +68,7 @@ def ask_pool(connection: Redis) -> Pool:
         paused=bool(paused) if isinstance(paused, int) else None,
         workers=workers,
         resting=tuple(_names(connection, ("HKEYS", PAUSED)))[:MOST],
-        silent=tuple(read_silent(connection, live, now)),
+        silent=tuple(read_lost_workers(connection, live, now)),
         waiting=waiting,
         trouble=_trouble(connection),
         scheduler=schedules.active_scheduler(),
@@ -107,7 +106,7 @@ def _workers(pool: Pool) -> Finding:
     return good("workers", f"{len(pool.workers)} at work: {', '.join(shown)}{_more(pool.workers)}")
 
 
-def _silent(silent: Sequence[Silent]) -> Finding:
+def _silent(silent: Sequence[LostWorker]) -> Finding:
     shown = [f"{one.name} (for {duration(one.silent_s)})" for one in silent[:SHOWN]]
     reason = f"registered, and say nothing: {', '.join(shown)}{_more(silent)}: killed, asleep or cut off"
     remedy = "see their machines and logs; those that are gone for good RQ forgets within minutes"

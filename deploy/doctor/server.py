@@ -1,7 +1,8 @@
-"""Checks of a Redis by what it says of itself in INFO, which users of least privilege may ask, and by its clock."""
+"""Checks of a Redis by its INFO, which users of least privilege may ask, and by its clock; its operator's command."""
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from submit.status.text import count, size
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["ask_clock", "ask_latency", "check_clock", "check_latency", "check_server"]
+__all__ = ["ask_clock", "ask_latency", "check_clock", "check_latency", "check_server", "operator_tool"]
 
 PINGS, PINGS_S = 50, 1.0
 SLOW_S, TOO_SLOW_S = 0.02, 1.0
@@ -22,6 +23,9 @@ AHEAD_S, FAR_AHEAD_S = 2.0, 60.0
 and a minute is past what drift explains."""
 SCARCE, NEARLY_FULL = 0.7, 0.95
 BUSY = 0.8
+OPERATOR = "operator"
+"""The user who may do everything, where a server has users; `promptmill deploy server` makes it."""
+_FILES = {"ssl_ca_certs": "--cacert", "ssl_certfile": "--cert", "ssl_keyfile": "--key"}
 
 Info = Mapping[str, Any]
 
@@ -175,3 +179,27 @@ def check_clock(ahead_s: float, mac: bool) -> Finding:
     here = "sudo sntp -sS time.apple.com" if mac else "sudo timedatectl set-ntp true"
     remedy = f"set the clocks of both by the network; here: {here}"
     return (failed if apart > FAR_AHEAD_S else unsure)("clock", reason, remedy)
+
+
+def operator_tool(settings: Mapping[str, Any], *, encrypted: bool) -> str:
+    """`redis-cli` with what it needs to reach the server of a URL whose settings are those, as redis-py parses it: the
+    address, TLS, and a user or password, which it asks for."""
+    words = ["redis-cli"]
+    if "path" in settings:
+        words += ["-s", str(settings["path"])]
+    else:
+        host, port = str(settings.get("host") or "localhost"), int(settings.get("port") or 6379)
+        words += ["-h", host] if encrypted or host not in ("localhost", "127.0.0.1") else []
+        words += ["-p", str(port)] if port != 6379 else []
+    if encrypted:
+        words.append("--tls")
+        for name, flag in _FILES.items():
+            if name in settings:
+                words += [flag, str(settings[name])]
+        if settings.get("ssl_cert_reqs") in ("none", "CERT_NONE"):
+            words.append("--insecure")
+    if settings.get("username") not in (None, "", "default"):
+        words += ["--user", OPERATOR, "--askpass"]
+    elif settings.get("password"):
+        words.append("--askpass")
+    return shlex.join(words)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import plistlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deploy.gpu_limit import LIMIT
-from deploy.init.service import OPEN_FILES, Account, Service, root_group
-from deploy.plan import File, Folder, Step
+from deploy.init.service import Account, Service
+from deploy.plan import File, Folder, Step, Unit, rendered, root_file, root_group, shipped
 from jobs.errors import RefusedError
 
 __all__ = [
@@ -18,15 +19,13 @@ __all__ = [
     "POWER",
     "POWER_NOW",
     "after_limit",
-    "daemon",
     "former_power",
     "log_file",
-    "log_files",
-    "log_folder",
-    "newsyslog",
     "plist",
+    "power_settings",
     "start",
     "stop",
+    "unit",
     "user_steps",
     "weekly",
     "wired_limit",
@@ -34,9 +33,6 @@ __all__ = [
 
 DAEMONS = Path("/Library/LaunchDaemons")
 LOGS = Path("/var/log")
-THROTTLE_S = 30
-UMASK = 0o077
-LOG_KIB, LOG_COUNT = 10_240, 7
 POWER = (
     ("sleep", "0"),  # a Mac that sleeps serves nothing
     ("disksleep", "0"),
@@ -45,17 +41,13 @@ POWER = (
     ("autorestart", "1"),  # after a power failure
 )
 POWER_NOW = ("pmset", "-g", "custom")
-_SOURCES = {"AC Power:": "-c", "Battery Power:": "-b", "UPS Power:": "-u"}
+_SOURCES = {"AC Power": "-c", "Battery Power": "-b", "UPS Power": "-u"}
 SYSCTL = "/usr/sbin/sysctl"
 NO_LIMIT = (SYSCTL, f"{LIMIT}=0")
 """0 is what macOS starts with: it decides by itself."""
 _ACCESS = (
     "over SSH macOS lets root change users only with Full Disk Access: switch on `Allow full disk access for remote "
     "users` (System Settings, General, Sharing, Remote Login), or do this in Terminal on the Mac itself"
-)
-_WAIT = (
-    'limit=$1; tool=$2; shift 2; tries=0; while [ "$("$tool" -n ' + LIMIT + ' 2>/dev/null)" != "$limit" ] '
-    '&& [ $tries -lt 60 ]; do tries=$((tries + 1)); sleep 1; done; exec "$@"'
 )
 
 
@@ -75,106 +67,88 @@ def plist(job: Mapping[str, Any]) -> str:
     return text.decode()
 
 
-def daemon(service: Service) -> File:
-    """The daemon of a service. A daemon, never an agent: since macOS 15 agents need a person's leave to reach hosts
-    of the local network, and end at logout.
+def unit(service: Service) -> Unit:
+    """The daemon of a service, its logs and their rotation. A daemon, never an agent: since macOS 15 agents need a
+    person's leave to reach hosts of the local network, and end at logout.
 
-    Only a failure starts it again: a service that ends with status 0 was asked to.
+    The folder of its logs is root's: newsyslog works in it as root, and a service that could make links there would
+    have it write elsewhere. So the service can make no logs there, and gets empty ones.
+
+    newsyslog renames logs, makes new ones and sends no signal: the service opens its log (``.log``) anew when it finds
+    it renamed. What it says before that is open (``.err``) is opened by launchd at each start, and what is written to
+    stderr later goes into the log: see :mod:`jobs.app.logs`.
     """
-    job = {
-        "Label": service.label,
-        "ProgramArguments": list(service.command),
-        "UserName": service.account.user,
-        "GroupName": service.account.group,
-        "InitGroups": True,
-        "Umask": UMASK,
-        "WorkingDirectory": str(service.account.home),
-        "EnvironmentVariables": dict(service.environment),
-        # Background is slowed down on the GPU, about eight times, and what is unset is slowed down a little.
-        "ProcessType": "Interactive" if service.foreground else "Standard",
-        "RunAtLoad": True,
-        "KeepAlive": {"SuccessfulExit": False},
-        "ThrottleInterval": THROTTLE_S,
-        "ExitTimeOut": service.stop_s,
-        "SoftResourceLimits": {"NumberOfFiles": OPEN_FILES},
-        "HardResourceLimits": {"NumberOfFiles": OPEN_FILES},
-        "StandardOutPath": str(log_file(service.label, "err")),
-        "StandardErrorPath": str(log_file(service.label, "err")),
-    }
-    return _root_file(DAEMONS / f"{service.label}.plist", plist(job))
+    label, account = service.label, service.account
+    log, errors = log_file(label), log_file(label, "err")
+    logs = [File(path, "", 0o600, account.user, account.group, once=True, left=True) for path in (log, errors)]
+    daemon = _daemon(
+        "daemon",
+        label,
+        service.command,
+        UserName=account.user,
+        GroupName=account.group,
+        WorkingDirectory=str(account.home),
+        EnvironmentVariables=dict(service.environment),
+        ProcessType="Interactive" if service.foreground else "Standard",
+        ExitTimeOut=service.stop_s,
+        StandardOutPath=str(errors),
+        StandardErrorPath=str(errors),
+    )
+    rotation = rendered("newsyslog.conf", log=log.with_suffix(""), user=account.user, group=account.group)
+    files = (*logs, daemon, root_file("launchd", Path("/etc/newsyslog.d") / f"{label}.conf", rotation))
+    folder = Folder(log.parent, 0o755, "root", root_group("launchd"))
+    return Unit(files, start(label, service.stop_s), (folder,))
 
 
-def wired_limit(label: str, mebibytes: int) -> File:
+def wired_limit(label: str, mebibytes: int) -> Unit:
     """A daemon that runs once at boot, as root, and lets the GPU wire so much memory: macOS forgets it at shutdown."""
-    job = {
-        "Label": label,
-        "ProgramArguments": [SYSCTL, f"{LIMIT}={mebibytes}"],
-        "RunAtLoad": True,
-        "StandardOutPath": "/dev/null",
-        "StandardErrorPath": "/dev/null",
-    }
-    return _root_file(DAEMONS / f"{label}.plist", plist(job))
+    return Unit((_daemon("wired-limit", label, (SYSCTL, f"{LIMIT}={mebibytes}")),), start(label, 0))
 
 
-def weekly(label: str, command: tuple[str, ...]) -> tuple[tuple[File, ...], tuple[Step, ...]]:
+def weekly(label: str, command: tuple[str, ...]) -> Unit:
     """A daemon that root runs once a week, at the next waking if it is missed, and the commands that start it."""
-    job = {
-        "Label": label,
-        "ProgramArguments": list(command),
-        "EnvironmentVariables": {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"},
-        "StartCalendarInterval": {"Weekday": 2, "Hour": 10, "Minute": 7},
-    }
-    return (_root_file(DAEMONS / f"{label}.plist", plist(job)),), start(label, 0)
+    return Unit((_daemon("weekly", label, command),), start(label, 0))
+
+
+def _daemon(template: str, label: str, command: tuple[str, ...], **values: Any) -> File:
+    """A property list of ``deploy/templates`` with these values in the place of its own."""
+    job = plistlib.loads(shipped(f"templates/{template}.plist.template").encode())
+    job |= {"Label": label, "ProgramArguments": list(command), **values}
+    return root_file("launchd", DAEMONS / f"{label}.plist", plist(job))
 
 
 def after_limit(command: tuple[str, ...], mebibytes: int, sysctl: str = SYSCTL) -> tuple[str, ...]:
     """A command that waits, a minute at most, until the limit is there: launchd starts daemons in no order, and Metal
     reads it once."""
-    return ("/bin/sh", "-c", _WAIT, "promptmill", str(mebibytes), sysctl, *command)
+    wait = shipped("templates/wait-for-limit.template").rstrip()
+    return ("/bin/sh", "-c", wait, "promptmill", str(mebibytes), sysctl, *command)
+
+
+def power_settings(shown: str) -> dict[str, dict[str, int]]:
+    """The settings that ``pmset -g custom`` shows, by source: a name, which may have spaces in it, and a number."""
+    settings: dict[str, dict[str, int]] = {}
+    source: dict[str, int] = {}
+    for line in shown.splitlines():
+        if line and not line[0].isspace() and line.rstrip().endswith(":"):
+            source = settings.setdefault(line.rstrip().rstrip(":"), {})
+        elif found := re.match(r"\s+(\S.*?)\s+(\d+)(\s|$)", line):
+            source[found[1]] = int(found[2])
+    return settings
 
 
 def former_power(shown: str) -> tuple[str, ...]:
-    """Commands that bring back the power settings that ``pmset -g custom`` shows, of those that are changed."""
-    found: dict[str, list[str]] = {}
-    source = None
-    for line in shown.splitlines():
-        words = line.split()
-        if line.strip() in _SOURCES:
-            source = _SOURCES[line.strip()]
-        elif source and len(words) >= 2 and words[0] in dict(POWER) and words[1].isdecimal():
-            found.setdefault(source, []).extend(words[:2])
-    return tuple(f"sudo pmset {source} {' '.join(settings)}" for source, settings in found.items())
-
-
-def log_folder(label: str) -> Folder:
-    """The folder is root's: newsyslog works in it as root, and a service that could make links there would have it
-    write elsewhere."""
-    return Folder(LOGS / label, 0o755, "root", root_group("launchd"))
-
-
-def log_files(service: Service) -> tuple[File, ...]:
-    """Empty logs: in that folder the service itself can make none."""
-    account = service.account
-    return tuple(
-        File(log_file(service.label, kind), "", 0o600, account.user, account.group, once=True, left=True)
-        for kind in ("log", "err")
-    )
+    """Commands that bring back those of the settings that ``pmset -g custom`` shows which we change."""
+    changed = dict(POWER)
+    commands = []
+    for source, settings in power_settings(shown).items():
+        words = [f"{name} {value}" for name, value in settings.items() if name in changed]
+        if source in _SOURCES and words:
+            commands.append(f"sudo pmset {_SOURCES[source]} {' '.join(words)}")
+    return tuple(commands)
 
 
 def log_file(label: str, kind: str = "log") -> Path:
     return LOGS / label / f"{label}.{kind}"
-
-
-def newsyslog(service: Service) -> File:
-    """Rotation of a service's logs. newsyslog renames them, makes new ones and sends no signal: the service opens its
-    log (``.log``) anew when it finds it renamed. What it says before that is open (``.err``) is opened by launchd at
-    each start, and what is written to stderr later goes into the log: see :mod:`jobs.app.logs`."""
-    owner = f"{service.account.user}:{service.account.group}"
-    lines = ["# logfile  owner:group  mode  count  KiB  when  flags (B: no line of its own; N: no signal)"]
-    lines += [
-        f"{log_file(service.label, kind)}  {owner}  600  {LOG_COUNT}  {LOG_KIB}  *  BN" for kind in ("log", "err")
-    ]
-    return _root_file(Path("/etc/newsyslog.d") / f"{service.label}.conf", "\n".join(lines) + "\n")
 
 
 def user_steps(account: Account, free_id: int | None, gid: int | None = None) -> tuple[Step, ...]:
@@ -218,21 +192,16 @@ def start(label: str, stop_s: float) -> tuple[Step, ...]:
     )
 
 
-def stop(label: str, stop_s: float) -> tuple[Step, ...]:
-    """Commands that end a daemon, and wait: until it is gone it cannot be started anew."""
+def stop(label: str, stop_s: float = 3600) -> tuple[Step, ...]:
+    """Commands that end a daemon, and wait: until it is gone it cannot be started anew. The limit that a daemon itself
+    has is in its file; none of ours has more than an hour to end."""
+    limit_s = stop_s + 10
+    at_most = f"{limit_s:.0f} seconds" if limit_s < 3600 else "an hour"
     return (
         Step(("launchctl", "bootout", f"system/{label}"), may_fail=True),
         Step(
             ("launchctl", "print", f"system/{label}"),
-            until_fails_s=stop_s + 10,
-            waits=f"waiting until {label} has ended, {_duration(stop_s + 10)} at most",
+            until_fails_s=limit_s,
+            waits=f"waiting until {label} has ended, {at_most} at most",
         ),
     )
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 3600 else "an hour"
-
-
-def _root_file(path: Path, text: str) -> File:
-    return File(path, text, 0o644, "root", root_group("launchd"))

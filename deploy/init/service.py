@@ -1,4 +1,4 @@
-"""A long-lived process of a pool, told without a word of launchd or systemd."""
+"""A long-lived process of a pool, described alike for launchd and systemd."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["INITS", "OPEN_FILES", "Account", "Service", "default_home", "default_init", "root_group"]
+__all__ = ["INITS", "SERVERS", "Account", "Service", "default_home", "default_init"]
 
 INITS = ("launchd", "systemd")
-OPEN_FILES = 4096
-"""launchd gives 256 otherwise: too few for a server, and for a model of many files beside its connections."""
+SERVERS = ("redis-server", "valkey-server")
 _HOMES = {"launchd": Path("/opt/promptmill"), "systemd": Path("/var/lib/promptmill")}
 
 
@@ -53,8 +52,3 @@ def default_init(platform: str = sys.platform) -> str:
 def default_home(init: str, name: str) -> Path:
     """Where a service's user is at home: ``name`` is ``home`` for workers, ``redis`` for the server."""
     return _HOMES[init] / name
-
-
-def root_group(init: str) -> str:
-    """The group of files that are root's."""
-    return "wheel" if init == "launchd" else "root"

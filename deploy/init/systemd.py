@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from deploy.init.service import OPEN_FILES, Account, Service, root_group
-from deploy.plan import File, Step
+from deploy.init.service import Account, Service
+from deploy.plan import Step, Unit, rendered, root_file
 
 __all__ = ["UNITS", "quoted", "start", "stop", "stopped", "unit", "user_steps", "weekly"]
 
 UNITS = Path("/etc/systemd/system")
-RESTART_S = 30
-_HARDENED = (
-    "NoNewPrivileges=yes",
-    "ProtectSystem=strict",
-    "PrivateTmp=yes",
-    "ProtectControlGroups=yes",
-    "ProtectHostname=yes",
-    "ProtectKernelLogs=yes",
-    "ProtectKernelModules=yes",
-    "ProtectKernelTunables=yes",
-    "RestrictNamespaces=yes",
-    "RestrictRealtime=yes",
-    "RestrictSUIDSGID=yes",
-    "LockPersonality=yes",
-    "CapabilityBoundingSet=",
-    "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
-    "SystemCallArchitectures=native",
-)
-_CONFINED = (
-    # Before systemd 254 this closes all devices but the clock's, the GPU too: not for a worker.
-    "ProtectClock=yes",
-    "PrivateDevices=yes",
-    "MemoryDenyWriteExecute=yes",
-    "SystemCallFilter=@system-service",
-    "SystemCallFilter=~@privileged @resources",
-    "SystemCallErrorNumber=EPERM",
-)
 
 
 def quoted(word: str) -> str:
@@ -45,57 +19,43 @@ def quoted(word: str) -> str:
     return f'"{text}"' if not word or any(character in " \t'\"\\;#" for character in word) else text
 
 
-def unit(service: Service) -> File:
-    """The unit of a service; it logs to the journal, which rotates. Only a failure starts it again."""
+def unit(service: Service) -> Unit:
+    """The unit of a service; it logs to the journal, which rotates. Only a failure starts it again. SIGTERM goes to the
+    process alone, which ends its children; what is left after the limit is killed.
+
+    A worker is not confined: before systemd 254 ``ProtectClock=`` closes all devices but the clock's, the GPU too.
+    """
     account = service.account
-    lines = [
-        "[Unit]",
-        f"Description={service.about}",
-        "Wants=network-online.target",
-        "After=network-online.target",
-        "StartLimitIntervalSec=0",
-        "",
-        "[Service]",
-        "Type=exec",
-        f"ExecStart={' '.join(map(quoted, service.command))}",
-        f"User={account.user}",
-        f"Group={account.group}",
-        f"WorkingDirectory={account.home}".replace("%", "%%"),
-        *(f"Environment={_value(f'{name}={value}')}" for name, value in service.environment.items()),
-        "Restart=on-failure",
-        f"RestartSec={RESTART_S}",
-        # SIGTERM goes to the process alone, which ends its children; what is left after the limit is killed.
-        "KillMode=mixed",
-        f"TimeoutStopSec={service.stop_s}",
-        f"LimitNOFILE={OPEN_FILES}",
-        "UMask=0077",
-        *(f"ReadWritePaths={_value(str(path))}" for path in (account.home, *service.writable)),
-        *_HARDENED,
-        "ProtectHome=read-only" if service.reads_homes else "ProtectHome=yes",
-        *(_CONFINED if service.confined else ()),
-        "",
-        "[Install]",
-        "WantedBy=multi-user.target",
-    ]
-    return File(UNITS / f"{service.label}.service", "\n".join(lines) + "\n", 0o644, "root", root_group("systemd"))
-
-
-def weekly(label: str, command: tuple[str, ...]) -> tuple[tuple[File, ...], tuple[Step, ...]]:
-    """A command that root runs once a week, after the start of the machine if it is missed, and what starts that."""
-    service = ["[Unit]", f"Description={label}", "", "[Service]", "Type=oneshot"]
-    service += [f"ExecStart={' '.join(map(quoted, command))}"]
-    timer = ["[Unit]", f"Description={label}", "", "[Timer]", "OnCalendar=weekly", "RandomizedDelaySec=6h"]
-    timer += ["Persistent=yes", "", "[Install]", "WantedBy=timers.target"]
-    files = tuple(
-        File(UNITS / f"{label}.{kind}", "\n".join(lines) + "\n", 0o644, "root", root_group("systemd"))
-        for kind, lines in (("service", service), ("timer", timer))
+    text = rendered(
+        "unit.service",
+        about=service.about,
+        command=" ".join(map(quoted, service.command)),
+        user=account.user,
+        group=account.group,
+        home=str(account.home).replace("%", "%%"),
+        environment=_lines("Environment", (f"{name}={value}" for name, value in service.environment.items())),
+        stop_s=service.stop_s,
+        writable=_lines("ReadWritePaths", map(str, (account.home, *service.writable))),
+        protect_home="read-only" if service.reads_homes else "yes",
+        confined=rendered("confined") if service.confined else "",
     )
-    return files, (Step(("systemctl", "enable", f"{label}.timer")), Step(("systemctl", "restart", f"{label}.timer")))
+    files = (root_file("systemd", UNITS / f"{service.label}.service", text),)
+    return Unit(files, start(service.label, service.stop_s))
 
 
-def _value(word: str) -> str:
-    # Variables are replaced in commands only: elsewhere a dollar stays as it is.
-    return quoted(word.replace("$", "\0")).replace("\0", "$")
+def weekly(label: str, command: tuple[str, ...]) -> Unit:
+    """A command that root runs once a week, after the start of the machine if it is missed, and what starts that."""
+    words = " ".join(map(quoted, command))
+    files = tuple(
+        root_file("systemd", UNITS / f"{label}.{kind}", rendered(f"weekly.{kind}", label=label, command=words))
+        for kind in ("service", "timer")
+    )
+    return Unit(files, tuple(Step(("systemctl", action, f"{label}.timer")) for action in ("enable", "restart")))
+
+
+def _lines(setting: str, words: Iterable[str]) -> str:
+    """A line of a setting for each word. Variables are replaced in commands only: elsewhere a dollar stays as it is."""
+    return "".join(f"{setting}={quoted(word).replace('$$', '$')}\n" for word in words)
 
 
 def user_steps(account: Account, *, with_group: bool = True) -> tuple[Step, ...]:

@@ -6,11 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobs.errors import MOST_PROBLEMS, LineError
-from jobs.lines.foreign_names import cure_of_wrapper, explained, is_column, renamed, unsupported
+from jobs.lines.foreign_names import (
+    ABSENT,
+    asks_for_nothing,
+    cure_of_wrapper,
+    explained,
+    is_column,
+    meant_by_nothing,
+    renamed,
+    unsupported,
+)
 from jobs.lines.messages import CHAT_FIELDS, check_continuing, check_flag, check_messages
-from jobs.lines.neutral_values import ABSENT, asks_for_nothing, meant_by_nothing
+from jobs.lines.parameters import CHECKS
 from jobs.lines.values import check_object, check_text, json_kind, name_check
-from jobs.params import ALIASES, CHECKS, SHOWN_NAME, did_you_mean, shown
+from jobs.params import ALIASES, SHOWN_NAME, did_you_mean, shown
 
 __all__ = ["gather", "lacks_prompt", "no_prompt"]
 

@@ -1,63 +1,54 @@
-"""Names that other tools have for fields, and what is to be written here instead.
+"""Fields of other tools: the name here, or what is to be written instead; and the values that ask for nothing.
 
 The tools: OpenAI's other APIs, vLLM, SGLang, TGI, transformers, Ollama, llama.cpp, Anthropic, Bedrock, Gemini, and the
-rows of common data sets.
+rows of common data sets. A null counts as absent everywhere. What other APIs and their clients write for "off", "none"
+and "as usual" changes nothing about the text, so it is taken; any other value would, and is refused with the remedy.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from jobs.lines.values import are_rows
+from jobs.params import PARAMETERS
 
-__all__ = ["cure_of_row", "cure_of_wrapper", "explained", "is_column", "is_foreign", "renamed", "unsupported"]
+__all__ = [
+    "ABSENT",
+    "asks_for_nothing",
+    "cure_of_wrapper",
+    "explained",
+    "is_column",
+    "is_empty",
+    "is_foreign",
+    "meant_by_nothing",
+    "renamed",
+    "unsupported",
+]
 
-RENAMED: Mapping[str, str] = {
-    "max_length": "max_tokens",
-    "max_output_tokens": "max_tokens",
-    "max_tokens_to_sample": "max_tokens",
-    "max_token_count": "max_tokens",
-    "max_gen_len": "max_tokens",
-    "num_predict": "max_tokens",
-    "n_predict": "max_tokens",
-    "min_length": "min_tokens",
-    "min_new_tokens": "min_tokens",
-    "repeat_penalty": "repetition_penalty",
-    "rep_pen": "repetition_penalty",
-    "repetition_penalty_range": "repetition_context_size",
-    "repeat_last_n": "repetition_context_size",
-    "penalty_last_n": "repetition_context_size",
-    "num_return_sequences": "n",
-    "num_completions": "n",
-    "candidate_count": "n",
-    "stop_sequences": "stop",
-    "stop_strings": "stop",
-    "stop_words": "stop",
-    "random_seed": "seed",
-    "n_probs": "top_logprobs",
-    "logprobs_count": "top_logprobs",
-    "top_n_tokens": "top_logprobs",
-    "response_logprobs": "logprobs",
-    "lora": "adapter_path",
-    "lora_path": "adapter_path",
-    "adapter": "adapter_path",
-    "model_name": "model",
-    "model_id": "model",
-    "system": "system_prompt",
-    "system_instruction": "system_prompt",
-    "system_message": "system_prompt",
-    "instructions": "system_prompt",
-    "prefill": "prefill_response",
-    "template_kwargs": "chat_template_kwargs",
-    "conversation": "messages",
-    "chat": "messages",
-    "dialog": "messages",
-    "input_text": "prompt",
-    "extra": "metadata",
+ABSENT: Final = object()
+"""Stands for a field that was not given after all."""
+
+_OTHER_NAMES: Mapping[str, str] = {
+    "max_tokens": "max_length max_output_tokens max_tokens_to_sample max_token_count max_gen_len num_predict n_predict",
+    "min_tokens": "min_length min_new_tokens",
+    "repetition_penalty": "repeat_penalty rep_pen",
+    "repetition_context_size": "repetition_penalty_range repeat_last_n penalty_last_n",
+    "n": "num_return_sequences num_completions candidate_count",
+    "stop": "stop_sequences stop_strings stop_words",
+    "seed": "random_seed",
+    "logprobs": "response_logprobs",
+    "top_logprobs": "n_probs logprobs_count top_n_tokens",
+    "model": "model_name model_id",
+    "adapter_path": "lora lora_path adapter",
+    "system_prompt": "system system_instruction system_message instructions",
+    "prefill_response": "prefill",
+    "chat_template_kwargs": "template_kwargs",
+    "messages": "conversation chat dialog",
+    "prompt": "input_text",
+    "metadata": "extra",
 }
+RENAMED: Mapping[str, str] = {other: ours for ours, others in _OTHER_NAMES.items() for other in others.split()}
 """Other names of what we have; they are also known with capitals in place of underscores."""
 
 WRAPPERS: Mapping[str, str] = {
@@ -73,110 +64,130 @@ WRAPPERS: Mapping[str, str] = {
 }
 """Objects that hold parameters which stand in the line itself here."""
 
-UNSUPPORTED: Mapping[str, str] = {
-    "tools": "no tools are given to the model: describe them in the prompt, or remove it",
-    "tool_choice": "there are no tools to choose from: remove it",
-    "functions": "no functions are given to the model: describe them in the prompt, or remove it",
-    "function_call": "there are no functions to call: remove it",
-    "parallel_tool_calls": "there are no tools to call: remove it",
-    "stream": "a batch does not stream; remove it",
-    "echo": "the prompt is not repeated in the text: put it before the text yourself",
-    "suffix": "text is not inserted before a suffix: put both into the prompt",
-    "best_of": "no best one is chosen: 'n' gives as many texts as it says",
-    "modalities": 'only ["text"] is generated',
-    "audio": "only text is generated",
-    "images": "only text is read",
-    "prediction": "no predicted output is used: remove it (a worker's --draft-model makes decoding faster)",
-    "web_search_options": "nothing is searched: put what is to be known into the prompt",
-    "reasoning_effort": 'the chat template may know it: write "chat_template_kwargs": {"reasoning_effort": "low"}, or '
-    '{"enable_thinking": false}, as the model has it',
-    "reasoning": 'the chat template may know it: write "chat_template_kwargs": {"enable_thinking": true}',
-    "thinking": 'the chat template may know it: write "chat_template_kwargs": {"enable_thinking": true}',
-    "think": 'the chat template may know it: write "chat_template_kwargs": {"enable_thinking": true}',
-    "thinking_budget": "thinking has no budget of its own: remove it, or see 'max_tokens'",
-    "include_reasoning": "reasoning is always in the record, apart from the text: remove it",
-    "verbosity": "say in the prompt how long the answer is to be",
-    "truncation": "a prompt that is too long is an error: shorten it",
-    "truncate_prompt_tokens": "a prompt that is too long is an error: shorten it",
-    "background": "a batch is in the background anyway: remove it",
-    "previous_response_id": "lines know of no others: write the whole conversation into 'messages'",
-    "guided_json": "texts are not constrained: say in the prompt what is wanted",
-    "guided_regex": "texts are not constrained: say in the prompt what is wanted",
-    "guided_choice": "texts are not constrained: say in the prompt what is wanted",
-    "guided_grammar": "texts are not constrained: say in the prompt what is wanted",
-    "guided_decoding_backend": "texts are not constrained: remove it",
-    "structured_outputs": "texts are not constrained: say in the prompt what is wanted",
-    "json_schema": "texts are not constrained: say in the prompt what is wanted",
-    "grammar": "texts are not constrained: say in the prompt what is wanted",
-    "format": "texts are not constrained: say in the prompt what is wanted",
-    "response_schema": "texts are not constrained: say in the prompt what is wanted",
-    "response_mime_type": "texts are not constrained: say in the prompt what is wanted",
-    "regex": "texts are not constrained: say in the prompt what is wanted",
-    "ebnf": "texts are not constrained: say in the prompt what is wanted",
-    "prompt_logprobs": "only new tokens have log-probabilities: remove it",
-    "continuation": "nothing is scored: remove it",
-    "return_token_ids": "records have no token ids: remove it",
-    "return_tokens_as_token_ids": "records have no token ids: remove it",
-    "stop_token_ids": "write the tokens' texts into 'extra_eos_tokens', as [\"<|im_end|>\"]",
-    "eos_token_id": "write the token's text into 'extra_eos_tokens', as [\"<|im_end|>\"]",
-    "bad_words": "give their tokens -100 in 'logit_bias'",
-    "bad_words_ids": "give them -100 in 'logit_bias', as {\"1234\": -100}",
-    "suppress_tokens": "give them -100 in 'logit_bias', as {\"1234\": -100}",
-    "allowed_token_ids": "give the others -100 in 'logit_bias', as {\"1234\": -100}",
-    "logits_processors": "lines bring no code: see 'logit_bias' and the penalties",
-    "use_beam_search": "there is no beam search: 'n' gives several texts of their own",
-    "num_beams": "there is no beam search: 'n' gives several texts of their own",
-    "num_beam_groups": "there is no beam search: 'n' gives several texts of their own",
-    "beam_width": "there is no beam search: 'n' gives several texts of their own",
-    "length_penalty": "it is of beam search, which there is none of: remove it",
-    "early_stopping": "it is of beam search, which there is none of: remove it",
-    "diversity_penalty": "it is of beam search, which there is none of: remove it",
-    "no_repeat_ngram_size": "use 'repetition_penalty' or 'frequency_penalty'",
-    "encoder_repetition_penalty": "use 'repetition_penalty'",
-    "guidance_scale": "there is no guidance by a second prompt: remove it",
-    "skip_special_tokens": "no text holds the token that ended it: remove it",
-    "spaces_between_special_tokens": "no text holds the token that ended it: remove it",
-    "include_stop_str_in_output": "the record has what matched as 'stop_string': put it behind the text yourself",
-    "no_stop_trim": "the record has what matched as 'stop_string': put it behind the text yourself",
-    "add_special_tokens": "what the tokenizer adds to a 'prompt', and the template to 'messages', is added: remove it",
-    "detokenize": "records hold text: remove it",
-    "return_full_text": "the prompt is not repeated in the text: put it before the text yourself",
-    "details": "'logprobs': true gives each token: remove it",
-    "decoder_input_details": "only new tokens have log-probabilities: remove it",
-    "watermark": "texts have no watermark: remove it",
-    "priority": "a batch has one priority, of `submit --priority`: remove it",
-    "typical_p": "use 'min_p' or 'top_p'",
-    "typical": "use 'min_p' or 'top_p'",
-    "epsilon_cutoff": "use 'min_p'",
-    "eta_cutoff": "use 'min_p'",
-    "tfs_z": "use 'min_p' or 'top_p'",
-    "top_a": "use 'min_p'",
-    "mirostat": "use 'min_p' or 'top_p'",
-    "mirostat_tau": "it is of mirostat, which there is none of: remove it",
-    "mirostat_eta": "it is of mirostat, which there is none of: remove it",
-    "dynatemp_range": "use 'temperature'",
-    "dynatemp_exponent": "use 'temperature'",
-    "smoothing_factor": "use 'temperature'",
-    "dry_multiplier": "use 'repetition_penalty' or 'frequency_penalty'",
-    "dry_base": "it is of DRY, which there is none of: remove it",
-    "dry_allowed_length": "it is of DRY, which there is none of: remove it",
-    "penalize_nl": "newlines are penalised as other tokens are: remove it",
-    "samplers": "the order of the filters is always the same: remove it",
-    "n_keep": "a prompt that is too long is an error: remove it",
-    "raw": "a 'prompt' is always taken as it stands, 'messages' go through the template: remove it",
-    "template": "the chat template is the model's: write the whole text into 'prompt' instead of 'messages'",
-    "chat_template": "the chat template is the model's: write the whole text into 'prompt' instead of 'messages'",
-    "documents": "write them into the prompt, or into 'chat_template_kwargs' where the template knows them",
-    "num_ctx": "the context is the worker's: `promptmill worker --max-context`; remove it",
-    "num_thread": "it is no matter of a line: remove it",
-    "num_gpu": "it is no matter of a line: remove it",
-    "num_batch": "it is no matter of a line: `promptmill worker --decode-concurrency`; remove it",
-    "draft_model": "a draft model is the worker's: `promptmill worker --draft-model`",
-    "num_draft_tokens": "a draft model is the worker's: `promptmill worker --num-draft-tokens`",
-    "timeout": "a batch may end after a time: `submit --expires-in`; remove it",
-    "safety_settings": "nothing is filtered: remove it",
-    "anthropic_version": "remove it",
-}
+
+def _unsupported(remedy: str, *names: str, **off: Any) -> tuple[str, Mapping[str, Any]]:
+    """Fields of one remedy. Those with a value ask for nothing by it; a tuple holds several such values."""
+    return remedy, {**dict.fromkeys(names, ()), **off}
+
+
+_UNSUPPORTED = (
+    # --- conversations and tools ---
+    _unsupported("no tools are given to the model: describe them in the prompt, or remove it", "tools"),
+    _unsupported("there are no tools to choose from: remove it", tool_choice=("none", "auto")),
+    _unsupported("no functions are given to the model: describe them in the prompt, or remove it", "functions"),
+    _unsupported("there are no functions to call: remove it", function_call=("none", "auto")),
+    _unsupported("there are no tools to call: remove it", parallel_tool_calls=(True, False)),
+    _unsupported('only ["text"] is generated', modalities=["text"]),
+    _unsupported("only text is generated", "audio"),
+    _unsupported("only text is read", "images"),
+    _unsupported("nothing is searched: put what is to be known into the prompt", "web_search_options"),
+    _unsupported("lines know of no others: write the whole conversation into 'messages'", "previous_response_id"),
+    _unsupported("nothing is filtered: remove it", "safety_settings"),
+    _unsupported("remove it", "anthropic_version"),
+    # --- the prompt ---
+    _unsupported(
+        "the prompt is not repeated in the text: put it before the text yourself", echo=False, return_full_text=False
+    ),
+    _unsupported("text is not inserted before a suffix: put both into the prompt", "suffix"),
+    _unsupported(
+        "a prompt that is too long is an error: shorten it", truncation=("disabled", False), truncate_prompt_tokens=-1
+    ),
+    _unsupported("a prompt that is too long is an error: remove it", n_keep=0),
+    _unsupported("a 'prompt' is always taken as it stands, 'messages' go through the template: remove it", raw=False),
+    _unsupported(
+        "the chat template is the model's: write the whole text into 'prompt' instead of 'messages'",
+        "template",
+        "chat_template",
+    ),
+    _unsupported(
+        "write them into the prompt, or into 'chat_template_kwargs' where the template knows them", "documents"
+    ),
+    _unsupported(
+        "what the tokenizer adds to a 'prompt', and the template to 'messages', is added: remove it",
+        "add_special_tokens",
+    ),
+    # --- thinking, and how long the answer is ---
+    _unsupported(
+        'the chat template may know it: write "chat_template_kwargs": {"reasoning_effort": "low"}, or '
+        '{"enable_thinking": false}, as the model has it',
+        reasoning_effort="medium",
+    ),
+    _unsupported(
+        'the chat template may know it: write "chat_template_kwargs": {"enable_thinking": true}',
+        "reasoning",
+        "thinking",
+        "think",
+    ),
+    _unsupported("thinking has no budget of its own: remove it, or see 'max_tokens'", thinking_budget=-1),
+    _unsupported("reasoning is always in the record, apart from the text: remove it", include_reasoning=True),
+    _unsupported("say in the prompt how long the answer is to be", verbosity="medium"),
+    # --- the text ---
+    _unsupported(
+        "texts are not constrained: say in the prompt what is wanted",
+        *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "json_schema"),
+        *("grammar", "format", "response_schema", "response_mime_type", "regex", "ebnf"),
+    ),
+    _unsupported("texts are not constrained: remove it", "guided_decoding_backend"),
+    _unsupported("write the tokens' texts into 'extra_eos_tokens', as [\"<|im_end|>\"]", "stop_token_ids"),
+    _unsupported("write the token's text into 'extra_eos_tokens', as [\"<|im_end|>\"]", "eos_token_id"),
+    _unsupported("give their tokens -100 in 'logit_bias'", "bad_words"),
+    _unsupported("give them -100 in 'logit_bias', as {\"1234\": -100}", "bad_words_ids", "suppress_tokens"),
+    _unsupported("give the others -100 in 'logit_bias', as {\"1234\": -100}", "allowed_token_ids"),
+    _unsupported("lines bring no code: see 'logit_bias' and the penalties", "logits_processors"),
+    _unsupported(
+        "no text holds the token that ended it: remove it", skip_special_tokens=True, spaces_between_special_tokens=True
+    ),
+    _unsupported(
+        "the record has what matched as 'stop_string': put it behind the text yourself",
+        include_stop_str_in_output=False,
+        no_stop_trim=False,
+    ),
+    _unsupported("records hold text: remove it", detokenize=True),
+    _unsupported("'logprobs': true gives each token: remove it", details=False),
+    _unsupported("only new tokens have log-probabilities: remove it", "prompt_logprobs", decoder_input_details=False),
+    _unsupported("nothing is scored: remove it", "continuation"),
+    _unsupported("records have no token ids: remove it", return_token_ids=False, return_tokens_as_token_ids=False),
+    _unsupported("texts have no watermark: remove it", watermark=False),
+    # --- sampling ---
+    _unsupported("no best one is chosen: 'n' gives as many texts as it says", best_of=1),
+    _unsupported(
+        "there is no beam search: 'n' gives several texts of their own",
+        "beam_width",
+        use_beam_search=False,
+        num_beams=1,
+        num_beam_groups=1,
+    ),
+    _unsupported(
+        "it is of beam search, which there is none of: remove it",
+        length_penalty=1,
+        early_stopping=False,
+        diversity_penalty=0,
+    ),
+    _unsupported("use 'repetition_penalty' or 'frequency_penalty'", no_repeat_ngram_size=0, dry_multiplier=0),
+    _unsupported("use 'repetition_penalty'", encoder_repetition_penalty=1),
+    _unsupported("there is no guidance by a second prompt: remove it", guidance_scale=1),
+    _unsupported("use 'min_p' or 'top_p'", typical_p=1, typical=1, tfs_z=1, mirostat=0),
+    _unsupported("use 'min_p'", epsilon_cutoff=0, eta_cutoff=0, top_a=0),
+    _unsupported("it is of mirostat, which there is none of: remove it", "mirostat_tau", "mirostat_eta"),
+    _unsupported("use 'temperature'", "dynatemp_exponent", dynatemp_range=0, smoothing_factor=0),
+    _unsupported("it is of DRY, which there is none of: remove it", "dry_base", "dry_allowed_length"),
+    _unsupported("newlines are penalised as other tokens are: remove it", penalize_nl=False),
+    _unsupported("the order of the filters is always the same: remove it", "samplers"),
+    # --- the worker and the batch ---
+    _unsupported("a batch does not stream; remove it", stream=False),
+    _unsupported("a batch is in the background anyway: remove it", background=False),
+    _unsupported("a batch has one priority, of `submit --priority`: remove it", priority=0),
+    _unsupported("a batch may end after a time: `submit --expires-in`; remove it", "timeout"),
+    _unsupported(
+        "no predicted output is used: remove it (a worker's --draft-model makes decoding faster)", "prediction"
+    ),
+    _unsupported("a draft model is the worker's: `promptmill worker --draft-model`", draft_model=False),
+    _unsupported("a draft model is the worker's: `promptmill worker --num-draft-tokens`", "num_draft_tokens"),
+    _unsupported("the context is the worker's: `promptmill worker --max-context`; remove it", "num_ctx"),
+    _unsupported("it is no matter of a line: remove it", "num_thread", "num_gpu"),
+    _unsupported("it is no matter of a line: `promptmill worker --decode-concurrency`; remove it", "num_batch"),
+)
+UNSUPPORTED: Mapping[str, str] = {name: remedy for remedy, fields in _UNSUPPORTED for name in fields}
 """What would change the text and is not done: what to do instead."""
 
 EXPLAINED: Mapping[str, str] = {
@@ -207,66 +218,33 @@ COLUMNS = frozenset(
 )  # fmt: skip
 """Names that columns of data sets have too."""
 
+WITHOUT_EFFECT = frozenset(
+    {
+        "user", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+        "stream_options", "request_id", "cache_prompt", "keep_alive", "use_cache", "extra_headers",
+    }
+)  # fmt: skip
+"""Whatever they say, the text is the same."""
 
-def _instruction_and(text: str, *, keep: str = "") -> str:
-    """The command for rows of instructions that may have a text to work on, under this path of jq's."""
-    content = f'[.instruction, {text}] | map(strings | select(. != "")) | join("\\n\\n")'
-    return f"jq -c '{{{keep}messages: [{{role: \"user\", content: ({content})}}], metadata: .}}'"
+_OFF: Mapping[str, Any] = {name: off for _, fields in _UNSUPPORTED for name, off in fields.items()} | {
+    "num_return_sequences": 1,
+    "n_probs": 0,
+}
+"""Fields of other APIs, with what is their own default or switches them off."""
 
+MEANT: Mapping[str, tuple[tuple[Any, ...], Any]] = {
+    "metadata": (("", []), {}),
+    "chat_template_kwargs": (("", []), {}),
+    "system_prompt": (("", [], {}), ""),
+    "prefill_response": (("", [], {}), ""),
+    "adapter_path": (("",), None),
+    "model": (("",), ABSENT),
+    "response_format": (("", [], {}, "text"), ABSENT),
+}
+"""Fields of ours that are no parameters: what else may stand for "off", and the value that it means."""
 
-ROWS: tuple[tuple[frozenset[str], str, str], ...] = (
-    (
-        frozenset({"instruction", "instances"}),
-        "a self-instruct row",
-        _instruction_and(".instances[0].input", keep="id, "),
-    ),
-    (
-        frozenset({"instruction", "input", "output"}),
-        "an Alpaca row",
-        _instruction_and(".input"),
-    ),
-    (
-        frozenset({"instruction", "output"}),
-        "an Alpaca row",
-        "jq -c '{messages: [{role: \"user\", content: .instruction}], metadata: .}'",
-    ),
-    (
-        frozenset({"instruction", "response"}),
-        "an instruction row",
-        "jq -c '{messages: [{role: \"user\", content: .instruction}], metadata: .}'",
-    ),
-    (
-        frozenset({"conversations"}),
-        "a ShareGPT row",
-        'jq -c \'{id, messages: [.conversations[] | {role: ({human: "user", gpt: "assistant"}[.from] // .from), '
-        "content: .value}]}'",
-    ),
-    (
-        frozenset({"question", "answer"}),
-        "a row of questions and answers",
-        "jq -c '{messages: [{role: \"user\", content: .question}], metadata: .}'",
-    ),
-    (frozenset({"recordId", "modelInput"}), "Bedrock's envelope", "jq -c '{custom_id: .recordId, body: .modelInput}'"),
-    (frozenset({"request", "key"}), "Gemini's envelope", "jq -c '{custom_id: .key, body: .request}'"),
-    (frozenset({"custom_id", "params"}), "Anthropic's envelope", "jq -c '{custom_id, body: .params}'"),
-    (frozenset({"custom_id", "response"}), "a result of OpenAI's batches, not a line", ""),
-    (frozenset({"text"}), "a row of texts", "jq -c '{prompt: .text, metadata: .}'"),
-    (
-        frozenset({"question"}),
-        "a row of questions",
-        "jq -c '{messages: [{role: \"user\", content: .question}], metadata: .}'",
-    ),
-    (
-        frozenset({"instruction"}),
-        "a row of instructions",
-        "jq -c '{messages: [{role: \"user\", content: .instruction}], metadata: .}'",
-    ),
-)
-"""Lines that are somebody else's as a whole: the fields they have, what they are, what makes lines of them."""
-
-
-SHOWN_ROWS = 40
-"""Of the name under which an object holds rows, so many characters are shown."""
+EITHER = {"prompt": "messages", "messages": "prompt"}
+"""Of these a line has one: the other may be there and empty."""
 
 
 def is_foreign(name: str) -> bool:
@@ -308,20 +286,39 @@ def cure_of_wrapper(name: str, value: Any, known: Iterable[str]) -> str | None:
     return f"is {owner}: write its fields beside 'prompt' or 'messages'{''.join(f'; {other}' for other in others)}"
 
 
-def cure_of_row(fields: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Of a line without a prompt the field that gives away whose it is, and what to do."""
-    for names, what, cure in ROWS:
-        if names <= fields.keys():
-            field = next(name for name in fields if name in names)
-            rewrite = f"; make lines of the file: {cure} FILE > lines.jsonl" if cure else ""
-            return field, f"the line is {what}: a line has 'prompt' or 'messages'{rewrite}"
-    if len(fields) == 1:
-        name, value = next(iter(fields.items()))
-        if are_rows(value) and not is_foreign(name):
-            shown = name[:SHOWN_ROWS]
-            each = f"jq -c '.[{json.dumps(shown)}][]' FILE > lines.jsonl"
-            return shown, f"the line is an object around rows, not one of them; make lines of the file: {each}"
-    return None
+def is_empty(value: Any) -> bool:
+    """Whether a value is null, ``""``, ``[]`` or ``{}``."""
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def asks_for_nothing(name: str, value: Any, fields: Mapping[str, Any]) -> bool:
+    """Whether a field that is none of ours changes nothing about the text; ``fields`` are all of the line."""
+    if name in WITHOUT_EFFECT or (is_empty(value) and is_foreign(name)):
+        return True
+    if name == "best_of" and _same(value, fields.get("n", 1)):
+        return True
+    off = _OFF.get(name, ())
+    return any(_same(value, one) for one in (off if isinstance(off, tuple) else (off,)))
+
+
+def meant_by_nothing(name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    """What a value that our own field ``name`` does not take means where it asks for nothing, which may be
+    :data:`ABSENT`.
+
+    Raises:
+        LookupError: it asks for something.
+    """
+    if name in EITHER and is_empty(value) and not is_empty(fields.get(EITHER[name])):
+        return ABSENT
+    values, meaning = (PARAMETERS[name].off, PARAMETERS[name].default) if name in PARAMETERS else MEANT[name]
+    if not any(_same(value, off) for off in values):
+        raise LookupError(name)
+    return meaning
+
+
+def _same(value: Any, off: Any) -> bool:
+    """Equal as JSON has it: 1 and 1.0 are, 1 and true are not."""
+    return isinstance(value, bool) == isinstance(off, bool) and bool(value == off)
 
 
 _CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")

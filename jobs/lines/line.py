@@ -16,10 +16,10 @@ import orjson
 
 from jobs.errors import LineError, raise_all
 from jobs.lines.fields import gather, lacks_prompt, no_prompt
-from jobs.lines.foreign_names import cure_of_row
+from jobs.lines.foreign_names import is_empty
+from jobs.lines.foreign_rows import cure_of_row
 from jobs.lines.line_id import MAX_ID_LENGTH, usable_id
 from jobs.lines.messages import CHAT_FIELDS, unfit_defaults
-from jobs.lines.neutral_values import is_empty
 from jobs.lines.openai_envelope import CHAT_URL, COMPLETIONS_URL, open_envelope
 from jobs.lines.values import MAX_DEPTH, json_kind
 from jobs.params import OPENAI_DEFAULTS, PARAMETERS, Sampling

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.errors import LineError
 from jobs.lines.fields import gather, lacks_prompt, no_prompt
-from jobs.lines.neutral_values import is_empty
+from jobs.lines.foreign_names import is_empty
 from jobs.params import SHOWN_NAME, did_you_mean, shown
 
 __all__ = ["CHAT_URL", "COMPLETIONS_URL", "open_envelope"]

@@ -7,11 +7,8 @@ enough; where shards of several models, or lines refused at submission, lie in b
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, cast
-
-import orjson
 
 from jobs.attempt import Attempt
 from jobs.batch import Batch
@@ -20,6 +17,7 @@ from jobs.record import error_record
 from jobs.shard import decode_lines
 from jobs.store.keys import BatchKeys
 from jobs.store.shard_records import ShardRecords
+from jobs.store.shard_table import ShardRow, read_rows
 from jobs.store.store import FinishedLine, Store
 
 if TYPE_CHECKING:
@@ -29,16 +27,6 @@ __all__ = ["end_lost_lines", "lost_lines"]
 
 MESSAGE = "Redis has lost this line's prompt, and its id with it: submit the line again"
 WRITTEN_AT_ONCE = 500
-
-
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    """A shard, and the range in which all its lines are: up to the next shard of its group."""
-
-    number: int
-    first: int
-    lines: int
-    span: range
 
 
 def end_lost_lines(store: Store, batch: Batch, attempt: Attempt, worker: str) -> None:
@@ -77,43 +65,39 @@ def lost_lines(connection: Redis, batch: Batch, number: int) -> list[int]:
     Raises:
         RefusedError: what Redis keeps of the batch does not tell.
     """
-    shards = _shards(connection, batch)
-    if number not in shards:
+    spans = _spans(read_rows(connection, batch.id), batch.total)
+    shard = next((row for row in spans if row.number == number), None)
+    if shard is None:
         raise RefusedError(f"the table of batch {batch.id} has lost shard {number}")
-    shard = shards[number]
-    if len(shard.span) == shard.lines:
-        return list(shard.span)
-    others = [other for other in shards.values() if other.number != number]
-    known, lost = _known(connection, batch.id, [other for other in others if _overlap(other.span, shard.span)])
+    span = spans[shard]
+    if len(span) == shard.lines:
+        return list(span)
+    others = [other for other in spans if other != shard]
+    known, lost = _known(connection, batch.id, [other for other in others if _overlap(spans[other], span)])
     if lost:  # what they have depends on all that they lie among
         known, lost = _known(connection, batch.id, others)
-    found = _shared_out([shard, *lost], known)[number]
+    found = _shared_out({row: spans[row] for row in (shard, *lost)}, known)[shard]
     if len(found) != shard.lines:
         raise RefusedError(f"which lines shard {number} of batch {batch.id} had cannot be told any more")
     return found
 
 
-def _shards(connection: Redis, batch: Batch) -> dict[int, _Shard]:
-    """All shards of a batch by number."""
-    rows = cast("list[bytes]", connection.zrange(BatchKeys(batch.id).table, 0, -1))
-    try:
-        table = [tuple(map(int, orjson.loads(row))) for row in rows]
-        shards, next_first = dict[int, _Shard](), dict[int, int]()
-        for number, group, first, lines in sorted(table, key=lambda row: row[2], reverse=True):
-            shards[number] = _Shard(number, first, lines, range(first, next_first.get(group, batch.total)))
-            next_first[group] = first
-    except (TypeError, ValueError):
-        raise RefusedError(f"the table of batch {batch.id} is damaged") from None
-    return shards
+def _spans(rows: Iterable[ShardRow], total: int) -> dict[ShardRow, range]:
+    """The range in which all lines of a shard are: up to the next shard of its group."""
+    spans, next_first = dict[ShardRow, range](), dict[int, int]()
+    for row in sorted(rows, key=lambda row: row.first, reverse=True):
+        spans[row] = range(row.first, next_first.get(row.group, total))
+        next_first[row.group] = row.first
+    return spans
 
 
 def _overlap(one: range, other: range) -> bool:
     return one.start < other.stop and other.start < one.stop
 
 
-def _known(connection: Redis, batch_id: str, shards: Iterable[_Shard]) -> tuple[set[int], list[_Shard]]:
+def _known(connection: Redis, batch_id: str, shards: Iterable[ShardRow]) -> tuple[set[int], list[ShardRow]]:
     """The lines that these shards have; and those of them whose payloads are lost too."""
-    keys, known, lost = BatchKeys(batch_id), set[int](), list[_Shard]()
+    keys, known, lost = BatchKeys(batch_id), set[int](), list[ShardRow]()
     records = ShardRecords(connection, batch_id)
     for shard in shards:
         payload = cast("bytes | None", connection.get(keys.payload(shard.number)))
@@ -126,13 +110,13 @@ def _known(connection: Redis, batch_id: str, shards: Iterable[_Shard]) -> tuple[
     return known, lost
 
 
-def _shared_out(shards: list[_Shard], known: set[int]) -> dict[int, list[int]]:
+def _shared_out(spans: Mapping[ShardRow, range], known: set[int]) -> dict[ShardRow, list[int]]:
     """The lines that are nobody else's, each given to one of some shards: to the one that begins with it, else to the
     one whose range ends first."""
-    given: dict[int, list[int]] = {shard.number: [] for shard in shards}
-    for index in range(min(shard.span.start for shard in shards), max(shard.span.stop for shard in shards)):
-        open_ones = [shard for shard in shards if index in shard.span and len(given[shard.number]) < shard.lines]
+    given: dict[ShardRow, list[int]] = {shard: [] for shard in spans}
+    for index in range(min(span.start for span in spans.values()), max(span.stop for span in spans.values())):
+        open_ones = [shard for shard, span in spans.items() if index in span and len(given[shard]) < shard.lines]
         if index not in known and open_ones:
-            taker = min(open_ones, key=lambda shard: (shard.first != index, shard.span.stop))
-            given[taker.number].append(index)
+            taker = min(open_ones, key=lambda shard: (shard.first != index, spans[shard].stop))
+            given[taker].append(index)
     return given

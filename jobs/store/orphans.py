@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, cast
 import orjson
 
 from jobs.batch import PRIORITIES, Batch, queue_name
-from jobs.errors import PromptmillError, RefusedError
+from jobs.errors import PromptmillError
 from jobs.redis.connect import foreign_data, refusing, replies
 from jobs.redis.rq_jobs import RqJobs
 from jobs.shard import Group
 from jobs.store.keys import BATCHES, ORPHANS_LOOK, UPLOADING, BatchKeys
 from jobs.store.retry import group_of
-from jobs.store.store import REJECTED_GROUP, Store
+from jobs.store.shard_table import ShardRow, parse_row
+from jobs.store.steps import step
+from jobs.store.store import Store
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -46,92 +48,6 @@ MOST_PUT_BACK = 5000
 READ_AT_ONCE = 5000
 """Entries of a queue in one reply."""
 
-OPEN = """
--- Rows of a batch's shards that are not done.
--- KEYS: table.  ARGV: prefix of compacted records, first and last position.
-local open = {}
-for _, row in ipairs(redis.call('ZRANGE', KEYS[1], ARGV[2], ARGV[3])) do
-  local number = row:match('^%[(%d+),')
-  if number and redis.call('EXISTS', ARGV[1] .. number) == 0 then open[#open + 1] = row end
-end
-return open
-"""
-
-NOWHERE = """
--- Part of scripts: those of a running batch's shards that are not done and in none of its queues, as number by job id.
--- None of one that is held back: its jobs pend. Where it runs, what still pends is nowhere.
-local function nowhere(info, uploading, batch_id, compacted, queues, numbers)
-  local state = redis.call('HMGET', info, 'status', 'paused_at', 'starts_at')
-  if state[1] ~= 'in_progress' or state[2] or state[3] or redis.call('ZSCORE', uploading, batch_id) then return {} end
-  local missing = {}
-  for _, number in ipairs(numbers) do
-    if redis.call('EXISTS', compacted .. number) == 0 then missing[batch_id .. '-' .. number] = number end
-  end
-  for _, queue in ipairs(queues) do
-    for _, list in ipairs({'rq:queue:' .. queue, 'rq:queue:' .. queue .. ':intermediate'}) do
-      local length = redis.call('TYPE', list).ok == 'list' and redis.call('LLEN', list) or 0
-      for start = 0, length - 1, 1000 do
-        for _, id in ipairs(redis.call('LRANGE', list, start, start + 999)) do missing[id] = nil end
-      end
-    end
-    local leases = 'rq:wip:' .. queue
-    if redis.call('TYPE', leases).ok == 'zset' then
-      for _, entry in ipairs(redis.call('ZRANGE', leases, 0, -1)) do missing[entry:match('^[^:]*')] = nil end
-    end
-  end
-  return missing
-end
-"""
-
-LOOK = (
-    NOWHERE
-    + """
--- KEYS: info, uploading.  ARGV: batch id, prefix of compacted records, JSON: queues, numbers of shards.
-local found = {}
-for _, number in pairs(nowhere(KEYS[1], KEYS[2], ARGV[1], ARGV[2], cjson.decode(ARGV[3]), cjson.decode(ARGV[4]))) do
-  found[#found + 1] = number
-end
-return found
-"""
-)
-
-PUT = (
-    NOWHERE
-    + """
--- Queue shards that are nowhere still, each once; what RQ's tools have noted of them goes.
--- KEYS: info, uploading, queues, rq:queues, marks.
--- ARGV: batch id, prefix of compacted records, JSON: queues, numbers of shards; pending prefix, the queue they go to.
--- Returns the numbers of those that were queued.
-local list = 'rq:queue:' .. ARGV[6]
-local kind = redis.call('TYPE', list).ok
-if kind ~= 'list' and kind ~= 'none' then return {} end
-local queues, numbers = cjson.decode(ARGV[3]), cjson.decode(ARGV[4])
-local missing = nowhere(KEYS[1], KEYS[2], ARGV[1], ARGV[2], queues, numbers)
-local queued, noted = {}, {}
-for _, queue in ipairs(queues) do
-  noted[#noted + 1] = redis.call('EXISTS', ARGV[5] .. queue) == 1 and ARGV[5] .. queue or nil
-  for _, kind in ipairs({'failed', 'canceled', 'deferred', 'scheduled', 'finished'}) do
-    local registry = 'rq:' .. kind .. ':' .. queue
-    noted[#noted + 1] = redis.pcall('EXISTS', registry) == 1 and registry or nil
-  end
-end
-for _, number in ipairs(numbers) do
-  local id = ARGV[1] .. '-' .. number
-  if missing[id] then
-    redis.call('RPUSH', list, id)
-    for _, registry in ipairs(noted) do redis.pcall('ZREM', registry, id) end
-    queued[#queued + 1] = number
-  end
-  redis.call('HDEL', KEYS[5], number)
-end
-if #queued > 0 then
-  redis.call('SADD', KEYS[3], ARGV[6])
-  redis.call('SADD', KEYS[4], list)
-end
-return queued
-"""
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Orphans:
@@ -146,20 +62,11 @@ class Orphans:
         return PUT_BACK_S + LOOK_S * (self.shards // MOST_PUT_BACK)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A shard as its batch's table has it."""
-
-    number: int
-    group: int
-    lines: int
-
-
 @dataclass(slots=True)
 class _Lost:
     """The orphans of a batch, the queues in which they were looked for, and those to which they go, by group."""
 
-    rows: list[_Row]
+    rows: list[ShardRow]
     queues: set[str]
     go_to: dict[int, str]
 
@@ -217,7 +124,7 @@ def remake_job(store: Store, batch_id: str, number: int, queue: str) -> bool:
         status, done, rows = pipe.execute()
         if status != b"in_progress" or done or not rows:
             return False
-        _save_jobs(store.connection, batch_id, queue, [_row(rows[0])])
+        _save_jobs(store.connection, batch_id, queue, [parse_row(batch_id, rows[0])])
     return True
 
 
@@ -294,30 +201,23 @@ def _from_the_end(connection: Redis, key: str) -> Iterator[bytes]:
         start -= READ_AT_ONCE
 
 
-def _open_rows(connection: Redis, batch_id: str) -> list[_Row]:
+def _open_rows(connection: Redis, batch_id: str) -> list[ShardRow]:
     """The rows of a batch's shards that are not done."""
-    keys, look, rows = BatchKeys(batch_id), connection.register_script(OPEN), list[_Row]()
+    keys, look, rows = BatchKeys(batch_id), step(connection, "jobs.store.lua.orphans", "open_rows"), list[ShardRow]()
     for start in range(0, connection.zcard(keys.table), CHUNK):
         arguments: list[str | int] = [keys.compacted_prefix, start, start + CHUNK - 1]
-        rows += map(_row, cast("list[bytes]", look(keys=[keys.table], args=arguments)))
-    return [row for row in rows if row.group != REJECTED_GROUP]
+        found = cast("list[bytes]", look(keys=[keys.table], args=arguments))
+        rows += [parse_row(batch_id, row) for row in found]
+    return [row for row in rows if not row.rejected]
 
 
-def _row(raw: bytes) -> _Row:
-    try:
-        number, group, _first, lines = map(int, orjson.loads(raw))
-    except (TypeError, ValueError):
-        raise RefusedError(f"a row of its table is damaged: {raw[:40]!r}") from None
-    return _Row(number, group, lines)
-
-
-def _confirmed(store: Store, batch_id: str, missing: list[_Row], queues: set[str], open_shards: int) -> _Lost:
+def _confirmed(store: Store, batch_id: str, missing: list[ShardRow], queues: set[str], open_shards: int) -> _Lost:
     """Those of the missing that are nowhere at one moment, their own queues looked at too: those that the batch names
     may be lost."""
     batch, keys, connection = store.batch(batch_id), BatchKeys(batch_id), store.connection
     groups = _groups(store, batch, missing)
     own = {queue_name(group.key, priority, batch.pool) for group in groups.values() for priority in PRIORITIES}
-    looked_in, nowhere, look = queues | own, set[int](), connection.register_script(LOOK)
+    looked_in, nowhere, look = queues | own, set[int](), step(connection, "jobs.store.lua.orphans", "look")
     for start in range(0, len(missing), CHUNK):
         numbers = [row.number for row in missing[start : start + CHUNK]]
         arguments: list[str | bytes] = [batch_id, keys.compacted_prefix, _json(looked_in), _json(numbers)]
@@ -333,7 +233,7 @@ def _confirmed(store: Store, batch_id: str, missing: list[_Row], queues: set[str
     return _Lost(rows, looked_in, {row.group: go_to.get(row.group, other) for row in rows})
 
 
-def _groups(store: Store, batch: Batch, rows: Iterable[_Row]) -> dict[int, Group]:
+def _groups(store: Store, batch: Batch, rows: Iterable[ShardRow]) -> dict[int, Group]:
     """What the shards of each group share, as far as the prompts of one of them can be read."""
     groups = dict[int, Group]()
     for row in rows:
@@ -343,7 +243,7 @@ def _groups(store: Store, batch: Batch, rows: Iterable[_Row]) -> dict[int, Group
     return groups
 
 
-def _unrecorded(connection: Redis, batch_id: str, rows: list[_Row], open_shards: int) -> list[_Row]:
+def _unrecorded(connection: Redis, batch_id: str, rows: list[ShardRow], open_shards: int) -> list[ShardRow]:
     """Without those that are done and whose records were lost: they are counted, and would be counted twice."""
     keys = BatchKeys(batch_id)
     shards, done = (int(count or 0) for count in connection.hmget(keys.info, ["shards", "shards_done"]))
@@ -373,7 +273,7 @@ def _put_back(store: Store, batch_id: str, lost: _Lost, most: int) -> int:
             pipe.hset(keys.orphans, mapping={str(number): repr(at) for number, at in since.items()})
             pipe.expire(keys.orphans, MARKS_S)
         pipe.execute()
-    put, script, due = 0, connection.register_script(PUT), dict[str, list[_Row]]()
+    put, script, due = 0, step(connection, "jobs.store.lua.orphans", "put_back"), dict[str, list[ShardRow]]()
     for row in [row for row in lost.rows if now - since[row.number] >= CONFIRM_S][:most]:
         due.setdefault(lost.go_to[row.group], []).append(row)
     wanted = [keys.info, UPLOADING, keys.queues, "rq:queues", keys.orphans]
@@ -405,7 +305,7 @@ def _marked(mark: bytes | None, now: float) -> float:
     return at if at <= now else now
 
 
-def _save_jobs(connection: Redis, batch_id: str, queue: str, rows: Iterable[_Row]) -> None:
+def _save_jobs(connection: Redis, batch_id: str, queue: str, rows: Iterable[ShardRow]) -> None:
     """Make shards' jobs afresh: what RQ's tools have written into them, and when they shall expire, is gone."""
     jobs = RqJobs(connection, queue, batch_id)
     with connection.pipeline() as pipe:

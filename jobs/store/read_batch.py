@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
-import orjson
-
 from jobs.batch import Batch, parse_batch
 from jobs.errors import BatchNotFoundError, RefusedError
 from jobs.redis.connect import refusing, replies
 from jobs.store.keys import BatchKeys
+from jobs.store.shard_table import read_rows
+from jobs.store.steps import step
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -23,15 +23,6 @@ MAX_INFO_BYTES = 4 * 2**20
 MAX_GIVEN_BYTES = 2 * 2**20
 """Of that a batch's defaults and metadata; its name and models take the rest."""
 
-INFO = """
--- A batch's hash, unless it is larger than any of ours.  KEYS: info.  ARGV: most bytes of its fields and values.
-local size = 0
-if redis.call('HLEN', KEYS[1]) > 64 then return redis.error_reply('FOREIGN it has too many fields') end
-for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do size = size + #name + redis.call('HSTRLEN', KEYS[1], name) end
-if size > tonumber(ARGV[1]) then return redis.error_reply('FOREIGN it has ' .. size .. ' bytes') end
-return redis.call('HGETALL', KEYS[1])
-"""
-
 
 def read_batch(connection: Redis, batch_id: str) -> Batch:
     """The batch of this id.
@@ -40,7 +31,7 @@ def read_batch(connection: Redis, batch_id: str) -> Batch:
         BatchNotFoundError: there is none.
         RefusedError: what Redis keeps under its name is no batch.
     """
-    read = connection.register_script(INFO)
+    read = step(connection, "jobs.store.lua.batch", "read")
     with refusing(f"batch '{batch_id}'"):
         return _batch(batch_id, read(keys=[BatchKeys(batch_id).info], args=[MAX_INFO_BYTES]))
 
@@ -48,8 +39,7 @@ def read_batch(connection: Redis, batch_id: str) -> Batch:
 def keys_of(connection: Redis, batch_id: str, shards: int = 0) -> Iterator[str]:
     """All keys that a batch of ``shards`` shards or more has or may have; those that name the others are first."""
     yield from common_keys(connection, batch_id)
-    rows = cast("list[bytes]", connection.zrange(BatchKeys(batch_id).table, 0, -1))
-    for number in {*range(shards), *(orjson.loads(row)[0] for row in rows)}:
+    for number in {*range(shards), *(row.number for row in read_rows(connection, batch_id))}:
         yield from shard_keys(batch_id, number)
 
 
@@ -71,7 +61,7 @@ def shard_keys(batch_id: str, number: int) -> list[str]:
 
 def read_batches(connection: Redis, ids: Sequence[str]) -> list[Batch]:
     """Those of these batches that are there; what is none is left out."""
-    read = connection.register_script(INFO)
+    read = step(connection, "jobs.store.lua.batch", "read")
     with connection.pipeline(transaction=False) as pipe:
         for batch_id in ids:
             read(keys=[BatchKeys(batch_id).info], args=[MAX_INFO_BYTES], client=pipe)

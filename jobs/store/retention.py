@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-import orjson
-
 from jobs.errors import RefusedError
 from jobs.redis.connect import refusing, replies
 from jobs.store.keys import BATCHES, KEEPING, UPLOADING, BatchKeys
 from jobs.store.read_batch import common_keys, shard_keys
-from jobs.store.timed_lists import due
+from jobs.store.shard_table import read_rows
+from jobs.store.steps import step
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -22,25 +21,6 @@ __all__ = ["KEEP_S", "memory", "purge", "purge_due"]
 KEEP_S = 14 * 86400.0
 """What a batch is kept for where nothing else is said: seconds from its end."""
 MEASURED_SHARDS = 200
-
-PURGE = """
--- Take a batch that is done off the lists, to be removed; what it was before is returned. It is an upload given up from
--- here on: should who removes it die, it is swept like one.
--- KEYS: info, uploading, batches, keeping.  ARGV: batch id, 1 if its time must have come.
-if redis.replicate_commands then redis.replicate_commands() end
-local status = redis.call('HGET', KEYS[1], 'status')
-if status ~= 'completed' and status ~= 'cancelled' and status ~= 'expired' then
-  if status ~= 'validating' and ARGV[2] == '1' then redis.call('ZREM', KEYS[4], ARGV[1]) end
-  return status
-end
-local at = redis.call('ZSCORE', KEYS[4], ARGV[1])
-if ARGV[2] == '1' and (not at or tonumber(at) > tonumber(redis.call('TIME')[1])) then return 'early' end
-redis.call('ZREM', KEYS[4], ARGV[1])
-redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('HSET', KEYS[1], 'status', 'failed')
-redis.call('ZADD', KEYS[2], 0, ARGV[1])
-return status
-"""
 
 
 def purge(store: Store, batch_id: str) -> None:
@@ -69,14 +49,14 @@ def purge_due(store: Store) -> list[str]:
         store.discard(batch_id)
         return True
 
-    return due(store, KEEPING, remove)
+    return store.due(KEEPING, remove)
 
 
 def _take_off(store: Store, batch_id: str, *, only_due: bool) -> str | None:
     keys = BatchKeys(batch_id)
     with refusing(f"batch '{batch_id}'"):
-        step = store.connection.register_script(PURGE)
-        before = step(keys=[keys.info, UPLOADING, BATCHES, KEEPING], args=[batch_id, int(only_due)])
+        take_off = step(store.connection, "jobs.store.lua.batch", "purge")
+        before = take_off(keys=[keys.info, UPLOADING, BATCHES, KEEPING], args=[batch_id, int(only_due)])
     return None if before is None else cast("bytes", before).decode(errors="replace")
 
 
@@ -85,9 +65,9 @@ def memory(connection: Redis, batch_id: str) -> int:
 
     Of many shards some are measured, spread evenly, and the others are taken to be like them.
     """
-    rows = cast("list[bytes]", connection.zrange(BatchKeys(batch_id).table, 0, -1))
+    rows = read_rows(connection, batch_id)
     some = rows[:: max(1, len(rows) // MEASURED_SHARDS)]
-    shards = [key for row in some for key in shard_keys(batch_id, orjson.loads(row)[0])]
+    shards = [key for row in some for key in shard_keys(batch_id, row.number)]
     common = common_keys(connection, batch_id)
     with connection.pipeline(transaction=False) as pipe:
         for key in (*common, *shards):

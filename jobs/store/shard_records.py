@@ -3,25 +3,33 @@
 While the shard runs, a hash has them by index, each as :func:`stored` makes it. Once it is done they are in pieces:
 zstd frames of whole records, one a line, in a sorted set by the index of the last record in each. A piece has at most
 :data:`PIECE_BYTES`, or one longer record. Earlier versions made one frame of them all, in a string.
+
+Compacting reads the records in parts and makes pieces of them. They are put aside under the attempt's fence and take
+the records' place in one step: whoever reads finds all of the one or all of the other, and of an attempt that dies on
+the way nothing counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import enum
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import zstandard
 
+from jobs.attempt import Attempt
 from jobs.errors import RefusedError
 from jobs.record_head import head_of
 from jobs.redis.connect import refusing
 from jobs.shard import COMPRESSION_LEVEL, pack, unpack
 from jobs.store.keys import BatchKeys
+from jobs.store.steps import step
 
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["PIECE_BYTES", "Part", "Piece", "ShardRecords", "loaded", "pieces_of", "stored"]
+__all__ = ["PIECE_BYTES", "Compaction", "Part", "Piece", "ShardRecords", "compact", "loaded", "pieces_of", "stored"]
 
 PIECE_BYTES = 1 << 20
 """Most bytes of a piece, and of the records that are sent or read at a time, but for a single longer one."""
@@ -32,51 +40,8 @@ FRAME = b"\x28\xb5\x2f\xfd"
 DENSEST = 1 << 15
 """No zstd frame unpacks to more than so many times its bytes."""
 READ_BYTES = 1 << 20
-
-READ = """
--- The next records of a shard in the order of their indices, or those of the indices given, in that order: as many as
--- fit, one at least.
--- KEYS: records, compacted, retried.
--- ARGV: most bytes, the index above which to begin, shard number, what a frame begins with, then indices or none.
--- Returns what is in `retried` of each index given, and then: 0, index, record, ... while the shard runs; 1, and the
--- piece that has the first index above with the index of its last record, if there is one, once it is done; 2, frame
--- where an earlier version made one of them all.
-local retried = {}
-for i = 5, #ARGV do retried[i - 4] = redis.call('HGET', KEYS[3], ARGV[3] .. ':' .. ARGV[i]) end
-local kind = redis.call('TYPE', KEYS[2]).ok
-if kind == 'string' then
-  if redis.call('GETRANGE', KEYS[2], 0, 3) ~= ARGV[4] then return redis.error_reply('FOREIGN it is no zstd frame') end
-  return {retried, 2, redis.call('GET', KEYS[2])}
-end
-if kind ~= 'none' then
-  local piece = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ARGV[2], '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-  return {retried, 1, piece[1], piece[2]}
-end
-local wanted, found, size = {}, {retried, 0}, 0
-for i = 5, #ARGV do wanted[i - 4] = ARGV[i] end
-if #wanted == 0 then
-  local above, names = tonumber(ARGV[2]), {}
-  for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
-    local index = tonumber(name)
-    if index > above then
-      wanted[#wanted + 1] = index
-      names[index] = name
-    end
-  end
-  table.sort(wanted)
-  for i, index in ipairs(wanted) do wanted[i] = names[index] end
-end
-for _, index in ipairs(wanted) do
-  local record = redis.call('HGET', KEYS[1], index)
-  if record then
-    size = size + #record
-    if #found > 2 and size > tonumber(ARGV[1]) then break end
-    found[#found + 1] = index
-    found[#found + 1] = record
-  end
-end
-return found
-"""
+FINISH_TRIES = 5
+"""A server that crashes loses pieces once; records that are equal byte by byte would make it go on for ever."""
 
 
 def stored(record: bytes) -> bytes:
@@ -136,7 +101,7 @@ class ShardRecords:
     def __init__(self, connection: Redis, batch_id: str, most: int = PIECE_BYTES) -> None:
         self._keys = BatchKeys(batch_id)
         self._most = most
-        self._read = connection.register_script(READ)
+        self._read = step(connection, "jobs.store.lua.batch", "read_records")
 
     def part(self, number: int, above: int, indices: Sequence[int] = ()) -> Part:
         """The shard's first records of an index above that, or some of those at ``indices``: the first one at least,
@@ -212,3 +177,83 @@ def _lines(frame: bytes) -> Iterator[bytes]:
             yield b"".join(rest)
     except zstandard.ZstdError as error:
         raise RefusedError(f"records are in no zstd frame: {error}") from None
+
+
+# --- compacting ---
+
+
+class Compaction(enum.IntEnum):
+    """What the steps say."""
+
+    LOST_PIECES = -2
+    """Some that were put aside are gone, as after a crash of the server."""
+    INCOMPLETE = -1
+    STALE = 0
+    DONE = 1
+    STOWED = 2
+
+
+def compact(
+    connection: Redis,
+    attempt: Attempt,
+    lines: int,
+    now: float,
+    own: Mapping[int, bytes],
+    most: int = PIECE_BYTES,
+) -> Compaction:
+    """Compact a shard of ``lines`` lines once each has its record. Memory is that of two pieces of ``most`` bytes, or
+    of a longer record. The attempt's ``own`` records are at hand.
+
+    Raises:
+        redis.exceptions.ResponseError, RefusedError: what Redis keeps of the shard is damaged.
+    """
+    keys, number = BatchKeys(attempt.batch_id), attempt.number
+    wanted = [keys.info, keys.fences, keys.compacted(number), keys.pieces(number)]
+    stow = step(connection, "jobs.store.lua.attempt", "stow")
+    finish = step(connection, "jobs.store.lua.attempt", "finish")
+    rest = [keys.records(number), keys.flights(number), keys.tries(number), keys.reopened(number)]
+    for _ in range(FINISH_TRIES):
+        count, waiting = 0, None
+        for piece in pieces_of(_records(connection, attempt, lines, own, most), most):
+            if waiting is not None:
+                arguments: list[Any] = [number, attempt.fence, count, *waiting]
+                reply = Compaction(cast("int", stow(keys=wanted, args=arguments)))
+                if reply is not Compaction.STOWED:
+                    return reply
+                count += 1
+            waiting = piece
+        last = waiting or Piece(-1, b"")
+        reply = Compaction(
+            cast("int", finish(keys=[*wanted, *rest], args=[number, attempt.fence, count, *last, lines, repr(now)]))
+        )
+        if reply is not Compaction.LOST_PIECES:
+            return reply
+    raise RefusedError(f"what Redis keeps of shard {keys.job_id(number)} is damaged: its pieces do not stay")
+
+
+def _records(
+    connection: Redis, attempt: Attempt, lines: int, own: Mapping[int, bytes], most: int
+) -> Iterator[tuple[int, bytes]]:
+    """The shard's records by ascending index: those of earlier attempts are read, or all where one is at hand of
+    neither."""
+    if len(own) + len(attempt.finished) != lines:
+        return _live(connection, attempt, most)
+    return heapq.merge(sorted(own.items()), _earlier(connection, attempt, most))
+
+
+def _earlier(connection: Redis, attempt: Attempt, most: int) -> Iterator[tuple[int, bytes]]:
+    records, wanted = ShardRecords(connection, attempt.batch_id, most), sorted(attempt.finished)
+    while wanted:
+        part = records.part(attempt.number, -1, wanted)
+        if not part.live or part.last is None:
+            return
+        yield from part.records
+        last = part.last
+        wanted = [index for index in wanted if index > last]
+
+
+def _live(connection: Redis, attempt: Attempt, most: int) -> Iterator[tuple[int, bytes]]:
+    for part in ShardRecords(connection, attempt.batch_id, most).parts(attempt.number):
+        if not part.live:
+            return  # an earlier finish, whose reply was lost
+        yield from part.records

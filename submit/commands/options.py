@@ -325,7 +325,7 @@ def log_options(command: F) -> F:
 
 
 def webhook_options(command: F) -> F:
-    """Add ``--webhook-secret`` and ``--webhook-hosts``, for :class:`submit.webhooks.sender.Courier`."""
+    """Add ``--webhook-secret`` and ``--webhook-hosts``, for :class:`submit.webhooks.sender.WebhookSender`."""
     command = click.option(
         "--webhook-hosts",
         multiple=True,

@@ -15,8 +15,10 @@ from jobs.store.store import Store
 from submit.results.formats import make_format
 from submit.results.output import Output
 from submit.results.read import StoredRecord, finished_records, ordered_records
+from submit.status.pool_pause import pool_known_paused
 from submit.status.text import duration
-from submit.status.workers import Workers, activity, pool_is_paused
+from submit.status.waiting import why_waiting
+from submit.status.workers import Workers
 
 __all__ = ["POLL_S", "Follower", "Watcher", "write_results"]
 
@@ -194,7 +196,7 @@ class _Loop:
             states = self._workers.read()
             queues = self._workers.queues_of(batch.id, states)
             orphans = known_orphans(self._store.connection, [batch.id]).get(batch.id)
-            waiting = activity(batch, queues, states, pool_paused=pool_is_paused(self._store), orphans=orphans)
+            waiting = why_waiting(batch, queues, states, pool_paused=pool_known_paused(self._store), orphans=orphans)
             # Workers publish once a second; lines that finish speak for themselves.
             self._waiting = waiting if self._finished in (None, batch.finished) else None
             self._finished = batch.finished

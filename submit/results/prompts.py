@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import bisect
 from collections import OrderedDict, defaultdict
-from typing import TYPE_CHECKING, cast
-
-import orjson
+from typing import TYPE_CHECKING
 
 from jobs.batch import Batch
 from jobs.errors import RefusedError
 from jobs.lines.line import Defaults, Job, check_line
 from jobs.shard import ShardLine, decode_lines
-from jobs.store.keys import BatchKeys
-from jobs.store.store import REJECTED_GROUP, Store
+from jobs.store.shard_table import read_rows
+from jobs.store.store import Store
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -78,8 +76,7 @@ def _size(lines: dict[int, ShardLine]) -> int:
 def _groups(connection: Redis, batch_id: str) -> list[tuple[list[int], list[int]]]:
     """For each group its shards' first indices and numbers, in order."""
     found: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for row in cast("list[bytes]", connection.zrange(BatchKeys(batch_id).table, 0, -1)):
-        number, group, first, _lines = orjson.loads(row)
-        if group != REJECTED_GROUP:
-            found[group].append((first, number))
+    for row in read_rows(connection, batch_id):
+        if not row.rejected:
+            found[row.group].append((row.first, row.number))
     return [([first for first, _ in shards], [number for _, number in shards]) for shards in found.values()]

@@ -12,15 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-import orjson
-
 from jobs.batch import Batch, parse_batch
 from jobs.record_head import head_of
 from jobs.shard import ShardLine, decode_lines
 from jobs.store.keys import BatchKeys
 from jobs.store.lost_lines import lost_lines
 from jobs.store.shard_records import PIECE_BYTES, ShardRecords, loaded
-from jobs.store.store import REJECTED_GROUP
+from jobs.store.shard_table import REJECTED_GROUP, read_rows
 from submit.results.missing_records import unrun_records
 
 if TYPE_CHECKING:
@@ -66,9 +64,8 @@ class _Shards:
 
     def rows(self) -> Iterator[tuple[int, int]]:
         """Number and group of each shard, by number."""
-        for row in cast("list[bytes]", self.connection.zrange(self.keys.table, 0, -1)):
-            number, group, _first, _lines = orjson.loads(row)
-            yield number, group
+        for row in read_rows(self.connection, self.keys.batch_id):
+            yield row.number, row.group
 
     def all(self, number: int, group: int) -> Iterator[StoredRecord]:
         """All records of a shard so far, by index, with those of lines that were left without one."""

@@ -35,7 +35,7 @@ from submit.run.lock import identity_of, interruptible, locked, readable_twice, 
 from submit.run.worker_process import WorkerProcess
 from submit.status.progress import Progress
 from submit.status.text import plural
-from submit.status.workers import NO_WORKER, RUN_ENDED, STARTING
+from submit.status.waiting import NO_WORKER, RUN_ENDED, STARTING
 from submit.upload.submit_notes import notes
 from submit.upload.submitter import Order, submit
 

@@ -12,17 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import orjson
 import zstandard
 
 from jobs.errors import InputError, LineError, RefusedError, WaitTimeoutError
 from jobs.lines.line import Defaults
 from jobs.shard import COMPRESSION_LEVEL
-from jobs.store.read_batch import read_batches
 from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit.input.reader import PromptFile, PromptObjects
 from submit.input.validate import Findings
 from submit.schedule.cron import Cron
-from submit.schedule.model import NewSchedule, Run, Schedule
+from submit.schedule.model import REMEDY, Run, Schedule, no_schedule
 from submit.schedule.run_store import OvertakenError, RunStore
 from submit.schedule.store import MAX_PROMPTS_BYTES, Schedules
 from submit.status.text import duration
@@ -37,14 +38,13 @@ __all__ = [
     "order_from",
     "prompts_of",
     "run_schedule",
-    "unfinished_batch",
 ]
 
 NO_SCHEDULER = "no scheduler is running: `promptmill scheduler` starts one"
 POLL_S = 0.2
 ASK_S = 60.0
 BY_HAND_S = UPLOAD_LEASE_S
-"""A run by hand that has not come about after so long is gone on with by others: its maker may be dead."""
+"""A run by hand that is not submitted after so long is submitted by others: its client may be dead."""
 MAX_PATH = 1000
 _ORDER = {
     "defaults": dict,
@@ -57,6 +57,10 @@ _ORDER = {
     "webhook": str | None,
 }
 """Of an :class:`Order` what is kept with a schedule, with its types."""
+
+
+class BusyError(RefusedError):
+    """Another run of the schedule has begun and is not submitted yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +97,20 @@ def add_schedule(
         check_order(wanted.order)
     else:
         packed, source = _packed_file(file) if isinstance(file, str) else _packed_objects(file)
-        with _unpacked([packed], source) as prompts:
+        with _unpacked(packed, source) as prompts:
             checked = check(prompts, wanted.order, progress=progress)
-    new = NewSchedule(
-        name=wanted.name,
-        cron=wanted.cron,
-        order=_order_json(wanted.order),
-        source=source,
-        path=path,
-        lines=0 if checked is None else checked.total,
-        models=checked.models if checked is not None else tuple(filter(None, [wanted.order.defaults.model])),
-        catch_up=wanted.catch_up,
-        allow_overlap=wanted.allow_overlap,
-    )
-    return schedules.add(new, packed, replace=wanted.take_place, now=store.server_time()), checked
+    models = checked.models if checked is not None else tuple(filter(None, [wanted.order.defaults.model]))
+    facts = {
+        "order": orjson.dumps(_order_json(wanted.order)),
+        "source": source[:1000],
+        "path": path or "",
+        "lines": 0 if checked is None else checked.total,
+        "models": orjson.dumps(models),
+        "catch_up": int(wanted.catch_up),
+        "allow_overlap": int(wanted.allow_overlap),
+    }
+    now = store.server_time()
+    return schedules.add(wanted.name, wanted.cron, facts, packed, replace=wanted.take_place, now=now), checked
 
 
 def run_schedule(
@@ -126,97 +130,88 @@ def run_schedule(
             refused, as for bad lines in the file; or a scheduler is needed and there is none.
         WaitTimeoutError: the scheduler has not done it within ``timeout`` seconds, but will.
     """
+    from redis.exceptions import RedisError
+
     schedules = Schedules(store.connection)
-    schedule, now = schedules.get(name), store.server_time()
+    schedule, now = schedules.get(name), int(store.server_time())
     overlap = allow_overlap or schedule.allow_overlap
-    if not overlap:
-        _refuse_overlap(store, schedule, now)
     if schedule.path is not None:
-        return _asked(schedules, schedule, now, timeout, clock, sleep, overlap=overlap)
+        return _run_by_scheduler(schedules, schedule, now, timeout, clock, sleep, overlap=overlap)
     order = order_from(schedules.order(schedule), schedule.name)
-    with _run_by_hand(schedules, schedule, int(now), overlap=overlap) as run:
-        by_hand = RunStore(store, schedule, run, int(now), asked=True)
-        with prompts_of(schedules, schedule) as prompts:
-            return submit(by_hand, prompts, order, progress=progress).batch_id
-
-
-@contextlib.contextmanager
-def _run_by_hand(schedules: Schedules, schedule: Schedule, due: int, *, overlap: bool) -> Iterator[Run | None]:
-    """The one run of the schedule that is under way, over when the block ends; None for one that may overlap.
-
-    Raises:
-        RefusedError: another was there first, or takes this one's place.
-    """
-    run = None
+    run = Run(now, asked=True, by=uuid.uuid4().hex)
     if not overlap:
-        run = Run(due, asked=True, by=uuid.uuid4().hex)
-        if not schedules.hold(schedule, run, schedule.run):
-            raise _under_way(schedule)
+        _begin(schedules, schedule, run, overlap=False)
     try:
-        yield run
+        with prompts_of(schedules, schedule) as prompts:
+            return submit(RunStore(store, schedule, run, begun=not overlap), prompts, order, progress=progress).batch_id
     except OvertakenError:
         shown = "`promptmill schedule list` shows whether it was submitted elsewhere"
         raise RefusedError(f"this run of schedule '{schedule.name}' was taken over, or ended: {shown}") from None
     finally:
-        from redis.exceptions import RedisError
-
-        if run is not None:  # of one that was submitted nothing is there any more
-            with contextlib.suppress(RedisError):
-                schedules.end(schedule, run)
+        with contextlib.suppress(RedisError):  # of one that was submitted nothing is there any more
+            schedules.end(schedule, run)
 
 
-def _under_way(schedule: Schedule) -> RefusedError:
-    return RefusedError(f"a run of schedule '{schedule.name}' is being submitted: --allow-overlap runs it besides")
+def _begin(schedules: Schedules, schedule: Schedule, run: Run, *, overlap: bool) -> None:
+    """Begin a run by hand. One whose client has not submitted it for long is replaced: the client may be dead.
 
-
-def _refuse_overlap(store: Store, schedule: Schedule, now: float) -> None:
-    run = schedule.run
-    if run is not None and (run.by is None or now - run.due < BY_HAND_S):
-        raise _under_way(schedule)
-    batch_id = unfinished_batch(store, schedule)
-    if batch_id is not None:
+    Raises:
+        BusyError: another run of the schedule has begun.
+        RefusedError: a batch of it is not done, or it is gone.
+    """
+    other = schedule.run
+    gone = other if other is not None and other.by is not None and run.due - other.due >= BY_HAND_S else None
+    met = schedules.begin(schedule, run, overlap=overlap, gone=gone)
+    if met == "over":
+        raise no_schedule(schedule.name)
+    if met == "busy":
+        raise BusyError(f"a run of schedule '{schedule.name}' is being submitted: --allow-overlap runs it besides")
+    if met != "begun":
         raise RefusedError(
-            f"batch {batch_id} of schedule '{schedule.name}' is not done: wait, `promptmill cancel {batch_id}`, or "
+            f"batch {met} of schedule '{schedule.name}' is not done: wait, `promptmill cancel {met}`, or "
             "--allow-overlap to run it besides"
         )
 
 
-def _asked(
+def _run_by_scheduler(
     schedules: Schedules,
     schedule: Schedule,
-    now: float,
+    now: int,
     timeout: float,
     clock: Callable[[], float],
     sleep: Callable[[float], object],
     *,
     overlap: bool,
 ) -> str:
-    """The batch of a run that the scheduler was asked for."""
+    """The batch of a run that begins here and that the scheduler submits."""
     if schedules.active_scheduler() is None:
         raise RefusedError(f"the file of schedule '{schedule.name}' is read by the scheduler, and {NO_SCHEDULER}")
-    due, begun = schedules.ask(schedule, now, overlap=overlap), clock()
-    while clock() - begun < timeout:
+    # Its outcome is known by this time, which no other run by hand has.
+    run = Run(max([now, *(outcome.due + 1 for outcome in schedule.runs if outcome.asked)]), asked=True)
+    begun, ends_at = False, clock() + timeout
+    while clock() < ends_at:
+        if not begun:
+            try:
+                _begin(schedules, schedule, run, overlap=overlap)
+                begun = True
+            except BusyError:
+                if not overlap:
+                    raise
         found = schedules.get(schedule.name)
-        for outcome in found.runs:
-            if (outcome.due, outcome.asked) == (due, True):
-                if outcome.batch_id is None:
-                    raise RefusedError(f"the scheduler could not run '{schedule.name}': {outcome.why}")
-                return outcome.batch_id
+        outcome = next((outcome for outcome in found.runs if (outcome.due, outcome.asked) == (run.due, True)), None)
+        if outcome is not None and outcome.batch_id is not None:
+            return outcome.batch_id
         if found.id != schedule.id:
             raise RefusedError(f"schedule '{schedule.name}' was replaced before it was run: run it again")
+        if outcome is not None:
+            raise RefusedError(f"the scheduler could not run '{schedule.name}': {outcome.why}")
         sleep(POLL_S)
-    raise WaitTimeoutError(
-        f"the scheduler has not run '{schedule.name}' after {duration(timeout)}; it will: `promptmill schedule list` "
-        "shows its batch then"
+    then = (
+        "it will: `promptmill schedule list` shows its batch then"
+        if begun
+        else "another run is in its way: run it again"
     )
-
-
-def unfinished_batch(store: Store, schedule: Schedule) -> str | None:
-    """A batch of the schedule that is not done; None: all are, or are gone."""
-    ids = dict.fromkeys(schedule.open)
-    # One that was done and is retried is among the last, or nobody's concern.
-    ids.update(dict.fromkeys(outcome.batch_id for outcome in schedule.runs if outcome.batch_id is not None))
-    return next((batch.id for batch in read_batches(store.connection, list(ids)) if not batch.done), None)
+    raise WaitTimeoutError(f"the scheduler has not run '{schedule.name}' after {duration(timeout)}; {then}")
 
 
 # --- orders, as they are kept ---
@@ -227,15 +222,20 @@ def _order_json(order: Order) -> dict[str, Any]:
     return kept | {"defaults": dict(order.defaults.fields), "metadata": dict(order.metadata)}
 
 
-def order_from(kept: Mapping[str, Any], schedule: str) -> Order:
+def order_from(stored: bytes, schedule: str) -> Order:
     """What a schedule's batches are to be; their name is the schedule's where no other was given.
 
     Raises:
-        RefusedError: it is not what was kept.
+        RefusedError: it is not what :func:`add_schedule` wrote.
     """
+    damaged = f"what Redis keeps of schedule '{schedule}' is damaged: "
+    try:
+        kept = msgspec.json.decode(stored, type=dict[str, Any])
+    except ValueError:
+        raise RefusedError(f"{damaged}{REMEDY}") from None
     for name, value in kept.items():
         if name not in _ORDER or not isinstance(value, _ORDER[name]):
-            raise RefusedError(f"what Redis keeps of schedule '{schedule}' is damaged: '{name:.40}' in its order")
+            raise RefusedError(f"{damaged}'{name:.40}' in its order")
     order = Order(**{**kept, "defaults": Defaults(kept.get("defaults", {}))})
     return replace(order, name=order.name or schedule, schedule=schedule)
 
@@ -338,11 +338,10 @@ def _check_size(size: int, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _unpacked(packed: Iterable[bytes], name: str) -> Iterator[PromptFile]:
+def _unpacked(packed: bytes, name: str) -> Iterator[PromptFile]:
     """The prompts of a compressed content."""
     with tempfile.NamedTemporaryFile(prefix="promptmill-", suffix=".zst") as file:
-        for piece in packed:
-            file.write(piece)
+        file.write(packed)
         file.flush()
         with PromptFile(file.name) as prompts:
             prompts.name = name

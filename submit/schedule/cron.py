@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -37,8 +37,6 @@ FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
 """Of each field its name, its least and greatest number, and the words that may stand for one."""
 _PART = re.compile(r"[\w*?#-]+(/\w+)?", re.ASCII)
 _TOKEN = re.compile(r"([/#]?)(\d+|[a-z]+)")
-NEAR = timedelta(hours=3)
-"""More than clocks are put forward or back at once."""
 _ZONE = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
 EXAMPLE = "write 'MINUTE HOUR DAY MONTH WEEKDAY', such as '0 2 * * *' for each night at two, or @daily"
 
@@ -60,16 +58,20 @@ class Cron:
 
     def after(self, moment: float) -> int:
         """The first time after ``moment``, both in seconds since the epoch."""
-        start = datetime.fromtimestamp(moment, UTC)
-        found = self._once_a_day(start) if self._names_hours else self._as_time_passes(start)
-        return int(found.timestamp())
+        from croniter import croniter  # type: ignore[import-untyped]
 
-    def latest(self, first: int, moment: float, *, progress: Callable[[], object] = lambda: None) -> tuple[int, int]:
+        times = croniter(self.expression, datetime.fromtimestamp(moment, self._zone))
+        while True:
+            found: datetime = times.get_next(datetime)
+            comes_again = found.fold == 1 and found.utcoffset() != found.replace(fold=0).utcoffset()
+            if not (comes_again and self._names_hours):
+                return int(found.timestamp())
+
+    def latest(self, first: int, moment: float) -> tuple[int, int]:
         """The last time that is not after ``moment``, and how many there are from ``first``, which is one, to it; no
-        more than MOST_COUNTED are counted. ``progress`` is called at each, and may end it by an exception."""
+        more than MOST_COUNTED are counted."""
         last, count = first, 1
         while (following := self.after(last)) <= moment:
-            progress()
             last, count = following, count + 1
             if count == MOST_COUNTED:
                 return self._last_before(moment), count
@@ -90,63 +92,9 @@ class Cron:
 
     @cached_property
     def _names_hours(self) -> bool:
-        from croniter import croniter  # type: ignore[import-untyped]
-
-        return bool(croniter.expand(self.expression)[0][1] != ["*"])
-
-    def _on_the_wall(self, after: datetime) -> Iterator[datetime]:
-        """Times on the wall, without a zone."""
         from croniter import croniter
 
-        times = croniter(self.expression, after)
-        while True:
-            yield times.get_next(datetime)
-
-    def _wall(self, moment: datetime) -> datetime:
-        return moment.astimezone(self._zone).replace(tzinfo=None, fold=0)
-
-    def _once_a_day(self, start: datetime) -> datetime:
-        for wall in self._on_the_wall(self._wall(start)):
-            moments = self._moments(wall)
-            found = moments[0] if moments else self._end_of_gap(wall)
-            if found > start:
-                return found
-        raise AssertionError("times on the wall do not end")
-
-    def _as_time_passes(self, start: datetime) -> datetime:
-        # Where clocks were put back a moment ago, or are soon, a time that is later on the wall may be sooner.
-        offsets = {(start + step).astimezone(self._zone).utcoffset() for step in (-NEAR, timedelta(0), NEAR)}
-        back = NEAR if len(offsets) > 1 else timedelta(0)
-        best: datetime | None = None
-        for wall in self._on_the_wall(self._wall(start) - back):
-            for moment in self._moments(wall):
-                if moment > start and (best is None or moment < best):
-                    best = moment
-            if best is not None and wall >= self._wall(best) + back:
-                return best
-        raise AssertionError("times on the wall do not end")
-
-    def _moments(self, wall: datetime) -> list[datetime]:
-        """When the clock shows this: once, in a gap never, where it is put back twice."""
-        found = []
-        for fold in (0, 1):
-            moment = wall.replace(tzinfo=self._zone, fold=fold).astimezone(UTC)
-            if self._wall(moment) == wall and moment not in found:
-                found.append(moment)
-        return found
-
-    def _end_of_gap(self, wall: datetime) -> datetime:
-        """The first moment after the gap in which a time on the wall lies."""
-        late = wall.replace(tzinfo=self._zone, fold=0).astimezone(UTC)
-        early = wall.replace(tzinfo=self._zone, fold=1).astimezone(UTC)
-        after = late.astimezone(self._zone).utcoffset()
-        while late - early > timedelta(seconds=1):
-            middle = early + timedelta(seconds=(late - early) // timedelta(seconds=2))
-            if middle.astimezone(self._zone).utcoffset() == after:
-                late = middle
-            else:
-                early = middle
-        return late
+        return bool(croniter.expand(self.expression)[0][1] != ["*"])
 
 
 def time_zone(name: str) -> ZoneInfo:

@@ -1,7 +1,8 @@
 """The scheduler: one process of a pool that submits the batches of schedules when they are due.
 
-Any number may run; the one that holds RQ's lock is active, the others stand by. Threads: main keeps the lock and RQ's
-registry; firing takes runs and submits them; tending does what a pool needs done now and then. Both may take long.
+Any number may run; the one that holds RQ's lock is active, the others stand by. Threads: main keeps the lock, begins
+what is due and shows RQ what comes next; dispatching submits the runs that have begun; tending does what a pool needs
+done now and then. The latter two may take long.
 """
 
 from __future__ import annotations
@@ -22,15 +23,14 @@ import redis.exceptions
 
 from jobs.app.process_name import process_name
 from jobs.app.stop_signal import StopSignals
-from jobs.batch import timestamp
 from jobs.errors import RefusedError
 from jobs.store.keys import SCHEDULER
 from jobs.store.maintenance import upkeep
 from jobs.store.store import Store
-from submit.schedule.dispatch import Firing
+from submit.schedule.dispatch import Dispatcher
 from submit.schedule.misfire import Attendance
 from submit.schedule.model import Schedule
-from submit.schedule.rq_jobs import LOCK_S, DueRun, Lock, RunQueue
+from submit.schedule.rq_jobs import LOCK_S, Lock, RqMirror
 from submit.schedule.store import Schedules
 
 __all__ = ["Scheduler"]
@@ -66,8 +66,8 @@ class Scheduler:
         self.name = process_name(name)
         self._store = store
         self._schedules = Schedules(store.connection)
-        self._queue = RunQueue(store)
-        # The lock is held by a process, and two of them may have the same name.
+        self._mirror = RqMirror(store.connection)
+        # The lock is a process's, and two of them may have the same name.
         self._lock = Lock(store.connection, f"{self.name}.{uuid.uuid4().hex[:8]}")
         self._tend = tend
         self._clock = clock
@@ -77,10 +77,15 @@ class Scheduler:
         self._held_at = float("-inf")
         self._said: dict[str, str] = {}
         self._attendance = Attendance()
-        self._firing = Firing(store, read_from=read_from, stopping=self._must_stop, attended=self._attendance.covers)
+        self._dispatcher = Dispatcher(
+            store, read_from=read_from, stopping=self._must_stop, attended=self._attendance.covers
+        )
         self._threads = [
-            threading.Thread(target=self._fire, name="firing", daemon=True),
-            threading.Thread(target=self._tend_now_and_then, name="tending", daemon=True),
+            threading.Thread(target=self._repeat, args=arguments, name=name, daemon=True)
+            for name, *arguments in (
+                ("dispatching", self._dispatcher.submit_begun, IDLE_S, "no runs can be taken"),
+                ("tending", self.tend, UPKEEP_S, "no upkeep"),
+            )
         ]
 
     def stop(self) -> None:
@@ -115,7 +120,7 @@ class Scheduler:
     # --- the main thread ---
 
     def tick(self) -> None:
-        """Keep or take the lock; where it is held see to it that what is due is queued."""
+        """Take or renew the lock; with the lock, begin what is due."""
         asked_at = self._clock()
         self._attendance.trying()
         held = self._lock.refresh()
@@ -127,7 +132,7 @@ class Scheduler:
         if not held:
             return
         self._publish()
-        self._guarded("schedules", self._queue_due)
+        self._guarded("schedules", self._begin_due)
 
     def _note_role(self, held: bool, at: float) -> None:
         if held:
@@ -146,19 +151,17 @@ class Scheduler:
             who = "another scheduler" if other is None else f"'{other:.80}'"
             log.info("%s stands by: %s is active", self.name, who, extra={"action": "standby"})
 
-    def _queue_due(self) -> None:
-        wanted: dict[DueRun, str] = {}
+    def _begin_due(self) -> None:
+        good: list[Schedule] = []
         names = self._schedules.names()
-        for name, schedule in zip(names, self._schedules.read(names, runs=0), strict=True):
+        for name, schedule in zip(names, self._schedules.read(names, runs=1), strict=True):
             if isinstance(schedule, Schedule):
                 self._said.pop(f"schedule {name}", None)
-                for due in (schedule.next, schedule.asked):
-                    if due is not None:
-                        wanted[name, due] = f"schedule {name}, {timestamp(due)}"
+                good.append(schedule)
             else:
                 self._say(f"schedule {name}", str(schedule))
-        self._queue.sync(wanted)
-        self._queue.move()
+        self._dispatcher.begin_due(good)
+        self._mirror.show({schedule.name: schedule.next for schedule in good})
 
     def _publish(self) -> None:
         state: dict[str, Any] = {"name": self.name, "pid": os.getpid(), "hostname": socket.gethostname()}
@@ -179,13 +182,6 @@ class Scheduler:
                 log.warning("%s", text, extra={"action": "redis_out" if what == "redis" else "refuse_schedule"})
             self._said[what] = text
 
-    def _say_refused(self, what: str, text: str, error: redis.exceptions.RedisError) -> None:
-        """Of an outage the main thread speaks; of a command that is refused, as for want of permission, nobody else."""
-        if _is_away(error):
-            log.debug("%s: %s", text, error, extra={"action": "redis_out"})
-        else:
-            self._say(what, f"{text}: Redis refuses a command: {error}")
-
     def _end(self) -> None:
         self._stopped.set()
         for thread in self._threads:
@@ -198,29 +194,32 @@ class Scheduler:
             log.debug("the lock expires by itself: %s", error)
         log.info("%s has ended", self.name, extra={"action": "ended"})
 
-    # --- the firing thread ---
+    # --- the other threads ---
 
     def _must_stop(self) -> bool:
         """Whether what is under way is to be left to the next scheduler."""
         stopping = self._stops.count > 0 or self._stopped.is_set()
         return stopping or not self._active.is_set() or self._clock() - self._held_at > LOCK_S
 
-    def _fire(self) -> None:
-        while not self._stopped.is_set():
-            pause = IDLE_S
+    def _repeat(self, step: Callable[[], object], every: float, undone: str) -> None:
+        """Do ``step`` again and again while this scheduler is active; ``undone`` says what that leaves undone."""
+        pause = every
+        while not self._stopped.wait(pause):
+            pause = every
             try:
                 if not self._must_stop():
-                    self._firing.work()
-                    self._said.pop("firing", None)
+                    step()
+                    self._said.pop(undone, None)
             except redis.exceptions.RedisError as error:
-                self._say_refused("firing", "no runs can be taken", error)
-                pause = LEAST_BACKOFF_S
+                pause = max(every, LEAST_BACKOFF_S)
+                # Of an outage the main thread speaks; of a refused command, as for want of permission, nobody else.
+                if _is_away(error):
+                    log.debug("%s: %s", undone, error, extra={"action": "redis_out"})
+                else:
+                    self._say(undone, f"{undone}: Redis refuses a command: {error}")
             except Exception:  # one run must not end all others
-                log.exception("taking runs ended in an error that should not be")
-                pause = MOST_BACKOFF_S
-            self._stopped.wait(pause)
-
-    # --- the tending thread ---
+                pause = max(every, MOST_BACKOFF_S)
+                log.exception("%s: an error that should not be", undone)
 
     def tend(self) -> None:
         """Do what is to be done by somebody.
@@ -230,17 +229,6 @@ class Scheduler:
         """
         for number, tend in enumerate(self._tend):
             self._guarded(f"tending {number}", partial(tend, self._store))
-
-    def _tend_now_and_then(self) -> None:
-        while not self._stopped.wait(UPKEEP_S):
-            try:
-                if not self._must_stop():
-                    self.tend()
-                    self._said.pop("tending", None)
-            except redis.exceptions.RedisError as error:
-                self._say_refused("tending", "no upkeep", error)
-            except Exception:
-                log.exception("upkeep ended in an error that should not be")
 
 
 def _is_away(error: redis.exceptions.RedisError) -> bool:

@@ -1,35 +1,33 @@
-"""Runs of schedules: deciding about each that is due, and submitting its batch once, whoever dies on the way.
+"""Runs of schedules: each that is due begins or is skipped, and each that has begun is submitted once, whoever dies.
 
-A run that has begun is in its schedule's hash, and is gone on with from there. Its batch is uploaded as any other, and
-becomes live in the step that records the run: a scheduler that dies before that leaves an upload behind that is swept,
-and the next one makes another; one that only slept finds that the run is over, and gives its upload up.
+A run that has begun is in its schedule's hash, and any scheduler goes on with it from there. Its batch is uploaded as
+any other, and becomes live in the step that records the run. A scheduler that dies before that leaves an upload behind
+that is swept, and the next one makes another. One that only slept finds that the run is over, and gives its upload up.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from jobs.batch import timestamp
-from jobs.errors import InputError, PromptmillError, RedisError, RefusedError
+from jobs.errors import InputError, PromptmillError, RedisError
 from jobs.store.store import Store
-from submit.schedule.add import BY_HAND_S, order_from, prompts_of, unfinished_batch
-from submit.schedule.model import Outcome, Run, Schedule, ScheduleNotFoundError
-from submit.schedule.rq_jobs import DueRun, RunQueue
+from submit.schedule.add import BY_HAND_S, order_from, prompts_of
+from submit.schedule.model import Outcome, Run, Schedule
 from submit.schedule.run_store import OvertakenError, RunStore
 from submit.schedule.store import Schedules
 from submit.schedule.table import missed_runs
 from submit.upload.submitter import submit
 
-__all__ = ["GRACE_S", "Firing", "StoppedError"]
+__all__ = ["GRACE_S", "Dispatcher", "StoppedError"]
 
 log = logging.getLogger("promptmill.scheduler")
 
 GRACE_S = 60.0
-"""A run that is queued no later than this after it was due is on time."""
+"""A run that begins no later than this after it was due is on time."""
 LATE_S = 3600.0
 """One for which a scheduler was there, but no Redis, is run that late."""
 TRY_AGAIN_S = 10.0
@@ -40,11 +38,12 @@ class StoppedError(Exception):
     """The scheduler is to end, or is no longer the active one: what is under way is left to the next."""
 
 
-class Firing:
-    """Takes runs that are queued, decides about them and submits them.
+class Dispatcher:
+    """Begins the runs that are due, which is quick, and submits those that have begun, which may take long.
 
-    ``stopping`` is asked now and then, ``observe`` told of each step. Of paths of schedules those in the folders of
-    ``read_from`` are read. ``attended`` says whether a scheduler was there at a time, and has been since.
+    ``stopping`` is asked now and then, ``observe`` hears of each step. Of paths of schedules those in the folders of
+    ``read_from`` are read. ``attended`` says whether a scheduler was there at a time, and has been since. A thread that
+    calls :meth:`begin_due` and another that calls :meth:`submit_begun` do not meet but in Redis.
     """
 
     def __init__(
@@ -59,7 +58,6 @@ class Firing:
     ) -> None:
         self._store = store
         self._schedules = Schedules(store.connection)
-        self._queue = RunQueue(store)
         self._read_from = read_from
         self._stopping = stopping
         self._attended = attended
@@ -67,138 +65,93 @@ class Firing:
         self._clock = clock
         self._tried: dict[str, float] = {}
 
-    def work(self) -> None:
-        """See to all that is queued or has begun, until there is nothing more or the scheduler is stopping.
+    # --- beginning ---
+
+    def begin_due(self, schedules: Iterable[Schedule]) -> None:
+        """Begin or skip the runs of these that are due by cron, as far as there is time for it.
 
         Raises:
-            redis.exceptions.RedisError: it is away; what is under way stays so.
+            redis.exceptions.RedisError: Redis is away, or refuses it.
         """
-        self._queue.reclaim()
-        with contextlib.suppress(StoppedError):
-            while True:
-                self._go_on()
-                self._stop_here()
-                found = self._queue.take()
-                if found is None:
-                    return
-                run, queued_at = found
-                self._observe("taken")
-                try:
-                    if not self.decide(run, queued_at):
-                        continue  # it stays taken, and is queued again with the next work
-                except ScheduleNotFoundError:
-                    log.info("the run of %s is dropped: the schedule is gone", run[0])
-                except RefusedError as error:
-                    log.warning("the run of %s is dropped: %s", run[0], error, extra={"action": "refuse_schedule"})
-                self._queue.done(run)
+        now = self._store.server_time()
+        for schedule in schedules:
+            if schedule.next <= now and not self._stopping():
+                self._decide(schedule, now)
 
-    def _stop_here(self) -> None:
-        if self._stopping():
-            raise StoppedError
-
-    def _go_on(self) -> None:
-        """Go on with the runs that have begun, a scheduler's that died among them."""
-        for schedule in self._schedules.read(self._schedules.begun(), runs=0):
-            if isinstance(schedule, Schedule) and schedule.run is not None and self._may_try(schedule.id):
-                if schedule.run.by is not None and self._store.server_time() - schedule.run.due < BY_HAND_S:
-                    continue  # it is being submitted by who asked for it
-                self._stop_here()
-                self._try(schedule)
-
-    def _may_try(self, incarnation: str) -> bool:
-        return self._clock() - self._tried.get(incarnation, float("-inf")) >= TRY_AGAIN_S
-
-    def _try(self, schedule: Schedule) -> None:
-        from redis.exceptions import ResponseError
-
-        try:
-            self.fire(schedule)
-            self._tried.pop(schedule.id, None)
-        except OvertakenError:
-            log.info("the run of %s was seen to elsewhere", schedule.name, extra={"action": "overtaken"})
-        except (RedisError, ResponseError) as error:
-            log.warning("the run of %s waits: %s", schedule.name, error, extra={"action": "run_waits"})
-            self._tried[schedule.id] = self._clock()
-
-    # --- deciding ---
-
-    def decide(self, due_run: DueRun, queued_at: float | None) -> bool:
-        """Begin the run, or pass it over and say why; one that its schedule does not have due is nobody's. False: it is
-        to be decided later, for another run is in its way.
-
-        Raises:
-            ScheduleNotFoundError, RefusedError: there is no such schedule, or it is none.
-        """
-        name, due = due_run
-        schedule, now = self._schedules.get(name), self._store.server_time()
-        if due > now:
-            return True
-        if due == schedule.next:
-            return self._decide(schedule, now, late=(queued_at or now) - due > GRACE_S)
-        if due == schedule.asked:
-            overlap = schedule.allow_overlap or schedule.asked_overlap
-            return self._begin(schedule, Run(due, asked=True), schedule.next, overlap=overlap)
-        return True
-
-    def _decide(self, schedule: Schedule, now: float, *, late: bool) -> bool:
-        run = Run(schedule.next)
-        if late:
-            last, missed = schedule.cron.latest(schedule.next, now - GRACE_S, progress=self._stop_here)
+    def _decide(self, schedule: Schedule, now: float) -> None:
+        run, why = Run(schedule.next), None
+        if now - schedule.next > GRACE_S:
+            last, missed = schedule.cron.latest(schedule.next, now - GRACE_S)
             run = Run(last, missed=missed)
+            why = None if schedule.catch_up else self._too_late(last, now)
         following = schedule.cron.after(run.due)
-        if late and not schedule.catch_up:
-            if not self._attended(run.due):
-                why = "no scheduler was there at that time, or Redis refused it"
-                return self._pass_over(schedule, run, following, why)
-            if now - run.due > LATE_S:
-                why = "for more than an hour Redis was away or full, or an earlier run in its way"
-                return self._pass_over(schedule, run, following, why)
-        if not schedule.allow_overlap and schedule.run is not None:
-            why = f"its run of {timestamp(schedule.run.due)} is not submitted yet"
-            return self._pass_over(schedule, run, following, why)
-        return self._begin(schedule, run, following, overlap=schedule.allow_overlap)
+        why = why or self._begin(schedule, run, following)
+        if why is not None:
+            self._skip(schedule, run, following, why)
 
-    def _begin(self, schedule: Schedule, run: Run, following: int, *, overlap: bool) -> bool:
-        """Begin the run unless it would overlap; False: another is in its way."""
-        if not overlap and (batch_id := unfinished_batch(self._store, schedule)) is not None:
-            return self._pass_over(schedule, run, following, f"batch {batch_id} of an earlier run is not done")
-        begun = self._schedules.begin(schedule, run, following, overlap=overlap)
-        if begun is None:
-            return False
-        if begun:
+    def _too_late(self, due: int, now: float) -> str | None:
+        if not self._attended(due):
+            return "no scheduler was there at that time, or Redis refused it"
+        if now - due > LATE_S:
+            return "for more than an hour Redis was away or full, or an earlier run in its way"
+        return None
+
+    def _begin(self, schedule: Schedule, run: Run, following: int) -> str | None:
+        """Begin the run, or say why it is skipped. It stays due where another is in its way that will soon be gone."""
+        met = self._schedules.begin(schedule, run, following, overlap=schedule.allow_overlap)
+        if met == "begun":
             log.info("%s: the run of %s begins", schedule.name, timestamp(run.due), extra={"action": "run_begins"})
-        self._observe("begun")
-        return True
+            self._observe("begun")
+        elif met == "busy" and schedule.run is not None and not schedule.allow_overlap:
+            return f"its run of {timestamp(schedule.run.due)} is not submitted yet"
+        elif met not in ("busy", "over"):
+            return f"batch {met} of an earlier run is not done"
+        return None
 
-    def _pass_over(self, schedule: Schedule, run: Run, following: int, why: str) -> bool:
-        at = self._store.server_time()
-        outcome = Outcome(run.due, at, "skipped", why=why, asked=run.asked, missed=run.missed)
-        if self._schedules.pass_over(schedule, outcome, following):
+    def _skip(self, schedule: Schedule, run: Run, following: int, why: str) -> None:
+        outcome = Outcome(run.due, self._store.server_time(), "skipped", why=why, missed=run.missed)
+        if self._schedules.skip(schedule, outcome, following):
             what = "the run" if run.missed < 2 else f"{missed_runs(run.missed)}, the last that"
             log.warning(
                 "%s: %s of %s skipped: %s",
                 schedule.name, what, timestamp(run.due), why, extra={"action": "run_skipped"},
             )  # fmt: skip
-        self._observe("passed over")
-        return True
 
     # --- submitting ---
 
-    def fire(self, schedule: Schedule) -> None:
-        """Go on with the run that a schedule has begun, to its end.
+    def submit_begun(self) -> None:
+        """Submit the runs that have begun, those of a scheduler that died among them.
 
         Raises:
-            OvertakenError: it is another's.
-            RedisError, redis.exceptions.RedisError: it is to be gone on with later.
+            redis.exceptions.RedisError: it is away; what is under way stays so.
         """
-        from redis.exceptions import RedisError as RedisAwayError
+        now = self._store.server_time()
+        for schedule in self._schedules.read(self._schedules.names(), runs=0):
+            if self._stopping():
+                return
+            if isinstance(schedule, Schedule) and (run := schedule.run) is not None and self._may_try(schedule.id):
+                left_to_its_client = run.by is not None and now - run.due < BY_HAND_S
+                if not left_to_its_client:
+                    self._try(schedule, run)
 
-        run = schedule.run
-        if run is None:
-            return
+    def _may_try(self, incarnation: str) -> bool:
+        return self._clock() - self._tried.get(incarnation, float("-inf")) >= TRY_AGAIN_S
+
+    def _try(self, schedule: Schedule, run: Run) -> None:
+        """Submit a run that has begun; what Redis refuses is tried again later."""
+        import redis.exceptions
+
         try:
             self._submit(schedule, run)
-        except (RedisAwayError, RedisError, OvertakenError, StoppedError):
+            self._tried.pop(schedule.id, None)
+        except StoppedError:
+            log.debug("the run of %s is left to the next scheduler", schedule.name)
+        except OvertakenError:
+            log.info("the run of %s was seen to elsewhere", schedule.name, extra={"action": "overtaken"})
+        except (RedisError, redis.exceptions.ResponseError) as error:
+            log.warning("the run of %s waits: %s", schedule.name, error, extra={"action": "run_waits"})
+            self._tried[schedule.id] = self._clock()
+        except redis.exceptions.RedisError:
             raise
         except PromptmillError as error:
             self._failed(schedule, run, _reason(error))
@@ -208,8 +161,8 @@ class Firing:
 
     def _submit(self, schedule: Schedule, run: Run) -> None:
         order = order_from(self._schedules.order(schedule), schedule.name)
-        store = RunStore(self._store, schedule, run, run.due, asked=run.asked)
         with prompts_of(self._schedules, schedule, self._read_from) as prompts:
+            store = RunStore(self._store, schedule, run)
             submitted = submit(store, prompts, order, progress=self._look_up, now=self._store.now)
         log.info(
             "%s: the run of %s is batch %s",
@@ -219,7 +172,8 @@ class Firing:
 
     def _look_up(self, _lines: int, _size: int) -> None:
         self._observe("uploading")
-        self._stop_here()
+        if self._stopping():
+            raise StoppedError
 
     def _failed(self, schedule: Schedule, run: Run, why: str) -> None:
         at = self._store.server_time()
@@ -228,7 +182,6 @@ class Firing:
                 "%s: the run of %s failed: %s",
                 schedule.name, timestamp(run.due), why, extra={"action": "run_failed"},
             )  # fmt: skip
-        self._observe("failed")
 
 
 def _reason(error: PromptmillError) -> str:

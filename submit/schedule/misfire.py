@@ -1,4 +1,4 @@
-"""Since when a process has seen to schedules without a break, whether Redis answered or not."""
+"""Since when a scheduler has looked at the schedules without a break, whether Redis answered or not."""
 
 from __future__ import annotations
 

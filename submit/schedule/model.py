@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import orjson
 
 from jobs.batch import is_batch_id, timestamp
@@ -17,7 +18,6 @@ __all__ = [
     "FIELDS",
     "MAX_SCHEDULE_NAME",
     "REMEDY",
-    "NewSchedule",
     "Outcome",
     "Run",
     "Schedule",
@@ -32,12 +32,14 @@ MAX_SCHEDULE_NAME = 48
 MAX_WHY = 500
 FIELDS = (
     "id", "cron", "zone", "source", "path", "lines", "bytes", "models", "catch_up", "allow_overlap", "created_at",
-    "next", "asked", "asked_overlap", "run", "open",
+    "next", "run", "open",
 )  # fmt: skip
-"""Of a schedule's hash those that :func:`parse_schedule` wants, in order; its ``order`` may be large."""
+"""The fields of a schedule's hash that :func:`parse_schedule` wants, in order; its ``order`` may be large."""
 REMEDY = "`promptmill schedule add --replace` makes it anew"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_YEAR_9999 = 253_402_300_799
+_Time = msgspec.Meta(ge=0, le=253_402_300_799)  # until the year 9999
+Due = Annotated[int, _Time]
+Moment = Annotated[float, _Time]
 
 
 class ScheduleNotFoundError(RefusedError):
@@ -48,28 +50,31 @@ class ScheduleNotFoundError(RefusedError):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that has begun. ``due`` is in seconds since the epoch; ``missed`` counts those that it makes up for; ``by``
-    names, without telling, who makes it by hand: for a while schedulers leave it to them."""
+    """A run that has begun and is not submitted yet.
 
-    due: int
+    ``due`` is in seconds since the epoch. ``asked``: a user started it by hand. ``missed`` counts the runs that it
+    makes up for. ``by`` names the client that submits it itself: for a while schedulers leave the run to that client.
+    """
+
+    due: Due
     asked: bool = False
     missed: int = 0
     by: str | None = None
 
     def encoded(self) -> bytes:
-        return orjson.dumps({"due": self.due, "asked": self.asked, "missed": self.missed, "by": self.by})
+        return orjson.dumps(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a run that was due at ``due`` and seen to at ``at``, seconds since the epoch.
+    """What became of the run that was due at ``due``; decided at ``at``, seconds since the epoch.
 
-    ``state`` is ``submitted``, ``skipped`` or ``failed``; ``why`` says why it was not submitted.
+    ``why`` says why it was not submitted.
     """
 
-    due: int
-    at: float
-    state: str
+    due: Due
+    at: Moment
+    state: Literal["submitted", "skipped", "failed"]
     batch_id: str | None = None
     why: str | None = None
     asked: bool = False
@@ -80,38 +85,16 @@ class Outcome:
         return orjson.dumps(replace(self, why=why))
 
     def merged(self, before: Outcome, most: int) -> Outcome | None:
-        """This and the outcome before it as one, where both runs were skipped for the same reason; None: they were not.
+        """This outcome and the one before it as one, if both runs were skipped for the same reason.
         No more than ``most`` runs are counted."""
         if (before.state, before.why, before.asked) != ("skipped", self.why, self.asked) or self.state != "skipped":
             return None
         return replace(self, missed=min(max(self.missed, 1) + max(before.missed, 1), most))
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "due_at": timestamp(self.due),
-            "at": timestamp(self.at),
-            "state": self.state,
-            "batch_id": self.batch_id,
-            "why": self.why,
-            "asked": self.asked,
-            "missed": self.missed,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class NewSchedule:
-    """What a user says of a schedule. ``order`` is what is said of each of its batches, as JSON; ``path`` names the
-    file on the scheduler's host where none is stored with it."""
-
-    name: str
-    cron: Cron
-    order: Mapping[str, Any]
-    source: str
-    path: str | None = None
-    lines: int = 0
-    models: tuple[str, ...] = ()
-    catch_up: bool = False
-    allow_overlap: bool = False
+        times = {"due_at": timestamp(self.due), "at": timestamp(self.at)}
+        named = ("state", "batch_id", "why", "asked", "missed")
+        return times | {name: getattr(self, name) for name in named}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +115,6 @@ class Schedule:
     created_at: float
     next: int
     """When the next run is due, in seconds since the epoch by the server's clock."""
-    asked: int | None = None
-    """When a run was asked for that has not begun."""
-    asked_overlap: bool = False
-    """Whether that may begin while an earlier batch is not done."""
     run: Run | None = None
     """The run that has begun and is not submitted yet."""
     open: tuple[str, ...] = ()
@@ -192,71 +171,46 @@ def parse_schedule(
         RefusedError: it wrote no such fields; of the list what it did not write is left out.
     """
     try:
-        return _parsed(name, dict(zip(FIELDS, (value or b"" for value in stored), strict=True)), runs, cron)
-    except (RefusedError, LookupError, TypeError, ValueError, OverflowError) as error:
+        text = {field: (value or b"").decode() for field, value in zip(FIELDS, stored, strict=True)}
+        return Schedule(
+            name=name,
+            id=text["id"],
+            cron=cron(text["cron"], text["zone"]),
+            source=text["source"],
+            path=text["path"] or None,
+            lines=int(text["lines"]),
+            bytes=int(text["bytes"]),
+            models=msgspec.json.decode(text["models"], type=tuple[str, ...]),
+            catch_up=text["catch_up"] == "1",
+            allow_overlap=text["allow_overlap"] == "1",
+            created_at=msgspec.convert(text["created_at"], Moment, strict=False),
+            next=msgspec.convert(text["next"], Due, strict=False),
+            run=_run(text["run"]) if text["run"] else None,
+            open=_open(text["open"]),
+            runs=tuple(outcome for item in runs if (outcome := _outcome(item)) is not None),
+        )
+    except (RefusedError, ValueError) as error:
         raise RefusedError(f"what Redis keeps of schedule '{name}' is damaged ({error!s:.200}): {REMEDY}") from None
 
 
-def _parsed(name: str, values: Mapping[str, bytes], runs: list[bytes], cron: Callable[[str, str], Cron]) -> Schedule:
-    text = {key: value.decode() for key, value in values.items()}
-    models = orjson.loads(text["models"])
-    if not isinstance(models, list) or not all(isinstance(model, str) for model in models):
-        raise TypeError("its models are no strings")
-    return Schedule(
-        name=name,
-        id=text["id"],
-        cron=cron(text["cron"], text["zone"]),
-        source=text["source"],
-        path=text["path"] or None,
-        lines=int(text["lines"]),
-        bytes=int(text["bytes"]),
-        models=tuple(models),
-        catch_up=text["catch_up"] == "1",
-        allow_overlap=text["allow_overlap"] == "1",
-        created_at=_moment(float(text["created_at"])),
-        next=int(_moment(int(text["next"]))),
-        asked=int(_moment(int(text["asked"]))) if text["asked"] else None,
-        asked_overlap=text["asked_overlap"] == "1",
-        run=_run(values["run"]) if text["run"] else None,
-        open=_open(text["open"]),
-        runs=tuple(outcome for item in runs if (outcome := _outcome(item)) is not None),
-    )
-
-
-def _moment(seconds: float) -> float:
-    if not 0 <= seconds <= _YEAR_9999:
-        raise ValueError("a time that cannot be")
-    return seconds
-
-
-def _run(stored: bytes) -> Run:
-    value = orjson.loads(stored)
-    due, asked, missed, by = value["due"], value["asked"], value["missed"], value["by"]
-    if type(due) is not int or type(asked) is not bool or type(missed) is not int or not isinstance(by, str | None):
-        raise TypeError("its run is none")
-    run = Run(int(_moment(due)), asked, missed, by)
-    if run.encoded() != stored:  # steps compare it, byte by byte
+def _run(stored: str) -> Run:
+    run = msgspec.json.decode(stored, type=Run)
+    if run.encoded() != stored.encode():  # steps compare it, byte by byte
         raise ValueError("its run is written otherwise")
     return run
 
 
 def _open(stored: str) -> tuple[str, ...]:
     ids = tuple(stored.split())
-    if not all(map(is_batch_id, ids)) or " ".join(ids) != stored:  # as above
+    if not all(map(is_batch_id, ids)) or " ".join(ids) != stored:
         raise ValueError("its batches are none")
     return ids
 
 
 def _outcome(item: bytes) -> Outcome | None:
-    """A run of the list; None for what is none."""
+    """A run of the list; None for an entry that is none."""
     try:
-        found = Outcome(**orjson.loads(item))
-        known = found.state in ("submitted", "skipped", "failed") and (
-            found.batch_id is None or is_batch_id(found.batch_id)
-        )
-        texts = isinstance(found.why, str | None) and type(found.asked) is bool and type(found.missed) is int
-        _moment(found.due)
-        _moment(found.at)
-    except (TypeError, ValueError):
+        found = msgspec.json.decode(item, type=Outcome)
+    except ValueError:
         return None
-    return found if known and texts and type(found.due) is int else None
+    return found if found.batch_id is None or is_batch_id(found.batch_id) else None

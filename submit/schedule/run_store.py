@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from jobs.store.keys import UPLOADING, BatchKeys, ScheduleKeys
+from jobs.store.steps import load
 from jobs.store.store import Store
 from submit.schedule.model import Outcome, Run, Schedule
-from submit.schedule.steps import COMMIT_RUN
 
 if TYPE_CHECKING:
     from redis.commands.core import Script
@@ -23,32 +22,23 @@ class OvertakenError(Exception):
 
 
 class RunStore(Store):
-    """A store whose :meth:`commit` also records a run of ``schedule``.
+    """A store whose :meth:`commit` also records ``run`` of ``schedule``, which is over then.
 
-    ``run`` is the one that has begun; None for one besides, which need not be the only one.
+    ``begun``: the batch becomes live only if this is the run that has begun; else it may be one besides.
+    :meth:`commit` raises OvertakenError where the run is another's; the batch is not live then.
     """
 
-    def __init__(self, store: Store, schedule: Schedule, run: Run | None, due: int, *, asked: bool) -> None:
+    def __init__(self, store: Store, schedule: Schedule, run: Run, *, begun: bool = True) -> None:
         super().__init__(store.connection, now=store.now, server_time=store.server_time)
-        self._schedule, self._run, self._due, self._asked = schedule, run, due, asked
-        self._script = store.connection.register_script(COMMIT_RUN)
+        self._schedule, self._run, self._begun = schedule, run, begun
+        self._script = store.connection.register_script(load("submit.schedule.lua", "commit_run"))
+        self._commit = cast("Script", self._commit_run)
 
-    def commit(self, batch_id: str, **facts: Any) -> bool:
-        """As a store's, and the run is over then.
-
-        Raises:
-            OvertakenError: see there; the batch is not live.
-        """
-        missed = 0 if self._run is None else self._run.missed
-        outcome = Outcome(self._due, self.server_time(), "submitted", batch_id, asked=self._asked, missed=missed)
-        self._commit = cast("Script", partial(self._commit_run, outcome.encoded()))
-        return super().commit(batch_id, **facts)
-
-    def _commit_run(self, outcome: bytes, *, keys: list[str], args: list[Any]) -> int:
-        of_schedule = ScheduleKeys(self._schedule.name)
-        run = b"" if self._run is None else self._run.encoded()
-        wanted = [of_schedule.info, of_schedule.runs, *keys]
-        done = cast("int", self._script(keys=wanted, args=[self._schedule.id, run, outcome, *args]))
+    def _commit_run(self, *, keys: list[str], args: list[Any]) -> int:
+        of_schedule, run = ScheduleKeys(self._schedule.name), self._run
+        outcome = Outcome(run.due, self.server_time(), "submitted", args[0], asked=run.asked, missed=run.missed)
+        arguments = [self._schedule.id, run.encoded() if self._begun else b"", outcome.encoded(), *args]
+        done = cast("int", self._script(keys=[of_schedule.info, of_schedule.runs, *keys], args=arguments))
         if done == -1:
             raise OvertakenError
         return done

@@ -1,14 +1,14 @@
 """Schedules: batches that are submitted again and again, by cron. What Redis keeps of them, and the steps of a run.
 
-A run goes through its schedule's hash, each step by comparing and setting, so that it may be repeated by anyone and
-is done once: it *begins* (``next`` moves on, ``run`` says which has begun), and its batch becomes live and it is
-*recorded* (``run`` is gone, the list of runs has it) in one step, see :mod:`submit.schedule.run_store`.
+A run *begins* in one step: ``next`` moves on, ``run`` says which run has begun. Its batch becomes live and the run is
+*recorded* in one step too: ``run`` is gone, the list of runs has the batch, see :mod:`submit.schedule.run_store`.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
@@ -16,12 +16,12 @@ import orjson
 from jobs.errors import RefusedError
 from jobs.redis.connect import refusing, replies
 from jobs.store.keys import SCHEDULER, SCHEDULES, ScheduleKeys
+from jobs.store.steps import load
 from submit.schedule.cron import MOST_COUNTED, Cron
 from submit.schedule.model import (
     FIELDS,
     MAX_SCHEDULE_NAME,
     REMEDY,
-    NewSchedule,
     Outcome,
     Run,
     Schedule,
@@ -29,19 +29,21 @@ from submit.schedule.model import (
     no_schedule,
     parse_schedule,
 )
-from submit.schedule.steps import ADD, ASK, BEGIN, END, HOLD, KEPT_RUNS, NAMES, READ, REMOVE
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.commands.core import Script
 
-__all__ = ["MAX_PROMPTS_BYTES", "Schedules"]
+__all__ = ["KEPT_RUNS", "MAX_PROMPTS_BYTES", "Schedules"]
 
 MAX_PROMPTS_BYTES = 64 * 2**20
 """Of a stored file, compressed."""
+LUA = "submit.schedule.lua"
+KEPT_RUNS = 20
+"""Of a schedule's last runs so many are kept, see ``lua/shared/runs.lua``."""
 MAX_INFO_BYTES = 2**20
 MAX_ORDER_BYTES = 3 * 2**20
 MAX_OUTCOME_BYTES = 4096
-PIECE_BYTES = 4 * 2**20
 UPLOAD_S = 900
 MOST_CRONS = 1000
 
@@ -51,15 +53,13 @@ class Schedules:
 
     def __init__(self, connection: Redis) -> None:
         self._connection = connection
-        self._crons: dict[tuple[str, str], Cron] = {}
-        self._read = connection.register_script(READ)
-        self._names = connection.register_script(NAMES)
-        self._add = connection.register_script(ADD)
-        self._begin = connection.register_script(BEGIN)
-        self._hold = connection.register_script(HOLD)
-        self._end = connection.register_script(END)
-        self._remove = connection.register_script(REMOVE)
-        self._ask = connection.register_script(ASK)
+        self._cron = lru_cache(MOST_CRONS)(Cron)  # checked once: a scheduler reads all schedules every second
+        self._read = connection.register_script(load(LUA, "read"))
+        self._names = connection.register_script(load(LUA, "names"))
+        self._add = connection.register_script(load(LUA, "add"))
+        self._begin = connection.register_script(load(LUA, "begin"))
+        self._end = connection.register_script(load(LUA, "end"))
+        self._remove = connection.register_script(load(LUA, "remove"))
 
     # --- what there is ---
 
@@ -94,61 +94,31 @@ class Schedules:
             found = replies(pipe) if names else []
         return [_parsed(name, reply, self._cron) for name, reply in zip(names, found, strict=True)]
 
-    def begun(self) -> list[str]:
-        """Names of the schedules that have begun a run."""
-        names = self.names()
-        with self._connection.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.hexists(ScheduleKeys(name).info, "run")
-            found = replies(pipe) if names else []
-        return [name for name, begun in zip(names, found, strict=True) if begun is True]
-
-    def _cron(self, expression: str, zone: str) -> Cron:
-        """Checked once: a scheduler reads all schedules every second."""
-        found = self._crons.get((expression, zone))
-        if found is None:
-            if len(self._crons) >= MOST_CRONS:
-                self._crons.clear()
-            found = self._crons[expression, zone] = Cron(expression, zone)
-        return found
-
-    def order(self, schedule: Schedule) -> dict[str, Any]:
-        """What was said of each of a schedule's batches.
+    def order(self, schedule: Schedule) -> bytes:
+        """What was said of each of a schedule's batches, as :meth:`add` was given it.
 
         Raises:
             ScheduleNotFoundError: it was replaced or removed meanwhile.
-            RefusedError: it is not what :meth:`add` wrote.
+            RefusedError: it is too large to be what :meth:`add` wrote.
         """
         keys = ScheduleKeys(schedule.name)
         with refusing(f"schedule '{schedule.name}'"):
             found = self._read(keys=[keys.info, keys.runs], args=[MAX_ORDER_BYTES, 0, 0, "id", "order"])
         if not found or found[0][0] != schedule.id.encode():
             raise no_schedule(schedule.name)
-        try:
-            order = orjson.loads(found[0][1] or b"")
-        except orjson.JSONDecodeError:
-            order = None
-        if not isinstance(order, dict):
-            raise RefusedError(f"what Redis keeps of schedule '{schedule.name}' is damaged: {REMEDY}")
-        return order
+        return found[0][1] or b""
 
-    def prompts(self, schedule: Schedule) -> Iterator[bytes]:
-        """The file that is stored with a schedule, compressed, piece by piece.
+    def prompts(self, schedule: Schedule) -> bytes:
+        """The file that is stored with a schedule, compressed.
 
         Raises:
-            ScheduleNotFoundError: it was replaced or removed meanwhile.
-            RefusedError: there is none, or something larger than any.
+            RefusedError: there is none, as where the schedule was replaced meanwhile, or something larger than any.
         """
         key = ScheduleKeys(schedule.name).prompts(schedule.id)
         with refusing(f"schedule '{schedule.name}'"):
-            size = self._connection.strlen(key)
-        if not 0 < size <= MAX_PROMPTS_BYTES:
-            raise RefusedError(f"the prompts of schedule '{schedule.name}' are not in Redis any more: {REMEDY}")
-        for start in range(0, size, PIECE_BYTES):
-            piece = cast("bytes", self._connection.getrange(key, start, start + PIECE_BYTES - 1))
-            if len(piece) != min(PIECE_BYTES, size - start):
-                raise no_schedule(schedule.name)
-            yield piece
+            if 0 < self._connection.strlen(key) <= MAX_PROMPTS_BYTES and (found := self._connection.get(key)):
+                return cast("bytes", found)
+        raise RefusedError(f"the prompts of schedule '{schedule.name}' are not in Redis any more: {REMEDY}")
 
     def active_scheduler(self) -> str | None:
         """The name of the scheduler that is active; None: there is none."""
@@ -161,125 +131,85 @@ class Schedules:
 
     # --- what users do ---
 
-    def add(self, new: NewSchedule, prompts: bytes | None, *, replace: bool, now: float) -> Schedule:
-        """Make a schedule, with a stored file unless it has a path; ``now`` is by the server's clock.
+    def add(
+        self, name: str, cron: Cron, facts: Mapping[str, Any], prompts: bytes | None, *, replace: bool, now: float
+    ) -> Schedule:
+        """Make a schedule of ``facts``, as :func:`submit.schedule.add.add_schedule` has them. ``prompts`` is the file
+        that is stored with it, compressed; ``now`` is by the server's clock.
 
         Raises:
             RefusedError: the name is taken and is not to be replaced; or the order is too large.
         """
-        keys, incarnation = ScheduleKeys(check_schedule_name(new.name)), uuid.uuid4().hex
-        order = orjson.dumps(dict(new.order))
-        if len(order) > MAX_ORDER_BYTES:
+        keys, incarnation = ScheduleKeys(check_schedule_name(name)), uuid.uuid4().hex
+        if len(facts["order"]) > MAX_ORDER_BYTES:
             raise RefusedError(
-                f"the batch's defaults and metadata have {len(order)} bytes: give in the lines what is so long"
+                f"the batch's defaults and metadata have {len(facts['order'])} bytes: give in the lines what is so long"
             )
-        fields: dict[str, Any] = {
+        fields = {
             "id": incarnation,  # the first: ADD looks at it
-            "cron": new.cron.expression,
-            "zone": new.cron.zone,
-            "order": order,
-            "source": new.source[:1000],
-            "path": new.path or "",
-            "lines": new.lines,
+            **facts,
+            "cron": cron.expression,
+            "zone": cron.zone,
             "bytes": len(prompts or b""),
-            "models": orjson.dumps(list(new.models)),
-            "catch_up": int(new.catch_up),
-            "allow_overlap": int(new.allow_overlap),
             "created_at": repr(now),
-            "next": new.cron.after(now),
+            "next": cron.after(now),
         }
         file = keys.prompts(incarnation)
         if prompts is not None:
             self._connection.set(file, prompts, ex=UPLOAD_S)
         flat = [item for pair in fields.items() for item in pair]
-        arguments: list[Any] = [new.name, int(replace), int(prompts is not None), *self._left(new.name, now), *flat]
+        arguments: list[Any] = [name, int(replace), int(prompts is not None), repr(now), *flat]
         with refusing("the list of schedules"):
             added = self._add(keys=[keys.info, SCHEDULES, keys.runs, file], args=arguments)
         if added != 1:
             self._connection.unlink(file)
             raise RefusedError(
-                f"there is a schedule '{new.name}' already: --replace takes its place, or choose another name"
+                f"there is a schedule '{name}' already: --replace takes its place, or choose another name"
                 if added == 0
                 else f"the upload of the file took longer than {UPLOAD_S} s: give its path, with --read-at-fire"
             )
-        return self.get(new.name)
-
-    def _left(self, name: str, now: float) -> tuple[bytes, bytes]:
-        """The run of a schedule of this name that is being submitted and what becomes of it if it is replaced."""
-        try:
-            run = self.get(name, runs=0).run
-        except RefusedError:
-            run = None
-        if run is None:
-            return b"", b""
-        why = "the schedule was replaced while this run was being submitted"
-        return run.encoded(), Outcome(run.due, now, "skipped", None, why, run.asked, run.missed).encoded()
+        return self.get(name)
 
     def remove(self, name: str) -> bool:
         """Remove a schedule; its batches stay, a run that is being submitted is given up. False: there was none."""
         keys = ScheduleKeys(check_schedule_name(name))
         return bool(self._remove(keys=[keys.info, SCHEDULES, keys.runs], args=[name]))
 
-    def ask(self, schedule: Schedule, now: float, *, overlap: bool) -> int:
-        """Ask the scheduler for a run now; when it is due, by which its outcome is known.
-
-        Raises:
-            ScheduleNotFoundError: it was replaced or removed meanwhile.
-        """
-        due = self._ask(keys=[ScheduleKeys(schedule.name).info], args=[schedule.id, int(now), int(overlap)])
-        if due is None:
-            raise no_schedule(schedule.name)
-        return int(cast("bytes", due))
-
     # --- the steps of a run ---
 
-    def begin(self, schedule: Schedule, run: Run, following: int, *, overlap: bool = False) -> bool | None:
-        """A run begins, and the next is due at ``following``. False: it was seen to already. None: another has begun,
-        or was submitted since the schedule was read, which matters unless they may ``overlap``."""
-        due = schedule.asked if run.asked else schedule.next
-        known = "*" if overlap else " ".join(schedule.open)
-        arguments: list[Any] = [schedule.id, "asked" if run.asked else "next", due or "", following]
-        arguments += [run.encoded(), known, b"", b"", b""]
-        keys = ScheduleKeys(schedule.name)
-        begun = self._begin(keys=[keys.info, keys.runs], args=arguments)
-        return None if begun == -1 else begun == 1
+    def begin(
+        self, schedule: Schedule, run: Run, following: int | None = None, *, overlap: bool, gone: Run | None = None
+    ) -> str:
+        """A run begins, and the next by cron is due at ``following`` (None: by hand, and the next stays as it is).
+        It takes the place of one that has begun and whose client is ``gone``.
 
-    def pass_over(self, schedule: Schedule, outcome: Outcome, following: int) -> bool:
-        """The run that was due does not begin. False: it was seen to already.
-
-        Runs that are passed over one after the other for the same reason are one entry of the list.
+        Returns ``begun``; ``over``: that was decided already, or the schedule was replaced or removed; ``busy``:
+        another run has begun; or the id of a batch that is not done, unless they may ``overlap``.
         """
-        due, keys = schedule.asked if outcome.asked else schedule.next, ScheduleKeys(schedule.name)
+        due = "" if following is None else schedule.next
+        arguments: list[Any] = [schedule.id, due, following or "", run.encoded(), int(overlap)]
+        arguments.append(b"" if gone is None else gone.encoded())
+        return cast("bytes", self._step(self._begin, schedule, arguments)).decode()
+
+    def skip(self, schedule: Schedule, outcome: Outcome, following: int) -> bool:
+        """The run that is due by cron does not begin; the next is due at ``following``. False: it was decided already.
+
+        Runs that are skipped one after the other for the same reason are one entry of the list.
+        """
         before, both = b"", b""
         if schedule.runs and (merged := outcome.merged(schedule.runs[0], MOST_COUNTED)) is not None:
             before, both = schedule.runs[0].encoded(), merged.encoded()
-        arguments: list[Any] = [schedule.id, "asked" if outcome.asked else "next", due or "", following]
-        arguments += [b"", "*", outcome.encoded(), before, both]
-        return bool(self._begin(keys=[keys.info, keys.runs], args=arguments) == 1)
-
-    def hold(self, schedule: Schedule, run: Run, gone: Run | None = None) -> bool:
-        """A run by hand begins, in the place of one whose maker is ``gone``. False: another has begun, or was submitted
-        since the schedule was read.
-
-        Raises:
-            ScheduleNotFoundError: it was replaced or removed meanwhile.
-        """
-        arguments: list[Any] = [
-            schedule.id,
-            run.encoded(),
-            " ".join(schedule.open),
-            b"" if gone is None else gone.encoded(),
-        ]
-        held = self._hold(keys=[ScheduleKeys(schedule.name).info], args=arguments)
-        if held == -1:
-            raise no_schedule(schedule.name)
-        return bool(held == 1)
+        arguments = [schedule.id, "next", schedule.next, following, outcome.encoded(), before, both]
+        return bool(self._step(self._end, schedule, arguments))
 
     def end(self, schedule: Schedule, run: Run, outcome: Outcome | None = None) -> bool:
-        """A run is over, and there is no batch of it. False: it is another's, or was over already."""
+        """A run that has begun ends without a batch. False: it is another's, or is over already."""
+        result = b"" if outcome is None else outcome.encoded()
+        return bool(self._step(self._end, schedule, [schedule.id, "run", run.encoded(), b"", result, b"", b""]))
+
+    def _step(self, script: Script, schedule: Schedule, arguments: list[Any]) -> object:
         keys = ScheduleKeys(schedule.name)
-        arguments: list[Any] = [schedule.id, run.encoded(), b"" if outcome is None else outcome.encoded()]
-        return bool(self._end(keys=[keys.info, keys.runs], args=arguments))
+        return script(keys=[keys.info, keys.runs], args=arguments)
 
 
 def _parsed(name: str, reply: Any, cron: Callable[[str, str], Cron]) -> Schedule | RefusedError:

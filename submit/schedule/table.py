@@ -8,18 +8,16 @@ from datetime import datetime
 from jobs.batch import Batch
 from submit.schedule.cron import MOST_COUNTED
 from submit.schedule.model import Outcome, Schedule
-from submit.status.text import clip, duration, fitted, plural
+from submit.status.table import Column, plain_table
+from submit.status.text import clip, duration, plural
 
-__all__ = ["missed_runs", "next_run", "timetable"]
+__all__ = ["missed_runs", "next_run", "schedule_table"]
 
 NO_SCHEDULES = "no schedules; `promptmill schedule add NAME --cron '0 2 * * *' FILE --model MODEL` makes one"
-HEADER = ("schedule", "cron", "zone", "next run", "last run", "source", "model")
-DROPPED_FIRST = ("model", "source", "zone", "cron")
-"""Columns a narrow terminal does without, in this order."""
 WHY_WIDTH = 100
 
 
-def timetable(
+def schedule_table(
     schedules: Sequence[Schedule], batches: Mapping[str, Batch], now: float, *, width: int | None = None
 ) -> list[str]:
     """Schedules as lines of a table of at most ``width`` columns (None: as wide as need be), then what went wrong.
@@ -28,8 +26,16 @@ def timetable(
     """
     if not schedules:
         return [NO_SCHEDULES]
-    rows = [_row(schedule, batches, now) for schedule in schedules]
-    lines = fitted(HEADER, rows, dropped_first=DROPPED_FIRST, width=width)
+    columns: list[Column[Schedule]] = [
+        Column("schedule", lambda schedule: schedule.name),
+        Column("cron", lambda schedule: schedule.cron.expression, rank=1),
+        Column("zone", lambda schedule: schedule.cron.zone, rank=2),
+        Column("next run", lambda schedule: next_run(schedule, now)),
+        Column("last run", lambda schedule: _last_run(schedule, batches)),
+        Column("source", _source, rank=3),
+        Column("model", lambda schedule: clip(", ".join(schedule.models) or "-", 60), rank=4),
+    ]
+    lines = plain_table(columns, schedules, width)
     reasons = [
         f"{schedule.name}: the run of {_local(last.due)} {_what(last)}: {clip(last.why, 500)}"
         for schedule in schedules
@@ -47,18 +53,6 @@ def next_run(schedule: Schedule, now: float) -> str:
 def missed_runs(count: int) -> str:
     """How many runs were missed, as far as they are counted."""
     return plural(count, "run") if count < MOST_COUNTED else f"{MOST_COUNTED:,} or more runs"
-
-
-def _row(schedule: Schedule, batches: Mapping[str, Batch], now: float) -> list[str]:
-    return [
-        schedule.name,
-        schedule.cron.expression,
-        schedule.cron.zone,
-        next_run(schedule, now),
-        _last_run(schedule, batches),
-        _source(schedule),
-        clip(", ".join(schedule.models) or "-", 60),
-    ]
 
 
 def _last_run(schedule: Schedule, batches: Mapping[str, Batch]) -> str:

@@ -9,7 +9,18 @@ from jobs.redis.connect import refusing
 from jobs.store.keys import PAUSED, RQ_SUSPENDED
 from jobs.store.store import Store
 
-__all__ = ["pause_pool", "pause_workers", "paused_workers", "pool_paused", "resume_pool", "resume_workers"]
+__all__ = [
+    "POOL_PAUSED",
+    "pause_pool",
+    "pause_workers",
+    "paused_workers",
+    "pool_known_paused",
+    "pool_paused",
+    "resume_pool",
+    "resume_workers",
+]
+
+POOL_PAUSED = "the pool is paused: `promptmill resume` lets it go on"
 
 PAUSE_POOL = """
 -- KEYS: what RQ's workers look at, a hash.
@@ -38,6 +49,16 @@ def resume_pool(store: Store) -> bool:
 def pool_paused(store: Store) -> bool:
     """Whether the pool is paused."""
     return bool(store.connection.exists(RQ_SUSPENDED))
+
+
+def pool_known_paused(store: Store) -> bool:
+    """Whether the pool is paused, as far as this user of Redis may know."""
+    from redis.exceptions import NoPermissionError
+
+    try:
+        return pool_paused(store)
+    except NoPermissionError:
+        return False
 
 
 def pause_workers(store: Store, names: Sequence[str]) -> list[str]:

@@ -5,91 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TextIO
 
 from jobs.batch import Batch
+from submit.status.rates import Rates, Window, whole
 from submit.status.text import cells, clip, duration, plural, rate
 
-__all__ = ["Progress", "Rates", "Window", "is_terminal", "terminal_width"]
+__all__ = ["Progress", "is_terminal", "terminal_size", "terminal_width"]
 
-WINDOW_S = 60.0
-SAMPLE_S = 0.5
 PLAIN_S = 5.0
 LIVE_S = 0.1
 NARROWEST_BAR, WIDEST_BAR = 8, 30
-DEFAULT_WIDTH = 80
+DEFAULT_SIZE = (80, 24)
 GREEN, YELLOW, RED, RESET = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Per second, over the recent past; None while nothing has finished."""
-
-    lines: float | None = None
-    prompt_tokens: float | None = None
-    completion_tokens: float | None = None
-
-    def eta(self, batch: Batch) -> float | None:
-        """Seconds left at this rate; None when unknown or done."""
-        if batch.done or not self.lines:
-            return None
-        return max(batch.total - batch.finished, 0) / self.lines
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    at: float
-    lines: int
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class Window:
-    """What a batch counted over the last minute; lines finished before the first look do not count."""
-
-    def __init__(self, span_s: float = WINDOW_S) -> None:
-        self._span = span_s
-        self._first: _Sample | None = None
-        self._recent: deque[_Sample] = deque()
-
-    def add(self, now: float, batch: Batch) -> Rates:
-        """Take in the batch as it is at ``now`` (seconds of a steady clock); the rates with it."""
-        usage = batch.usage
-        sample = _Sample(now, batch.finished, usage.prompt_tokens, usage.completion_tokens)
-        if self._first is None:
-            self._first = sample
-        if not self._recent or now - self._recent[-1].at >= SAMPLE_S:
-            self._recent.append(sample)
-        while len(self._recent) > 1 and now - self._recent[0].at > self._span:
-            self._recent.popleft()
-        recent = _between(self._recent[0], sample)
-        # Long lines can leave a minute without a finished one: then the whole time since the first look counts.
-        return recent if recent.lines else _between(self._first, sample)
-
-
-def _between(start: _Sample, end: _Sample) -> Rates:
-    span, lines = end.at - start.at, end.lines - start.lines
-    if span <= 0 or lines <= 0:
-        return Rates()
-    return Rates(
-        lines / span,
-        (end.prompt_tokens - start.prompt_tokens) / span,
-        (end.completion_tokens - start.completion_tokens) / span,
-    )
-
-
-def whole(batch: Batch) -> Rates:
-    """The rates of a batch that is done, from its first line's start to its end: what its summary says too."""
-    # The time of the end is all that they need.
-    rates, elapsed = batch.rates(batch.ended_at or 0.0), batch.elapsed(batch.ended_at or 0.0)
-    if rates["lines_per_second"] is None:
-        return Rates()
-    # What was read before a retry is not counted apart: of such a batch the rate at which prompts were read is unknown.
-    read = None if batch.carried else batch.usage.prompt_tokens / elapsed
-    return Rates(rates["lines_per_second"], read, rates["completion_tokens_per_second"])
 
 
 def is_terminal(stream: TextIO | None, environ: Mapping[str, str] = os.environ) -> bool:
@@ -97,16 +26,22 @@ def is_terminal(stream: TextIO | None, environ: Mapping[str, str] = os.environ) 
     return stream is not None and not stream.closed and stream.isatty() and environ.get("TERM") != "dumb"
 
 
+def terminal_size(stream: TextIO) -> tuple[int, int]:
+    """Columns and rows of the terminal behind ``stream``."""
+    try:
+        found = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):
+        return DEFAULT_SIZE
+    return found.columns or DEFAULT_SIZE[0], found.lines or DEFAULT_SIZE[1]
+
+
 def terminal_width(stream: TextIO) -> int:
     """Columns of the terminal behind ``stream``."""
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or DEFAULT_WIDTH
-    except (OSError, ValueError):
-        return DEFAULT_WIDTH
+    return terminal_size(stream)[0]
 
 
 class Progress:
-    """Shows a batch's progress as it is told of it; a stream that breaks is left alone from then on."""
+    """Shows a batch's progress at each update; nothing more is written to a stream that broke."""
 
     def __init__(
         self,
@@ -183,8 +118,8 @@ class Progress:
 
 def plain_text(batch: Batch, rates: Rates, waiting: str | None) -> str:
     """One line for logs."""
-    text = f"{batch.finished - batch.unrun:,} of {plural(batch.total, 'line')} done"
-    if lost := batch.failed - batch.unrun:
+    text = f"{batch.ran:,} of {plural(batch.total, 'line')} done"
+    if lost := batch.failed_running:
         text += f", {lost:,} failed"
     if batch.unrun:
         text += f", {batch.unrun:,} not run"
@@ -201,7 +136,7 @@ def bar_text(
     batch: Batch, rates: Rates, waiting: str | None, width: int, *, unicode: bool = True, colour: bool = False
 ) -> str:
     """The bar's line in at most ``width`` columns: what matters least is left out first."""
-    run, lost = batch.finished - batch.unrun, batch.failed - batch.unrun
+    run, lost = batch.ran, batch.failed_running
     share = run / batch.total if batch.total else 1.0
     counts = f"{run:,}/{batch.total:,}"
     failed = f"{lost:,} failed" if lost else ""

@@ -1,23 +1,18 @@
-"""Numbers, durations and tables as people read them in a terminal."""
+"""Numbers, durations and names as people read them in a terminal."""
 
 from __future__ import annotations
-
-import unicodedata
-from collections.abc import Sequence
 
 __all__ = [
     "cells",
     "clip",
     "count",
     "duration",
-    "fitted",
     "memory_size",
     "plural",
     "printable",
     "rate",
     "short_name",
     "size",
-    "table",
 ]
 
 
@@ -79,62 +74,19 @@ def printable(text: str) -> str:
 
 def cells(text: str) -> int:
     """How many columns of a terminal ``text`` takes: wide characters two, combining ones none."""
-    return sum(_cells(character) for character in text)
+    from rich.cells import cell_len
 
-
-def _cells(character: str) -> int:
-    if unicodedata.combining(character):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    return cell_len(text)
 
 
 def clip(text: str, width: int) -> str:
     """``text`` in at most ``width`` columns; control characters, which could steer the terminal, become ``?``."""
+    from rich.cells import set_cell_size
+
     shown = printable(text)
     if cells(shown) <= width:
         return shown
-    taken, used = [], 0
-    for character in shown:
-        used += _cells(character)
-        if used > width - 1:
-            break
-        taken.append(character)
-    return "".join(taken) + ("…" if width > 0 else "")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> list[str]:
-    """Lines of a table whose columns are as wide as they need; columns in ``right`` end flush."""
-    widths = [max(cells(row[column]) for row in (header, *rows)) for column in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        shown = []
-        for column, (text, width) in enumerate(zip(row, widths, strict=True)):
-            space = " " * (width - cells(text))
-            shown.append(space + text if column in right else text + space)
-        return "  ".join(shown).rstrip()
-
-    return [line(header), *(line(row) for row in rows)]
-
-
-def fitted(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    right: frozenset[str] = frozenset(),
-    dropped_first: Sequence[str] = (),
-    width: int | None = None,
-) -> list[str]:
-    """Lines of a table of at most ``width`` columns of a terminal (None: any): what it has no room for is left out,
-    columns of ``dropped_first`` in that order. Columns in ``right`` end flush."""
-    keep = list(range(len(header)))
-    for name in (*dropped_first, None):
-        chosen = [[row[place] for place in keep] for row in rows]
-        flush = frozenset(at for at, place in enumerate(keep) if header[place] in right)
-        lines = table([header[place] for place in keep], chosen, right=flush)
-        if name is None or width is None or max(map(cells, lines)) <= width:
-            break
-        keep.remove(header.index(name))
-    return lines
+    return f"{set_cell_size(shown, width - 1).rstrip()}…" if width > 0 else ""
 
 
 def short_name(model: str) -> str:

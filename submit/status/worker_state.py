@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any
 
+import msgspec
 import orjson
 
 from jobs.batch import timestamp
@@ -13,9 +14,12 @@ from submit.status.text import printable
 
 __all__ = ["FailingModel", "LineInFlight", "LoadedModel", "WorkerState", "parse_state"]
 
-MAX_COUNT = 2**53
-YEAR_9999 = 253_402_300_799
 MOST_SPEEDS = 60
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Number = Annotated[float, msgspec.Meta(ge=0, le=2**53)]
+Moment = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]
+"""Seconds since the epoch, up to the year 9999."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,22 +27,18 @@ class LineInFlight:
     """A line being worked on: what of its prompt is read, what is generated so far."""
 
     batch_id: str
-    index: int
-    id: str
-    phase: str
-    prompt_tokens: int
-    prefilled: int
-    completion_tokens: int
+    index: Count
+    id: str = "-"
+    phase: str = "decode"
+    prompt_tokens: Count = 0
+    prefilled: Count = 0
+    completion_tokens: Count = 0
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "index": self.index,
-            "id": self.id,
-            "phase": self.phase,
-            "prompt_tokens": self.prompt_tokens,
-            "prefilled": self.prefilled,
-            "completion_tokens": self.completion_tokens,
-        }
+        """What ``status BATCH --json`` prints of the line."""
+        shown = asdict(self)
+        del shown["batch_id"]
+        return shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class LoadedModel:
     """A model in a worker's memory, and the bytes of its weights."""
 
     name: str
-    size: int
+    size: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,7 @@ class FailingModel:
 
     name: str
     reason: str
-    retry_s: float
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"model": self.name, "reason": self.reason, "retry_s": self.retry_s}
+    retry_s: Number = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,32 +73,32 @@ class WorkerState:
 
     name: str
     state: str
-    model: str | None
-    models: tuple[str, ...]
-    queues: tuple[str, ...]
-    tokens_per_second: float | None
-    occupancy: float | None
-    memory_bytes: int | None
-    in_flight: tuple[LineInFlight, ...]
+    model: str | None = None
+    models: tuple[str, ...] = ()
+    queues: tuple[str, ...] = ()
+    tokens_per_second: Number | None = None
+    occupancy: Number | None = None
+    memory_bytes: Count | None = None
+    in_flight: tuple[LineInFlight, ...] = ()
     loaded: tuple[LoadedModel, ...] = ()
     failing: tuple[FailingModel, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
-    memory_limit_bytes: int | None = None
+    memory_limit_bytes: Count | None = None
     paused: bool = False
-    speeds: tuple[float, ...] = ()
-    cached_share: float | None = None
-    lines_per_second: float | None = None
-    lines_in_flight: int = 0
-    lines_done: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
+    speeds: tuple[Number, ...] = ()
+    cached_share: Number | None = None
+    lines_per_second: Number | None = None
+    lines_in_flight: Count = 0
+    lines_done: Count = 0
+    prompt_tokens: Count = 0
+    cached_tokens: Count = 0
+    completion_tokens: Count = 0
     hostname: str | None = None
     version: str | None = None
-    started_at: float | None = None
+    started_at: Moment | None = None
 
     @property
-    def word(self) -> str:
+    def effective_state(self) -> str:
         """The state in one word: a worker that is paused and has nothing else to say is ``paused``."""
         return "paused" if self.paused and self.state in ("idle", "busy") else self.state
 
@@ -113,11 +110,13 @@ class WorkerState:
         """What ``status --json`` and ``workers --json`` print, but for the lines in flight."""
         return {
             "name": self.name,
-            "state": self.word,
+            "state": self.effective_state,
             "loading": self.model,
             "models": list(self.models),
             "loaded": [{"model": model.name, "bytes": model.size} for model in self.loaded],
-            "failing": [model.as_dict() for model in self.failing],
+            "failing": [
+                {"model": model.name, "reason": model.reason, "retry_s": model.retry_s} for model in self.failing
+            ],
             "refused": dict(self.refused),
             "paused": self.paused,
             "tokens_per_second": self.tokens_per_second,
@@ -139,6 +138,7 @@ class WorkerState:
         }
 
     def lines_of(self, batch_id: str) -> tuple[LineInFlight, ...]:
+        """The lines of a batch that the worker lists as in flight."""
         return tuple(line for line in self.in_flight if line.batch_id == batch_id)
 
 
@@ -146,88 +146,38 @@ def parse_state(raw: bytes) -> WorkerState | None:
     """The state in a worker's JSON; None where it is none (not a worker's at all). What another version of promptmill
     leaves out has its default."""
     try:
-        return _parsed(orjson.loads(raw))
-    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError):
+        state = msgspec.convert(_as_fields(_cleaned(orjson.loads(raw))), WorkerState)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         return None
-
-
-def _parsed(data: dict[str, Any]) -> WorkerState:
-    totals = data.get("totals") or {}
-    in_flight = tuple(_line(item) for item in data.get("in_flight") or ())
-    return WorkerState(
-        name=_text(data["name"]),
-        state=_text(data["state"]),
-        model=_text_or_none(data.get("model")),
-        models=tuple(_text(item) for item in data.get("models") or ()),
-        queues=tuple(_text(item) for item in data.get("queues") or ()),
-        tokens_per_second=_number(data.get("tokens_per_second")),
-        occupancy=_share(data.get("occupancy")),
-        memory_bytes=_count_or_none(data.get("memory_bytes")),
-        in_flight=in_flight,
-        loaded=tuple(LoadedModel(_text(item["model"]), _count(item["bytes"])) for item in data.get("loaded") or ()),
-        failing=tuple(_failing(item) for item in data.get("failing") or ()),
-        refused={_text(item["batch_id"]): _text(item["reason"]) for item in data.get("refused") or ()},
-        memory_limit_bytes=_count_or_none(data.get("memory_limit_bytes")),
-        paused=data.get("paused") is True,
-        speeds=tuple(_number(item) or 0.0 for item in (data.get("speeds") or ())[-MOST_SPEEDS:]),
-        cached_share=_share(data.get("cached_share")),
-        lines_per_second=_number(data.get("lines_per_second")),
-        lines_in_flight=max(_count(data.get("lines_in_flight") or 0), len(in_flight)),
-        lines_done=_count(totals.get("lines") or 0),
-        prompt_tokens=_count(totals.get("prompt_tokens") or 0),
-        cached_tokens=_count(totals.get("cached_tokens") or 0),
-        completion_tokens=_count(totals.get("completion_tokens") or 0),
-        hostname=_text_or_none(data.get("hostname")),
-        version=_text_or_none(data.get("version")),
-        started_at=_number(data.get("started_at"), YEAR_9999),
+    return replace(
+        state,
+        speeds=state.speeds[-MOST_SPEEDS:],
+        occupancy=None if state.occupancy is None else min(state.occupancy, 1.0),
+        cached_share=None if state.cached_share is None else min(state.cached_share, 1.0),
+        lines_in_flight=max(state.lines_in_flight, len(state.in_flight)),
     )
 
 
-def _failing(item: dict[str, Any]) -> FailingModel:
-    return FailingModel(_text(item["model"]), _text(item["reason"]), _number(item.get("retry_s")) or 0.0)
-
-
-def _line(item: dict[str, Any]) -> LineInFlight:
-    return LineInFlight(
-        batch_id=_text(item["batch_id"]),
-        index=_count(item["index"]),
-        id="-" if item.get("id") is None else _text(item["id"]),
-        phase=_text(item["phase"]),
-        prompt_tokens=_count(item.get("prompt_tokens") or 0),
-        prefilled=_count(item.get("prefilled") or 0),
-        completion_tokens=_count(item.get("completion_tokens") or 0),
-    )
-
-
-def _text(value: Any) -> str:
-    """Text fit for a terminal: what could move its cursor is replaced."""
-    if not isinstance(value, str):
-        raise TypeError("text is needed")
-    return printable(value)
-
-
-def _text_or_none(value: Any) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_COUNT:
-        raise ValueError("a count is needed")
+def _cleaned(value: Any) -> Any:
+    """JSON without its nulls, and without what could steer a terminal."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_cleaned(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _cleaned(item) for name, item in value.items() if item is not None}
     return value
 
 
-def _count_or_none(value: Any) -> int | None:
-    return None if value is None else _count(value)
-
-
-def _number(value: Any, most: float = MAX_COUNT) -> float | None:
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not 0 <= value <= most:
-        raise ValueError("a number is needed")
-    return float(value)
-
-
-def _share(value: Any) -> float | None:
-    number = _number(value)
-    return None if number is None else min(number, 1.0)
+def _as_fields(published: dict[str, Any]) -> dict[str, Any]:
+    """A published state with the names that :class:`WorkerState` has for its fields."""
+    totals = published.get("totals", {})
+    return {
+        **published,
+        **{name: totals.get(name, 0) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")},
+        "lines_done": totals.get("lines", 0),
+        "loaded": [{"name": item["model"], "size": item["bytes"]} for item in published.get("loaded", ())],
+        "failing": [{**item, "name": item["model"]} for item in published.get("failing", ())],
+        "refused": {item["batch_id"]: item["reason"] for item in published.get("refused", ())},
+        "paused": published.get("paused") is True,
+    }

@@ -1,40 +1,23 @@
-"""What the pool's workers say they are doing, and what that means for a batch that waits."""
+"""The pool's workers: what the live ones publish, and which ones RQ still lists that publish nothing any more."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
 
-from jobs.batch import Batch
 from jobs.redis.connect import foreign_data, replies
-from jobs.store.keys import BatchKeys, worker_key
-from jobs.store.orphans import Orphans
-from submit.status.pool_pause import pool_paused
-from submit.status.text import plural
+from jobs.store.keys import RQ_WORKER, RQ_WORKERS, BatchKeys, worker_key
+from submit.status.text import printable
 from submit.status.worker_state import WorkerState, parse_state
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from jobs.store.store import Store
-
-__all__ = [
-    "NO_WORKER",
-    "POOL_PAUSED",
-    "RUN_ENDED",
-    "STARTING",
-    "Workers",
-    "activity",
-    "orphaned",
-    "pool_is_paused",
-    "unserved",
-]
-
-NO_WORKER = "waiting: no worker serves"
-STARTING = "waiting: its worker is starting"
-POOL_PAUSED = "the pool is paused: `promptmill resume` lets it go on"
-RUN_ENDED = "waiting for its `promptmill run` to be started again"
+__all__ = ["LostWorker", "Workers", "read_lost_workers", "served_by"]
 
 SCAN_STEP = 5000
 RESCAN_S = 5.0
@@ -45,6 +28,12 @@ MAX_STATE_BYTES = 1 << 20
 """Far above what a worker publishes: a longer value is no worker's, and is not loaded."""
 MOST_LOOKED_AT = 1000
 """Of a queue that nobody serves so many shards are looked at from each end; a longer one has some of every batch."""
+REGISTERED = ("last_heartbeat", "queues", "hostname")
+MOST_REGISTERED = 1000
+MOST_REGISTERED_BYTES = 1 << 16
+"""Far above what RQ writes: longer fields are not loaded."""
+QUIET_S = 10.0
+"""A worker that starts is registered before it publishes; RQ's heartbeats come every ten seconds."""
 
 LEFT = """
 -- Which batches have shards in a queue, waiting or held; '*': it is too long to say.
@@ -97,10 +86,7 @@ class Workers:
         with self._connection.pipeline(transaction=False) as pipe:
             for key in self._keys:
                 pipe.getrange(key, 0, MAX_STATE_BYTES)
-            found = pipe.execute(raise_on_error=False)
-        for error in found:
-            if isinstance(error, Exception) and not foreign_data(error):
-                raise error
+            found = replies(pipe)
         return [raw if isinstance(raw, bytes) else b"" for raw in found]
 
     def queues_of(self, batch_id: str, states: Iterable[WorkerState] = ()) -> frozenset[str]:
@@ -149,92 +135,71 @@ def served_by(queue: str, pool: str | None) -> str:
     return queue.split(":", 3 if pool is not None else 2)[-1]
 
 
-def pool_is_paused(store: Store) -> bool:
-    """Whether the pool is paused, as far as this user of Redis may know."""
-    from redis.exceptions import NoPermissionError
+@dataclass(frozen=True, slots=True)
+class LostWorker:
+    """A worker that RQ still lists and that publishes nothing: killed, asleep, or cut off. Its last heartbeat is
+    ``silent_s`` seconds old."""
+
+    name: str
+    silent_s: float
+    hostname: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``workers --json`` prints."""
+        return {
+            "name": self.name,
+            "state": "silent",
+            "silent_s": round(self.silent_s, 1),
+            "hostname": self.hostname,
+        }
+
+
+def read_lost_workers(connection: Redis, live: Set[str], now: float) -> list[LostWorker]:
+    """Promptmill's workers in RQ's registry that are not among the ``live`` ones, by name; ``now`` is seconds since the
+    epoch. Nobody where the registry may not be read: a submitter's user needs no right to it."""
+    from redis.exceptions import NoPermissionError, ResponseError
 
     try:
-        return pool_paused(store)
-    except NoPermissionError:
-        return False
+        listed = islice(connection.sscan_iter(RQ_WORKERS, count=MOST_REGISTERED), MOST_REGISTERED)
+        names = {cast("bytes", key).decode(errors="replace").removeprefix(RQ_WORKER) for key in listed}
+        registered = _registered(connection, sorted(names - live))
+    except ResponseError as error:
+        if isinstance(error, NoPermissionError) or foreign_data(error):
+            return []
+        raise
+    found = [_lost_worker(name, fields, now) for name, fields in registered]
+    return [worker for worker in found if worker is not None]
 
 
-def orphaned(orphans: Orphans, states: Sequence[WorkerState]) -> str:
-    """That shards are in no queue, as where `rq empty` was said, and what becomes of them."""
-    lines = "" if orphans.lines is None else f" ({plural(orphans.lines, 'line')})"
-    are, them = ("is", "it") if orphans.shards == 1 else ("are", "them")
-    there = f"{plural(orphans.shards, 'shard')}{lines} {are} in no queue: "
-    if states:
-        return f"{there}a worker puts {them} back within {orphans.back_within_s:.0f} s"
-    return f"{there}start `promptmill worker`, which puts {them} back"
+def _registered(connection: Redis, names: Sequence[str]) -> list[tuple[str, Any]]:
+    """What RQ keeps of each worker, for those whose fields are of a worker's size: a list, or the server's error."""
+    with connection.pipeline(transaction=False) as pipe:
+        for name in names:
+            for field in REGISTERED:
+                pipe.hstrlen(RQ_WORKER + name, field)
+        lengths = iter(replies(pipe))
+        sizes = [(name, [next(lengths) for _ in REGISTERED]) for name in names]
+        sound = [
+            name
+            for name, found in sizes
+            if all(isinstance(size, int) and size < MOST_REGISTERED_BYTES for size in found)
+        ]
+        for name in sound:
+            pipe.hmget(RQ_WORKER + name, REGISTERED)
+        return list(zip(sound, replies(pipe), strict=True))
 
 
-def activity(
-    batch: Batch,
-    queues: frozenset[str],
-    states: Iterable[WorkerState],
-    *,
-    pool_paused: bool = False,
-    orphans: Orphans | None = None,
-) -> str | None:
-    """Why nothing of a batch seems to happen, for a person; None while its lines are generated, or it is done.
-
-    ``queues`` are those of :meth:`Workers.queues_of`; ``orphans`` its shards that are in none.
-    """
-    states = list(states)
-    if batch.done:
+def _lost_worker(name: str, fields: Any, now: float) -> LostWorker | None:
+    if not isinstance(fields, list) or fields[0] is None or fields[1] is None:
         return None
-    if batch.paused:
-        return f"paused: `promptmill resume {batch.id}` lets it go on"
-    if "starts" in batch.times:
-        return "waiting for its time"
-    if any(state.lines_of(batch.id) for state in states):
+    heartbeat, queues, host = ((field or b"").decode(errors="replace") for field in fields)
+    if not any(queue.startswith("promptmill:") for queue in queues.split(",")):
         return None
-    if pool_paused:
-        return "paused with the pool: `promptmill resume` lets it go on"
-    serving = [state for state in states if queues & set(state.queues)]
-    if not serving and batch.pool is not None:
-        return RUN_ENDED
-    if orphans is not None:
-        return f"waiting: {orphaned(orphans, states)}"
-    if missing := unserved(batch, queues, states):
-        return f"{NO_WORKER} {', '.join(missing)}"
-    troubles = [trouble for state in serving if (trouble := _trouble(batch, queues, state)) is not None]
-    served = None if troubles and len(troubles) == len(serving) else _served(serving)
-    return served or (f"waiting: {troubles[0]}" if troubles else None)
-
-
-def _trouble(batch: Batch, queues: frozenset[str], state: WorkerState) -> str | None:
-    """Why a worker takes nothing of a batch that it serves."""
-    if batch.id in state.refused:
-        return f"{state.name} refuses it: {state.refused[batch.id]}"
-    models = {served_by(queue, batch.pool) for queue in queues}
-    failing = next((model for model in state.failing if model.name in models), None)
-    if failing is None or state.state == "loading":
+    try:
+        beat = datetime.fromisoformat(heartbeat)
+        silent_s = now - (beat if beat.tzinfo is not None else beat.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
         return None
-    # Without how long it takes until then: in a log each line would differ from the last.
-    return f"{state.name} cannot load {failing.name}: {failing.reason}; it is tried again"
-
-
-def _served(serving: Sequence[WorkerState]) -> str | None:
-    """Why the workers that serve a batch do nothing for it."""
-    loading = [state for state in serving if state.state == "loading"]
-    if loading:
-        model = loading[0].model
-        return f"loading {model}" if model else "loading the model"
-    others = any(state.in_flight for state in serving)
-    if serving and all(state.paused for state in serving):
-        return "waiting: its workers are paused, `promptmill workers` shows which"
-    if serving and all(state.state == "draining" for state in serving):
-        return "waiting: the worker at hand is stopping"
-    if serving and all(state.state in ("starting", "draining") for state in serving):
-        return STARTING
-    return "waiting: workers are busy with other batches" if others else None
-
-
-def unserved(batch: Batch, queues: frozenset[str], states: Iterable[WorkerState]) -> list[str]:
-    """The models that lines of a batch wait for and no worker serves; ``queues`` are those of
-    :meth:`Workers.queues_of`."""
-    if batch.done:
-        return []
-    return sorted({served_by(queue, batch.pool) for queue in queues.difference(*(state.queues for state in states))})
+    if silent_s < QUIET_S:
+        return None
+    return LostWorker(printable(name), silent_s, printable(host) or None)

@@ -17,25 +17,50 @@ import time
 import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import zip_longest
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
-from submit.watch.screen import REFRESH_S
-from submit.watch.widgets import text
+from submit.status.progress import terminal_size
+from submit.status.table import text
 
-if TYPE_CHECKING:
-    from submit.watch.screen import View
+__all__ = ["REFRESH_S", "Painter", "Reader", "View", "watch_on_screen"]
 
-__all__ = ["Painter", "show"]
-
+REFRESH_S = 1.0
+KEYS_S = 0.1
+"""Keys, another size, and the wish to stop are looked for this often."""
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[0m\x1b[?25h\x1b[?1049l"
 ERASE_SCREEN, ERASE_LINE = "\x1b[2J", "\x1b[K"
 SMALLEST = (20, 4)
 QUIT_KEYS = b"qQ\x03"
 LEAVING = "q or Ctrl-C leaves"
+
+
+class View(Protocol):
+    """What was read of Redis at one moment, to be shown."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing of it will change any more."""
+
+    def as_json(self) -> Any:
+        """All of it, for programs."""
+
+    def text(self, width: int | None) -> list[str]:
+        """Plain lines of at most ``width`` columns (None: any number)."""
+
+    def draw(self, width: int, height: int, *, unicode: bool) -> list[Text]:
+        """The same for a full screen: at most ``height`` lines of at most ``width`` columns."""
+
+
+class Reader(Protocol):
+    """Something to watch in Redis."""
+
+    def read(self, *, drawn: bool = False) -> View:
+        """How it is now, with what only :meth:`View.draw` shows if it is to be ``drawn``."""
 
 
 class Painter:
@@ -57,24 +82,17 @@ class Painter:
         self._shown: list[Text] = []
         self._size = (0, 0)
 
-    def forget(self) -> None:
-        """Draw everything next time."""
-        self._size = (0, 0)
-
     def paint(self, lines: Sequence[Text], size: tuple[int, int]) -> str:
         """What to write so that ``lines`` are on a screen of ``size`` (columns, rows), the others empty."""
         written = []
         if size != self._size:
             written.append(ERASE_SCREEN)
             self._shown, self._size = [], size
-        empty = text("")
-        lines = list(lines[: size[1]])
-        before = self._shown
-        for row in range(max(len(lines), len(before))):
-            line = lines[row] if row < len(lines) else empty
-            if line != (before[row] if row < len(before) else empty):
-                written.append(f"\x1b[{row + 1};1H{self._ansi(line)}{ERASE_LINE}")
-        self._shown = lines
+        shown = list(lines[: size[1]])
+        for row, (line, before) in enumerate(zip_longest(shown, self._shown, fillvalue=text("")), 1):
+            if line != before:
+                written.append(f"\x1b[{row};1H{self._ansi(line)}{ERASE_LINE}")
+        self._shown = shown
         return "".join(written)
 
     def _ansi(self, line: Text) -> str:
@@ -83,55 +101,58 @@ class Painter:
         return capture.get()
 
 
-def show(
-    view: View,
+def watch_on_screen(
+    reader: Reader,
     stream: TextIO,
     environ: Mapping[str, str] = os.environ,
     *,
     keys: TextIO | None = None,
     clock: Callable[[], float] = time.time,
 ) -> None:
-    """Draw ``view`` on ``stream``, a terminal, until it is over or the user leaves; its last state stays behind as
-    plain lines. ``keys`` is what the user types on (None: stdin).
+    """Draw what ``reader`` reads on ``stream``, a terminal, until it is done or the user leaves; its last state stays
+    behind as plain lines. ``keys`` is what the user types on (None: stdin).
 
     Raises:
-        whatever the view raises, once the terminal is as it was; that Redis is away only at the first look.
+        whatever the reader raises, once the terminal is as it was; that Redis is away only at the first time.
     """
-    done = view.look(drawn=True)
+    view = reader.read(drawn=True)
     screen = _Screen(stream, sys.stdin if keys is None else keys)
-    painter = Painter(colour=not environ.get("NO_COLOR"))
+    colour = not environ.get("NO_COLOR")
+    painter = Painter(colour=colour)
     unicode = (getattr(stream, "encoding", None) or "").lower().startswith("utf")
     away_since: float | None = None
     with contextlib.suppress(KeyboardInterrupt, _TerminalGoneError), screen.taken():
-        while not done:
-            columns, rows = size = screen.size()
+        while not view.done:
+            columns, rows = size = terminal_size(stream)
             # The last column stays free: some terminals wrap as soon as it is written.
             width, height = max(columns - 1, SMALLEST[0]), max(rows - 1, SMALLEST[1] - 1)
             lines = view.draw(width, height, unicode=unicode)
             lines += [text("")] * (height - len(lines))
             lines.append(_footer(away_since, width))
             screen.write(painter.paint(lines, size))
-            event = screen.wait(REFRESH_S)
+            event = screen.wait(REFRESH_S, size)
             if event == "leave":
                 break
             if event == "stopped":
-                painter.forget()
+                painter = Painter(colour=colour)  # which draws everything
             if event != "resized":
-                done, away_since = _look(view, away_since, clock)
+                fresh = _read(reader)
+                away_since = (away_since or clock()) if fresh is None else None
+                view = view if fresh is None else fresh
     with contextlib.suppress(_TerminalGoneError):
-        screen.write("".join(f"{line}\n" for line in view.text(screen.size()[0])))
+        screen.write("".join(f"{line}\n" for line in view.text(terminal_size(stream)[0])))
 
 
-def _look(view: View, away_since: float | None, clock: Callable[[], float]) -> tuple[bool, float | None]:
-    """Whether the view is over, and since when Redis is away."""
+def _read(reader: Reader) -> View | None:
+    """What is to be shown now; None while Redis is away."""
     from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
 
     try:
-        return view.look(drawn=True), None
+        return reader.read(drawn=True)
     except AuthenticationError:
         raise  # which is a ConnectionError, and does not pass
     except (ConnectionError, TimeoutError):
-        return False, clock() if away_since is None else away_since
+        return None
 
 
 def _footer(away_since: float | None, width: int) -> Text:
@@ -154,17 +175,9 @@ class _Screen:
     def __init__(self, stream: TextIO, keys: TextIO) -> None:
         self._stream = stream
         self._keys = keys
-        self._typed = True
-        self._signals, self._signalled = -1, -1
+        self._keys_ended = False
+        self._stop_asked = False
         self._settings: list[Any] | None = None
-
-    def size(self) -> tuple[int, int]:
-        """Columns and rows."""
-        try:
-            found = os.get_terminal_size(self._stream.fileno())
-        except (OSError, ValueError):
-            return 80, 24
-        return found.columns or 80, found.lines or 24
 
     def write(self, codes: str) -> None:
         """Write, with question marks for what the terminal's encoding has no letters for.
@@ -186,44 +199,47 @@ class _Screen:
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
         """Have the terminal; SIGTERM and SIGHUP end the block as Ctrl-C does. Call from the main thread."""
-        self._signals, self._signalled = os.pipe()
-        for end in (self._signals, self._signalled):
-            os.set_blocking(end, False)
-        handlers: dict[int, Any] = {
-            number: signal.signal(number, _noted) for number in (signal.SIGWINCH, signal.SIGTSTP)
+        before = {
+            number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)
         }
-        handlers |= {number: signal.signal(number, _left) for number in (signal.SIGTERM, signal.SIGHUP)}
-        wakeup = signal.set_wakeup_fd(self._signalled, warn_on_full_buffer=False)
+        before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._ask_to_stop)
         try:
             self._enter()
             yield
         finally:
             self._leave()
-            signal.set_wakeup_fd(wakeup)
-            for number, handler in handlers.items():
+            for number, handler in before.items():
                 signal.signal(number, handler)
-            os.close(self._signals)
-            os.close(self._signalled)
 
-    def wait(self, seconds: float) -> str:
-        """Until something happens, or so long: ``leave``, ``resized``, ``stopped`` (and gone on), or ``time``."""
+    def wait(self, seconds: float, size: tuple[int, int]) -> str:
+        """Until something happens, or so long: ``leave``, ``resized`` (to another than this ``size``), ``stopped`` (and
+        gone on), or ``time``."""
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            sources = [self._signals, *([self._keys.fileno()] if self._settings is not None and self._typed else [])]
-            ready, _, _ = select.select(sources, [], [], left)
-            if self._signals in ready:
-                happened = os.read(self._signals, 64)
-                if signal.SIGTSTP in happened:
-                    self._stop()
-                    return "stopped"
-                if signal.SIGWINCH in happened:
-                    return "resized"
-            elif ready:
-                typed = os.read(self._keys.fileno(), 64)
-                self._typed = bool(typed)  # nobody types any more: do not ask again
-                if any(key in QUIT_KEYS for key in typed):
-                    return "leave"
+        while time.monotonic() < deadline:
+            if self._stop_asked:
+                self._stop()
+                return "stopped"
+            if terminal_size(self._stream) != size:
+                return "resized"
+            if any(key in QUIT_KEYS for key in self._typed(KEYS_S)):
+                return "leave"
         return "time"
+
+    def _typed(self, seconds: float) -> bytes:
+        """The keys that are typed, waited for so long at most."""
+        if self._settings is None or self._keys_ended:
+            time.sleep(seconds)
+            return b""
+        if not select.select([self._keys], [], [], seconds)[0]:
+            return b""
+        keys = b""
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            keys = os.read(self._keys.fileno(), 64)
+        self._keys_ended = not keys
+        return keys
+
+    def _ask_to_stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self._stop_asked = True
 
     def _enter(self) -> None:
         self._settings = self._unechoed()
@@ -243,6 +259,7 @@ class _Screen:
         os.kill(os.getpid(), signal.SIGSTOP)
         while not _in_foreground(self._stream.fileno()):
             os.kill(os.getpid(), signal.SIGSTOP)
+        self._stop_asked = False
         self._enter()
 
     def _unechoed(self) -> list[Any] | None:
@@ -265,11 +282,3 @@ def _in_foreground(descriptor: int) -> bool:
         return os.tcgetpgrp(descriptor) == os.getpgrp()
     except OSError:
         return True
-
-
-def _noted(_number: int, _frame: FrameType | None) -> None:
-    """The number is in the pipe already."""
-
-
-def _left(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

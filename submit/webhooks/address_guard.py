@@ -36,7 +36,7 @@ def dial(
     ``timeout_s`` seconds each. What the address is, is looked at where it is called: a name may lead elsewhere later.
 
     Raises:
-        LocalAddressError: there are only local ones, and ``local`` was not said.
+        LocalAddressError: there are only local ones, and ``local`` is not set.
         OSError: there is none, or none that answers in time.
     """
     found = _found(addresses, host, port, ends_at - clock())

@@ -1,7 +1,7 @@
-"""Tells webhooks of batches' ends, signed by the scheme of Standard Webhooks (https://www.standardwebhooks.com).
+"""Delivers the ends of batches to webhooks, signed by the scheme of Standard Webhooks (https://www.standardwebhooks.com).
 
-Each end is told until the receiver says 2xx, which may be more than once: a deliverer that dies after the answer and
-before it has noted it is followed by another, which sends the same ``webhook-id`` again. Receivers remember those.
+Each end is delivered until the receiver answers 2xx, which may be more than once: a sender that dies after the answer
+and before it has noted it is followed by another, which sends the same ``webhook-id`` again. Receivers remember those.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from submit.webhooks.store import Claim, claim_due, due, settle
 if TYPE_CHECKING:
     from jobs.store.store import Store
 
-__all__ = ["RETRY_AFTER_S", "Courier", "deliver_due"]
+__all__ = ["RETRY_AFTER_S", "WebhookSender", "deliver_due"]
 
 log = logging.getLogger("promptmill.webhooks")
 
@@ -66,15 +66,15 @@ def deliver_due(
     """
     tried, call = 0, send or partial(post, local=bool(hosts))
     while not stop() and (claim := claim_due(store)) is not None:
-        batch = _told_of(store, claim, hosts)
+        batch = _batch_of(store, claim, hosts)
         if batch is not None:
             _note(store, claim, call(claim.url, *_message(batch, claim, signer, int(store.now()))), jitter)
             tried += 1
     return tried
 
 
-def _told_of(store: Store, claim: Claim, hosts: Sequence[str]) -> Batch | None:
-    """The batch that a webhook is told of; None where it is not to be called, which is noted."""
+def _batch_of(store: Store, claim: Claim, hosts: Sequence[str]) -> Batch | None:
+    """The batch whose end is to be delivered; None where the webhook is not to be called, which is noted."""
     try:
         host = urlsplit(check_webhook(claim.url)).hostname or ""
         if hosts and not any(fnmatchcase(host, pattern.lower()) for pattern in hosts):
@@ -86,7 +86,7 @@ def _told_of(store: Store, claim: Claim, hosts: Sequence[str]) -> Batch | None:
     if claim.tries > len(RETRY_AFTER_S) + 1:
         _end(store, claim, "given up", "its deliverers died")
         return None
-    # One that was retried since it was claimed has not ended, or has ended anew: that is told by itself.
+    # One that was retried since it was claimed has not ended, or has ended anew: that end has a delivery of its own.
     return batch if batch.delivery is not None and batch.delivery.tries == claim.tries else None
 
 
@@ -132,10 +132,10 @@ def _end(store: Store, claim: Claim, state: str, why: str) -> None:
     log.warning(message, origin(claim.url), claim.batch_id, state, why, extra={"action": "webhook_ended"})
 
 
-class Courier:
+class WebhookSender:
     """Delivers as long as it runs, in threads of its own. Several processes may have one on the same Redis.
 
-    ``secret`` are the signing secrets (see :class:`Signer`). Without any nothing is sent, which is said once there is
+    ``secret`` are the signing secrets (see :class:`Signer`). Without any nothing is sent, which is logged once there is
     something to send: unsigned webhooks would teach receivers to believe anybody.
 
     Raises:
@@ -158,7 +158,7 @@ class Courier:
         self._said: set[str] = set()
         count = deliverers if self._signer is not None else 1
         self._threads = [
-            threading.Thread(target=self._run, name=f"courier-{number}", daemon=True) for number in range(count)
+            threading.Thread(target=self._run, name=f"webhooks-{number}", daemon=True) for number in range(count)
         ]
 
     def start(self) -> None:
@@ -190,7 +190,7 @@ class Courier:
             except RefusedError as error:
                 self._say_once(f"{error}; delete that key")
             except Exception:
-                # Whatever goes wrong with one, the others are told; its lease ends, and its tries are counted.
+                # Whatever goes wrong with one, the others are called; its lease ends, and its tries are counted.
                 log.exception("a webhook cannot be called", extra={"action": "webhook_failed"})
 
     def _round(self) -> None:

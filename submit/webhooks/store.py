@@ -1,4 +1,4 @@
-"""Batches whose end is to be told to a webhook, in Redis: claimed by one deliverer at a time, tried again, given up.
+"""Batches whose end is to be delivered to a webhook, in Redis: claimed by one sender at a time, tried again, given up.
 
 A claim is a lease: the batch's place in the list is put off until its end. Whoever notes what came of a try shows the
 place that the claim gave it; a batch that was retried, purged or claimed by another meanwhile has none or another.
@@ -15,6 +15,7 @@ from jobs.delivery import MAX_URL_LENGTH
 from jobs.errors import RefusedError
 from jobs.redis.connect import refusing
 from jobs.store.keys import PREFIX, WEBHOOKS, BatchKeys
+from jobs.store.steps import load
 from jobs.store.store import Store
 
 __all__ = ["LEASE_S", "Claim", "claim_due", "due", "settle"]
@@ -27,60 +28,7 @@ MOST_LOOKED_AT = 100
 RESENT_S = 60
 """A client that lost a reply has sent its command again by then."""
 
-CLAIM = """
--- Claim the first due webhook; what is listed and is none is taken off.
--- A client that lost the reply sends it again: it gets the claim that it has.
--- KEYS: webhooks, this claim's.  ARGV: now, the lease's end, prefix of the batches' hashes, most to look at, most bytes
--- of a URL, seconds in which a client sends again.
--- Returns {entries taken off}, and where one was claimed its batch, place, webhook id, tries and URL.
-local removed = {}
-local function claimed(id)
-  local found = redis.call('HMGET', ARGV[3] .. id, 'webhook_id', 'webhook_tries', 'webhook')
-  return {removed, id, redis.call('ZSCORE', KEYS[1], id), unpack(found)}
-end
-local before = redis.call('GET', KEYS[2])
-if before and redis.call('ZSCORE', KEYS[1], before) then return claimed(before) end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[4])) do
-  local info, wanted = ARGV[3] .. id, false
-  if #id == 28 and id:find('^b_[0-9A-Z]+$') and redis.call('TYPE', info).ok == 'hash' then
-    local status = redis.call('HGET', info, 'status')
-    wanted = status == 'completed' or status == 'cancelled' or status == 'expired'
-    local size = redis.call('HSTRLEN', info, 'webhook')
-    wanted = wanted and size > 0 and size <= tonumber(ARGV[5]) and redis.call('HSTRLEN', info, status .. '_at') < 40
-    if wanted then
-      redis.call('ZADD', KEYS[1], ARGV[2], id)
-      local name = 'msg_' .. id:sub(3) .. '_' .. (redis.call('HGET', info, status .. '_at') or ''):gsub('[^0-9]', '')
-      local tries = 0
-      if redis.call('HGET', info, 'webhook_id') == name then
-        tries = tonumber(redis.call('HGET', info, 'webhook_tries') or '') or 0
-      end
-      tries = string.format('%d', math.max(0, math.min(tries, 1000)) + 1)
-      redis.call('HSET', info, 'webhook_id', name, 'webhook_tries', tries, 'webhook_state', 'waiting')
-      redis.call('SET', KEYS[2], id, 'EX', ARGV[6])
-      return claimed(id)
-    end
-  end
-  redis.call('ZREM', KEYS[1], id)
-  removed[#removed + 1] = id:sub(1, 80)
-end
-return {removed}
-"""
-
-SETTLE = """
--- Note what came of a try, unless the webhook is no longer this claim's.
--- KEYS: webhooks, info.  ARGV: batch id, the claim's place, state, answer, time of the next try or nothing.
-local place = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if not place or tonumber(place) ~= tonumber(ARGV[2]) then return 0 end
-if ARGV[5] == '' or redis.call('EXISTS', KEYS[2]) == 0 then
-  redis.call('ZREM', KEYS[1], ARGV[1])
-else
-  redis.call('ZADD', KEYS[1], ARGV[5], ARGV[1])
-end
-if redis.call('EXISTS', KEYS[2]) == 1 then
-  redis.call('HSET', KEYS[2], 'webhook_state', ARGV[3], 'webhook_answer', ARGV[4], 'webhook_next', ARGV[5])
-end
-return 1
-"""
+LUA = "submit.webhooks.lua"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +58,7 @@ def claim_due(store: Store) -> Claim | None:
     Raises:
         RefusedError: somebody put something else where they are listed.
     """
-    now, script = store.server_time(), store.connection.register_script(CLAIM)
+    now, script = store.server_time(), store.connection.register_script(load(LUA, "claim"))
     keys = [WEBHOOKS, f"{WEBHOOKS}:claim:{uuid.uuid4().hex}"]
     limits = [MOST_LOOKED_AT, MAX_URL_LENGTH, RESENT_S]
     with refusing(WEBHOOKS):
@@ -131,7 +79,7 @@ def settle(store: Store, claim: Claim, state: str, answer: str, *, next_at: floa
     arguments: list[Any] = [claim.batch_id, claim.place, state, answer, following]
     try:
         with refusing(f"the webhook of {claim.batch_id}"):
-            script = store.connection.register_script(SETTLE)
+            script = store.connection.register_script(load(LUA, "settle"))
             return bool(script(keys=[WEBHOOKS, BatchKeys(claim.batch_id).info], args=arguments))
     except RefusedError as error:
         log.warning("%s", error, extra={"action": "refuse_webhook"})

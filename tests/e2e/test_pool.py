@@ -22,7 +22,7 @@ from jobs.batch import queue_name
 from jobs.store.keys import worker_key
 from jobs.store.store import Store
 from submit import Client, FirstToken, LineFinished, PromptProgress, WorkerState
-from submit.status.lost_workers import QUIET_S
+from submit.status.workers import QUIET_S
 from tests import commands, waiting
 from tests.mixed import audit, lines, records
 

@@ -12,7 +12,7 @@ import pytest
 from jobs.store.store import Store
 from submit import Client
 from submit.schedule.store import Schedules
-from submit.schedule.table import timetable
+from submit.schedule.table import schedule_table
 from tests.e2e.test_submit_cli import environment
 from tests.night import TWO, Night, lines_in
 from tests.pool import prompts
@@ -132,7 +132,7 @@ def test_settings_and_the_environment_apply(store: Store, server_url: str, good:
     assert added.returncode == 0, added.stderr
     found = Schedules(store.connection).get("nightly")
     assert (found.cron.zone, found.catch_up, found.source) == ("Asia/Tokyo", True, "standard input")
-    assert Schedules(store.connection).order(found)["defaults"] == {"model": "m", "max_tokens": 7}
+    assert orjson.loads(Schedules(store.connection).order(found))["defaults"] == {"model": "m", "max_tokens": 7}
     assert "nightly" in schedule(None, "list", config=config).stdout
     config.write_text("[schedule]\ncorn = 1\n")
     refused = schedule(server_url, "list", config=config)
@@ -175,9 +175,9 @@ def test_the_list_says_what_went_wrong(store: Store, tmp_path: Path) -> None:
     night.at(TWO + 7200 - 60)
     night.at(TWO + 7200 - 59)
     found = [night.schedules.get(name) for name in night.schedules.names()]
-    lines = timetable(found, {}, TWO + 3600)
+    lines = schedule_table(found, {}, TWO + 3600)
     assert "\x1b" not in "".join(lines)
     assert any("skipped: the run of" in line and "no scheduler was there" in line for line in lines)
-    narrow = timetable(found, {}, TWO + 3600, width=80)
+    narrow = schedule_table(found, {}, TWO + 3600, width=80)
     assert max(map(len, narrow[:4])) <= 80
     assert "(in 1h00m)" in narrow[3]

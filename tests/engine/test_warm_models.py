@@ -22,7 +22,8 @@ from jobs.shard import Group
 from jobs.store.keys import worker_key
 from jobs.store.store import Store
 from submit.results.read import ordered_records
-from submit.status.workers import NO_WORKER, Workers, activity
+from submit.status.waiting import NO_WORKER, why_waiting
+from submit.status.workers import Workers
 from tests.engine.conftest import POCKET
 from tests.engine.test_adapters import save_adapter
 from tests.pool import make_batch
@@ -288,7 +289,7 @@ def test_an_adapter_that_no_worker_lists_waits(serve: Callable[..., list[str]], 
     info = store.batch(batch)
     assert (info.status, info.completed, info.failed) == ("in_progress", 0, 0)
     states = workers.read()
-    assert activity(info, workers.queues_of(batch, states), states) == f"{NO_WORKER} {POCKET}+{adapter}"
+    assert why_waiting(info, workers.queues_of(batch, states), states) == f"{NO_WORKER} {POCKET}+{adapter}"
     serve(Group(str(POCKET), adapter), limit=None)
     assert len(finished(store, batch)) == 2
 

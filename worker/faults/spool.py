@@ -8,7 +8,7 @@ import os
 import re
 import time
 import uuid
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,7 +30,6 @@ log = logging.getLogger("promptmill.worker")
 SWEEP_S = 3600.0
 RETRY_S = 30.0
 """How long a disk that refused a record is left alone."""
-OPEN_FILES = 32
 LOCK = ".lock"
 OFFERED_BYTES = 4 * 2**20
 """Records offered to Redis at a time, or a single longer one."""
@@ -39,7 +38,7 @@ BATCH_FOLDER = re.compile(r"b_[0-9A-Z]{26}")
 
 
 class Spool:
-    """One life's part of a spool folder. :meth:`append` never raises: without a disk the worker goes on.
+    """One worker instance's part of a spool folder. :meth:`append` never raises: without a disk the worker goes on.
 
     ``clock`` gives seconds, ``now`` seconds since the epoch.
     """
@@ -50,17 +49,16 @@ class Spool:
         worker: str,
         keep_s: float = SPOOL_KEEP_S,
         *,
-        life: str | None = None,
+        instance: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.folder = folder
-        # A process id comes again, a life does not.
-        self._stem = f"{_safe(worker)}.{life or uuid.uuid4().hex[:12]}"
+        # A process id comes again, an instance does not.
+        self._stem = f"{_safe(worker)}.{instance or uuid.uuid4().hex[:12]}"
         self._keep_s = keep_s
         self._clock, self._now = clock, now
         self._lock: int | None = None
-        self._files: OrderedDict[str, int] = OrderedDict()
         self._failed_at: float | None = None
         self._swept_at: float | None = None
         self._looked_at: set[Path] = set()
@@ -71,17 +69,16 @@ class Spool:
         """Whether the last record went into it."""
         return self._failed_at is None
 
-    # --- what this life finishes ---
+    # --- what this instance finishes ---
 
     def append(self, batch: Batch, entries: Sequence[SpoolEntry]) -> bool:
-        """Write records down; False where the disk does not take them, which is said once."""
+        """Write records down; False where the disk does not take them, which is logged once."""
         if self._failed_at is not None and self._clock() - self._failed_at < RETRY_S:
             return False
         try:
-            _write(self._file(batch), b"".join(map(encode_entry, entries)))
+            self._begin()
+            self._append(batch, b"".join(map(encode_entry, entries)))
         except OSError as error:
-            # The next record finds out whether a part of these was written: see _open.
-            self._close(batch.id)
             self._note_failure(error)
             return False
         if self._failed_at is not None:
@@ -108,9 +105,7 @@ class Spool:
             self._lock = _take(self._lock_path(self._stem))
 
     def close(self, *, delivered: bool) -> None:
-        """End this life: others may offer what it left, unless all of it was delivered."""
-        for batch_id in list(self._files):
-            self._close(batch_id)
+        """End this instance: others may offer what it left, unless all of it was delivered."""
         if self._lock is None:
             return
         if delivered:
@@ -122,7 +117,7 @@ class Spool:
         self._lock = None
 
     def leave(self, attempts: Iterable[Attempt]) -> None:
-        """Note shards that could not be handed back at a clean end: whoever offers this life's records does it."""
+        """Note shards that could not be handed back at a clean end: whoever offers this instance's records does it."""
         rows = [[attempt.batch_id, attempt.number, attempt.fence] for attempt in attempts]
         if not rows:
             return
@@ -136,20 +131,8 @@ class Spool:
         except OSError as error:
             log.warning("shards that cannot be handed back cannot be noted in %s: %s", self.folder, error)
 
-    def _file(self, batch: Batch) -> int:
-        descriptor = self._files.get(batch.id)
-        if descriptor is not None and os.fstat(descriptor).st_nlink == 0:  # somebody removed it
-            self._close(batch.id)
-            descriptor = None
-        if descriptor is None:
-            descriptor = self._files[batch.id] = self._open(batch)
-        self._files.move_to_end(batch.id)
-        if len(self._files) > OPEN_FILES:
-            self._close(next(iter(self._files)))
-        return descriptor
-
-    def _open(self, batch: Batch) -> int:
-        self._begin()
+    def _append(self, batch: Batch, lines: bytes) -> None:
+        """Write to this instance's file of the batch, which somebody may have removed since the last record."""
         folder = self.folder / _safe(batch.id)
         _make_folder(folder)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
@@ -158,21 +141,14 @@ class Spool:
             os.fchmod(descriptor, 0o600)
             size = os.fstat(descriptor).st_size
             if size == 0:
-                _write(descriptor, encode_header(batch))
+                lines = encode_header(batch) + lines
             elif os.pread(descriptor, 1, size - 1) != b"\n":
-                _write(descriptor, b"\n")  # a line was cut off when the disk was full: it must not spoil the next
-        except OSError:
+                lines = b"\n" + lines  # a line was cut off when the disk was full: it must not spoil the next
+            _write(descriptor, lines)
+        finally:
             os.close(descriptor)
-            raise
-        return descriptor
 
-    def _close(self, batch_id: str) -> None:
-        descriptor = self._files.pop(batch_id, None)
-        if descriptor is not None:
-            with suppress(OSError):
-                os.close(descriptor)
-
-    # --- what earlier lives left ---
+    # --- what earlier instances left ---
 
     def offer(self, store: Store, stop: Callable[[], bool] = lambda: False) -> int:
         """Store what dead workers finished and could not deliver, as far as it is still wanted; how many records
@@ -202,7 +178,7 @@ class Spool:
         return offered
 
     def _left(self) -> dict[str, list[Path]]:
-        """Files that were not offered yet, by the life that wrote them."""
+        """Files that were not offered yet, by the instance that wrote them."""
         left: dict[str, list[Path]] = defaultdict(list)
         for path in sorted(self.folder.glob(f"b_*/*{SUFFIX}")):
             stem = path.name.removesuffix(SUFFIX)
@@ -216,7 +192,7 @@ class Spool:
         return left
 
     def _hand_back(self, store: Store, stem: str) -> None:
-        """Hand back what a dead life could not, so that its lines do not count as tried; its jobs come by recovery."""
+        """Hand back what a dead instance could not: its lines do not count as tried. Its jobs come by recovery."""
         path = self._lock_path(stem)
         try:
             rows = orjson.loads(path.read_bytes() or b"[]")
@@ -230,7 +206,7 @@ class Spool:
 
     @contextmanager
     def _dead(self, stem: str) -> Iterator[bool]:
-        """Whether a life is over; while the block runs nobody else offers its files."""
+        """Whether an instance has ended; while the block runs nobody else offers its files."""
         try:
             lock = _take(self._lock_path(stem))
         except OSError:

@@ -23,30 +23,10 @@ from worker.faults.refusal_log import is_listed
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["CLEAN", "ShardJob", "read_job", "short_field"]
+__all__ = ["ShardJob", "read_job", "short_field"]
 
 MAX_DATA_BYTES = 1024
 """Of a job's data, packed and unpacked: ours has a hundred."""
-
-CLEAN = """
--- Remove what can be no job of ours from a queue's intermediate list and its registry of leases, unread.
--- KEYS: started registry, intermediate list.  ARGV: most entries looked at.  Returns the removed, shortened.
-local removed = {}
-local function foreign(entry, pattern) return #entry > 128 or not entry:match(pattern) end
-for _, entry in ipairs(redis.call('ZRANGE', KEYS[1], 0, ARGV[1] - 1)) do
-  if foreign(entry, '^b_%w+%-%d+:[%w_-]+$') then
-    redis.call('ZREM', KEYS[1], entry)
-    removed[#removed + 1] = entry:sub(1, 40)
-  end
-end
-for _, entry in ipairs(redis.call('LRANGE', KEYS[2], 0, ARGV[1] - 1)) do
-  if foreign(entry, '^b_%w+%-%d+$') then
-    redis.call('LREM', KEYS[2], 1, entry)
-    removed[#removed + 1] = entry:sub(1, 40)
-  end
-end
-return removed
-"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,9 +38,9 @@ from jobs.errors import RefusedError
 from jobs.redis.connect import foreign_data, refusing
 from jobs.store.keys import PAUSED, PREFIX
 from jobs.store.orphans import remake_job
+from jobs.store.steps import step
 from jobs.store.store import Store
-from worker.rq.entries import CLEAN, ShardJob, read_job, short_field
-from worker.rq.steps import ACKNOWLEDGE, HAND_BACK, LEASE, MARK_FAILED, RECOVER, RENEW
+from worker.rq.entries import ShardJob, read_job, short_field
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -95,13 +95,13 @@ class ShardWorker(BaseWorker):
         super().__init__(list(queues), name=name, connection=store.connection, serializer=JSONSerializer, worker_ttl=60)
         self.store = store
         self.life = life or f"{name}/{uuid.uuid4().hex}"
-        self._renew_leases = store.connection.register_script(RENEW)
-        self._recover_leases = store.connection.register_script(RECOVER)
-        self._acknowledge = store.connection.register_script(ACKNOWLEDGE)
-        self._hand_back = store.connection.register_script(HAND_BACK)
-        self._begin = store.connection.register_script(LEASE)
-        self._clean = store.connection.register_script(CLEAN)
-        self._mark_failed = store.connection.register_script(MARK_FAILED)
+        self._renew_leases = step(store.connection, "worker.rq.lua", "renew")
+        self._recover_leases = step(store.connection, "worker.rq.lua", "recover")
+        self._acknowledge = step(store.connection, "worker.rq.lua", "acknowledge")
+        self._hand_back = step(store.connection, "worker.rq.lua", "hand_back")
+        self._begin = step(store.connection, "worker.rq.lua", "lease")
+        self._clean = step(store.connection, "worker.rq.lua", "clean")
+        self._mark_failed = step(store.connection, "worker.rq.lua", "mark_failed")
         self._unsound: set[str] = set()
 
     # --- life ---

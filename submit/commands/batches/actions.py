@@ -35,7 +35,7 @@ def cancel(names: tuple[str, ...], redis_url: str | None, as_json: bool) -> int:
         def end(batch: Batch) -> str:
             what = "is cancelled" if cancel(store, batch.id) else "was cancelled already"
             now = store.batch(batch.id)
-            finished = f"{now.finished - now.unrun:,} of {plural(now.total, 'line')} finished"
+            finished = f"{now.ran:,} of {plural(now.total, 'line')} finished"
             return f"{called(now)} {what}: {finished}, {now.unrun:,} not run"
 
         return each_batch(store, names, end, as_json=as_json)

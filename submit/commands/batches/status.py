@@ -19,10 +19,11 @@ def command(name: str | None, watch: bool, redis_url: str | None, as_json: bool)
 
     --json prints one object for a batch and a list for all, with --watch a line of it every second.
     """
-    from submit.watch.readings import BatchView, PoolView
-    from submit.watch.screen import present
+    from submit.status.batch_view import BatchReader
+    from submit.status.pool_view import PoolReader
+    from submit.watch.watch import present
 
     with open_store(redis_url) as store:
-        view = PoolView(store, as_json=as_json) if name is None else BatchView(store, store.find(name), as_json=as_json)
-        present(view, watched=watch, as_json=as_json)
+        reader = PoolReader(store, as_json=as_json) if name is None else BatchReader(store, store.find(name).id)
+        present(reader, watched=watch, as_json=as_json)
     return 0

@@ -70,7 +70,7 @@ def command(
     from jobs.redis.connect import connect_patiently, translated
     from jobs.store.store import Store
     from submit.schedule.daemon import Scheduler
-    from submit.webhooks.sender import Courier
+    from submit.webhooks.sender import WebhookSender
 
     about = {"scheduler": process_name(name)}
     set_up_logging(log_format, verbose=verbose, file=log_file, fields=about)
@@ -80,7 +80,7 @@ def command(
         connection = connect_patiently(url, log.warning, timeout_s=REDIS_TIMEOUT_S, retries=1)
         stack.callback(connection.close)
         store = Store(connection)
-        courier = Courier(store, webhook_secret, hosts=webhook_hosts)
-        stack.callback(courier.stop)
-        courier.start()
+        sender = WebhookSender(store, webhook_secret, hosts=webhook_hosts)
+        stack.callback(sender.stop)
+        sender.start()
         return Scheduler(store, name=name, read_from=read_from).run()

@@ -22,9 +22,9 @@ def command(watch: bool, redis_url: str | None, as_json: bool) -> int:
 
     --json prints a list of objects, with --watch a line of it every second.
     """
-    from submit.watch.readings import WorkersView
-    from submit.watch.screen import present
+    from submit.status.workers_view import WorkersReader
+    from submit.watch.watch import present
 
     with open_store(redis_url) as store:
-        present(WorkersView(store, as_json=as_json), watched=watch, as_json=as_json)
+        present(WorkersReader(store), watched=watch, as_json=as_json)
     return 0

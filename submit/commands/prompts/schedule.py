@@ -141,7 +141,7 @@ def list_(redis_url: str | None, as_json: bool) -> int:
     from jobs.store.read_batch import read_batches
     from submit.schedule.model import Schedule
     from submit.schedule.store import Schedules
-    from submit.schedule.table import timetable
+    from submit.schedule.table import schedule_table
     from submit.status.progress import terminal_width
 
     with open_store(redis_url) as store:
@@ -155,7 +155,7 @@ def list_(redis_url: str | None, as_json: bool) -> int:
             last = [run.batch_id for schedule in good for run in schedule.runs[:1] if run.batch_id is not None]
             batches = {batch.id: batch for batch in read_batches(store.connection, last)}
             width = terminal_width(sys.stdout) if sys.stdout.isatty() else None
-            click.echo("\n".join(timetable(good, batches, store.server_time(), width=width)))
+            click.echo("\n".join(schedule_table(good, batches, store.server_time(), width=width)))
         for error in found:
             if isinstance(error, RefusedError):
                 click.echo(f"promptmill: {error}", err=True)

@@ -16,8 +16,8 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from deploy.doctor.access import open_to_strangers
-from deploy.doctor.host import Host, Package
 from deploy.doctor.mac import Mac
+from deploy.doctor.machine import Machine, Package
 from jobs.store.keys import trouble_key
 from submit.cli import main
 from tests.servers import Server, free_port, private_server
@@ -294,8 +294,8 @@ def test_without_the_worker_package_a_machine_is_a_submitters(
     capsys: pytest.CaptureFixture[str], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless a model is named for it: then what a worker lacks fails. A model in the environment is for `submit`."""
-    bare = Host("Darwin", "arm64", (3, 12, 0), 2**36, Mac(version=(15, 5)), {"mlx": Package(None, ">=0.32")})
-    monkeypatch.setattr("deploy.doctor.host.ask_host", lambda: bare)
+    bare = Machine("Darwin", "arm64", (3, 12, 0), 2**36, Mac(version=(15, 5)), {"mlx": Package(None, ">=0.32")})
+    monkeypatch.setattr("deploy.doctor.machine.ask_machine", lambda _host: bare)
     monkeypatch.setenv("PROMPTMILL_MODEL", "org/m")
     assert main(["doctor", "--json", "--redis", server.url]) == 0
     checks = {check["name"]: check for check in orjson.loads(capsys.readouterr().out)["checks"]}

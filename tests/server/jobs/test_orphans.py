@@ -29,7 +29,6 @@ from jobs.store.store import Store
 from jobs.tasks import REFUSED_ID
 from submit.cli import main
 from submit.results.read import ordered_records
-from submit.schedule.rq_jobs import QUEUE as SCHEDULES, RunQueue
 from tests.pool import MODEL, make_batch, prompts, publish, work
 from tests.processes import processes
 from tests.waiting import until
@@ -382,28 +381,6 @@ def test_a_plain_rq_worker_without_promptmill_takes_each_shard_once(store: Store
     assert queued(store) == Counter()
     assert put_back(store) == SHARDS
     finish(store, batch_id)
-
-
-def test_a_schedules_run_taken_by_a_plain_rq_worker_is_made_again(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The scheduler queues it anew within a second; the plain worker is kept from taking that too, and what it does in
-    the end is no harm."""
-    runs = RunQueue(store)
-    runs.sync({("nightly", 1): "a run"})
-    runs.move()
-    taken = []
-
-    def meanwhile() -> None:
-        runs.sync({("nightly", 1): "a run"})
-        runs.move()
-        taken.append(runs.take())
-
-    run_one(store, SCHEDULES, meanwhile, monkeypatch)
-    assert [run and run[0] for run in taken] == [("nightly", 1)]
-    assert store.connection.exists("rq:job:cron-nightly-1")
-    runs.done(("nightly", 1))
-    assert runs.take() is None
 
 
 def test_status_says_that_shards_are_in_no_queue(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -273,4 +273,4 @@ def test_workers_are_typed_states(client: Client, store: Store) -> None:
     store.connection.set(worker_key("evil"), b"{")
     mini, studio = client.workers()
     assert (mini.name, mini.state, mini.paused) == ("mini.1", "idle", False)
-    assert (studio.name, studio.word, studio.tokens_per_second) == ("studio.2", "paused", 12.5)
+    assert (studio.name, studio.effective_state, studio.tokens_per_second) == ("studio.2", "paused", 12.5)

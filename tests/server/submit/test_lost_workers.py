@@ -8,7 +8,7 @@ from redis import Redis
 
 from jobs.redis.connect import connect
 from jobs.store.store import Store
-from submit.status.lost_workers import Silent, read_silent
+from submit.status.workers import LostWorker, read_lost_workers
 from tests.servers import running_server
 
 NOW = 1_790_000_000.0
@@ -26,8 +26,8 @@ def test_registered_workers_that_publish_nothing_are_silent(store: Store) -> Non
     """With the age of their last heartbeat; the live ones, and those that have just started, are not."""
     for name, age in (("mini.1", 60.0), ("studio.2", 75.0), ("new.3", 2.0)):
         register(store.connection, name, age=age)
-    found = read_silent(store.connection, {"mini.1"}, NOW)
-    assert found == [Silent("studio.2", 75.0, "mini")]
+    found = read_lost_workers(store.connection, {"mini.1"}, NOW)
+    assert found == [LostWorker("studio.2", 75.0, "mini")]
 
 
 def test_what_is_not_a_worker_of_ours_is_left_out(store: Store) -> None:
@@ -39,13 +39,13 @@ def test_what_is_not_a_worker_of_ours_is_left_out(store: Store) -> None:
     store.connection.sadd("rq:workers", "rq:worker:text.5")
     store.connection.set("rq:worker:text.5", "x")
     register(store.connection, "evil.6", hostname="a\x1b[2J")
-    assert read_silent(store.connection, frozenset(), NOW) == [Silent("evil.6", 60.0, "a?[2J")]
+    assert read_lost_workers(store.connection, frozenset(), NOW) == [LostWorker("evil.6", 60.0, "a?[2J")]
 
 
 def test_a_registry_of_another_kind_is_no_error(store: Store) -> None:
     """Somebody wrote a string under the registry's name."""
     store.connection.set("rq:workers", "x")
-    assert read_silent(store.connection, frozenset(), NOW) == []
+    assert read_lost_workers(store.connection, frozenset(), NOW) == []
 
 
 def test_a_user_without_rights_to_the_registry_sees_none() -> None:
@@ -58,8 +58,8 @@ def test_a_user_without_rights_to_the_registry_sees_none() -> None:
         )
         limited = connect(url.replace("unix://", "unix://submitter:pw@"))
         try:
-            assert read_silent(admin, frozenset(), NOW) == [Silent("mini.1", 60.0, "mini")]
-            assert read_silent(limited, frozenset(), NOW) == []
+            assert read_lost_workers(admin, frozenset(), NOW) == [LostWorker("mini.1", 60.0, "mini")]
+            assert read_lost_workers(limited, frozenset(), NOW) == []
         finally:
             limited.close()
             admin.close()

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError
 
-from jobs.errors import RefusedError
+from jobs.errors import RefusedError, WaitTimeoutError
 from jobs.store.keys import SCHEDULER, UPLOADING, ScheduleKeys
 from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit.schedule import add
 from submit.schedule.add import BY_HAND_S, run_schedule
 from submit.schedule.dispatch import LATE_S
 from submit.schedule.model import Outcome, Run
+from submit.schedule.rq_jobs import QUEUE
 from submit.schedule.run_store import RunStore
-from submit.schedule.steps import KEPT_RUNS
-from submit.schedule.store import Schedules
+from submit.schedule.store import KEPT_RUNS, Schedules
 from tests.night import EVENING, MINUTE, TWO, Crash, Night, lines_in
 
 DAY = 86400
@@ -220,7 +220,7 @@ def test_each_schedule_of_a_name_has_its_own_file(night: Night) -> None:
     old = night.add()
     night.add(take_place=True)
     with pytest.raises(RefusedError, match="not in Redis any more"):
-        list(night.schedules.prompts(old))
+        night.schedules.prompts(old)
     assert night.store.connection.exists(prompts_key(old.id)) == 0
 
 
@@ -228,16 +228,18 @@ def test_each_schedule_of_a_name_has_its_own_file(night: Night) -> None:
 
 
 def test_a_run_behind_another_waits_and_is_on_time(night: Night) -> None:
-    """Overlap is allowed, and the run before is not submitted for long: nothing is skipped."""
+    """Overlap is allowed, and the run before is not submitted for long. Nothing is skipped: a scheduler was there when
+    the run was due."""
     night.add(allow_overlap=True)
     night.hash_set("run", Run(int(EVENING)).encoded())
-    refused = night.firing(clock=lambda: 0.0)
+    refused = night.dispatcher(clock=lambda: 0.0, attended=lambda due: due >= EVENING)
     refused._tried[night.schedules.get("nightly").id] = 0.0  # as if Redis had just refused that run's upload
     for later in (0, 1, 10 * MINUTE):
         night.at(TWO + later, refused)
-        assert night.queued() == [b"cron-nightly-%d" % TWO]
-    night.at(TWO + 20 * MINUTE)
-    night.at(TWO + 20 * MINUTE + 1)
+        assert night.schedules.get("nightly").next == TWO
+    refused._tried.clear()
+    night.at(TWO + 20 * MINUTE, refused)
+    night.at(TWO + 20 * MINUTE + 1, refused)
     assert states(night) == ["submitted", "submitted"]
     assert [run.due for run in reversed(night.runs())] == [EVENING, TWO]
 
@@ -247,8 +249,7 @@ def test_a_run_that_redis_was_too_full_for_is_run_late(night: Night) -> None:
     night.add()
     night.add("other", cron="30 1 * * *")
     night.now = TWO + 50 * MINUTE  # from TWO on nothing could be written
-    night.tick()
-    night.firing(attended=lambda due: due >= TWO - 3600).work()
+    night.at(night.now, night.dispatcher(attended=lambda due: due >= TWO - 3600))
     assert states(night) == ["submitted"]
     assert states(night, "other") == ["skipped"]
     assert night.runs("other")[0].why == "for more than an hour Redis was away or full, or an earlier run in its way"
@@ -289,23 +290,21 @@ def test_two_runs_by_hand_at_once_are_one(night: Night) -> None:
 
 
 def test_a_run_that_came_between_the_look_and_the_run_is_seen(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand while another by hand begins and ends; by cron the same: it is decided anew."""
+    """By hand while another by hand begins and ends; by cron the same."""
     night.add()
-    look = add.unfinished_batch
+    begin = Schedules.begin
 
-    def slow(store: Store, schedule: Any) -> str | None:
-        found = look(store, schedule)
-        monkeypatch.setattr(add, "unfinished_batch", look)
-        monkeypatch.setattr("submit.schedule.dispatch.unfinished_batch", look)
-        run_schedule(store, "nightly")
-        return found
+    def slow(*arguments: Any, **named: Any) -> str:
+        monkeypatch.setattr(Schedules, "begin", begin)
+        run_schedule(night.store, "nightly")
+        return begin(*arguments, **named)
 
-    monkeypatch.setattr(add, "unfinished_batch", slow)
-    with pytest.raises(RefusedError, match="being submitted"):
+    monkeypatch.setattr(Schedules, "begin", slow)
+    with pytest.raises(RefusedError, match="is not done"):
         run_schedule(night.store, "nightly")
     (first,) = night.batches()
     night.finish(first)
-    monkeypatch.setattr("submit.schedule.dispatch.unfinished_batch", slow)
+    monkeypatch.setattr(Schedules, "begin", slow)
     night.at(TWO)
     night.at(TWO + 1)
     assert len(night.batches()) == 2
@@ -371,19 +370,36 @@ def test_a_client_that_slept_finds_its_run_taken_over(night: Night) -> None:
     assert states(night) == ["submitted"]
 
 
-def test_what_the_scheduler_is_asked_for_does_not_overlap_either(night: Night, tmp_path: Path) -> None:
-    """A run by cron came after the client's look, and before the scheduler's: the client is told."""
+def test_what_the_scheduler_is_asked_for_does_not_overlap_either(
+    night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run by cron came after the client's look: the client is told. With --allow-overlap it waits for a run that is
+    being submitted."""
     night.add(file=lines_in(tmp_path / "a.jsonl", '{"prompt":"a"}'))
     night.store.connection.set(SCHEDULER, b'{"name":"mini.1"}')
-    schedule = night.schedules.get("nightly")
-    night.at(TWO)
-    due = night.schedules.ask(schedule, TWO, overlap=False)
-    night.at(TWO + 2)
-    found = night.runs()[0]
-    assert (found.due, found.asked, found.state) == (due, True, "skipped")
-    night.schedules.ask(schedule, TWO + 3, overlap=True)
-    night.at(TWO + 4)
-    assert len(night.batches()) == 2
+    begin = Schedules.begin
+
+    def slow(*arguments: Any, **named: Any) -> str:
+        monkeypatch.setattr(Schedules, "begin", begin)
+        night.at(TWO)
+        return begin(*arguments, **named)
+
+    monkeypatch.setattr(Schedules, "begin", slow)
+    with pytest.raises(RefusedError, match="is not done"):
+        run_schedule(night.store, "nightly")
+    night.hash_set("run", Run(int(TWO) - 60, asked=True).encoded())
+    with pytest.raises(RefusedError, match="being submitted"):
+        run_schedule(night.store, "nightly")
+    ticks, later = iter(range(1000)), iter(range(1000))
+    batch_id = run_schedule(
+        night.store, "nightly", allow_overlap=True,
+        clock=lambda: next(ticks), sleep=lambda _: night.at(TWO + 4 + next(later)),
+    )  # fmt: skip
+    assert len(night.batches()) == 3
+    assert batch_id == night.batches()[-1]
+    night.hash_set("run", Run(int(TWO) + 60).encoded())
+    with pytest.raises(WaitTimeoutError, match="run it again"):
+        run_schedule(night.store, "nightly", allow_overlap=True, timeout=5, clock=lambda: next(ticks), sleep=id)
 
 
 def test_who_waits_for_a_schedule_that_is_replaced_is_told(night: Night, tmp_path: Path) -> None:
@@ -401,8 +417,18 @@ def test_who_waits_for_a_schedule_that_is_replaced_is_told(night: Night, tmp_pat
 def test_without_read_from_no_file_is_read(night: Night, tmp_path: Path) -> None:
     """The run fails and names the flag."""
     night.add(file=lines_in(tmp_path / "a.jsonl", '{"prompt":"a"}'))
-    night.at(TWO, night.firing(read_from=[]))
+    night.at(TWO, night.dispatcher(read_from=[]))
     (outcome,) = night.runs()
     assert outcome.state == "failed"
     assert outcome.why is not None
     assert f"`promptmill scheduler --read-from {tmp_path}`" in outcome.why
+
+
+def test_a_run_that_an_earlier_version_had_begun_is_submitted(night: Night) -> None:
+    """As it wrote it down, with a job of the run in RQ's queue; nothing of that stays in RQ."""
+    night.add()
+    night.hash_set("run", b'{"due":%d,"asked":false,"missed":0,"by":null}' % EVENING)
+    night.store.connection.rpush(f"rq:queue:{QUEUE}", f"cron-nightly-{int(EVENING)}")
+    night.at(EVENING + 7 * 3600)
+    assert [(run.due, run.state) for run in night.runs()] == [(EVENING, "submitted")]
+    assert night.store.connection.exists(f"rq:queue:{QUEUE}") == 0

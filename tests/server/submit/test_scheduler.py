@@ -21,6 +21,7 @@ from jobs.redis.connect import connect
 from jobs.store.keys import SCHEDULER, SCHEDULES, UPLOADING, ScheduleKeys
 from jobs.store.store import Store
 from submit.schedule.daemon import Scheduler
+from submit.schedule.dispatch import Dispatcher
 from submit.schedule.misfire import Attendance
 from submit.schedule.rq_jobs import LOCK_S, QUEUE, Lock
 from submit.schedule.store import Schedules
@@ -204,16 +205,16 @@ def test_what_redis_forbids_beside_the_main_thread_is_said_once(
     """Want of permission to take runs or to tend the pool; an outage is the main thread's to say."""
     for name in ("LEAST_BACKOFF_S", "UPKEEP_S", "IDLE_S"):
         monkeypatch.setattr(f"submit.schedule.daemon.{name}", 0.01)
-    scheduler = Scheduler(store, name="mini")
-    scheduler.tick()
     counts = {"work": 0, "tend": 0}
 
     def refused(what: str) -> None:
         counts[what] += 1
         raise NoPermissionError(f"no {what}") if counts[what] % 2 else ConnectionError("out")
 
-    monkeypatch.setattr(scheduler._firing, "work", lambda: refused("work"))
-    monkeypatch.setattr(scheduler, "tend", lambda: refused("tend"))
+    monkeypatch.setattr(Dispatcher, "submit_begun", lambda _: refused("work"))
+    monkeypatch.setattr(Scheduler, "tend", lambda _: refused("tend"))
+    scheduler = Scheduler(store, name="mini")
+    scheduler.tick()
     for thread in scheduler._threads:
         thread.start()
     until(lambda: min(counts.values()) > 6, "each was refused several times")
@@ -233,7 +234,7 @@ def test_a_run_that_was_due_while_redis_refused_is_run(store: Store, monkeypatch
     wall = [0.0]
     scheduler = Scheduler(night.store, name="mini")
     scheduler._attendance = attendance = Attendance(lambda: wall[0])
-    scheduler._firing._attended = attendance.covers
+    scheduler._dispatcher._attended = attendance.covers
     night.now = TWO - 5
     scheduler.tick()
 
@@ -248,7 +249,7 @@ def test_a_run_that_was_due_while_redis_refused_is_run(store: Store, monkeypatch
                 scheduler.tick()
     night.now = TWO + 295
     scheduler.tick()
-    scheduler._firing.work()
+    scheduler._dispatcher.submit_begun()
     assert [run.state for run in night.runs()] == ["submitted"]
 
 

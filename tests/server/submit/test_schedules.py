@@ -23,7 +23,7 @@ from submit.schedule.add import ScheduleOrder, add_schedule, run_schedule
 from submit.schedule.cron import Cron
 from submit.schedule.dispatch import GRACE_S, TRY_AGAIN_S
 from submit.schedule.model import ScheduleNotFoundError
-from submit.schedule.rq_jobs import QUEUE
+from submit.schedule.rq_jobs import AGAIN_S, QUEUE, RqMirror
 from submit.schedule.run_store import RunStore
 from submit.upload.submitter import Order
 from tests.night import EVENING, MINUTE, TWO, Crash, Night, lines_in
@@ -31,7 +31,7 @@ from tests.pool import MODEL, prompts
 
 DAY = 86400
 REGISTRY = f"rq:scheduled:{QUEUE}"
-STEPS = ["taken", "begun", "uploading", "committed"]
+STEPS = ["begun", "uploading", "committed"]
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_due_run_becomes_a_batch_with_all_that_was_ordered(night: Night) -> No
 
 
 def test_rq_sees_the_next_run(night: Night) -> None:
-    """As a scheduled job with JSON in it, then queued; it is gone from RQ when the batch is there."""
+    """As a scheduled job with JSON in it; when that is due, the one after it."""
     from rq.job import Job
     from rq.registry import ScheduledJobRegistry
     from rq.serializers import JSONSerializer
@@ -83,24 +83,26 @@ def test_rq_sees_the_next_run(night: Night) -> None:
     assert registry.get_scheduled_time(job_id).timestamp() == TWO
     with pytest.raises(RuntimeError, match="promptmill scheduler"):
         job.func(*job.args)
-    night.now = TWO
+    night.at(TWO)
     night.tick()
-    assert night.queued() == [job_id.encode()]
-    night.firing().work()
-    assert night.queued() == []
-    night.tick()
+    assert night.store.connection.exists(job.key) == 0
     assert registry.get_job_ids(cleanup=False) == [f"cron-nightly-{int(TWO) + DAY}"]
 
 
 def test_the_loss_of_rqs_keys_is_made_good(night: Night) -> None:
-    """At any moment: they are made again from the schedule."""
+    """At any moment: no run depends on them, and they are written again after a while."""
+    clock = [0.0]
+    night.mirror = RqMirror(night.store.connection, clock=lambda: clock[0])
     night.add()
     for moment in (TWO - 10, TWO):
         night.now = moment
+        clock[0] += AGAIN_S
         night.tick()
         night.store.connection.delete(*night.store.connection.keys("rq:*"))
     night.at(TWO + 1)
     assert len(night.batches()) == 1
+    clock[0] += AGAIN_S
+    assert night.shown() == [f"cron-nightly-{int(TWO) + DAY}".encode()]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -138,9 +140,9 @@ def test_a_scheduler_that_slept_while_another_took_over_adds_nothing(night: Nigh
     def observe(found: str) -> None:
         if found == step and not met:
             met.append(found)
-            night.firing().work()
+            night.dispatcher().submit_begun()
 
-    night.at(TWO, night.firing(observe=observe))
+    night.at(TWO, night.dispatcher(observe=observe))
     assert met == [step]
     assert len(night.batches()) == 1
     assert states(night) == ["submitted"]
@@ -154,7 +156,7 @@ def test_a_scheduler_that_is_to_stop_leaves_the_run_to_the_next(night: Night) ->
     uploading = []
     night.at(
         TWO,
-        night.firing(
+        night.dispatcher(
             stopping=lambda: bool(uploading), observe=lambda step: uploading.extend([step] * (step == "uploading"))
         ),
     )
@@ -162,7 +164,7 @@ def test_a_scheduler_that_is_to_stop_leaves_the_run_to_the_next(night: Night) ->
     assert run is not None
     assert (run.due, run.by) == (TWO, None)
     assert night.store.connection.keys("promptmill:b:*") == []
-    night.firing().work()
+    night.dispatcher().submit_begun()
     assert len(night.batches()) == 1
 
 
@@ -171,7 +173,7 @@ def test_a_full_redis_is_waited_for(night: Night, monkeypatch: pytest.MonkeyPatc
     night.add("big")
     night.add("small")
     clock = [0.0]
-    firing = night.firing(clock=lambda: clock[0])
+    dispatcher = night.dispatcher(clock=lambda: clock[0])
     create = Store.create
 
     def full(store: Store, batch: Any) -> None:
@@ -181,13 +183,13 @@ def test_a_full_redis_is_waited_for(night: Night, monkeypatch: pytest.MonkeyPatc
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "create", full)
-        night.at(TWO, firing)
-        firing.work()
+        night.at(TWO, dispatcher)
+        dispatcher.submit_begun()
     assert (night.batches("big"), len(night.batches("small"))) == ([], 1)
-    firing.work()
+    dispatcher.submit_begun()
     assert night.batches("big") == []
     clock[0] += TRY_AGAIN_S
-    firing.work()
+    dispatcher.submit_begun()
     assert len(night.batches("big")) == 1
 
 
@@ -262,13 +264,13 @@ def test_of_a_schedule_by_the_minute_the_last_run_is_on_time(night: Night) -> No
     assert (submitted.state, submitted.due) == ("submitted", EVENING + 10 * MINUTE)
 
 
-def test_a_run_that_waits_in_the_queue_is_not_missed(night: Night) -> None:
-    """It was queued in time; that a large upload was before it is no reason to skip it."""
+def test_a_run_that_waits_for_its_upload_is_not_missed(night: Night) -> None:
+    """It has begun in time; that a large upload was before it is no reason to skip it."""
     night.add()
     night.now = TWO
     night.tick()
     night.now = TWO + 1800
-    night.firing().work()
+    night.dispatcher().submit_begun()
     assert states(night) == ["submitted"]
 
 
@@ -280,7 +282,7 @@ def test_a_schedule_that_is_removed_or_replaced_ends_its_run(night: Night) -> No
         if step == "uploading" and night.schedules.get("nightly").cron.expression == "0 2 * * *":
             night.add(cron="0 3 * * *", take_place=True)
 
-    night.at(TWO, night.firing(observe=observe))
+    night.at(TWO, night.dispatcher(observe=observe))
     assert night.batches() == []
     night.at(TWO + 3600)
     assert len(night.batches()) == 1
@@ -393,7 +395,7 @@ def test_only_files_of_the_folders_given_are_read(night: Night, tmp_path: Path) 
     night.add("link", file=str(inside / "link.jsonl"))
     night.add("pipe", file=str(inside / "pipe.jsonl"))
     night.add("good", file=lines_in(inside / "b.jsonl", '{"prompt":"a"}'))
-    night.at(TWO, night.firing(read_from=[inside]))
+    night.at(TWO, night.dispatcher(read_from=[inside]))
     assert {name: states(night, name) for name in night.schedules.names()} == {
         "good": ["submitted"], "link": ["failed"], "out": ["failed"], "pipe": ["failed"], "way": ["failed"],
     }  # fmt: skip

@@ -10,9 +10,10 @@ from redis.exceptions import NoPermissionError
 from jobs.shard import Group
 from jobs.store.store import Store
 from submit.status import workers as module
-from submit.status.pool_pause import pause_pool
+from submit.status.pool_pause import pause_pool, pool_known_paused
+from submit.status.waiting import why_waiting
 from submit.status.worker_state import WorkerState, parse_state
-from submit.status.workers import Workers, activity, pool_is_paused
+from submit.status.workers import Workers
 from tests.pool import MODEL, make_batch, prompts, publish
 from worker.service import Service
 
@@ -28,7 +29,7 @@ def two_models(store: Store) -> str:
 def why(store: Store, batch: str) -> str | None:
     workers = Workers(store.connection)
     states = workers.read()
-    return activity(store.batch(batch), workers.queues_of(batch, states), states)
+    return why_waiting(store.batch(batch), workers.queues_of(batch, states), states)
 
 
 def test_a_model_that_nobody_serves_is_said_on_a_busy_pool(store: Store) -> None:
@@ -77,15 +78,15 @@ def test_a_long_queue_is_not_read_through(store: Store, monkeypatch: pytest.Monk
 
 def test_a_pool_is_paused_as_far_as_one_may_know(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the server does not say, nothing is said."""
-    assert not pool_is_paused(store)
+    assert not pool_known_paused(store)
     pause_pool(store)
-    assert pool_is_paused(store)
+    assert pool_known_paused(store)
 
     def refused(*_keys: Any) -> int:
         raise NoPermissionError("no permissions to access a key")
 
     monkeypatch.setattr(store.connection, "exists", refused)
-    assert not pool_is_paused(store)
+    assert not pool_known_paused(store)
 
 
 def test_a_worker_is_starting_until_it_looks_for_work(store: Store, service: Service) -> None:
@@ -98,10 +99,10 @@ def test_a_worker_is_starting_until_it_looks_for_work(store: Store, service: Ser
         return state
 
     batch = make_batch(store, prompts(1))
-    assert published().word == "starting"
+    assert published().effective_state == "starting"
     assert why(store, batch) == "waiting: its worker is starting"
     service.pausing.look(store.connection)
-    assert published().word == "idle"
+    assert published().effective_state == "idle"
     service.compute.loading = Group(MODEL)
-    assert (published().word, published().model) == ("loading", MODEL)
+    assert (published().effective_state, published().model) == ("loading", MODEL)
     assert why(store, batch) == f"loading {MODEL}"

@@ -21,9 +21,9 @@ from jobs.store.cancel import cancel, expire_due
 from jobs.store.keys import EXPIRING, WEBHOOKS, BatchKeys
 from jobs.store.retry import retry
 from jobs.store.store import Store
-from submit.status.overview import detail
+from submit.status.batch_view import BatchView
 from submit.webhooks.http import Answer
-from submit.webhooks.sender import RETRY_AFTER_S, Courier, deliver_due
+from submit.webhooks.sender import RETRY_AFTER_S, WebhookSender, deliver_due
 from submit.webhooks.signature import Signer
 from submit.webhooks.store import LEASE_S, claim_due, due, settle
 from tests.pool import make_batch, prompts, work
@@ -74,7 +74,7 @@ def done_batch(store: Store, url: str, **order: object) -> str:
 
 def shown(store: Store, batch_id: str) -> str:
     """What `status` says of the webhook."""
-    lines = detail(store.batch(batch_id), store.server_time(), [], frozenset())
+    lines = BatchView(store.server_time(), store.batch(batch_id), [], frozenset()).text()
     [line] = [line for line in lines if line.startswith("webhook")]
     return line.removeprefix("webhook").strip()
 
@@ -387,31 +387,31 @@ def test_what_redis_forbids_is_said_once(
     troubles: list[Exception] = [NoPermissionError("this user has no permissions")] * 3 + [ConnectionError("out")] * 3
     done = threading.Event()
 
-    class Troubled(Courier):
+    class Troubled(WebhookSender):
         def _round(self) -> None:
             if troubles:
                 raise troubles.pop()
             done.set()
 
-    courier = Troubled(store, SECRET, deliverers=1, poll_s=0.01)
-    courier.start()
+    sender = Troubled(store, SECRET, deliverers=1, poll_s=0.01)
+    sender.start()
     assert done.wait(20)
-    courier.stop()
+    sender.stop()
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert said == ["webhooks wait, for Redis refuses a command: this user has no permissions"]
 
 
-def test_a_courier_delivers_until_it_is_stopped(store: Store, receiver: Receiver) -> None:
+def test_a_sender_delivers_until_it_is_stopped(store: Store, receiver: Receiver) -> None:
     """Several at a time, each end once."""
     wanted = {done_batch(store, receiver.url) for _ in range(6)}
-    couriers = [Courier(store, SECRET, hosts=HERE, poll_s=0.01) for _ in range(2)]
-    for courier in couriers:
-        courier.start()
+    senders = [WebhookSender(store, SECRET, hosts=HERE, poll_s=0.01) for _ in range(2)]
+    for sender in senders:
+        sender.start()
     try:
         until(lambda: len(receiver.received) >= len(wanted) and not store.connection.zcard(WEBHOOKS), "all are told")
     finally:
-        for courier in couriers:
-            courier.stop()
+        for sender in senders:
+            sender.stop()
     assert sorted(orjson.loads(request.body)["data"]["id"] for request in receiver.received) == sorted(wanted)
 
 
@@ -420,40 +420,40 @@ def test_without_a_secret_nothing_is_sent_and_that_is_said_once(
 ) -> None:
     """And the webhook waits for a deliverer that has one."""
     done_batch(store, receiver.url)
-    courier = Courier(store, None, poll_s=0.01)
+    sender = WebhookSender(store, None, poll_s=0.01)
     rounds = threading.Semaphore(0)
-    before = courier._round
+    before = sender._round
 
     def counted() -> None:
         before()
         rounds.release()
 
-    courier._round = counted  # type: ignore[method-assign]
-    courier.start()
+    sender._round = counted  # type: ignore[method-assign]
+    sender.start()
     for _ in range(3):
         assert rounds.acquire(timeout=20)
-    courier.stop()
+    sender.stop()
     assert receiver.received == []
     assert caplog.text.count("PROMPTMILL_WEBHOOK_SECRET") == 1
     assert deliver_due(store, SIGNER, hosts=HERE) == 1
 
 
-def test_a_courier_outlives_trouble(store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sender_outlives_trouble(store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Redis that is out, a list that is none of ours, and what nobody foresaw: it goes on afterwards."""
     monkeypatch.setattr("submit.webhooks.sender.OUTAGE_POLL_S", 0.01)
     done_batch(store, receiver.url)
     troubles: list[Exception] = [ConnectionError("out"), RefusedError("foreign"), KeyError("bug")]
 
-    class Troubled(Courier):
+    class Troubled(WebhookSender):
         def _round(self) -> None:
             if troubles:
                 raise troubles.pop()
             super()._round()
 
-    courier = Troubled(store, SECRET, hosts=HERE, deliverers=1, poll_s=0.01)
-    courier.start()
+    sender = Troubled(store, SECRET, hosts=HERE, deliverers=1, poll_s=0.01)
+    sender.start()
     until(lambda: receiver.received, "it was told all the same")
-    courier.stop()
+    sender.stop()
     assert troubles == []
 
 

@@ -256,7 +256,7 @@ def test_what_is_not_this_redis_or_not_dead_is_left_alone(
     assert Spool(tmp_path / "spool", "next").offer(store) == 0
     assert path.exists()
     store.connection.rename("elsewhere", info)
-    living = Spool(tmp_path / "spool", "living", life="x")
+    living = Spool(tmp_path / "spool", "living", instance="x")
     with path.open("rb") as file:
         [_, (_, entry)] = read_entries(file, batch)
     assert living.append(store.batch(batch), [entry])

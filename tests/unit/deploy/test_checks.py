@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,14 @@ from deploy.checks import (
     check_user,
     flags_problem,
     folder_problem,
-    low_limit,
     memory_problem,
     model_problem,
     owned_by_another,
     reach_problem,
     unreachable,
-    wired_limit,
 )
+from deploy.gpu_limit import low_limit, wired_limit
+from deploy.host import User
 from deploy.plan import ETC
 from deploy.settings import changed
 from jobs.app.units import parse_size
@@ -34,7 +35,7 @@ from submit.cli import main
 GIB = 2**30
 PROMPTMILL = str(Path(sys.executable).with_name("promptmill"))
 URL = "redis://worker:s3cret@redis.local"
-NOBODY = 54321  # an id that no test file belongs to
+NOBODY = User("promptmill", 54321)  # an id that no test file belongs to
 
 
 @pytest.fixture(autouse=True)
@@ -207,7 +208,7 @@ def test_root_runs_no_program_of_another(tmp_path: Path, monkeypatch: pytest.Mon
     program.write_text("")
     monkeypatch.setattr("deploy.checks.ROOT_UID", program.stat().st_uid)
     assert not owned_by_another(program)
-    monkeypatch.setattr("deploy.checks.ROOT_UID", NOBODY)
+    monkeypatch.setattr("deploy.checks.ROOT_UID", NOBODY.uid)
     assert owned_by_another(program)
     assert not owned_by_another(Path(PROMPTMILL))
 
@@ -220,13 +221,11 @@ def test_models_of_the_hub_and_folders_are_taken(model: str) -> None:
 
 def test_a_models_folder_is_there_and_open(open_folder: Path) -> None:
     """Else the worker would end at each start; the Hub's are not looked for."""
-    assert model_problem("org/a", NOBODY, frozenset(), "promptmill") is None
-    assert model_problem(str(open_folder), NOBODY, frozenset(), "promptmill") is None
-    assert "no folder of that name" in str(model_problem(f"{open_folder}/x", NOBODY, frozenset(), "promptmill"))
+    assert model_problem("org/a", NOBODY) is None
+    assert model_problem(str(open_folder), NOBODY) is None
+    assert "no folder of that name" in str(model_problem(f"{open_folder}/x", NOBODY))
     (open_folder / "mine").mkdir(0o700)
-    assert f"may not pass {open_folder}/mine" in str(
-        model_problem(f"{open_folder}/mine", NOBODY, frozenset(), "promptmill")
-    )
+    assert f"may not pass {open_folder}/mine" in str(model_problem(f"{open_folder}/mine", NOBODY))
 
 
 def test_a_server_that_takes_too_much_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,7 +244,7 @@ def test_users_are_named_as_both_systems_do(name: str) -> None:
 
 def test_a_program_that_is_not_there_is_said(tmp_path: Path) -> None:
     """With how to install one."""
-    problem = reach_problem(tmp_path / "promptmill", NOBODY, frozenset(), "promptmill")
+    problem = reach_problem(tmp_path / "promptmill", NOBODY)
     assert problem is not None
     assert "not there" in problem
 
@@ -262,9 +261,9 @@ def test_a_program_that_the_user_cannot_reach_is_said(open_folder: Path, what: s
     program.write_text(f"#!{program.parent}/python\n")
     program.chmod(0o755)
     python.chmod(0o755)
-    assert reach_problem(program, NOBODY, frozenset(), "promptmill") is None
+    assert reach_problem(program, NOBODY) is None
     (closed if what == "Python" else program.parent).chmod(0o700)
-    problem = reach_problem(program, NOBODY, frozenset(), "promptmill")
+    problem = reach_problem(program, NOBODY)
     (closed if what == "Python" else program.parent).chmod(0o755)
     assert problem is not None
     assert f"the {what}" in problem
@@ -280,10 +279,10 @@ def test_owners_and_groups_pass_by_their_own_bits(open_folder: Path) -> None:
     found = inner.stat()
     (inner / "file").write_text("")
     (inner / "file").chmod(0o755)
-    assert unreachable(inner / "file", found.st_uid) is None
-    assert unreachable(inner / "file", NOBODY, frozenset({found.st_gid})) is None
+    assert unreachable(inner / "file", User("x", found.st_uid)) is None
+    assert unreachable(inner / "file", replace(NOBODY, gids=frozenset({found.st_gid}))) is None
     assert unreachable(inner / "file", NOBODY) == inner
-    assert unreachable(inner / "file", None) == inner
+    assert unreachable(inner / "file", User("x")) == inner
 
 
 @pytest.mark.parametrize(
@@ -312,10 +311,10 @@ def test_a_limit_that_only_takes_away_is_remarked_upon() -> None:
 
 def test_a_folder_of_files_to_read_is_there_and_open(open_folder: Path) -> None:
     """Else the scheduler would end at each start, or find nothing."""
-    assert folder_problem(open_folder, NOBODY, frozenset(), "promptmill") is None
+    assert folder_problem(open_folder, NOBODY) is None
     (open_folder / "mine").mkdir(0o700)
-    assert "may not pass" in str(folder_problem(open_folder / "mine", NOBODY, frozenset(), "promptmill"))
-    assert "make it first" in str(folder_problem(open_folder / "none", NOBODY, frozenset(), "promptmill"))
+    assert "may not pass" in str(folder_problem(open_folder / "mine", NOBODY))
+    assert "make it first" in str(folder_problem(open_folder / "none", NOBODY))
 
 
 SETTINGS = ETC / "x.toml"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.host import DeployError, Done, Host
+from deploy.host import DeployError, Done, Host, User
 from deploy.init import launchd, systemd
 from deploy.init.service import Account
 from deploy.install import install, record_file, show, uninstall
@@ -219,7 +219,7 @@ class Machine:
         self.failing = failing
         self.now = 0.0
 
-    def run(self, command: Sequence[str]) -> Done:
+    def run(self, command: Sequence[str], _timeout_s: float | None) -> Done:
         self.commands.append(" ".join(command))
         word = command[1] if len(command) > 1 else command[0]
         if " ".join(command) in self.prints:
@@ -278,7 +278,7 @@ def test_a_failure_has_its_remedy() -> None:
     """Over SSH macOS may refuse even root to make a user."""
     steps = launchd.user_steps(Account("promptmill", "promptmill", Path("/opt/x")), 351)
     with pytest.raises(DeployError, match=r"14120.*Allow full disk access for remote users"):
-        Host(runner=lambda _: Done(40, "eDSPermissionError (-14120)")).run(steps[0])
+        Host(runner=lambda *_: Done(40, "eDSPermissionError (-14120)")).run(steps[0])
 
 
 POWER_SHOWN = """Battery Power:
@@ -351,9 +351,13 @@ def test_what_a_service_may_have_put_there_is_not_followed(tmp_path: Path) -> No
 
 def test_an_administrator_to_be_is_none_either(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user who is not there yet would join the group of its name."""
-    monkeypatch.setattr(Host, "uid_of", lambda _self, _name: None)
     monkeypatch.setattr(Host, "gid_of", lambda _self, name: {"sudo": 27, "wheel": 0, "games": 60}.get(name))
-    assert [Host().is_admin(name) for name in ("sudo", "wheel", "games", "promptmill")] == [True, True, False, False]
+    assert [Host().is_admin(User(name)) for name in ("sudo", "wheel", "games", "promptmill")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 SECRET_OF_HOOKS = "whsec_" + "QUFB" * 8

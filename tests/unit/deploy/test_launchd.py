@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from deploy.deployment import Deployment
 from deploy.init import launchd
 from deploy.init.service import Account
 from deploy.plan import File, Plan
-from deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
+from deploy.pool import WorkerFlags, scheduler_plan, worker_plan
 from deploy.server import ServerFlags, server_plan
 from jobs.errors import RefusedError
 from submit.commands.pool.scheduler import command as scheduler_command
@@ -23,8 +24,12 @@ from worker.cli import command as worker_command
 HOME = Path("/opt/promptmill/home")
 ACCOUNT = Account("promptmill", "promptmill", HOME)
 URL = "rediss://worker:s3cret@redis.local:6379/0"
-COMMON = Common("launchd", "promptmill-worker", ACCOUNT, Path("/opt/promptmill/venv/bin/promptmill"), URL, None, ())
+WORKER = Deployment("launchd", "promptmill-worker", ACCOUNT, Path("/opt/promptmill/venv/bin/promptmill"), URL)
 FLAGS = WorkerFlags(("org/model", "/models/other"), HOME / "huggingface", name="mini-1", drain_s=45)
+
+
+def server(account: Account) -> Deployment:
+    return Deployment("launchd", "promptmill-server", account, Path("/opt/homebrew/bin/redis-server"))
 
 
 def only(plan: Plan, name: str) -> File:
@@ -44,7 +49,7 @@ def daemon(plan: Plan, label: str) -> dict[str, Any]:
 
 def test_a_workers_daemon() -> None:
     """A daemon of its own user, at full speed, started again after failures only, with time to drain."""
-    assert daemon(worker_plan(COMMON, FLAGS), "promptmill-worker") == {
+    assert daemon(worker_plan(WORKER, FLAGS), "promptmill-worker") == {
         "Label": "promptmill-worker",
         "ProgramArguments": [
             "/opt/promptmill/venv/bin/promptmill", "--config", "/etc/promptmill/promptmill-worker.toml", "worker",
@@ -77,13 +82,13 @@ def test_a_workers_daemon() -> None:
 @pytest.mark.parametrize("drain", [0, 0.5, 30, 3000])
 def test_launchd_waits_longer_than_a_worker_drains(drain: float) -> None:
     """It kills what still runs after ExitTimeOut: lines under way would be generated again elsewhere."""
-    found = daemon(worker_plan(COMMON, replace(FLAGS, drain_s=drain)), "promptmill-worker")
+    found = daemon(worker_plan(WORKER, replace(FLAGS, drain_s=drain)), "promptmill-worker")
     assert found["ExitTimeOut"] >= drain + 30
 
 
 def test_a_worker_takes_the_command_line_that_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker's own parser reads the flags and the environment of the daemon."""
-    found = daemon(worker_plan(COMMON, replace(FLAGS, extra=("--autotune", "--memory-limit=40G"))), "promptmill-worker")
+    found = daemon(worker_plan(WORKER, replace(FLAGS, extra=("--autotune", "--memory-limit=40G"))), "promptmill-worker")
     for name, value in found["EnvironmentVariables"].items():
         monkeypatch.setenv(name, value)
     arguments = found["ProgramArguments"][4:]
@@ -96,7 +101,7 @@ def test_a_worker_takes_the_command_line_that_is_rendered(monkeypatch: pytest.Mo
 
 def test_the_limit_of_wired_memory_is_set_at_each_boot() -> None:
     """By root, once, before the worker looks at it; only when asked for."""
-    plan = worker_plan(COMMON, replace(FLAGS, wired_mib=49152))
+    plan = worker_plan(WORKER, replace(FLAGS, wired_mib=49152))
     limit = daemon(plan, "promptmill-worker-wired-limit")
     assert limit["ProgramArguments"] == ["/usr/sbin/sysctl", "iogpu.wired_limit_mb=49152"]
     assert limit["RunAtLoad"] is True
@@ -108,7 +113,7 @@ def test_the_limit_of_wired_memory_is_set_at_each_boot() -> None:
     waiting = daemon(plan, "promptmill-worker")["ProgramArguments"]
     assert waiting[:2] == ["/bin/sh", "-c"]
     assert waiting[4:7] == ["49152", "/usr/sbin/sysctl", "/opt/promptmill/venv/bin/promptmill"]
-    assert not any("wired" in str(file.path) for file in worker_plan(COMMON, FLAGS).files)
+    assert not any("wired" in str(file.path) for file in worker_plan(WORKER, FLAGS).files)
 
 
 def test_a_worker_waits_for_the_limit(tmp_path: Path) -> None:
@@ -126,7 +131,7 @@ def test_a_worker_waits_for_the_limit(tmp_path: Path) -> None:
 
 def test_logs_are_rotated_without_a_signal() -> None:
     """newsyslog gives the new file to the daemon's user, sends nothing, and puts no line of its own in it."""
-    file = only(worker_plan(COMMON, FLAGS), "promptmill-worker.conf")
+    file = only(worker_plan(WORKER, FLAGS), "promptmill-worker.conf")
     assert file.path.parent == Path("/etc/newsyslog.d")
     lines = [line.split() for line in file.text.splitlines() if not line.startswith("#")]
     folder = "/var/log/promptmill-worker/promptmill-worker"
@@ -136,7 +141,7 @@ def test_logs_are_rotated_without_a_signal() -> None:
 
 def test_the_url_is_in_a_file_of_the_user_alone() -> None:
     """Not in the property list, which everybody may read, and not in what is shown."""
-    plan = worker_plan(COMMON, FLAGS)
+    plan = worker_plan(WORKER, FLAGS)
     settings = only(plan, "promptmill-worker.toml")
     assert (settings.mode, settings.owner) == (0o600, "promptmill")
     assert settings.text == f'redis = "{URL}"\n'
@@ -154,7 +159,7 @@ def test_the_url_is_in_a_file_of_the_user_alone() -> None:
 )
 def test_an_authority_is_copied_and_named_in_the_url(url: str, written: str) -> None:
     """Unless the URL names one already."""
-    plan = worker_plan(replace(COMMON, url=url, authority="CERTIFICATE\n"), FLAGS)
+    plan = worker_plan(replace(WORKER, url=url, authority="CERTIFICATE\n"), FLAGS)
     assert only(plan, "promptmill-worker.toml").text == f'redis = "{written}"\n'
     assert only(plan, "ca.crt").text == "CERTIFICATE\n"
 
@@ -163,7 +168,7 @@ def test_a_url_without_tls_is_remarked_upon() -> None:
     """Unless it is of the machine itself."""
 
     def remarks(url: str) -> list[str]:
-        return [note for note in worker_plan(replace(COMMON, url=url), FLAGS).notes if "TLS" in note]
+        return [note for note in worker_plan(replace(WORKER, url=url), FLAGS).notes if "TLS" in note]
 
     assert len(remarks("redis://:s3cret@redis.local")) == 1
     assert not any(map(remarks, ("redis://localhost", "redis://[::1]:1", "unix:///run/redis.sock", URL)))
@@ -172,12 +177,12 @@ def test_a_url_without_tls_is_remarked_upon() -> None:
 def test_an_authority_without_tls_is_refused() -> None:
     """It would be of no use, and the password would go over the network as it is."""
     with pytest.raises(RefusedError, match="rediss://"):
-        worker_plan(replace(COMMON, url="redis://:s3cret@h", authority="CERTIFICATE\n"), FLAGS)
+        worker_plan(replace(WORKER, url="redis://:s3cret@h", authority="CERTIFICATE\n"), FLAGS)
 
 
 def test_the_schedulers_daemon() -> None:
     """The same, without what only a worker needs."""
-    found = daemon(scheduler_plan(replace(COMMON, label="promptmill-scheduler")), "promptmill-scheduler")
+    found = daemon(scheduler_plan(replace(WORKER, label="promptmill-scheduler")), "promptmill-scheduler")
     assert found["ProgramArguments"] == [
         "/opt/promptmill/venv/bin/promptmill", "--config", "/etc/promptmill/promptmill-scheduler.toml", "scheduler",
     ]  # fmt: skip
@@ -191,7 +196,7 @@ def test_the_servers_daemon() -> None:
     """Homebrew's program with our configuration, as a user of its own."""
     account = Account("promptmill-redis", "promptmill-redis", Path("/opt/promptmill/redis"))
     flags = ServerFlags(("redis.local",), 2**30, token=lambda: "pw")
-    plan = server_plan("launchd", "promptmill-server", account, Path("/opt/homebrew/bin/redis-server"), flags, ())
+    plan = server_plan(server(account), flags)
     found = daemon(plan, "promptmill-server")
     assert found["ProgramArguments"] == ["/opt/homebrew/bin/redis-server", "/etc/promptmill/redis.conf"]
     assert (found["UserName"], found["ProcessType"]) == ("promptmill-redis", "Interactive")
@@ -230,7 +235,7 @@ def test_a_group_that_is_there_stays_as_it_is() -> None:
 
 def test_logs_are_in_a_folder_of_roots() -> None:
     """newsyslog works there as root: a service could have it follow its links. So the logs are made for it."""
-    plan = worker_plan(COMMON, FLAGS)
+    plan = worker_plan(WORKER, FLAGS)
     (folder,) = [folder for folder in plan.folders if folder.path == Path("/var/log/promptmill-worker")]
     assert (folder.mode, folder.owner, folder.group) == (0o755, "root", "wheel")
     for kind in ("log", "err"):
@@ -242,7 +247,7 @@ def test_nothing_is_for_a_groups_other_members() -> None:
     """An account that was there before may have staff as its group: homes and the server's key are the user's alone."""
     account = Account("someone", "staff", Path("/opt/promptmill/redis"))
     flags = ServerFlags(("redis.local",), 2**30, token=lambda: "pw")
-    plan = server_plan("launchd", "promptmill-server", account, Path("/opt/homebrew/bin/redis-server"), flags, ())
+    plan = server_plan(server(account), flags)
     key = "/etc/promptmill/tls/server.key"
     assert [step.command[:2] for step in plan.start if step.command[-1] == key] == [
         ("chmod", "400"),
@@ -256,7 +261,7 @@ def test_the_servers_certificate_is_looked_at_each_week() -> None:
     """By root, with macOS's own tools."""
     account = Account("promptmill-redis", "promptmill-redis", Path("/opt/promptmill/redis"))
     flags = ServerFlags(("redis.local", "10.0.0.1"), 2**30, token=lambda: "pw")
-    plan = server_plan("launchd", "promptmill-server", account, Path("/opt/homebrew/bin/redis-server"), flags, ())
+    plan = server_plan(server(account), flags)
     found = daemon(plan, "promptmill-server-renewal")
     assert found["ProgramArguments"] == [
         "/bin/sh", "/etc/promptmill/renew-certs.sh", "promptmill-server", "promptmill-redis", "redis.local", "10.0.0.1",
@@ -269,27 +274,27 @@ def test_the_servers_certificate_is_looked_at_each_week() -> None:
 def test_a_spool_elsewhere_is_made() -> None:
     """The daemon's user could not make it itself."""
     for extra in (("--spool", "/srv/spool"), ("--spool=/srv/spool",)):
-        plan = worker_plan(COMMON, replace(FLAGS, extra=extra))
+        plan = worker_plan(WORKER, replace(FLAGS, extra=extra))
         assert Path("/srv/spool") in [folder.path for folder in plan.folders if folder.owner == "promptmill"]
         assert "/srv/spool" in plan.left
-    inside = worker_plan(COMMON, replace(FLAGS, extra=("--spool", str(HOME / "spool"))))
-    assert [folder.path for folder in inside.folders] == [folder.path for folder in worker_plan(COMMON, FLAGS).folders]
+    inside = worker_plan(WORKER, replace(FLAGS, extra=("--spool", str(HOME / "spool"))))
+    assert [folder.path for folder in inside.folders] == [folder.path for folder in worker_plan(WORKER, FLAGS).folders]
 
 
 def test_a_scheduler_takes_the_command_line_that_is_rendered() -> None:
     """Its own parser reads the flags."""
     extra = ("--webhook-hosts", "*.example.com", "--name=one", "--read-from", "/")
-    found = daemon(scheduler_plan(replace(COMMON, label="s"), extra=extra), "s")
+    found = daemon(scheduler_plan(replace(WORKER, label="s"), extra=extra), "s")
     parsed = scheduler_command.make_context("promptmill scheduler", found["ProgramArguments"][4:]).params
     assert (parsed["webhook_hosts"], parsed["name"], parsed["read_from"]) == (("*.example.com",), "one", (Path("/"),))
 
 
 def test_power_settings_are_run_only_with_leave() -> None:
     """Else they are shown."""
-    asked = [step.command for step in worker_plan(COMMON, replace(FLAGS, power=True)).start]
+    asked = [step.command for step in worker_plan(WORKER, replace(FLAGS, power=True)).start]
     assert ("pmset", "-a", "sleep", "0") in asked
     assert ("pmset", "-a", "autorestart", "1") in asked
-    plan = worker_plan(COMMON, FLAGS)
+    plan = worker_plan(WORKER, FLAGS)
     assert not any(step.command[0] == "pmset" for step in plan.start)
     assert any("pmset -a sleep 0" in note for note in plan.notes)
 
@@ -312,7 +317,7 @@ def test_what_a_property_list_cannot_hold_is_refused() -> None:
 def test_how_models_are_fetched_is_said() -> None:
     """As the daemon's user, into its cache, at the revision; folders need none of that."""
     flags = replace(FLAGS, models=("org/a@v2", "/models/b"))
-    (note,) = [note for note in worker_plan(COMMON, flags).notes if note.startswith("fetch")]
+    (note,) = [note for note in worker_plan(WORKER, flags).notes if note.startswith("fetch")]
     assert note.startswith("fetch org/a@v2 after --install --no-start: ")
     assert note.endswith(
         "cd / && sudo -u promptmill env HOME=/opt/promptmill/home HF_HOME=/opt/promptmill/home/huggingface "
@@ -322,7 +327,7 @@ def test_how_models_are_fetched_is_said() -> None:
 
 def test_a_worker_may_be_installed_without_a_start() -> None:
     """One that runs is stopped; nothing is started, and power settings are made."""
-    commands = [step.command for step in worker_plan(COMMON, replace(FLAGS, power=True)).not_started().start]
+    commands = [step.command for step in worker_plan(WORKER, replace(FLAGS, power=True)).not_started().start]
     assert ("launchctl", "bootout", "system/promptmill-worker") in commands
     assert ("pmset", "-a", "sleep", "0") in commands
     assert not any("bootstrap" in command for command in commands)
@@ -332,14 +337,14 @@ def test_a_worker_may_be_installed_without_a_start() -> None:
 def test_a_worker_may_not_wire_more_than_macos_gives(extra: tuple[str, ...]) -> None:
     """Metal would refuse it at the worker's start."""
     with pytest.raises(RefusedError, match="lower it"):
-        worker_plan(COMMON, replace(FLAGS, wired_mib=2048, extra=extra))
-    worker_plan(COMMON, replace(FLAGS, wired_mib=3072, extra=extra))
+        worker_plan(WORKER, replace(FLAGS, wired_mib=2048, extra=extra))
+    worker_plan(WORKER, replace(FLAGS, wired_mib=3072, extra=extra))
 
 
 @pytest.mark.skipif(not Path("/usr/bin/plutil").exists(), reason="plutil is macOS's")
 def test_plutil_finds_nothing_wrong(tmp_path: Path) -> None:
     """macOS's own check of property lists."""
-    for file in worker_plan(COMMON, replace(FLAGS, wired_mib=1024)).files:
+    for file in worker_plan(WORKER, replace(FLAGS, wired_mib=1024)).files:
         if file.path.suffix == ".plist":
             path = tmp_path / file.path.name
             path.write_text(file.text)

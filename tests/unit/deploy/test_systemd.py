@@ -9,19 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from deploy.examples import examples
+from deploy.deployment import Deployment
 from deploy.init.service import Account, Service
 from deploy.init.systemd import quoted, unit, user_steps
 from deploy.plan import Plan
-from deploy.pool import Common, WorkerFlags, scheduler_plan, worker_plan
+from deploy.pool import WorkerFlags, scheduler_plan, worker_plan
 from deploy.server import ServerFlags, server_plan
 from jobs.errors import RefusedError
+from tests.deploy_examples import DEPLOY, examples
 from tests.programs import needs
 
-DEPLOY = Path(__file__).parents[3] / "deploy"
 HOME = Path("/var/lib/promptmill/home")
 ACCOUNT = Account("promptmill", "promptmill", HOME)
-COMMON = Common("systemd", "promptmill-worker", ACCOUNT, Path(sys.executable), "redis://:s3cret@redis", None, ())
+WORKER = Deployment("systemd", "promptmill-worker", ACCOUNT, Path(sys.executable), "redis://:s3cret@redis")
+SERVER = Deployment("systemd", "promptmill-server", ACCOUNT, Path(sys.executable))
 FLAGS = WorkerFlags(("org/model",), HOME / "huggingface")
 VERIFY = ["systemd-analyze", "verify"]
 
@@ -30,9 +31,9 @@ def plans() -> dict[str, Plan]:
     server = ServerFlags(("redis.local",), 2**30, token=lambda: "pw")
     odd = replace(FLAGS, extra=("--adapter-path", '/odd "path"/with $dollar %percent;#'), hf_home=Path("/srv/a b"))
     return {
-        "worker": worker_plan(COMMON, odd),
-        "scheduler": scheduler_plan(replace(COMMON, label="promptmill-scheduler")),
-        "server": server_plan("systemd", "promptmill-server", ACCOUNT, Path(sys.executable), server, ()),
+        "worker": worker_plan(WORKER, odd),
+        "scheduler": scheduler_plan(replace(WORKER, label="promptmill-scheduler")),
+        "server": server_plan(SERVER, server),
     }
 
 
@@ -62,7 +63,7 @@ def test_systemd_would_say_what_is_wrong(tmp_path: Path) -> None:
 
 def test_a_workers_unit() -> None:
     """Its user, its environment, restarts on failure only, and time to drain."""
-    lines = unit_text(worker_plan(COMMON, replace(FLAGS, drain_s=10))).splitlines()
+    lines = unit_text(worker_plan(WORKER, replace(FLAGS, drain_s=10))).splitlines()
     for line in (
         f"ExecStart={sys.executable} --config /etc/promptmill/promptmill-worker.toml "
         "worker --model org/model --drain 10",
@@ -84,7 +85,7 @@ def test_a_workers_unit() -> None:
 
 def test_a_cache_elsewhere_is_made_and_may_be_written() -> None:
     """A unit with a path that is missing would not start."""
-    plan = worker_plan(COMMON, replace(FLAGS, hf_home=Path("/srv/models"), extra=("--spool", "/srv/spool")))
+    plan = worker_plan(WORKER, replace(FLAGS, hf_home=Path("/srv/models"), extra=("--spool", "/srv/spool")))
     for place in ("/srv/models", "/srv/spool"):
         assert f"ReadWritePaths={place}" in unit_text(plan).splitlines()
         assert Path(place) in [folder.path for folder in plan.folders]
@@ -110,9 +111,9 @@ def test_words_are_quoted_for_systemd(word: str, written: str) -> None:
 def test_a_dollar_in_an_assignment_stays() -> None:
     """systemd replaces variables in commands only."""
     service = Service("x", "x", ("/bin/true",), ACCOUNT, {"A": "$b %c d"}, 1)
-    assert 'Environment="A=$b %%c d"' in unit(service).text.splitlines()
+    assert 'Environment="A=$b %%c d"' in unit(service).files[0].text.splitlines()
     service = Service("x", "x", ("/bin/true",), ACCOUNT, {}, 1, writable=(Path("/srv/$a %b"), Path("/srv/a$$b")))
-    lines = unit(service).text.splitlines()
+    lines = unit(service).files[0].text.splitlines()
     assert 'ReadWritePaths="/srv/$a %%b"' in lines
     assert "ReadWritePaths=/srv/a$$b" in lines
 
@@ -126,7 +127,7 @@ def test_the_servers_certificate_is_looked_at_each_week() -> None:
     assert {"OnCalendar=weekly", "Persistent=yes"} <= set(texts["promptmill-server-renewal.timer"].splitlines())
     assert plan.start[-1].command == ("systemctl", "restart", "promptmill-server-renewal.timer")
     open_flags = ServerFlags(("redis.local",), 2**30, tls=False, token=lambda: "pw")
-    without = server_plan("systemd", "promptmill-server", ACCOUNT, Path(sys.executable), open_flags, ())
+    without = server_plan(SERVER, open_flags)
     assert not any("renew" in file.path.name for file in without.files)
 
 
@@ -169,11 +170,11 @@ def test_a_user_joins_a_group_that_is_there() -> None:
 def test_what_is_macoss_is_refused(flags: dict[str, object]) -> None:
     """With the remedy."""
     with pytest.raises(RefusedError, match="--init launchd"):
-        worker_plan(COMMON, replace(FLAGS, **flags))  # type: ignore[arg-type]
+        worker_plan(WORKER, replace(FLAGS, **flags))  # type: ignore[arg-type]
 
 
 def test_the_files_to_read_are_what_the_command_writes() -> None:
-    """deploy/ shows nothing that is not so: `python -m deploy.examples` writes them anew."""
+    """deploy/ shows nothing that is not so: `python -m tests.deploy_examples` writes them anew."""
     shown = examples()
     kinds = {".plist", ".service", ".timer", ".conf", ".sh", ".acl"}
     assert sorted(shown) == sorted(str(path.relative_to(DEPLOY)) for path in DEPLOY.rglob("*") if path.suffix in kinds)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from jobs.errors import LineError
-from jobs.params import ALIASES, OPENAI_DEFAULTS, PARAMETERS, Sampling, check_parameter, did_you_mean
+from jobs.lines.parameters import check_parameter
+from jobs.params import ALIASES, OPENAI_DEFAULTS, PARAMETERS, Sampling, did_you_mean
 
 CONTRACT: dict[str, tuple[str, Any, Any, Any]] = {
     # name: kind, lowest, highest, default

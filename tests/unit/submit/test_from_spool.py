@@ -39,9 +39,9 @@ def entry(of: Batch, index: int, text: str = "a", *, fence: int = 1, ok: bool = 
     return SpoolEntry(0, fence, chat, FinishedLine(index, ok, 1, 1, 0, orjson.dumps(record)))
 
 
-def spooled(folder: Path, of: Batch, *entries: SpoolEntry, life: str = "one") -> Path:
+def spooled(folder: Path, of: Batch, *entries: SpoolEntry, instance: str = "one") -> Path:
     """A spool folder in which a worker wrote these."""
-    spool = Spool(folder, "mini.7", life=life)
+    spool = Spool(folder, "mini.7", instance=instance)
     assert spool.append(of, entries)
     spool.close(delivered=False)
     return folder
@@ -71,7 +71,7 @@ def test_the_best_record_of_a_line_wins(tmp_path: Path, capsysbinary: pytest.Cap
     """A result before an error, then the latest attempt's, then the first seen; folders of batches and files do."""
     of = batch()
     spooled(tmp_path, of, entry(of, 0, "early"), entry(of, 1, "bad", fence=9, ok=False), entry(of, 2, "first"))
-    spooled(tmp_path, of, entry(of, 0, "late", fence=2), entry(of, 1, "good"), entry(of, 2, "second"), life="two")
+    spooled(tmp_path, of, entry(of, 0, "late", fence=2), entry(of, 1, "good"), entry(of, 2, "second"), instance="two")
     for paths in ([tmp_path / of.id], sorted((tmp_path / of.id).iterdir()), [tmp_path, tmp_path]):
         assert main(["results", of.id, "--from-spool", *map(str, paths)]) == 0
         assert [record["text"] for record in lines(capsysbinary.readouterr().out)] == ["late", "good", "first"]

@@ -11,8 +11,10 @@ import pytest
 
 from jobs.app.units import parse_duration
 from jobs.batch import Batch, Usage
-from submit.status.progress import Progress, Rates, Window, bar_text
-from submit.status.text import cells, clip, count, duration, rate, table
+from submit.status.progress import Progress, bar_text
+from submit.status.rates import Rates, Window
+from submit.status.table import Column, plain_table
+from submit.status.text import cells, clip, count, duration, rate
 
 
 class Terminal(io.StringIO):
@@ -215,5 +217,9 @@ def test_clipping_counts_columns_and_disarms_control_characters() -> None:
 
 def test_tables_line_up_by_columns_of_the_terminal() -> None:
     """Columns are as wide as their widest cell, also with wide characters; numbers end flush."""
-    lines = table(("name", "n"), [("日本", "5"), ("a", "100")], right=frozenset({1}))
+    columns: list[Column[tuple[str, str]]] = [
+        Column("name", lambda row: row[0]),
+        Column("n", lambda row: row[1], right=True),
+    ]
+    lines = plain_table(columns, [("日本", "5"), ("a", "100")], None)
     assert lines == ["name    n", "日本    5", "a     100"]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import orjson
 import pytest
-from rich.text import Text
 
 from jobs.batch import Batch, Usage
-from submit.status.overview import batch_object, batch_table, detail
-from submit.status.progress import Rates
+from submit.status.batch_view import BatchView
+from submit.status.pool_view import PoolView
+from submit.status.rates import Rates
 from submit.status.text import cells
+from submit.status.waiting import RUN_ENDED, why_waiting
 from submit.status.worker_state import FailingModel, LineInFlight, WorkerState, parse_state
-from submit.status.workers import RUN_ENDED, activity
-from submit.watch.screen import watch
 
 NOW = 1_790_000_300.0
 QUEUE = "promptmill:normal:org/pocket"
@@ -45,9 +45,19 @@ def worker(state: str = "busy", *lines: LineInFlight, queues: tuple[str, ...] = 
     return WorkerState("mini.7", state, "org/pocket", ("org/pocket",), queues, 230.0, 0.9, 3 * 2**30, lines)
 
 
+def batch_table(batches: Sequence[Batch], *, width: int | None = None, **known: Any) -> list[str]:
+    """What `status` prints of these batches."""
+    return PoolView(NOW, batches, **known).text(width)
+
+
+def detail(batch: Batch, workers: Sequence[WorkerState], queues: frozenset[str] = QUEUES, **known: Any) -> list[str]:
+    """What `status BATCH` prints."""
+    return BatchView(NOW, batch, workers, queues, **known).text()
+
+
 def test_the_list_has_a_row_per_batch() -> None:
     """Counts, tokens, speed since the start, time left, model and age."""
-    header, row = batch_table([RUNNING], NOW)
+    header, row = batch_table([RUNNING])
     assert header.split() == ["batch", "name", "status", "done/failed/total", "tokens", "tok/s", "eta", "model", "age"]
     assert row.split() == [
         RUNNING.id, "nightly", "running", "590/10/1,000", "72.0k", "200", "3m21s", "pocket", "5m10s",
@@ -56,20 +66,20 @@ def test_the_list_has_a_row_per_batch() -> None:
 
 def test_recent_rates_win_over_those_since_the_start() -> None:
     """While it is watched, speed and time left are those of the last minute."""
-    row = batch_table([RUNNING], NOW, rates={RUNNING.id: Rates(4.0, 10.0, 50.0)})[1]
+    row = batch_table([RUNNING], rates={RUNNING.id: Rates(4.0, 10.0, 50.0)})[1]
     assert "50.0" in row
     assert "1m40s" in row
 
 
 def test_no_batches_is_said_with_what_to_do() -> None:
     """An empty list is a sentence, not a lone header."""
-    assert batch_table([], NOW) == ["no batches; `promptmill submit FILE --model MODEL` makes one"]
+    assert batch_table([]) == ["no batches; `promptmill submit FILE --model MODEL` makes one"]
 
 
 @pytest.mark.parametrize("width", [60, 70, 80, 100, 120])
 def test_narrow_terminals_lose_columns_not_rows(width: int) -> None:
     """Columns that matter less are dropped until the table fits; id, status and counts stay."""
-    lines = batch_table([RUNNING], NOW, width=width)
+    lines = batch_table([RUNNING], width=width)
     assert max(map(cells, lines)) <= width
     assert lines[0].split()[0] == "batch"
     assert "590/10/1,000" in lines[1]
@@ -77,13 +87,13 @@ def test_narrow_terminals_lose_columns_not_rows(width: int) -> None:
 
 def test_names_cannot_steer_the_terminal() -> None:
     """Control characters in what users named are shown as question marks."""
-    assert "\x1b" not in batch_table([replace(RUNNING, name="a\x1b[2J")], NOW)[1]
+    assert "\x1b" not in batch_table([replace(RUNNING, name="a\x1b[2J")])[1]
 
 
 def test_detail_shows_facts_and_lines_in_flight() -> None:
     """One batch: its counts, speed, defaults, workers, and each line being worked on."""
     states = [worker("busy", PREFILLING, DECODING, OTHERS)]
-    text = detail(RUNNING, NOW, states, QUEUES)
+    text = detail(RUNNING, states, QUEUES)
     facts = dict(line.split(maxsplit=1) for line in text[: text.index("")])
     assert facts["batch"] == f"{RUNNING.id} (nightly)"
     assert facts["status"] == "in_progress"
@@ -105,7 +115,7 @@ def test_detail_shows_facts_and_lines_in_flight() -> None:
 def test_detail_of_a_finished_batch_has_no_eta_and_no_flight() -> None:
     """What is over shows when it ended, and neither a rest nor lines in flight."""
     done = replace(RUNNING, status="completed", completed=990, times={**RUNNING.times, "completed": NOW - 60})
-    text = "\n".join(detail(done, NOW, [worker("idle")], QUEUES))
+    text = "\n".join(detail(done, [worker("idle")], QUEUES))
     assert "ended     " in text
     assert "left" not in text
     assert "in flight" not in text
@@ -115,20 +125,22 @@ def test_detail_of_a_cancelled_batch_counts_what_was_run() -> None:
     """Lines that were not run are neither done nor failed."""
     times = {**RUNNING.times, "cancelled": NOW - 60}
     ended = replace(RUNNING, status="cancelled", completed=390, failed=610, rejected=0, unrun=600, times=times)
-    shown = detail(ended, NOW, [], QUEUES)
+    shown = detail(ended, [], QUEUES)
     assert "lines     400 of 1,000 done, 10 failed, 600 not run: the batch was cancelled" in shown
 
 
 def test_a_batch_that_is_done_has_the_rate_of_all_its_time() -> None:
     """Whatever was seen of it while it was watched."""
     done = replace(RUNNING, status="completed", completed=990, times={**RUNNING.times, "completed": NOW})
-    row = batch_table([done], NOW, rates={done.id: Rates(4.0, 10.0, 50.0)})[1]
+    row = batch_table([done], rates={done.id: Rates(4.0, 10.0, 50.0)})[1]
     assert row.split()[-4:-2] == ["200", "-"]
 
 
 def test_the_json_object_has_the_lines_in_flight() -> None:
     """The contract's fields, and each line in flight with its worker."""
-    shown = orjson.loads(orjson.dumps(batch_object(RUNNING, NOW, [worker("busy", DECODING)], QUEUES, 4096)))
+    shown = orjson.loads(
+        orjson.dumps(BatchView(NOW, RUNNING, [worker("busy", DECODING)], QUEUES, memory=4096).as_json())
+    )
     assert shown["id"] == RUNNING.id
     assert shown["request_counts"] == {"total": 1000, "completed": 590, "failed": 10}
     assert shown["rates"]["eta_s"] == pytest.approx(201.3)
@@ -165,60 +177,61 @@ def test_the_json_object_has_the_lines_in_flight() -> None:
 )
 def test_why_a_batch_waits(states: list[WorkerState], expected: str | None) -> None:
     """No worker on its queues, a model that loads, a worker that stops, or other work first."""
-    assert activity(RUNNING, QUEUES, states) == expected
+    assert why_waiting(RUNNING, QUEUES, states) == expected
 
 
 def test_a_batch_waits_for_a_model_that_cannot_be_loaded() -> None:
     """The reason and when it is tried again; what a worker in order does for it is said first."""
     failing = replace(worker("idle"), failing=(FailingModel("org/pocket", "the hub cannot be reached", 40.0),))
     said = "waiting: mini.7 cannot load org/pocket: the hub cannot be reached; it is tried again"
-    assert activity(RUNNING, QUEUES, [failing]) == said
-    assert activity(RUNNING, QUEUES, [failing, worker("idle")]) == said
+    assert why_waiting(RUNNING, QUEUES, [failing]) == said
+    assert why_waiting(RUNNING, QUEUES, [failing, worker("idle")]) == said
     assert (
-        activity(RUNNING, QUEUES, [failing, worker("busy", OTHERS)]) == "waiting: workers are busy with other batches"
+        why_waiting(RUNNING, QUEUES, [failing, worker("busy", OTHERS)])
+        == "waiting: workers are busy with other batches"
     )
-    assert activity(RUNNING, QUEUES, [replace(failing, in_flight=(OTHERS,))]) == said
-    assert activity(RUNNING, QUEUES, [replace(failing, state="loading")]) == "loading org/pocket"
-    assert activity(RUNNING, QUEUES, [replace(failing, failing=(FailingModel("org/x", "no", 1.0),))]) is None
+    assert why_waiting(RUNNING, QUEUES, [replace(failing, in_flight=(OTHERS,))]) == said
+    assert why_waiting(RUNNING, QUEUES, [replace(failing, state="loading")]) == "loading org/pocket"
+    assert why_waiting(RUNNING, QUEUES, [replace(failing, failing=(FailingModel("org/x", "no", 1.0),))]) is None
 
 
 def test_a_batch_waits_where_workers_refuse_it() -> None:
     """The worker and its reason are named, unless others run it."""
     refusing = replace(worker("idle"), refused={RUNNING.id: "'min_p' is not a field of a line"})
     said = "waiting: mini.7 refuses it: 'min_p' is not a field of a line"
-    assert activity(RUNNING, QUEUES, [refusing]) == said
-    assert activity(RUNNING, QUEUES, [refusing, worker("loading")]) == "loading org/pocket"
-    assert activity(RUNNING, QUEUES, [refusing, worker("busy", DECODING)]) is None
-    assert activity(RUNNING, QUEUES, [replace(refusing, refused={"b_other": "no"})]) is None
+    assert why_waiting(RUNNING, QUEUES, [refusing]) == said
+    assert why_waiting(RUNNING, QUEUES, [refusing, worker("loading")]) == "loading org/pocket"
+    assert why_waiting(RUNNING, QUEUES, [refusing, worker("busy", DECODING)]) is None
+    assert why_waiting(RUNNING, QUEUES, [replace(refusing, refused={"b_other": "no"})]) is None
 
 
 def test_a_batch_waits_for_the_adapter_that_nobody_serves() -> None:
     """It is said first, however busy the workers at hand are; while other lines run, that some of them wait."""
     queues = QUEUES | {"promptmill:normal:org/pocket+lora"}
     for state in (worker("idle"), worker("busy", OTHERS), worker("loading")):
-        assert activity(RUNNING, queues, [state]) == "waiting: no worker serves org/pocket+lora"
-    assert activity(RUNNING, queues, [worker("busy", DECODING)]) is None
-    shown = detail(RUNNING, NOW, [worker("busy", DECODING)], queues)
+        assert why_waiting(RUNNING, queues, [state]) == "waiting: no worker serves org/pocket+lora"
+    assert why_waiting(RUNNING, queues, [worker("busy", DECODING)]) is None
+    shown = detail(RUNNING, [worker("busy", DECODING)], queues)
     assert "status    in_progress, some of its lines wait: no worker serves org/pocket+lora" in shown
     assert [line for line in shown if line.startswith("rate")] == ["rate      200 tok/s"]  # no time left is known
-    assert batch_object(RUNNING, NOW, [worker("busy", DECODING)], queues, 1)["unserved"] == ["org/pocket+lora"]
+    assert BatchView(NOW, RUNNING, [worker("busy", DECODING)], queues).as_json()["unserved"] == ["org/pocket+lora"]
 
 
 def test_a_paused_pool_is_said() -> None:
     """In the batch's status where nothing of it runs, and for itself; its workers are called paused."""
-    shown = detail(RUNNING, NOW, [replace(worker("idle"), paused=True)], QUEUES, pool_paused=True)
+    shown = detail(RUNNING, [replace(worker("idle"), paused=True)], QUEUES, pool_paused=True)
     assert "status    in_progress, paused with the pool: `promptmill resume` lets it go on" in shown
     assert "pool      the pool is paused: `promptmill resume` lets it go on" in shown
     assert [line[:22] for line in shown if line.startswith("worker")] == ["worker    mini.7: paus"]
-    draining = detail(RUNNING, NOW, [worker("busy", DECODING)], QUEUES, pool_paused=True)
+    draining = detail(RUNNING, [worker("busy", DECODING)], QUEUES, pool_paused=True)
     assert "status    in_progress" in draining  # lines that were begun are finished
     done = replace(RUNNING, status="completed", times={**RUNNING.times, "completed": NOW - 60})
-    assert "paused" not in "\n".join(detail(done, NOW, [], QUEUES, pool_paused=True))
+    assert "paused" not in "\n".join(detail(done, [], QUEUES, pool_paused=True))
 
 
 def test_a_starting_worker_says_so() -> None:
     """Not idle: it is not ready for work."""
-    assert "worker    mini.7: starting, 90% full, 3.0 GiB" in detail(RUNNING, NOW, [worker("starting")], QUEUES)
+    assert "worker    mini.7: starting, 90% full, 3.0 GiB" in detail(RUNNING, [worker("starting")], QUEUES)
 
 
 def test_the_list_has_the_words_of_the_views() -> None:
@@ -230,7 +243,7 @@ def test_the_list_has_the_words_of_the_views() -> None:
         "b_2": "paused: `promptmill resume b_2` lets it go on",
         "b_3": "waiting for its time",
     }
-    rows = [line.split() for line in batch_table(batches, NOW, waiting=why)[1:]]
+    rows = [line.split() for line in batch_table(batches, waiting=why)[1:]]
     at = datetime.fromtimestamp(NOW + 3600).strftime("%H:%M")
     assert [" ".join(row[2:-6]) for row in rows] == ["running", "waiting", "paused", f"begins {at}"]
     assert [row[-4:-2] for row in rows] == [["200", "3m21s"], ["-", "-"], ["-", "-"], ["-", "-"]]
@@ -240,35 +253,34 @@ def test_the_list_has_the_words_of_the_views() -> None:
 def test_what_begins_on_another_day_has_the_day(days: int, form: str) -> None:
     """By its name within the week, by its date after that."""
     starts = NOW + days * 86400
-    row = batch_table([replace(RUNNING, times={"starts": starts})], NOW, waiting={RUNNING.id: "waiting for its time"})[
-        1
-    ]
+    later = replace(RUNNING, times={"starts": starts})
+    row = batch_table([later], waiting={RUNNING.id: "waiting for its time"})[1]
     assert datetime.fromtimestamp(starts).strftime(form) in row
 
 
 def test_80_columns_have_names_and_short_ids() -> None:
     """Ids give way before names do, each still another's; a wide terminal has them whole."""
     twin = replace(RUNNING, id=f"{RUNNING.id[:-6]}X{RUNNING.id[-5:]}", name="a-very-long-name-of-a-batch-of-mine")
-    header, *rows = batch_table([RUNNING, twin], NOW, width=80)
+    header, *rows = batch_table([RUNNING, twin], width=80)
     assert header.split()[:2] == ["batch", "name"]
     assert [row.split()[1] for row in rows] == ["nightly", "a-very-long-name-of-a-b…"]
     shown = [row.split()[0] for row in rows]
     assert shown == ["b_01M7...HB524A", "b_01M7...XB524A"]
-    assert batch_table([RUNNING], NOW, width=80)[1].split()[:4] == [
+    assert batch_table([RUNNING], width=80)[1].split()[:4] == [
         "b_01M7...B524A", "nightly", "running", "590/10/1,000",
     ]  # fmt: skip
-    assert RUNNING.id in batch_table([RUNNING], NOW, width=160)[1]
+    assert RUNNING.id in batch_table([RUNNING], width=160)[1]
 
 
 def test_the_batch_of_a_run_that_ended_says_so() -> None:
     """Nobody else serves its queues; the same command goes on with it."""
     batch = replace(RUNNING, pool="b_1")
-    assert activity(batch, frozenset({"promptmill:normal:b_1:org/pocket"}), [worker("idle")]) == RUN_ENDED
+    assert why_waiting(batch, frozenset({"promptmill:normal:b_1:org/pocket"}), [worker("idle")]) == RUN_ENDED
 
 
 def test_a_done_batch_waits_for_nothing() -> None:
     """Without workers a finished batch is simply finished."""
-    assert activity(replace(RUNNING, status="completed"), QUEUES, []) is None
+    assert why_waiting(replace(RUNNING, status="completed"), QUEUES, []) is None
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b"null", b'{"name": 1, "state": "x", "in_flight": [{}]}', b"\xff"])
@@ -277,65 +289,12 @@ def test_what_is_no_state_is_passed_over(raw: bytes) -> None:
     assert parse_state(raw) is None
 
 
-class Counting:
-    """A view that comes to its end with the third look."""
-
-    def __init__(self) -> None:
-        self.looks: list[bool] = []
-        self.widths: list[int | None] = []
-
-    def look(self, *, drawn: bool) -> bool:
-        self.looks.append(drawn)
-        return len(self.looks) == 3
-
-    def text(self, width: int | None) -> list[str]:
-        self.widths.append(width)
-        return [f"look {len(self.looks)}", "[red]and a second line"]
-
-    def draw(self, width: int, height: int, *, unicode: bool) -> list[Text]:
-        raise AssertionError("nothing is drawn here")
-
-
-def test_watching_into_a_pipe_is_plain() -> None:
-    """Each view is printed after the other, whole and without control codes, and what only a screen shows is not
-    read."""
-    stream, view = io.StringIO(), Counting()
-    watch(view, stream, environ={"TERM": "xterm"}, sleep=lambda _s: None)
-    assert stream.getvalue().splitlines()[::2] == ["look 1", "look 2", "look 3"]
-    assert stream.getvalue().splitlines()[1::2] == ["[red]and a second line"] * 3
-    assert view.widths == [None] * 3
-    assert view.looks == [False] * 3
-
-
-def test_a_dumb_terminal_is_no_screen() -> None:
-    """TERM=dumb is watched as a pipe is."""
-
-    class Dumb(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    stream = Dumb()
-    watch(Counting(), stream, environ={"TERM": "dumb"}, sleep=lambda _s: None)
-    assert "\x1b" not in stream.getvalue()
-
-
-def test_leaving_a_pipe_with_ctrl_c_is_no_error() -> None:
-    """Ctrl-C is the way to leave: nothing is raised, and what was printed stays."""
-    stream = io.StringIO()
-
-    def interrupted(_seconds: float) -> None:
-        raise KeyboardInterrupt
-
-    watch(Counting(), stream, environ={}, sleep=interrupted)
-    assert stream.getvalue() == "look 1\n[red]and a second line\n"
-
-
 def test_ended_batches_say_when_and_live_ones_when_they_will() -> None:
     """A cancelled batch has its end, a running one the time at which it expires."""
     ended = replace(RUNNING, status="cancelled", times={"created": NOW - 310, "cancelled": NOW - 60})
-    (line,) = (line for line in detail(ended, NOW, [], QUEUES) if line.startswith("ended"))
+    (line,) = (line for line in detail(ended, [], QUEUES) if line.startswith("ended"))
     assert line.endswith("(1m00s ago)")
     live = replace(RUNNING, times={**RUNNING.times, "in_progress": NOW - 300, "expires": NOW + 90})
-    shown = detail(live, NOW, [], QUEUES)
+    shown = detail(live, [], QUEUES)
     assert [line for line in shown if line.startswith("ended")] == []
     assert [line[-10:] for line in shown if line.startswith("expires")] == ["(in 1m30s)"]

@@ -7,8 +7,8 @@ import pty
 from types import SimpleNamespace
 from typing import Any
 
-from submit.watch.terminal import ERASE_LINE, ERASE_SCREEN, Painter, show
-from submit.watch.widgets import text
+from submit.status.table import text
+from submit.watch.terminal import ERASE_LINE, ERASE_SCREEN, Painter, watch_on_screen
 
 SIZE = (80, 24)
 
@@ -25,11 +25,9 @@ def test_only_changed_lines_are_written() -> None:
 
 
 def test_another_size_is_drawn_on_anew() -> None:
-    """A terminal that was resized has its lines elsewhere; so has one that showed something else meanwhile."""
+    """A terminal that was resized has its lines elsewhere."""
     painter = Painter(colour=False)
     painter.paint([text("one")], SIZE)
-    assert painter.paint([text("one")], (60, 10)) == f"{ERASE_SCREEN}\x1b[1;1Hone{ERASE_LINE}"
-    painter.forget()
     assert painter.paint([text("one")], (60, 10)) == f"{ERASE_SCREEN}\x1b[1;1Hone{ERASE_LINE}"
 
 
@@ -53,9 +51,10 @@ def test_a_change_of_colour_is_a_change() -> None:
 
 def test_what_a_closed_window_did_not_take_is_dropped() -> None:
     """Python writes it once more when it ends, and would end with status 120 if that failed."""
-    view: Any = SimpleNamespace(look=lambda drawn: False, draw=lambda *_, **__: [text("one")], text=lambda _: ["one"])
+    view = SimpleNamespace(done=False, draw=lambda *_, **__: [text("one")], text=lambda _: ["one"])
+    reader: Any = SimpleNamespace(read=lambda drawn: view)
     window, inner = pty.openpty()
     with os.fdopen(inner, "w") as stream:
         os.close(window)
-        show(view, stream, {}, keys=stream)
+        watch_on_screen(reader, stream, {}, keys=stream)
         stream.flush()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -12,14 +12,14 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from submit.status.lost_workers import Silent
-from submit.status.progress import Rates
+from submit.status.batch_view import BatchView
+from submit.status.pool_view import PoolView, in_order
+from submit.status.rates import Rates
 from submit.status.text import cells
+from submit.status.widgets import sparkline
 from submit.status.worker_state import LineInFlight, LoadedModel, WorkerState
-from submit.watch.batch_view import BatchScene, draw_batch
-from submit.watch.pool_view import PoolScene, draw_pool, in_order
-from submit.watch.widgets import sparkline
-from submit.watch.workers_view import WorkersScene, draw_workers
+from submit.status.workers import LostWorker
+from submit.status.workers_view import WorkersView
 from tests.unit.submit.test_status import NOW, QUEUE, RUNNING
 
 NIGHTLY = replace(RUNNING, rejected=0, defaults={"model": "org/pocket", "temperature": 0.7}, metadata={})
@@ -53,15 +53,13 @@ MINI = WorkerState(
 PAUSED = replace(MINI, name="studio.9", state="idle", paused=True, in_flight=(), lines_in_flight=0, speeds=())
 SIZES = [(80, 24), (60, 10), (40, 8), (120, 40), (200, 60)]
 
-Draw = Callable[..., list[Text]]
-
 
 def many(count: int, phase: str = "decode") -> tuple[LineInFlight, ...]:
     return tuple(LineInFlight(NIGHTLY.id, index, f"row-{index}", phase, 9, 3, 5) for index in range(count))
 
 
-def pool(**scene: Any) -> PoolScene:
-    return PoolScene(**{"now": NOW, "batches": [DONE, NIGHTLY, URGENT], "states": [MINI, PAUSED], **scene})
+def pool(**known: Any) -> PoolView:
+    return PoolView(**{"now": NOW, "batches": [DONE, NIGHTLY, URGENT], "workers": [MINI, PAUSED], **known})
 
 
 def seen(lines: Sequence[Text], width: int = 80, height: int = 24) -> list[str]:
@@ -78,7 +76,7 @@ def seen(lines: Sequence[Text], width: int = 80, height: int = 24) -> list[str]:
 
 def test_the_pool_has_its_batches_workers_and_lines() -> None:
     """Workers in words, speed, batches with what runs first, then the lines that are worked on."""
-    shown = seen(draw_pool(pool(waiting={URGENT.id: "waiting for a worker"}), 79, 23))
+    shown = seen(pool(waiting={URGENT.id: "waiting for a worker"}).draw(79, 23))
     text = "\n".join(shown)
     assert shown[0].startswith("promptmill   2 workers: 1 busy, 1 paused")
     assert "460 tok/s" in shown[1]
@@ -107,7 +105,7 @@ def test_batches_that_have_ended_give_way_to_lines_in_flight() -> None:
     """On a small screen the three that ended last are there; what runs, the workers and their lines stay."""
     ended = [replace(DONE, id=f"b_{number:02}", name=f"old-{number:02}") for number in range(40)]
     busy = replace(MINI, in_flight=many(30), lines_in_flight=30)
-    shown = seen(draw_pool(pool(batches=[*ended, NIGHTLY], states=[busy, PAUSED]), 79, 23))
+    shown = seen(pool(batches=[*ended, NIGHTLY], workers=[busy, PAUSED]).draw(79, 23))
     text = "\n".join(shown)
     assert shown[0].startswith("promptmill   2 workers: 1 busy, 1 paused")
     assert [line.split()[0] for line in shown[4:9]] == ["nightly", "old-39", "old-38", "old-37", "..."]
@@ -115,9 +113,9 @@ def test_batches_that_have_ended_give_way_to_lines_in_flight() -> None:
     assert "30 lines in flight" in text
     assert sum("5 tokens" in line for line in shown) == 10
     few = replace(MINI, in_flight=many(9), lines_in_flight=9)
-    shown = seen(draw_pool(pool(batches=[*ended, NIGHTLY], states=[few]), 79, 23))
+    shown = seen(pool(batches=[*ended, NIGHTLY], workers=[few]).draw(79, 23))
     assert (sum("5 tokens" in line for line in shown), sum(line.startswith("old-") for line in shown)) == (9, 5)
-    roomy = seen(draw_pool(pool(batches=[*ended[:10], NIGHTLY], states=[busy]), 79, 50), 80, 51)
+    roomy = seen(pool(batches=[*ended[:10], NIGHTLY], workers=[busy]).draw(79, 50), 80, 51)
     assert sum(line.startswith("old-") for line in roomy) == 10
 
 
@@ -127,12 +125,12 @@ def test_lines_that_were_not_run_are_not_drawn_as_done() -> None:
         NIGHTLY, status="cancelled", completed=390, failed=610, unrun=600,
         times={**NIGHTLY.times, "cancelled": NOW - 60},
     )  # fmt: skip
-    drawn = draw_batch(BatchScene(NOW, ended, [], frozenset()), 79, 23)
+    drawn = BatchView(NOW, ended, [], frozenset()).draw(79, 23)
     (progress,) = (line for line in drawn if "1,000" in line.plain)
     assert progress.plain.endswith(" 40%   400 of 1,000 lines   10 failed   600 not run")
     assert progress.plain.count("█") == int((79 - len(progress.plain.lstrip("█░"))) * 0.4)
     assert "yellow" in {str(span.style) for span in progress.spans if "█" in progress.plain[span.start : span.end]}
-    (row,) = (line for line in draw_pool(pool(batches=[ended]), 79, 23) if line.plain.startswith("nightly"))
+    (row,) = (line for line in pool(batches=[ended]).draw(79, 23) if line.plain.startswith("nightly"))
     assert row.plain.split()[1:6] == ["cancelled", "███░░░░░", "40%", "400/1,000", "10"]
     assert "yellow" in {str(span.style) for span in row.spans if "█" in row.plain[span.start : span.end]}
 
@@ -140,23 +138,23 @@ def test_lines_that_were_not_run_are_not_drawn_as_done() -> None:
 def test_a_paused_pool_is_in_the_heads_of_the_views() -> None:
     """With what lets it go on; a batch that is done does not care."""
     said = "the pool is paused: `promptmill resume` lets it go on"
-    assert seen(draw_pool(pool(paused=True), 79, 23))[1] == said
-    assert seen(draw_workers(WorkersScene(NOW, [PAUSED], paused=True), 79, 23))[1] == said
-    assert seen(draw_batch(BatchScene(NOW, NIGHTLY, [MINI], frozenset({QUEUE}), pool_paused=True), 79, 23))[1] == said
-    assert said not in seen(draw_batch(BatchScene(NOW, DONE, [], frozenset(), pool_paused=True), 79, 23))
+    assert seen(pool(pool_paused=True).draw(79, 23))[1] == said
+    assert seen(WorkersView(NOW, [PAUSED], pool_paused=True).draw(79, 23))[1] == said
+    assert seen(BatchView(NOW, NIGHTLY, [MINI], frozenset({QUEUE}), pool_paused=True).draw(79, 23))[1] == said
+    assert said not in seen(BatchView(NOW, DONE, [], frozenset(), pool_paused=True).draw(79, 23))
 
 
 def test_a_batch_whose_time_is_to_come_says_when() -> None:
     """In its row, in place of a time left; it counts as waiting."""
     later = replace(NIGHTLY, times={**NIGHTLY.times, "starts": NOW + 3600})
-    shown = seen(draw_pool(pool(batches=[later], waiting={later.id: "waiting for its time"}), 79, 23))
+    shown = seen(pool(batches=[later], waiting={later.id: "waiting for its time"}).draw(79, 23))
     assert f"begins {datetime.fromtimestamp(NOW + 3600):%H:%M}" in shown[4]
     assert "1 waiting" in shown[1]
 
 
 def test_a_starting_worker_is_not_called_idle() -> None:
     """In the head and in its row."""
-    shown = seen(draw_workers(WorkersScene(NOW, [replace(PAUSED, state="starting", paused=False)]), 79, 23))
+    shown = seen(WorkersView(NOW, [replace(PAUSED, state="starting", paused=False)]).draw(79, 23))
     assert "1 worker: 1 starting" in shown[0]
     assert [line.split()[1] for line in shown if line.startswith("studio.9")] == ["starting"]
 
@@ -172,16 +170,16 @@ def test_a_starting_worker_is_not_called_idle() -> None:
 def test_a_batch_that_does_not_run_says_so_in_a_word(why: str, word: str) -> None:
     """In its row and in the count at the top; a wide screen has the reason."""
     scene = pool(batches=[NIGHTLY], waiting={NIGHTLY.id: why})
-    shown = seen(draw_pool(scene, 79, 23))
+    shown = seen(scene.draw(79, 23))
     assert f"1 {word}" in shown[1]
     assert shown[4].split()[1] == word
-    assert why in "\n".join(seen(draw_pool(scene, 199, 23), 200))
+    assert why in "\n".join(seen(scene.draw(199, 23), 200))
 
 
 def test_a_batch_has_its_workers_and_lines() -> None:
     """Progress, speed, what it is, who serves it, what is worked on."""
-    scene = BatchScene(NOW, NIGHTLY, [MINI], frozenset({QUEUE}), Rates(4.0, 10.0, 50.0))
-    shown = seen(draw_batch(scene, 79, 23))
+    scene = BatchView(NOW, NIGHTLY, [MINI], frozenset({QUEUE}), Rates(4.0, 10.0, 50.0))
+    shown = seen(scene.draw(79, 23))
     text = "\n".join(shown)
     assert shown[0].startswith(f"nightly   {NIGHTLY.id}   in_progress")
     assert shown[2].endswith("60%   600 of 1,000 lines   10 failed")
@@ -198,15 +196,15 @@ def test_a_batch_has_its_workers_and_lines() -> None:
 
 def test_a_batch_that_waits_says_why() -> None:
     """In words, and without a time left."""
-    shown = "\n".join(seen(draw_batch(BatchScene(NOW, NIGHTLY, [], frozenset({QUEUE})), 79, 23)))
+    shown = "\n".join(seen(BatchView(NOW, NIGHTLY, [], frozenset({QUEUE})).draw(79, 23)))
     assert "waiting: no worker serves org/pocket" in shown
     assert " left" not in shown
 
 
 def test_workers_have_memory_speed_and_lines() -> None:
     """A line each, with the last minute as a line of blocks; those that fell silent at the end."""
-    scene = WorkersScene(NOW, [MINI, PAUSED], [Silent("gone.1", 70.0)], {NIGHTLY.id: "nightly"})
-    shown = seen(draw_workers(scene, 119, 23), 120)
+    scene = WorkersView(NOW, [MINI, PAUSED], [LostWorker("gone.1", 70.0)], {NIGHTLY.id: "nightly"})
+    shown = seen(scene.draw(119, 23), 120)
     rows = {line.split()[0]: line for line in shown if line}
     assert "███████░░░ 15.0 GiB" in rows["mini.7"]
     assert "▁▁▁" in rows["mini.7"]
@@ -219,13 +217,9 @@ def test_workers_have_memory_speed_and_lines() -> None:
 
 def test_no_worker_and_no_batch_are_said() -> None:
     """Empty views are sentences."""
-    assert "no workers" in seen(draw_pool(PoolScene(NOW, [], []), 79, 23))[0]
-    assert "`promptmill submit FILE --model MODEL` makes one" in "\n".join(
-        seen(draw_pool(PoolScene(NOW, [], []), 79, 23))
-    )
-    assert "`promptmill worker --model MODEL` starts one" in "\n".join(
-        seen(draw_workers(WorkersScene(NOW, []), 79, 23))
-    )
+    assert "no workers" in seen(PoolView(NOW, [], []).draw(79, 23))[0]
+    assert "`promptmill submit FILE --model MODEL` makes one" in "\n".join(seen(PoolView(NOW, [], []).draw(79, 23)))
+    assert "`promptmill worker --model MODEL` starts one" in "\n".join(seen(WorkersView(NOW, []).draw(79, 23)))
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -235,9 +229,9 @@ def test_every_view_fits_every_terminal(width: int, height: int, unicode: bool) 
     crowd = [replace(MINI, name=f"mini-{number}.123456", in_flight=many(40)) for number in range(30)]
     batches = [replace(NIGHTLY, id=f"{NIGHTLY.id[:-2]}{number:02}", name=None) for number in range(50)]
     views = [
-        draw_pool(pool(batches=batches, states=crowd), width, height, unicode=unicode),
-        draw_batch(BatchScene(NOW, NIGHTLY, crowd, frozenset({QUEUE})), width, height, unicode=unicode),
-        draw_workers(WorkersScene(NOW, crowd), width, height, unicode=unicode),
+        pool(batches=batches, workers=crowd).draw(width, height, unicode=unicode),
+        BatchView(NOW, NIGHTLY, crowd, frozenset({QUEUE})).draw(width, height, unicode=unicode),
+        WorkersView(NOW, crowd).draw(width, height, unicode=unicode),
     ]
     for lines in views:
         shown = seen(lines, width, height)
@@ -254,9 +248,9 @@ def test_names_are_neither_markup_nor_control_codes() -> None:
     state = replace(MINI, name=evil, in_flight=(line,), loaded=(LoadedModel(evil, 1),))
     batch = replace(NIGHTLY, name=evil, source=evil, metadata={"k": evil})
     views = [
-        draw_pool(pool(batches=[batch], states=[state]), 199, 30),
-        draw_batch(BatchScene(NOW, batch, [state], frozenset({QUEUE})), 199, 30),
-        draw_workers(WorkersScene(NOW, [state], [Silent(evil, 30.0)], {batch.id: evil}), 199, 30),
+        pool(batches=[batch], workers=[state]).draw(199, 30),
+        BatchView(NOW, batch, [state], frozenset({QUEUE})).draw(199, 30),
+        WorkersView(NOW, [state], [LostWorker(evil, 30.0)], {batch.id: evil}).draw(199, 30),
     ]
     for lines in views:
         file = io.StringIO()
@@ -274,14 +268,14 @@ def test_wide_letters_take_their_columns() -> None:
     """Names in letters two columns wide are cut to what fits."""
     wide = replace(MINI, name="機械" * 30)
     for width in (60, 79):
-        for line in draw_workers(WorkersScene(NOW, [wide]), width, 23):
+        for line in WorkersView(NOW, [wide]).draw(width, 23):
             assert line.cell_len <= width
 
 
 def test_lines_of_all_workers_take_turns() -> None:
     """A worker with many lines does not push the others off the screen."""
     one, other = replace(MINI, in_flight=many(40)), replace(MINI, name="studio.9", in_flight=many(2))
-    shown = seen(draw_workers(WorkersScene(NOW, [one, other]), 79, 12))
+    shown = seen(WorkersView(NOW, [one, other]).draw(79, 12))
     assert sum("tokens  studio.9" in line for line in shown) >= 1
 
 

@@ -53,7 +53,13 @@ def test_states_of_older_workers_have_defaults() -> None:
     """A worker that says only what it always had to is shown all the same."""
     state = parse_state(b'{"name": "old.1", "state": "idle"}')
     assert state is not None
-    assert (state.name, state.word, state.loaded, state.speeds, state.paused) == ("old.1", "idle", (), (), False)
+    assert (state.name, state.effective_state, state.loaded, state.speeds, state.paused) == (
+        "old.1",
+        "idle",
+        (),
+        (),
+        False,
+    )
     assert (state.memory_limit_bytes, state.cached_share, state.started_at, state.uptime(5.0)) == (None,) * 4
 
 
@@ -72,7 +78,7 @@ def test_a_paused_worker_says_so(state: str, paused: Any, word: str) -> None:
     """Unless it has something else to say; what is no truth value is none."""
     found = parse_state(orjson.dumps({"name": "a", "state": state, "paused": paused}))
     assert found is not None
-    assert found.word == word
+    assert found.effective_state == word
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from jobs import spool as spool_files
 from jobs.batch import Batch, new_batch_id
 from jobs.spool import SpoolEntry, encode_entry, encode_header, read_entries, read_header
 from jobs.store.store import FinishedLine
-from worker.faults.spool import OPEN_FILES, RETRY_S, SWEEP_S, Spool
+from worker.faults.spool import RETRY_S, SWEEP_S, Spool
 
 DAY_S = 86400.0
 
@@ -57,14 +57,14 @@ def clock() -> list[float]:
 
 @pytest.fixture
 def spool(tmp_path: Path, clock: list[float]) -> Iterator[Spool]:
-    """A spool of one life."""
-    made = Spool(tmp_path / "spool", "mini.7", life="one", clock=lambda: clock[0])
+    """A spool of one instance."""
+    made = Spool(tmp_path / "spool", "mini.7", instance="one", clock=lambda: clock[0])
     yield made
     made.close(delivered=False)
 
 
 def file_of(spool: Spool, of: Batch) -> Path:
-    """Where the fixture's life writes a batch's records."""
+    """Where the fixture's instance writes a batch's records."""
     return spool.folder / of.id / "mini.7.one.jsonl"
 
 
@@ -201,13 +201,14 @@ def test_a_removed_file_is_made_again(spool: Spool) -> None:
     assert [entry.line.index for entry in found(file_of(spool, of))] == [1]
 
 
-def test_few_files_are_open(spool: Spool) -> None:
-    """However many batches there are; one that comes again is written to the same file."""
-    batches = [batch() for _ in range(OPEN_FILES + 5)]
+def test_each_batch_has_one_file(spool: Spool) -> None:
+    """However many there are; one that comes again is written to the same file, and none stays open."""
+    batches = [batch() for _ in range(37)]
+    open_before = len(list(Path("/dev/fd").iterdir()))
     for index in range(2):
         for of in batches:
             assert spool.append(of, [entry(of, index)])
-    assert len(spool._files) == OPEN_FILES
+    assert len(list(Path("/dev/fd").iterdir())) <= open_before + 1  # its lock
     assert all(len(found(file_of(spool, of))) == 2 for of in batches)
 
 

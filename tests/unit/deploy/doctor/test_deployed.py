@@ -10,6 +10,7 @@ import pytest
 
 from deploy.doctor.deployed import Deployed, check_deployed, find_deployed
 from deploy.doctor.finding import State
+from deploy.host import Host
 from submit.cli import main
 from tests.servers import Server
 
@@ -30,7 +31,7 @@ def test_a_deployed_worker_is_found(init: str, tmp_path: Path, capsys: pytest.Ca
     deploy(tmp_path, init, part="scheduler")
     (tmp_path / "etc/promptmill/other.toml").write_text("")
     capsys.readouterr()
-    (found,) = find_deployed(tmp_path)
+    (found,) = find_deployed(Host(tmp_path))
     home = "/opt/promptmill/home" if init == "launchd" else "/var/lib/promptmill/home"
     assert found == Deployed(
         "promptmill-worker",
@@ -53,8 +54,8 @@ def test_what_is_no_service_of_ours_is_left_out(damage: str, tmp_path: Path) -> 
     for place in ("etc/promptmill/w.toml", "etc/systemd/system/w.service", "Library/LaunchDaemons/w.plist"):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).write_text(damage)
-    assert list(find_deployed(tmp_path)) == []
-    assert list(find_deployed(tmp_path / "nowhere")) == []
+    assert list(find_deployed(Host(tmp_path))) == []
+    assert list(find_deployed(Host(tmp_path / "nowhere"))) == []
 
 
 WORKER = Deployed("promptmill-worker", "promptmill", PROGRAM, "/etc/promptmill/promptmill-worker.toml")
@@ -75,7 +76,7 @@ def test_it_is_said_first_unless_a_redis_or_a_file_is_named(
     """Who names either knows what to look at."""
     monkeypatch.setenv("PROMPTMILL_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("PROMPTMILL_REDIS_URL", server.url)
-    monkeypatch.setattr("deploy.doctor.deployed.find_deployed", lambda: iter([WORKER]))
+    monkeypatch.setattr("deploy.doctor.deployed.find_deployed", lambda _host: iter([WORKER]))
     settings = tmp_path / "promptmill.toml"
     settings.write_text(f'redis = "{server.url}"\n')
 

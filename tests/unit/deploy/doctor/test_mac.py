@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from deploy.doctor.finding import Finding, State
-from deploy.doctor.host import Host
-from deploy.doctor.mac import Mac, WiredAtBoot, ask_mac, run
-from deploy.doctor.machine import check_macos, check_processor, check_python
+from deploy.doctor.mac import POWER_CHECKS, Mac, WiredAtBoot, ask_mac, check_power
+from deploy.doctor.machine import Machine, check_macos, check_processor, check_python
 from deploy.doctor.memory import check_wired_limit
-from deploy.doctor.power import POWER_CHECKS, check_power
 from deploy.gpu_limit import least_left, most_wired
+from deploy.host import Done, Host
 from deploy.init.launchd import wired_limit
 
 SYSCTL = """\
@@ -77,15 +76,16 @@ def tools(
     """The facts of a Mac whose tools print this."""
     answers = {"sysctl": sysctl, "custom": custom, "ps": source, "status": vault, "-productVersion": version}
 
-    def run(command: Sequence[str]) -> str:
-        return next(text for word, text in answers.items() if word in (command[-1], command[0].rpartition("/")[2]))
+    def run(command: Sequence[str], _timeout_s: float | None) -> Done:
+        said = next(text for word, text in answers.items() if word in (command[-1], command[0].rpartition("/")[2]))
+        return Done(0, said)
 
-    return ask_mac(run, daemons)
+    return ask_mac(Host(runner=run), daemons)
 
 
-def host(mac: Mac | None, architecture: str = "arm64") -> Host:
+def host(mac: Mac | None, architecture: str = "arm64") -> Machine:
     memory = mac.memory if mac is not None else 2**34
-    return Host("Darwin" if mac else "Linux", architecture, (3, 12, 4), memory, mac)
+    return Machine("Darwin" if mac else "Linux", architecture, (3, 12, 4), memory, mac)
 
 
 def power(mac: Mac | None) -> dict[str, Finding]:
@@ -185,7 +185,7 @@ def test_one_rule_for_the_wired_limit(gib: int, most: int | None) -> None:
 
 def daemon(folder: Path, mebibytes: int) -> Path:
     """The daemon of `promptmill deploy worker --wired-limit`, and others' files."""
-    file = wired_limit("promptmill-worker-wired-limit", mebibytes)
+    (file,) = wired_limit("promptmill-worker-wired-limit", mebibytes).files
     (folder / file.path.name).write_text(file.text)
     (folder / "a-wired-limit.plist").write_text("<plist>")
     (folder / "b-wired-limit.plist").write_text(file.text.replace("iogpu.", "other."))
@@ -228,5 +228,5 @@ def test_elsewhere_than_on_a_mac_nothing_of_it_is_asked() -> None:
 
 def test_a_tool_that_is_missing_or_fails_is_read_all_the_same() -> None:
     """sysctl prints what it knows and fails for what it does not; a program that is not there prints nothing."""
-    assert run(["/bin/sh", "-c", "echo here; exit 1"]) == "here\n"
-    assert run(["/nonexistent/tool"]) == ""
+    assert Host().output(["/bin/sh", "-c", "echo here; exit 1"]) == "here\n"
+    assert Host().output(["/nonexistent/tool"]) == ""

@@ -10,8 +10,8 @@ import pytest
 
 from deploy.doctor.device import Device
 from deploy.doctor.finding import Finding, State
-from deploy.doctor.host import Host
 from deploy.doctor.mac import Mac
+from deploy.doctor.machine import Machine
 from deploy.doctor.memory import check_memory
 from deploy.doctor.models import ModelFiles, check_model, find_model, hub_cache
 
@@ -123,15 +123,15 @@ def test_the_cache_is_where_the_hub_library_has_it(tmp_path: Path) -> None:
     assert hub_cache({**home, "HF_HOME": "/hf", "HF_HUB_CACHE": "/c"}) == Path("/c")
 
 
-def mac(memory_gib: int) -> Host:
+def mac(memory_gib: int) -> Machine:
     memory = memory_gib * GIB
-    return Host("Darwin", "arm64", (3, 12, 0), memory, Mac(version=(15, 5), memory=memory, wired_limit_mb=0))
+    return Machine("Darwin", "arm64", (3, 12, 0), memory, Mac(version=(15, 5), memory=memory, wired_limit_mb=0))
 
 
-def memory(host: Host, recommended_gib: float, *weights_gib: float) -> list[Finding]:
+def memory(machine: Machine, recommended_gib: float, *weights_gib: float) -> list[Finding]:
     device = Device("Apple M4", gpu=True, recommended=int(recommended_gib * GIB))
     models = [ModelFiles(f"m{number}", weights=int(gib * GIB)) for number, gib in enumerate(weights_gib)]
-    return list(check_memory(host, device, models))
+    return list(check_memory(machine, device, models))
 
 
 def test_a_model_that_fits_passes() -> None:

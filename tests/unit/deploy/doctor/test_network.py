@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from deploy.doctor.finding import State
-from deploy.doctor.host import Host
 from deploy.doctor.mac import Mac
+from deploy.doctor.machine import Machine
 from deploy.doctor.network import explain, is_loopback, reach
 
-LINUX = Host("Linux", "x86_64", (3, 12, 0), 2**36)
-MAC = Host("Darwin", "arm64", (3, 12, 0), 2**36, Mac(version=(15, 5)))
-OLD_MAC = Host("Darwin", "arm64", (3, 12, 0), 2**36, Mac(version=(14, 7)))
+LINUX = Machine("Linux", "x86_64", (3, 12, 0), 2**36)
+MAC = Machine("Darwin", "arm64", (3, 12, 0), 2**36, Mac(version=(15, 5)))
+OLD_MAC = Machine("Darwin", "arm64", (3, 12, 0), 2**36, Mac(version=(14, 7)))
 
 
 def error(number: int) -> OSError:

@@ -11,11 +11,10 @@ from redis.exceptions import NoPermissionError
 from deploy.doctor.access import check_encryption, check_password, check_permissions
 from deploy.doctor.finding import Finding, State
 from deploy.doctor.pool import Pool, check_pool
-from deploy.doctor.server import check_clock, check_latency, check_server
-from deploy.doctor.tool import operator_tool
+from deploy.doctor.server import check_clock, check_latency, check_server, operator_tool
 from jobs.redis.permissions import Refusal
-from submit.status.lost_workers import Silent
-from submit.status.workers import WorkerState
+from submit.status.worker_state import WorkerState
+from submit.status.workers import LostWorker
 
 GOOD: dict[str, Any] = {
     "redis_version": "7.2.4",
@@ -219,7 +218,7 @@ def test_the_operators_command_gets_in(url: str, tool: str) -> None:
 def test_dead_workers_and_models_in_trouble_are_said() -> None:
     """What a worker wrote of its end cannot steer the terminal."""
     findings = pool(
-        workers=(), silent=(Silent("mini.9", 70.0, "mini"),), trouble={"org/x": (2, "lost \x1b[31mdevice\r\n")}
+        workers=(), silent=(LostWorker("mini.9", 70.0, "mini"),), trouble={"org/x": (2, "lost \x1b[31mdevice\r\n")}
     )
     assert findings["workers"].state is State.SKIP
     assert findings["silent workers"].state is State.WARN

@@ -1,0 +1,66 @@
+"""Rows of data sets and envelopes of other APIs, which are no lines as a whole: what makes lines of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.lines.foreign_names import is_foreign
+from jobs.lines.values import are_rows
+
+__all__ = ["cure_of_row"]
+
+
+def _user_says(text: str, *, keep: str = "") -> str:
+    """The jq command for rows whose prompt is at this path; ``keep`` are fields that the line has too."""
+    return f"jq -c '{{{keep}messages: [{{role: \"user\", content: {text}}}], metadata: .}}'"
+
+
+def _instruction_and(text: str, *, keep: str = "") -> str:
+    """The same for rows of instructions that may have a text to work on, at this path."""
+    return _user_says(f'([.instruction, {text}] | map(strings | select(. != "")) | join("\\n\\n"))', keep=keep)
+
+
+ROWS = (
+    ("instruction instances", "a self-instruct row", _instruction_and(".instances[0].input", keep="id, ")),
+    ("instruction input output", "an Alpaca row", _instruction_and(".input")),
+    ("instruction output", "an Alpaca row", _user_says(".instruction")),
+    ("instruction response", "an instruction row", _user_says(".instruction")),
+    (
+        "conversations",
+        "a ShareGPT row",
+        'jq -c \'{id, messages: [.conversations[] | {role: ({human: "user", gpt: "assistant"}[.from] // .from), '
+        "content: .value}]}'",
+    ),
+    ("question answer", "a row of questions and answers", _user_says(".question")),
+    ("recordId modelInput", "Bedrock's envelope", "jq -c '{custom_id: .recordId, body: .modelInput}'"),
+    ("request key", "Gemini's envelope", "jq -c '{custom_id: .key, body: .request}'"),
+    ("custom_id params", "Anthropic's envelope", "jq -c '{custom_id, body: .params}'"),
+    ("custom_id response", "a result of OpenAI's batches, not a line", ""),
+    ("text", "a row of texts", "jq -c '{prompt: .text, metadata: .}'"),
+    ("question", "a row of questions", _user_says(".question")),
+    ("instruction", "a row of instructions", _user_says(".instruction")),
+)
+"""Lines that are somebody else's as a whole: the fields they have, what they are, what makes lines of them."""
+
+
+SHOWN_ROWS = 40
+"""Of the name under which an object holds rows, so many characters are shown."""
+
+
+def cure_of_row(fields: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Of a line without a prompt the field that gives away whose it is, and what to do."""
+    for names, what, cure in ROWS:
+        own = set(names.split())
+        if own <= fields.keys():
+            field = next(name for name in fields if name in own)
+            rewrite = f"; make lines of the file: {cure} FILE > lines.jsonl" if cure else ""
+            return field, f"the line is {what}: a line has 'prompt' or 'messages'{rewrite}"
+    if len(fields) == 1:
+        name, value = next(iter(fields.items()))
+        if are_rows(value) and not is_foreign(name):
+            shown = name[:SHOWN_ROWS]
+            each = f"jq -c '.[{json.dumps(shown)}][]' FILE > lines.jsonl"
+            return shown, f"the line is an object around rows, not one of them; make lines of the file: {each}"
+    return None

@@ -1,0 +1,25 @@
+-- Store finished lines of a shard, unless the attempt is stale. Counts change with the record, in the same step.
+-- KEYS: info, fences, records, finished, flights, compacted.
+-- ARGV: shard number, fence, then per line: index, 1 or 0 (completed or failed), prompt, completion, cached, record.
+-- Returns 1: stored, or the shard is done; 0: stale.
+if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' then return 0 end
+if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
+if redis.call('EXISTS', KEYS[6]) == 1 then return 1 end
+-- Where something else lies in the way this fails, before anything is stored: what is stored is counted.
+redis.call('LLEN', KEYS[4])
+redis.call('HLEN', KEYS[5])
+local counts = {completed = 0, failed = 0, prompt_tokens = 0, completion_tokens = 0, cached_tokens = 0}
+for name in pairs(counts) do redis.call('HINCRBY', KEYS[1], name, 0) end
+for i = 3, #ARGV, 6 do
+  if redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 5]) == 1 then
+    local outcome = ARGV[i + 1] == '1' and 'completed' or 'failed'
+    counts[outcome] = counts[outcome] + 1
+    counts.prompt_tokens = counts.prompt_tokens + ARGV[i + 2]
+    counts.completion_tokens = counts.completion_tokens + ARGV[i + 3]
+    counts.cached_tokens = counts.cached_tokens + ARGV[i + 4]
+    redis.call('RPUSH', KEYS[4], ARGV[1] .. ':' .. ARGV[i])
+  end
+  redis.call('HDEL', KEYS[5], ARGV[i])
+end
+for name, count in pairs(counts) do redis.call('HINCRBY', KEYS[1], name, count) end
+return 1

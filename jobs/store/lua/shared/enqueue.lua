@@ -1,0 +1,18 @@
+-- Push a batch's pending jobs to their queues, in order.
+-- queues: key of the batch's set of queues.  known: key of RQ's set of queues.  prefix: of the batch's pending jobs.
+return function(queues, known, prefix)
+  for _, queue in ipairs(redis.call('SMEMBERS', queues)) do
+    local pending = prefix .. queue
+    local key = 'rq:queue:' .. queue
+    redis.call('SADD', known, key)
+    -- Where somebody put something else there, they go on pending: pausing and resuming the batch queues them later.
+    local kind = redis.call('TYPE', key).ok
+    while kind == 'list' or kind == 'none' do
+      local popped = redis.call('ZPOPMIN', pending, 1000)
+      if #popped == 0 then break end
+      local ids = {}
+      for i = 1, #popped, 2 do ids[#ids + 1] = popped[i] end
+      redis.call('RPUSH', key, unpack(ids))
+    end
+  end
+end

@@ -1,0 +1,201 @@
+"""The submitter's side of the store: a batch is created, its shards are uploaded, and it is committed or discarded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+
+from jobs.batch import queue_name
+from jobs.errors import RefusedError
+from jobs.redis.connect import refusing
+from jobs.redis.rq_jobs import RqJobs
+from jobs.shard import Group
+from jobs.store.attempts import FinishedLine
+from jobs.store.keys import BATCHES, EXPIRING, KEEPING, STARTING, UPLOADING, WEBHOOKS, BatchKeys
+from jobs.store.read_batch import MAX_GIVEN_BYTES, keys_of
+from jobs.store.shard_records import pieces_of, stored
+from jobs.store.shard_table import REJECTED_GROUP, ShardRow
+from jobs.store.steps import step
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+__all__ = ["UPLOAD_LEASE_S", "NewBatch", "UploadedShard", "Uploads"]
+
+UPLOAD_LEASE_S = 120.0
+"""An upload whose submitter has shown no sign of life for this long is swept."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """What a submitter says of a batch before it uploads it."""
+
+    id: str
+    name: str | None
+    source: str
+    priority: str
+    defaults: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    pool: str | None = None
+    schedule: str | None = None
+    webhook: str | None = None
+    keep_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UploadedShard:
+    """A shard ready for Redis: its number in the batch, its group's number and identity, its packed lines."""
+
+    number: int
+    group_number: int
+    group: Group
+    first_index: int
+    lines: int
+    payload: bytes
+
+    @property
+    def row(self) -> ShardRow:
+        return ShardRow(self.number, self.group_number, self.first_index, self.lines)
+
+
+class Uploads:
+    """Uploads of batches; see :class:`jobs.store.store.Store`."""
+
+    def __init__(self, connection: Redis, *, now: Callable[[], float], server_time: Callable[[], float]) -> None:
+        self.connection, self.now, self.server_time = connection, now, server_time
+        self._commit = step(connection, "jobs.store.lua.upload", "commit")
+        self._reject = step(connection, "jobs.store.lua.upload", "reject")
+        self._sweep = step(connection, "jobs.store.lua.upload", "give_up")
+
+    def create(self, batch: NewBatch) -> None:
+        """Begin an upload: the batch exists as ``validating`` and nothing of it can run.
+
+        Raises:
+            RefusedError: its defaults and metadata are too large.
+        """
+        keys, now = BatchKeys(batch.id), self.now()
+        defaults, metadata = orjson.dumps(dict(batch.defaults)), orjson.dumps(dict(batch.metadata))
+        if len(defaults) + len(metadata) > MAX_GIVEN_BYTES:
+            raise RefusedError(
+                f"the batch's defaults and metadata have {len(defaults) + len(metadata)} bytes; at most "
+                f"{MAX_GIVEN_BYTES} are taken: give in the lines what is so long"
+            )
+        with self.connection.pipeline() as pipe:
+            pipe.hset(
+                keys.info,
+                mapping={
+                    "status": "validating",
+                    "name": batch.name or "",
+                    "source": batch.source,
+                    "priority": batch.priority,
+                    "pool": batch.pool or "",
+                    "schedule": batch.schedule or "",
+                    "webhook": batch.webhook or "",
+                    "keep_s": "" if batch.keep_s is None else repr(batch.keep_s),
+                    "defaults": defaults,
+                    "metadata": metadata,
+                    "shards_done": 0,
+                    "created_at": repr(now),
+                    "validating_at": repr(now),
+                },
+            )
+            pipe.zadd(UPLOADING, {batch.id: self.server_time()})
+            pipe.execute()
+
+    def upload(self, batch: NewBatch, shards: Sequence[UploadedShard]) -> None:
+        """Store shards and their RQ jobs; the jobs stay out of the queues until :meth:`commit`.
+
+        Sent twice it leaves what it leaves sent once: the client sends again when it lost the connection.
+        """
+        keys = BatchKeys(batch.id)
+        by_queue: dict[str, list[UploadedShard]] = {}
+        for shard in shards:
+            by_queue.setdefault(queue_name(shard.group.key, batch.priority, batch.pool), []).append(shard)
+        alive_at = self.server_time()
+        with self.connection.pipeline(transaction=False) as pipe:
+            if shards:
+                # The table goes first: whatever else arrives, discard() finds by it.
+                pipe.zadd(keys.table, {shard.row.encoded(): shard.number for shard in shards})
+                pipe.mset({keys.payload(shard.number): shard.payload for shard in shards})
+            for queue, queued in by_queue.items():
+                pipe.sadd(keys.queues, queue)
+                pipe.zadd(keys.pending(queue), {keys.job_id(shard.number): shard.number for shard in queued})
+                jobs = RqJobs(self.connection, queue, batch.id)
+                for shard in queued:
+                    jobs.save(pipe, shard.number, shard.lines)
+            pipe.zadd(UPLOADING, {batch.id: alive_at}, xx=True)
+            pipe.execute()
+
+    def upload_rejected(self, batch_id: str, number: int, records: Sequence[FinishedLine]) -> None:
+        """Store the error records of lines refused at submission, as a shard that is done already."""
+        keys = BatchKeys(batch_id)
+        row = ShardRow(number, REJECTED_GROUP, records[0].index, len(records)).encoded()
+        arguments: list[Any] = [number, row, len(records), *(line.index for line in records)]
+        for piece in pieces_of((line.index, stored(line.record)) for line in records):
+            arguments += piece
+        self._reject(keys=[keys.info, keys.table, keys.finished, keys.compacted(number)], args=arguments)
+        self.connection.zadd(UPLOADING, {batch_id: self.server_time()}, xx=True)
+
+    def commit(
+        self,
+        batch_id: str,
+        *,
+        total: int,
+        shards: int,
+        groups: Iterable[Group],
+        digest: str = "",
+        start_at: float | None = None,
+        expires_in: float | None = None,
+    ) -> bool:
+        """Make an uploaded batch live, all of it in one step. False: it was swept meanwhile.
+
+        It begins ``start_at`` a time of the server's clock, or at once, and ends ``expires_in`` seconds from then.
+        """
+        keys, now = BatchKeys(batch_id), self.now()
+        fields: list[str | bytes | int] = ["total", total, "shards", shards, "digest", digest]
+        fields += ["models", orjson.dumps(sorted({group.model for group in groups}))]
+        times = ["" if seconds is None else repr(seconds) for seconds in (start_at, expires_in)]
+        arguments = [batch_id, repr(now), keys.pending(""), *times, *fields]
+        wanted = [keys.info, UPLOADING, keys.queues, "rq:queues", BATCHES, EXPIRING, STARTING]
+        return bool(self._commit(keys=wanted, args=arguments))
+
+    def discard(self, batch_id: str, shards: int = 0) -> None:
+        """Remove a batch and all it left: uploads given up, batches purged.
+
+        ``shards`` is for a submitter, which knows how many there may be: a sweep at the same moment may have
+        removed the table that names them.
+        """
+        # Should the client die in between, what is left is still listed, and the table still names it.
+        doomed = list(keys_of(self.connection, batch_id, shards))[::-1]
+        with self.connection.pipeline(transaction=False) as pipe:
+            for listed in (BATCHES, EXPIRING, STARTING, KEEPING, WEBHOOKS):
+                pipe.zrem(listed, batch_id)
+            for start in range(0, len(doomed), 500):
+                pipe.unlink(*doomed[start : start + 500])
+            pipe.zrem(UPLOADING, batch_id)
+            pipe.execute()
+
+    def sweep(self) -> list[str]:
+        """Discard uploads whose submitter died; the ids of those swept.
+
+        Raises:
+            RefusedError: the list of uploads is something else.
+        """
+        silent = self.server_time() - UPLOAD_LEASE_S
+        with refusing(UPLOADING):
+            stale = cast("list[bytes]", self.connection.zrangebyscore(UPLOADING, 0, silent))
+        swept = []
+        for item in stale:
+            try:
+                batch_id = item.decode()
+                # Its submitter may have come back to life since: then it is left alone.
+                with refusing(f"upload '{batch_id}'"):
+                    if self._sweep(keys=[BatchKeys(batch_id).info, UPLOADING], args=[batch_id, repr(silent)]):
+                        self.discard(batch_id)
+                        swept.append(batch_id)
+            except (RefusedError, ValueError, TypeError, LookupError):  # no upload of ours: no longer listed
+                self.connection.zrem(UPLOADING, item)
+        return swept
