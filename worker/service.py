@@ -22,13 +22,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import redis.exceptions
 
 from jobs.app.process_name import process_name
 from jobs.app.stop_signal import StopSignals
+from jobs.app.worker_options import EngineSettings, ServiceOptions
 from jobs.attempt import Attempt
 from jobs.errors import BatchNotFoundError, BatchPausedError, LineError, ModelLoadError, RefusedError
 from jobs.redis.connect import refusing
@@ -39,17 +39,17 @@ from jobs.store.store import Store
 from worker.faults.crash_loop import note_failure
 from worker.faults.in_flight_log import InFlightLog
 from worker.faults.refused_shards import Refusals
-from worker.faults.spool import SPOOL_KEEP_S, Spool
+from worker.faults.spool import Spool
 from worker.health.heartbeat import Pulse
 from worker.health.keep_awake import SleepAssertion, Take, way_to_stay_awake
 from worker.health.prometheus import Metrics
 from worker.health.recycle import HELD_BACK, RECYCLE
-from worker.models.compute import Compute, EngineSettings
+from worker.models.compute import Compute
 from worker.models.load_failures import LoadFailures
 from worker.models.loader import Models
 from worker.models.residency import STARVATION_S
 from worker.rq.worker import MAINTENANCE_S, Lease, ShardJob, ShardWorker, machine
-from worker.shards.claimed import MAX_ATTEMPTS, End, HeldShard, LineKey
+from worker.shards.claimed import End, HeldShard, LineKey
 from worker.shards.pause import Pausing
 from worker.shards.preparer import Intake
 from worker.shards.queue_order import Turns
@@ -74,24 +74,11 @@ LEAST_AHEAD = 8
 
 
 @dataclass(frozen=True, slots=True)
-class ServiceSettings:
-    """What a worker serves and how long it lives; times in seconds. ``parent`` is the process id that it ends with."""
+class ServiceSettings(ServiceOptions):
+    """What a worker serves and how."""
 
     groups: tuple[Group, ...]
-    pool: str | None = None
-    name: str | None = None
-    preload: bool = True
-    burst: bool = False
-    max_idle_s: float | None = None
-    drain_s: float = 30.0
-    parent: int | None = None
-    recycle_after_tokens: int | None = None
-    max_attempts: int = MAX_ATTEMPTS
-    allow_sleep: bool = False
     starvation_s: float = STARVATION_S
-    spool: Path | None = None
-    """Folder in which finished records are kept for ``spool_keep_s``; None: they are not."""
-    spool_keep_s: float = SPOOL_KEEP_S
     metrics: tuple[str, int] | None = None
     """Host and port for Prometheus."""
     engine: EngineSettings = field(default_factory=EngineSettings)

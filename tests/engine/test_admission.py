@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from jobs.app.worker_options import EngineSettings
 from jobs.shard import Group
 from worker.engine.engine import Engine
 from worker.engine.sequence import WITHOUT_CONTEXT, Finished, sequences_of
 from worker.faults.quarantine import TRIAL_TOKENS
-from worker.models.compute import Compute, EngineSettings
+from worker.models.compute import Compute
 from worker.shards.claimed import Quarantine
 
 

@@ -14,6 +14,7 @@ import mlx.core as mx
 import orjson
 import pytest
 
+from jobs.app.worker_options import EngineSettings
 from jobs.errors import ModelLoadError
 from jobs.lines.line import Defaults, check_line
 from jobs.redis.connect import connect
@@ -29,7 +30,7 @@ from tests.pool import make_batch
 from tests.waiting import until
 from worker.engine.loading import mlx_models
 from worker.engine.loading.mlx_models import active_memory, free_memory
-from worker.models.compute import Compute, EngineSettings
+from worker.models.compute import Compute
 from worker.service import Service, ServiceSettings
 
 WEIGHTS = (POCKET / "model.safetensors").stat().st_size

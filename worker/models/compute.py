@@ -10,16 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from jobs.app.worker_options import DECODE_CONCURRENCY, EngineSettings
 from jobs.attempt import Verdict
 from jobs.errors import ModelLoadError, SickModelError
 from jobs.shard import Group
 from worker.faults.in_flight_log import Answer, Unlogged
 from worker.health.snapshot import COUNTED, Snapshot, counted, snapshot_of
-from worker.models.load_failures import PATIENCE_S, LoadFailure, failed_again
+from worker.models.load_failures import LoadFailure, failed_again
 from worker.models.residency import Size, left_for_caches, readable, refuse_too_large
 from worker.shards.admission import Admission
 from worker.shards.claimed import LineKey, Quarantine
@@ -30,10 +30,8 @@ if TYPE_CHECKING:
     from worker.engine.sequence import Finished
 
 __all__ = [
-    "DECODE_CONCURRENCY",
     "THREAD_NAME",
     "Compute",
-    "EngineSettings",
     "ServedModel",
     "Snapshot",
 ]
@@ -43,37 +41,9 @@ T = TypeVar("T")
 log = logging.getLogger("promptmill.worker")
 
 SNAPSHOT_S = 0.5
-DECODE_CONCURRENCY = 32
 SHORT_ROW = 256
 """Tokens of a line that any worker should have room for; it warns where it has not."""
 THREAD_NAME = "compute"
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """How engines are made: mlx-lm's names; None is the engine's own default.
-
-    ``autotune`` is the file that remembers how many rows suit each model, at most ``decode_concurrency`` of them.
-    """
-
-    decode_concurrency: int = DECODE_CONCURRENCY
-    prompt_concurrency: int = 8
-    prefill_step_size: int = 2048
-    max_context: int | None = None
-    memory_limit: int | None = None
-    wired_limit: int | None = None
-    prefix_memory: int | None = None
-    max_kv_size: int | None = None
-    kv_bits: int | None = None
-    kv_group_size: int = 64
-    quantized_kv_start: int = 0
-    draft_model: str | None = None
-    num_draft_tokens: int = 3
-    revision: str | None = None
-    trust_remote_code: bool = False
-    control_tokens: bool = False
-    autotune: Path | None = None
-    load_patience_s: float = PATIENCE_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from jobs.app.worker_options import MAX_ATTEMPTS
 from jobs.attempt import Attempt
 from jobs.batch import Batch
 from jobs.errors import LineError
@@ -17,9 +18,8 @@ from jobs.shard import Group, ShardLine
 if TYPE_CHECKING:
     from worker.rq.worker import Lease
 
-__all__ = ["MAX_ATTEMPTS", "End", "HeldShard", "LineKey", "Quarantine", "State"]
+__all__ = ["End", "HeldShard", "LineKey", "Quarantine", "State"]
 
-MAX_ATTEMPTS = 3
 
 LineKey = tuple[str, int, int]
 """A line's identity in this process: (RQ job id of its shard, fence it was taken under, index in the batch)."""

@@ -13,6 +13,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError
 
+from jobs.app.worker_options import EngineSettings
 from jobs.attempt import Attempt
 from jobs.batch import queue_name
 from jobs.errors import ModelLoadError, StaleAttemptError
@@ -21,7 +22,7 @@ from jobs.store.keys import BatchKeys
 from jobs.store.store import FinishedLine, Store
 from submit.results.read import ordered_records
 from tests.pool import MODEL, make_batch, prompts, watched
-from worker.models.compute import EngineSettings, ServedModel, Snapshot
+from worker.models.compute import ServedModel, Snapshot
 from worker.models.load_failures import LoadFailure
 from worker.models.residency import Size
 from worker.rq.worker import LEASE_S, UNWATCHED_S
