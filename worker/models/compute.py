@@ -388,14 +388,14 @@ class Compute(threading.Thread):
         from worker.engine.loading.mlx_models import load_model, set_wired_limit
         from worker.engine.prompts.prepare import Preparer
         from worker.engine.text.completion import TextAssembler
-        from worker.engine.unbatched.modes import SoloModes
+        from worker.engine.unbatched.modes import UnbatchedModes
         from worker.models.autotune import TunedFile, tuned_rows
 
         settings = self.settings
         if settings.wired_limit is not None:
             set_wired_limit(settings.wired_limit)
         kin = [engine.model for other, engine in self._engines.items() if other.model == group.model]
-        modes = SoloModes(
+        modes = UnbatchedModes(
             max_kv_size=settings.max_kv_size,
             kv_bits=settings.kv_bits,
             kv_group_size=settings.kv_group_size,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jobs.errors import LineError
 from jobs.lines.line_id import readable_id
-from jobs.record import Choice, RunStats, error_record, result_record
+from jobs.record import RunStats, error_record, result_record
 from jobs.store.shard_records import stored
 from jobs.store.store import FinishedLine
 from worker.shards.claimed import HeldShard
@@ -121,7 +121,7 @@ def _result(item: EndedLine, worker: str) -> FinishedLine:
     generated_for = ended_at - (sequences[0].prefill_started or ended_at)
     record = result_record(
         job,
-        (_choice(item, sequence) for sequence in sequences),
+        map(item.served.assembler.assemble, sequences),
         stats,
         batch_id=held.attempt.batch_id,
         model_revision=item.served.revision,
@@ -132,18 +132,6 @@ def _result(item: EndedLine, worker: str) -> FinishedLine:
     )
     usage = (stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens)
     return FinishedLine(item.index, True, *usage, record)
-
-
-def _choice(item: EndedLine, sequence: Sequence) -> Choice:
-    text = item.served.assembler.assemble(sequence)
-    return Choice(
-        index=sequence.choice,
-        text=text.text,
-        reasoning=text.reasoning,
-        stop_reason=text.stop_reason,
-        stop_string=text.stop_string,
-        logprobs=text.logprobs,
-    )
 
 
 def _effective(job: Job, sequence: Sequence) -> Job:
