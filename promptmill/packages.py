@@ -22,7 +22,7 @@ def check_packages() -> None:
         if found is None:
             message = f"the package '{name}' is missing from {home}: install promptmill again"
             raise ImportError(message, name="promptmill")
-        if found.resolve() != home / name:
+        if found.resolve() != (home / name).resolve():
             raise ImportError(
                 f"another package named '{name}' is in the way: Python finds {found} before promptmill's own, "
                 f"{home / name}. Take its folder out of PYTHONPATH, start promptmill from another folder, or install "

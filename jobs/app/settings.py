@@ -74,10 +74,11 @@ def read_settings(
     document = read_toml(path)
     options = [parameter for parameter in parameters if parameter.param_type_name == "option"]
     flags = {flag.removeprefix("--"): option for option in options for flag in option.opts}
+    shown = {flag for flag, option in flags.items() if not getattr(option, "hidden", False)}
     for key, value in document.items():
         if isinstance(value, dict):
             _check_table(path, key)
-        elif key.replace("_", "-") not in flags and key.replace("-", "_") not in TABLED:
+        elif key.replace("_", "-") not in shown and key.replace("-", "_") not in TABLED:
             _check_key(path, key, all_flags())
     own, settings = document.get(command, {}), {}
     for key, value in (document | own).items():

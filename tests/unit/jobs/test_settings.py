@@ -66,6 +66,15 @@ def test_keys_that_any_table_names_ask_nobody(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("key", ["check", "pool"])
+def test_hidden_flags_are_no_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
+    """A worker that only checks its flags, or has private queues, is nothing that a file of settings may ask for."""
+    path = tmp_path / "promptmill.toml"
+    path.write_text(f'{key} = "true"')
+    assert worker_main(["--config", str(path), "--model", "m", "--redis", "redis://nowhere"]) == 2
+    assert f"'{key}' is " in capsys.readouterr().err
+
+
 def test_a_worker_takes_the_keys_of_other_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is a flag of a command that the worker does not know is no misspelt key."""
     path = tmp_path / "promptmill.toml"
