@@ -18,7 +18,8 @@ from deploy.init import launchd
 from deploy.init.service import Service
 from deploy.plan import File, Plan, Step, root_file
 from deploy.settings import Key, settings_file
-from jobs.app.size import parse_size
+from jobs.app.units import parse_size
+from jobs.app.worker_options import WORKER_OPTIONS
 from jobs.errors import RefusedError
 
 __all__ = ["WorkerFlags", "read_folders", "scheduler_plan", "trial", "worker_plan", "worker_words"]
@@ -42,7 +43,7 @@ _REFUSED = {
 _WORKER_REFUSED = {
     **_REFUSED,
     **dict.fromkeys(("--model", "--name", "--drain"), _OWN),
-    **dict.fromkeys(("--burst", "--max-idle-time", "--exit-with-parent", "--pool"), _ENDS_BY_ITSELF),
+    **dict.fromkeys((row.flag for row in WORKER_OPTIONS if row.ends), _ENDS_BY_ITSELF),
 }
 _SCHEDULER_REFUSED = {
     **_REFUSED,

@@ -10,7 +10,7 @@ import itertools
 import re
 from pathlib import Path
 
-from submit.commands.reference import command_reference, parameter_table
+from submit.commands.reference import command_reference, parameter_table, worker_table
 
 __all__ = ["PACKAGES", "PAGES", "generated", "summary"]
 
@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("promptmill", "jobs", "submit", "worker", "deploy", "bench")
 PAGES = {
     "docs/lines.md": ("parameters", parameter_table),
+    "docs/workers.md": ("worker options", worker_table),
     "docs/cli.md": ("commands", command_reference),
     "docs/modules.md": ("modules", lambda: module_list(ROOT)),
 }

@@ -17,7 +17,7 @@ try:
     from jobs.app.settings import COMMANDS, config_file, origin, read_settings
     from jobs.errors import InputError, PromptmillError
     from jobs.params import did_you_mean
-    from submit.commands import load
+    from submit.commands import all_flags, load
 except KeyboardInterrupt:  # these take a tenth of a second, in which somebody may change their mind
     sys.exit(INTERRUPTED)
 
@@ -84,9 +84,9 @@ def cli(ctx: click.Context, config: Path | None) -> None:
     if isinstance(command, click.Group):
         # One table for all of its subcommands; each takes what are flags of its own.
         flags = [parameter for part in command.commands.values() for parameter in part.params]
-        ctx.default_map = {name: dict.fromkeys(command.commands, read_settings(path, name, flags))}
+        ctx.default_map = {name: dict.fromkeys(command.commands, read_settings(path, name, flags, all_flags))}
     elif command is not None:
-        ctx.default_map = {name: read_settings(path, name, command.params)}
+        ctx.default_map = {name: read_settings(path, name, command.params, all_flags)}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -108,7 +108,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def blame(error: click.ClickException) -> None:
-    """Have an error about a value that nobody typed name the settings file or the variable that it came from."""
+    """Name the settings file or the variable, not a flag, in an error about a value that came from there."""
     if isinstance(error, click.BadParameter) and error.param is not None and error.ctx is not None:
         error.param_hint = origin(error.ctx, error.param, os.environ) or error.param_hint
 

@@ -11,7 +11,7 @@ import click
 
 from deploy.checks import check_program, folder_problem, memory_problem, model_problem
 from deploy.init.service import INITS, SERVERS, default_home
-from jobs.app.size import parse_size
+from jobs.app.units import parse_size
 from jobs.errors import RefusedError
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from jobs.app.flags import FLAGS
+from jobs.app.worker_options import WORKER_OPTIONS
 from jobs.errors import RefusedError
-from jobs.params import did_you_mean
+from jobs.params import ALIASES, PARAMETERS, did_you_mean
 
 __all__ = ["COMMANDS", "config_file", "origin", "read_settings", "read_toml"]
 
@@ -35,6 +35,9 @@ COMMANDS = (
 )
 """The commands of ``promptmill``; the file may have a table for each."""
 
+TABLED = frozenset((*PARAMETERS, *ALIASES, *(row.name for row in WORKER_OPTIONS if not row.hidden)))
+"""Flags that are in a table, with underscores."""
+
 
 class Parameter(Protocol):
     """What click says of a parameter of a command: an option's ``opts`` are its flags."""
@@ -56,18 +59,27 @@ def config_file(environ: Mapping[str, str], platform: str = sys.platform) -> Pat
     return Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "promptmill" / "promptmill.toml"
 
 
-def read_settings(path: Path, command: str, parameters: Iterable[Parameter]) -> dict[str, Any]:
+def read_settings(
+    path: Path, command: str, parameters: Iterable[Parameter], all_flags: Callable[[], Collection[str]]
+) -> dict[str, Any]:
     """Values for a command's parameters, by name: of the file's top-level keys those that are flags of it, and all of
     the table of its name.
+
+    ``all_flags`` knows the flags of all commands, without dashes before them. It takes a while, and is asked only where
+    a top-level key is neither a flag of this command nor in a table of flags.
 
     Raises:
         RefusedError: the file is not TOML, cannot be read, or has a table for no command or a key for no flag.
     """
     document = read_toml(path)
-    for key, value in document.items():
-        _check_key(path, key, value)
     options = [parameter for parameter in parameters if parameter.param_type_name == "option"]
     flags = {flag.removeprefix("--"): option for option in options for flag in option.opts}
+    shown = {flag for flag, option in flags.items() if not getattr(option, "hidden", False)}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            _check_table(path, key)
+        elif key.replace("_", "-") not in shown and key.replace("-", "_") not in TABLED:
+            _check_key(path, key, all_flags())
     own, settings = document.get(command, {}), {}
     for key, value in (document | own).items():
         option = flags.get(key.replace("_", "-"))
@@ -95,16 +107,19 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise RefusedError(f"{path}: cannot be read as TOML: {error}") from None
 
 
-def _check_key(path: Path, key: str, value: Any) -> None:
-    """See that a top-level key is a flag of some command, or a command with its table."""
-    if isinstance(value, dict):
-        if key not in COMMANDS:
-            meant = did_you_mean(key, COMMANDS) or f"; there is a table for each of {', '.join(COMMANDS)}"
-            raise RefusedError(f"{path}: [{key}] is no command{meant}")
-    elif key in COMMANDS and key not in FLAGS:
+def _check_table(path: Path, name: str) -> None:
+    if name not in COMMANDS:
+        meant = did_you_mean(name, COMMANDS) or f"; there is a table for each of {', '.join(COMMANDS)}"
+        raise RefusedError(f"{path}: [{name}] is no command{meant}")
+
+
+def _check_key(path: Path, key: str, all_flags: Collection[str]) -> None:
+    """See that a top-level key is a flag of some command."""
+    flag = key.replace("_", "-")
+    if key in COMMANDS and flag not in all_flags:
         raise RefusedError(f"{path}: '{key}' is a command, and has a table: [{key}]")
-    elif key.replace("_", "-") not in FLAGS:
-        meant = did_you_mean(key.replace("_", "-"), sorted(FLAGS)) or "; keys are the names of flags"
+    if flag not in all_flags:
+        meant = did_you_mean(flag, sorted(all_flags)) or "; keys are the names of flags"
         raise RefusedError(f"{path}: '{key}' is no flag of any command{meant}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobs.batch import Batch
 from jobs.errors import BatchNotFoundError, WaitTimeoutError
@@ -14,12 +14,10 @@ from jobs.store.pause import pause, prioritise, resume_batch
 from jobs.store.retention import memory, purge
 from jobs.store.retry import retry
 from submit.client.events import BatchFinished, BatchWatch, Event, FirstToken, LineFinished, PromptProgress
+from submit.client.session import Session
 from submit.results.read import StoredRecord, finished_records, ordered_records
 from submit.status.text import duration
 from submit.upload.submitter import Submitted
-
-if TYPE_CHECKING:
-    from submit.client.client import Client
 
 __all__ = ["BatchHandle"]
 
@@ -27,13 +25,13 @@ POLL_S = 0.2
 
 
 class BatchHandle:
-    """One batch. Made by a :class:`Client`, and usable as long as that is open."""
+    """One batch. Made by a :class:`submit.Client`, and usable as long as that is open."""
 
-    def __init__(self, client: Client, batch_id: str, submitted: Submitted | None = None) -> None:
-        self._client = client
+    def __init__(self, session: Session, batch_id: str, submitted: Submitted | None = None) -> None:
+        self._session = session
         self.id = batch_id
         self.submitted = submitted
-        """What the submission found, on handles that :meth:`Client.submit` returned."""
+        """What the submission found, on handles that :meth:`submit.Client.submit` returned."""
 
     def __repr__(self) -> str:
         return f"BatchHandle({self.id!r})"
@@ -44,8 +42,8 @@ class BatchHandle:
         Raises:
             BatchNotFoundError: it was purged.
         """
-        with self._client._open():
-            return current(self._client._store, self.id)
+        with self._session.store() as store:
+            return current(store, self.id)
 
     def cancel(self) -> Batch:
         """End the batch now; every finished line is kept, the others fail as ``cancelled``.
@@ -53,8 +51,8 @@ class BatchHandle:
         Raises:
             RefusedError: it is over already. One that was cancelled before stays so.
         """
-        with self._client._open():
-            cancel(self._client._store, self.id)
+        with self._session.store() as store:
+            cancel(store, self.id)
         return self.status()
 
     def retry(self) -> int:
@@ -63,8 +61,8 @@ class BatchHandle:
         Raises:
             RefusedError: the batch is not done.
         """
-        with self._client._open():
-            return retry(self._client._store, self.id)
+        with self._session.store() as store:
+            return retry(store, self.id)
 
     def prioritise(self, priority: str) -> None:
         """Give the batch another priority, ``high``, ``normal`` or ``low``, also while it runs.
@@ -72,8 +70,8 @@ class BatchHandle:
         Raises:
             RefusedError: there is no such priority, or the batch is over.
         """
-        with self._client._open():
-            prioritise(self._client._store, self.id, priority)
+        with self._session.store() as store:
+            prioritise(store, self.id, priority)
 
     def pause(self) -> None:
         """Hold the batch back: lines that were begun are finished, the others wait until :meth:`resume`.
@@ -81,8 +79,8 @@ class BatchHandle:
         Raises:
             RefusedError: it is over.
         """
-        with self._client._open():
-            pause(self._client._store, self.id)
+        with self._session.store() as store:
+            pause(store, self.id)
 
     def resume(self) -> None:
         """Let the batch go on.
@@ -90,8 +88,8 @@ class BatchHandle:
         Raises:
             RefusedError: it is over.
         """
-        with self._client._open():
-            resume_batch(self._client._store, self.id)
+        with self._session.store() as store:
+            resume_batch(store, self.id)
 
     def purge(self) -> None:
         """Remove the batch, with its prompts and records.
@@ -99,13 +97,13 @@ class BatchHandle:
         Raises:
             RefusedError: it is not done.
         """
-        with self._client._open():
-            purge(self._client._store, self.id)
+        with self._session.store() as store:
+            purge(store, self.id)
 
     def memory(self) -> int:
         """Bytes that the batch takes in Redis."""
-        with self._client._open():
-            return memory(self._client._store.connection, self.id)
+        with self._session.store() as store:
+            return memory(store.connection, self.id)
 
     def wait(
         self,
@@ -116,8 +114,8 @@ class BatchHandle:
         on_line: Callable[[LineFinished], Any] | None = None,
         on_batch: Callable[[Batch], Any] | None = None,
     ) -> Batch:
-        """Wait until the batch is done, at most ``timeout`` seconds, and be called meanwhile with what :meth:`watch`
-        tells; ``on_batch`` is called with the batch once it is done.
+        """Wait until the batch is done, at most ``timeout`` seconds. Callbacks get the events of :meth:`watch`, and
+        ``on_batch`` the batch once it is done.
 
         What a callback raises comes out of here, and the batch goes on; the next callback waits until one is done.
         In asyncio: ``await asyncio.to_thread(batch.wait, on_line=...)``, which calls them in that thread.
@@ -125,13 +123,15 @@ class BatchHandle:
         Raises:
             WaitTimeoutError: it was not done by then; it goes on.
         """
-        told = on_prompt_progress or on_first_token or on_line
-        batch = self._told(timeout, on_prompt_progress, on_first_token, on_line) if told else self._wait(timeout)
+        if on_prompt_progress or on_first_token or on_line:
+            batch = self._call_back(timeout, on_prompt_progress, on_first_token, on_line)
+        else:
+            batch = self._wait(timeout)
         if on_batch is not None:
             on_batch(batch)
         return batch
 
-    def _told(
+    def _call_back(
         self,
         timeout: float | None,
         on_prompt_progress: Callable[[PromptProgress], Any] | None,
@@ -152,11 +152,11 @@ class BatchHandle:
         return batch
 
     def _wait(self, timeout: float | None) -> Batch:
-        begun = self._client._clock()
+        begun = self._session.clock()
         while not (batch := self.status()).done:
-            if timeout is not None and self._client._clock() - begun >= timeout:
+            if timeout is not None and self._session.clock() - begun >= timeout:
                 raise WaitTimeoutError(f"batch {self.id} is not done after {duration(timeout)}; it goes on without you")
-            self._client._sleep(POLL_S)
+            self._session.sleep(POLL_S)
         return batch
 
     def watch(self, timeout: float | None = None) -> Iterator[Event]:
@@ -174,14 +174,14 @@ class BatchHandle:
         prompt (:class:`PromptProgress` with ``prefilled`` equal to ``prompt_tokens``). These two come from what workers
         publish once a second: they are up to a second or two late, steps in between are left out, and those of a line
         that takes less than that come together, just before its end. Of a line that begins again on another worker
-        the prompt's progress may go back. A worker names 256 lines at most; of others only the end is told.
+        the prompt's progress may go back. A worker names 256 lines at most; others have only the event of their end.
 
         Raises:
             WaitTimeoutError: it was not done by then; it goes on.
         """
-        watch = BatchWatch(self._client._store, self.id, clock=self._client._clock)
-        with self._client._open():
-            yield from watch.events(timeout, self._client._sleep)
+        with self._session.store() as store:
+            watch = BatchWatch(store, self.id, clock=self._session.clock)
+            yield from watch.events(timeout, self._session.sleep)
 
     def results(self, follow: bool = False, ordered: bool | None = None) -> Iterator[dict[str, Any]]:
         """Records of the lines that succeeded; those that failed are in :meth:`errors`.
@@ -202,20 +202,19 @@ class BatchHandle:
         if ordered and follow:
             self.wait()
         self.status()  # of a batch that is gone, no records would look like none yet
-        connection = self._client._store.connection
         position = 0
         while True:
             batch = self.status() if follow and not ordered else None
-            with self._client._open(), self._while_it_is_there():
+            with self._session.store() as store, self._while_it_is_there():
                 if ordered:
-                    yield from ordered_records(connection, self.id)
+                    yield from ordered_records(store.connection, self.id)
                     return
-                for record in finished_records(connection, self.id, start=position):
+                for record in finished_records(store.connection, self.id, start=position):
                     position = record.after
                     yield record
             if batch is None or batch.done:
                 return
-            self._client._sleep(POLL_S)
+            self._session.sleep(POLL_S)
 
     @contextlib.contextmanager
     def _while_it_is_there(self) -> Iterator[None]:

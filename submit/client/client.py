@@ -2,7 +2,7 @@
 
 ::
 
-    from submit import Client
+    from promptmill import Client
 
     with Client("redis://mini.local") as client:
         batch = client.submit("prompts.jsonl", model="mlx-community/Qwen3-4B-4bit", temperature=0.7)
@@ -22,17 +22,16 @@ from datetime import datetime
 from inspect import signature
 from typing import Any
 
-from jobs.embedded.server import data_folder, embedded_server
 from jobs.errors import InputError, LineError, RefusedError
 from jobs.lines.line import Defaults
 from jobs.lines.messages import CHAT_FIELDS
 from jobs.params import ALIASES, PARAMETERS, did_you_mean
-from jobs.redis.connect import connect, translated
 from jobs.store.retention import KEEP_S
 from jobs.store.store import Store
 from submit.client.batch import BatchHandle
 from submit.client.events import BatchFinished, Event, FirstToken, LineFinished, PromptProgress
 from submit.client.schedule import ScheduleHandle
+from submit.client.session import Session
 from submit.input.problem_summary import in_full
 from submit.input.reader import PromptFile, PromptObjects
 from submit.schedule.add import ScheduleOrder, add_schedule
@@ -59,7 +58,6 @@ __all__ = [
 log = logging.getLogger("promptmill.client")
 
 FilePath = str | os.PathLike[str]
-Sleep = Callable[[float], None]
 
 
 class Client:
@@ -79,16 +77,9 @@ class Client:
         *,
         environ: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Sleep = time.sleep,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._clock, self._sleep = clock, sleep
-        with contextlib.ExitStack() as stack:
-            given = url or environ.get("PROMPTMILL_REDIS_URL") or environ.get("RQ_REDIS_URL")
-            self._url = given or stack.enter_context(embedded_server(data_folder(environ)))
-            connection = connect(self._url)
-            stack.callback(connection.close)
-            self._store = Store(connection)
-            self._stack = stack.pop_all()
+        self._session = Session(url, environ=environ, clock=clock, sleep=sleep)
 
     def __enter__(self) -> Client:
         return self
@@ -98,7 +89,7 @@ class Client:
 
     def close(self) -> None:
         """End the connections, and the embedded server when nobody else uses it."""
-        self._stack.close()
+        self._session.close()
 
     def submit(
         self,
@@ -124,7 +115,7 @@ class Client:
         ``low``. With ``on_bad_line="skip"`` bad lines become error records and the rest runs. The batch begins ``at`` a
         moment (a datetime without a zone is a local one) or ``start_in`` seconds from now; ``expires_in`` seconds after
         its beginning it ends: lines not finished by then fail as ``expired``. ``keep`` seconds after its end it is
-        removed; None keeps it until it is purged. ``webhook`` is a URL that is told of its end.
+        removed; None keeps it until it is purged. ``webhook`` is a URL that its end is posted to.
 
         What `promptmill submit` says of the lines is logged: that some name another model than ``model``, or end with
         an assistant's message. The handle's ``submitted`` counts them (``own_models``, ``after_answer``).
@@ -148,14 +139,14 @@ class Client:
             keep_s=keep,
             webhook=webhook,
         )
-        with self._open():
+        with self._session.store() as store:
             if at is not None:
-                order = replace(order, start_in=_seconds_until(at, self._store.server_time()))
+                order = replace(order, start_in=_seconds_until(at, store.server_time()))
             with _in_full():
-                submitted = _submit(self._store, prompts, order)
+                submitted = _submit(store, prompts, order)
         for note in notes(submitted.own_models, submitted.after_answer, order.defaults):
             log.warning("batch %s: %s", submitted.batch_id, note, extra={"action": "submitted"})
-        return BatchHandle(self, submitted.batch_id, submitted)
+        return BatchHandle(self._session, submitted.batch_id, submitted)
 
     def batch(self, id_or_name: str) -> BatchHandle:
         """The batch of this id, else the newest of this name.
@@ -163,35 +154,35 @@ class Client:
         Raises:
             BatchNotFoundError: there is none.
         """
-        with self._open():
-            return BatchHandle(self, self._store.find(id_or_name).id)
+        with self._session.store() as store:
+            return BatchHandle(self._session, store.find(id_or_name).id)
 
     def batches(self) -> list[BatchHandle]:
         """All batches, oldest first."""
-        with self._open():
-            return [BatchHandle(self, batch.id) for batch in self._store.batches()]
+        with self._session.store() as store:
+            return [BatchHandle(self._session, batch.id) for batch in store.batches()]
 
     def pause(self, *workers: str) -> None:
         """Have these workers take nothing new (``mini.4711`` is one process, ``mini`` all of this name), or without any
         the whole pool. Lines that were begun are finished."""
-        with self._open():
+        with self._session.store() as store:
             if workers:
-                pause_workers(self._store, workers)
+                pause_workers(store, workers)
             else:
-                pause_pool(self._store)
+                pause_pool(store)
 
     def resume(self, *workers: str) -> None:
         """Let these workers go on, by the names they were paused by, or without any the whole pool."""
-        with self._open():
+        with self._session.store() as store:
             if workers:
-                resume_workers(self._store, workers)
+                resume_workers(store, workers)
             else:
-                resume_pool(self._store)
+                resume_pool(store)
 
     def workers(self) -> list[WorkerState]:
         """What the live workers of the pool said last, within the last seconds, by name."""
-        with self._open():
-            return Workers(self._store.connection).read()
+        with self._session.store() as store:
+            return Workers(store.connection).read()
 
     def add_schedule(
         self,
@@ -221,7 +212,7 @@ class Client:
         ``--read-from``, read at each run. Without ``catch_up`` runs that no scheduler was there for are skipped, with
         it one makes up for all of them; without ``allow_overlap`` a run is skipped while an earlier batch is not done.
         ``replace`` takes the place of a schedule of this name. ``keep`` seconds after its end a batch is removed (None:
-        not), and ``webhook`` is the URL that is told of its end. What is not said here is as in :meth:`submit`.
+        not), and ``webhook`` is the URL that its end is posted to. What is not said here is as in :meth:`submit`.
 
         Raises:
             LineError, InputError, RefusedError: as from :meth:`submit`; and for a bad expression or time zone, a name
@@ -246,9 +237,9 @@ class Client:
             allow_overlap=allow_overlap,
             take_place=replace,
         )
-        with self._open(), _in_full():
-            add_schedule(self._store, wanted, os.fspath(prompts) if isinstance(prompts, os.PathLike) else prompts)
-        return ScheduleHandle(self, name)
+        with self._session.store() as store, _in_full():
+            add_schedule(store, wanted, os.fspath(prompts) if isinstance(prompts, os.PathLike) else prompts)
+        return ScheduleHandle(self._session, name)
 
     def schedule(self, name: str) -> ScheduleHandle:
         """The schedule of this name.
@@ -256,28 +247,22 @@ class Client:
         Raises:
             ScheduleNotFoundError: there is none.
         """
-        handle = ScheduleHandle(self, name)
+        handle = ScheduleHandle(self._session, name)
         handle.status()
         return handle
 
     def schedules(self) -> list[ScheduleHandle]:
         """All schedules, by name."""
-        with self._open():
-            return [ScheduleHandle(self, name) for name in Schedules(self._store.connection).names()]
+        with self._session.store() as store:
+            return [ScheduleHandle(self._session, name) for name in Schedules(store.connection).names()]
 
     def run_schedule(self, name: str, *, allow_overlap: bool = False) -> BatchHandle:
         """Submit a batch of a schedule now, as :meth:`ScheduleHandle.run` does."""
-        return ScheduleHandle(self, name).run(allow_overlap=allow_overlap)
+        return ScheduleHandle(self._session, name).run(allow_overlap=allow_overlap)
 
     def remove_schedule(self, name: str) -> bool:
         """Remove a schedule; its batches stay. False: there was none."""
-        return ScheduleHandle(self, name).remove()
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[None]:
-        """Around each use of Redis: its errors become ours."""
-        with translated(self._url):
-            yield
+        return ScheduleHandle(self._session, name).remove()
 
 
 @contextlib.contextmanager

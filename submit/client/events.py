@@ -1,8 +1,8 @@
 """Events of a batch that is watched: prompts being read, first tokens, finished lines, the end.
 
-Finished lines are Redis' word: each is told of exactly once, in the order of finishing. The rest is what workers
-publish of themselves, once a second, so a line that is over within a second may never be seen in between. What every
-line that finished well must have gone through is then told just before its end, from its record.
+Each finished line gives exactly one event, in the order of finishing, from its record in Redis. The other events come
+from what workers publish once a second. A line that takes less than that may never be seen at work; its progress and
+first token are then made from its record, just before its end.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ Event = PromptProgress | FirstToken | LineFinished | BatchFinished
 
 @dataclass(slots=True)
 class _Seen:
-    """What was told of a line that is not finished."""
+    """The events so far of a line that is not finished."""
 
     prefilled: int = -1
     prompt_tokens: int = 0

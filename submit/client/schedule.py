@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from submit.client.batch import BatchHandle
+from submit.client.session import Session
 from submit.schedule.model import Schedule
 from submit.schedule.run_by_hand import ASK_S, run_schedule
 from submit.schedule.store import Schedules
-
-if TYPE_CHECKING:
-    from submit.client.client import BatchHandle, Client
 
 __all__ = ["ScheduleHandle"]
 
 
 class ScheduleHandle:
-    """One schedule. Made by a :class:`submit.client.client.Client`, and usable as long as that is open."""
+    """One schedule. Made by a :class:`submit.Client`, and usable as long as that is open."""
 
-    def __init__(self, client: Client, name: str) -> None:
-        self._client = client
+    def __init__(self, session: Session, name: str) -> None:
+        self._session = session
         self.name = name
 
     def __repr__(self) -> str:
@@ -30,8 +27,8 @@ class ScheduleHandle:
         Raises:
             ScheduleNotFoundError: it was removed.
         """
-        with self._client._open():
-            return Schedules(self._client._store.connection).get(self.name)
+        with self._session.store() as store:
+            return Schedules(store.connection).get(self.name)
 
     def run(self, *, allow_overlap: bool = False, timeout: float = ASK_S) -> BatchHandle:
         """Submit a batch of it now. Where the scheduler has to read the file it is waited for, ``timeout`` seconds.
@@ -41,19 +38,19 @@ class ScheduleHandle:
                 needed and there is none.
             WaitTimeoutError: the scheduler has not done it by then, but will.
         """
-        client = self._client
-        with client._open():
+        session = self._session
+        with session.store() as store:
             batch_id = run_schedule(
-                client._store,
+                store,
                 self.name,
                 allow_overlap=allow_overlap,
                 timeout=timeout,
-                clock=client._clock,
-                sleep=client._sleep,
+                clock=session.clock,
+                sleep=session.sleep,
             )
-        return client.batch(batch_id)
+        return BatchHandle(session, batch_id)
 
     def remove(self) -> bool:
         """Remove it; its batches stay. False: it was removed already."""
-        with self._client._open():
-            return Schedules(self._client._store.connection).remove(self.name)
+        with self._session.store() as store:
+            return Schedules(store.connection).remove(self.name)

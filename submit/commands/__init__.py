@@ -1,14 +1,17 @@
-"""The ``promptmill`` commands, one module each, which defines ``command`` and is imported only when it is called."""
+"""The ``promptmill`` commands, in modules that are imported only when a command of theirs is called."""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from jobs.app.worker_options import WORKER_OPTIONS
 
 if TYPE_CHECKING:
     import click
 
-__all__ = ["MODULES", "load"]
+__all__ = ["MODULES", "all_flags", "load"]
 
 MODULES = {
     "check": "submit.commands.prompts.check",
@@ -17,22 +20,39 @@ MODULES = {
     "schedule": "submit.commands.prompts.schedule",
     "status": "submit.commands.batches.status",
     "results": "submit.commands.batches.results",
-    "cancel": "submit.commands.batches.cancel",
-    "retry": "submit.commands.batches.retry",
-    "pause": "submit.commands.batches.pause",
-    "resume": "submit.commands.batches.resume",
-    "priority": "submit.commands.batches.priority",
-    "purge": "submit.commands.batches.purge",
+    "cancel": "submit.commands.batches.actions:cancel",
+    "retry": "submit.commands.batches.actions:retry",
+    "pause": "submit.commands.batches.pause:pause",
+    "resume": "submit.commands.batches.pause:resume",
+    "priority": "submit.commands.batches.actions:priority",
+    "purge": "submit.commands.batches.actions:purge",
     "worker": "submit.commands.pool.worker",
     "workers": "submit.commands.pool.workers",
     "scheduler": "submit.commands.pool.scheduler",
     "deploy": "deploy.commands.deploy",
     "doctor": "deploy.commands.doctor",
 }
-"""The module of each command. Those of ``deploy`` are named here and imported nowhere: ``deploy`` stands above."""
+"""The module of each command, and its name there where that is not ``command``.
+
+Those of ``deploy`` are named here and imported nowhere: ``deploy`` stands above."""
 
 
 def load(name: str) -> click.Command:
     """The command of this name."""
-    command: click.Command = importlib.import_module(MODULES[name]).command
+    module, _, attribute = MODULES[name].partition(":")
+    command: click.Command = getattr(importlib.import_module(module), attribute or "command")
     return command
+
+
+def all_flags() -> frozenset[str]:
+    """The flags of all commands that their help shows, without the dashes before them. Imports every command."""
+    of_commands = (flag for name in MODULES for flag in _flags_of(load(name)))
+    return frozenset(of_commands) | {row.flag[2:] for row in WORKER_OPTIONS if not row.hidden} | {"config"}
+
+
+def _flags_of(command: Any) -> Iterator[str]:
+    for part in getattr(command, "commands", {}).values():
+        yield from _flags_of(part)
+    for parameter in command.params:
+        if not getattr(parameter, "hidden", True):
+            yield from (flag[2:] for flag in parameter.opts if flag.startswith("--"))

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
-from jobs.app.duration import parse_duration
 from jobs.app.logs import FILE_HELP, FORMAT_HELP, FORMATS
 from jobs.app.settings import origin, read_toml
+from jobs.app.units import parse_duration
+from jobs.batch import PRIORITIES
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import Defaults, check_defaults
 from jobs.params import ALIASES, PARAMETERS, Parameter
@@ -27,14 +28,16 @@ __all__ = [
     "Duration",
     "any_redis_option",
     "defaults_from",
+    "given_by",
     "json_option",
     "keep_cut_option",
     "log_options",
+    "on_bad_line_option",
     "open_store",
     "order_from",
+    "order_options",
     "parameter_options",
     "redis_option",
-    "said_with",
     "watch_option",
     "webhook_options",
 ]
@@ -76,8 +79,8 @@ def _check_redis(_ctx: click.Context, _param: click.Parameter, url: str | None) 
     return url
 
 
-def said_with(name: str) -> str:
-    """What gave the running command its parameter ``name``, for messages: a flag, a setting or a variable."""
+def given_by(name: str) -> str:
+    """The flag, setting or variable that gave the running command its parameter ``name``, for messages."""
     context = click.get_current_context()
     parameter = next(parameter for parameter in context.command.params if parameter.name == name)
     return origin(context, parameter, os.environ) or f"--{name.replace('_', '-')}"
@@ -194,6 +197,47 @@ def _parameter_option(row: Parameter) -> Callable[[F], F]:
     return click.option(*names, row.name, type=_TYPES[row.kind], multiple=many, metavar=metavar, help=text)
 
 
+def order_options(command: F) -> F:
+    """Add what commands that make batches ask of a batch as a whole, for :func:`order_from`."""
+    for option in reversed(_ORDER_OPTIONS):
+        command = option(command)
+    return command
+
+
+on_bad_line_option = click.option(
+    "--on-bad-line",
+    type=click.Choice(("reject", "skip")),
+    default="reject",
+    show_default=True,
+    help="reject: one bad line and nothing is enqueued; skip: bad lines become error records, the rest runs.",
+)
+_ORDER_OPTIONS = (
+    click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True),
+    click.option(
+        "--expires-in",
+        type=Duration(),
+        metavar="DURATION",
+        help="End the batch so long after it begins (90s, 15m, 2h, 1d); lines not finished by then get an error "
+        "record.",
+    ),
+    click.option(
+        "--keep",
+        type=Duration(forever=True),
+        metavar="DURATION",
+        default="14d",
+        show_default=True,
+        help="Remove the batch and its records so long after its end; `forever` keeps it until `promptmill purge`.",
+    ),
+    on_bad_line_option,
+    click.option(
+        "--webhook",
+        metavar="URL",
+        help="Where to POST word of the batch's end, signed; sent by `promptmill scheduler`, which holds the secret.",
+    ),
+    click.option("--metadata", metavar="JSON", help="Your own data on the batch, a JSON object; `status` shows it."),
+)
+
+
 def defaults_from(flags: Mapping[str, Any]) -> Defaults:
     """The batch's defaults: flags over the ``--defaults`` file.
 
@@ -242,9 +286,9 @@ def _object(name: str, text: str | None) -> dict[str, Any]:
     try:
         value = {} if text is None else orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise RefusedError(f"{said_with(name)} must be a JSON object: {error}") from None
+        raise RefusedError(f"{given_by(name)} must be a JSON object: {error}") from None
     if not isinstance(value, dict):
-        raise RefusedError(f'{said_with(name)} must be a JSON object, such as \'{{"project": "a"}}\'')
+        raise RefusedError(f'{given_by(name)} must be a JSON object, such as \'{{"project": "a"}}\'')
     return value
 
 
@@ -253,7 +297,7 @@ def _said(value: Any) -> bool:
 
 
 def _said_as(field: str) -> str:
-    return said_with("chat_template_config" if field == "chat_template_kwargs" else field)
+    return given_by("chat_template_config" if field == "chat_template_kwargs" else field)
 
 
 def _checked(fields: dict[str, Any], named: Callable[[str], str]) -> dict[str, Any]:
@@ -267,7 +311,7 @@ def _json_flag(name: str, text: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise RefusedError(f"{said_with(name)} must be JSON: {error}") from None
+        raise RefusedError(f"{given_by(name)} must be JSON: {error}") from None
 
 
 def log_options(command: F) -> F:

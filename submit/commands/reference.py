@@ -1,7 +1,7 @@
-"""The reference of the command line, and the table of parameters, as Markdown: ``python -m submit.commands.reference``.
+"""The reference of the command line, and the tables of parameters and options, as Markdown: ``make docs``.
 
-The texts are the commands' own ``--help`` and the rows of :data:`jobs.params.PARAMETERS`. ``python -m docs.generate``
-puts them into the documentation.
+The texts are the commands' own ``--help``, and the rows of :data:`jobs.params.PARAMETERS` and of
+:data:`jobs.app.worker_options.WORKER_OPTIONS`. ``python -m docs.generate`` puts them into the documentation.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from collections.abc import Iterator
 
 import click
 
+from jobs.app.worker_options import WORKER_OPTIONS
 from jobs.params import PARAMETERS
 from submit.cli import cli
 from submit.commands.options import parameter_options
 
-__all__ = ["command_reference", "parameter_table"]
+__all__ = ["command_reference", "parameter_table", "worker_table"]
 
 WIDTH = 98
 """Columns of the help texts, whatever terminal they are made on."""
@@ -33,6 +34,16 @@ def parameter_table() -> str:
     rows += [
         f"| `{row.name}` | {row.range_text} | {row.shown_default} | {row.meaning} |" for row in PARAMETERS.values()
     ]
+    return "\n".join(rows)
+
+
+def worker_table() -> str:
+    """A Markdown table: flag, default, meaning, and whether ``promptmill run`` has it too."""
+    rows = ["| flag | default | meaning | |", "|---|---|---|---|"]
+    shown = (row for row in WORKER_OPTIONS if not row.hidden)
+    for row in shown:
+        meaning = row.help.replace("|", r"\|")
+        rows.append(f"| `{row.flag}` | {row.shown_default} | {meaning} | {'run' if row.in_run else ''} |")
     return "\n".join(rows)
 
 
@@ -86,6 +97,5 @@ def _worker_help() -> str:
 
 
 if __name__ == "__main__":
-    click.echo(parameter_table())
-    click.echo()
-    click.echo(command_reference())
+    for made in (parameter_table(), worker_table(), command_reference()):
+        click.echo(f"{made}\n")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jobs.errors import PromptmillError
 
-__all__ = ["SeenIds"]
+__all__ = ["UsedIds"]
 
 CACHE_KIB = 32 * 1024
 
@@ -24,7 +24,7 @@ BEGIN;
 _LIKE_DEFAULT = re.compile(r"line-([1-9][0-9]{0,17})")
 
 
-class SeenIds:
+class UsedIds:
     """Which line used an id first. A context manager; its file is temporary and nameless.
 
     Default ids (``line-42`` of line 42) are not stored: a bit per line says where they are, and only
@@ -38,7 +38,7 @@ class SeenIds:
         self._defaults = bytearray()
         self._like_defaults = False
 
-    def __enter__(self) -> SeenIds:
+    def __enter__(self) -> UsedIds:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,4 +1,4 @@
-"""What commands that read prompts tell: people while they read, scripts when the input was refused."""
+"""What commands show while they read prompts, and what `--json` prints when the input is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs.errors import InputError, PromptmillError
 from submit.status.progress import is_terminal
 from submit.status.text import plural
 
-__all__ = ["Answer", "json_errors", "left_to_itself", "read_display"]
+__all__ = ["Answer", "going_on_if_interrupted", "json_errors", "read_display"]
 
 SHOW_EVERY_S = 0.2
 
@@ -50,8 +50,8 @@ def _shown(error: PromptmillError) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def left_to_itself(batch_id: str, out: Path | None) -> Iterator[None]:
-    """Around following a batch: who interrupts that is told that the batch goes on, and how to come by the rest."""
+def going_on_if_interrupted(batch_id: str, out: Path | None) -> Iterator[None]:
+    """Around following a batch: whoever interrupts it reads that the batch goes on, and how to get the rest."""
     try:
         yield
     except KeyboardInterrupt:
@@ -62,7 +62,7 @@ def left_to_itself(batch_id: str, out: Path | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_display(size: int | None, clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[[int, int], None]]:
-    """Shows on a terminal how far a file of ``size`` bytes is read; it is told lines and bytes so far."""
+    """Shows on a terminal how far a file of ``size`` bytes is read: to be called with lines and bytes so far."""
     if not is_terminal(sys.stderr):
         yield lambda lines, read: None
         return

@@ -12,17 +12,17 @@ from jobs.errors import LineError, ProblemLine
 from jobs.lines.line import CheckedLine, Defaults, check_line, no_model
 from jobs.lines.line_id import readable_id
 from jobs.shard import Group, ShardLine
-from submit.input.duplicate_ids import SeenIds
+from submit.input.duplicate_ids import UsedIds
 from submit.input.reader import Line, Prompts
 
-__all__ = ["NOBODY", "BadLine", "Chunk", "GoodLine", "Problems", "checked"]
+__all__ = ["NO_GROUP", "BadLine", "Chunk", "Findings", "GoodLine", "Problems", "checked"]
 
 CHUNK_LINES = 1000
 CHUNK_BYTES = 4 << 20
 KEPT_PROBLEMS = 100_000
 NO_MODEL = ("missing_field", "model")
-NOBODY = Group("")
-"""Of lines for which no model is named, where none is needed."""
+NO_GROUP = Group("")
+"""The group of lines for which no model is named, where none is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,42 @@ class Problems:
                 self.kept += line.problems[: KEPT_PROBLEMS - len(self.kept)]
 
 
+@dataclass(slots=True)
+class Findings:
+    """What checking has found in an input so far. ``own_models`` counts the good lines that name another model than the
+    batch, by what they name; in ``after_answer`` of them the model begins a new turn after an assistant's message."""
+
+    total: int = 0
+    bad: Problems = field(default_factory=Problems)
+    formats: Counter[str] = field(default_factory=Counter)
+    by_model: Counter[str] = field(default_factory=Counter)
+    own_models: Counter[str] = field(default_factory=Counter)
+    after_answer: int = 0
+
+    def add(self, chunk: Chunk) -> None:
+        self.total += len(chunk.good) + len(chunk.bad)
+        self.bad.add(chunk.bad)
+        self.own_models.update(chunk.own_models)
+        self.formats.update("native" if line.endpoint is None else "openai" for line in chunk.good)
+        self.by_model.update(line.group.model for line in chunk.good)
+        self.after_answer += sum(line.after_answer for line in chunk.good)
+
+    @property
+    def rejected(self) -> int:
+        """How many lines are bad."""
+        return self.bad.count
+
+    @property
+    def problems(self) -> tuple[ProblemLine, ...]:
+        """The first of their problems."""
+        return tuple(self.bad.kept)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that the good lines need."""
+        return tuple(sorted(self.by_model))
+
+
 def checked(prompts: Prompts, defaults: Defaults, *, need_model: bool = True) -> Iterator[Chunk]:
     """All lines of ``prompts`` against the contract; memory does not grow with their number.
 
@@ -87,7 +123,7 @@ def checked(prompts: Prompts, defaults: Defaults, *, need_model: bool = True) ->
     """
     groups = _Groups(defaults, need_model=need_model)
     index = 0
-    with SeenIds() as seen:
+    with UsedIds() as seen:
         for lines in _chunks(prompts):
             yield _check_chunk(lines, index, groups, seen)
             index += len(lines)
@@ -127,7 +163,7 @@ class _Groups:
         if model is None:
             if self._need_model:
                 raise no_model()
-            return NOBODY
+            return NO_GROUP
         adapter = line.fields.get("adapter_path", self._adapter)
         group = self._known.get((model, adapter))
         if group is None:
@@ -135,7 +171,7 @@ class _Groups:
         return group
 
     def lacks_model(self, raw: bytes | LineError) -> bool:
-        """Whether a bad line has that wrong with it too, that nobody names its model."""
+        """Whether no model is named for a bad line, besides what else is wrong with it."""
         if not self._need_model or self._model is not None or isinstance(raw, LineError):
             return False
         try:
@@ -146,7 +182,7 @@ class _Groups:
         return isinstance(fields, dict) and not fields.get("model")
 
 
-def _check_chunk(lines: list[Line], start: int, groups: _Groups, seen: SeenIds) -> Chunk:
+def _check_chunk(lines: list[Line], start: int, groups: _Groups, seen: UsedIds) -> Chunk:
     good: list[GoodLine] = []
     bad: list[BadLine] = []
     ids: list[tuple[int, str | None]] = []

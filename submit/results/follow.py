@@ -33,7 +33,7 @@ Sleep = Callable[[float], None]
 
 
 class Watcher(Protocol):
-    """Who is told how a batch gets on: :class:`submit.status.progress.Progress`, or a test."""
+    """Shows how a batch gets on: :class:`submit.status.progress.Progress`, or a test."""
 
     def update(self, batch: Batch, waiting: str | None = None) -> None: ...
 

@@ -42,7 +42,7 @@ def envelope(record: dict[str, Any], endpoint: Callable[[int], str]) -> dict[str
     failure = record.get("error")
     if failure is None:
         url = record.get("endpoint") or endpoint(record["index"])
-        body = _chat_body(record, name) if url == CHAT_URL else _text_body(record, name)
+        body = _body(record, name, url)
         return {**wrapped, "response": {"status_code": 200, "request_id": f"req_{name}", "body": body}}
     code = failure["code"]
     if code in UNANSWERED:
@@ -53,22 +53,21 @@ def envelope(record: dict[str, Any], endpoint: Callable[[int], str]) -> dict[str
     return {**wrapped, "response": {"status_code": status, "request_id": f"req_{name}", "body": {"error": error}}}
 
 
-def _chat_body(record: dict[str, Any], name: str) -> dict[str, Any]:
+def _body(record: dict[str, Any], name: str, url: str) -> dict[str, Any]:
+    chat = url == CHAT_URL
+    choice = _chat_choice if chat else _text_choice
+    # OpenAI has no field for an adapter beside the model.
+    adapter = {"adapter_path": record["adapter_path"]} if "adapter_path" in record else {}
     return {
-        "id": f"chatcmpl-{name}",
-        "object": "chat.completion",
-        "created": _seconds(record["created_at"]),
+        "id": f"chatcmpl-{name}" if chat else f"cmpl-{name}",
+        "object": "chat.completion" if chat else "text_completion",
+        "created": int(datetime.fromisoformat(record["created_at"]).timestamp()),
         "model": record["model"],
-        "choices": [_chat_choice(choice) for choice in choices_of(record)],
+        "choices": [choice(each) for each in choices_of(record)],
         "usage": record["usage"],
         "system_fingerprint": record.get("model_revision"),
-        **_adapter(record),
+        **adapter,
     }
-
-
-def _adapter(record: dict[str, Any]) -> dict[str, Any]:
-    """The adapter beside the model, which OpenAI has no field for; nothing for a line without one."""
-    return {"adapter_path": record["adapter_path"]} if "adapter_path" in record else {}
 
 
 def _chat_choice(choice: dict[str, Any]) -> dict[str, Any]:
@@ -81,19 +80,6 @@ def _chat_choice(choice: dict[str, Any]) -> dict[str, Any]:
         "message": message,
         "logprobs": None if entries is None else {"content": entries, "refusal": None},
         "finish_reason": choice["finish_reason"],
-    }
-
-
-def _text_body(record: dict[str, Any], name: str) -> dict[str, Any]:
-    return {
-        "id": f"cmpl-{name}",
-        "object": "text_completion",
-        "created": _seconds(record["created_at"]),
-        "model": record["model"],
-        "choices": [_text_choice(choice) for choice in choices_of(record)],
-        "usage": record["usage"],
-        "system_fingerprint": record.get("model_revision"),
-        **_adapter(record),
     }
 
 
@@ -153,10 +139,6 @@ def _bytes_of(entry: dict[str, Any]) -> bytes:
     """What a token adds to the text; records of older workers have no bytes for parts of characters."""
     data = entry.get("bytes")
     return entry["token"].encode() if data is None else bytes(data)
-
-
-def _seconds(timestamp: str) -> int:
-    return int(datetime.fromisoformat(timestamp).timestamp())
 
 
 def endpoint_of(prompt: str | None) -> str:

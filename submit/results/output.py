@@ -15,7 +15,7 @@ from jobs.errors import PromptmillError, RefusedError
 from submit.results.formats import Format
 from submit.results.read import StoredRecord
 
-__all__ = ["Output", "check_paths", "default_errors", "writable"]
+__all__ = ["Output", "check_paths", "default_errors", "errors_written", "writable"]
 
 STDOUT = Path("-")
 MISTAKES = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS})
@@ -25,6 +25,14 @@ MISTAKES = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, e
 def default_errors(out: Path) -> Path:
     """Where the records of failed lines go: ``results.jsonl`` -> ``results.errors.jsonl``."""
     return out.with_name(f"{out.stem}.errors{out.suffix}")
+
+
+def errors_written(out: Path | None, errors: Path | None, fmt: str, failed: int) -> Path | None:
+    """The file that the records of ``failed`` lines are in; None where there is none."""
+    if not failed or fmt != "native":
+        return None
+    beside = None if out is None or out == STDOUT else default_errors(out)
+    return errors or beside
 
 
 def writable(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from submit.results.formats import TRAINING, left_out
 from submit.results.read import StoredRecord
 from submit.status.text import count, duration, plural, rate
 
-__all__ = ["NOTES", "Note", "Tally", "exit_status", "summary"]
+__all__ = ["Tally", "exit_status", "summary"]
 
 SOME_FAILED = 1
 LEFT_OUT = (
@@ -27,50 +27,16 @@ LEFT_OUT = (
 SHORT_S = 10.0
 """Of less than this, tenths of seconds count."""
 DEFAULT_MAX_TOKENS = PARAMETERS["max_tokens"].default
+"""What a line gets that says nothing about it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something about succeeded lines that the user should hear of: which of them it is about, and what is said.
-
-    ``about`` is asked of each record; ``say`` gives the words for so many lines of a batch with these defaults, None
-    where it is not worth saying.
-    """
-
-    about: Callable[[RecordHead], bool]
-    say: Callable[[int, Mapping[str, Any]], str | None]
-
-
-def _cut_at_default(record: RecordHead) -> bool:
-    """Whether a text ended at the number of tokens that a line gets which says nothing about it."""
-    if record.sampling is None or record.sampling.max_tokens != DEFAULT_MAX_TOKENS:
-        return False
-    return any(choice.stop_reason == "max_tokens" for choice in record.completions)
-
-
-def _say_cut(lines: int, defaults: Mapping[str, Any]) -> str | None:
-    if "max_tokens" in defaults:
-        return None
-    were = "line was" if lines == 1 else "lines were"
-    return f"{lines:,} {were} cut at {DEFAULT_MAX_TOKENS} tokens, the default of max_tokens: give --max-tokens"
-
-
-def _unanswered(record: RecordHead) -> bool:
-    return any(choice.reasoning and choice.blank for choice in record.completions)
-
-
-def _say_unanswered(lines: int, _defaults: Mapping[str, Any]) -> str:
-    return (
-        f"{plural(lines, 'line')} thought and gave no answer: raise max_tokens, or give them "
-        'chat_template_kwargs {"enable_thinking": false}'
-    )
-
-
-NOTES: Mapping[str, Note] = {
-    "unanswered": Note(_unanswered, _say_unanswered),
-    "cut_at_default": Note(_cut_at_default, _say_cut),
-}
-"""By the name under which a tally counts its lines."""
+def _noted(record: RecordHead) -> Iterator[str]:
+    """What a user should hear of a succeeded line, by the names under which a tally counts such lines."""
+    if any(choice.reasoning and choice.blank for choice in record.completions):
+        yield "unanswered"
+    limit = None if record.sampling is None else record.sampling.max_tokens
+    if limit == DEFAULT_MAX_TOKENS and any(choice.stop_reason == "max_tokens" for choice in record.completions):
+        yield "cut_at_default"
 
 
 @dataclass(slots=True)
@@ -93,7 +59,7 @@ class Tally:
             self.failures[head.error.code] += 1
             return
         self.stops.update(choice.stop_reason for choice in head.completions)
-        self.noted.update(name for name, note in NOTES.items() if note.about(head))
+        self.noted.update(_noted(head))
         if self.fmt in TRAINING:
             reasons = (left_out(choice, keep_cut=self.keep_cut) for choice in head.completions)
             self.left_out.update(reason for reason in reasons if reason is not None)
@@ -107,11 +73,20 @@ class Tally:
 
     def notes(self, defaults: Mapping[str, Any]) -> list[str]:
         """What a person should know of the texts of a batch with these defaults, a line each."""
-        said = [note.say(self.noted[name], defaults) for name, note in NOTES.items() if self.noted[name]]
+        said = []
+        if unanswered := self.noted["unanswered"]:
+            said.append(
+                f"{plural(unanswered, 'line')} thought and gave no answer: raise max_tokens, or give them "
+                'chat_template_kwargs {"enable_thinking": false}'
+            )
+        if (cut := self.noted["cut_at_default"]) and "max_tokens" not in defaults:
+            were = "line was" if cut == 1 else "lines were"
+            default = f"{DEFAULT_MAX_TOKENS} tokens, the default of max_tokens"
+            said.append(f"{cut:,} {were} cut at {default}: give --max-tokens")
         if self.left_out:
             reasons = [f"{self.left_out[reason]:,} {text}" for reason, text in LEFT_OUT if self.left_out[reason]]
             said.append(f"left out of the training data: {', '.join(reasons)}")
-        return [words for words in said if words is not None]
+        return said
 
 
 def exit_status(batch: Batch, tally: Tally | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What a run holds for itself: the lock of its OUT, a copy of standard input, and the signals that end it."""
+"""What a run needs around its work: a lock on its OUT, a copy of standard input, and the signals that end it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from jobs.embedded.server import open_lock, private_folder, try_lock
 from jobs.errors import PromptmillError, RefusedError
 
-__all__ = ["identity_of", "interruptible", "locked", "runs_folder", "spooled"]
+__all__ = ["identity_of", "interruptible", "locked", "readable_twice", "runs_folder"]
 
 
 def identity_of(out: Path) -> str:
@@ -39,7 +39,7 @@ def runs_folder(data: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path, out: Path) -> Iterator[None]:
-    """Hold OUT for this process alone; the kernel lets go of it however the process ends."""
+    """Lock OUT for this process. The kernel releases the lock however the process ends."""
     lock = open_lock(path)
     try:
         if not try_lock(lock, fcntl.LOCK_EX):
@@ -50,25 +50,25 @@ def locked(path: Path, out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def spooled(source: str, spool: Path) -> Iterator[str]:
-    """A path to the prompts that can be read twice: standard input is copied into ``spool``."""
+def readable_twice(source: str, copy: Path) -> Iterator[str]:
+    """A path to the prompts that can be read twice: standard input is copied into ``copy``."""
     if source != "-":
         yield source
         return
     try:
-        _copy_stdin(spool)
-        yield str(spool)
+        _copy_stdin(copy)
+        yield str(copy)
     finally:
-        spool.unlink(missing_ok=True)
+        copy.unlink(missing_ok=True)
 
 
-def _copy_stdin(spool: Path) -> None:
+def _copy_stdin(copy: Path) -> None:
     try:
-        with spool.open("wb") as file:
+        with copy.open("wb") as file:
             while block := sys.stdin.buffer.read(1 << 20):
                 file.write(block)
     except OSError as error:
-        raise PromptmillError(f"standard input cannot be kept in {spool}: {error.strerror}") from None
+        raise PromptmillError(f"standard input cannot be kept in {copy}: {error.strerror}") from None
 
 
 @contextlib.contextmanager

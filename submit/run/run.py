@@ -29,10 +29,10 @@ from submit.input.problem_summary import listed
 from submit.input.reader import PromptFile, digest_of
 from submit.results.follow import write_results
 from submit.results.formats import check_keep_cut
-from submit.results.output import STDOUT, check_paths, default_errors, writable
+from submit.results.output import STDOUT, check_paths, default_errors, errors_written, writable
 from submit.results.summary import Tally, exit_status, summary
-from submit.run.lock import identity_of, interruptible, locked, runs_folder, spooled
-from submit.run.worker_process import Supervisor
+from submit.run.lock import identity_of, interruptible, locked, readable_twice, runs_folder
+from submit.run.worker_process import WorkerProcess
 from submit.status.progress import Progress
 from submit.status.text import plural
 from submit.status.waiting import NO_WORKER, RUN_ENDED, STARTING
@@ -85,12 +85,12 @@ def run(request: RunRequest, *, environ: Mapping[str, str] = os.environ, progres
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(folder / f"{identity}.lock", request.out))
         stack.enter_context(interruptible())
-        source = stack.enter_context(spooled(request.source, folder / f"{identity}.stdin"))
+        source = stack.enter_context(readable_twice(request.source, folder / f"{identity}.stdin"))
         url = request.redis_url or stack.enter_context(embedded_server(data_folder(environ), say=progress.note))
         store = stack.enter_context(open_store(url, patient=True))
         task = _Run(request, store, run_key(identity), source, progress)
-        supervisor = _supervisor(request, folder / f"{identity}.log", {**environ, "PROMPTMILL_REDIS_URL": url}, task)
-        return task.run(supervisor)
+        make_worker = _worker_maker(request, folder / f"{identity}.log", {**environ, "PROMPTMILL_REDIS_URL": url}, task)
+        return task.run(make_worker)
 
 
 class _Run:
@@ -104,7 +104,7 @@ class _Run:
         self._source = source
         self._begun = time.monotonic()
 
-    # As the one who is told of progress:
+    # Progress goes through here, so that the wait for the worker of this run is shown as its start:
 
     def update(self, batch: Batch, waiting: str | None = None) -> None:
         none = waiting is not None and waiting.startswith((NO_WORKER, RUN_ENDED, STARTING))
@@ -113,7 +113,7 @@ class _Run:
     def note(self, text: str) -> None:
         self.progress.note(text)
 
-    def run(self, supervisor: Callable[[Batch, list[str]], Supervisor]) -> int:
+    def run(self, make_worker: Callable[[Batch, list[str]], WorkerProcess]) -> int:
         try:
             batch = self._known() or self._submitted()
         except KeyboardInterrupt:
@@ -121,7 +121,7 @@ class _Run:
             return INTERRUPTED
         try:
             if not batch.done:
-                self._work(batch, supervisor(batch, self._adapters(batch)))
+                self._work(batch, make_worker(batch, self._adapters(batch)))
             return self._finish(batch)
         except KeyboardInterrupt:
             return self._interrupted(batch.id)
@@ -142,7 +142,7 @@ class _Run:
             self._refuse_foreign_out(purged=stored is not None)
             return None
         if batch.status == "validating":
-            # Its submitter died: this run holds the lock, so nobody is at it.
+            # Its submitter died: this run has the lock, so no other run is submitting it.
             self._discard(batch)
             return None
         if changes := self._changes(batch):
@@ -251,8 +251,8 @@ class _Run:
         }
         return sorted(adapters)
 
-    def _work(self, batch: Batch, supervisor: Supervisor) -> None:
-        supervisor.start()
+    def _work(self, batch: Batch, worker: WorkerProcess) -> None:
+        worker.start()
         try:
             done = write_results(
                 self.store,
@@ -263,7 +263,7 @@ class _Run:
                 fmt=self.request.fmt,
                 keep_cut=self.request.keep_cut,
                 progress=self,
-                on_poll=supervisor.check,
+                on_poll=worker.check,
             )
             self.progress.close(done)
         except KeyboardInterrupt:
@@ -283,7 +283,7 @@ class _Run:
                 raise RedisError(f"{error}; to leave the work to the pool, use `promptmill submit --wait`") from None
             raise
         finally:
-            supervisor.stop()
+            worker.stop()
 
     def _interrupted(self, batch_id: str) -> int:
         # The signal may have come in the middle of a reply: such a connection is of no use any more.
@@ -318,8 +318,7 @@ class _Run:
         batch = self._write(before.id, tally)
         self._remove_private_queues(batch)
         request, seconds = self.request, time.monotonic() - self._begun
-        errors = request.errors or default_errors(request.out)
-        shown = errors if tally.failures and request.fmt == "native" else None
+        shown = errors_written(request.out, request.errors, request.fmt, len(tally.failures))
         for line in summary(batch, tally, out=request.out, errors=shown, seconds=seconds, now=time.time()):
             self.note(line)
         return exit_status(batch, tally)
@@ -336,23 +335,23 @@ def _shown(fields: Mapping[str, Any], name: str) -> str:
     return orjson.dumps(fields[name]).decode() if name in fields else "not given"
 
 
-def _supervisor(
+def _worker_maker(
     request: RunRequest, log: Path, environ: dict[str, str], task: _Run
-) -> Callable[[Batch, list[str]], Supervisor]:
-    """Makes the worker's supervisor once the batch's models are known. The URL, which may hold a password,
-    goes to the worker by the environment: command lines are for everybody to read."""
+) -> Callable[[Batch, list[str]], WorkerProcess]:
+    """Makes the worker's process once the batch's models are known. The URL may hold a password, so the worker gets it
+    from the environment: every user of the machine can read command lines."""
     # The package this code is part of, whatever lies in the current folder.
     package = str(Path(__file__).resolve().parents[2])
     inherited = environ.get("PYTHONPATH")
     environ = {**environ, "PYTHONPATH": os.pathsep.join([package, inherited] if inherited else [package])}
 
-    def make(batch: Batch, adapters: list[str]) -> Supervisor:
+    def make(batch: Batch, adapters: list[str]) -> WorkerProcess:
         flags = [f"--model={model}" for model in batch.models] + [f"--adapter-path={path}" for path in adapters]
         # With adapters there are pairs that no line asks for: each is loaded when a line needs it.
         flags += ["--no-preload"] if adapters else []
         flags += [f"--pool={batch.pool}"] if batch.pool is not None else []
         flags += [f"--exit-with-parent={os.getpid()}", f"--drain={DRAIN_S}", *request.worker_flags]
         log.unlink(missing_ok=True)
-        return Supervisor([*request.worker, *flags], log, environ, task.progress.note)
+        return WorkerProcess([*request.worker, *flags], log, environ, task.progress.note)
 
     return make

@@ -14,7 +14,7 @@ from pathlib import Path
 from jobs.batch import Batch
 from jobs.errors import ModelLoadError, PromptmillError, RedisError, RefusedError
 
-__all__ = ["Supervisor"]
+__all__ = ["WorkerProcess"]
 
 MOST_DEATHS = 5
 """Deaths in a row, with no line finished in between, after which the worker is not started again."""
@@ -29,7 +29,7 @@ _LAST_WORDS = re.compile(r"^promptmill worker: (.*)$", re.MULTILINE)
 _WARNING_LINE = re.compile(rb"^\S+ WARNING (.*)\n", re.MULTILINE)
 
 
-class Supervisor:
+class WorkerProcess:
     """Keeps one worker alive. It writes to ``log``; ``say`` gets messages for the user."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Supervisor:
             raise PromptmillError(f"cannot start the worker: {error}") from None
 
     def check(self, batch: Batch) -> None:
-        """See to it that the worker lives while lines are missing; called with each look at the batch.
+        """Start the worker again if it died while lines are missing; called with each look at the batch.
 
         Raises:
             ModelLoadError: it says that no model can be loaded.
@@ -103,8 +103,7 @@ class Supervisor:
         self._died(status, batch.finished)
 
     def _pass_on(self) -> None:
-        """Say what the worker warns of, each warning once, and see whether it became ready: its log is nothing that
-        anybody looks at."""
+        """Show the worker's warnings, each once, because nobody reads its log; and see whether it became ready."""
         try:
             with self._log.open("rb") as file:
                 file.seek(self._read_to)

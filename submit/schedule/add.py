@@ -19,11 +19,12 @@ from jobs.lines.line import Defaults
 from jobs.shard import COMPRESSION_LEVEL
 from jobs.store.store import Store
 from submit.input.reader import PromptFile, PromptObjects
+from submit.input.validate import Findings
 from submit.schedule.cron import Cron
 from submit.schedule.model import REMEDY, Run, Schedule
 from submit.schedule.run_store import RunStore
 from submit.schedule.store import MAX_PROMPTS_BYTES, Schedules
-from submit.upload.submitter import Checked, Order, ReadSoFar, check, check_order, submit
+from submit.upload.submitter import Order, ReadSoFar, check, check_order, submit
 
 __all__ = [
     "ScheduleOrder",
@@ -65,7 +66,7 @@ def add_schedule(
     file: str | Iterable[Mapping[str, Any]],
     *,
     progress: ReadSoFar = lambda lines, size: None,
-) -> tuple[Schedule, Checked | None]:
+) -> tuple[Schedule, Findings | None]:
     """Make a schedule; the file, or the prompts, are checked and stored with it, unless it is to be read at each run.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +17,11 @@ from jobs.store.maintenance import upkeep
 from jobs.store.retention import KEEP_S
 from jobs.store.store import UPLOAD_LEASE_S, NewBatch, Store
 from submit.input.reader import PromptObjects, Prompts
-from submit.input.validate import Problems, checked
+from submit.input.validate import Findings, checked
 from submit.upload.sharding import Packing
 from submit.upload.uploader import Uploader
 
-__all__ = ["ON_BAD_LINE", "Checked", "Order", "ReadSoFar", "Submitted", "check", "check_order", "submit"]
+__all__ = ["ON_BAD_LINE", "Order", "ReadSoFar", "Submitted", "check", "check_order", "submit"]
 
 ON_BAD_LINE = ("reject", "skip")
 
@@ -31,7 +30,7 @@ MAX_S = 10 * 366 * 86400.0
 NO_MODEL = "no line names a model, and no --model is given"
 
 ReadSoFar = Callable[[int, int], object]
-"""Told of progress: lines and bytes read so far."""
+"""Called with the lines and bytes read so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class Order:
     schedule: str | None = None
     """The schedule that submits it."""
     webhook: str | None = None
-    """The URL that is told of its end."""
+    """The URL that its end is posted to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +87,6 @@ class Submitted:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """An input that may be submitted: its lines, how many of them are bad, the first of their problems, its models, how
-    many lines name another than the batch, and in how many the model begins a new turn after an assistant's message."""
-
-    total: int
-    rejected: int
-    problems: tuple[ProblemLine, ...]
-    models: tuple[str, ...]
-    own_models: Mapping[str, int] = field(default_factory=dict)
-    after_answer: int = 0
-
-
 def check_order(order: Order) -> None:
     """Check what is said of a batch whose prompts are not at hand.
 
@@ -110,23 +96,19 @@ def check_order(order: Order) -> None:
     _new_batch(PromptObjects(()), order, new_batch_id)
 
 
-def check(prompts: Prompts, order: Order, *, progress: ReadSoFar = lambda lines, size: None) -> Checked:
+def check(prompts: Prompts, order: Order, *, progress: ReadSoFar = lambda lines, size: None) -> Findings:
     """Check all of ``prompts`` as :func:`submit` does, and submit nothing.
 
     Raises:
         InputError, RefusedError: what :func:`submit` would raise for them.
     """
     _new_batch(prompts, order, new_batch_id)
-    problems, models, own_models, total, after = Problems(), set[str](), Counter[str](), 0, 0
+    findings = Findings()
     for chunk in checked(prompts, order.defaults):
-        total += len(chunk.good) + len(chunk.bad)
-        problems.add(chunk.bad)
-        own_models.update(chunk.own_models)
-        after += sum(line.after_answer for line in chunk.good)
-        models.update(line.group.model for line in chunk.good)
-        progress(total, prompts.bytes_read)
-    _refuse(prompts, total, problems, order)
-    return Checked(total, problems.count, tuple(problems.kept), tuple(sorted(models)), own_models, after)
+        findings.add(chunk)
+        progress(findings.total, prompts.bytes_read)
+    _refuse(prompts, findings, order)
+    return findings
 
 
 def submit(
@@ -148,30 +130,24 @@ def submit(
     batch = _new_batch(prompts, order, new_id)
     upkeep(store, orphans=False)
     start_at = None if order.start_in is None else store.server_time() + order.start_in
-    packing = Packing(batch.id, now)
-    problems, own_models = Problems(), Counter[str]()
-    total, after = 0, 0
+    packing, findings = Packing(batch.id, now), Findings()
     with Uploader(store, batch) as uploader:
         for chunk in checked(prompts, order.defaults):
-            total += len(chunk.good) + len(chunk.bad)
-            problems.add(chunk.bad)
-            own_models.update(chunk.own_models)
-            after += sum(line.after_answer for line in chunk.good)
-            progress(total, prompts.bytes_read)
-            if problems.count and order.on_bad_line == "reject":
+            findings.add(chunk)
+            progress(findings.total, prompts.bytes_read)
+            if findings.rejected and order.on_bad_line == "reject":
                 uploader.give_up()  # read on: all problems are listed at once
                 continue
             for parcel in packing.add(chunk):
                 uploader.put(parcel)
-        _refuse(prompts, total, problems, order)
+        _refuse(prompts, findings, order)
         uploader.put(packing.rest())
-        groups = packing.groups
         if not uploader.commit(
             lambda: store.commit(
                 batch.id,
-                total=total,
+                total=findings.total,
                 shards=packing.shards,
-                groups=groups,
+                groups=packing.groups,
                 digest=prompts.digest,
                 start_at=start_at,
                 expires_in=order.expires_in,
@@ -181,28 +157,27 @@ def submit(
                 f"the upload was silent for more than {UPLOAD_LEASE_S:.0f} s and was swept as dead; "
                 "nothing was enqueued: submit again"
             )
-    models = tuple(sorted({group.model for group in groups}))
     return Submitted(
         batch_id=batch.id,
-        total=total,
-        rejected=problems.count,
-        problems=tuple(problems.kept),
+        total=findings.total,
+        rejected=findings.rejected,
+        problems=findings.problems,
         shards=packing.shards,
-        models=models,
+        models=findings.models,
         digest=prompts.digest,
-        own_models=own_models,
-        after_answer=after,
+        own_models=findings.own_models,
+        after_answer=findings.after_answer,
     )
 
 
-def _refuse(prompts: Prompts, total: int, problems: Problems, order: Order) -> None:
-    if total == 0:
+def _refuse(prompts: Prompts, findings: Findings, order: Order) -> None:
+    bad = findings.bad
+    if findings.total == 0:
         nothing = ProblemLine(1, "empty_file", None, "there are no prompts in it")
         raise InputError(prompts.name, [nothing], what=nothing.message)
-    if problems.count and order.on_bad_line == "reject":
-        if problems.only_without_model == total > 1:
-            raise InputError(prompts.name, problems.kept, problems.count, what=NO_MODEL)
-        raise InputError(prompts.name, problems.kept, problems.count)
+    if bad.count and order.on_bad_line == "reject":
+        what = NO_MODEL if bad.only_without_model == findings.total > 1 else None
+        raise InputError(prompts.name, bad.kept, bad.count, what=what)
 
 
 def _new_batch(prompts: Prompts, order: Order, new_id: Callable[[], str]) -> NewBatch:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from jobs.app.worker_options import EngineSettings
 from jobs.shard import Group
 from tests.engine.conftest import NoLog
 from worker.engine.engine import Engine
 from worker.engine.sequence import WITHOUT_CONTEXT, Finished, sequences_of
 from worker.faults.quarantine import TRIAL_TOKENS
 from worker.models.compute import Compute
-from worker.settings import EngineSettings
 from worker.shards.claimed import Quarantine
 
 

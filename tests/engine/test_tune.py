@@ -11,12 +11,12 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from jobs.app.worker_options import EngineSettings
 from tests.engine.conftest import MarkovModel
 from worker.engine.loading.model import CacheCost, LoadedModel
 from worker.engine.tuning import measure as tuning
 from worker.engine.tuning.policy import Curve
 from worker.models.autotune import TunedFile, tuned_rows
-from worker.settings import EngineSettings
 
 
 class Narrow(MarkovModel):

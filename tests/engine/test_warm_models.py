@@ -14,6 +14,7 @@ import mlx.core as mx
 import orjson
 import pytest
 
+from jobs.app.worker_options import EngineSettings
 from jobs.errors import ModelLoadError
 from jobs.lines.line import Defaults, check_line
 from jobs.redis.connect import connect
@@ -31,7 +32,7 @@ from worker.engine.loading import mlx_models
 from worker.engine.loading.mlx_models import active_memory, free_memory
 from worker.models.compute import Compute
 from worker.service import Service
-from worker.settings import EngineSettings, ServiceSettings
+from worker.settings import ServiceSettings
 
 WEIGHTS = (POCKET / "model.safetensors").stat().st_size
 ONE = int(1.6 * WEIGHTS)

@@ -16,17 +16,17 @@ from pathlib import Path
 import orjson
 import redis.exceptions
 
+from jobs.app.worker_options import SPOOL_KEEP_S
 from jobs.attempt import Attempt
 from jobs.batch import Batch
 from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
 from jobs.spool import OFFERED, SUFFIX, SpoolEntry, encode_entry, encode_header, read_entries, read_header
 from jobs.store.store import FinishedLine, Store
 
-__all__ = ["SPOOL_KEEP_S", "Spool"]
+__all__ = ["Spool"]
 
 log = logging.getLogger("promptmill.worker")
 
-SPOOL_KEEP_S = 14 * 86400.0
 SWEEP_S = 3600.0
 RETRY_S = 30.0
 """How long a disk that refused a record is left alone."""

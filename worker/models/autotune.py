@@ -15,20 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from jobs.app.worker_options import EngineSettings
 from jobs.embedded.server import private_folder
 from worker.engine.tuning.policy import Curve
 
 if TYPE_CHECKING:
+    from jobs.app.worker_options import EngineSettings
     from worker.engine.loading.model import LoadedModel
-    from worker.settings import EngineSettings
 
-__all__ = ["FILE", "MOST_ROWS", "Tuned", "TunedFile", "tuned_rows"]
+__all__ = ["FILE", "Tuned", "TunedFile", "tuned_rows"]
 
 log = logging.getLogger("promptmill.worker")
 
 FILE = "tuned.json"
-MOST_ROWS = 256
-"""The most rows tried where ``--decode-concurrency`` says nothing."""
 MOST_REMEMBERED = 200
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from jobs.app.worker_options import DECODE_CONCURRENCY, EngineSettings
 from jobs.attempt import Verdict
 from jobs.errors import ModelLoadError, SickModelError
 from jobs.shard import Group
@@ -21,7 +22,6 @@ from worker.health.snapshot import COUNTED, Snapshot, counted, snapshot_of
 from worker.models.engine_factory import EngineFactory, ServedModel
 from worker.models.load_failures import LoadFailure, failed_again
 from worker.models.residency import Size, left_for_caches, readable, refuse_too_large
-from worker.settings import DECODE_CONCURRENCY, EngineSettings
 from worker.shards.claimed import LineKey, Quarantine
 
 if TYPE_CHECKING:

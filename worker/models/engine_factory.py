@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jobs.app.worker_options import EngineSettings
 from jobs.shard import Group
-from worker.settings import EngineSettings
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import redis.exceptions
 
+from jobs.app.worker_options import LOAD_PATIENCE_S
 from jobs.errors import LineError, ModelLoadError
 from jobs.redis.connect import replies
 from jobs.shard import Group
@@ -27,12 +28,10 @@ if TYPE_CHECKING:
     from worker.rq.worker import ShardWorker
     from worker.shards.claimed import HeldShard
 
-__all__ = ["PATIENCE_S", "LoadFailure", "LoadFailures", "failed_again", "given_up_by", "published_failures"]
+__all__ = ["LoadFailure", "LoadFailures", "failed_again", "given_up_by", "published_failures"]
 
 log = logging.getLogger("promptmill.worker")
 
-PATIENCE_S = 120.0
-"""A model is tried for so long before its lines fail."""
 LEAST_TRIES = 3
 PAUSES_S = (5.0, 15.0, 30.0, 60.0)
 """Before the next try, by how many have failed; shorter where the patience is."""
@@ -65,7 +64,7 @@ def failed_again(last: LoadFailure | None, error: ModelLoadError, now: float, pa
     if last is not None and now - last.at >= STREAK_S:
         last = None
     tries, since = (1, now) if last is None else (last.tries + 1, last.since)
-    pause = PAUSES_S[min(tries, len(PAUSES_S)) - 1] * min(patience_s / PATIENCE_S, 1.0)
+    pause = PAUSES_S[min(tries, len(PAUSES_S)) - 1] * min(patience_s / LOAD_PATIENCE_S, 1.0)
     return LoadFailure(error, tries, since, now, now + pause, patience_s)
 
 

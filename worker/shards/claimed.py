@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from jobs.app.worker_options import MAX_ATTEMPTS
 from jobs.attempt import Attempt
 from jobs.batch import Batch
 from jobs.errors import LineError
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
     from jobs.store.store import FinishedLine
     from worker.rq.worker import Lease
 
-__all__ = ["MAX_ATTEMPTS", "End", "HeldShard", "HeldShards", "LineKey", "Quarantine", "State"]
+__all__ = ["End", "HeldShard", "HeldShards", "LineKey", "Quarantine", "State"]
 
-MAX_ATTEMPTS = 3
 KEPT_BYTES = 4 << 20
 """Most bytes of a shard's records that are kept until it is compacted."""
 

@@ -1,4 +1,4 @@
-"""``promptmill pause``: holds back the pool, workers or batches."""
+"""``promptmill pause`` and ``resume``: hold back the pool, workers or batches, and let them go on."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import click
 import orjson
 
 from jobs.errors import RefusedError
+from submit.commands.each_batch import called, each_batch
 from submit.commands.options import json_option, open_store, redis_option
-from submit.status.text import printable
+from submit.status.text import plural, printable
 
 if TYPE_CHECKING:
     from jobs.batch import Batch
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
 @click.option("--list", "listed", is_flag=True, help="Only show what is paused: the pool, workers, batches.")
 @redis_option
 @json_option
-def command(
-    names: tuple[str, ...], workers: tuple[str, ...], listed: bool, redis_url: str | None, as_json: bool
-) -> int:
+def pause(names: tuple[str, ...], workers: tuple[str, ...], listed: bool, redis_url: str | None, as_json: bool) -> int:
     """Hold back each BATCH (an id or a name), with --worker workers, with neither the whole pool as `rq suspend` does.
 
     Lines that were begun are finished, within seconds all others are back in Redis, and nothing new begins until
@@ -38,9 +37,8 @@ def command(
     Exit statuses: 0 done, 2 a batch is over, is still being submitted, or is unknown.
     """
     from jobs.store.pause import pause
-    from submit.commands.each_batch import called, each_batch
 
-    check_what(names, workers)
+    _check_what(names, workers)
     if listed and (names or workers):
         raise RefusedError("--list shows all that is paused: give neither batches nor --worker with it")
     with open_store(redis_url) as store:
@@ -62,7 +60,6 @@ def command(
 
 
 def _list(store: Store, as_json: bool) -> None:
-    from submit.commands.each_batch import called
     from submit.status.pool_pause import paused_workers, pool_paused
 
     pool, workers = pool_paused(store), paused_workers(store)
@@ -80,7 +77,7 @@ def _list(store: Store, as_json: bool) -> None:
         click.echo("nothing is paused")
 
 
-def check_what(names: tuple[str, ...], workers: tuple[str, ...]) -> None:
+def _check_what(names: tuple[str, ...], workers: tuple[str, ...]) -> None:
     """Refuse batches and workers in one command.
 
     Raises:
@@ -100,3 +97,58 @@ def _pause_workers(store: Store, names: tuple[str, ...]) -> None:
         said = "is paused" if name in paused else "was paused already"
         absent = "" if name in live else "; none of this name is there now, it holds for one that comes"
         click.echo(f"worker {name} {said}{absent}", err=True)
+
+
+@click.command("resume", short_help="Let the pool, workers or batches go on.")
+@click.argument("names", metavar="[BATCH]...", nargs=-1)
+@click.option(
+    "--worker", "workers", multiple=True, metavar="NAME", help="Resume this worker, by the name it was paused by."
+)
+@redis_option
+@json_option
+def resume(names: tuple[str, ...], workers: tuple[str, ...], redis_url: str | None, as_json: bool) -> int:
+    """Let each BATCH (an id or a name) go on, with --worker workers, with neither the whole pool as `rq resume` does.
+
+    What was paused by itself stays so when the pool goes on: it is named.
+
+    --json prints each batch as a line of JSON.
+
+    Exit statuses: 0 done, 2 a batch is over, is still being submitted, or is unknown.
+    """
+    from jobs.store.pause import resume_batch
+
+    _check_what(names, workers)
+    with open_store(redis_url) as store:
+        if workers:
+            _resume_workers(store, workers)
+        elif not names:
+            _resume_pool(store)
+
+        def release(batch: Batch) -> str:
+            now = resume_batch(store, batch.id)
+            return f"{called(batch)} {'goes on' if now else 'was not paused'}"
+
+        return each_batch(store, names, release, as_json=as_json)
+
+
+def _resume_workers(store: Store, names: tuple[str, ...]) -> None:
+    from submit.status.pool_pause import paused_workers, resume_workers
+
+    resumed = resume_workers(store, names)
+    left = paused_workers(store)
+    for name in names:
+        # One process may be paused by its own name, and by that of all of its host.
+        others = [other for other in left if other == name.rpartition(".")[0] or other.startswith(f"{name}.")]
+        still = f"; still paused: {', '.join(others)}" if others else ""
+        click.echo(f"worker {name} {'goes on' if name in resumed else 'was not paused'}{still}", err=True)
+
+
+def _resume_pool(store: Store) -> None:
+    from submit.status.pool_pause import paused_workers, resume_pool
+
+    click.echo("the pool goes on" if resume_pool(store) else "the pool was not paused", err=True)
+    if workers := paused_workers(store):
+        click.echo(f"still paused: {plural(len(workers), 'worker')}: {', '.join(workers)}", err=True)
+    if batches := [called(batch).removeprefix("batch ") for batch in store.batches() if batch.paused]:
+        shown = ", ".join(batches[:10]) + (", ..." if len(batches) > 10 else "")
+        click.echo(f"still paused: {len(batches)} {'batch' if len(batches) == 1 else 'batches'}: {shown}", err=True)

@@ -13,7 +13,7 @@ import orjson
 
 from jobs.errors import BatchNotFoundError, RefusedError
 from submit.commands.options import Duration, json_option, keep_cut_option, open_store, redis_option
-from submit.input.feedback import left_to_itself
+from submit.input.feedback import going_on_if_interrupted
 from submit.results.formats import FORMATS, TRAINING, check_keep_cut
 from submit.status.text import plural
 
@@ -91,7 +91,7 @@ def command(
     Exit statuses: 0 all lines succeeded, 1 some failed or are missing, 4 not done within --timeout.
     """
     from submit.results.follow import write_results
-    from submit.results.output import STDOUT, default_errors
+    from submit.results.output import STDOUT, errors_written
     from submit.results.summary import Tally, exit_status, summary
     from submit.status.progress import Progress
 
@@ -113,7 +113,7 @@ def command(
         # Records on the same terminal would tear the bar to pieces.
         progress = Progress() if follow and not (out is None and sys.stdout.isatty()) else None
         try:
-            with left_to_itself(batch_id, out) if follow else contextlib.nullcontext():
+            with going_on_if_interrupted(batch_id, out) if follow else contextlib.nullcontext():
                 batch = write_results(
                     store,
                     batch_id,
@@ -131,9 +131,7 @@ def command(
                 progress.close()
         now = store.now()
     failed = sum(tally.failures.values())
-    shown_errors = None
-    if failed and fmt == "native":
-        shown_errors = errors or (default_errors(out) if out is not None else None)
+    shown_errors = errors_written(out, errors, fmt, failed)
     missing = max(batch.total - tally.lines, 0)
     if as_json:
         counts = {
@@ -160,15 +158,13 @@ def command(
 
 def _from_spools(name: str, folders: list[Path], out: Path | None, errors: Path | None, fmt: str, as_json: bool) -> int:
     from submit.results.from_spool import write_spooled
-    from submit.results.output import default_errors
+    from submit.results.output import errors_written
     from submit.results.summary import Tally
 
     tally = Tally()
     found = write_spooled(name, folders, out, errors=errors, fmt=fmt, observe=tally.add)
     failed = sum(tally.failures.values())
-    if failed and fmt == "native" and errors is None and out is not None:
-        errors = default_errors(out)
-    shown_errors = errors if failed and fmt == "native" else None
+    shown_errors = errors_written(out, errors, fmt, failed)
     if as_json:
         paths = {"results": str(out), "errors": None if shown_errors is None else str(shown_errors)}
         click.echo(orjson.dumps({**found.as_dict(), "failed_by_code": dict(tally.failures), **paths}).decode())

@@ -12,6 +12,7 @@ import click
 from jobs.app.logs import set_up_logging
 from jobs.app.process_name import process_name
 from jobs.app.settings import read_settings
+from submit.commands import all_flags
 from submit.commands.options import log_options, redis_option, webhook_options
 
 log = logging.getLogger("promptmill.scheduler")
@@ -24,7 +25,7 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     """Give the command the values of this settings file before its other flags are read."""
     if path is not None:
         ctx.obj = path
-        ctx.default_map = read_settings(path, "scheduler", ctx.command.params)
+        ctx.default_map = read_settings(path, "scheduler", ctx.command.params, all_flags)
 
 
 @click.command("scheduler", short_help="Submit batches by their schedules: a long-lived process.")

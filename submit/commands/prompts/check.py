@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,9 +16,9 @@ from submit.status.text import plural
 
 if TYPE_CHECKING:
     from jobs.lines.line import Defaults
-    from submit.input.preview import Preview, Previewed
+    from submit.input.preview import Previewed
     from submit.input.reader import PromptFile
-    from submit.input.validate import Chunk, Problems
+    from submit.input.validate import Findings
 
 
 @click.command("check", short_help="Validate a file of prompts, without Redis.")
@@ -43,59 +42,49 @@ def command(file: str, as_json: bool, control_tokens: bool, **flags: Any) -> int
     with json_errors(as_json) as answer:
         defaults = defaults_from(flags)
         with PromptFile(file) as prompts:
-            findings = _check(prompts, defaults, control_tokens)
-        if findings.lines == 0:
+            found = _check(prompts, defaults, control_tokens)
+        if found.findings.total == 0:
             empty = ProblemLine(1, "empty_file", None, "there are no prompts in it")
             raise InputError(prompts.name, [empty], what=empty.message, checked_only=True)
-        for note in notes(findings.own_models, findings.after_answer, defaults):
+        for note in notes(found.findings.own_models, found.findings.after_answer, defaults):
             click.echo(note, err=True)
         if as_json:
-            click.echo(orjson.dumps(findings.as_dict(prompts.name)).decode())
+            click.echo(orjson.dumps(found.as_dict(prompts.name)).decode())
         else:
-            findings.show(prompts.name)
+            found.show(prompts.name)
         answer.given = True
-        if findings.bad_lines:
-            raise InputError(prompts.name, findings.problems, findings.bad_lines, checked_only=True)
+        if found.bad_lines:
+            raise InputError(prompts.name, found.problems, found.bad_lines, checked_only=True)
     return 0
 
 
 @dataclass(slots=True)
-class _Findings:
-    """What is in a file."""
+class _Checked:
+    """What is in a file: what checking found, and where it was rendered, what that found too."""
 
-    lines: int = 0
-    formats: Counter[str] = field(default_factory=Counter)
-    models: Counter[str] = field(default_factory=Counter)
-    own_models: Counter[str] = field(default_factory=Counter)
-    after_answer: int = 0
-    problems: list[ProblemLine] = field(default_factory=list)
-    bad_lines: int = 0
+    findings: Findings
     previewed: Previewed | None = None
 
-    def count(self, chunk: Chunk) -> None:
-        self.lines += len(chunk.good) + len(chunk.bad)
-        self.own_models.update(chunk.own_models)
-        for line in chunk.good:
-            self.formats["native" if line.endpoint is None else "openai"] += 1
-            self.models[line.group.model] += 1
-            self.after_answer += line.after_answer
+    @property
+    def bad_lines(self) -> int:
+        return self.findings.rejected + (self.previewed.problems.count if self.previewed else 0)
 
-    def add_problems(self, *sources: Problems) -> None:
-        for source in sources:
-            self.problems += source.kept
-            self.bad_lines += source.count
-        self.problems.sort(key=lambda problem: problem.line)
+    @property
+    def problems(self) -> list[ProblemLine]:
+        found = [*self.findings.problems, *(self.previewed.problems.kept if self.previewed else ())]
+        return sorted(found, key=lambda problem: problem.line)
 
     def as_dict(self, source: str) -> dict[str, Any]:
+        findings = self.findings
         shown: dict[str, Any] = {
             "source": source,
-            "lines": self.lines,
+            "lines": findings.total,
             "bad_lines": self.bad_lines,
-            "formats": dict(self.formats),
-            "models": {model: count for model, count in self.models.items() if model},
-            "without_model": self.models[""],
-            "own_models": dict(self.own_models),
-            "after_answer": self.after_answer,
+            "formats": dict(findings.formats),
+            "models": {model: count for model, count in findings.by_model.items() if model},
+            "without_model": findings.by_model[""],
+            "own_models": dict(findings.own_models),
+            "after_answer": findings.after_answer,
             "problems": [problem.as_dict() for problem in self.problems],
         }
         if self.previewed is not None:
@@ -105,11 +94,12 @@ class _Findings:
 
     def show(self, source: str) -> None:
         """For a person, on stdout."""
+        findings = self.findings
         verdict = f"{self.bad_lines:,} bad" if self.bad_lines else "all good"
-        click.echo(f"{source}: {plural(self.lines, 'line')}, {verdict}")
-        if self.formats:
-            click.echo("  formats  " + ", ".join(f"{name} {count:,}" for name, count in self.formats.most_common()))
-        for model, count in self.models.most_common():
+        click.echo(f"{source}: {plural(findings.total, 'line')}, {verdict}")
+        if findings.formats:
+            click.echo("  formats  " + ", ".join(f"{name} {count:,}" for name, count in findings.formats.most_common()))
+        for model, count in findings.by_model.most_common():
             shown = model or "none named: `submit` will need --model"
             click.echo(f"  model    {shown} ({plural(count, 'line')})")
         if self.previewed is None:
@@ -126,34 +116,19 @@ def _number(value: int | None) -> str:
     return "an unknown number" if value is None else f"{value:,}"
 
 
-def _check(prompts: PromptFile, defaults: Defaults, control_tokens: bool) -> _Findings:
-    from submit.input.validate import Problems, checked
+def _check(prompts: PromptFile, defaults: Defaults, control_tokens: bool) -> _Checked:
+    from submit.input.preview import Preview
+    from submit.input.validate import Findings, checked
 
-    findings, problems = _Findings(), Problems()
+    findings, preview = Findings(), None
     with contextlib.ExitStack() as stack:
-        preview = stack.enter_context(_preview(defaults.model, defaults, control_tokens)) if defaults.model else None
+        if defaults.model:
+            preview = stack.enter_context(Preview(defaults.model, defaults, control_tokens=control_tokens))
         progress = stack.enter_context(read_display(prompts.size))
         for chunk in checked(prompts, defaults, need_model=False):
-            findings.count(chunk)
-            problems.add(chunk.bad)
-            progress(findings.lines, prompts.bytes_read)
-            if preview is not None:
-                _feed(preview, chunk)
-        if preview is not None:
-            findings.previewed = preview.finish()
-            findings.add_problems(problems, findings.previewed.problems)
-        else:
-            findings.add_problems(problems)
-    return findings
-
-
-def _preview(model: str, defaults: Defaults, control_tokens: bool) -> Preview:
-    from submit.input.preview import Preview
-
-    return Preview(model, defaults, control_tokens=control_tokens)
-
-
-def _feed(preview: Preview, chunk: Chunk) -> None:
-    for line in chunk.good:
-        if line.group.model == preview.model:
-            preview.feed(line.place.line, line.place.raw)
+            findings.add(chunk)
+            progress(findings.total, prompts.bytes_read)
+            for line in chunk.good:
+                if preview is not None and line.group.model == preview.model:
+                    preview.feed(line.place.line, line.place.raw)
+        return _Checked(findings, None if preview is None else preview.finish())

@@ -8,47 +8,41 @@ from typing import Any
 
 import click
 
+from jobs.app.worker_options import WORKER_OPTIONS, WorkerOption
 from jobs.errors import RefusedError
 from jobs.lines.values import local_model_name
-from submit.commands.options import defaults_from, keep_cut_option, parameter_options, redis_option
+from submit.commands.options import defaults_from, keep_cut_option, on_bad_line_option, parameter_options, redis_option
 from submit.results.formats import FORMATS
 
-WORKER_OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("decode-concurrency", click.IntRange(1, 4096), "Worker: most lines decoded together."),
-    ("prompt-concurrency", click.IntRange(1, 1024), "Worker: most prompts processed together."),
-    ("prefill-step-size", click.IntRange(1), "Worker: prompt tokens processed between two decode steps."),
-    ("max-kv-size", click.IntRange(8), "Worker: most tokens a line's KV cache keeps."),
-    ("kv-bits", click.Choice([2, 3, 4, 6, 8]), "Worker: bits of a quantised KV cache."),
-    ("kv-group-size", click.Choice([32, 64, 128]), "Worker: values quantised together."),
-    ("quantized-kv-start", click.IntRange(0), "Worker: tokens from which on the KV cache is quantised."),
-    ("draft-model", str, "Worker: small model of the same vocabulary that proposes tokens."),
-    ("num-draft-tokens", click.IntRange(1, 64), "Worker: tokens proposed at a time."),
-    ("max-context", click.IntRange(1), "Worker: context length in tokens."),
-    ("memory-limit", str, "Worker: memory for the models and their caches, such as 48G."),
-    ("prefix-memory", str, "Worker: memory for beginnings that prompts share; 0 computes every prompt in full."),
-    ("max-attempts", click.IntRange(1, 100), "Worker: attempts at a line that ends its worker."),
-    (
-        "load-patience",
-        click.FloatRange(0),
-        "Worker: seconds of failing loads after which a model's lines get error records.",
-    ),
-    ("revision", str, "Worker: revision of the models on the Hub."),
-)
-WORKER_SWITCHES = (
-    ("autotune", "Worker: measure how many lines to decode together, and remember it."),
-    ("allow-sleep", "Worker: let a Mac fall asleep when nobody uses it, even while lines are under way."),
-    ("trust-remote-code", "Worker: let models and tokenizers run code from their repositories."),
-    ("control-tokens", "Worker: take control tokens in messages for what they say, for files that you trust."),
-)
+RUN_OPTIONS = tuple(row for row in WORKER_OPTIONS if row.in_run)
 
 
 def worker_options(command: Any) -> Any:
-    """Add the flags that go to the worker as they are."""
-    for name, text in reversed(WORKER_SWITCHES):
-        command = click.option(f"--{name}", is_flag=True, help=text)(command)
-    for name, kind, text in reversed(WORKER_OPTIONS):
-        command = click.option(f"--{name}", type=kind, help=text)(command)
+    """Add the flags that go to the worker as they are. Without a value, the worker's defaults hold."""
+    for row in reversed(RUN_OPTIONS):
+        text = f"Worker: {row.full_help[0].lower()}{row.full_help[1:]}"
+        command = click.option(row.flag, row.name, help=text, **_type_of(row))(command)
     return command
+
+
+def _type_of(row: WorkerOption) -> dict[str, Any]:
+    match row.kind:
+        case "switch":
+            return {"is_flag": True}
+        case "int":
+            return {"type": click.IntRange(row.low, row.high)}
+        case "seconds":
+            return {"type": click.FloatRange(0)}
+        case "choice":
+            return {"type": click.Choice(row.choices)}
+    return {"type": str, "metavar": row.metavar}
+
+
+def _worker_flags(flags: dict[str, Any]) -> tuple[str, ...]:
+    """Take the flags that go to the worker out of the command's."""
+    given = [(row, flags.pop(row.name)) for row in RUN_OPTIONS]
+    values = [f"{row.flag}={value}" for row, value in given if row.kind != "switch" and value is not None]
+    return (*values, *(row.flag for row, value in given if row.kind == "switch" and value))
 
 
 @click.command("run", short_help="Run a file of prompts on this machine.")
@@ -70,13 +64,7 @@ def worker_options(command: Any) -> Any:
     "[default: OUT with .errors before its suffix]",
 )
 @click.option("--name", help="A name for the batch.")
-@click.option(
-    "--on-bad-line",
-    type=click.Choice(["reject", "skip"]),
-    default="reject",
-    show_default=True,
-    help="reject: one bad line rejects the file; skip: bad lines become error records and the rest is run.",
-)
+@on_bad_line_option
 @click.option(
     "--format",
     "fmt",
@@ -123,9 +111,7 @@ def command(
     for field in ("model", "adapter_path"):
         if flags[field] is not None:
             flags[field] = local_model_name(flags[field])
-    given = [(flag, flags.pop(flag.replace("-", "_"))) for flag, _, _ in WORKER_OPTIONS]
-    worker_flags = [f"--{flag}={value}" for flag, value in given if value is not None]
-    worker_flags += [f"--{flag}" for flag, _ in WORKER_SWITCHES if flags.pop(flag.replace("-", "_"))]
+    worker_flags = _worker_flags(flags)
     request = RunRequest(
         source=file,
         out=out,
@@ -137,6 +123,6 @@ def command(
         name=name,
         redis_url=redis_url,
         restart=restart,
-        worker_flags=tuple(worker_flags),
+        worker_flags=worker_flags,
     )
     return run(request)

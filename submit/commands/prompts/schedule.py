@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from jobs.batch import PRIORITIES
 from jobs.errors import RefusedError
-from submit.commands.options import Duration, json_option, open_store, order_from, parameter_options, redis_option
+from submit.commands.options import (
+    Duration,
+    json_option,
+    open_store,
+    order_from,
+    order_options,
+    parameter_options,
+    redis_option,
+)
 from submit.input.feedback import json_errors, read_display
 from submit.input.problem_summary import listed
 from submit.status.text import plural
@@ -18,9 +25,9 @@ from submit.status.text import plural
 if TYPE_CHECKING:
     from jobs.lines.line import Defaults
     from jobs.store.store import Store
+    from submit.input.validate import Findings
     from submit.schedule.model import Schedule
     from submit.schedule.store import Schedules
-    from submit.upload.submitter import Checked
 
 
 @click.group("schedule", short_help="Batches by cron: add, list, remove, run now.")
@@ -50,21 +57,7 @@ def command() -> None:
 )
 @click.option("--replace", "take_place", is_flag=True, help="Take the place of a schedule of this name.")
 @click.option("--name", "batch_name", help="A name for the batches.  [default: the schedule's]")
-@click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
-@click.option(
-    "--expires-in", type=Duration(), metavar="DURATION",
-    help="End each batch after this long (90s, 15m, 2h); lines not finished by then get an error record.",
-)  # fmt: skip
-@click.option(
-    "--keep", type=Duration(forever=True), metavar="DURATION", default="14d", show_default=True,
-    help="Remove each batch and its records so long after its end; `forever` keeps it.",
-)  # fmt: skip
-@click.option("--webhook", metavar="URL", help="Tell this URL when a batch has ended.")
-@click.option(
-    "--on-bad-line", type=click.Choice(("reject", "skip")), default="reject", show_default=True,
-    help="reject: one bad line and nothing is enqueued; skip: bad lines become error records, the rest runs.",
-)  # fmt: skip
-@click.option("--metadata", metavar="JSON", help="Your own data on each batch, a JSON object; `status` shows it.")
+@order_options
 @parameter_options
 @redis_option
 @json_option
@@ -108,7 +101,7 @@ def add(
     return 0
 
 
-def _say_added(store: Store, schedule: Schedule, checked: Checked | None, defaults: Defaults) -> None:
+def _say_added(store: Store, schedule: Schedule, checked: Findings | None, defaults: Defaults) -> None:
     from submit.schedule.store import Schedules
     from submit.schedule.table import next_run
     from submit.upload.submit_notes import notes, waits_for

@@ -11,19 +11,19 @@ import click
 import orjson
 from click.core import ParameterSource
 
-from jobs.app.moment import parse_moment
-from jobs.batch import PRIORITIES
+from jobs.app.units import parse_moment
 from jobs.errors import RefusedError
 from submit.commands.options import (
     Duration,
+    given_by,
     json_option,
     open_store,
     order_from,
+    order_options,
     parameter_options,
     redis_option,
-    said_with,
 )
-from submit.input.feedback import json_errors, left_to_itself, read_display
+from submit.input.feedback import going_on_if_interrupted, json_errors, read_display
 from submit.input.problem_summary import listed
 from submit.status.text import plural
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 @click.command("submit", short_help="Enqueue a file of prompts; prints the batch id.")
 @click.argument("file")
 @click.option("--name", help="A name for the batch, by which other commands find it too.")
-@click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
 @click.option(
     "--at",
     metavar="TIME",
@@ -49,33 +48,7 @@ if TYPE_CHECKING:
     metavar="DURATION",
     help="Begin after this long: 90s, 15m, 2h, 1d or 1h30m; a bare number is seconds, here and for all durations.",
 )
-@click.option(
-    "--expires-in",
-    type=Duration(),
-    metavar="DURATION",
-    help="End the batch so long after it begins (90s, 15m, 2h, 1d); lines not finished by then get an error record.",
-)
-@click.option(
-    "--keep",
-    type=Duration(forever=True),
-    metavar="DURATION",
-    default="14d",
-    show_default=True,
-    help="Remove the batch and its records so long after its end; `forever` keeps it until `promptmill purge`.",
-)
-@click.option(
-    "--on-bad-line",
-    type=click.Choice(("reject", "skip")),
-    default="reject",
-    show_default=True,
-    help="reject: one bad line and nothing is enqueued; skip: bad lines become error records, the rest runs.",
-)
-@click.option(
-    "--webhook",
-    metavar="URL",
-    help="Where to POST word of the batch's end, signed; sent by `promptmill scheduler`, which holds the secret.",
-)
-@click.option("--metadata", metavar="JSON", help="Your own data on the batch, a JSON object; `status` shows it.")
+@order_options
 @click.option("--wait", is_flag=True, help="Stay and write the results to OUT as lines finish; needs -o.")
 @click.option(
     "-o", "--output", "out", type=click.Path(path_type=Path), metavar="OUT", help="File for the results, with --wait."
@@ -125,7 +98,7 @@ def command(
                 submitted = submit(store, prompts, order, progress=progress)
             _print(submitted, prompts.name, as_json=as_json)
             answer.given = True
-            _say_prospects(store, submitted, order)
+            _say_notes(store, submitted, order)
             return _follow(store, submitted.batch_id, out, timeout, begun) if wait else 0
 
 
@@ -148,7 +121,7 @@ def _until(at: str, start_in: float | None, store: Store) -> float:
     try:
         return parse_moment(at, now) - now
     except RefusedError as error:
-        raise RefusedError(f"{said_with('at')}: {error}") from None
+        raise RefusedError(f"{given_by('at')}: {error}") from None
 
 
 def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
@@ -161,7 +134,7 @@ def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
     click.echo(f"{running} of {source} enqueued for {', '.join(submitted.models) or 'no model'}", err=True)
 
 
-def _say_prospects(store: Store, submitted: Submitted, order: Order) -> None:
+def _say_notes(store: Store, submitted: Submitted, order: Order) -> None:
     """When the batch begins and ends, as far as that was said, and whether it will have to wait for a worker."""
     from submit.upload.submit_notes import notes, times, waits_for
 
@@ -183,20 +156,20 @@ def _say_prospects(store: Store, submitted: Submitted, order: Order) -> None:
 def _follow(store: Store, batch_id: str, out: Path | None, timeout: float | None, begun: float) -> int:
     """Write the results as they come, and say what the batch came to; ``begun`` is when the user began to wait."""
     from submit.results.follow import write_results
-    from submit.results.output import STDOUT, default_errors
+    from submit.results.output import STDOUT, errors_written
     from submit.results.summary import Tally, exit_status, summary
     from submit.status.progress import Progress
 
     tally, progress = Tally(), Progress()
     try:
-        with left_to_itself(batch_id, out):
+        with going_on_if_interrupted(batch_id, out):
             batch = write_results(
                 store, batch_id, out, follow=True, progress=progress, timeout=timeout, observe=tally.add
             )
     finally:
         progress.close()
     shown = None if out == STDOUT else out
-    errors = default_errors(shown) if tally.failures and shown is not None else None
+    errors = errors_written(shown, None, "native", len(tally.failures))
     seconds = time.monotonic() - begun
     for line in summary(batch, tally, out=shown, errors=errors, seconds=seconds, now=store.now()):
         click.echo(line, err=True)

@@ -24,7 +24,7 @@ from jobs.record import Choice
 from jobs.store.store import Store
 from submit.run.lock import identity_of
 from submit.run.run import RunRequest, run
-from submit.run.worker_process import MOST_DEATHS, Supervisor
+from submit.run.worker_process import MOST_DEATHS, WorkerProcess
 from submit.status.progress import Progress
 from tests.pool import prompts, work
 
@@ -338,16 +338,16 @@ class Clock:
         return self.now
 
 
-def supervise(tmp_path: Path, script: str, clock: Clock, said: list[str]) -> Supervisor:
-    return Supervisor(["sh", "-c", script], tmp_path / "worker.log", {}, said.append, clock=clock)
+def supervise(tmp_path: Path, script: str, clock: Clock, said: list[str]) -> WorkerProcess:
+    return WorkerProcess(["sh", "-c", script], tmp_path / "worker.log", {}, said.append, clock=clock)
 
 
-def check_until(supervisor: Supervisor, batch: Callable[[], Batch], clock: Clock, said: list[str], count: int) -> None:
+def check_until(worker: WorkerProcess, batch: Callable[[], Batch], clock: Clock, said: list[str], count: int) -> None:
     """Check again and again until ``count`` messages are there."""
     deadline = time.monotonic() + DEADLINE_S
     while len(said) < count:
         assert time.monotonic() < deadline, "the worker was not seen to die"
-        supervisor.check(batch())
+        worker.check(batch())
         clock.now += 1.0
         time.sleep(0.005)
 
@@ -355,23 +355,23 @@ def check_until(supervisor: Supervisor, batch: Callable[[], Batch], clock: Clock
 def test_a_worker_that_keeps_dying_is_given_up(tmp_path: Path) -> None:
     """Five deaths in a row without a finished line; the error quotes its log."""
     clock, said = Clock(), []
-    supervisor = supervise(tmp_path, "echo boom >&2; kill -9 $$", clock, said)
-    supervisor.start()
+    worker = supervise(tmp_path, "echo boom >&2; kill -9 $$", clock, said)
+    worker.start()
     running = Batch("b_1", "in_progress", total=5)
     with pytest.raises(
         PromptmillError, match=r"died 5 times in a row; the last time it was killed by signal 9(.|\n)*boom"
     ):
-        check_until(supervisor, lambda: running, clock, said, MOST_DEATHS)
+        check_until(worker, lambda: running, clock, said, MOST_DEATHS)
     assert [text.partition("; starting it again in ")[2].partition(" s")[0] for text in said] == ["0.5", "1", "2", "4"]
 
 
 def test_a_worker_that_dies_and_gets_on_is_kept(tmp_path: Path) -> None:
     """A death after which lines have finished counts from one again."""
     clock, said = Clock(), []
-    supervisor = supervise(tmp_path, "exit 1", clock, said)
-    supervisor.start()
+    worker = supervise(tmp_path, "exit 1", clock, said)
+    worker.start()
     check_until(
-        supervisor, lambda: Batch("b_1", "in_progress", total=99, completed=len(said)), clock, said, 2 * MOST_DEATHS
+        worker, lambda: Batch("b_1", "in_progress", total=99, completed=len(said)), clock, said, 2 * MOST_DEATHS
     )
     assert {text.partition(";")[0] for text in said} == {"the worker ended with status 1"}
 
@@ -380,11 +380,11 @@ def test_a_worker_that_redis_refuses_is_not_started_again(tmp_path: Path) -> Non
     """Its last words are the error; noise before them is left in its log."""
     clock, said = Clock(), []
     words = "promptmill worker: Redis at x does not allow user 'submitter' what is needed"
-    supervisor = supervise(tmp_path, f'echo "DeprecationWarning: y" >&2; echo "{words}" >&2; exit 3', clock, said)
-    supervisor.start()
+    worker = supervise(tmp_path, f'echo "DeprecationWarning: y" >&2; echo "{words}" >&2; exit 3', clock, said)
+    worker.start()
     running = Batch("b_1", "in_progress", total=5)
     with pytest.raises(RedisError, match=r"^the worker did not start: Redis at x does not allow user 'submitter'"):
-        check_until(supervisor, lambda: running, clock, said, 1)
+        check_until(worker, lambda: running, clock, said, 1)
     assert said == []
 
 
@@ -393,9 +393,9 @@ def test_a_worker_that_was_ready_and_lost_redis_is_started_again(tmp_path: Path)
     clock, said = Clock(), []
     ready = "echo 2026-11-21T10:00:00 INFO mini serves pocket >&2"
     mark = tmp_path / "ready"
-    supervisor = supervise(tmp_path, f"[ -f {mark} ] || {ready}; touch {mark}; exit 3", clock, said)
-    supervisor.start()
-    check_until(supervisor, lambda: Batch("b_1", "in_progress", total=5), clock, said, 2)
+    worker = supervise(tmp_path, f"[ -f {mark} ] || {ready}; touch {mark}; exit 3", clock, said)
+    worker.start()
+    check_until(worker, lambda: Batch("b_1", "in_progress", total=5), clock, said, 2)
     assert {text.partition(";")[0] for text in said} == {"the worker ended with status 3"}
 
 
@@ -403,13 +403,13 @@ def test_a_worker_that_does_not_stop_is_made_to(tmp_path: Path, monkeypatch: pyt
     """SIGTERM first; after its time is up the whole process group is killed."""
     monkeypatch.setattr("submit.run.worker_process.STOP_S", 0.2)
     clock, said = Clock(), []
-    supervisor = supervise(tmp_path, "trap '' TERM; echo ready; while :; do sleep 1; done", clock, said)
-    supervisor.start()
+    worker = supervise(tmp_path, "trap '' TERM; echo ready; while :; do sleep 1; done", clock, said)
+    worker.start()
     deadline = time.monotonic() + DEADLINE_S
     while "ready" not in (tmp_path / "worker.log").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process = supervisor._process
+    process = worker._process
     assert process is not None
-    supervisor.stop()
+    worker.stop()
     assert process.returncode == -9

@@ -13,6 +13,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError
 
+from jobs.app.worker_options import EngineSettings
 from jobs.attempt import Attempt
 from jobs.batch import queue_name
 from jobs.errors import ModelLoadError, StaleAttemptError
@@ -29,7 +30,7 @@ from worker.models.load_failures import LoadFailure
 from worker.models.residency import Size
 from worker.rq.worker import LEASE_S, UNWATCHED_S
 from worker.service import Service
-from worker.settings import EngineSettings, ServiceSettings
+from worker.settings import ServiceSettings
 from worker.shards import claimed
 from worker.shards.claimed import HeldShard
 from worker.shards.records import EndedLine

@@ -28,7 +28,7 @@ from deploy.gpu_limit import low_limit, wired_limit
 from deploy.host import User
 from deploy.plan import ETC
 from deploy.settings import changed
-from jobs.app.size import parse_size
+from jobs.app.units import parse_size
 from jobs.errors import RefusedError
 from submit.cli import main
 

@@ -93,7 +93,7 @@ def test_a_worker_takes_the_command_line_that_is_rendered(monkeypatch: pytest.Mo
         monkeypatch.setenv(name, value)
     arguments = found["ProgramArguments"][4:]
     parsed = worker_command.make_context("promptmill worker", list(arguments)).params
-    assert parsed["models"] == ("org/model", "/models/other")
+    assert parsed["model"] == ("org/model", "/models/other")
     assert (parsed["drain"], parsed["name"], parsed["autotune"]) == (45.0, "mini-1", True)
     assert parsed["memory_limit"] == 40 * 2**30
     assert parsed["log_file"] == Path("/var/log/promptmill-worker/promptmill-worker.log")

@@ -8,11 +8,10 @@ from pathlib import Path
 import click
 import pytest
 
-from jobs.app.flags import FLAGS
 from jobs.app.settings import COMMANDS, read_settings
 from jobs.errors import RefusedError
 from submit.cli import main
-from submit.commands import load
+from submit.commands import MODULES, all_flags, load
 from submit.commands.prompts.submit import command
 from worker.cli import command as worker_command, main as worker_main
 
@@ -21,7 +20,7 @@ def settings(folder: Path, text: str) -> dict[str, object]:
     """What ``promptmill submit`` takes from a settings file of this text."""
     path = folder / "promptmill.toml"
     path.write_text(text)
-    return read_settings(path, "submit", command.params)
+    return read_settings(path, "submit", command.params, all_flags)
 
 
 def test_keys_are_flags_and_a_commands_table_wins(tmp_path: Path) -> None:
@@ -50,11 +49,37 @@ def flags(command: click.Command) -> Iterator[str]:
 
 
 def test_flags_are_those_of_all_commands() -> None:
-    """jobs/app/flags.py names each flag of each command, and nothing else."""
+    """The keys that may stand at the top are the flags of all commands, the worker's too."""
     found = set(flags(worker_command))
     for name in COMMANDS:
         found |= set(flags(load(name)))
-    assert sorted(FLAGS) == sorted(found)
+    assert sorted(all_flags()) == sorted(found)
+    assert sorted(MODULES) == sorted(COMMANDS)
+
+
+def test_keys_that_any_table_names_ask_nobody(tmp_path: Path) -> None:
+    """A light command imports no other for keys that are its own, parameters, or a worker's options."""
+    path = tmp_path / "promptmill.toml"
+    path.write_text('redis = "redis://a"\nmodel = "m"\ntemperature = 1\ndecode-concurrency = 3\nautotune = true\n')
+    assert read_settings(path, "status", load("status").params, lambda: pytest.fail("it asked")) == {
+        "redis_url": "redis://a"
+    }
+
+
+@pytest.mark.parametrize("key", ["check", "pool"])
+def test_hidden_flags_are_no_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
+    """A worker that only checks its flags, or has private queues, is nothing that a file of settings may ask for."""
+    path = tmp_path / "promptmill.toml"
+    path.write_text(f'{key} = "true"')
+    assert worker_main(["--config", str(path), "--model", "m", "--redis", "redis://nowhere"]) == 2
+    assert f"'{key}' is " in capsys.readouterr().err
+
+
+def test_a_worker_takes_the_keys_of_other_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is a flag of a command that the worker does not know is no misspelt key."""
+    path = tmp_path / "promptmill.toml"
+    path.write_text('on-bad-line = "skip"\nkeep = "2d"\n')
+    assert worker_main(["--config", str(path), "--model", "m", "--check"]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

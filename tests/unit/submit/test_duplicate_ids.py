@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from hypothesis import given, settings, strategies as st
 
-from submit.input.duplicate_ids import SeenIds
+from submit.input.duplicate_ids import UsedIds
 
 Lines = list[tuple[int, str | None]]
 
 
 def found(lines: Lines, chunk: int = 1000) -> dict[int, int]:
     """All clashes, with the lines taken in by chunks."""
-    with SeenIds() as seen:
+    with UsedIds() as seen:
         clashes = {}
         for start in range(0, len(lines), chunk):
             clashes |= seen.add(lines[start : start + chunk])

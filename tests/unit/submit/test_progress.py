@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.app.duration import parse_duration
+from jobs.app.units import parse_duration
 from jobs.batch import Batch, Usage
 from submit.status.progress import Progress, bar_text
 from submit.status.rates import Rates

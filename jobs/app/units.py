@@ -1,4 +1,4 @@
-"""Moments as people write them."""
+"""Durations, moments and sizes of memory as people write them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,26 @@ from datetime import datetime, timedelta, tzinfo
 
 from jobs.errors import RefusedError
 
-__all__ = ["parse_moment"]
+__all__ = ["parse_duration", "parse_moment", "parse_size"]
 
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?")
+_BYTES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90``, ``90s``, ``1.5h``, ``14d`` or ``1h30m``.
+
+    Raises:
+        RefusedError: it is not a duration.
+    """
+    compact = text.strip().lower()
+    parts = _PART.findall(compact)
+    if not parts or "".join(number + unit for number, unit in parts) != compact:
+        raise RefusedError(f"'{text:.40}' is not a duration; write 90s, 15m, 2h, 14d or 1h30m")
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
 def parse_moment(text: str, now: float, zone: tzinfo | None = None) -> float:
@@ -39,3 +56,15 @@ def parse_moment(text: str, now: float, zone: tzinfo | None = None) -> float:
     if seconds <= now:
         raise RefusedError(f"'{text:.40}' has passed already")
     return seconds
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``48G``, ``512MB``, ``1.5 GiB``, or a plain number.
+
+    Raises:
+        RefusedError: it is not a size.
+    """
+    match = _SIZE.fullmatch(text.strip().upper())
+    if match is None:
+        raise RefusedError(f"'{text:.40}' is not a size: write 48G, 512M or a number of bytes")
+    return int(float(match[1]) * _BYTES[match[2]])

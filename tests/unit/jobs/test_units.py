@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from jobs.app.moment import parse_moment
+from jobs.app.units import parse_moment
 from jobs.errors import RefusedError
 
 BERLIN = ZoneInfo("Europe/Berlin")
