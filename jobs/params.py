@@ -42,6 +42,10 @@ class Parameter:
     unless ``open_low``. ``default_text`` is how the default is shown where its value does not say it. ``off`` are what
     other tools write for the default. The rest is what to write instead of a value that is too low or too high, of a
     zero, a number, or null.
+
+    ``stage`` is where a sampling step reads the parameter: ``logits`` (changes them for all that follows), ``filter``
+    (which tokens may be drawn) or ``report`` (what the record shows); None: nowhere, or in a way of its own. A
+    parameter with a stage is off at its default; ``of`` names the one that switches it on, where that is another.
     """
 
     name: str
@@ -58,6 +62,8 @@ class Parameter:
     zero: str = ""
     number: str = ""
     null: str = ""
+    stage: str | None = None
+    of: str | None = None
 
     @property
     def range_text(self) -> str:
@@ -110,7 +116,12 @@ class Sampling:
     )
     """None: as many as the context has room for."""
     min_tokens: int = _param(
-        "int", 0, "EOS and stop strings cannot end the text before this many tokens", low=0, below="0 is off"
+        "int",
+        0,
+        "EOS and stop strings cannot end the text before this many tokens",
+        low=0,
+        below="0 is off",
+        stage="logits",
     )
     temperature: float = _param(
         "float",
@@ -132,6 +143,7 @@ class Sampling:
         below="1 is off",
         zero="for greedy give temperature 0",
         above="it is a share: 0.9 for 90 percent; 1 is off",
+        stage="filter",
     )
     top_k: int = _param(
         "int",
@@ -140,6 +152,7 @@ class Sampling:
         low=0,
         off=(-1,),
         below="0 is off",
+        stage="filter",
     )
     min_p: float = _param(
         "float",
@@ -149,16 +162,28 @@ class Sampling:
         high=1,
         below="0 is off",
         above="it is a share, such as 0.05; 0 is off",
+        stage="filter",
     )
-    min_tokens_to_keep: int = _param("int", 1, "how many tokens min_p must leave", low=1, below="1 is off")
+    min_tokens_to_keep: int = _param(
+        "int", 1, "how many tokens min_p must leave", low=1, below="1 is off", stage="filter", of="min_p"
+    )
     xtc_probability: float = _param(
         "float",
         0.0,
         "chance per step to cut all but the least likely of the tokens above xtc_threshold; newline and EOS exempt",
         low=0,
         high=1,
+        stage="filter",
     )
-    xtc_threshold: float = _param("float", 0.1, "probability a token must reach to be cut by XTC", low=0, high=0.5)
+    xtc_threshold: float = _param(
+        "float",
+        0.1,
+        "probability a token must reach to be cut by XTC",
+        low=0,
+        high=0.5,
+        stage="filter",
+        of="xtc_probability",
+    )
     repetition_penalty: float = _param(
         "float",
         1.0,
@@ -167,6 +192,7 @@ class Sampling:
         open_low=True,
         below="below 1 rewards, 1 is off",
         zero="1 is off",
+        stage="logits",
     )
     repetition_context_size: int = _param(
         "int",
@@ -174,9 +200,15 @@ class Sampling:
         "repetition_penalty looks at the last N tokens of prompt and output; 0 is all",
         low=0,
         below="0 is all",
+        stage="logits",
+        of="repetition_penalty",
     )
-    presence_penalty: float = _param("float", 0.0, "subtracted once from each token of the output; negative rewards")
-    frequency_penalty: float = _param("float", 0.0, "subtracted for each occurrence in the output; negative rewards")
+    presence_penalty: float = _param(
+        "float", 0.0, "subtracted once from each token of the output; negative rewards", stage="logits"
+    )
+    frequency_penalty: float = _param(
+        "float", 0.0, "subtracted for each occurrence in the output; negative rewards", stage="logits"
+    )
     presence_context_size: int | None = _param(
         "int",
         None,
@@ -184,6 +216,8 @@ class Sampling:
         low=0,
         default_text="absent (output only)",
         below="0 is all",
+        stage="logits",
+        of="presence_penalty",
     )
     frequency_context_size: int | None = _param(
         "int",
@@ -192,9 +226,18 @@ class Sampling:
         low=0,
         default_text="absent (output only)",
         below="0 is all",
+        stage="logits",
+        of="frequency_penalty",
     )
     logit_bias: dict[int, float] = _param(
-        "bias", {}, "added to the logits of these token ids", low=-100, high=100, default_text="{}", off=("", [])
+        "bias",
+        {},
+        "added to the logits of these token ids",
+        low=-100,
+        high=100,
+        default_text="{}",
+        off=("", []),
+        stage="logits",
     )
     stop: tuple[str, ...] = _param(
         "strings",
@@ -233,8 +276,9 @@ class Sampling:
         False,
         "log-probability of each new token, after bias and penalties, before the filters",
         number="for the k best give 'logprobs': true and 'top_logprobs': k",
+        stage="report",
     )
-    top_logprobs: int = _param("int", 0, "and of the k most likely tokens", low=0, high=20)
+    top_logprobs: int = _param("int", 0, "and of the k most likely tokens", low=0, high=20, stage="report")
 
     @property
     def greedy(self) -> bool:

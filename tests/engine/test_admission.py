@@ -86,14 +86,14 @@ def test_rows_that_begin_again_are_not_held_off(markov: Any, line_of: Any, monke
     assert engine.begun == 3
     engine.admit(frozenset())
     engine.add(line_of("late", [1], max_tokens=2))
-    advance, failures = engine._batch.advance, iter([RuntimeError("lost")])
+    advance, failures = engine._decode_batch.advance, iter([RuntimeError("lost")])
 
     def failing() -> None:
         for failure in failures:
             raise failure
         advance()
 
-    monkeypatch.setattr(engine._batch, "advance", failing)
+    monkeypatch.setattr(engine._decode_batch, "advance", failing)
     ended = [finished.key for _ in range(60) for finished in engine.step()]
     assert sorted(ended) == ["a", "b", "c"]
     assert engine.pending == 1

@@ -55,13 +55,13 @@ class EngineFactory:
         from worker.engine.loading.mlx_models import load_model, set_wired_limit
         from worker.engine.prompts.prepare import Preparer
         from worker.engine.text.completion import TextAssembler
-        from worker.engine.unbatched.modes import SoloModes
+        from worker.engine.unbatched.modes import UnbatchedModes
         from worker.models.autotune import TunedFile, tuned_rows
 
         settings = self._settings
         if settings.wired_limit is not None:
             set_wired_limit(settings.wired_limit)
-        modes = SoloModes(
+        modes = UnbatchedModes(
             max_kv_size=settings.max_kv_size,
             kv_bits=settings.kv_bits,
             kv_group_size=settings.kv_group_size,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from jobs.errors import LineError
 from jobs.lines.line_id import readable_id
-from jobs.record import Choice, RunStats, error_record, result_record
+from jobs.record import RunStats, error_record, result_record
 from jobs.store.shard_records import stored
 from jobs.store.store import FinishedLine
 from worker.engine.sequence import Failure
@@ -111,7 +111,7 @@ def _result(line: EndedLine, worker: str) -> FinishedLine:
     ended_at = max(sequence.finished_at or 0.0 for sequence in sequences)
     record = result_record(
         job,
-        (_choice(served, sequence) for sequence in sequences),
+        map(served.assembler.assemble, sequences),
         stats,
         batch_id=held.attempt.batch_id,
         model_revision=served.revision,
@@ -121,18 +121,6 @@ def _result(line: EndedLine, worker: str) -> FinishedLine:
         finished_at=line.at,
     )
     return FinishedLine(line.index, True, stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens, record)
-
-
-def _choice(served: ServedModel, sequence: Sequence) -> Choice:
-    text = served.assembler.assemble(sequence)
-    return Choice(
-        index=sequence.choice,
-        text=text.text,
-        reasoning=text.reasoning,
-        stop_reason=text.stop_reason,
-        stop_string=text.stop_string,
-        logprobs=text.logprobs,
-    )
 
 
 def run_stats(line: EndedLine) -> RunStats:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.engine.scheduler import Ticket
+from worker.engine.scheduler import SequenceGroup
 
 __all__ = ["Prefix", "PrefixIndex", "Prefixes", "prefix_budget"]
 
@@ -178,24 +178,24 @@ class Prefixes:
             # The last token is computed by the first step of decoding, so it is no part of what can be shared.
             self._index.add(prompt[:-1])
 
-    def assign(self, wave: Iterable[Ticket]) -> None:
-        """Give tickets that are about to be prefilled their prefixes, and take those off what they have to compute.
+    def assign(self, wave: Iterable[SequenceGroup]) -> None:
+        """Give groups that are about to be prefilled their prefixes, and take those off what they have to compute.
 
-        The first ticket that needs a prefix pays for it: what is computed on its behalf does not count as ``cached``.
+        The first group that needs a prefix pays for it: what is computed on its behalf does not count as ``cached``.
         """
         if not self.budget:
             return
-        for ticket in wave:
-            tokens = tuple(ticket.owner.tokens[: ticket.length])
+        for group in wave:
+            tokens = tuple(group.tokens[: group.length])
             prefix, computed = self._prefix_of(tokens)
             if prefix is not None:
-                ticket.prefix = prefix
-                ticket.length -= len(prefix)
-                ticket.cached = len(prefix) - computed
-        self._evict()  # not before: what one ticket of the wave has planned the next ones need too
+                group.prefix = prefix
+                group.length -= len(prefix)
+                group.cached = len(prefix) - computed
+        self._evict()  # not before: what one group of the wave has planned the next ones need too
 
     def planned(self) -> list[Prefix]:
-        """The prefixes that must be computed before the tickets they were given to, in this order; told once."""
+        """The prefixes that must be computed before the groups they were given to, in this order; told once."""
         planned, self._planned = self._planned, []
         return planned
 

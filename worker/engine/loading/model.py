@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from worker.engine.caches.batch import Cache
+from worker.engine.caches.prompt_cache import Cache
 
 __all__ = ["CacheCost", "LoadedModel"]
 

@@ -22,10 +22,10 @@ from mlx.utils import tree_flatten
 from jobs.params import Sampling
 from worker.engine.decode import DecodeBatch
 from worker.engine.loading.model import LoadedModel
-from worker.engine.prefill import PrefillGroup, Prompt
+from worker.engine.prefill import PrefillBatch
 from worker.engine.sampling.sampler import Sampler, suited
-from worker.engine.scheduler import Ticket
-from worker.engine.sequence import Sequence
+from worker.engine.scheduler import SequenceGroup
+from worker.engine.sequence import PreparedLine, Sequence
 from worker.engine.tuning.policy import Curve, climb
 
 __all__ = ["fingerprint", "most_rows", "tune"]
@@ -86,7 +86,9 @@ def tune(
     length = PROMPT_TOKENS if context is None else max(2, min(PROMPT_TOKENS, context - steps))
     tokens = [(31 * place + 7) % model.vocab_size for place in range(length)]
     mx.synchronize()  # steps of other models may be under way
-    prompt = PrefillGroup(model, [Ticket(Prompt(tokens), length - 1, length + steps, rows=1)])
+    line = PreparedLine(None, tuple(tokens), Sampling(temperature=0.7, top_p=0.9, ignore_eos=True), frozenset())
+    sequences = [Sequence(line, choice=seed, seed=seed, limit=steps) for seed in range(most)]
+    prompt = PrefillBatch(model, [SequenceGroup(tokens, length - 1, length + steps, sequences)])
     prompt.complete(CHUNK)
     sampler = suited()
 
@@ -104,23 +106,22 @@ def tune(
     return climb(measure, most, within_s=within_s, clock=clock)
 
 
-def _step_s(model: LoadedModel, sampler: Sampler, prompt: PrefillGroup, rows: int, clock: Callable[[], float]) -> float:
+def _step_s(model: LoadedModel, sampler: Sampler, prompt: PrefillBatch, rows: int, clock: Callable[[], float]) -> float:
     """Seconds of a decode step with ``rows`` copies of the prompt: the median of a few, taken as the
     engine takes them."""
-    (ticket,) = prompt.tickets
-    tokens: list[int] = ticket.owner.tokens
-    sampling = Sampling(temperature=0.7, top_p=0.9, ignore_eos=True)
-    limit = WARM_STEPS + TIMED_STEPS + 2
+    (group,) = prompt.groups
+    sequences = group.sequences[:rows]
+    for sequence in sequences:
+        sequence.tokens.clear()  # of the measurement before
     batch = DecodeBatch(model, sampler)
-    sequences = [Sequence(None, 0, tuple(tokens), sampling, seed, frozenset(), limit) for seed in range(rows)]
-    batch.join(sequences, prompt.take([(ticket, rows)]), tokens[-1:] * rows)
+    batch.join(sequences, prompt.take([group] * rows), group.tokens[-1:] * rows)
     began = clock()
     read_at: list[float] = []
     batch.advance()
     while len(read_at) <= WARM_STEPS + TIMED_STEPS and (result := batch.sample()) is not None:
         batch.advance()
-        for taken in result.read():
-            taken.row.tokens.append(taken.token)
+        for drawn in result.read():
+            drawn.row.tokens.append(drawn.token)
         read_at.append(clock())
         if len(read_at) > WARM_STEPS + FEWEST_TIMED and read_at[-1] - began > SIZE_S:
             break

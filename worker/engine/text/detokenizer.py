@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence as Items
 from typing import Any, Protocol
 
-__all__ = ["REPLACEMENT", "TextStream", "TokenTexts"]
+__all__ = ["REPLACEMENT", "Detokenizer", "TextStream"]
 
 REPLACEMENT = "\ufffd"
 WORD_START = "\u2581"
@@ -39,7 +39,7 @@ class TextStream(Protocol):
         """The whole text. The bytes of a character that was never completed are left out."""
 
 
-class TokenTexts:
+class Detokenizer:
     """Tokens of one tokenizer as bytes. May be used from several threads: what it keeps can only be written once more.
 
     Two kinds of tokenizers give their tokens' bytes away: those of bytes (GPT-2's alphabet) and those of pieces with

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
 __all__ = [
     "Cache",
-    "CacheSource",
     "announce",
     "arrays",
     "duplicate",
@@ -39,20 +38,13 @@ Cache = Any
 """A cache of one layer: mlx-lm gives its caches no common typed base."""
 
 
-class CacheSource(Protocol):
-    """What makes empty caches for one row: a loaded model."""
-
-    def new_cache(self) -> list[Cache]: ...
-
-
-def new_batch(source: CacheSource, rows: int) -> list[Cache]:
-    """Empty batch caches for ``rows`` rows, one per layer.
+def new_batch(rows: Sequence[Sequence[Cache]]) -> list[Cache]:
+    """Empty batch caches, one per layer, given empty caches for each row.
 
     Raises:
         AttributeError, ValueError: when a layer's cache cannot be batched.
     """
-    singles = [source.new_cache() for _ in range(rows)]
-    merged = [type(layer[0]).merge(list(layer)) for layer in zip(*singles, strict=True)]
+    merged = [type(layer[0]).merge(list(layer)) for layer in zip(*rows, strict=True)]
     finalize(merged)
     return merged
 
