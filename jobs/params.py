@@ -1,6 +1,6 @@
 """The one table of generation parameters: names, types, ranges, defaults and meaning.
 
-Validation, the command-line flags, ``--defaults`` files, the README's table and the effective values in
+Validation, the command-line flags, ``--defaults`` files, the table in docs/lines.md and the effective values in
 each record are all read from the fields of :class:`Sampling`.
 """
 
@@ -45,7 +45,7 @@ class Parameter:
 
     ``stage`` is where a sampling step reads the parameter: ``logits`` (changes them for all that follows), ``filter``
     (which tokens may be drawn) or ``report`` (what the record shows); None: nowhere, or in a way of its own. A
-    parameter with a stage is off at its default; ``of`` names the one that switches it on, where that is another.
+    parameter with a stage is off at its default; ``switch`` names the one that switches it on, if that is another.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Parameter:
     number: str = ""
     null: str = ""
     stage: str | None = None
-    of: str | None = None
+    switch: str | None = None
 
     @property
     def range_text(self) -> str:
@@ -100,6 +100,11 @@ def _param(kind: str, default: Any, meaning: str, **bounds: Any) -> Any:
     return field(default=default, metadata=info)
 
 
+_logits = functools.partial(_param, stage="logits")
+_filter = functools.partial(_param, stage="filter")
+_report = functools.partial(_param, stage="report")
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """Effective generation parameters of one line; each field's metadata is its row of the table."""
@@ -115,13 +120,8 @@ class Sampling:
         zero="a line generates at least one token",
     )
     """None: as many as the context has room for."""
-    min_tokens: int = _param(
-        "int",
-        0,
-        "EOS and stop strings cannot end the text before this many tokens",
-        low=0,
-        below="0 is off",
-        stage="logits",
+    min_tokens: int = _logits(
+        "int", 0, "EOS and stop strings cannot end the text before this many tokens", low=0, below="0 is off"
     )
     temperature: float = _param(
         "float",
@@ -133,7 +133,7 @@ class Sampling:
         below="0 is greedy",
     )
     do_sample: bool = _param("bool", True, "false is greedy whatever temperature says")
-    top_p: float = _param(
+    top_p: float = _filter(
         "float",
         1.0,
         "nucleus on the untempered distribution",
@@ -143,18 +143,16 @@ class Sampling:
         below="1 is off",
         zero="for greedy give temperature 0",
         above="it is a share: 0.9 for 90 percent; 1 is off",
-        stage="filter",
     )
-    top_k: int = _param(
+    top_k: int = _filter(
         "int",
         0,
         "keep the k most likely tokens; 0, or more than the vocabulary, is off",
         low=0,
         off=(-1,),
         below="0 is off",
-        stage="filter",
     )
-    min_p: float = _param(
+    min_p: float = _filter(
         "float",
         0.0,
         "drop tokens below this share of the top token's probability",
@@ -162,29 +160,21 @@ class Sampling:
         high=1,
         below="0 is off",
         above="it is a share, such as 0.05; 0 is off",
-        stage="filter",
     )
-    min_tokens_to_keep: int = _param(
-        "int", 1, "how many tokens min_p must leave", low=1, below="1 is off", stage="filter", of="min_p"
+    min_tokens_to_keep: int = _filter(
+        "int", 1, "how many tokens min_p must leave", low=1, below="1 is off", switch="min_p"
     )
-    xtc_probability: float = _param(
+    xtc_probability: float = _filter(
         "float",
         0.0,
         "chance per step to cut all but the least likely of the tokens above xtc_threshold; newline and EOS exempt",
         low=0,
         high=1,
-        stage="filter",
     )
-    xtc_threshold: float = _param(
-        "float",
-        0.1,
-        "probability a token must reach to be cut by XTC",
-        low=0,
-        high=0.5,
-        stage="filter",
-        of="xtc_probability",
+    xtc_threshold: float = _filter(
+        "float", 0.1, "probability a token must reach to be cut by XTC", low=0, high=0.5, switch="xtc_probability"
     )
-    repetition_penalty: float = _param(
+    repetition_penalty: float = _logits(
         "float",
         1.0,
         "multiplicative, sign-aware, over prompt and output; 1 is off",
@@ -192,52 +182,37 @@ class Sampling:
         open_low=True,
         below="below 1 rewards, 1 is off",
         zero="1 is off",
-        stage="logits",
     )
-    repetition_context_size: int = _param(
+    repetition_context_size: int = _logits(
         "int",
         20,
         "repetition_penalty looks at the last N tokens of prompt and output; 0 is all",
         low=0,
         below="0 is all",
-        stage="logits",
-        of="repetition_penalty",
+        switch="repetition_penalty",
     )
-    presence_penalty: float = _param(
-        "float", 0.0, "subtracted once from each token of the output; negative rewards", stage="logits"
-    )
-    frequency_penalty: float = _param(
-        "float", 0.0, "subtracted for each occurrence in the output; negative rewards", stage="logits"
-    )
-    presence_context_size: int | None = _param(
+    presence_penalty: float = _logits("float", 0.0, "subtracted once from each token of the output; negative rewards")
+    frequency_penalty: float = _logits("float", 0.0, "subtracted for each occurrence in the output; negative rewards")
+    presence_context_size: int | None = _logits(
         "int",
         None,
         "when given, presence_penalty looks at the last N tokens of prompt and output; 0 is all",
         low=0,
         default_text="absent (output only)",
         below="0 is all",
-        stage="logits",
-        of="presence_penalty",
+        switch="presence_penalty",
     )
-    frequency_context_size: int | None = _param(
+    frequency_context_size: int | None = _logits(
         "int",
         None,
         "when given, frequency_penalty looks at the last N tokens of prompt and output; 0 is all",
         low=0,
         default_text="absent (output only)",
         below="0 is all",
-        stage="logits",
-        of="frequency_penalty",
+        switch="frequency_penalty",
     )
-    logit_bias: dict[int, float] = _param(
-        "bias",
-        {},
-        "added to the logits of these token ids",
-        low=-100,
-        high=100,
-        default_text="{}",
-        off=("", []),
-        stage="logits",
+    logit_bias: dict[int, float] = _logits(
+        "bias", {}, "added to the logits of these token ids", low=-100, high=100, default_text="{}", off=("", [])
     )
     stop: tuple[str, ...] = _param(
         "strings",
@@ -271,14 +246,13 @@ class Sampling:
         below="1 is one text",
         above="write the line several times",
     )
-    logprobs: bool = _param(
+    logprobs: bool = _report(
         "bool",
         False,
         "log-probability of each new token, after bias and penalties, before the filters",
         number="for the k best give 'logprobs': true and 'top_logprobs': k",
-        stage="report",
     )
-    top_logprobs: int = _param("int", 0, "and of the k most likely tokens", low=0, high=20, stage="report")
+    top_logprobs: int = _report("int", 0, "and of the k most likely tokens", low=0, high=20)
 
     @property
     def greedy(self) -> bool:

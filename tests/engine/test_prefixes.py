@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from worker.engine.caches import prompt_cache
-from worker.engine.caches.prefixes import Prefix
+from worker.engine.caches.prefix_cache import Prefix
 from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import measure
 from worker.engine.prefill import PrefillBatch

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from jobs.errors import SickModelError
 from worker.engine.caches import prompt_cache
-from worker.engine.caches.prefixes import Prefixes, prefix_budget
+from worker.engine.caches.prefix_cache import PrefixCache, prefix_budget
 from worker.engine.decode import NotFiniteError, StepResult
 from worker.engine.line_state import EngineStats, LineState, check_tokens, in_flight, internal_error
 from worker.engine.loading.mlx_models import cache_budget
@@ -70,12 +70,12 @@ class Engine:
         self.context = max_context if max_context is not None else model.context_length
         self.stats = EngineStats()
         self.on_begin: Callable[[list[Hashable]], frozenset[Hashable]] = lambda keys: frozenset()
-        """Called with the keys of lines that begin, before anything is computed of them; those it gives back are
+        """Called with the keys of lines that begin, before anything is computed of them; the keys it returns are
         cancelled instead."""
         self._clock = clock
         self._step_size = prefill_step_size
         self._prefix_memory = prefix_memory if model.prefixes else 0
-        self._prefixes = Prefixes(0, model.cache_cost, prompt_cache.shorten)
+        self._prefixes = PrefixCache(0, model.cache_cost, prompt_cache.shorten)
         self._scheduler = Scheduler(
             decode_concurrency=decode_concurrency if model.batchable else 1,
             prompt_concurrency=prompt_concurrency if model.batchable else 1,
@@ -213,7 +213,7 @@ class Engine:
         return int(mx.get_active_memory()), self._prefixes.nbytes
 
     def warm_up(self) -> None:
-        """See that the model works, before any line could be blamed.
+        """Check that the model works, before any line could be blamed.
 
         Raises:
             SickModelError: it does not.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from worker.engine.caches import prompt_cache
-from worker.engine.caches.prefixes import Prefix
+from worker.engine.caches.prefix_cache import Prefix
 from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import LoadedModel
 from worker.engine.scheduler import SequenceGroup
@@ -34,7 +34,7 @@ class PrefillBatch:
         self.done = False
         self.ready_at = 0.0
         self._prefix: Prefix | None = groups[0].prefix
-        self._skipped = 0 if self._prefix is None else len(self._prefix)
+        self._skipped = len(self._prefix or ())
         self._model = model
         self._lengths = [group.length for group in groups]
         self._longest = max(self._lengths)
@@ -50,9 +50,10 @@ class PrefillBatch:
 
     @classmethod
     def of_prefix(cls, model: LoadedModel, prefix: Prefix) -> PrefillBatch:
-        """The batch of one row that computes ``prefix``; its caches are for :meth:`Prefixes.computed`."""
-        length, end = len(prefix) - (0 if prefix.parent is None else len(prefix.parent)), len(prefix)
-        return cls(model, [SequenceGroup(list(prefix.tokens), length, end, prefix=prefix.parent)], prefix)
+        """The batch of one row that computes ``prefix``; its caches are for :meth:`PrefixCache.computed`."""
+        length = len(prefix) - len(prefix.parent or ())
+        group = SequenceGroup(list(prefix.tokens), length, end=len(prefix), prefix=prefix.parent)
+        return cls(model, [group], prefix)
 
     def prefilled(self, group: SequenceGroup) -> int:
         """How many of the group's tokens are computed, those of its prefix among them, and once all are also the one
@@ -117,40 +118,29 @@ class PrefillBatch:
     def take(self, wanted: list[SequenceGroup]) -> list[Cache]:
         """Caches with a row for each entry of ``wanted``, in that order; groups with no rows left to start are
         forgotten."""
+        left = any(group.rows for group in self.groups)
         if not self._model.batchable:
-            return prompt_cache.duplicate(self._caches) if self.groups[0].rows else self._release()
-        picked = [self.groups.index(group) for group in wanted]
-        left = [index for index, group in enumerate(self.groups) if group.rows]
-        if not left:
-            taken = self._release()
-            if picked != list(range(len(self._lengths))):
+            taken = prompt_cache.duplicate(self._caches) if left else self._caches
+        else:
+            picked = [self.groups.index(group) for group in wanted]
+            taken = prompt_cache.fork(self._caches, picked) if left else self._caches
+            if not left and picked != list(range(len(self.groups))):
                 prompt_cache.keep(taken, picked)
-            return taken
-        taken = prompt_cache.fork(self._caches, picked)
-        self._keep(left)
+        self.purge()
         return taken
 
     def purge(self) -> None:
-        """Forget groups that were dropped."""
+        """Forget groups with no rows left to start, as those that were dropped."""
         left = [index for index, group in enumerate(self.groups) if group.rows]
         if not left:
-            self._release()
+            self._caches, self.groups = [], []
         elif len(left) < len(self.groups):
-            self._keep(left)
+            prompt_cache.keep(self._caches, left)
+            self.groups = [self.groups[index] for index in left]
 
     @property
     def empty(self) -> bool:
         return not self.groups
-
-    def _keep(self, left: list[int]) -> None:
-        if len(left) < len(self.groups):
-            prompt_cache.keep(self._caches, left)
-            self.groups = [self.groups[index] for index in left]
-            self._lengths = [self._lengths[index] for index in left]
-
-    def _release(self) -> list[Cache]:
-        taken, self._caches, self.groups = self._caches, [], []
-        return taken
 
     def _finish(self) -> None:
         self.done = True

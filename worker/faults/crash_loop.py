@@ -1,4 +1,4 @@
-"""Models that end their worker again and again: after a few times within the hour they are no longer served there."""
+"""Models that end their worker again and again: after a few times in an hour this machine no longer serves them."""
 
 from __future__ import annotations
 

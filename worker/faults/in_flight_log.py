@@ -1,4 +1,4 @@
-"""The in-flight log: which lines are under way, kept in Redis. Should the worker die, one of them may be the cause."""
+"""The in-flight log: which lines are under way, kept in Redis, so that a death can be charged to them."""
 
 from __future__ import annotations
 

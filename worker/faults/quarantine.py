@@ -1,4 +1,4 @@
-"""Lines that may bring their worker down: they run one at a time, with nothing beside them. Policy only.
+"""Lines that may bring their worker down: each runs with nothing beside it. Policy only.
 
 One that was under way twice when its worker died, or when a model failed, runs alone until its first tokens are there:
 most of what kills a worker does so by then. It then begins anew among the others, so that two power cuts cost a moment

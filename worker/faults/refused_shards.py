@@ -1,4 +1,4 @@
-"""Shards that this worker refuses: they go back for the others, and fail only when no live worker takes them.
+"""Shards that this worker refuses: they go back, and fail only when no live worker takes them.
 
 A worker of an older version does not know a newer field; what Redis keeps of a shard may be damaged, or in a form newer
 than the worker. Neither is a reason to throw a batch's shard away. It goes to the end of its queue, and once the whole

@@ -1,4 +1,4 @@
-"""What a worker has done lately: the rates it publishes, from the totals that its engines count."""
+"""The rates of the last minute that a worker publishes, from the totals that its engines count."""
 
 from __future__ import annotations
 

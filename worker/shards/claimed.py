@@ -1,4 +1,4 @@
-"""What a worker holds: a shard under lease, its lines, and which of them still lack a record."""
+"""A claimed shard: its lease, its lines, and which of them still lack a record."""
 
 from __future__ import annotations
 

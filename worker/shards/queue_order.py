@@ -1,4 +1,4 @@
-"""Which queues a worker takes its next shard from: by priority, and within one by the model that has waited longest.
+"""The order of the queues: by priority with ageing, and within one by the model that has waited longest.
 
 Ageing: a queue passed over for its patience, and for so many shards, gets one shard at the first priority: so low is
 slow on a busy pool, and never starved.

@@ -29,7 +29,7 @@ UNLIMITED = 2**30
 """A context size that means everything; fits an int32."""
 PENALTIES = {name: name.replace("penalty", "context_size") for name in PARAMETERS if name.endswith("_penalty")}
 """The penalties, each with the parameter that says how many tokens it looks at."""
-SWITCHES = {name: row.default for name, row in PARAMETERS.items() if row.stage and row.of is None}
+SWITCHES = {name: row.default for name, row in PARAMETERS.items() if row.stage and row.switch is None}
 """The parameters that switch a part of the step on, with the values at which they are off."""
 SWITCH_VALUES = attrgetter(*SWITCHES)
 FILTERS = frozenset(name for name in SWITCHES if PARAMETERS[name].stage == "filter")
@@ -69,7 +69,7 @@ KINDS = {"int": mx.int32, "float": mx.float32, "bool": mx.bool_}
 
 def _as_given(name: str) -> BatchArray:
     parameter, value = PARAMETERS[name], attrgetter(name)
-    return BatchArray(parameter.of or name, KINDS[parameter.kind], lambda row, _: value(row.sampling))
+    return BatchArray(parameter.switch or name, KINDS[parameter.kind], lambda row, _: value(row.sampling))
 
 
 def _sizes(penalty: str) -> BatchArray:

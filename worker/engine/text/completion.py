@@ -25,7 +25,7 @@ class TextAssembler:
 
     def assemble(self, seq: Sequence) -> Choice:
         """The choice of a sequence; one still growing gives its text so far."""
-        raw = seq.text if seq.text is not None else self.raw_text(seq)
+        raw = seq.text if seq.text is not None else self._detokenizer.text(seq.output, seq.prompt)
         text, reasoning, line = raw, None, seq.line
         if self._markers is not None:
             text, reasoning = split_thinking(
@@ -40,10 +40,6 @@ class TextAssembler:
             stop_string=seq.stop_string,
             logprobs=self._logprobs(seq, len(raw)) if seq.sampling.logprobs else None,
         )
-
-    def raw_text(self, seq: Sequence) -> str:
-        """The text of all tokens but the ending EOS, markers of thinking included."""
-        return self._detokenizer.text(seq.output, seq.prompt)
 
     def _logprobs(self, seq: Sequence, text_length: int) -> list[dict[str, Any]]:
         entries = []

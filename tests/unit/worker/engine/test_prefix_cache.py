@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from worker.engine.caches.prefixes import Prefix, Prefixes, PrefixIndex, prefix_budget
+from worker.engine.caches.prefix_cache import Prefix, PrefixCache, PromptTree, prefix_budget
 from worker.engine.scheduler import Scheduler, SequenceGroup
 
 HEAD = tuple(range(1000, 1100))
@@ -23,14 +23,14 @@ def group_of(tokens: tuple[int, ...]) -> SequenceGroup:
     return SequenceGroup(list(tokens), len(tokens) - 1, len(tokens) + 10)
 
 
-def prefixes_of(*prompts: tuple[int, ...], budget: int = 10_000, **options: Any) -> Prefixes:
-    found = Prefixes(budget, lambda tokens: tokens, **options)
+def prefixes_of(*prompts: tuple[int, ...], budget: int = 10_000, **options: Any) -> PrefixCache:
+    found = PrefixCache(budget, lambda tokens: tokens, **options)
     for one in prompts:
         found.see(one)
     return found
 
 
-def assigned(prefixes: Prefixes, *prompts: tuple[int, ...]) -> list[tuple[int, int, int]]:
+def assigned(prefixes: PrefixCache, *prompts: tuple[int, ...]) -> list[tuple[int, int, int]]:
     """Length of the prefix, tokens left to compute and cached tokens of each prompt; what is planned gets computed."""
     wave = [group_of(tokens) for tokens in prompts]
     prefixes.assign(wave)
@@ -193,7 +193,7 @@ short = st.lists(st.integers(0, 2), max_size=8).map(tuple)
 @settings(max_examples=300, deadline=None)
 def test_index_knows_where_ways_part(prompts: list[tuple[int, ...]], most: int, asked: tuple[int, ...]) -> None:
     """Against comparing with all prompts one by one: the same branches, for prompts that are in the tree and not."""
-    index = PrefixIndex(most)
+    index = PromptTree(most)
     for one in prompts:
         index.add(one)
     kept = list(prompts)
