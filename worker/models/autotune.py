@@ -40,7 +40,7 @@ class Tuned:
 
 
 class TunedFile:
-    """Measurements by what they depend on, see :func:`worker.engine.tuning.measure.fingerprint`."""
+    """Thread: compute. Measurements by what they depend on, see :func:`worker.engine.tuning.measure.fingerprint`."""
 
     def __init__(self, path: Path, *, today: Callable[[], str] = lambda: time.strftime("%Y-%m-%d")) -> None:
         self.path = path
