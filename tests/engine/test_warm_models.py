@@ -111,11 +111,11 @@ def test_a_load_that_fails_leaves_nothing_behind(bench: Callable[..., Bench], mo
     """Weights that were read before the model was found not to run are given back."""
     held: list[int] = []
 
-    def broken(_name: str, model: Any, *_: Any, **__: Any) -> None:
+    def broken(_model: Any) -> None:
         held.append(active_memory())
         raise ValueError("it does not run")
 
-    monkeypatch.setattr(mlx_models, "measure", broken)
+    monkeypatch.setattr(mlx_models, "try_batching", broken)
     worker, group = bench(), Group(str(POCKET))
     before = worker.memory(group)
     error = worker.compute.load(group).exception(60)

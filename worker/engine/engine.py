@@ -70,7 +70,7 @@ class Engine:
         self.context = max_context if max_context is not None else model.context_length
         self.stats = EngineStats()
         self.on_begin: Callable[[list[Hashable]], frozenset[Hashable]] = lambda keys: frozenset()
-        """Called with the keys of lines that begin, before anything is computed of them; those it gives back are
+        """Called with the keys of lines that begin, before anything is computed of them; the keys it returns are
         cancelled instead."""
         self._clock = clock
         self._step_size = prefill_step_size
@@ -213,7 +213,7 @@ class Engine:
         return int(mx.get_active_memory()), self._prefixes.nbytes
 
     def warm_up(self) -> None:
-        """See that the model works, before any line could be blamed.
+        """Check that the model works, before any line could be blamed.
 
         Raises:
             SickModelError: it does not.

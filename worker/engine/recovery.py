@@ -19,7 +19,7 @@ from worker.engine.unbatched.speculative import batch_of
 __all__ = ["Suspects", "try_model"]
 
 STEPS = 2
-"""A step that failed was, at most, computing what comes after the one token that had not been read."""
+"""A step that failed was computing at most the token after the one that had not been read."""
 
 
 class Suspects:

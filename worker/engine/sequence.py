@@ -26,7 +26,7 @@ NO_TOKEN = -1
 """The token of a row whose logits are NaN, infinite, or all of them -infinity."""
 SEED_BYTES = 8
 WITHOUT_CONTEXT = 4096
-"""Tokens that a text may have which goes to the context's end, of a model whose context nobody knows."""
+"""The most tokens of a text without ``max_tokens``, for a model whose context length is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class PreparedLine:
     ``key`` is the caller's identity of the line and opaque here. ``prompt`` holds at least one token id.
     ``sampling`` has its seed filled in. ``eos`` are the ids that end a text: the model's and the line's own.
     ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``reasoning_open`` says that the prompt ends inside
-    a thinking block, ``continues`` that what is generated is read on from the prompt's own end: its first space is part
-    of the text. Lines of a lower ``rank`` begin before those of a higher one.
+    a thinking block, ``continues`` that the text goes on from the prompt's last word: its first space is part of it.
+    Lines of a lower ``rank`` begin before those of a higher one.
     """
 
     key: Hashable
@@ -55,8 +55,8 @@ class Sequence:
     """One completion being generated; a line with ``n`` choices is ``n`` sequences. It owns its counters.
 
     ``tokens`` holds every generated token, the ending EOS included: ``completion_tokens`` counts that one too, as
-    mlx-lm does. ``limit`` is the most tokens it may generate: ``max_tokens``, or what the context leaves, or, of a text
-    to the context's end, what the memory has room for.
+    mlx-lm does. ``limit`` is the most tokens it may generate: ``max_tokens``, what the context leaves, or, without
+    ``max_tokens``, what the memory has room for.
     ``cached_tokens`` counts prompt tokens that were there already when its prompt was first computed.
     ``stop_matcher`` reads the text of one with stop strings along, and ``text``, of such a one that ended, is the raw
     text, cut before the match. Times are seconds of the
@@ -148,9 +148,9 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """What one step computed for one row: a token, or ``covered`` false, which means that it must be done again.
-    ``token`` is ``NO_TOKEN`` where the logits are no numbers to draw from. ``drafted`` says that a draft model had
-    proposed the token."""
+    """What one step computed for one row. ``covered`` is false where the candidates did not cover the row's filters:
+    the step must be repeated on the full path. ``token`` is ``NO_TOKEN`` where the logits are not finite. ``drafted``
+    says that a draft model had proposed the token."""
 
     row: Sequence
     token: int

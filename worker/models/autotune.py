@@ -108,7 +108,7 @@ def tuned_rows(model: LoadedModel, settings: EngineSettings, memory: int | None,
     most = most_rows(model, settings.decode_concurrency, None if memory is None else memory - kept)
     key = fingerprint(model, settings.wired_limit)
     tuned = file.find(key)
-    if tuned is not None and tuned.curve.tells_of(most):
+    if tuned is not None and tuned.curve.covers(most):
         curve = tuned.curve
         source = f"measured on {tuned.measured_on}; --autotune with {file.path} removed measures again"
     else:

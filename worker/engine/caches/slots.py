@@ -1,8 +1,8 @@
-"""New rows in the places of rows that ended, written into the batch's caches as they lie.
+"""Fills free slots of a batch: writes new rows into its caches in place.
 
-mlx-lm takes rows out of a batch and adds others by copying all of it, and reads array values on the way, which waits
-for the step in flight. A row that takes another's place costs only its own size. Three kinds of caches are known here,
-by the layout that mlx-lm 0.32 gives them; with any other the caller copies.
+mlx-lm removes and adds rows by copying the whole batch, and reads array values on the way, which waits for the step in
+flight. A row written into a slot costs only its own size. Three kinds of caches are supported, in the layout that
+mlx-lm 0.32 gives them; with any other the caller copies.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _fill_columns(cache: Cache, other: Cache, slots: Sequence[int]) -> None:
 
 def _last_columns(cache: Cache, other: Cache, name: str, row: int, width: int) -> mx.array:
     """The last ``width`` columns of a row of ``other``, with zeros before them where it is shorter: nothing may stay
-    of the row before. Attention multiplies what it does not see by nothing, and nothing times NaN is NaN."""
+    of the row before. Attention multiplies masked values by 0, and 0 times NaN is NaN."""
     if other.keys is None:
         return mx.zeros_like(getattr(cache, name)[:1, :, :width])
     columns: mx.array = getattr(other, name)[row : row + 1, :, : other._idx]

@@ -1,4 +1,4 @@
-"""A model in memory and what the engine must know about it."""
+"""A model in memory, and its properties that the engine depends on."""
 
 from __future__ import annotations
 

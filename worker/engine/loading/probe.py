@@ -1,7 +1,7 @@
 """A trial of a freshly loaded model: what its caches cost, and whether its rows may share a batch.
 
 mlx-lm's models differ in how well they mask padding. Some have caches that cannot be merged, some let padding into
-recurrent state. Rather than keeping lists of names, the engine's own prefill and decode are tried with a few tokens.
+recurrent state. There is no list of models: the engine's own prefill and decode are tried with a few tokens.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from worker.engine.scheduler import SequenceGroup
 __all__ = ["cache_cost", "try_batching", "try_prefixes", "try_trimming"]
 
 LENGTHS = (9, 4, 6, 0)
-"""Tokens to prefill of the rows of the trial: one longer than a chunk, one that ends with it, one in between, and none:
-some recurrent layers do not take the zeros that stand for no state beside others' state for what it is."""
+"""Tokens to prefill of the trial's rows: more than a chunk, exactly one, something in between, and none. Beside rows
+with a state, some recurrent layers mistake the zeros of a row without one."""
 CHUNK = 4
 SHARED, TAILS = 7, (6, 3)
 """Tokens of a prefix, and of what follows it in two prompts."""
