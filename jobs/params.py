@@ -1,6 +1,6 @@
 """The one table of generation parameters: names, types, ranges, defaults and meaning.
 
-Validation, the command-line flags, ``--defaults`` files, the README's table and the effective values in
+Validation, the command-line flags, ``--defaults`` files, the table in docs/lines.md and the effective values in
 each record are all read from the fields of :class:`Sampling`.
 """
 

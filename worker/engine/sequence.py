@@ -167,11 +167,13 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a line failed: a code of the contract and a message. ``passing`` if another attempt may fare better."""
+    """Why a line failed: a code of the contract, a message, and in ``param`` the field at fault. ``passing`` if another
+    attempt may fare better."""
 
     code: str
     message: str
     passing: bool = False
+    param: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

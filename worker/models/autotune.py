@@ -20,7 +20,7 @@ from worker.engine.tuning.policy import Curve
 
 if TYPE_CHECKING:
     from worker.engine.loading.model import LoadedModel
-    from worker.models.compute import EngineSettings
+    from worker.settings import EngineSettings
 
 __all__ = ["FILE", "MOST_ROWS", "Tuned", "TunedFile", "tuned_rows"]
 
