@@ -1,4 +1,4 @@
-"""What any process that uses Redis does for others now and then, since nobody in particular is in charge of it."""
+"""The chores of a pool: nobody in particular is in charge, so any process that uses Redis does them now and then."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def upkeep(store: Store, *, orphans: bool = True) -> None:
     queues are read, which is for those who are there anyway.
 
     Raises:
-        RefusedError: somebody put something else where Redis keeps who is at it.
+        RefusedError: a key of the chores holds something that is not ours.
     """
     with refusing("uploads, and batches that begin, expire or are removed"):
         start_due(store)

@@ -104,7 +104,7 @@ class ShardWorker(BaseWorker):
         self._mark_failed = step(store.connection, "worker.rq.lua", "mark_failed")
         self._unsound: set[str] = set()
 
-    # --- life ---
+    # --- registration ---
 
     def _set_connection(self, connection: Redis) -> Redis:
         """As it is: RQ would have it wait for a silent server for a minute."""
