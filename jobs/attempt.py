@@ -1,4 +1,4 @@
-"""A worker's attempt at a shard: its fence, what happened to its lines in earlier ones, and whether it still holds."""
+"""A worker's attempt at a shard: its fence, and how often each line failed or lost its worker before."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ __all__ = ["Attempt", "Standing", "Verdict"]
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A claim on a shard: the fence all its writes carry, the lines already finished, and what happened to the
-    others before.
+    """A claim on a shard: the fence all its writes carry, the lines already finished, and what befell the others.
 
     ``tries`` counts the failed attempts at a line, ``deaths`` those of them in which its worker died, and ``forgiven``
     those before the batch was retried. ``suspicions`` counts the attempts that a model ended, with others beside the

@@ -26,11 +26,11 @@ from jobs.shard import Group
 from worker.faults.crash_loop import without_trouble
 from worker.health.prometheus import PrometheusMetrics
 from worker.models.autotune import FILE as TUNED_FILE, MOST_ROWS
-from worker.models.compute import DECODE_CONCURRENCY, EngineSettings
 from worker.models.load_failures import PATIENCE_S
 from worker.rq.permissions import check_permissions
 from worker.rq.worker import machine
-from worker.service import Service, ServiceSettings
+from worker.service import Service
+from worker.settings import DECODE_CONCURRENCY, EngineSettings, ServiceSettings
 from worker.shards.claimed import MAX_ATTEMPTS
 
 __all__ = ["command", "main"]
@@ -366,10 +366,10 @@ def serve(url: str, settings: ServiceSettings) -> int:
         metrics = None if settings.metrics is None else PrometheusMetrics(settings.groups)
         # Before RQ tries what its own way of telling would be a Python warning.
         check_permissions(connection, process_name(settings.name))
-        service = Service(connection, pulse, settings, marks_connection=marks, metrics=metrics)
+        service = Service(connection, pulse, settings, in_flight_connection=marks, observer=metrics)
         if metrics is None or settings.metrics is None:
             return service.run()
-        with metrics.serving(service, *settings.metrics):
+        with metrics.serving(service.readings, service.heartbeat, *settings.metrics):
             return service.run()
 
 

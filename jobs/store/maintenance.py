@@ -1,4 +1,4 @@
-"""The chores of a pool: nobody in particular is in charge, so any process that uses Redis does them now and then."""
+"""Maintenance that every process does now and then: expiry, starts, removals, recovery of orphans and retries."""
 
 from __future__ import annotations
 

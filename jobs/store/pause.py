@@ -1,4 +1,4 @@
-"""Holding batches back: until their time, or while their owner has paused them; and what goes before what.
+"""Batches that are held back (paused, or waiting for their start time), and priorities.
 
 A batch that is held back is in progress like any other, but its jobs are in no queue: they pend, as they did before it
 was committed. Lines that workers have begun are finished; the others of their shards come back and pend too.

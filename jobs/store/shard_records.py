@@ -1,4 +1,4 @@
-"""How the records of a shard lie in Redis, and how they are read: a bounded part at a time, however long they are.
+"""The records of a shard in Redis, read a bounded part at a time, however long they are.
 
 While the shard runs, a hash has them by index, each as :func:`stored` makes it. Once it is done they are in pieces:
 zstd frames of whole records, one a line, in a sorted set by the index of the last record in each. A piece has at most

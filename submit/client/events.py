@@ -1,4 +1,4 @@
-"""What happens to a batch while one watches: prompts being read, first tokens, finished lines, the end.
+"""Events of a batch that is watched: prompts being read, first tokens, finished lines, the end.
 
 Finished lines are Redis' word: each is told of exactly once, in the order of finishing. The rest is what workers
 publish of themselves, once a second, so a line that is over within a second may never be seen in between. What every

@@ -1,11 +1,11 @@
-"""One schedule, as the Python client hands it out."""
+"""A handle on one schedule."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from submit.schedule.add import ASK_S, run_schedule
 from submit.schedule.model import Schedule
+from submit.schedule.run_by_hand import ASK_S, run_schedule
 from submit.schedule.store import Schedules
 
 if TYPE_CHECKING:

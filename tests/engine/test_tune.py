@@ -16,7 +16,7 @@ from worker.engine.loading.model import CacheCost, LoadedModel
 from worker.engine.tuning import measure as tuning
 from worker.engine.tuning.policy import Curve
 from worker.models.autotune import TunedFile, tuned_rows
-from worker.models.compute import EngineSettings
+from worker.settings import EngineSettings
 
 
 class Narrow(MarkovModel):
