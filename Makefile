@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 DEMO := demo
 PACKAGES := $(wildcard promptmill jobs submit worker deploy)
 
-.PHONY: help demo check test faults night bench dist lock clean
+.PHONY: help demo check test docs faults night bench dist lock clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ check: $(READY)  ## Lint, format and types; also the Lua scripts and the workflo
 
 test: check  ## The checks, then all tests but the whole fault matrix
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+docs: $(READY)  ## The generated parts of docs/: parameters, commands, modules
+	$(BIN)/python -m docs.generate
 
 # The whole fault matrix with the leases of production, about a quarter of an hour, and docs/faults.md. With SEED or
 # MINUTES: random faults on a busy pool instead; with LINES: one batch of so many lines under faults.

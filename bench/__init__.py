@@ -2,5 +2,5 @@
 
 Read it in this order: ``models`` and ``work`` (what is computed), ``peers``, ``server`` and ``mill`` (who computes it),
 ``sides`` (one of them in a process of its own), ``engine`` and ``endtoend`` (the rounds), ``record`` (what is kept),
-``report`` and ``plot`` (what is shown). ``longrun`` stands apart: it measures memory, not speed.
+``report`` (what is shown). ``longrun`` stands apart: it measures memory, not speed.
 """

@@ -14,9 +14,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from bench import endtoend, engine, prefixes, profile, report
+from bench import endtoend, engine, prefixes, profile
 from bench.models import ROOT, SHAPES
 from bench.record import append, read
+from bench.report.write import write
 
 __all__ = ["main"]
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes = ["1000"] if options.quick else ["100000"]
     subprocess.run([sys.executable, "bench/submit.py", "--lines", *sizes], cwd=ROOT, check=True)
     _step("the report", began)
-    report.write(read(path, run), path.parent)
+    write(read(path, run), path.parent)
     print(path.parent / "README.md")
 
 

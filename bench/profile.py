@@ -124,7 +124,7 @@ def _parts(task: Task) -> dict[str, float]:
     import mlx.core as mx
 
     from bench.mill import line_of
-    from worker.engine.sampling import row_params, sampler
+    from worker.engine.sampling import draws, filters, row_params, sampler
     from worker.engine.sequence import sequences_of
 
     mx.random.seed(task.seed)
@@ -132,10 +132,9 @@ def _parts(task: Task) -> dict[str, float]:
     batch = [sequences_of(line_of(i, row, 99, True), None, 0.0)[0] for i, row in enumerate(task.rows)]
     arrays: BatchArrays = row_params.build(batch, task.vocab)
     adjusted = sampler.adjust(arrays.features, logits, arrays.state, arrays.params)
-    ids, values = sampler.best(adjusted, sampler.CANDIDATES)
-    total = sampler.mass(adjusted, values[:, :1])
-    uniforms = mx.random.uniform(shape=(CONCURRENCY, sampler.UNIFORMS))
-    mx.eval(adjusted, ids, values, total, uniforms)
+    ids, values = filters.best(adjusted, filters.CANDIDATES)
+    uniforms = mx.random.uniform(shape=(CONCURRENCY, draws.UNIFORMS))
+    mx.eval(adjusted, ids, values, uniforms)
 
     def whole(logits: mx.array, state: Any, params: Any) -> list[mx.array]:
         return list(sampler.sample(arrays.features, logits, state, params).values())
@@ -143,11 +142,9 @@ def _parts(task: Task) -> dict[str, float]:
     compiled = mx.compile(whole)
     parts: dict[str, Callable[[], Any]] = {
         "adjust": lambda: sampler.adjust(arrays.features, logits, arrays.state, arrays.params),
-        "best": lambda: sampler.best(adjusted, sampler.CANDIDATES),
-        "mass": lambda: sampler.mass(adjusted, values[:, :1]),
-        "draw": lambda: sampler.draw_filtered(
-            ids, values, total, arrays.params, uniforms, whole=ids.shape[-1] == task.vocab, xtc=False
-        ),
+        "best": lambda: filters.best(adjusted, filters.CANDIDATES),
+        "mass": lambda: draws.mass(adjusted, values[:, :1]),
+        "draw": lambda: filters.draw_filtered(adjusted, ids, values, arrays.params, uniforms, with_mass=False),
         "sampler": lambda: compiled(logits, arrays.state, arrays.params),
         "uncompiled": lambda: whole(logits, arrays.state, arrays.params),
     }

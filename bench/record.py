@@ -1,4 +1,4 @@
-"""What is kept of a run: measurements and the machine, one JSON object per line."""
+"""The results file: measurements and the machine, one JSON object per line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One side of the engine's benchmark, in a process of its own.
+"""One side of the engine's benchmark, run in a process of its own.
 
     python -m bench.sides SIDE MODEL LINES NEW_TOKENS SEED
 

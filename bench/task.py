@@ -1,4 +1,4 @@
-"""What a side is asked and what it answers: plain values, for they travel between processes."""
+"""The task that a side gets and what it measured: plain values that travel between processes."""
 
 from __future__ import annotations
 

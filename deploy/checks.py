@@ -1,4 +1,4 @@
-"""What is checked before anything is written: names, paths, URLs and models."""
+"""Checks before anything is installed: names, paths, URLs and models."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def check_plain(words: Iterable[str], what: str) -> None:
 
 
 def check_url(url: str) -> str:
-    """A Redis URL as far as it can be told without connecting.
+    """A Redis URL, checked as far as that is possible without connecting.
 
     Raises:
         RefusedError: it is none; the message shows no password.

@@ -1,4 +1,4 @@
-"""How much memory the GPU of a Mac may be let wire: one rule for what sets the limit, and for what judges it."""
+"""How much memory a Mac's GPU may keep wired: the rule by which ``deploy`` sets it and ``doctor`` judges it."""
 
 from __future__ import annotations
 

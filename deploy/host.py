@@ -18,7 +18,7 @@ from pathlib import Path
 from deploy.plan import File, Folder, Step
 from jobs.errors import PromptmillError, RefusedError
 
-__all__ = ["DeployError", "Done", "Host", "Runner", "User", "run_command"]
+__all__ = ["DeployError", "Done", "Host", "Runner", "User", "run_command", "user_name"]
 
 ADMIN_GROUPS = ("admin", "sudo", "wheel")
 FREE_IDS = range(350, 400)
@@ -77,6 +77,14 @@ class User:
     gids: frozenset[int] = frozenset()
 
 
+def user_name(uid: int) -> str | None:
+    """The name of the user with this id; None of a number without a name."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None
+
+
 class Host:
     """A machine, or with ``root`` a folder that stands for its ``/``: there no command changes anything and nobody is
     made owner. The commands that were left out for that are in ``not_run``."""
@@ -111,10 +119,7 @@ class Host:
             found = pwd.getpwnam(name)
         except KeyError:
             return User(name)
-        try:
-            group = grp.getgrgid(found.pw_gid).gr_name
-        except KeyError:  # a number without a name
-            group = str(found.pw_gid)
+        group = _group_name(found.pw_gid) or str(found.pw_gid)
         return User(name, found.pw_uid, group, frozenset(os.getgrouplist(name, found.pw_gid)))
 
     def gid_of(self, group: str) -> int | None:
@@ -136,7 +141,7 @@ class Host:
             RefusedError: there is none left.
         """
         for number in FREE_IDS:
-            if not _known(pwd.getpwuid, number) and not _known(grp.getgrgid, number):
+            if user_name(number) is None and _group_name(number) is None:
                 return number
         raise RefusedError("no user id from 350 to 399 is free: make the user yourself, then name it with --user")
 
@@ -254,7 +259,7 @@ class Host:
         return self._runner(command, None)
 
     def run(self, step: Step, say: Callable[[str], None] = lambda _: None) -> None:
-        """Run a command; ``say`` is told what is waited for.
+        """Run a command; ``say`` shows what is waited for.
 
         Raises:
             DeployError: it failed and may not, or did not come to what is waited for in time.
@@ -317,9 +322,8 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         os.close(handle)
 
 
-def _known(lookup: Callable[[int], object], number: int) -> bool:
+def _group_name(gid: int) -> str | None:
     try:
-        lookup(number)
+        return grp.getgrgid(gid).gr_name
     except KeyError:
-        return False
-    return True
+        return None

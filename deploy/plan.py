@@ -45,7 +45,7 @@ class File:
 class Step:
     """A command. One that ``may_fail`` stops nothing when it does. ``until_works_s`` repeats it for so many seconds
     until it works; ``until_fails_s`` until it fails, which is how launchd says that a service is gone. ``waits`` is
-    what a person is told meanwhile, ``remedy`` what helps where it fails."""
+    shown meanwhile, ``remedy`` where it fails."""
 
     command: tuple[str, ...]
     may_fail: bool = False

@@ -69,36 +69,33 @@ class Request:
             click.echo("\n".join(show(plan)))
         return 0
 
-    def account(self, home: str) -> Account:
-        """Who the daemon runs as; ``home`` is the name of that user's folder, unless one was given."""
-        given = self._flags["home"]
-        folder = check_program(given, "--home") if given else default_home(self._init, home)
-        if self.host.root is None and (self.host.is_admin(self.user) or self.user.uid == 0):
-            raise RefusedError(f"--user {self.user.name} administers this machine: give the daemon a user of its own")
-        return Account(self.user.name, self.user.group or self.user.name, folder)
-
-    def of_server(self, account: Account) -> Deployment:
+    def of_server(self) -> Deployment:
         """The deployment of a server, with the users that it has already."""
-        program = self._flags["program"] or _server_program(self._init)
-        self._check_reach(program)
-        existing = self.host.read(account.home / "users.acl")
-        return Deployment(self._init, self._label, account, program, users=self._user_steps(account), existing=existing)
+        made = self._deployment("redis", _server_program(self._init))
+        return replace(made, existing=self.host.read(made.account.home / "users.acl"))
 
     def of_pool(self) -> Deployment:
         """The deployment of what runs promptmill itself, with the settings that it has already."""
-        account = self.account("home")
-        program = self._flags["program"] or Path(sys.executable).with_name("promptmill")
-        self._check_reach(program)
-        made = Deployment(self._init, self._label, account, program, self._url(), users=self._user_steps(account))
-        there = self.host.exists(made.settings)
-        if made.url is None and not there:
+        made = self._deployment("home", Path(sys.executable).with_name("promptmill"))
+        url, settings = self._url(), made.settings
+        there, existing = self.host.exists(settings), self.host.read(settings)
+        if url is None and not there:
             raise RefusedError("no Redis of a pool: name it with --redis-file, PROMPTMILL_REDIS_URL or --redis")
-        existing = self.host.read(made.settings)
         if self._flags["install"] and existing is None and self.host.is_root and there:
-            raise RefusedError(
-                f"{self.host.at(made.settings)} cannot be read as text: remove it, and give --redis-file again"
-            )
-        return replace(made, authority=self._authority(), existing=existing)
+            place = self.host.at(settings)
+            raise RefusedError(f"{place} cannot be read as text: remove it, and give --redis-file again")
+        return replace(made, url=url, authority=self._authority(), existing=existing)
+
+    def _deployment(self, home: str, program: Path) -> Deployment:
+        """What all daemons have. Unless flags say so ``home`` names the user's folder, and ``program`` is what runs."""
+        given, user = self._flags["home"], self.user
+        folder = check_program(given, "--home") if given else default_home(self._init, home)
+        if self.host.root is None and (self.host.is_admin(user) or user.uid == 0):
+            raise RefusedError(f"--user {user.name} administers this machine: give the daemon a user of its own")
+        account = Account(user.name, user.group or user.name, folder)
+        program = check_program(self._flags["program"] or program)
+        self.object_to(reach_problem(program, user))
+        return Deployment(self._init, self._label, account, program, users=self._user_steps(account))
 
     def _user_steps(self, account: Account) -> tuple[Step, ...]:
         """Commands that make the daemon's user where it is missing."""
@@ -119,11 +116,6 @@ class Request:
         if problem is not None and self._flags["install"] and self.host.root is None:
             raise RefusedError(problem)
         self.warn(problem)
-
-    def _check_reach(self, program: Path) -> None:
-        """The program is there and the daemon's user may run it."""
-        check_program(program)
-        self.object_to(reach_problem(program, self.user))
 
     def check_flags(self, deployment: Deployment, words: tuple[str, ...]) -> None:
         """The program takes these flags: else the daemon would end at each start, unseen. It is asked itself.

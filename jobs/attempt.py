@@ -1,4 +1,4 @@
-"""A worker's attempt at a shard: its fence, what befell the lines before, and how it stands."""
+"""A worker's attempt at a shard: its fence, and how often each line failed or lost its worker before."""
 
 from __future__ import annotations
 

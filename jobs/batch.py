@@ -1,4 +1,4 @@
-"""A batch: what it is called, where it stands, what it has counted."""
+"""A batch: its id and name, its status, its counts."""
 
 from __future__ import annotations
 

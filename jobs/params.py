@@ -1,6 +1,6 @@
 """The one table of generation parameters: names, types, ranges, defaults and meaning.
 
-Validation, the command-line flags, ``--defaults`` files, the README's table and the effective values in
+Validation, the command-line flags, ``--defaults`` files, the table in docs/lines.md and the effective values in
 each record are all read from the fields of :class:`Sampling`.
 """
 
@@ -42,6 +42,10 @@ class Parameter:
     unless ``open_low``. ``default_text`` is how the default is shown where its value does not say it. ``off`` are what
     other tools write for the default. The rest is what to write instead of a value that is too low or too high, of a
     zero, a number, or null.
+
+    ``stage`` is where a sampling step reads the parameter: ``logits`` (changes them for all that follows), ``filter``
+    (which tokens may be drawn) or ``report`` (what the record shows); None: nowhere, or in a way of its own. A
+    parameter with a stage is off at its default; ``switch`` names the one that switches it on, if that is another.
     """
 
     name: str
@@ -58,6 +62,8 @@ class Parameter:
     zero: str = ""
     number: str = ""
     null: str = ""
+    stage: str | None = None
+    switch: str | None = None
 
     @property
     def range_text(self) -> str:
@@ -94,6 +100,11 @@ def _param(kind: str, default: Any, meaning: str, **bounds: Any) -> Any:
     return field(default=default, metadata=info)
 
 
+_logits = functools.partial(_param, stage="logits")
+_filter = functools.partial(_param, stage="filter")
+_report = functools.partial(_param, stage="report")
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """Effective generation parameters of one line; each field's metadata is its row of the table."""
@@ -109,7 +120,7 @@ class Sampling:
         zero="a line generates at least one token",
     )
     """None: as many as the context has room for."""
-    min_tokens: int = _param(
+    min_tokens: int = _logits(
         "int", 0, "EOS and stop strings cannot end the text before this many tokens", low=0, below="0 is off"
     )
     temperature: float = _param(
@@ -122,7 +133,7 @@ class Sampling:
         below="0 is greedy",
     )
     do_sample: bool = _param("bool", True, "false is greedy whatever temperature says")
-    top_p: float = _param(
+    top_p: float = _filter(
         "float",
         1.0,
         "nucleus on the untempered distribution",
@@ -133,7 +144,7 @@ class Sampling:
         zero="for greedy give temperature 0",
         above="it is a share: 0.9 for 90 percent; 1 is off",
     )
-    top_k: int = _param(
+    top_k: int = _filter(
         "int",
         0,
         "keep the k most likely tokens; 0, or more than the vocabulary, is off",
@@ -141,7 +152,7 @@ class Sampling:
         off=(-1,),
         below="0 is off",
     )
-    min_p: float = _param(
+    min_p: float = _filter(
         "float",
         0.0,
         "drop tokens below this share of the top token's probability",
@@ -150,16 +161,20 @@ class Sampling:
         below="0 is off",
         above="it is a share, such as 0.05; 0 is off",
     )
-    min_tokens_to_keep: int = _param("int", 1, "how many tokens min_p must leave", low=1, below="1 is off")
-    xtc_probability: float = _param(
+    min_tokens_to_keep: int = _filter(
+        "int", 1, "how many tokens min_p must leave", low=1, below="1 is off", switch="min_p"
+    )
+    xtc_probability: float = _filter(
         "float",
         0.0,
         "chance per step to cut all but the least likely of the tokens above xtc_threshold; newline and EOS exempt",
         low=0,
         high=1,
     )
-    xtc_threshold: float = _param("float", 0.1, "probability a token must reach to be cut by XTC", low=0, high=0.5)
-    repetition_penalty: float = _param(
+    xtc_threshold: float = _filter(
+        "float", 0.1, "probability a token must reach to be cut by XTC", low=0, high=0.5, switch="xtc_probability"
+    )
+    repetition_penalty: float = _logits(
         "float",
         1.0,
         "multiplicative, sign-aware, over prompt and output; 1 is off",
@@ -168,32 +183,35 @@ class Sampling:
         below="below 1 rewards, 1 is off",
         zero="1 is off",
     )
-    repetition_context_size: int = _param(
+    repetition_context_size: int = _logits(
         "int",
         20,
         "repetition_penalty looks at the last N tokens of prompt and output; 0 is all",
         low=0,
         below="0 is all",
+        switch="repetition_penalty",
     )
-    presence_penalty: float = _param("float", 0.0, "subtracted once from each token of the output; negative rewards")
-    frequency_penalty: float = _param("float", 0.0, "subtracted for each occurrence in the output; negative rewards")
-    presence_context_size: int | None = _param(
+    presence_penalty: float = _logits("float", 0.0, "subtracted once from each token of the output; negative rewards")
+    frequency_penalty: float = _logits("float", 0.0, "subtracted for each occurrence in the output; negative rewards")
+    presence_context_size: int | None = _logits(
         "int",
         None,
         "when given, presence_penalty looks at the last N tokens of prompt and output; 0 is all",
         low=0,
         default_text="absent (output only)",
         below="0 is all",
+        switch="presence_penalty",
     )
-    frequency_context_size: int | None = _param(
+    frequency_context_size: int | None = _logits(
         "int",
         None,
         "when given, frequency_penalty looks at the last N tokens of prompt and output; 0 is all",
         low=0,
         default_text="absent (output only)",
         below="0 is all",
+        switch="frequency_penalty",
     )
-    logit_bias: dict[int, float] = _param(
+    logit_bias: dict[int, float] = _logits(
         "bias", {}, "added to the logits of these token ids", low=-100, high=100, default_text="{}", off=("", [])
     )
     stop: tuple[str, ...] = _param(
@@ -228,13 +246,13 @@ class Sampling:
         below="1 is one text",
         above="write the line several times",
     )
-    logprobs: bool = _param(
+    logprobs: bool = _report(
         "bool",
         False,
         "log-probability of each new token, after bias and penalties, before the filters",
         number="for the k best give 'logprobs': true and 'top_logprobs': k",
     )
-    top_logprobs: int = _param("int", 0, "and of the k most likely tokens", low=0, high=20)
+    top_logprobs: int = _report("int", 0, "and of the k most likely tokens", low=0, high=20)
 
     @property
     def greedy(self) -> bool:

@@ -24,7 +24,11 @@ def finish_reason(stop_reason: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One completion's text and end. ``logprobs`` is a list of OpenAI's token entries, or None."""
+    """What a user gets of one completion.
+
+    ``logprobs``, where asked for, has an entry per token of the text (so none for EOS), in OpenAI's names, with the
+    token's ``id`` besides; a token that is part of a character is shown as ``bytes:\\xf0\\x9f``.
+    """
 
     index: int
     text: str
@@ -33,12 +37,16 @@ class Choice:
     reasoning: str | None = None
     logprobs: list[dict[str, Any]] | None = None
 
+    @property
+    def finish_reason(self) -> str | None:
+        return finish_reason(self.stop_reason)
+
     def as_dict(self) -> dict[str, Any]:
         fields: dict[str, Any] = {
             "text": self.text,
             "stop_reason": self.stop_reason,
             "stop_string": self.stop_string,
-            "finish_reason": finish_reason(self.stop_reason),
+            "finish_reason": self.finish_reason,
         }
         if self.reasoning is not None:
             fields["reasoning"] = self.reasoning

@@ -1,4 +1,4 @@
-"""What a record says, read without its log-probabilities: those may be very long."""
+"""The head of a record: all but its log-probabilities, which may be very long and are not parsed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The spool's files: every record that a worker finished, on its own disk, whatever becomes of Redis.
+"""The spool's files: every record that a worker finished, on its own disk, for times without Redis.
 
 ``FOLDER/BATCH_ID/WORKER.INSTANCE.jsonl`` holds what one worker process finished of one batch: a line about the batch,
 then a line per record, which comes last in it and as it was stored. A process owns its files while it has the lock of

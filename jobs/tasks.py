@@ -1,5 +1,7 @@
-"""What a plain RQ worker gets to do that is started on our queues by mistake; and the function that jobs of schedules
-name, which the scheduler never calls."""
+"""The functions that RQ jobs name: what a plain RQ worker does that is started on our queues by mistake.
+
+The jobs of schedules name one too, which the scheduler never calls.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def run_schedule(name: str, due: int) -> None:
     """Refuse: a schedule's run is the scheduler's.
 
     Raises:
-        RuntimeError: always; the scheduler has made the job again by then.
+        RuntimeError: always.
     """
     from rq import get_current_job
 

@@ -37,7 +37,8 @@ from worker.health.prometheus import PrometheusMetrics
 from worker.models.autotune import FILE as TUNED_FILE
 from worker.rq.permissions import check_permissions
 from worker.rq.worker import machine
-from worker.service import Service, ServiceSettings
+from worker.service import Service
+from worker.settings import ServiceSettings
 
 __all__ = ["command", "main"]
 
@@ -256,10 +257,10 @@ def serve(url: str, settings: ServiceSettings) -> int:
         metrics = None if settings.metrics is None else PrometheusMetrics(settings.groups)
         # Before RQ tries what its own way of telling would be a Python warning.
         check_permissions(connection, process_name(settings.name))
-        service = Service(connection, pulse, settings, marks_connection=marks, metrics=metrics)
+        service = Service(connection, pulse, settings, in_flight_connection=marks, observer=metrics)
         if metrics is None or settings.metrics is None:
             return service.run()
-        with metrics.serving(service, *settings.metrics):
+        with metrics.serving(service.readings, service.heartbeat, *settings.metrics):
             return service.run()
 
 

@@ -220,12 +220,11 @@ def server(hosts: tuple[str, ...], maxmemory: int | None, bind: tuple[str, ...],
     request = Request(flags)
     if request.uninstalled():
         return 0
-    account = request.account("redis")
     if not hosts:
         raise RefusedError("--host is missing: give the name under which the pool reaches this server")
     if maxmemory is None:
         raise RefusedError("--maxmemory is missing: say how much memory batches may take, such as 8G")
-    deployment = request.of_server(account)
+    deployment = request.of_server()
     request.warn(memory_problem(maxmemory, request.host.memory()))
     own = ServerFlags(hosts, maxmemory, flags["port"], bind, flags["tls"], flags["new_passwords"])
     return request.carry_out(server_plan(deployment, own))

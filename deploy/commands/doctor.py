@@ -42,7 +42,7 @@ def command(
     Exit statuses: 0 nothing failed (warnings do not count), 1 some check failed.
     """
     from deploy.doctor.deployed import find_deployed
-    from deploy.doctor.examination import Request, examine
+    from deploy.doctor.examination import Examination
     from deploy.doctor.finding import State, count
     from deploy.doctor.machine import ask_machine
     from deploy.doctor.report import as_object, summary
@@ -53,10 +53,10 @@ def command(
     if worker is None:  # a model in the environment may be there for `submit`
         worker = machine.runs_workers or ctx.get_parameter_source("models") is click.core.ParameterSource.COMMANDLINE
     named = ctx.get_parameter_source("redis_url") is click.core.ParameterSource.COMMANDLINE or _configured(ctx)
-    request = Request(redis_url, models, worker, () if named else tuple(find_deployed(host)))
+    deployed = () if named else tuple(find_deployed(host))
     show = None if as_json else _shown()
     sections = []
-    for section in examine(request, machine, os.environ):
+    for section in Examination(machine, os.environ, redis_url, models, worker, deployed).sections():
         sections.append(section)
         if show is not None:
             show(section)

@@ -177,7 +177,7 @@ def ask_certificate(settings: Mapping[str, Any], timeout_s: float) -> Certificat
 
 
 def check_certificate(found: Certificate, now: float | None = None) -> Finding:
-    """It is good for two months at least: nobody is told when it ends, and then the whole pool stands still."""
+    """It is good for two months at least. Nothing else warns of its end, and then the whole pool stands still."""
     name, now = "certificate", time.time() if now is None else now
     if found.not_yet:
         return failed(

@@ -1,10 +1,11 @@
-"""Workers that `promptmill deploy worker` set up on this machine: they run as a user of their own, and whoever examines
-the machine as somebody else looks at other folders, another cache of models and another Redis."""
+"""Workers that ``promptmill deploy worker`` set up on this machine.
+
+They run as a user of their own. Whoever examines the machine as somebody else looks at other folders, another cache of
+models and another Redis.
+"""
 
 from __future__ import annotations
 
-import os
-import pwd
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from deploy.init.launchd import DAEMONS
 from deploy.init.systemd import UNITS
 from deploy.plan import ETC
 
-__all__ = ["Deployed", "check_deployed", "find_deployed", "this_user"]
+__all__ = ["Deployed", "check_deployed", "find_deployed"]
 
 _KEPT = ("HOME", "HF_HOME", "PROMPTMILL_DATA_DIR")
 """Of a service's environment what says where its things are."""
@@ -62,14 +63,6 @@ def check_deployed(workers: Sequence[Deployed], user: str) -> Iterator[Finding]:
                 f"Redis of user '{user}'"
             )
             yield unsure("deployed worker", reason, "examine that worker by:", worker.doctor)
-
-
-def this_user() -> str:
-    """The name of the user who runs this."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:  # a number without a name
-        return str(os.geteuid())
 
 
 def _launchd(host: Host, label: str) -> Deployed | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from deploy.doctor.finding import Finding, failed, good, unsure
+from deploy.host import user_name
 
 __all__ = ["check_data_folder", "check_disks", "check_room"]
 
@@ -94,10 +94,7 @@ def check_data_folder(folder: Path, user: int | None = None, may: May = os.acces
 
 def _as_owner(user: int) -> str:
     """What belongs to a daemon's user is examined as that user, and never given to another."""
-    try:
-        owner = pwd.getpwuid(user).pw_name
-    except KeyError:
-        owner = f"'#{user}'"
+    owner = user_name(user) or f"'#{user}'"
     return (
         f"run doctor as the user it is of: `sudo -u {owner} promptmill doctor ...`; or set PROMPTMILL_DATA_DIR to a "
         "folder of your own"

@@ -1,11 +1,14 @@
-"""The whole examination, in the order in which a person would look: the machine, its models, the way to Redis, the
-server, the pool. What an earlier check rules out is not tried."""
+"""The whole examination, in the order in which a person would look.
+
+The machine, its models, the way to Redis, the server, the pool. What an earlier check rules out is not tried.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +22,7 @@ from deploy.doctor.access import (
     open_to_strangers,
     try_permissions,
 )
-from deploy.doctor.deployed import Deployed, check_deployed, this_user
+from deploy.doctor.deployed import Deployed, check_deployed
 from deploy.doctor.device import Device, ask_device, check_device
 from deploy.doctor.disk import check_data_folder, check_disks, check_room
 from deploy.doctor.finding import Finding, Section, failed, skipped
@@ -30,6 +33,7 @@ from deploy.doctor.models import ModelFiles, check_model, find_model, hub_cache
 from deploy.doctor.network import is_loopback, reach
 from deploy.doctor.pool import ask_pool, check_pool
 from deploy.doctor.server import ask_clock, ask_latency, check_clock, check_latency, check_server, operator_tool
+from deploy.host import user_name
 from jobs.embedded.server import data_folder, embedded_server
 from jobs.errors import RedisError, RefusedError
 from jobs.redis.connect import connect, full, redacted, translated
@@ -37,94 +41,13 @@ from jobs.redis.connect import connect, full, redacted, translated
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["Request", "examine"]
+__all__ = ["Examination"]
 
 REDIS_TIMEOUT_S = 3.0
 NO_WORKER = "no worker runs here (--worker checks for one)"
 UNREACHED = "Redis was not reached"
 _OF_WORKERS = ("processor", "macOS", "mlx", "mlx-lm", "device", "memory", "wired limit", *POWER_CHECKS)
 _OF_SERVERS = ("version", "append-only file", "eviction", "permissions", "latency", "clock", "workers")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be examined: a Redis (None: the embedded server), models, and whether workers run here; ``deployed``
-    are workers of this machine that its user may have meant."""
-
-    redis_url: str | None
-    models: tuple[str, ...]
-    worker: bool
-    deployed: tuple[Deployed, ...] = ()
-
-
-def examine(request: Request, machine: Machine, environ: Mapping[str, str]) -> Iterator[Section]:
-    """The sections, one after the other as they are known."""
-    yield Section("machine", "This machine", list(_machine(request, machine, environ)))
-    yield from _redis(request, machine, environ)
-
-
-def _machine(request: Request, machine: Machine, environ: Mapping[str, str]) -> Iterator[Finding]:
-    yield from check_deployed(request.deployed, this_user())
-    if request.worker:
-        yield check_processor(machine)
-        yield check_macos(machine)
-    yield check_python(machine)
-    models = [find_model(name, environ) for name in dict.fromkeys(request.models)] if request.worker else []
-    if request.worker:
-        yield from _engine(machine, models)
-        yield from check_power(machine.mac)
-    yield check_data_folder(data_folder(environ))
-    yield from check_disks(_folders(environ, worker=request.worker))
-    fetched = [model.name for model in models if model.problem is not None and model.fetch and not model.offline]
-    if (room := check_room(fetched, hub_cache(environ))) is not None:
-        yield room
-    if not request.worker:
-        named = tuple(f"model {name}" for name in request.models)
-        yield from (skipped(name, NO_WORKER) for name in (*_OF_WORKERS, *named))
-
-
-def _engine(machine: Machine, models: Sequence[ModelFiles]) -> Iterator[Finding]:
-    """MLX, and the models that it is to run."""
-    yield from (check_package(name, package) for name, package in machine.packages.items())
-    device = Device()
-    if machine.runs_workers:
-        device = ask_device()
-        yield check_device(machine, device)
-    else:
-        yield skipped("device", "without mlx and mlx-lm there is nothing to try")
-    yield from map(check_model, models)
-    yield from check_memory(machine, device, models)
-    yield check_wired_limit(machine)
-
-
-def _folders(environ: Mapping[str, str], *, worker: bool) -> list[tuple[str, Path]]:
-    data = data_folder(environ)
-    folders = [("data folder", data)]
-    if worker:
-        folders.append(("spool", Path(environ.get("PROMPTMILL_WORKER_SPOOL") or data / "spool")))
-        folders.append(("hub's cache", hub_cache(environ)))
-    return folders
-
-
-def _redis(request: Request, machine: Machine, environ: Mapping[str, str]) -> Iterator[Section]:
-    title = f"Redis at {redacted(request.redis_url)}" if request.redis_url else "Redis, this user's embedded server"
-    section = Section("redis", title)
-    pool = Section("pool", "The pool")
-    with contextlib.ExitStack() as stack:
-        try:
-            url = request.redis_url or stack.enter_context(embedded_server(data_folder(environ)))
-            way = _way(section, machine, url)
-            if way is not None:
-                with translated(url), contextlib.closing(connect(url, timeout_s=REDIS_TIMEOUT_S, retries=0)) as opened:
-                    _ask(section, pool, opened, request, machine, way)
-        except (RedisError, RefusedError) as error:
-            section.findings.append(_unreachable(error))
-        if not pool.findings:
-            there = {finding.name for finding in section.findings}
-            section.findings += [skipped(name, UNREACHED) for name in _OF_SERVERS if name not in there]
-    yield section
-    if pool.findings:
-        yield pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,52 +72,118 @@ class Way:
         return operator_tool(self.settings, encrypted=self.encrypted)
 
 
-def _way(section: Section, machine: Machine, url: str) -> Way | None:
-    """Look whether the server's address takes connections, and whether its certificate is good; None where not."""
-    from redis.connection import parse_url
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """An examination of this machine, and of a Redis (None: the embedded server). With ``worker`` it covers what a
+    worker needs, and these models; ``deployed`` are workers of this machine that its user may have meant."""
 
-    try:
-        settings: Mapping[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
-    except ValueError:
-        return Way(url, {})
-    if "path" in settings:
-        section.findings.append(skipped("network", "a socket of this machine"))
-        return Way(url, settings)
-    reached = reach(machine, str(settings.get("host") or "localhost"), int(settings.get("port") or 6379))
-    section.findings.append(reached.finding)
-    if reached.address is None:
-        return None
-    way = Way(url, settings, reached.address)
-    if way.encrypted:
-        certificate = ask_certificate(settings, REDIS_TIMEOUT_S)
-        section.findings.append(check_certificate(certificate))
-        if not certificate.usable:
+    machine: Machine
+    environ: Mapping[str, str]
+    redis_url: str | None
+    models: tuple[str, ...]
+    worker: bool
+    deployed: tuple[Deployed, ...] = ()
+
+    def sections(self) -> Iterator[Section]:
+        """The sections, one after the other as they are known."""
+        yield Section("machine", "This machine", list(self._machine()))
+        address = f"Redis at {redacted(self.redis_url)}" if self.redis_url else "Redis, this user's embedded server"
+        redis, pool = Section("redis", address), Section("pool", "The pool")
+        with ExitStack() as stack:
+            try:
+                url = self.redis_url or stack.enter_context(embedded_server(data_folder(self.environ)))
+                way = self._way(url, redis.findings)
+                if way is not None:
+                    with translated(url), closing(connect(url, timeout_s=REDIS_TIMEOUT_S, retries=0)) as opened:
+                        self._ask(opened, way, redis.findings)
+                        pool.findings += _allowed("pool", lambda: check_pool(ask_pool(opened)))
+            except (RedisError, RefusedError) as error:
+                redis.findings.append(_unreachable(error))
+            if not pool.findings:
+                there = {finding.name for finding in redis.findings}
+                redis.findings += [skipped(name, UNREACHED) for name in _OF_SERVERS if name not in there]
+        yield from (section for section in (redis, pool) if section.findings)
+
+    def _machine(self) -> Iterator[Finding]:
+        data, cache = data_folder(self.environ), hub_cache(self.environ)
+        folders = [("data folder", data)]
+        models: list[ModelFiles] = []
+        yield from check_deployed(self.deployed, user_name(os.geteuid()) or str(os.geteuid()))
+        if self.worker:
+            yield check_processor(self.machine)
+            yield check_macos(self.machine)
+        yield check_python(self.machine)
+        if self.worker:
+            models = [find_model(name, self.environ) for name in dict.fromkeys(self.models)]
+            yield from self._engine(models)
+            yield from check_power(self.machine.mac)
+            folders.append(("spool", Path(self.environ.get("PROMPTMILL_WORKER_SPOOL") or data / "spool")))
+            folders.append(("hub's cache", cache))
+        yield check_data_folder(data)
+        yield from check_disks(folders)
+        fetched = [model.name for model in models if model.problem is not None and model.fetch and not model.offline]
+        if (room := check_room(fetched, cache)) is not None:
+            yield room
+        if not self.worker:
+            named = tuple(f"model {name}" for name in self.models)
+            yield from (skipped(name, NO_WORKER) for name in (*_OF_WORKERS, *named))
+
+    def _engine(self, models: list[ModelFiles]) -> Iterator[Finding]:
+        """MLX, and the models that it is to run."""
+        machine, device = self.machine, Device()
+        yield from (check_package(name, package) for name, package in machine.packages.items())
+        if machine.runs_workers:
+            device = ask_device()
+            yield check_device(machine, device)
+        else:
+            yield skipped("device", "without mlx and mlx-lm there is nothing to try")
+        yield from map(check_model, models)
+        yield from check_memory(machine, device, models)
+        yield check_wired_limit(machine)
+
+    def _way(self, url: str, findings: list[Finding]) -> Way | None:
+        """Look whether the server's address takes connections, and whether its certificate is good; None where not."""
+        from redis.connection import parse_url
+
+        try:
+            settings: Mapping[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+        except ValueError:
+            return Way(url, {})
+        if "path" in settings:
+            findings.append(skipped("network", "a socket of this machine"))
+            return Way(url, settings)
+        reached = reach(self.machine, str(settings.get("host") or "localhost"), int(settings.get("port") or 6379))
+        findings.append(reached.finding)
+        if reached.address is None:
             return None
-    return way
+        way = Way(url, settings, reached.address)
+        if way.encrypted:
+            certificate = ask_certificate(settings, REDIS_TIMEOUT_S)
+            findings.append(check_certificate(certificate))
+            if not certificate.usable:
+                return None
+        return way
 
+    def _ask(self, connection: Redis, way: Way, findings: list[Finding]) -> None:
+        """Ask the server everything."""
+        findings += check_server(connection.info(), way.tool)
+        findings += _allowed("permissions", lambda: [self._permissions(connection, way)])
+        findings.append(check_encryption(network=bool(way.address), encrypted=way.encrypted, loopback=way.loopback))
+        if way.address:
+            findings.append(check_password(open_to_strangers(connection), loopback=way.loopback))
+        findings += _allowed("latency", lambda: [check_latency(ask_latency(connection))])
+        findings += _allowed("clock", lambda: [check_clock(ask_clock(connection), self.machine.mac is not None)])
 
-def _ask(section: Section, pool: Section, connection: Redis, request: Request, machine: Machine, way: Way) -> None:
-    add = section.findings.extend
-    add(check_server(connection.info(), way.tool))
-    add(_allowed("permissions", lambda: [_permissions(connection, way, request.worker)]))
-    add([check_encryption(network=bool(way.address), encrypted=way.encrypted, loopback=way.loopback)])
-    if way.address:
-        add([check_password(open_to_strangers(connection), loopback=way.loopback)])
-    add(_allowed("latency", lambda: [check_latency(ask_latency(connection))]))
-    add(_allowed("clock", lambda: [check_clock(ask_clock(connection), machine.mac is not None)]))
-    pool.findings += _allowed("pool", lambda: check_pool(ask_pool(connection)))
+    def _permissions(self, connection: Redis, way: Way) -> Finding:
+        from redis.exceptions import ResponseError
 
-
-def _permissions(connection: Redis, way: Way, worker: bool) -> Finding:
-    from redis.exceptions import ResponseError
-
-    try:
-        refused = try_permissions(connection, f"doctor-{secrets.token_hex(8)}", worker=worker)
-    except ResponseError as error:
-        if not full(error):
-            raise
-        return skipped("permissions", "cannot be tried while Redis is full")
-    return check_permissions(refused, way.url, worker=worker, tool=way.tool)
+        try:
+            refused = try_permissions(connection, f"doctor-{secrets.token_hex(8)}", worker=self.worker)
+        except ResponseError as error:
+            if not full(error):
+                raise
+            return skipped("permissions", "cannot be tried while Redis is full")
+        return check_permissions(refused, way.url, worker=self.worker, tool=way.tool)
 
 
 def _allowed(name: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:

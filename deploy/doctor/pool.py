@@ -54,7 +54,7 @@ class Pool:
 
 def ask_pool(connection: Redis) -> Pool:
     """The state of the pool; nothing is changed."""
-    queues = [key for key in _members(connection, QUEUES) if key.startswith(QUEUE + PREFIX)][:MOST]
+    queues = [key for key in _names(connection, ("SMEMBERS", QUEUES)) if key.startswith(QUEUE + PREFIX)][:MOST]
     lengths = _replies(connection, [("LLEN", key) for key in queues])
     waiting = {
         key.removeprefix(QUEUE): length
@@ -120,12 +120,9 @@ def _scheduler(pool: Pool) -> Iterator[Finding]:
     elif pool.schedules or pool.webhooks:
         waits = [plural(pool.schedules, "schedule")] if pool.schedules else []
         waits += [plural(pool.webhooks, "webhook")] if pool.webhooks else []
-        reason = f"none is active, and {' and '.join(waits)} {'waits' if _one(pool) else 'wait'} for one"
+        verb = "waits" if pool.schedules + pool.webhooks == 1 else "wait"
+        reason = f"none is active, and {' and '.join(waits)} {verb} for one"
         yield unsure("scheduler", reason, "promptmill scheduler, or `promptmill deploy scheduler` for good")
-
-
-def _one(pool: Pool) -> bool:
-    return pool.schedules + pool.webhooks == 1
 
 
 def _more(things: Sequence[object]) -> str:
@@ -162,12 +159,8 @@ def _counted(ask: Callable[[], int]) -> int:
         return 0
 
 
-def _members(connection: Redis, key: str) -> list[str]:
-    """The members of a set of names; none where it is not to be seen, or is no set."""
-    return _names(connection, ("SMEMBERS", key))
-
-
 def _names(connection: Redis, command: tuple[Any, ...]) -> list[str]:
+    """The names that a command lists; none where this user may not ask, or another kind of value is there."""
     (found,) = _replies(connection, [command])
     names = cast("set[bytes] | list[bytes]", found) if isinstance(found, (set, list)) else []
     return sorted(name.decode(errors="replace") for name in names)

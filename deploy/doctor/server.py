@@ -41,7 +41,7 @@ def check_server(info: Info, tool: str = "redis-cli") -> Iterator[Finding]:
 
 
 def _version(info: Info) -> Finding:
-    """That it is new enough is seen to by whatever connects."""
+    """It is new enough: connecting has checked that."""
     valkey = info.get("valkey_version")
     return good("version", f"Valkey {valkey}" if valkey else f"Redis {info.get('redis_version', '?')}")
 
@@ -63,22 +63,15 @@ def _durability(info: Info, tool: str) -> Finding:
             "`appendonly yes` in its configuration, and now:",
             f"{tool} CONFIG SET appendonly yes",
         )
+    free = "free space on the server's disk"
     if info.get("aof_last_write_status", "ok") != "ok":
-        return failed(name, "its last write failed, and the server refuses more", "free space on the server's disk")
+        return failed(name, "its last write failed, and the server refuses more", free)
     if info.get("rdb_last_bgsave_status", "ok") != "ok":
-        return failed(
-            name,
-            "on, but the last snapshot failed, so that the server may refuse writes",
-            "free space on the server's disk, see its log, then:",
-            f"{tool} BGSAVE",
-        )
+        reason = "on, but the last snapshot failed, so that the server may refuse writes"
+        return failed(name, reason, f"{free}, see its log, then:", f"{tool} BGSAVE")
     if info.get("aof_last_bgrewrite_status", "ok") != "ok":
-        return unsure(
-            name,
-            "on, but it could not be rewritten, and grows",
-            "free space on the server's disk, then:",
-            f"{tool} BGREWRITEAOF",
-        )
+        reason = "on, but it could not be rewritten, and grows"
+        return unsure(name, reason, f"{free}, then:", f"{tool} BGREWRITEAOF")
     return good(name, "on, and in order")
 
 

@@ -1,4 +1,4 @@
-"""Being asked to stop, and a loop's wait for that: what a signal handler may safely do.
+"""Stop signals: what a handler may safely do, and a wait that a signal interrupts.
 
 A handler runs in the main thread between any two steps of it, so it must take no lock: the step it came into may hold
 that very lock, as those of ``threading.Event`` do. It counts, and writes to a pipe.

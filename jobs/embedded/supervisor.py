@@ -1,4 +1,4 @@
-"""The guardian of an embedded Redis: ``python -m jobs.embedded.supervisor FOLDER [SERVER]``.
+"""The process that keeps an embedded Redis running: ``python -m jobs.embedded.supervisor FOLDER [SERVER]``.
 
 Started by the first user of a folder (:mod:`jobs.embedded.server` explains the locks), it outlives that user,
 keeps the server running while users are there, and ends it after the last one. It speaks to the server by

@@ -6,16 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobs.errors import MOST_PROBLEMS, LineError
-from jobs.lines.foreign_names import (
-    ABSENT,
-    asks_for_nothing,
-    cure_of_wrapper,
-    explained,
-    is_column,
-    meant_by_nothing,
-    renamed,
-    unsupported,
-)
+from jobs.lines.foreign_names import ABSENT, asks_for_nothing, foreign_field, is_column, meant_by_nothing
 from jobs.lines.messages import CHAT_FIELDS, check_continuing, check_flag, check_messages
 from jobs.lines.parameters import CHECKS
 from jobs.lines.values import check_object, check_text, json_kind, name_check
@@ -50,7 +41,7 @@ def gather(data: Mapping[str, Any], problems: list[LineError], *, openai: bool =
                 checked[name] = check(value)
                 continue
             except LineError as error:
-                meant = _meant(name, value, data, error)
+                meant = meant_by_nothing(name, value, data, error)
             if isinstance(meant, LineError):
                 problems.append(meant)
                 wrong.add(name)
@@ -63,14 +54,6 @@ def gather(data: Mapping[str, Any], problems: list[LineError], *, openai: bool =
     for name in ("response_format", "add_generation_prompt"):
         checked.pop(name, None)
     return checked
-
-
-def _meant(name: str, value: Any, data: Mapping[str, Any], error: LineError) -> Any:
-    """The value that was meant by one that asks for nothing; ``error`` for one that asks for something."""
-    try:
-        return meant_by_nothing(name, value, data)
-    except LookupError:
-        return error
 
 
 def lacks_prompt(fields: Mapping[str, Any]) -> bool:
@@ -90,13 +73,9 @@ def _unknown(key: str, value: Any, fields: Mapping[str, Any], *, openai: bool) -
     if openai and key in ("custom_id", "id", "method", "url"):
         own_name = " as 'custom_id'" if key == "id" else ""
         return LineError("unknown_field", field, f"goes beside 'body'{own_name}, not into it")
-    if (meant := renamed(key, _CHECKS_BY_KEY)) is not None:
-        return LineError("unknown_field", field, f"is '{meant}' here")
-    if (why := unsupported(key)) is not None:
-        return LineError("unsupported", field, f"is not supported: {why}")
-    words = explained(key) or cure_of_wrapper(key, value, _CHECKS_BY_KEY)
-    if words is not None:
-        return LineError("unknown_field", field, words)
+    if (found := foreign_field(key, value, _CHECKS_BY_KEY)) is not None:
+        code, message = found
+        return LineError(code, field, message)
     known = (*_CHECKS_BY_KEY, "max_completion_tokens") if openai else (*_CHECKS_BY_KEY, "id")
     return LineError("unknown_field", field, f"is not a field of a line{did_you_mean(key, known) or own}")
 

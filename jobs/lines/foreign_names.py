@@ -8,22 +8,20 @@ and "as usual" changes nothing about the text, so it is taken; any other value w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Final
 
+from jobs.errors import LineError
 from jobs.params import PARAMETERS
 
 __all__ = [
     "ABSENT",
     "asks_for_nothing",
-    "cure_of_wrapper",
-    "explained",
+    "foreign_field",
     "is_column",
     "is_empty",
     "is_foreign",
     "meant_by_nothing",
-    "renamed",
-    "unsupported",
 ]
 
 ABSENT: Final = object()
@@ -249,8 +247,7 @@ EITHER = {"prompt": "messages", "messages": "prompt"}
 
 def is_foreign(name: str) -> bool:
     """Whether another tool has a field of this name."""
-    snake = _snake(name)
-    return any(spelling in table for spelling in (name, snake) for table in (RENAMED, WRAPPERS, UNSUPPORTED, EXPLAINED))
+    return any(_snake(name) in table for table in (RENAMED, WRAPPERS, UNSUPPORTED, EXPLAINED))
 
 
 def is_column(name: str, value: Any, fields: Mapping[str, Any]) -> bool:
@@ -258,32 +255,26 @@ def is_column(name: str, value: Any, fields: Mapping[str, Any]) -> bool:
     return name in COLUMNS and isinstance(value, str) and ("prompt" in fields or "messages" in fields)
 
 
-def renamed(name: str, known: Iterable[str]) -> str | None:
+def renamed(name: str, known: Container[str]) -> str | None:
     """Our name of a field of another tool, or of one of ours that is written in another way, such as ``topP``."""
     snake = _snake(name)
-    if snake != name and snake in known:
-        return snake
-    return RENAMED.get(snake)
+    return snake if snake != name and snake in known else RENAMED.get(snake)
 
 
-def unsupported(name: str) -> str | None:
-    """What to do instead of a field that would change the text and is not done."""
-    return UNSUPPORTED.get(name) or UNSUPPORTED.get(_snake(name))
-
-
-def explained(name: str) -> str | None:
-    """What is to be said of a name for which there is more to say than another name."""
-    return EXPLAINED.get(name) or EXPLAINED.get(_snake(name))
-
-
-def cure_of_wrapper(name: str, value: Any, known: Iterable[str]) -> str | None:
-    """What is to be done with an object that holds parameters."""
-    owner = WRAPPERS.get(_snake(name))
-    if owner is None:
+def foreign_field(name: str, value: Any, known: Container[str]) -> tuple[str, str] | None:
+    """The error's code and what is to be said of a field that another tool has; ``known`` are our own."""
+    snake = _snake(name)
+    if (meant := renamed(name, known)) is not None:
+        return "unknown_field", f"is '{meant}' here"
+    if snake in UNSUPPORTED:
+        return "unsupported", f"is not supported: {UNSUPPORTED[snake]}"
+    if snake in EXPLAINED:
+        return "unknown_field", EXPLAINED[snake]
+    if snake not in WRAPPERS:
         return None
     keys = [key for key in value if isinstance(key, str)] if isinstance(value, dict) else []
-    others = [f"'{key}' is '{meant}' here" for key in keys if (meant := renamed(key, known)) is not None]
-    return f"is {owner}: write its fields beside 'prompt' or 'messages'{''.join(f'; {other}' for other in others)}"
+    others = [f"; '{key}' is '{meant}' here" for key in keys if (meant := renamed(key, known)) is not None]
+    return "unknown_field", f"is {WRAPPERS[snake]}: write its fields beside 'prompt' or 'messages'{''.join(others)}"
 
 
 def is_empty(value: Any) -> bool:
@@ -301,19 +292,15 @@ def asks_for_nothing(name: str, value: Any, fields: Mapping[str, Any]) -> bool:
     return any(_same(value, one) for one in (off if isinstance(off, tuple) else (off,)))
 
 
-def meant_by_nothing(name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+def meant_by_nothing(name: str, value: Any, fields: Mapping[str, Any], error: LineError) -> Any:
     """What a value that our own field ``name`` does not take means where it asks for nothing, which may be
-    :data:`ABSENT`.
-
-    Raises:
-        LookupError: it asks for something.
-    """
+    :data:`ABSENT`; ``error`` where it asks for something."""
     if name in EITHER and is_empty(value) and not is_empty(fields.get(EITHER[name])):
         return ABSENT
-    values, meaning = (PARAMETERS[name].off, PARAMETERS[name].default) if name in PARAMETERS else MEANT[name]
-    if not any(_same(value, off) for off in values):
-        raise LookupError(name)
-    return meaning
+    values, meaning = MEANT.get(name, ((), None))
+    if name in PARAMETERS:
+        values, meaning = PARAMETERS[name].off, PARAMETERS[name].default
+    return meaning if any(_same(value, off) for off in values) else error
 
 
 def _same(value: Any, off: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Checks of values that are no parameters of generation: texts, objects, names of models."""
+"""Checks of values that are not generation parameters: texts, objects, names of models."""
 
 from __future__ import annotations
 

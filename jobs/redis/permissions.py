@@ -1,4 +1,4 @@
-"""What a user is allowed in Redis, found by trying: users of least privilege may not ask for their own rules."""
+"""What a user is allowed in Redis, found by trying: not every user may read the access rules."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +11,7 @@ from jobs.errors import BatchPausedError, RefusedError, StaleAttemptError
 from jobs.redis.connect import refusing, replies
 from jobs.shard import MAX_PAYLOAD_BYTES
 from jobs.store.keys import BatchKeys
-from jobs.store.shard_records import PIECE_BYTES, Compaction, compact, stored
+from jobs.store.shard_records import PIECE_BYTES, Compaction, compact, portions, stored
 from jobs.store.steps import step
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ class FinishedLine:
     completion_tokens: int
     cached_tokens: int
     record: bytes
+
+    @property
+    def counted(self) -> tuple[int, int, int, int, int]:
+        """Its index, 1 where it is completed, and its tokens: what stands before its record for the step ``write``."""
+        return self.index, int(self.ok), self.prompt_tokens, self.completion_tokens, self.cached_tokens
 
 
 class Attempts:
@@ -177,7 +182,10 @@ class Attempts:
         number = attempt.number
         wanted = [keys.info, keys.fences, keys.records(number), keys.finished, keys.flights(number)]
         wanted.append(keys.compacted(number))
-        for arguments in _bounded(lines):
+        records = ((line, stored(line.record)) for line in lines)
+        # That the attempt is stale is said also where there is nothing to store.
+        for portion in portions(records) if lines else [[]]:
+            arguments = [item for line, record in portion for item in (*line.counted, record)]
             with refusing(_shard(attempt)):
                 taken = self._write(keys=wanted, args=[number, attempt.fence, *arguments])
             if not taken:
@@ -232,17 +240,3 @@ def _stale(attempt: Attempt) -> StaleAttemptError:
     return StaleAttemptError(
         f"{_shard(attempt)} is no longer this attempt's: it was taken over, or its batch has ended"
     )
-
-
-def _bounded(lines: Sequence[FinishedLine]) -> Iterator[list[Any]]:
-    """Arguments of the step ``write``: of as many lines at a time as fit into :data:`PIECE_BYTES`, or a longer one."""
-    arguments: list[Any] = []
-    size = 0
-    for line in lines:
-        record = stored(line.record)
-        if arguments and size + len(record) > PIECE_BYTES:
-            yield arguments
-            arguments, size = [], 0
-        arguments += [line.index, int(line.ok), line.prompt_tokens, line.completion_tokens, line.cached_tokens, record]
-        size += len(record)
-    yield arguments  # a stale attempt is told of even where there is nothing to store

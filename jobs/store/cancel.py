@@ -6,13 +6,9 @@ written. Lines that have none by then get theirs when they are read, see :mod:`s
 
 from __future__ import annotations
 
-from typing import cast
-
 from jobs.batch import Batch
 from jobs.errors import RefusedError
-from jobs.redis.connect import refusing
 from jobs.store.keys import EXPIRING, STARTING, UPLOADING, BatchKeys
-from jobs.store.steps import step
 from jobs.store.store import Store
 
 __all__ = ["cancel", "current", "expire_due"]
@@ -57,14 +53,7 @@ def _expire(store: Store, batch_id: str) -> bool:
 
 
 def _end(store: Store, batch_id: str, status: str) -> str | None:
-    """One step; the status before it."""
+    """End it as ``status``; the status before."""
     keys = BatchKeys(batch_id)
-    with refusing(f"batch '{batch_id}'"):
-        before = cast(
-            "bytes | None",
-            step(store.connection, "jobs.store.lua.batch", "end")(
-                keys=[keys.info, UPLOADING, EXPIRING, keys.queues, STARTING],
-                args=[batch_id, status, repr(store.now()), keys.pending("")],
-            ),
-        )
-    return None if before is None else before.decode(errors="replace")
+    wanted = [keys.info, UPLOADING, EXPIRING, keys.queues, STARTING]
+    return store.change("end", batch_id, wanted, status, repr(store.now()), keys.pending(""))

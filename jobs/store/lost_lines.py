@@ -1,4 +1,4 @@
-"""Lines whose prompts Redis has lost: they cannot run any more, and each ends in an error record that says so.
+"""Lines whose prompts Redis has lost: each ends in an error record that says so.
 
 Which lines a shard has stands in its payload alone, beside the index of its first and their number. Mostly that is
 enough; where shards of several models, or lines refused at submission, lie in between, it has what no other has.

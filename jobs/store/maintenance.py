@@ -1,4 +1,4 @@
-"""What any process that uses Redis does for others now and then, since nobody in particular is in charge of it."""
+"""Maintenance that every process does now and then: expiry, starts, removals, recovery of orphans and retries."""
 
 from __future__ import annotations
 

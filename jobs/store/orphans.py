@@ -1,4 +1,4 @@
-"""Orphans: shards of a running batch that are in none of the places where a shard waits or is worked on.
+"""Orphans: shards of a running batch that are in no queue and on no worker; they are queued again.
 
 A shard goes from its queue to the list of what was just taken, to the registry of leases, and back to its queue, each
 time in one step. But RQ's own tools take it out of there (`rq empty`, a plain `rq worker`, cancelled or failed jobs),

@@ -1,4 +1,4 @@
-"""Holding batches back: until their time, or while their owner has paused them; and what goes before what.
+"""Batches that are held back (paused, or waiting for their start time), and priorities.
 
 A batch that is held back is in progress like any other, but its jobs are in no queue: they pend, as they did before it
 was committed. Lines that workers have begun are finished; the others of their shards come back and pend too.
@@ -7,13 +7,10 @@ was committed. Lines that workers have begun are finished; the others of their s
 from __future__ import annotations
 
 import logging
-from typing import Any, cast
 
 from jobs.batch import PRIORITIES
 from jobs.errors import RefusedError
-from jobs.redis.connect import refusing
 from jobs.store.keys import STARTING, UPLOADING, BatchKeys
-from jobs.store.steps import step
 from jobs.store.store import Store
 
 __all__ = ["pause", "prioritise", "resume_batch", "start_due"]
@@ -29,8 +26,8 @@ def pause(store: Store, batch_id: str) -> bool:
         RefusedError: it is over, is still being submitted, or is about to be retried.
     """
     keys = BatchKeys(batch_id)
-    arguments = [batch_id, repr(store.now()), keys.pending("")]
-    before = _step(store, "pause", [keys.info, UPLOADING, keys.queues], batch_id, arguments)
+    wanted = [keys.info, UPLOADING, keys.queues]
+    before = store.change("pause", batch_id, wanted, repr(store.now()), keys.pending(""))
     return _allowed(store, batch_id, before, "paused") == "in_progress"
 
 
@@ -42,7 +39,7 @@ def resume_batch(store: Store, batch_id: str) -> bool:
         RefusedError: it is over, or is still being submitted.
     """
     keys = BatchKeys(batch_id)
-    before = _step(store, "resume", [keys.info, keys.queues, "rq:queues"], batch_id, [keys.pending("")])
+    before = store.change("resume", batch_id, [keys.info, keys.queues, "rq:queues"], keys.pending(""))
     return _allowed(store, batch_id, before, "resumed") == "paused"
 
 
@@ -57,7 +54,7 @@ def prioritise(store: Store, batch_id: str, priority: str) -> str:
         raise RefusedError(f"priority must be one of {', '.join(PRIORITIES)}, not {priority!r:.40}")
     batch, keys = store.batch(batch_id), BatchKeys(batch_id)
     wanted = [keys.info, UPLOADING, keys.queues, "rq:queues"]
-    before = _step(store, "prioritise", wanted, batch_id, [batch_id, priority, keys.pending("")])
+    before = store.change("prioritise", batch_id, wanted, priority, keys.pending(""))
     _allowed(store, batch_id, before, "moved")
     return batch.priority
 
@@ -68,16 +65,9 @@ def start_due(store: Store) -> list[str]:
     def start(batch_id: str) -> bool:
         keys = BatchKeys(batch_id)
         wanted = [keys.info, STARTING, keys.queues, "rq:queues"]
-        arguments = [batch_id, repr(store.now()), keys.pending("")]
-        return _step(store, "start", wanted, batch_id, arguments) == "in_progress"
+        return store.change("start", batch_id, wanted, repr(store.now()), keys.pending("")) == "in_progress"
 
     return store.due(STARTING, start)
-
-
-def _step(store: Store, name: str, keys: list[str], batch_id: str, arguments: list[Any]) -> str | None:
-    with refusing(f"batch '{batch_id}'"):
-        before = cast("bytes | None", step(store.connection, "jobs.store.lua.batch", name)(keys=keys, args=arguments))
-    return None if before is None else before.decode(errors="replace")
 
 
 def _allowed(store: Store, batch_id: str, before: str | None, what: str) -> str:

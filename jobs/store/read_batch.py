@@ -1,4 +1,4 @@
-"""What Redis knows of a batch, read with bounds: whoever may write to it may have put anything there."""
+"""Reading a batch's state from Redis, with bounds: the values may be anybody's."""
 
 from __future__ import annotations
 

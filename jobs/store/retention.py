@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from jobs.errors import RefusedError
-from jobs.redis.connect import refusing, replies
+from jobs.redis.connect import replies
 from jobs.store.keys import BATCHES, KEEPING, UPLOADING, BatchKeys
 from jobs.store.read_batch import common_keys, shard_keys
 from jobs.store.shard_table import read_rows
-from jobs.store.steps import step
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -53,11 +52,7 @@ def purge_due(store: Store) -> list[str]:
 
 
 def _take_off(store: Store, batch_id: str, *, only_due: bool) -> str | None:
-    keys = BatchKeys(batch_id)
-    with refusing(f"batch '{batch_id}'"):
-        take_off = step(store.connection, "jobs.store.lua.batch", "purge")
-        before = take_off(keys=[keys.info, UPLOADING, BATCHES, KEEPING], args=[batch_id, int(only_due)])
-    return None if before is None else cast("bytes", before).decode(errors="replace")
+    return store.change("purge", batch_id, [BatchKeys(batch_id).info, UPLOADING, BATCHES, KEEPING], int(only_due))
 
 
 def memory(connection: Redis, batch_id: str) -> int:

@@ -9,8 +9,8 @@ sign of life with each step: :func:`resume` goes on for one that died, and a ste
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, cast
 
 from jobs.batch import Batch, queue_name
@@ -21,7 +21,7 @@ from jobs.redis.connect import refusing
 from jobs.redis.rq_jobs import RqJobs
 from jobs.shard import Group, decode_lines
 from jobs.store.keys import EXPIRING, KEEPING, UPLOADING, WEBHOOKS, BatchKeys
-from jobs.store.shard_records import PIECE_BYTES, ShardRecords, loaded, stored
+from jobs.store.shard_records import ShardRecords, loaded, portions, stored
 from jobs.store.shard_table import read_rows
 from jobs.store.steps import step
 from jobs.store.store import UPLOAD_LEASE_S, Store
@@ -157,8 +157,10 @@ def _reopen(store: Store, batch_id: str, shard: _Shard, which: str) -> int:
     keys, number = BatchKeys(batch_id), shard.number
     job_id = keys.job_id(number)
     if shard.packed:
-        for records in _portions(store, batch_id, number, shard.failures):
-            unpacked = [batch_id, repr(store.server_time()), which, *records]
+        records = ShardRecords(store.connection, batch_id).all(number)
+        others = ((index, stored(raw)) for index, raw in records if index not in shard.failures)
+        for portion in portions(others):
+            unpacked = [batch_id, repr(store.server_time()), which, *chain.from_iterable(portion)]
             if _run(store, "unpack", [keys.info, UPLOADING, keys.reopened(number)], unpacked) == OVER:
                 return OVER
     wanted = [keys.info, UPLOADING, keys.finished, keys.retried, keys.compacted(number), keys.records(number)]
@@ -174,20 +176,3 @@ def _reopen(store: Store, batch_id: str, shard: _Shard, which: str) -> int:
             RqJobs(store.connection, shard.queue, batch_id).save(pipe, number, shard.lines)
             pipe.execute()
     return reply
-
-
-def _portions(store: Store, batch_id: str, number: int, failures: Container[int]) -> Iterator[list[Any]]:
-    """Index and record of all but the failures, as many at a time as are sent in one step."""
-    records: list[Any] = []
-    size = 0
-    for index, raw in ShardRecords(store.connection, batch_id).all(number):
-        if index in failures:
-            continue
-        value = stored(raw)
-        if records and size + len(value) > PIECE_BYTES:
-            yield records
-            records, size = [], 0
-        records += [index, value]
-        size += len(value)
-    if records:
-        yield records

@@ -1,4 +1,4 @@
-"""How the records of a shard lie in Redis, and how they are read: a bounded part at a time, however long they are.
+"""The records of a shard in Redis, read a bounded part at a time, however long they are.
 
 While the shard runs, a hash has them by index, each as :func:`stored` makes it. Once it is done they are in pieces:
 zstd frames of whole records, one a line, in a sorted set by the index of the last record in each. A piece has at most
@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import zstandard
 
@@ -29,7 +29,18 @@ from jobs.store.steps import step
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["PIECE_BYTES", "Compaction", "Part", "Piece", "ShardRecords", "compact", "loaded", "pieces_of", "stored"]
+__all__ = [
+    "PIECE_BYTES",
+    "Compaction",
+    "Part",
+    "Piece",
+    "ShardRecords",
+    "compact",
+    "loaded",
+    "pieces_of",
+    "portions",
+    "stored",
+]
 
 PIECE_BYTES = 1 << 20
 """Most bytes of a piece, and of the records that are sent or read at a time, but for a single longer one."""
@@ -42,6 +53,8 @@ DENSEST = 1 << 15
 READ_BYTES = 1 << 20
 FINISH_TRIES = 5
 """A server that crashes loses pieces once; records that are equal byte by byte would make it go on for ever."""
+
+T = TypeVar("T")
 
 
 def stored(record: bytes) -> bytes:
@@ -56,6 +69,21 @@ def loaded(value: bytes) -> bytes:
         RefusedError: it is a damaged frame.
     """
     return unpack(value, DENSEST * len(value)) if value.startswith(FRAME) else value
+
+
+def portions(records: Iterable[tuple[T, bytes]]) -> Iterator[list[tuple[T, bytes]]]:
+    """Something and a record each, as many at a time as have :data:`PIECE_BYTES` together, or one longer record."""
+    portion: list[tuple[T, bytes]] = []
+    size = 0
+    for item in records:
+        record = item[1]
+        if portion and size + len(record) > PIECE_BYTES:
+            yield portion
+            portion, size = [], 0
+        portion.append(item)
+        size += len(record)
+    if portion:
+        yield portion
 
 
 class Piece(NamedTuple):

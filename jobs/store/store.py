@@ -19,6 +19,7 @@ from jobs.store.attempts import Attempts, FinishedLine
 from jobs.store.keys import BATCHES
 from jobs.store.read_batch import read_batch, read_batches
 from jobs.store.shard_table import REJECTED_GROUP
+from jobs.store.steps import step
 from jobs.store.upload import UPLOAD_LEASE_S, NewBatch, UploadedShard, Uploads
 
 if TYPE_CHECKING:
@@ -88,6 +89,17 @@ class Store(Uploads, Attempts):
             if meant:
                 return meant[0]
             raise
+
+    def change(self, name: str, batch_id: str, keys: list[str], *arguments: str | int) -> str | None:
+        """Do a step of the folder ``lua/batch`` on a batch; what it was before, None where there is none.
+
+        Raises:
+            RefusedError: what Redis keeps of it is not ours.
+        """
+        do = step(self.connection, "jobs.store.lua.batch", name)
+        with refusing(f"batch '{batch_id}'"):
+            before = cast("bytes | None", do(keys=keys, args=[batch_id, *arguments]))
+        return None if before is None else before.decode(errors="replace")
 
     def due(self, listed: str, act: Callable[[str], bool]) -> list[str]:
         """Do what is due to the batches of the sorted set ``listed``, by times of the server's clock; the ids of those

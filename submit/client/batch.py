@@ -1,4 +1,4 @@
-"""One batch, as the Python client hands it out."""
+"""A handle on one batch: status, results, events, and what can be done to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to a batch while one watches: prompts being read, first tokens, finished lines, the end.
+"""Events of a batch that is watched: prompts being read, first tokens, finished lines, the end.
 
 Each finished line gives exactly one event, in the order of finishing, from its record in Redis. The other events come
 from what workers publish once a second. A line that takes less than that may never be seen at work; its progress and

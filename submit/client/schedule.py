@@ -1,11 +1,11 @@
-"""One schedule, as the Python client hands it out."""
+"""A handle on one schedule."""
 
 from __future__ import annotations
 
 from submit.client.batch import BatchHandle
 from submit.client.session import Session
-from submit.schedule.add import ASK_S, run_schedule
 from submit.schedule.model import Schedule
+from submit.schedule.run_by_hand import ASK_S, run_schedule
 from submit.schedule.store import Schedules
 
 __all__ = ["ScheduleHandle"]

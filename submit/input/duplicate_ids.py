@@ -1,4 +1,4 @@
-"""Ids already used in a file: finds every duplicate, exactly, in memory that does not grow with the file."""
+"""Duplicate ids in a file: every one is found, in memory that does not grow with the file."""
 
 from __future__ import annotations
 

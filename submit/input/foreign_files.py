@@ -1,4 +1,4 @@
-"""What a file is when it holds no lines of JSON: named once, with what makes lines of it.
+"""Files that hold no lines of JSON: recognised, with the command that makes lines of them.
 
 Only the start of a file is looked at, and only where its first line is not an object.
 """

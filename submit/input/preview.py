@@ -1,4 +1,4 @@
-"""Prompts as a model will see them: the worker package's preview, run as a process that is fed with lines.
+"""Previews of prompts as a model will see them, by a process of the worker package.
 
 Tokenizers come with the worker package, which this side never imports.
 """

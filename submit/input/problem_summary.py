@@ -1,4 +1,4 @@
-"""Problems of an input as a person reads them: alike ones are said once, with how many lines have them."""
+"""Problems of an input for people: those that are alike are one line with their count."""
 
 from __future__ import annotations
 

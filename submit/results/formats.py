@@ -1,4 +1,4 @@
-"""What results are written as: our own records, OpenAI's envelopes, or training data.
+"""The formats of results: our own records, OpenAI's envelopes, or training data.
 
 Training data is what ``mlx_lm.lora --train`` reads: ``chat`` is ``{"messages": [...]}`` with the answer as the
 last message, ``completions`` is ``{"prompt", "completion"}``. Both hold one line per choice, only of lines that

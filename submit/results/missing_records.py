@@ -1,4 +1,4 @@
-"""Lines that a cancelled or expired batch left without a record: what each of them gets when it is read."""
+"""Error records for the lines that a cancelled or expired batch left without a record."""
 
 from __future__ import annotations
 

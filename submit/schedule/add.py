@@ -1,13 +1,11 @@
-"""What a schedule is made of and what it gives back: its order and its prompts, for a run by cron or by hand."""
+"""Adding a schedule: its order and its prompts, as they are kept; and the batch that a run makes of them."""
 
 from __future__ import annotations
 
 import contextlib
 import stat
 import tempfile
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,35 +14,24 @@ import msgspec
 import orjson
 import zstandard
 
-from jobs.errors import InputError, LineError, RefusedError, WaitTimeoutError
+from jobs.errors import InputError, LineError, RefusedError
 from jobs.lines.line import Defaults
 from jobs.shard import COMPRESSION_LEVEL
-from jobs.store.store import UPLOAD_LEASE_S, Store
+from jobs.store.store import Store
 from submit.input.reader import PromptFile, PromptObjects
 from submit.input.validate import Findings
 from submit.schedule.cron import Cron
-from submit.schedule.model import REMEDY, Run, Schedule, no_schedule
-from submit.schedule.run_store import OvertakenError, RunStore
+from submit.schedule.model import REMEDY, Run, Schedule
+from submit.schedule.run_store import RunStore
 from submit.schedule.store import MAX_PROMPTS_BYTES, Schedules
-from submit.status.text import duration
 from submit.upload.submitter import Order, ReadSoFar, check, check_order, submit
 
 __all__ = [
-    "ASK_S",
-    "BY_HAND_S",
-    "NO_SCHEDULER",
     "ScheduleOrder",
     "add_schedule",
-    "order_from",
-    "prompts_of",
-    "run_schedule",
+    "submit_run",
 ]
 
-NO_SCHEDULER = "no scheduler is running: `promptmill scheduler` starts one"
-POLL_S = 0.2
-ASK_S = 60.0
-BY_HAND_S = UPLOAD_LEASE_S
-"""A run by hand that is not submitted after so long is submitted by others: its client may be dead."""
 MAX_PATH = 1000
 _ORDER = {
     "defaults": dict,
@@ -57,10 +44,6 @@ _ORDER = {
     "webhook": str | None,
 }
 """Of an :class:`Order` what is kept with a schedule, with its types."""
-
-
-class BusyError(RefusedError):
-    """Another run of the schedule has begun and is not submitted yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,105 +96,26 @@ def add_schedule(
     return schedules.add(wanted.name, wanted.cron, facts, packed, replace=wanted.take_place, now=now), checked
 
 
-def run_schedule(
+def submit_run(
     store: Store,
-    name: str,
-    *,
-    allow_overlap: bool = False,
-    timeout: float = ASK_S,
-    progress: ReadSoFar = lambda lines, size: None,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], object] = time.sleep,
-) -> str:
-    """Submit a batch of a schedule now; its id. Where its file is read at each run, the scheduler does it.
-
-    Raises:
-        RefusedError: there is no such schedule; an earlier batch of it is not done and none may overlap; the run was
-            refused, as for bad lines in the file; or a scheduler is needed and there is none.
-        WaitTimeoutError: the scheduler has not done it within ``timeout`` seconds, but will.
-    """
-    from redis.exceptions import RedisError
-
-    schedules = Schedules(store.connection)
-    schedule, now = schedules.get(name), int(store.server_time())
-    overlap = allow_overlap or schedule.allow_overlap
-    if schedule.path is not None:
-        return _run_by_scheduler(schedules, schedule, now, timeout, clock, sleep, overlap=overlap)
-    order = order_from(schedules.order(schedule), schedule.name)
-    run = Run(now, asked=True, by=uuid.uuid4().hex)
-    if not overlap:
-        _begin(schedules, schedule, run, overlap=False)
-    try:
-        with prompts_of(schedules, schedule) as prompts:
-            return submit(RunStore(store, schedule, run, begun=not overlap), prompts, order, progress=progress).batch_id
-    except OvertakenError:
-        shown = "`promptmill schedule list` shows whether it was submitted elsewhere"
-        raise RefusedError(f"this run of schedule '{schedule.name}' was taken over, or ended: {shown}") from None
-    finally:
-        with contextlib.suppress(RedisError):  # of one that was submitted nothing is there any more
-            schedules.end(schedule, run)
-
-
-def _begin(schedules: Schedules, schedule: Schedule, run: Run, *, overlap: bool) -> None:
-    """Begin a run by hand. One whose client has not submitted it for long is replaced: the client may be dead.
-
-    Raises:
-        BusyError: another run of the schedule has begun.
-        RefusedError: a batch of it is not done, or it is gone.
-    """
-    other = schedule.run
-    gone = other if other is not None and other.by is not None and run.due - other.due >= BY_HAND_S else None
-    met = schedules.begin(schedule, run, overlap=overlap, gone=gone)
-    if met == "over":
-        raise no_schedule(schedule.name)
-    if met == "busy":
-        raise BusyError(f"a run of schedule '{schedule.name}' is being submitted: --allow-overlap runs it besides")
-    if met != "begun":
-        raise RefusedError(
-            f"batch {met} of schedule '{schedule.name}' is not done: wait, `promptmill cancel {met}`, or "
-            "--allow-overlap to run it besides"
-        )
-
-
-def _run_by_scheduler(
-    schedules: Schedules,
     schedule: Schedule,
-    now: int,
-    timeout: float,
-    clock: Callable[[], float],
-    sleep: Callable[[float], object],
+    run: Run,
     *,
-    overlap: bool,
+    begun: bool = True,
+    read_from: Sequence[Path] = (),
+    progress: ReadSoFar = lambda lines, size: None,
 ) -> str:
-    """The batch of a run that begins here and that the scheduler submits."""
-    if schedules.active_scheduler() is None:
-        raise RefusedError(f"the file of schedule '{schedule.name}' is read by the scheduler, and {NO_SCHEDULER}")
-    # Its outcome is known by this time, which no other run by hand has.
-    run = Run(max([now, *(outcome.due + 1 for outcome in schedule.runs if outcome.asked)]), asked=True)
-    begun, ends_at = False, clock() + timeout
-    while clock() < ends_at:
-        if not begun:
-            try:
-                _begin(schedules, schedule, run, overlap=overlap)
-                begun = True
-            except BusyError:
-                if not overlap:
-                    raise
-        found = schedules.get(schedule.name)
-        outcome = next((outcome for outcome in found.runs if (outcome.due, outcome.asked) == (run.due, True)), None)
-        if outcome is not None and outcome.batch_id is not None:
-            return outcome.batch_id
-        if found.id != schedule.id:
-            raise RefusedError(f"schedule '{schedule.name}' was replaced before it was run: run it again")
-        if outcome is not None:
-            raise RefusedError(f"the scheduler could not run '{schedule.name}': {outcome.why}")
-        sleep(POLL_S)
-    then = (
-        "it will: `promptmill schedule list` shows its batch then"
-        if begun
-        else "another run is in its way: run it again"
-    )
-    raise WaitTimeoutError(f"the scheduler has not run '{schedule.name}' after {duration(timeout)}; {then}")
+    """Submit the batch of a run, by cron or by hand; its id. See :class:`RunStore` for ``begun``.
+
+    Raises:
+        OvertakenError: the run is another's, or over.
+        InputError, RefusedError, RedisError: what :func:`submit` raises; or the prompts cannot be read.
+    """
+    schedules = Schedules(store.connection)
+    order = _order_from(schedules.order(schedule), schedule.name)
+    with _prompts_of(schedules, schedule, read_from) as prompts:
+        run_store = RunStore(store, schedule, run, begun=begun)
+        return submit(run_store, prompts, order, progress=progress, now=store.now).batch_id
 
 
 # --- orders, as they are kept ---
@@ -222,7 +126,7 @@ def _order_json(order: Order) -> dict[str, Any]:
     return kept | {"defaults": dict(order.defaults.fields), "metadata": dict(order.metadata)}
 
 
-def order_from(stored: bytes, schedule: str) -> Order:
+def _order_from(stored: bytes, schedule: str) -> Order:
     """What a schedule's batches are to be; their name is the schedule's where no other was given.
 
     Raises:
@@ -244,7 +148,7 @@ def order_from(stored: bytes, schedule: str) -> Order:
 
 
 @contextlib.contextmanager
-def prompts_of(schedules: Schedules, schedule: Schedule, read_from: Sequence[Path] = ()) -> Iterator[PromptFile]:
+def _prompts_of(schedules: Schedules, schedule: Schedule, read_from: Sequence[Path]) -> Iterator[PromptFile]:
     """The prompts of a run: those stored with the schedule, or the file at its path, if it is in one of these folders.
 
     Raises:

@@ -15,12 +15,12 @@ from pathlib import Path
 from jobs.batch import timestamp
 from jobs.errors import InputError, PromptmillError, RedisError
 from jobs.store.store import Store
-from submit.schedule.add import BY_HAND_S, order_from, prompts_of
+from submit.schedule.add import submit_run
 from submit.schedule.model import Outcome, Run, Schedule
-from submit.schedule.run_store import OvertakenError, RunStore
+from submit.schedule.run_by_hand import BY_HAND_S
+from submit.schedule.run_store import OvertakenError
 from submit.schedule.store import Schedules
 from submit.schedule.table import missed_runs
-from submit.upload.submitter import submit
 
 __all__ = ["GRACE_S", "Dispatcher", "StoppedError"]
 
@@ -160,13 +160,10 @@ class Dispatcher:
             self._failed(schedule, run, f"internal error: {type(error).__name__}: {error}")
 
     def _submit(self, schedule: Schedule, run: Run) -> None:
-        order = order_from(self._schedules.order(schedule), schedule.name)
-        with prompts_of(self._schedules, schedule, self._read_from) as prompts:
-            store = RunStore(self._store, schedule, run)
-            submitted = submit(store, prompts, order, progress=self._look_up, now=self._store.now)
+        batch_id = submit_run(self._store, schedule, run, read_from=self._read_from, progress=self._look_up)
         log.info(
             "%s: the run of %s is batch %s",
-            schedule.name, timestamp(run.due), submitted.batch_id, extra={"action": "run_submitted"},
+            schedule.name, timestamp(run.due), batch_id, extra={"action": "run_submitted"},
         )  # fmt: skip
         self._observe("committed")
 

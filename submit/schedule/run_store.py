@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from jobs.store.keys import UPLOADING, BatchKeys, ScheduleKeys
-from jobs.store.steps import load
+from jobs.store.steps import step
 from jobs.store.store import Store
 from submit.schedule.model import Outcome, Run, Schedule
 
@@ -31,7 +31,7 @@ class RunStore(Store):
     def __init__(self, store: Store, schedule: Schedule, run: Run, *, begun: bool = True) -> None:
         super().__init__(store.connection, now=store.now, server_time=store.server_time)
         self._schedule, self._run, self._begun = schedule, run, begun
-        self._script = store.connection.register_script(load("submit.schedule.lua", "commit_run"))
+        self._script = step(store.connection, "submit.schedule.lua", "commit_run")
         self._commit = cast("Script", self._commit_run)
 
     def _commit_run(self, *, keys: list[str], args: list[Any]) -> int:

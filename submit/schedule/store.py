@@ -16,7 +16,7 @@ import orjson
 from jobs.errors import RefusedError
 from jobs.redis.connect import refusing, replies
 from jobs.store.keys import SCHEDULER, SCHEDULES, ScheduleKeys
-from jobs.store.steps import load
+from jobs.store.steps import step
 from submit.schedule.cron import MOST_COUNTED, Cron
 from submit.schedule.model import (
     FIELDS,
@@ -54,12 +54,12 @@ class Schedules:
     def __init__(self, connection: Redis) -> None:
         self._connection = connection
         self._cron = lru_cache(MOST_CRONS)(Cron)  # checked once: a scheduler reads all schedules every second
-        self._read = connection.register_script(load(LUA, "read"))
-        self._names = connection.register_script(load(LUA, "names"))
-        self._add = connection.register_script(load(LUA, "add"))
-        self._begin = connection.register_script(load(LUA, "begin"))
-        self._end = connection.register_script(load(LUA, "end"))
-        self._remove = connection.register_script(load(LUA, "remove"))
+        self._read = step(connection, LUA, "read")
+        self._names = step(connection, LUA, "names")
+        self._add = step(connection, LUA, "add")
+        self._begin = step(connection, LUA, "begin")
+        self._end = step(connection, LUA, "end")
+        self._remove = step(connection, LUA, "remove")
 
     # --- what there is ---
 

@@ -12,7 +12,7 @@ from jobs.batch import Batch
 from submit.status.rates import Rates, Window, whole
 from submit.status.text import cells, clip, duration, plural, rate
 
-__all__ = ["Progress", "is_terminal", "terminal_size", "terminal_width"]
+__all__ = ["Progress", "has_unicode", "is_terminal", "terminal_size", "terminal_width"]
 
 PLAIN_S = 5.0
 LIVE_S = 0.1
@@ -24,6 +24,11 @@ GREEN, YELLOW, RED, RESET = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 def is_terminal(stream: TextIO | None, environ: Mapping[str, str] = os.environ) -> bool:
     """Whether ``stream`` is a terminal that can rewrite a line."""
     return stream is not None and not stream.closed and stream.isatty() and environ.get("TERM") != "dumb"
+
+
+def has_unicode(stream: TextIO) -> bool:
+    """Whether all letters and blocks can be written to ``stream``."""
+    return (getattr(stream, "encoding", None) or "").lower().startswith("utf")
 
 
 def terminal_size(stream: TextIO) -> tuple[int, int]:
@@ -65,12 +70,8 @@ class Progress:
         """Take in the batch as it is now; ``waiting`` says why nothing happens, where nothing does."""
         now = self._clock()
         rates = self._window.add(now, batch)
-        if self._live:
-            if self._shown_at is None or now - self._shown_at >= LIVE_S:
-                self._rewrite(batch, rates, waiting)
-                self._shown_at = now
-        elif self._shown_at is None or now - self._shown_at >= PLAIN_S:
-            self._line(plain_text(batch, rates, waiting))
+        if self._shown_at is None or now - self._shown_at >= (LIVE_S if self._live else PLAIN_S):
+            self._show(batch, rates, waiting)
             self._shown_at = now
 
     def note(self, text: str) -> None:
@@ -81,29 +82,20 @@ class Progress:
     def close(self, batch: Batch | None = None) -> None:
         """End with the batch's last state; without one, leave the line as it is."""
         if batch is not None:
-            rates = whole(batch) if batch.done else self._window.add(self._clock(), batch)
-            if self._live:
-                self._rewrite(batch, rates, None)
-            else:
-                self._line(plain_text(batch, rates, None))
+            self._show(batch, whole(batch) if batch.done else self._window.add(self._clock(), batch), None)
         if self._live and self._shown:
             self._write("\n")
         self._shown = ""
 
-    def _rewrite(self, batch: Batch, rates: Rates, waiting: str | None) -> None:
-        # The last column stays free: some terminals wrap as soon as it is written.
-        self._shown = bar_text(
-            batch, rates, waiting, self._width(self._stream) - 1, unicode=self._unicode(), colour=self._colour
-        )
-        self._write(f"\r{self._shown}\x1b[K")
-
-    def _line(self, text: str) -> None:
-        if text != self._shown:
-            self._write(f"{text}\n")
-            self._shown = text
-
-    def _unicode(self) -> bool:
-        return (getattr(self._stream, "encoding", None) or "").lower().startswith("utf")
+    def _show(self, batch: Batch, rates: Rates, waiting: str | None) -> None:
+        if self._live:
+            # The last column stays free: some terminals wrap as soon as it is written.
+            width, unicode = self._width(self._stream) - 1, has_unicode(self._stream)
+            self._shown = bar_text(batch, rates, waiting, width, unicode=unicode, colour=self._colour)
+            self._write(f"\r{self._shown}\x1b[K")
+        elif (line := plain_text(batch, rates, waiting)) != self._shown:
+            self._write(f"{line}\n")
+            self._shown = line
 
     def _write(self, text: str) -> None:
         if self._broken:

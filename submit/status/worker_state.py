@@ -1,4 +1,4 @@
-"""What one worker published last, read with bounds: whoever may write to Redis may have put anything there."""
+"""A worker's published state, read with bounds: the value may be anybody's."""
 
 from __future__ import annotations
 

@@ -43,22 +43,15 @@ class WorkersReader:
 
     def __init__(self, store: Store) -> None:
         self._store, self._workers = store, Workers(store.connection)
-        self._names: dict[str, str] = {}
 
     def read(self, *, drawn: bool = False) -> WorkersView:
         """What the workers say, and which of RQ's say nothing; if it is to be ``drawn``, with the names of batches."""
         now, workers = self._store.now(), self._workers.read()
         lost = read_lost_workers(self._store.connection, {worker.name for worker in workers}, now)
-        if drawn:
-            self._name_batches({line.batch_id for _, line in lines_in_flight(workers)})
-        return WorkersView(now, workers, lost, self._names, pool_known_paused(self._store))
-
-    def _name_batches(self, wanted: set[str]) -> None:
-        """Note the names of the batches that are worked on; each is asked for once."""
-        fresh = [batch_id for batch_id in wanted if batch_id not in self._names]
-        self._names = {batch_id: name for batch_id, name in self._names.items() if batch_id in wanted}
-        for batch in read_batches(self._store.connection, fresh):
-            self._names[batch.id] = batch.name or batch.id
+        worked_on = {line.batch_id for _, line in lines_in_flight(workers)} if drawn else set()
+        batches = read_batches(self._store.connection, sorted(worked_on))
+        names = {batch.id: batch.name for batch in batches if batch.name is not None}
+        return WorkersView(now, workers, lost, names, pool_known_paused(self._store))
 
 
 @dataclass(frozen=True, slots=True)

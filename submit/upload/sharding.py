@@ -1,4 +1,4 @@
-"""Packing: from checked lines to shards of one group each, and parcels of shards."""
+"""Packing checked lines into shards of one group each, and shards into parcels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is to be known of a batch once it is submitted: when it begins and ends, and whether anybody will run it."""
+"""Notes after a submission: when the batch begins and ends, and whether any worker will run it."""
 
 from __future__ import annotations
 

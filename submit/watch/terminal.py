@@ -24,7 +24,7 @@ from typing import Any, Protocol, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from submit.status.progress import terminal_size
+from submit.status.progress import has_unicode, terminal_size
 from submit.status.table import text
 
 __all__ = ["REFRESH_S", "Painter", "Reader", "View", "watch_on_screen"]
@@ -119,7 +119,7 @@ def watch_on_screen(
     screen = _Screen(stream, sys.stdin if keys is None else keys)
     colour = not environ.get("NO_COLOR")
     painter = Painter(colour=colour)
-    unicode = (getattr(stream, "encoding", None) or "").lower().startswith("utf")
+    unicode = has_unicode(stream)
     away_since: float | None = None
     with contextlib.suppress(KeyboardInterrupt, _TerminalGoneError), screen.taken():
         while not view.done:

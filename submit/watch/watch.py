@@ -8,12 +8,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
 
 from submit.status.progress import is_terminal, terminal_width
-from submit.watch.terminal import REFRESH_S, Reader, watch_on_screen
+
+if TYPE_CHECKING:
+    from submit.watch.terminal import Reader
 
 __all__ = ["present", "watch"]
 
@@ -41,6 +43,8 @@ def watch(
 
     On a terminal the view has a screen of its own, and its last state stays behind in the ordinary one.
     """
+    from submit.watch.terminal import REFRESH_S, watch_on_screen
+
     if is_terminal(stream, environ) and not as_json:
         watch_on_screen(reader, stream, environ)
         return

@@ -15,7 +15,7 @@ from jobs.delivery import MAX_URL_LENGTH
 from jobs.errors import RefusedError
 from jobs.redis.connect import refusing
 from jobs.store.keys import PREFIX, WEBHOOKS, BatchKeys
-from jobs.store.steps import load
+from jobs.store.steps import step
 from jobs.store.store import Store
 
 __all__ = ["LEASE_S", "Claim", "claim_due", "due", "settle"]
@@ -58,7 +58,7 @@ def claim_due(store: Store) -> Claim | None:
     Raises:
         RefusedError: somebody put something else where they are listed.
     """
-    now, script = store.server_time(), store.connection.register_script(load(LUA, "claim"))
+    now, script = store.server_time(), step(store.connection, LUA, "claim")
     keys = [WEBHOOKS, f"{WEBHOOKS}:claim:{uuid.uuid4().hex}"]
     limits = [MOST_LOOKED_AT, MAX_URL_LENGTH, RESENT_S]
     with refusing(WEBHOOKS):
@@ -79,7 +79,7 @@ def settle(store: Store, claim: Claim, state: str, answer: str, *, next_at: floa
     arguments: list[Any] = [claim.batch_id, claim.place, state, answer, following]
     try:
         with refusing(f"the webhook of {claim.batch_id}"):
-            script = store.connection.register_script(load(LUA, "settle"))
+            script = step(store.connection, LUA, "settle")
             return bool(script(keys=[WEBHOOKS, BatchKeys(claim.batch_id).info], args=arguments))
     except RefusedError as error:
         log.warning("%s", error, extra={"action": "refuse_webhook"})

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 PACKAGES = ("promptmill/", "jobs/", "submit/", "worker/", "deploy/")
-CODE = (".py", ".lua", "py.typed")
+CODE = (".py", ".lua", ".template", "-certs.sh", "py.typed")
 
 
 def main(folder: Path) -> None:

@@ -18,6 +18,7 @@ from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import compiler_present, load_model, measure
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sequence import Finished, PreparedLine
+from worker.faults.in_flight_log import InFlightLog
 
 POCKET = Path(__file__).parents[2] / "examples" / "pocket" / "model"
 
@@ -160,3 +161,21 @@ def run() -> Callable[..., dict[Any, Finished]]:
         raise AssertionError("the engine does not come to an end")
 
     return drain
+
+
+class NoLog(InFlightLog):
+    """An in-flight log that notes nothing: every line begins when it may."""
+
+    unsettled = 0  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        """Without a thread, and without Redis."""
+
+    def admitted(self, engines: Any, only: frozenset[Any] | None) -> frozenset[Any] | None:
+        return only
+
+    def begun(self, keys: Any) -> frozenset[Any]:
+        return frozenset()
+
+    def begins_anew(self, key: Any) -> None:
+        pass

@@ -9,6 +9,7 @@ import pytest
 
 from jobs.app.worker_options import EngineSettings
 from jobs.shard import Group
+from tests.engine.conftest import NoLog
 from worker.engine.engine import Engine
 from worker.engine.sequence import WITHOUT_CONTEXT, Finished, sequences_of
 from worker.faults.quarantine import TRIAL_TOKENS
@@ -85,14 +86,14 @@ def test_rows_that_begin_again_are_not_held_off(markov: Any, line_of: Any, monke
     assert engine.begun == 3
     engine.admit(frozenset())
     engine.add(line_of("late", [1], max_tokens=2))
-    advance, failures = engine._batch.advance, iter([RuntimeError("lost")])
+    advance, failures = engine._decode_batch.advance, iter([RuntimeError("lost")])
 
     def failing() -> None:
         for failure in failures:
             raise failure
         advance()
 
-    monkeypatch.setattr(engine._batch, "advance", failing)
+    monkeypatch.setattr(engine._decode_batch, "advance", failing)
     ended = [finished.key for _ in range(60) for finished in engine.step()]
     assert sorted(ended) == ["a", "b", "c"]
     assert engine.pending == 1
@@ -102,7 +103,7 @@ def test_rows_that_begin_again_are_not_held_off(markov: Any, line_of: Any, monke
 def compute(markov: Any) -> Any:
     """A compute thread that is not started, with one engine; ``ended`` collects what ended."""
     ended: list[Finished] = []
-    made = Compute(EngineSettings(), lambda group, finished: ended.append(finished), lambda: None)
+    made = Compute(EngineSettings(), lambda group, finished: ended.append(finished), lambda: None, NoLog())
     made._engines[Group("m")] = Engine(markov(), decode_concurrency=4)
     return made, ended
 
@@ -225,7 +226,7 @@ def test_the_thread_sleeps_until_something_happens(compute: Any, line_of: Any) -
     and again: the writer says when they are stored."""
     made, _ = compute
     unstored, waits = [1], []
-    made._admission._unstored = lambda: unstored[0]
+    made._unstored = lambda: unstored[0]
     group = Group("m")
     made.add(group, line_of("other", [1, 2], max_tokens=4))
     made.add(group, line_of("suspect", [1, 2], max_tokens=4), Quarantine.ALONE)

@@ -12,9 +12,11 @@ import pytest
 
 from jobs.params import Sampling
 from worker.engine.loading.mlx_models import compiler_present
-from worker.engine.sampling import row_params as row_arrays
-from worker.engine.sampling.sampler import CANDIDATES, Sampler, pick, sample
-from worker.engine.sequence import Sequence
+from worker.engine.sampling import row_params
+from worker.engine.sampling.draws import pick
+from worker.engine.sampling.filters import CANDIDATES
+from worker.engine.sampling.sampler import Sampler, sample
+from worker.engine.sequence import PreparedLine, Sequence
 
 ROWS, STEPS = 64, 150
 UNIFORMS_OF_0 = [0.5330528, 0.0628252, 0.1602231]
@@ -22,7 +24,7 @@ UNIFORMS_OF_0 = [0.5330528, 0.0628252, 0.1602231]
 
 def row_of(seed: int, **given: Any) -> Sequence:
     sampling = Sampling(**{"seed": seed, "temperature": 1.0, **given})
-    return Sequence("x", 0, (1,), sampling, seed, frozenset(), limit=10**6, xtc_exempt=(3,))
+    return Sequence(PreparedLine("x", (1,), sampling, frozenset(), xtc_exempt=(3,)), 0, seed, limit=10**6)
 
 
 def draw(logits: np.ndarray, count: int = STEPS, *, full: bool = False, stride: int = 1, **given: Any) -> np.ndarray:
@@ -31,7 +33,7 @@ def draw(logits: np.ndarray, count: int = STEPS, *, full: bool = False, stride: 
     batch = [row_of(seed * stride, **given) for seed in range(ROWS)]
     for row in batch:
         row.full = full
-    arrays = row_arrays.build(batch, len(logits))
+    arrays = row_params.build(batch, len(logits))
     wide = mx.broadcast_to(mx.array(logits.astype(np.float32))[None], (ROWS, len(logits)))
     found = []
     for _ in range(count):
@@ -123,7 +125,7 @@ def test_draws_do_not_depend_on_the_batch() -> None:
     ]
 
     def tokens_of(rows: list[Sequence]) -> dict[int, list[int]]:
-        arrays = row_arrays.build(rows, len(logits))
+        arrays = row_params.build(rows, len(logits))
         wide = mx.broadcast_to(mx.array(logits)[None], (len(rows), len(logits)))
         found: dict[int, list[int]] = {row.seed: [] for row in rows}
         for _ in range(8):
@@ -151,7 +153,7 @@ def test_greedy_in_half_precision_is_mlx_lms(kind: mx.Dtype) -> None:
     assert bool((expected != mx.argmax(logits, axis=-1)).any())
     rows = [row_of(seed, temperature=0.0) for seed in range(200)]
     for batch in (rows, [row_of(0, top_p=0.5), *rows[1:]]):
-        arrays = row_arrays.build(batch, 300)
+        arrays = row_params.build(batch, 300)
         tokens = sample(arrays.features, logits, arrays.state, arrays.params)["tokens"]
         assert tokens.tolist()[1:] == expected.tolist()[1:]
 
@@ -179,9 +181,9 @@ def test_neighbouring_seeds_share_no_draws(stride: int) -> None:
 
 def test_seeds_mean_the_same_for_ever() -> None:
     """A recorded seed gives the same random numbers in later versions and on other machines."""
-    assert row_arrays.draw_key(0) == (2487615331, 3632599051)
-    assert row_arrays.draw_key(2**64 - 1) == (1692761239, 2316075020)
-    uniforms = mx.random.uniform(shape=(3,), key=mx.array(row_arrays.draw_key(0), dtype=mx.uint32))
+    assert row_params.draw_key(0) == (2487615331, 3632599051)
+    assert row_params.draw_key(2**64 - 1) == (1692761239, 2316075020)
+    uniforms = mx.random.uniform(shape=(3,), key=mx.array(row_params.draw_key(0), dtype=mx.uint32))
     assert uniforms.tolist() == pytest.approx(UNIFORMS_OF_0, abs=1e-6)
 
 
@@ -193,7 +195,7 @@ def test_values_never_make_a_graph() -> None:
 
     def step(**given: Any) -> None:
         rows = [row_of(seed, **given) for seed in range(4)]
-        arrays = row_arrays.build(rows, 500)
+        arrays = row_params.build(rows, 500)
         # Tracing alone: to run the graph would call a C++ compiler on the CPU build.
         sampler(arrays.features, logits, arrays.state, arrays.params)
 

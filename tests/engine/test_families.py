@@ -13,7 +13,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import ConcatenateKVCache, QuantizedKVCache, make_prompt_cache
 
 from tests.engine.families import FAMILIES, new_model
-from worker.engine.caches import batch as batch_caches
+from worker.engine.caches import prompt_cache
 from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import measure
 from worker.engine.loading.model import LoadedModel
@@ -144,7 +144,7 @@ def test_every_cache_of_mlx_lm_is_covered() -> None:
     covered: set[str] = set()
     for kind, family in FAMILIES.items():
         singles = make_prompt_cache(new_model(kind))
-        caches = [*singles, *batch_caches.leaves(singles)]
+        caches = [*singles, *prompt_cache.leaves(singles)]
         covered |= {type(cache).__name__ for cache in caches}
         if family.batches is True:
             covered |= {type(type(cache).merge([cache])).__name__ for cache in caches}

@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings, strategies as st
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, apply_xtc
 
 from tests.engine.conftest import compile_again
-from worker.engine.sampling.sampler import CANDIDATES, best, mass, survivors
+from worker.engine.sampling.filters import CANDIDATES, best, survivors
 
 BORDER = 2e-5
 """Float sums in another order may fall on the other side of a threshold that is this close; over a large vocabulary,
@@ -61,23 +61,24 @@ class Case:
         def one(value: Any, kind: mx.Dtype) -> mx.array:
             return mx.array([value], dtype=kind)
 
-        return {
+        params = {
             "top_p": one(self.top_p, mx.float32),
-            "log_min_p": one(math.log(self.min_p) if self.min_p else -math.inf, mx.float32),
+            "min_p": one(math.log(self.min_p) if self.min_p else -math.inf, mx.float32),
             "min_tokens_to_keep": one(self.keep, mx.int32),
             "top_k": one(self.top_k if self.top_k < len(self.logits) else 0, mx.int32),
-            "xtc_probability": one(1.0 if self.xtc else 0.0, mx.float32),
-            "xtc_threshold": one(self.threshold, mx.float32),
-            "xtc_exempt": mx.array([self.exempt or (-1,)], dtype=mx.int32),
         }
+        if self.xtc:
+            params["xtc_probability"] = one(1.0, mx.float32)
+            params["xtc_threshold"] = one(self.threshold, mx.float32)
+            params["xtc_exempt"] = mx.array([self.exempt or (-1,)], dtype=mx.int32)
+        return params
 
     def kept(self, count: int) -> tuple[np.ndarray, bool]:
         """Ids that survive among the ``count`` best tokens, and whether these cover the filters."""
         logits = mx.array(self.logits[None]).astype(mx.bfloat16 if self.half else mx.float32)
         ids, values = best(logits, count)
         whole = count >= len(self.logits)
-        total = None if whole else mass(logits, values[:, :1])
-        _, kept, covered = survivors(ids, values, total, self.params(), mx.zeros((1, 1)), whole=whole, xtc=self.xtc)
+        _, kept, covered = survivors(logits, ids, values, self.params(), mx.zeros((1, 1)), with_mass=not whole)
         return np.array(ids)[0][np.array(kept)[0]], bool(covered.item())
 
     def on_a_border(self) -> bool:

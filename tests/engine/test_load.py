@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 
 from jobs.errors import ModelLoadError
-from worker.engine.caches.batch import new_batch
+from worker.engine.caches.prompt_cache import new_batch
 from worker.engine.loading import mlx_models
 from worker.engine.loading.mlx_models import compiler_present, load_model
 from worker.engine.loading.model import LoadedModel
@@ -46,7 +46,7 @@ def test_padding_is_kept_out_of_recurrent_states(tiny: Any) -> None:
     model = tiny("mamba2")
     assert model.batchable
     assert model.padded_prefill
-    assert all(cache.left_padding is None and cache.lengths is None for cache in new_batch(model, 3))
+    assert all(cache.left_padding is None and cache.lengths is None for cache in new_batch([model.new_cache()] * 3))
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from tests.engine.conftest import build, successor
 from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import measure
 from worker.engine.loading.model import LoadedModel
-from worker.engine.sampling.sampler import NO_TOKEN, Features, Sampler, pick
-from worker.engine.sequence import Finished
-from worker.engine.unbatched.modes import SoloModes
+from worker.engine.sampling.draws import pick
+from worker.engine.sampling.sampler import Features, Sampler
+from worker.engine.sequence import NO_TOKEN, Finished
+from worker.engine.unbatched.modes import UnbatchedModes
 
 NAN = float("nan")
 DAMAGED = 200
@@ -138,7 +139,7 @@ def test_rows_one_at_a_time(modes: dict[str, Any], line_of: Any, run: Any) -> No
     damage(model, DAMAGED)
     draft = build("qwen3", head_dim=32) if modes.pop("draft", False) else None
     config = model.config
-    alone = measure("alone", model.model, model.tokenizer, config, modes=SoloModes(**modes), draft=draft)
+    alone = measure("alone", model.model, model.tokenizer, config, modes=UnbatchedModes(**modes), draft=draft)
     assert not alone.batchable
     given = {"max_tokens": 9, "logit_bias": {DAMAGED: -100.0}}
     lines = [line_of(0, [1, DAMAGED, 2], n=2), line_of(1, [5, 6], **given), line_of(2, [7], **given, temperature=1.0)]
@@ -194,9 +195,9 @@ def test_one_maximum_finds_them_all(kind: mx.Dtype) -> None:
     logits[5] = -np.inf
     logits[:, 1000] += 9  # the best in few bits, too
     arrays = {"generated": mx.zeros(8, dtype=mx.int32)}
-    sampled = Sampler(None)(Features(greedy=True), mx.array(logits).astype(kind), arrays, {})
-    assert sampled.told.tolist() == [NO_TOKEN] * 4 + [1000, NO_TOKEN, 1000, 1000]
-    assert min(sampled.tokens.tolist()) >= 0
+    sampled = Sampler(None)(Features({"greedy"}), mx.array(logits).astype(kind), arrays, {})
+    assert sampled.tokens.tolist() == [NO_TOKEN] * 4 + [1000, NO_TOKEN, 1000, 1000]
+    assert min(sampled.inputs.tolist()) >= 0
 
 
 @pytest.mark.parametrize("weight", [0.0, NAN, float("inf")])

@@ -80,16 +80,17 @@ def test_wide_rows_come_into_a_narrow_batch(kind: str, tiny: Any, line_of: Any, 
 def test_places_are_taken_without_copying_the_batch(tiny: Any, line_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """While work waits a row's end copies no cache but that of its successor; and columns that all rows have left
     behind are given up, so that a long run does not grow without end."""
-    from worker.engine.caches import batch, slots
+    from worker.engine import decode
+    from worker.engine.caches import prompt_cache
 
     model = tiny("qwen3")
     copies: list[int] = []
     widths: list[int] = []
     monkeypatch.setattr("worker.engine.decode.MOST_WASTED", 30)
-    keep, place = batch.keep, slots.place
-    monkeypatch.setattr(batch, "keep", lambda cache, rows: (copies.append(len(rows)), keep(cache, rows))[1])
+    keep, fill = prompt_cache.keep, decode.fill_slots
+    monkeypatch.setattr(prompt_cache, "keep", lambda cache, rows: (copies.append(len(rows)), keep(cache, rows))[1])
     monkeypatch.setattr(
-        slots, "place", lambda cache, *rest: (widths.append(slots.columns(cache)), place(cache, *rest))[1]
+        decode, "fill_slots", lambda cache, *rest: (widths.append(decode.columns_in_use(cache)), fill(cache, *rest))[1]
     )
     engine = Engine(model, decode_concurrency=8, prompt_concurrency=4)
     for index in range(80):

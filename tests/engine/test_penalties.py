@@ -13,9 +13,9 @@ from mlx_lm.sample_utils import make_logits_processors
 
 from jobs.params import Sampling
 from tests.engine.conftest import compile_again
-from worker.engine.sampling import row_params as row_arrays
+from worker.engine.sampling import row_params
 from worker.engine.sampling.sampler import adjust, sample
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import PreparedLine, Sequence
 
 VOCAB = 24
 
@@ -29,7 +29,7 @@ def _uncompiled() -> Iterator[None]:
 
 def row_of(prompt: list[int], **given: Any) -> Sequence:
     sampling = Sampling(**{"seed": 1, **given})
-    return Sequence("x", 0, tuple(prompt), sampling, 1, frozenset({0}), limit=1000)
+    return Sequence(PreparedLine("x", tuple(prompt), sampling, frozenset({0})), 0, seed=1, limit=1000)
 
 
 def reference(row: Sequence, logits: np.ndarray) -> np.ndarray:
@@ -88,10 +88,10 @@ def test_rows_are_penalised_each_by_its_own(rows: list[tuple[list[int], dict[str
     tokens grows with them."""
     random = np.random.default_rng(seed)
     batch = [row_of(prompt, **given) for prompt, given in rows]
-    arrays = row_arrays.build(batch, VOCAB)
+    arrays = row_params.build(batch, VOCAB)
     for _ in range(12):
         if arrays.steps_left < 1:
-            arrays = row_arrays.build(batch, VOCAB)
+            arrays = row_params.build(batch, VOCAB)
         logits = (random.normal(size=(len(batch), VOCAB)) * 3).astype(np.float32)
         found = np.array(adjust(arrays.features, mx.array(logits), arrays.state, arrays.params))
         for row, one, other in zip(batch, found, logits, strict=True):
@@ -110,7 +110,7 @@ def test_window_grows_by_doubling() -> None:
     for count in range(100):
         row.tokens = list(range(1, 20)) * 6
         row.tokens = row.tokens[:count]
-        arrays = row_arrays.build([row], VOCAB)
+        arrays = row_params.build([row], VOCAB)
         widths.add(arrays.state["window"].shape[1])
         assert arrays.steps_left >= 1
     assert widths == {1, 2, 4, 8, 16, 32, 64, 128}

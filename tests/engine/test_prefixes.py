@@ -7,11 +7,11 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from worker.engine.caches import batch as batch_caches
-from worker.engine.caches.prefixes import Prefix
+from worker.engine.caches import prompt_cache
+from worker.engine.caches.prefix_cache import Prefix
 from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import measure
-from worker.engine.prefill import PrefillGroup
+from worker.engine.prefill import PrefillBatch
 
 KINDS = ["qwen3", "gemma3_text", "lfm2"]
 """One per kind of cache; ``test_families`` has them all."""
@@ -180,7 +180,7 @@ def test_bytes_are_those_of_the_arrays(tiny: Any, line_of: Any, run: Any) -> Non
     run(engine, [line_of(i, [*words(11, 300), 1 + i], max_tokens=2) for i in range(3)])
     (prefix,) = engine._prefixes._kept.values()
     assert engine._prefixes.nbytes == sum(
-        array.nbytes for array in batch_caches.arrays(prefix.caches) if array.ndim > 1
+        array.nbytes for array in prompt_cache.arrays(prefix.caches) if array.ndim > 1
     )
     assert engine._prefixes.nbytes == model.cache_cost(300)
     del prefix
@@ -260,13 +260,13 @@ def test_copies_leave_the_prefix_alone(kind: str, tiny: Any) -> None:
     model = tiny(kind)
     assert model.prefixes
     prefix = Prefix(tuple(words(13, 40)))
-    group = PrefillGroup.of_prefix(model, prefix)
-    while not group.done:
-        group.advance(16)
-    caches = batch_caches.pack(group.take([(group.tickets[0], 1)]))
-    before = [mx.array(array) for array in batch_caches.arrays(caches)]
+    batch = PrefillBatch.of_prefix(model, prefix)
+    while not batch.done:
+        batch.advance(16)
+    caches = prompt_cache.pack(batch.take(batch.groups))
+    before = [mx.array(array) for array in prompt_cache.arrays(caches)]
     for rows in (1, 3, 2):
-        copies = batch_caches.repeat(caches, rows)
+        copies = prompt_cache.repeat(caches, rows)
         for width in (3, 1, 1):
-            mx.eval(model.forward(mx.full((rows, width), 9), copies), batch_caches.arrays(copies))
-    assert all(mx.array_equal(one, other) for one, other in zip(before, batch_caches.arrays(caches), strict=True))
+            mx.eval(model.forward(mx.full((rows, width), 9), copies), prompt_cache.arrays(copies))
+    assert all(mx.array_equal(one, other) for one, other in zip(before, prompt_cache.arrays(caches), strict=True))

@@ -11,12 +11,13 @@ import pytest
 from mlx_lm import generate
 
 from jobs.lines.line import Defaults, Job, check_line
+from jobs.record import Choice
 from worker.engine.engine import Engine
 from worker.engine.loading.model import LoadedModel
 from worker.engine.prompts.prepare import Preparer
-from worker.engine.text.completion import Completion, TextAssembler
-from worker.engine.text.stops import StopMatcher
-from worker.engine.text.token_bytes import TextStream, TokenTexts
+from worker.engine.text.completion import TextAssembler
+from worker.engine.text.detokenizer import Detokenizer, TextStream
+from worker.engine.text.stop_strings import StopMatcher
 
 QUESTIONS = [
     "What is 2 plus 3?",
@@ -34,14 +35,14 @@ def job(**fields: Any) -> Job:
 
 
 @pytest.fixture
-def complete(pocket: LoadedModel) -> Callable[..., list[list[Completion]]]:
+def complete(pocket: LoadedModel) -> Callable[..., list[list[Choice]]]:
     """``complete(*lines)``: the completions of job lines run together, by line and choice."""
 
-    def run(*lines: dict[str, Any], **options: Any) -> list[list[Completion]]:
+    def run(*lines: dict[str, Any], **options: Any) -> list[list[Choice]]:
         engine, preparer, assembler = Engine(pocket, **options), Preparer(pocket), TextAssembler(pocket.tokenizer)
         for index, fields in enumerate(lines):
             engine.add(preparer.prepare(job(**fields), key=index))
-        done: dict[Any, list[Completion]] = {}
+        done: dict[Any, list[Choice]] = {}
         while engine.has_work:
             for finished in engine.step():
                 assert finished.error is None
@@ -142,7 +143,7 @@ def test_characters_of_several_tokens(pocket: LoadedModel, naive: bool) -> None:
     tokenizer = pocket.tokenizer
 
     def stream() -> TextStream:
-        return TokenTexts(SimpleNamespace(decode=tokenizer.decode) if naive else tokenizer).stream()
+        return Detokenizer(SimpleNamespace(decode=tokenizer.decode) if naive else tokenizer).stream()
 
     tokens = tokenizer.encode("say 日本 🙂 now", add_special_tokens=False)
     growing = stream()

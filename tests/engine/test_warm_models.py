@@ -24,14 +24,15 @@ from jobs.store.store import Store
 from submit.results.read import ordered_records
 from submit.status.waiting import NO_WORKER, why_waiting
 from submit.status.workers import Workers
-from tests.engine.conftest import POCKET
+from tests.engine.conftest import POCKET, NoLog
 from tests.engine.test_adapters import save_adapter
 from tests.pool import make_batch
 from tests.waiting import until
 from worker.engine.loading import mlx_models
 from worker.engine.loading.mlx_models import active_memory, free_memory
 from worker.models.compute import Compute
-from worker.service import Service, ServiceSettings
+from worker.service import Service
+from worker.settings import ServiceSettings
 
 WEIGHTS = (POCKET / "model.safetensors").stat().st_size
 ONE = int(1.6 * WEIGHTS)
@@ -49,7 +50,8 @@ class Bench:
 
     def __init__(self, **settings: Any) -> None:
         self.finished: list[Any] = []
-        self.compute = Compute(EngineSettings(**settings), lambda _, line: self.finished.append(line), lambda: None)
+        ended = self.finished.append
+        self.compute = Compute(EngineSettings(**settings), lambda _, line: ended(line), lambda: None, NoLog())
         self.compute.start()
         self._keys = itertools.count()
 
@@ -112,11 +114,11 @@ def test_a_load_that_fails_leaves_nothing_behind(bench: Callable[..., Bench], mo
     """Weights that were read before the model was found not to run are given back."""
     held: list[int] = []
 
-    def broken(_name: str, model: Any, *_: Any, **__: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         held.append(active_memory())
         raise ValueError("it does not run")
 
-    monkeypatch.setattr(mlx_models, "measure", broken)
+    monkeypatch.setattr(mlx_models, "cache_cost", broken)
     worker, group = bench(), Group(str(POCKET))
     before = worker.memory(group)
     error = worker.compute.load(group).exception(60)
@@ -327,7 +329,7 @@ def test_the_published_state_says_what_is_loaded(
     try:
         for group in groups[:2]:
             service.compute.load(group).result(60)
-        service.pulse._beat()
+        service.heartbeat._beat()
     finally:
         service.compute.stop()
         service.compute.join(30)

@@ -12,7 +12,8 @@ from jobs.redis.connect import connect
 from jobs.shard import Group
 from jobs.store.store import Store
 from tests.pool import MODEL
-from worker.service import Service, ServiceSettings
+from worker.service import Service
+from worker.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -8,15 +8,16 @@ from typing import Any
 
 import mlx.core as mx
 
-from worker.engine.caches import batch as batch_caches, slots as row_slots
-from worker.engine.caches.batch import Cache
+from worker.engine.caches import prompt_cache
+from worker.engine.caches.prompt_cache import Cache
+from worker.engine.caches.slots import columns_in_use, fill_slots
 from worker.engine.loading.model import LoadedModel
-from worker.engine.sampling import row_params as row_arrays
+from worker.engine.sampling import row_params
 from worker.engine.sampling.row_params import BatchArrays
-from worker.engine.sampling.sampler import NO_TOKEN, Sampled, Sampler
-from worker.engine.sequence import Sequence
+from worker.engine.sampling.sampler import Sampled, Sampler
+from worker.engine.sequence import SampledToken, Sequence
 
-__all__ = ["CLEAR_EVERY", "DecodeBatch", "NotFiniteError", "Results", "StepResult", "Taken"]
+__all__ = ["CLEAR_EVERY", "DecodeBatch", "NotFiniteError", "StepResult", "read_tokens"]
 
 SETTLE_EVERY = 16
 """Steps between evaluations of the whole caches: parts of them that no logits depend on (recurrent masks, offsets of
@@ -38,25 +39,6 @@ class NotFiniteError(ArithmeticError):
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """What one step computed for one row: a token, or ``covered`` false, which means that it must be done again.
-    ``token`` is ``NO_TOKEN`` where the logits are no numbers to draw from. ``drafted`` says that a draft model had
-    proposed the token."""
-
-    row: Sequence
-    token: int
-    covered: bool
-    logprob: float | None
-    top: list[tuple[int, float]] | None
-    drafted: bool = False
-
-    @property
-    def finite(self) -> bool:
-        """Whether there is a token at all."""
-        return self.token != NO_TOKEN
-
-
-@dataclass(frozen=True, slots=True)
 class StepResult:
     """One token for each row, being computed: the rows by slot. ``spent`` are those that need no further step, and
     ``drafted`` is how many tokens a draft model proposed besides."""
@@ -66,36 +48,24 @@ class StepResult:
     sampled: Sampled
     drafted: int = 0
 
-    def read(self) -> Iterable[Taken]:
+    def read(self) -> Iterable[SampledToken]:
         """Wait for the tokens; one entry per row."""
-        results = Results(self.sampled)
-        return [results.taken(slot, row) for slot, row in self.rows.items()]
+        return read_tokens(self.sampled, self.rows.items())
 
 
-class Results:
-    """What a step sampled, waited for and brought to the host."""
-
-    def __init__(self, sampled: Sampled) -> None:
-        self.tokens: list[int] = _listed(sampled.told)
-        self._covered = _listed(sampled.covered)
-        self._logprobs = _listed(sampled.logprobs)
-        self._ids, self._values = _listed(sampled.top_ids), _listed(sampled.top_logprobs)
-
-    def taken(self, index: int, row: Sequence) -> Taken:
-        """What entry ``index`` of the step's arrays says, of which ``row`` wants all or a part."""
-        wants = row.sampling
-        best = wants.top_logprobs if self._ids is not None else 0
-        return Taken(
-            row=row,
-            token=self.tokens[index],
-            covered=self._covered is None or self._covered[index],
-            logprob=self._logprobs[index] if wants.logprobs and self._logprobs is not None else None,
-            top=list(zip(self._ids[index][:best], self._values[index][:best], strict=True)) if best else None,
-        )
-
-
-def _listed(array: mx.array | None) -> Any:
-    return None if array is None else array.tolist()
+def read_tokens(sampled: Sampled, rows: Iterable[tuple[int, Sequence]]) -> list[SampledToken]:
+    """Wait for what a step sampled. ``rows`` has indices into its arrays, and the row that each entry is for, which
+    wants all of it or a part."""
+    arrays = (sampled.tokens, sampled.covered, sampled.logprobs, sampled.top_ids, sampled.top_logprobs)
+    listed: list[Any] = [None if array is None else array.tolist() for array in arrays]
+    tokens, covered, logprobs, ids, values = listed
+    read = []
+    for index, row in rows:
+        best = row.sampling.top_logprobs if ids is not None else 0
+        top = list(zip(ids[index][:best], values[index][:best], strict=True)) if best else None
+        logprob = logprobs[index] if row.sampling.logprobs and logprobs is not None else None
+        read.append(SampledToken(row, tokens[index], covered is None or covered[index], logprob, top))
+    return read
 
 
 class DecodeBatch:
@@ -130,12 +100,12 @@ class DecodeBatch:
         if self._logits is None or not len(self):
             return None
         if self._arrays is None or self._arrays.steps_left < 1:
-            self._arrays = row_arrays.build(self._rows, self._model.vocab_size)
+            self._arrays = row_params.build(self._rows, self._model.vocab_size)
         arrays = self._arrays
         self._sampled = self._sampler(arrays.features, self._logits, arrays.state, arrays.params)
         arrays.state = self._sampled.state
         arrays.steps_left -= 1
-        self._inputs, self._logits = self._sampled.tokens, None
+        self._inputs, self._logits = self._sampled.inputs, None
         rows = {slot: row for slot, row in enumerate(self._rows) if row is not None}
         spent = [row for row in rows.values() if len(row.tokens) + 1 >= row.limit]
         if spent:
@@ -148,7 +118,7 @@ class DecodeBatch:
         slots = self._idle[: len(rows)]
         if self._inputs is None or not len(self):
             self._caches, self._inputs, self._rows, self._idle = caches, tokens, list(rows), []
-        elif len(slots) == len(rows) and row_slots.place(self._caches, caches, slots):
+        elif len(slots) == len(rows) and fill_slots(self._caches, caches, slots):
             # Not written into the inputs as they are: they are the tokens of the step in flight.
             self._inputs = mx.put_along_axis(self._inputs, mx.array(slots), tokens, axis=0)
             for slot, row in zip(slots, rows, strict=True):
@@ -157,7 +127,7 @@ class DecodeBatch:
         else:
             if self._idle:
                 self._compact()
-            batch_caches.extend(self._caches, caches, len(self._rows), len(rows))
+            prompt_cache.extend(self._caches, caches, len(self._rows), len(rows))
             self._inputs = mx.concatenate([self._inputs, tokens])
             self._rows += rows
         self._arrays = None
@@ -197,7 +167,7 @@ class DecodeBatch:
     def _compact(self) -> None:
         """Drop idle slots, and columns that no row uses any more, at the price of a copy."""
         stays = [slot for slot, row in enumerate(self._rows) if row is not None]
-        batch_caches.keep(self._caches, stays)
+        prompt_cache.keep(self._caches, stays)
         self._inputs = self._inputs[mx.array(stays)] if self._inputs is not None else None
         self._rows = [self._rows[slot] for slot in stays]
         self._idle.clear()
@@ -206,7 +176,7 @@ class DecodeBatch:
     def _wasted(self) -> int:
         """Columns of the caches that are padding in every row."""
         longest = max(len(row.prompt) + len(row.tokens) for row in self._rows if row is not None)
-        return row_slots.columns(self._caches) - longest
+        return columns_in_use(self._caches) - longest
 
     def _settled(self) -> list[mx.array]:
-        return batch_caches.arrays(self._caches) if self._steps % SETTLE_EVERY == 0 else []
+        return prompt_cache.arrays(self._caches) if self._steps % SETTLE_EVERY == 0 else []

@@ -10,24 +10,24 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
+from itertools import chain
 
 import mlx.core as mx
 
 from jobs.errors import SickModelError
-from worker.engine import line_state
-from worker.engine.caches import batch as batch_caches
-from worker.engine.caches.prefixes import Prefixes, prefix_budget
-from worker.engine.decode import NotFiniteError, StepResult, Taken
-from worker.engine.line_state import EngineStats, Line, in_flight, internal_error, key_of, without
+from worker.engine.caches import prompt_cache
+from worker.engine.caches.prefix_cache import PrefixCache, prefix_budget
+from worker.engine.decode import NotFiniteError, StepResult
+from worker.engine.line_state import EngineStats, LineState, check_tokens, in_flight, internal_error
 from worker.engine.loading.mlx_models import cache_budget
 from worker.engine.loading.model import LoadedModel
-from worker.engine.prefill import PrefillGroup
-from worker.engine.recovery import to_try, try_alone, try_model
+from worker.engine.prefill import PrefillBatch
+from worker.engine.recovery import Suspects, try_model
 from worker.engine.sampling.sampler import suited
-from worker.engine.scheduler import Scheduler, Ticket
-from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, Sequence, sequences_of
-from worker.engine.text.stops import StopMatchers
-from worker.engine.text.token_bytes import TokenTexts
+from worker.engine.scheduler import Scheduler, SequenceGroup
+from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, SampledToken, Sequence, sequences_of
+from worker.engine.text.detokenizer import Detokenizer
+from worker.engine.text.stop_strings import stop_matcher
 from worker.engine.unbatched.speculative import batch_of
 
 __all__ = ["Engine", "EngineStats"]
@@ -70,12 +70,12 @@ class Engine:
         self.context = max_context if max_context is not None else model.context_length
         self.stats = EngineStats()
         self.on_begin: Callable[[list[Hashable]], frozenset[Hashable]] = lambda keys: frozenset()
-        """Called with the keys of lines that begin, before anything is computed of them; those it gives back are
+        """Called with the keys of lines that begin, before anything is computed of them; the keys it returns are
         cancelled instead."""
         self._clock = clock
         self._step_size = prefill_step_size
         self._prefix_memory = prefix_memory if model.prefixes else 0
-        self._prefixes = Prefixes(0, model.cache_cost, batch_caches.shorten)
+        self._prefixes = PrefixCache(0, model.cache_cost, prompt_cache.shorten)
         self._scheduler = Scheduler(
             decode_concurrency=decode_concurrency if model.batchable else 1,
             prompt_concurrency=prompt_concurrency if model.batchable else 1,
@@ -85,19 +85,16 @@ class Engine:
         )
         self.set_memory(memory_limit if memory_limit is not None else cache_budget())
         self._sampler = suited(compile)
-        self._batch = batch_of(model, self._sampler)
-        self._lines: dict[Hashable, Line] = {}
+        self._decode_batch = batch_of(model, self._sampler)
+        self._lines: dict[Hashable, LineState] = {}
         self._begun = 0
-        self._only: frozenset[Hashable] | None = None
         self._cancelled: dict[Hashable, str] = {}
         self._finished: list[Finished] = []
-        self._groups: deque[PrefillGroup] = deque()
-        self._ready: list[PrefillGroup] = []
-        self._tickets: dict[Sequence, Ticket] = {}
-        self._matchers = StopMatchers(TokenTexts(model.tokenizer), model.think_markers)
-        self._suspects: deque[tuple[Line, list[Sequence]]] = deque()
-        self._cleared: list[Line] = []
-        self._guilty_found = False
+        self._prefilling: deque[PrefillBatch] = deque()
+        self._ready: list[PrefillBatch] = []
+        self._group_of: dict[Sequence, SequenceGroup] = {}
+        self._detokenizer = Detokenizer(model.tokenizer)
+        self._suspects = Suspects()
 
     # -- what callers see ---------------------------------------------------------------------------------------------
 
@@ -137,20 +134,17 @@ class Engine:
         """
         if line.key in self._lines:
             raise ValueError(f"a line with key {line.key!r} is already in the engine")
-        line_state.check_tokens(line, self.model.vocab_size)
+        check_tokens(line, self.model.vocab_size)
         if self.context is not None and len(line.prompt) >= self.context:
-            message = f"the prompt has {len(line.prompt)} tokens and the context {self.context}"
-            self._reject(line.key, Failure("context_length_exceeded", message))
+            self._refuse(line, f"the prompt has {len(line.prompt)} tokens and the context {self.context}")
             return
-        sequences = sequences_of(line, self._scheduler.context_of(line, self.context), self._clock())
-        entry = Line(line, sequences)
-        ticket = entry.ticket(list(line.prompt), sequences)
-        reason = self._scheduler.too_large(ticket)
-        if reason is not None:
-            self._reject(line.key, Failure("context_length_exceeded", reason))
+        state = LineState(line, sequences_of(line, self._scheduler.context_of(line, self.context), self._clock()))
+        group = state.group(list(line.prompt), state.sequences)
+        if (reason := self._scheduler.too_large(group)) is not None:
+            self._refuse(line, reason)
             return
-        self._lines[line.key] = entry
-        self._scheduler.add(ticket)
+        self._lines[line.key] = state
+        self._scheduler.add(group)
         self._prefixes.see(line.prompt)
 
     def cancel(self, key: Hashable, reason: str = "cancelled") -> None:
@@ -161,27 +155,26 @@ class Engine:
 
     def admit(self, only: frozenset[Hashable] | None) -> None:
         """From now on only these lines begin; None: all. Lines under way go on, with rows of theirs that begin anew."""
-        self._only, self._scheduler.admits = only, line_state.admitting(only, self._lines)
+        self._scheduler.only = only
 
     def upcoming(self, only: frozenset[Hashable] | None) -> list[Hashable]:
         """The lines that begin next, in their order, if only these may (None: all): those of one wave of prompts."""
-        keys = dict.fromkeys(map(key_of, self._scheduler.upcoming(line_state.admitting(only, self._lines))))
-        return [key for key in keys if not self._lines[key].begun]
+        return [group.key for group in self._scheduler.upcoming(only) if not group.again]
 
     @property
     def runnable(self) -> bool:
         """Whether there is something to do: not while all lines that are here wait to be admitted."""
-        waiting = self._only is not None and self._lines.keys().isdisjoint(self._only)
+        only = self._scheduler.only
+        waiting = only is not None and self._lines.keys().isdisjoint(only)
         return self.has_work and not (waiting and not (self._begun or self._finished or self._cancelled))
 
     def drop_pending(self, chosen: Callable[[Hashable], bool] = lambda key: True) -> list[Hashable]:
         """Forget the ``chosen`` ones of the lines that have not begun, and report nothing more of them; their keys."""
-        dropped = [line for line in self._lines.values() if not line.begun and chosen(line.prepared.key)]
+        dropped = [line for line in self._lines.values() if not line.begun and chosen(line.line.key)]
         for line in dropped:
-            for ticket in line.tickets:
-                self._scheduler.drop(ticket)
+            self._scheduler.drop(*line.groups)
             self._forget(line)
-        return [line.prepared.key for line in dropped]
+        return [line.line.key for line in dropped]
 
     def step(self) -> list[Finished]:
         """One round: a token per row is drawn, rows start, the model runs on, prompts advance, the tokens are read.
@@ -194,7 +187,7 @@ class Engine:
             SickModelError: the model fails whatever it is given; the lines are still here, none of them to blame.
         """
         self._cancel_lines()
-        if self._suspects:
+        if self._suspects.untried:
             self._try_suspect()
         else:
             try:
@@ -203,7 +196,7 @@ class Engine:
                 raise
             except Exception:
                 self._recover()
-                if not self._suspects:
+                if not self._suspects.untried:
                     try_model(self.model, self._sampler)
                     raise  # no line can be to blame, and the next step would fail again
         finished, self._finished = self._finished, []
@@ -211,7 +204,7 @@ class Engine:
 
     def snapshot(self) -> list[InFlight]:
         """The lines under way, in order of arrival."""
-        places = {ticket: group for group in (*self._groups, *self._ready) for ticket in group.tickets}
+        places = {group: batch for batch in (*self._prefilling, *self._ready) for group in batch.groups}
         return [in_flight(line, places) for line in self._lines.values() if line.begun]
 
     @property
@@ -220,7 +213,7 @@ class Engine:
         return int(mx.get_active_memory()), self._prefixes.nbytes
 
     def warm_up(self) -> None:
-        """See that the model works, before any line could be blamed.
+        """Check that the model works, before any line could be blamed.
 
         Raises:
             SickModelError: it does not.
@@ -241,7 +234,8 @@ class Engine:
         self._reset()
         self._prefixes.clear()
         self._begun = 0
-        for kept in (self._lines, self._cancelled, self._suspects, self._cleared, self._finished, self._matchers):
+        self._suspects = Suspects()
+        for kept in (self._lines, self._cancelled, self._finished):
             kept.clear()
         mx.clear_cache()
 
@@ -249,7 +243,7 @@ class Engine:
 
     def _advance(self) -> None:
         began = self._clock()
-        result = self._batch.sample()
+        result = self._decode_batch.sample()
         if result is not None:
             self.stats.decode_steps += 1
             self.stats.decode_rows += len(result.rows)
@@ -258,9 +252,9 @@ class Engine:
             for row in result.spent:
                 self._release(row)
         self._start_rows()
-        self._batch.advance()
+        self._decode_batch.advance()
         advanced = self._clock()
-        self._prefill(decoding=len(self._batch) > 0)
+        self._prefill(decoding=len(self._decode_batch) > 0)
         prefilled = self._clock()
         if result is not None:
             self._collect(result)
@@ -268,148 +262,140 @@ class Engine:
         self.stats.decode_s += self._clock() - prefilled + advanced - began
 
     def _start_rows(self) -> None:
-        for group in self._ready:
-            group.purge()
-        started: dict[PrefillGroup, list[tuple[Ticket, int]]] = {}
-        for ticket, count in self._scheduler.start():
-            group = next(group for group in self._ready if ticket in group.tickets)
-            started.setdefault(group, []).append((ticket, count))
-        for group, wanted in started.items():
-            rows, inputs = [], []
-            for ticket, count in wanted:
-                for row in ticket.owner.sequences[:count]:
-                    if row.first_token_at is None:
-                        row.waited_s = self._clock() - group.ready_at
-                    rows.append(row)
-                    inputs.append(ticket.owner.tokens[-1])
-                    self._tickets[row] = ticket
-                del ticket.owner.sequences[:count]
-            self._batch.join(rows, group.take(wanted), inputs)
-        self._ready = [group for group in self._ready if not group.empty]
+        for batch in self._ready:
+            batch.purge()
+        started: dict[PrefillBatch, list[Sequence]] = {}
+        for group, rows in self._scheduler.start():
+            batch = next(batch for batch in self._ready if group in batch.groups)
+            for row in rows:
+                if row.first_token_at is None:
+                    row.waited_s = self._clock() - batch.ready_at
+                self._group_of[row] = group
+            started.setdefault(batch, []).extend(rows)
+        for batch, rows in started.items():
+            groups = [self._group_of[row] for row in rows]
+            self._decode_batch.join(rows, batch.take(groups), [group.tokens[-1] for group in groups])
+        self._ready = [batch for batch in self._ready if not batch.empty]
 
     def _prefill(self, *, decoding: bool) -> None:
         """Advance prompts by up to ``prefill_step_size`` tokens."""
         budget = self._step_size
         while budget > 0:
-            if not self._groups:
-                self._begin_groups()
-            if not self._groups:
+            if not self._prefilling:
+                self._begin_batches()
+            if not self._prefilling:
                 return
-            group = self._groups[0]
-            if not group.done:
-                budget -= group.advance(self._step_size)
+            batch = self._prefilling[0]
+            if not batch.done:
+                budget -= batch.advance(self._step_size)
                 # With rows decoding, the next read waits for this chunk anyway; without, nothing else would.
-                (mx.async_eval if decoding else mx.eval)(group.arrays())
-            if group.done:
-                self._groups.popleft()
-                self._prefilled(group)
+                (mx.async_eval if decoding else mx.eval)(batch.arrays())
+            if batch.done:
+                self._prefilling.popleft()
+                self._prefilled(batch)
 
-    def _prefilled(self, group: PrefillGroup) -> None:
-        self.stats.prefilled_tokens += group.tokens
-        if group.columns >= self._step_size:
+    def _prefilled(self, batch: PrefillBatch) -> None:
+        self.stats.prefilled_tokens += batch.tokens
+        if batch.columns >= self._step_size:
             mx.clear_cache()  # chunks of many widths leave buffers behind that nothing else can use
-        if group.makes is None:
-            group.ready_at = self._clock()
-            self._scheduler.prefilled([ticket for ticket in group.tickets if ticket.rows])
-            self._ready.append(group)
+        if batch.makes is None:
+            batch.ready_at = self._clock()
+            self._scheduler.prefilled([group for group in batch.groups if group.rows])
+            self._ready.append(batch)
             return
-        caches = batch_caches.pack(group.take([(group.tickets[0], 1)]))
-        mx.async_eval(batch_caches.arrays(caches))
-        self._prefixes.computed(group.makes, caches, batch_caches.size(caches))
+        caches = prompt_cache.pack(batch.take(batch.groups))
+        mx.async_eval(prompt_cache.arrays(caches))
+        self._prefixes.computed(batch.makes, caches, prompt_cache.size(caches))
 
-    def _begin_groups(self) -> None:
+    def _begin_batches(self) -> None:
         now = self._clock()
-        groups = self._scheduler.begin()
-        keys = dict.fromkeys(key_of(ticket) for tickets in groups for ticket in tickets)
-        if fresh := [key for key in keys if not self._lines[key].begun]:
-            refused = self.on_begin(fresh)
-            for key in refused:
-                self.cancel(key)
-            groups = without(groups, refused)
-        for tickets in groups:
-            for ticket in tickets:
-                self.stats.cached_tokens += ticket.cached
-                for row in ticket.owner.sequences:
-                    if row.prefill_started is None:
-                        row.prefill_started, row.cached_tokens = now, ticket.cached
-                line = self._lines[key_of(ticket)]
-                if not line.begun:
-                    line.begun = True
-                    self._begun += 1
-                    self.stats.prompt_tokens += len(line.prepared.prompt)
-        self._groups.extend(PrefillGroup.of_prefix(self.model, prefix) for prefix in self._prefixes.planned())
-        self._groups.extend(PrefillGroup(self.model, tickets) for tickets in groups)
+        batches = self._scheduler.begin()
+        fresh = [group.key for groups in batches for group in groups if not group.again]
+        refused = self.on_begin(fresh) if fresh else frozenset()
+        for key in refused:
+            self.cancel(key)
+        batches = [[group for group in groups if group.key not in refused] for groups in batches]
+        for group in chain.from_iterable(batches):
+            self._begin(group, now)
+        self._prefilling.extend(PrefillBatch.of_prefix(self.model, prefix) for prefix in self._prefixes.planned())
+        self._prefilling.extend(PrefillBatch(self.model, groups) for groups in batches if groups)
+
+    def _begin(self, group: SequenceGroup, now: float) -> None:
+        self.stats.cached_tokens += group.cached
+        for row in group.sequences:
+            if row.prefill_started is None:
+                row.prefill_started, row.cached_tokens = now, group.cached
+        line = self._lines[group.key]
+        if not line.begun:
+            line.begun = True
+            self._begun += 1
+            self.stats.prompt_tokens += len(line.line.prompt)
 
     def _collect(self, result: StepResult) -> None:
-        for taken in result.read():
-            row = taken.row
+        for drawn in result.read():
+            row = drawn.row
             if row.ended:  # with its line, by another choice
                 continue
-            if not taken.finite:
-                self._fail_not_finite(self._lines[row.key])
-            elif taken.covered:
-                self._accept(taken)
+            if not drawn.finite:
+                try_model(self.model, self._sampler)  # which may be to blame
+                self._prefixes.forget()  # and so may the one that the line went on from
+                self._fail(self._lines[row.key], internal_error(NotFiniteError()))
+            elif drawn.covered:
+                self._accept(drawn)
             else:
                 row.full = True
                 self.stats.repeated_rows += 1
-                self._batch.leave(row)
+                self._decode_batch.leave(row)
                 self._readmit(self._lines[row.key], [row])
 
-    def _accept(self, taken: Taken) -> None:
+    def _accept(self, drawn: SampledToken) -> None:
         """Add a token to its row, and end the row where the token does."""
-        row, token = taken.row, taken.token
-        if row.first_token_at is None:
-            row.first_token_at = self._clock()
-        row.tokens.append(token)
+        row, token = drawn.row, drawn.token
+        row.append(drawn, self._clock())
         self.stats.completion_tokens += 1
-        if taken.drafted:
-            row.accepted_draft_tokens = (row.accepted_draft_tokens or 0) + 1
-            self.stats.accepted_tokens += 1
-        if taken.logprob is not None:
-            row.token_logprobs.append(taken.logprob)
-        if taken.top is not None:
-            row.top_logprobs.append(taken.top)
-        if token in row.eos and not row.sampling.ignore_eos:
+        self.stats.accepted_tokens += drawn.drafted
+        if token in row.line.eos and not row.sampling.ignore_eos:
             self._end(row, "eos")
-        elif row.sampling.stop and self._matchers.add(row, token):
+        elif row.sampling.stop and self._stops(row, token):
             self._end(row, "stop_string")
         elif len(row.tokens) >= row.limit:
             self._end(row, row.limit_reason)
 
-    def _fail_not_finite(self, line: Line) -> None:
-        """Fail a line whose logits are NaN or infinite, unless that is the model's fault."""
-        try_model(self.model, self._sampler)
-        self._prefixes.forget()  # the one that the line went on from may be to blame
-        self._fail(line, internal_error(NotFiniteError()))
+    def _stops(self, row: Sequence, token: int) -> bool:
+        """Whether a token completes a stop string of its row."""
+        if row.stop_matcher is None:
+            stream, markers = self._detokenizer.stream(row.prompt), self.model.think_markers
+            row.stop_matcher = stop_matcher(row.sampling, stream, markers, reasoning_open=row.line.reasoning_open)
+        return row.stop_matcher.add(token)
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _end(self, row: Sequence, reason: str) -> None:
-        if self._matchers.end(row):
-            reason = "stop_string"
+        if row.stop_matcher is not None:
+            if row.stop_matcher.close():
+                reason = "stop_string"
+            row.text, row.stop_string = row.stop_matcher.text, row.stop_matcher.match
         row.end(reason, self._clock())
         self._release(row)
         line = self._lines[row.key]
         if not line.unfinished:
             self._forget(line)
-            self._finished.append(Finished(row.key, line.sequences))
-            self.stats.finished_lines += 1
+            self._finish(Finished(row.key, line.sequences))
 
-    def _forget(self, line: Line) -> None:
-        del self._lines[line.prepared.key]
-        self._cancelled.pop(line.prepared.key, None)
+    def _forget(self, line: LineState) -> None:
+        del self._lines[line.line.key]
+        self._cancelled.pop(line.line.key, None)
         self._begun -= line.begun
 
     def _release(self, row: Sequence) -> None:
-        ticket = self._tickets.pop(row, None)
-        if ticket is not None:
-            self._scheduler.ended(ticket)
+        group = self._group_of.pop(row, None)
+        if group is not None:
+            self._scheduler.ended(group)
 
     def _cancel_lines(self) -> None:
         for key, reason in list(self._cancelled.items()):
             line = self._lines[key]
-            for ticket in line.tickets:
-                self._scheduler.drop(ticket)
+            self._scheduler.drop(*line.groups)
             try:
                 for row in line.unfinished:
                     self._end(row, reason)
@@ -418,35 +404,39 @@ class Engine:
                 self._fail(line, internal_error(error))
         self._cancelled.clear()
 
-    def _fail(self, line: Line, failure: Failure) -> None:
+    def _fail(self, line: LineState, failure: Failure) -> None:
         now = self._clock()
-        for ticket in line.tickets:
-            self._scheduler.drop(ticket)
+        self._scheduler.drop(*line.groups)
         for row in line.unfinished:
-            self._matchers.drop(row)
             row.end("error", now)
             self._release(row)
         self._forget(line)
-        self._reject(line.prepared.key, failure, line.sequences)
+        self._finish(Finished(line.line.key, line.sequences, failure))
 
-    def _reject(self, key: Hashable, failure: Failure, sequences: list[Sequence] | None = None) -> None:
-        self._finished.append(Finished(key, sequences or [], failure))
-        self.stats.failed_lines += 1
+    def _refuse(self, line: PreparedLine, reason: str) -> None:
+        self._finish(Finished(line.key, [], Failure("context_length_exceeded", reason)))
+
+    def _finish(self, finished: Finished) -> None:
+        self._finished.append(finished)
+        if finished.error is None:
+            self.stats.finished_lines += 1
+        else:
+            self.stats.failed_lines += 1
 
     # -- rows that must begin again -----------------------------------------------------------------------------------
 
-    def _readmit(self, line: Line, rows: list[Sequence]) -> None:
+    def _readmit(self, line: LineState, rows: list[Sequence]) -> None:
         """Queue rows of one history again, first of all: prompt and accepted tokens are prefilled anew."""
         for row in rows:
             self._release(row)
-        self._scheduler.add_first(line.ticket([*rows[0].prompt, *rows[0].tokens], rows))
+        self._scheduler.add_first(line.group([*rows[0].prompt, *rows[0].tokens], rows))
 
     def _reset(self) -> None:
         """Forget everything that is under way on the device."""
-        self._batch.clear()
-        self._groups.clear()
+        self._decode_batch.clear()
+        self._prefilling.clear()
         self._ready.clear()
-        self._tickets.clear()
+        self._group_of.clear()
         self._scheduler.clear()
         self._prefixes.forget()
 
@@ -455,42 +445,25 @@ class Engine:
         log.exception("a step failed; its lines are tried one by one", extra={"action": "engine_recover"})
         self.stats.recoveries += 1
         for line in self._lines.values():
-            if not line.begun:
-                continue
-            for ticket in line.tickets:
-                self._scheduler.drop(ticket)
-            line.tickets.clear()
-            self._suspects.append((line, to_try(line.unfinished)))
+            if line.begun:
+                self._scheduler.drop(*line.groups)
+                line.groups.clear()
+                self._suspects.add(line)
         self._reset()
 
     def _try_suspect(self) -> None:
-        """Try one suspect by itself. If that fails too it is guilty; when all are tried the others go on."""
-        line, rows = self._suspects.popleft()
-        try:
-            for row in rows:
-                if not row.ended:  # as one is that was cancelled meanwhile
-                    try_alone(self.model, self._sampler, row, self._step_size, self._accept)
-        except Exception as error:
+        """Try one suspect by itself: if that fails too, its line fails. When all are tried the others go on."""
+        line, error = self._suspects.try_next(self.model, self._sampler, self._step_size, self._accept)
+        if error is not None:
             try_model(self.model, self._sampler)
-            log.exception("line %r fails by itself", line.prepared.key, extra={"action": "line_failed"})
+            log.error("line %r fails by itself", line.line.key, exc_info=error, extra={"action": "line_failed"})
             self._fail(line, internal_error(error))
-            self._guilty_found = True
-        else:
-            self._cleared.append(line)
-        if not self._suspects:
-            self._acquit()
-
-    def _acquit(self) -> None:
-        """Queue the lines that passed their trial, in their old order and ahead of all others."""
-        if not self._guilty_found:
+        if self._suspects.untried:
+            return
+        if not self._suspects.guilty_found:
             self._scheduler.narrow()
-            message, rows = "no line fails by itself: going on with at most %d rows together", self.capacity
-            log.warning(message, rows, extra={"action": "engine_narrowed"})
-        for line in reversed(self._cleared):
-            fresh = [row for row in line.unfinished if not row.tokens]
-            for row in reversed([row for row in line.unfinished if row.tokens]):
-                self._readmit(line, [row])
-            if fresh:
-                self._readmit(line, fresh)
-        self._cleared.clear()
-        self._guilty_found = False
+            message = "no line fails by itself: going on with at most %d rows together"
+            log.warning(message, self.capacity, extra={"action": "engine_narrowed"})
+        for line, rows in reversed(self._suspects.acquitted()):
+            self._readmit(line, rows)
+        self._suspects = Suspects()

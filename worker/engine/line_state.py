@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
-from worker.engine.prefill import PrefillGroup, Prompt
-from worker.engine.scheduler import Ticket
+from worker.engine.prefill import PrefillBatch
+from worker.engine.scheduler import SequenceGroup
 from worker.engine.sequence import Failure, InFlight, PreparedLine, Sequence
 
 __all__ = [
     "EngineStats",
-    "Line",
-    "admitting",
+    "LineState",
     "check_tokens",
     "in_flight",
     "internal_error",
-    "key_of",
-    "without",
 ]
 
 
@@ -51,30 +47,32 @@ class EngineStats:
 
 
 @dataclass(slots=True, eq=False)
-class Line:
-    """A line in the engine: its sequences, and the tickets of those that have not ended."""
+class LineState:
+    """A line in the engine: its sequences, and the groups of those that have not ended."""
 
-    prepared: PreparedLine
+    line: PreparedLine
     sequences: list[Sequence]
-    tickets: list[Ticket] = field(default_factory=list)
+    groups: list[SequenceGroup] = field(default_factory=list)
     begun: bool = False
 
     @property
     def unfinished(self) -> list[Sequence]:
         return [seq for seq in self.sequences if not seq.ended]
 
-    def ticket(self, tokens: list[int], sequences: list[Sequence]) -> Ticket:
-        """A ticket for rows of one history, these tokens."""
+    def group(self, tokens: list[int], sequences: list[Sequence]) -> SequenceGroup:
+        """A group for rows of one history, these tokens."""
         first = sequences[0]
-        ticket = Ticket(
-            owner=Prompt(tokens, list(sequences)),
+        group = SequenceGroup(
+            tokens,
             length=len(tokens) - 1,
             end=len(first.prompt) + first.limit,
-            rows=len(sequences),
-            rank=self.prepared.rank,
+            sequences=list(sequences),
+            key=self.line.key,
+            rank=self.line.rank,
+            again=self.begun,
         )
-        self.tickets = [*(old for old in self.tickets if not old.done), ticket]
-        return ticket
+        self.groups = [*(old for old in self.groups if not old.done), group]
+        return group
 
 
 def check_tokens(line: PreparedLine, vocab_size: int) -> None:
@@ -88,41 +86,17 @@ def check_tokens(line: PreparedLine, vocab_size: int) -> None:
         raise ValueError(f"token id {largest} is not in the model's vocabulary of {vocab_size}")
 
 
-def key_of(ticket: Ticket) -> Hashable:
-    """The key of the line that a ticket is of, as long as rows of it have still to start."""
-    key: Hashable = ticket.owner.sequences[0].key
-    return key
-
-
-def admitting(only: frozenset[Hashable] | None, lines: Mapping[Hashable, Line]) -> Callable[[Ticket], bool] | None:
-    """Which tickets may go where only some lines may begin: those of lines that have begun too. None: all."""
-    if only is None:
-        return None
-
-    def may_go(ticket: Ticket) -> bool:
-        key = key_of(ticket)
-        return key in only or lines[key].begun
-
-    return may_go
-
-
-def without(groups: list[list[Ticket]], refused: frozenset[Hashable]) -> list[list[Ticket]]:
-    """The groups of tickets without those of some lines, and none that is empty."""
-    kept = ([ticket for ticket in tickets if key_of(ticket) not in refused] for tickets in groups)
-    return [tickets for tickets in kept if tickets]
-
-
-def in_flight(line: Line, places: dict[Ticket, PrefillGroup]) -> InFlight:
-    """Where a line under way is; ``places`` has the groups that compute or hold the prompts of tickets."""
-    size = len(line.prepared.prompt)
-    decoding = any(seq.tokens for seq in line.sequences) or any(ticket.running for ticket in line.tickets)
-    under_way = [places[ticket].prefilled(ticket) for ticket in line.tickets if ticket in places]
+def in_flight(state: LineState, places: dict[SequenceGroup, PrefillBatch]) -> InFlight:
+    """Where a line under way is; ``places`` has the batches that compute or hold the prompts of groups."""
+    size = len(state.line.prompt)
+    decoding = any(seq.tokens for seq in state.sequences) or any(group.running for group in state.groups)
+    under_way = [places[group].prefilled(group) for group in state.groups if group in places]
     return InFlight(
-        key=line.prepared.key,
+        key=state.line.key,
         phase="decode" if decoding else "prefill",
         prompt_tokens=size,
         prefilled=size if decoding else min([size, *under_way]) if under_way else 0,
-        completion_tokens=sum(len(seq.tokens) for seq in line.sequences),
+        completion_tokens=sum(len(seq.tokens) for seq in state.sequences),
     )
 
 

@@ -1,75 +1,64 @@
-"""Prompts into caches: a group of prompts of similar length, right-padded, a chunk at a time."""
+"""Prompts into caches: a batch of prompts of similar length, right-padded, a chunk at a time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import mlx.core as mx
 
-from worker.engine.caches import batch as batch_caches
-from worker.engine.caches.batch import Cache
-from worker.engine.caches.prefixes import Prefix
+from worker.engine.caches import prompt_cache
+from worker.engine.caches.prefix_cache import Prefix
+from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import LoadedModel
-from worker.engine.scheduler import Ticket
-from worker.engine.sequence import Sequence
+from worker.engine.scheduler import SequenceGroup
 
-__all__ = ["PrefillGroup", "Prompt"]
+__all__ = ["PrefillBatch"]
 
 RECURRENT_COLUMNS = 255
 """mlx-lm's state-space layers work in parts of 256 columns, and handle padding right within one part only; a chunk may
 be one column wider than the others."""
 
 
-@dataclass(slots=True, eq=False)
-class Prompt:
-    """Tokens to compute and the sequences that go on from them. All but the last token are prefilled: the last is
-    the first input of the rows' decoding."""
+class PrefillBatch:
+    """The prompts of some groups on their way into caches, and afterwards the holder of these caches.
 
-    tokens: list[int]
-    sequences: list[Sequence] = field(default_factory=list)
-
-
-class PrefillGroup:
-    """The prompts of some tickets on their way into caches, and afterwards the holder of these caches.
-
-    A ticket's ``owner`` is its :class:`Prompt`. All tickets have the same prefix, or none; one that they have must be
+    All groups have the same prefix, or none; one that they have must be
     computed before the first :meth:`advance`. When :attr:`done`, rows are taken out with :meth:`take`. ``makes`` is
-    the prefix that the group is computed for, see :meth:`of_prefix`; ``tokens`` is how many tokens the group computes,
+    the prefix that the batch is computed for, see :meth:`of_prefix`; ``tokens`` is how many tokens the batch computes,
     and ``columns`` the same with padding. ``ready_at`` is the engine's: when the prompts were computed.
     """
 
-    def __init__(self, model: LoadedModel, tickets: list[Ticket], makes: Prefix | None = None) -> None:
-        if not tickets or (len(tickets) > 1 and not model.batchable):
-            raise ValueError("a group has one prompt, or several of a model that can batch them")
-        self.tickets = list(tickets)
+    def __init__(self, model: LoadedModel, groups: list[SequenceGroup], makes: Prefix | None = None) -> None:
+        if not groups or (len(groups) > 1 and not model.batchable):
+            raise ValueError("a batch has one prompt, or several of a model that can batch them")
+        self.groups = list(groups)
         self.makes = makes
         self.done = False
         self.ready_at = 0.0
-        self._prefix: Prefix | None = tickets[0].prefix
-        self._skipped = 0 if self._prefix is None else len(self._prefix)
+        self._prefix: Prefix | None = groups[0].prefix
+        self._skipped = len(self._prefix or ())
         self._model = model
-        self._lengths = [ticket.length for ticket in tickets]
+        self._lengths = [group.length for group in groups]
         self._longest = max(self._lengths)
         self._padded = self._longest > min(self._lengths)
         self._position = 0
         self._chunk = 0
         self._caches: list[Cache] = []
-        self._inputs = [list(ticket.owner.tokens[self._skipped : self._skipped + ticket.length]) for ticket in tickets]
+        self._inputs = [list(group.tokens[self._skipped : self._skipped + group.length]) for group in groups]
         self.tokens = sum(self._lengths)
-        self.columns = self._longest * len(tickets)
-        for ticket in tickets:
-            ticket.prefix = None  # which may be given up by then, while rows of the ticket run for long
+        self.columns = self._longest * len(groups)
+        for group in groups:
+            group.prefix = None  # which may be given up by then, while rows of the group run for long
 
     @classmethod
-    def of_prefix(cls, model: LoadedModel, prefix: Prefix) -> PrefillGroup:
-        """The group of one row that computes ``prefix``; its caches are for :meth:`Prefixes.computed`."""
-        length, end = len(prefix) - (0 if prefix.parent is None else len(prefix.parent)), len(prefix)
-        return cls(model, [Ticket(Prompt(list(prefix.tokens)), length, end, 0, prefix=prefix.parent)], prefix)
+    def of_prefix(cls, model: LoadedModel, prefix: Prefix) -> PrefillBatch:
+        """The batch of one row that computes ``prefix``; its caches are for :meth:`PrefixCache.computed`."""
+        length = len(prefix) - len(prefix.parent or ())
+        group = SequenceGroup(list(prefix.tokens), length, end=len(prefix), prefix=prefix.parent)
+        return cls(model, [group], prefix)
 
-    def prefilled(self, ticket: Ticket) -> int:
-        """How many of the ticket's tokens are computed, those of its prefix among them, and once all are also the one
+    def prefilled(self, group: SequenceGroup) -> int:
+        """How many of the group's tokens are computed, those of its prefix among them, and once all are also the one
         that is left to the first step of decoding."""
-        return self._skipped + min(ticket.length, self._position) + int(self.done) if self._caches else 0
+        return self._skipped + min(group.length, self._position) + int(self.done) if self._caches else 0
 
     def advance(self, step_size: int) -> int:
         """Compute one chunk of at most ``step_size`` tokens over all rows; the tokens it had, padding included.
@@ -88,7 +77,7 @@ class PrefillGroup:
         width = rest if rest - self._chunk < 2 else self._chunk
         end = self._position + width
         if self._padded:
-            batch_caches.announce(self._caches, [length - self._position for length in self._lengths], width)
+            prompt_cache.announce(self._caches, [length - self._position for length in self._lengths], width)
         columns = [line[self._position : end] for line in self._inputs]
         padded = [column + [0] * (width - len(column)) for column in columns]
         self._model.forward(mx.array(padded, dtype=mx.int32), self._caches)
@@ -108,65 +97,54 @@ class PrefillGroup:
             self._caches = self._model.new_cache()
             return
         if self._prefix is None:
-            self._caches = batch_caches.new_batch(self._model, len(self._lengths))
+            self._caches = prompt_cache.new_batch([self._model.new_cache() for _ in self._lengths])
         else:
-            self._caches = batch_caches.repeat(self._prefix.caches, len(self._lengths))
+            self._caches = prompt_cache.repeat(self._prefix.caches, len(self._lengths))
             self._prefix = None
         if self._padded:
-            batch_caches.prepare(self._caches, self._lengths)
+            prompt_cache.prepare(self._caches, self._lengths)
 
     def _chunk_of(self, most: int) -> int:
         """Columns of a chunk: even parts of at most ``most``, yet not below 2, because a sliding window takes a single
         padded column for a decode step."""
-        if self._padded and batch_caches.recurrent(self._caches):
+        if self._padded and prompt_cache.recurrent(self._caches):
             most = min(most, RECURRENT_COLUMNS)
         parts = max(1, min(-(-self._longest // max(1, most)), self._longest // 2))
         return -(-self._longest // parts)
 
     def arrays(self) -> list[mx.array]:
-        return batch_caches.arrays(self._caches)
+        return prompt_cache.arrays(self._caches)
 
-    def take(self, wanted: list[tuple[Ticket, int]]) -> list[Cache]:
-        """Caches with ``count`` rows for each ticket in ``wanted``, in that order; tickets with no rows left to start
-        are forgotten."""
+    def take(self, wanted: list[SequenceGroup]) -> list[Cache]:
+        """Caches with a row for each entry of ``wanted``, in that order; groups with no rows left to start are
+        forgotten."""
+        left = any(group.rows for group in self.groups)
         if not self._model.batchable:
-            return batch_caches.duplicate(self._caches) if self.tickets[0].rows else self._release()
-        picked = [self.tickets.index(ticket) for ticket, count in wanted for _ in range(count)]
-        left = [index for index, ticket in enumerate(self.tickets) if ticket.rows]
-        if not left:
-            taken = self._release()
-            if picked != list(range(len(self._lengths))):
-                batch_caches.keep(taken, picked)
-            return taken
-        taken = batch_caches.fork(self._caches, picked)
-        self._keep(left)
+            taken = prompt_cache.duplicate(self._caches) if left else self._caches
+        else:
+            picked = [self.groups.index(group) for group in wanted]
+            taken = prompt_cache.fork(self._caches, picked) if left else self._caches
+            if not left and picked != list(range(len(self.groups))):
+                prompt_cache.keep(taken, picked)
+        self.purge()
         return taken
 
     def purge(self) -> None:
-        """Forget tickets that were dropped."""
-        left = [index for index, ticket in enumerate(self.tickets) if ticket.rows]
+        """Forget groups with no rows left to start, as those that were dropped."""
+        left = [index for index, group in enumerate(self.groups) if group.rows]
         if not left:
-            self._release()
-        elif len(left) < len(self.tickets):
-            self._keep(left)
+            self._caches, self.groups = [], []
+        elif len(left) < len(self.groups):
+            prompt_cache.keep(self._caches, left)
+            self.groups = [self.groups[index] for index in left]
 
     @property
     def empty(self) -> bool:
-        return not self.tickets
-
-    def _keep(self, left: list[int]) -> None:
-        if len(left) < len(self.tickets):
-            batch_caches.keep(self._caches, left)
-            self.tickets = [self.tickets[index] for index in left]
-            self._lengths = [self._lengths[index] for index in left]
-
-    def _release(self) -> list[Cache]:
-        taken, self._caches, self.tickets = self._caches, [], []
-        return taken
+        return not self.groups
 
     def _finish(self) -> None:
         self.done = True
         self._position = self._longest
         self._inputs = []
         if self._model.batchable:
-            batch_caches.finalize(self._caches)
+            prompt_cache.finalize(self._caches)

@@ -2,37 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable
 
 from jobs.errors import SickModelError
 from jobs.params import Sampling
-from worker.engine.decode import NotFiniteError, Taken
+from worker.engine.decode import NotFiniteError
+from worker.engine.line_state import LineState
 from worker.engine.loading.model import LoadedModel
-from worker.engine.prefill import PrefillGroup, Prompt
+from worker.engine.prefill import PrefillBatch
 from worker.engine.sampling.sampler import Sampler
-from worker.engine.scheduler import Ticket
-from worker.engine.sequence import PreparedLine, Sequence, sequences_of
+from worker.engine.scheduler import SequenceGroup
+from worker.engine.sequence import PreparedLine, SampledToken, Sequence, sequences_of
 from worker.engine.unbatched.speculative import batch_of
 
-__all__ = ["to_try", "try_alone", "try_model"]
+__all__ = ["Suspects", "try_model"]
 
 STEPS = 2
-"""A step that failed was, at most, computing what comes after the one token that had not been read."""
+"""A step that failed was computing at most the token after the one that had not been read."""
 
 
-def to_try(rows: Iterable[Sequence]) -> list[Sequence]:
-    """The rows of a line whose trial tells about the line. Rows that had not started are all alike, so one stands for
-    them."""
-    started: list[Sequence] = []
-    fresh: list[Sequence] = []
-    for row in rows:
-        (started if row.tokens else fresh).append(row)
-        row.cached_tokens = 0  # its prompt is computed once more, and in full
-    return started + fresh[:1]
+class Suspects:
+    """The lines that were under way when a step failed: those still ``untried``, and those ``cleared`` by a trial. A
+    line that fails when it is tried by itself is guilty."""
+
+    def __init__(self) -> None:
+        self.untried: deque[LineState] = deque()
+        self.cleared: list[LineState] = []
+        self.guilty_found = False
+
+    def add(self, line: LineState) -> None:
+        """Suspect a line. Its prompt is computed once more, and in full."""
+        for row in line.unfinished:
+            row.cached_tokens = 0
+        self.untried.append(line)
+
+    def acquitted(self) -> list[tuple[LineState, list[Sequence]]]:
+        """The rows of the cleared lines, those of one history together, in their old order."""
+        found = []
+        for line in self.cleared:
+            if fresh := [row for row in line.unfinished if not row.tokens]:
+                found.append((line, fresh))
+            found += [(line, [row]) for row in line.unfinished if row.tokens]
+        return found
+
+    def try_next(
+        self, model: LoadedModel, sampler: Sampler, step_size: int, accept: Callable[[SampledToken], None]
+    ) -> tuple[LineState, Exception | None]:
+        """Try the next line by itself; it, and the error if it is guilty. ``accept`` gets each token."""
+        line = self.untried.popleft()
+        rows = line.unfinished
+        fresh = [row for row in rows if not row.tokens][:1]  # those that had not started are all alike
+        try:
+            for row in [row for row in rows if row.tokens] + fresh:
+                try_alone(model, sampler, row, step_size, accept)
+        except Exception as error:
+            self.guilty_found = True
+            return line, error
+        self.cleared.append(line)
+        return line, None
 
 
 def try_alone(
-    model: LoadedModel, sampler: Sampler, row: Sequence, step_size: int, accept: Callable[[Taken], None]
+    model: LoadedModel, sampler: Sampler, row: Sequence, step_size: int, accept: Callable[[SampledToken], None]
 ) -> None:
     """Prefill one row and decode ``STEPS`` tokens of it with nothing else in the batch; ``accept`` gets each token.
 
@@ -40,22 +72,22 @@ def try_alone(
         Exception: whatever the model, MLX or ``accept`` raises: the row is to blame.
     """
     tokens = [*row.prompt, *row.tokens]
-    group = PrefillGroup(model, [Ticket(Prompt(tokens), len(tokens) - 1, len(tokens), 0)])
-    group.complete(step_size)
-    batch = batch_of(model, sampler)
-    batch.join([row], group.take([(group.tickets[0], 1)]), tokens[-1:])
+    batch = PrefillBatch(model, [SequenceGroup(tokens, len(tokens) - 1, len(tokens))])
+    batch.complete(step_size)
+    decode_batch = batch_of(model, sampler)
+    decode_batch.join([row], batch.take(batch.groups), tokens[-1:])
     for _ in range(STEPS):
-        batch.advance()
-        result = batch.sample()
+        decode_batch.advance()
+        result = decode_batch.sample()
         if result is None:
             return
-        for taken in result.read():
-            if not taken.finite:
+        for drawn in result.read():
+            if not drawn.finite:
                 raise NotFiniteError
-            if not taken.covered:
+            if not drawn.covered:
                 row.full = True
                 return
-            accept(taken)
+            accept(drawn)
         if row.ended:
             return
 
@@ -69,6 +101,6 @@ def try_model(model: LoadedModel, sampler: Sampler) -> None:
     simplest = PreparedLine("trial", (0,), Sampling(max_tokens=STEPS, seed=0, ignore_eos=True), frozenset())
     [row] = sequences_of(simplest, None, 0.0)
     try:
-        try_alone(model, sampler, row, 1, lambda taken: row.tokens.append(taken.token))
+        try_alone(model, sampler, row, 1, lambda drawn: row.tokens.append(drawn.token))
     except Exception as error:
         raise SickModelError(f"the model fails at the simplest prompt: {type(error).__name__}: {error}") from error

@@ -7,21 +7,26 @@ from collections.abc import Hashable, Sequence as Items
 from dataclasses import dataclass, field
 
 from jobs.params import Sampling
+from worker.engine.text.stop_strings import StopMatcher
 
 __all__ = [
+    "NO_TOKEN",
     "WITHOUT_CONTEXT",
     "Failure",
     "Finished",
     "InFlight",
     "PreparedLine",
+    "SampledToken",
     "Sequence",
     "choice_seed",
     "sequences_of",
 ]
 
+NO_TOKEN = -1
+"""The token of a row whose logits are NaN, infinite, or all of them -infinity."""
 SEED_BYTES = 8
 WITHOUT_CONTEXT = 4096
-"""Tokens that a text may have which goes to the context's end, of a model whose context nobody knows."""
+"""The most tokens of a text without ``max_tokens``, for a model whose context length is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +36,8 @@ class PreparedLine:
     ``key`` is the caller's identity of the line and opaque here. ``prompt`` holds at least one token id.
     ``sampling`` has its seed filled in. ``eos`` are the ids that end a text: the model's and the line's own.
     ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``reasoning_open`` says that the prompt ends inside
-    a thinking block, ``continues`` that what is generated is read on from the prompt's own end: its first space is part
-    of the text. Lines of a lower ``rank`` begin before those of a higher one.
+    a thinking block, ``continues`` that the text goes on from the prompt's last word: its first space is part of it.
+    Lines of a lower ``rank`` begin before those of a higher one.
     """
 
     key: Hashable
@@ -50,30 +55,26 @@ class Sequence:
     """One completion being generated; a line with ``n`` choices is ``n`` sequences. It owns its counters.
 
     ``tokens`` holds every generated token, the ending EOS included: ``completion_tokens`` counts that one too, as
-    mlx-lm does. ``limit`` is the most tokens it may generate: ``max_tokens``, or what the context leaves, or, of a text
-    to the context's end, what the memory has room for.
+    mlx-lm does. ``limit`` is the most tokens it may generate: ``max_tokens``, what the context leaves, or, without
+    ``max_tokens``, what the memory has room for.
     ``cached_tokens`` counts prompt tokens that were there already when its prompt was first computed.
-    ``text`` is set only for rows with stop strings: the raw text, cut before the match. Times are seconds of the
+    ``stop_matcher`` reads the text of one with stop strings along, and ``text``, of such a one that ended, is the raw
+    text, cut before the match. Times are seconds of the
     engine's clock; ``waited_s`` is how long the prompt, computed ahead, waited for a free row.
     ``accepted_draft_tokens`` counts tokens that a draft model had proposed; None where there is none.
     """
 
-    key: Hashable
+    line: PreparedLine
     choice: int
-    prompt: tuple[int, ...]
-    sampling: Sampling
     seed: int
-    eos: frozenset[int]
     limit: int
     limit_reason: str = "max_tokens"
-    xtc_exempt: tuple[int, ...] = ()
-    reasoning_open: bool = False
-    continues: bool = False
     tokens: list[int] = field(default_factory=list)
     token_logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     stop_reason: str | None = None
     stop_string: str | None = None
+    stop_matcher: StopMatcher | None = None
     text: str | None = None
     cached_tokens: int = 0
     submitted_at: float = 0.0
@@ -85,12 +86,24 @@ class Sequence:
     accepted_draft_tokens: int | None = None
 
     @property
+    def key(self) -> Hashable:
+        return self.line.key
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return self.line.prompt
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.line.sampling
+
+    @property
     def ended(self) -> bool:
         return self.stop_reason is not None
 
     @property
     def prompt_tokens(self) -> int:
-        return len(self.prompt)
+        return len(self.line.prompt)
 
     @property
     def completion_tokens(self) -> int:
@@ -116,18 +129,51 @@ class Sequence:
             return None
         return self.finished_at - self.first_token_at
 
+    def append(self, drawn: SampledToken, now: float) -> None:
+        """Take in the next token."""
+        if self.first_token_at is None:
+            self.first_token_at = now
+        self.tokens.append(drawn.token)
+        if drawn.logprob is not None:
+            self.token_logprobs.append(drawn.logprob)
+        if drawn.top is not None:
+            self.top_logprobs.append(drawn.top)
+        if drawn.drafted:
+            self.accepted_draft_tokens = (self.accepted_draft_tokens or 0) + 1
+
     def end(self, reason: str, now: float) -> None:
         self.stop_reason = reason
         self.finished_at = now
 
 
 @dataclass(frozen=True, slots=True)
+class SampledToken:
+    """What one step computed for one row. ``covered`` is false where the candidates did not cover the row's filters:
+    the step must be repeated on the full path. ``token`` is ``NO_TOKEN`` where the logits are not finite. ``drafted``
+    says that a draft model had proposed the token."""
+
+    row: Sequence
+    token: int
+    covered: bool
+    logprob: float | None
+    top: list[tuple[int, float]] | None
+    drafted: bool = False
+
+    @property
+    def finite(self) -> bool:
+        """Whether there is a token at all."""
+        return self.token != NO_TOKEN
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a line failed: a code of the contract and a message. ``passing`` if another attempt may fare better."""
+    """Why a line failed: a code of the contract, a message, and in ``param`` the field at fault. ``passing`` if another
+    attempt may fare better."""
 
     code: str
     message: str
     passing: bool = False
+    param: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,19 +221,6 @@ def sequences_of(line: PreparedLine, context: int | None, now: float) -> list[Se
     if limit < 1:
         raise ValueError(f"the prompt has {len(line.prompt)} tokens: no room in a context of {context}")
     return [
-        Sequence(
-            key=line.key,
-            choice=choice,
-            prompt=line.prompt,
-            sampling=sampling,
-            seed=choice_seed(sampling.seed, choice),
-            eos=line.eos,
-            limit=limit,
-            limit_reason=reason,
-            xtc_exempt=line.xtc_exempt,
-            reasoning_open=line.reasoning_open,
-            continues=line.continues,
-            submitted_at=now,
-        )
+        Sequence(line, choice, choice_seed(sampling.seed, choice), limit, reason, submitted_at=now)
         for choice in range(sampling.n)
     ]

@@ -1,4 +1,4 @@
-"""Models that end their worker again and again: after a few times within the hour they are no longer served there."""
+"""Models that end their worker again and again: after a few times in an hour this machine no longer serves them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TROUBLE_S = 3600
 
 def note_trouble(connection: Redis, machine: str, group: Group, what: str, reason: str) -> None:
     """Remember for an hour that a worker of this machine ended because of a model; ``what`` names the line it had
-    under way alone, or this worker's life. The same again is no further trouble."""
+    under way alone, or this worker instance. The same again is no further trouble."""
     key = trouble_key(machine, group.key)
     with connection.pipeline() as pipe:
         pipe.sadd(key, what)
@@ -35,8 +35,8 @@ def note_trouble(connection: Redis, machine: str, group: Group, what: str, reaso
         pipe.execute()
 
 
-def note_failure(connection: Redis, machine: str, compute: Compute, life: str) -> None:
-    """Leave word of the model that ended a worker of this life, if one did.
+def note_failure(connection: Redis, machine: str, compute: Compute, instance: str) -> None:
+    """Note the model that ended a worker instance, if one did.
 
     Raises:
         RefusedError: something else lies where that is noted.
@@ -45,7 +45,7 @@ def note_failure(connection: Redis, machine: str, compute: Compute, life: str) -
     if failure is None or group is None:
         return
     # A line that fails its model again and again is one trouble, not many.
-    what = f"{alone[0]}:{alone[2]}" if alone is not None else life
+    what = f"{alone[0]}:{alone[2]}" if alone is not None else instance
     with refusing(f"the trouble with {group.key}"):
         note_trouble(connection, machine, group, what, str(failure) or type(failure).__name__)
 

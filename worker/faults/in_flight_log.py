@@ -1,4 +1,4 @@
-"""The in-flight log: which lines are under way, kept in Redis. Should the worker die, one of them may be the cause."""
+"""The in-flight log: which lines are under way, kept in Redis, so that a death can be charged to them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import redis.exceptions
 
 from jobs.store.store import Store
-from worker.shards.claimed import HeldShard, LineKey
+from worker.shards.claimed import HeldShards, LineKey
 
 if TYPE_CHECKING:
     from redis import Redis
 
+    from worker.engine.engine import Engine
 
-__all__ = ["Answer", "InFlightLog", "Unlogged"]
+__all__ = ["Answer", "InFlightLog"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -55,66 +56,32 @@ class Answer:
     out: bool
 
 
-class Waiting(Protocol):
-    """What an engine must be able to tell: see :class:`worker.engine.engine.Engine`."""
-
-    @property
-    def pending(self) -> int: ...
-
-    @property
-    def begun(self) -> int: ...
-
-    def __contains__(self, key: Hashable) -> bool: ...
-
-    def upcoming(self, only: frozenset[Hashable] | None) -> list[Hashable]: ...
-
-
-class Unlogged:
-    """Notes nothing: every line begins when it may."""
-
-    @property
-    def unsettled(self) -> int | None:
-        return 0
-
-    def admitted(self, engines: Iterable[Waiting], only: frozenset[Hashable] | None) -> frozenset[Hashable] | None:
-        return only
-
-    def begun(self, keys: Iterable[LineKey]) -> frozenset[LineKey]:
-        return frozenset()
-
-    def begins_anew(self, key: LineKey) -> None:
-        pass
-
-    def answered(self, answer: Answer) -> None:
-        pass
-
-
-class InFlightLog(Unlogged, threading.Thread):
-    """Notes lines before they begin. The compute thread says which are next, and goes on with what is under way: it
-    never waits for Redis. This thread asks Redis, on a connection of its own, and calls ``answer``.
+class InFlightLog(threading.Thread):
+    """Notes lines before they begin. Threads: compute, which says what is next and never waits for Redis; in-flight, as
+    marked below, which asks Redis on a connection of its own, and calls ``answer``.
 
     Noted ahead is one wave of prompts of each model, while the one before it is computed (where lines of a higher
     priority come in between, another). Should the worker die, those are charged too although they had not begun:
     a first death costs a line nothing but its count. Before a suspect runs alone they are taken back.
 
     What begins while Redis is out is noted when it is back. Shards that turn out to be another's, as after a sleep, are
-    let go by ``let_go(held, attempt, wait_s=)``, and their lines do not begin.
+    given up by ``abandon(held, attempt, wait_s=)``, and their lines do not begin.
     """
 
     def __init__(
         self,
         store: Store,
         connection: Redis,
-        life: str,
-        held: Mapping[str, HeldShard],
-        let_go: Callable[..., None],
+        instance: str,
+        held: HeldShards,
+        abandon: Callable[..., None],
         answer: Callable[[Answer], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name="in-flight", daemon=True)
-        self._store, self._connection, self._life, self._held = store, connection, life, held
-        self._let_go, self._answer, self._clock = let_go, answer, clock
+        self._store, self._connection, self._instance, self._held = store, connection, instance, held
+        self._abandon, self._answer, self._clock = abandon, answer, clock
         self._queue: queue.Queue[dict[LineKey, Note] | None] = queue.Queue()
         # The compute thread's:
         self._asked: set[LineKey] = set()
@@ -133,7 +100,7 @@ class InFlightLog(Unlogged, threading.Thread):
         """Lines that have not begun and that Redis has, or may have, for begun; None while it is out."""
         return None if self._out else len(self._asked) + len(self._leaving)
 
-    def admitted(self, engines: Iterable[Waiting], only: frozenset[Hashable] | None) -> frozenset[Hashable] | None:
+    def admitted(self, engines: Iterable[Engine], only: frozenset[Hashable] | None) -> frozenset[Hashable] | None:
         """Have those lines noted that begin next if only these may (None: all); those that may begin now."""
         wanted = self._next(engines, only)
         notes = dict.fromkeys(self._asked - wanted, Note.BACK)
@@ -148,7 +115,7 @@ class InFlightLog(Unlogged, threading.Thread):
             self._queue.put(notes)
         return frozenset(self._noted)
 
-    def _next(self, engines: Iterable[Waiting], only: frozenset[Hashable] | None) -> set[LineKey]:
+    def _next(self, engines: Iterable[Engine], only: frozenset[Hashable] | None) -> set[LineKey]:
         wanted: set[LineKey] = set()
         for engine in engines:
             if not engine.pending:
@@ -167,7 +134,7 @@ class InFlightLog(Unlogged, threading.Thread):
         """These lines begin now; those whose shard has ended meanwhile, which shall not."""
         self._asked.difference_update(keys)
         self._noted.difference_update(keys)
-        return frozenset(key for key in keys if not self._ours(key))
+        return frozenset(key for key in keys if self._held.of_line(key) is None)
 
     def begins_anew(self, key: LineKey) -> None:
         """A line that was under way waits among the others again."""
@@ -229,26 +196,20 @@ class InFlightLog(Unlogged, threading.Thread):
         """Have Redis note lines, in one round trip per shard; those that are not this worker's."""
         by_shard: dict[str, dict[int, Note]] = defaultdict(dict)
         for key, note in notes.items():
-            job_id, _fence, index = key
-            held = self._held.get(job_id)
-            if held is not None and self._ours(key) and index in held.remaining:
-                by_shard[job_id][index] = note
+            held = self._held.of_line(key)
+            if held is not None and key[2] in held.remaining:
+                by_shard[held.job_id][key[2]] = note
         for job_id, lines in by_shard.items():
             held = self._held.get(job_id)
             while held is not None and not held.ended:
                 attempt = held.attempt
                 chosen = {note: [index for index in lines if lines[index] is note] for note in Note}
                 if self._store.begin(
-                    attempt, chosen[Note.NEXT], self._life, self._connection,
+                    attempt, chosen[Note.NEXT], self._instance, self._connection,
                     alone=chosen[Note.ALONE], back=chosen[Note.BACK],
                 ):  # fmt: skip
                     break
-                self._let_go(held, attempt, wait_s=CLAIM_S)
+                self._abandon(held, attempt, wait_s=CLAIM_S)
                 if held.attempt is attempt and not held.ended:
                     raise redis.exceptions.TimeoutError(f"{job_id} is still being taken up again")
-        return frozenset(key for key in notes if not self._ours(key))
-
-    def _ours(self, key: LineKey) -> bool:
-        """Whether a line's shard is still the one it was taken with."""
-        held = self._held.get(key[0])
-        return held is not None and held.taken_under == key[1] and not held.ended
+        return frozenset(key for key in notes if self._held.of_line(key) is None)

@@ -1,4 +1,4 @@
-"""Lines that may bring their worker down: they run one at a time, with nothing beside them. Policy only.
+"""Lines that may bring their worker down: each runs with nothing beside it. Policy only.
 
 One that was under way twice when its worker died, or when a model failed, runs alone until its first tokens are there:
 most of what kills a worker does so by then. It then begins anew among the others, so that two power cuts cost a moment
@@ -9,34 +9,19 @@ failed by itself, runs alone to its end.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from jobs.shard import Group
 
 if TYPE_CHECKING:
-    from worker.engine.sequence import InFlight
+    from worker.engine.engine import Engine
 
 __all__ = ["TRIAL_TOKENS", "Isolation"]
 
 TRIAL_TOKENS = 16
 """A trial is over when so many tokens of the line are there."""
-
-
-class Admitting(Protocol):
-    """What an engine must be able to do: see :class:`worker.engine.engine.Engine`."""
-
-    @property
-    def begun(self) -> int: ...
-
-    def __contains__(self, key: Hashable) -> bool: ...
-
-    def add(self, line: Any) -> None: ...
-
-    def cancel(self, key: Hashable) -> None: ...
-
-    def snapshot(self) -> Sequence[InFlight]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +36,10 @@ class Suspect:
 
 
 class Isolation:
-    """Decides, before each round of the engines, what may begin. Lines that failed less often go first: where all of
-    them fail, it is not them, and that is found out before any has failed often.
+    """Decides, before each round of the engines, what may begin. Thread: compute.
+
+    Lines that failed less often go first: where all of them fail, it is not them, and that is found out before any has
+    failed often.
 
     While one waits, no other line begins anywhere; it begins when all that were under way have ended, and nothing else
     could be charged for its harm.
@@ -90,7 +77,7 @@ class Isolation:
         self._waiting = [item for item in self._waiting if item not in dropped]
         return [item.line.key for item in dropped]
 
-    def arrange(self, engines: Mapping[Group, Admitting], unsettled: int | None) -> frozenset[Hashable] | None:
+    def arrange(self, engines: Mapping[Group, Engine], unsettled: int | None) -> frozenset[Hashable] | None:
         """The lines that may begin now; None: all.
 
         ``unsettled`` is how many lines would be charged, were the worker to die now, although they are not under way:
@@ -117,12 +104,13 @@ class Isolation:
         line, self._running = self._running.line, None
         return line
 
-    def withdraw(self, key: Hashable) -> None:
-        """A line that runs alone is not wanted any more: its end is an end."""
+    def cancel(self, key: Hashable) -> None:
+        """A line is not wanted any more, whether it waits or runs alone: its end is an end."""
+        self.drop(lambda other: other == key)
         if self.running == key:
             self._passed = False
 
-    def _look_at_running(self, engines: Mapping[Group, Admitting]) -> None:
+    def _look_at_running(self, engines: Mapping[Group, Engine]) -> None:
         running = self._running
         if running is None:
             return
@@ -134,6 +122,6 @@ class Isolation:
             if self._passed:
                 engine.cancel(key)
 
-    def _due(self, engines: Mapping[Group, Admitting]) -> Suspect | None:
+    def _due(self, engines: Mapping[Group, Engine]) -> Suspect | None:
         due = [item for item in self._waiting if item.not_before <= self._now and item.group in engines]
         return min(due, key=lambda item: item.tries, default=None)

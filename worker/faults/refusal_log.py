@@ -1,4 +1,4 @@
-"""Shards that workers refuse: which shards are a batch's own, and which workers have refused one."""
+"""Refusals in Redis: which workers have refused a shard, and whether a shard is its batch's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards that this worker refuses: they go back for the others, and fail only when no live worker takes them.
+"""Shards that this worker refuses: they go back, and fail only when no live worker takes them.
 
 A worker of an older version does not know a newer field; what Redis keeps of a shard may be damaged, or in a form newer
 than the worker. Neither is a reason to throw a batch's shard away. It goes to the end of its queue, and once the whole
@@ -56,10 +56,10 @@ class Contents:
 
 
 class Refusals:
-    """What is refused here. The main thread calls, but for :meth:`not_stored`.
+    """What is refused here. Thread: main, where a method says nothing else.
 
-    ``put_off(queue, seconds)`` has nothing taken from a queue for a while. ``said`` is why shards of batches went back
-    last, for the published state: replaced whole.
+    ``put_off(queue, seconds)`` has nothing taken from a queue for a while. ``reasons`` has why shards of batches went
+    back last, for the published state: replaced whole.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Refusals:
         pauses: Sequence[float] = PAUSES_S,
     ) -> None:
         self._store, self._rq, self._put_off, self._clock, self._pauses = store, rq, put_off, clock, pauses
-        self.said: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
         self._passed: Counter[str] = Counter()
         self._rounds: Counter[str] = Counter()
         self._not_stored: dict[str, tuple[float, float]] = {}
@@ -122,7 +122,7 @@ class Refusals:
             self._say_failed(attempt.batch_id, next(iter(held.refused.values())))
         self._passed.pop(held.queue, None)
         self._rounds.pop(held.queue, None)
-        self.said = {batch_id: why for batch_id, why in self.said.items() if batch_id != held.attempt.batch_id}
+        self.reasons = {batch_id: why for batch_id, why in self.reasons.items() if batch_id != held.attempt.batch_id}
         return True
 
     def _refused_by_all(self, attempt: Attempt, workers: Collection[str]) -> bool:
@@ -143,7 +143,7 @@ class Refusals:
         self._rq.acknowledge(lease, 0.0)
 
     def not_stored(self, held: HeldShard) -> None:
-        """Writer thread: Redis has something else where a shard's records go: it is not generated again at once."""
+        """Redis has something else where a shard's records go: it is not generated again at once. Thread: writer."""
         seconds = self._not_stored.get(held.job_id, (0.0, UNSTORED_S / 2))[1] * 2
         if len(self._not_stored) >= MOST_UNSTORED:
             del self._not_stored[next(iter(self._not_stored))]
@@ -155,7 +155,7 @@ class Refusals:
         until = self._not_stored.get(lease.job_id, (0.0, 0.0))[0]
         if until <= self._clock():
             return False
-        self._go_back(shard.queue, lease, None, self.said.get(shard.batch_id, UNSTORED))
+        self._go_back(shard.queue, lease, None, self.reasons.get(shard.batch_id, UNSTORED))
         return True
 
     def _go_back(self, queue: str, lease: Lease, attempt: Attempt | None, why: str) -> None:
@@ -172,7 +172,7 @@ class Refusals:
             self._passed[queue] = 0
 
     def _say(self, batch_id: str, why: str) -> None:
-        if self.said.get(batch_id) != why[:SAID_LETTERS]:
+        if self.reasons.get(batch_id) != why[:SAID_LETTERS]:
             message = "a shard of %s goes back, for this worker refuses it: %s"
             log.warning(message, batch_id, why, extra={"action": "refuse_shard"})
         self._keep(batch_id, why)
@@ -183,8 +183,8 @@ class Refusals:
             self._failed.append(batch_id)
 
     def _keep(self, batch_id: str, why: str) -> None:
-        others = [item for item in self.said.items() if item[0] != batch_id]
-        self.said = dict([*others, (batch_id, why[:SAID_LETTERS])][-SAID_BATCHES:])
+        others = [item for item in self.reasons.items() if item[0] != batch_id]
+        self.reasons = dict([*others, (batch_id, why[:SAID_LETTERS])][-SAID_BATCHES:])
 
 
 def _refused_lines(held: HeldShard) -> dict[int, LineError]:

@@ -1,63 +1,69 @@
-"""The pulse thread: renews leases, publishes what the worker is doing, and keeps the machine awake meanwhile. It waits
-for no other thread."""
+"""The heartbeat: renews leases, gives up shards that are no longer ours, publishes what the worker is doing, and keeps
+the machine awake meanwhile."""
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import redis.exceptions
 
-from jobs.attempt import Standing
+from jobs.attempt import Attempt, Standing
 from jobs.store.keys import worker_key
-from worker.health.rates import Recent
-from worker.models.load_failures import published_failures
-from worker.models.residency import share_out
 from worker.rq.worker import RENEW_S
 
 if TYPE_CHECKING:
     from redis import Redis
 
-    from worker.service import Service
+    from jobs.store.store import Store
+    from worker.health.keep_awake import SleepAssertion
+    from worker.rq.worker import ShardWorker
+    from worker.shards.claimed import HeldShard, HeldShards
 
-__all__ = ["Pulse"]
+__all__ = ["Heartbeat"]
 
 log = logging.getLogger("promptmill.worker")
 
 PUBLISH_S = 1.0
 PUBLISHED_FOR_S = 6
-SHOWN_LINES = 256
 
 
-class Pulse(threading.Thread):
-    """Beats every second on a connection of its own, so that no long write of another thread can delay a lease.
+class Heartbeat(threading.Thread):
+    """Beats every second on a connection of its own, and waits for no other thread: no long write can delay a lease.
+    Thread: heartbeat; the attributes are for any to read.
 
+    ``state()`` is what is published, ``abandon(held, attempt)`` drops a shard that is no longer ours.
     ``answered_at`` is when Redis took the last beat, in seconds since the epoch, ``outages`` how often it stopped to.
     """
 
-    def __init__(self, connection: Redis, service: Service, *, now: Callable[[], float] = time.time) -> None:
-        super().__init__(name="pulse", daemon=True)
-        self._connection = connection
-        self._service = service
+    def __init__(
+        self,
+        connection: Redis,
+        store: Store,
+        rq: ShardWorker,
+        held: HeldShards,
+        assertion: SleepAssertion,
+        *,
+        state: Callable[[], dict[str, Any]],
+        abandon: Callable[[HeldShard, Attempt], None],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self._connection, self._store, self._rq = connection, store, rq
+        self._held, self._assertion = held, assertion
+        self._state, self._abandon, self._now = state, abandon, now
         self._stopped = threading.Event()
         self._renewed_at = 0.0
-        self._recent = Recent(time.monotonic(), service.compute.snapshot)
-        self._now = now
-        self._started_at = now()
-        self._version = version("promptmill")
+        self._answering = True
         self.answered_at = now()
         self.outages = 0
-        self._answering = True
 
     def stop(self) -> None:
-        """End and take the published state away."""
+        """End and take the published state away. Thread: main."""
         self._stopped.set()
         self.join(timeout=5.0)
 
@@ -69,9 +75,9 @@ class Pulse(threading.Thread):
                 self._missed(error)
             else:
                 self._taken()
-        self._service.assertion.keep(False)
+        self._assertion.keep(False)
         try:
-            self._connection.delete(worker_key(self._service.name))
+            self._connection.delete(worker_key(self._rq.name))
         except redis.exceptions.RedisError:
             log.debug("the published state expires by itself")
 
@@ -91,82 +97,27 @@ class Pulse(threading.Thread):
         self._answering = False
 
     def _beat(self) -> None:
-        self._service.assertion.keep(bool(self._service.held))  # before what fails without Redis
+        self._assertion.keep(bool(self._held))  # before what fails without Redis
         now = time.monotonic()
         due = now - self._renewed_at >= RENEW_S
-        # What a server takes that is full goes first.
+        # A server that is full still takes a renewal: so it goes first.
         if due:
-            leases = [held.lease for held in list(self._service.held.values())]
-            # To find out which lines are lost may take long.
-            if (beginning := self._service.beginning) is not None:
-                leases.append(beginning)
-            self._service.rq.renew(leases, self._connection)
-        self._let_go()
+            self._rq.renew(self._held.leases(), self._connection)
+        self._check_shards()
         if due:
             self._renewed_at = now
-            self._service.rq.show_alive(self._connection)
-        state = orjson.dumps(self._state(now))
-        self._connection.set(worker_key(self._service.name), state, ex=PUBLISHED_FOR_S)
+            self._rq.show_alive(self._connection)
+        self._connection.set(worker_key(self._rq.name), orjson.dumps(self._state()), ex=PUBLISHED_FOR_S)
 
-    def _let_go(self) -> None:
-        """Drop shards that are no longer ours, or whose batch has ended, within a second or two, and withdraw those
+    def _check_shards(self) -> None:
+        """Abandon shards that are no longer ours, or whose batch has ended, within a second or two, and withdraw those
         whose batch is paused."""
-        held = [held for held in list(self._service.held.values()) if not held.ended]
+        held = [shard for shard in self._held if not shard.ended]
         attempts = [shard.attempt for shard in held]
-        standing = self._service.store.standing(attempts, self._connection) if held else []
-        for shard, attempt, state in zip(held, attempts, standing, strict=True):
-            # One that has all its records is the writer's to end, and ends its batch maybe.
-            if state is Standing.LOST and shard.remaining:
-                self._service.let_go(shard, attempt)
-            elif state is Standing.PAUSED:
+        standing = self._store.standing(attempts, self._connection) if held else []
+        for shard, attempt, found in zip(held, attempts, standing, strict=True):
+            # One that has all its records is the writer's to end, which may end its batch.
+            if found is Standing.LOST and shard.remaining:
+                self._abandon(shard, attempt)
+            elif found is Standing.PAUSED:
                 shard.withdraw()
-
-    def _state(self, now: float) -> dict[str, Any]:
-        service = self._service
-        compute, shot = service.compute, service.compute.snapshot
-        loading = compute.loading
-        word = "busy" if service.held else "idle" if service.pausing.looked else "starting"
-        if service.draining:
-            word = "draining"
-        elif loading is not None:
-            word = "loading"
-        return {
-            "name": service.name,
-            "state": word,
-            "paused": service.pausing.paused,
-            "model": loading.key if loading is not None else None,
-            "models": [group.key for group in service.settings.groups],
-            "loaded": [{"model": group.key, "bytes": size} for group, size in share_out(compute.loaded).items()],
-            "queues": service.rq.queue_names(),
-            "failing": published_failures(compute.failed, now),
-            "refused": [{"batch_id": batch_id, "reason": why} for batch_id, why in service.refusals.said.items()],
-            "pid": os.getpid(),
-            "hostname": socket.gethostname(),
-            "version": self._version,
-            "started_at": round(self._started_at, 3),
-            **self._recent.add(now, shot),
-            "memory_bytes": shot.memory_bytes,
-            "memory_limit_bytes": compute.memory_limit,
-            "totals": {
-                "lines": shot.finished_lines,
-                "prompt_tokens": shot.prompt_tokens,
-                "cached_tokens": shot.cached_tokens,
-                "completion_tokens": shot.completion_tokens,
-            },
-            "lines_in_flight": len(shot.in_flight),
-            "in_flight": [self._line(line) for line in shot.in_flight[:SHOWN_LINES]],
-        }
-
-    def _line(self, line: Any) -> dict[str, Any]:
-        job_id, _, index = line.key
-        held = self._service.held.get(job_id)
-        job = held.jobs.get(index) if held is not None else None
-        return {
-            "batch_id": job_id.rpartition("-")[0],
-            "index": index,
-            "id": job.id if job is not None else None,
-            "phase": line.phase,
-            "prompt_tokens": line.prompt_tokens,
-            "prefilled": line.prefilled,
-            "completion_tokens": line.completion_tokens,
-        }

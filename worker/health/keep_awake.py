@@ -29,7 +29,7 @@ _LEVEL_ON = 255
 
 
 class SleepAssertion:
-    """Held while there is something to do. Called by the pulse thread alone; ``take`` None never holds anything."""
+    """Taken while there is something to do; with ``take`` None never. Thread: heartbeat."""
 
     def __init__(self, take: Take | None) -> None:
         self._take = take

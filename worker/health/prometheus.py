@@ -1,7 +1,8 @@
 """What a worker tells Prometheus: events are counted where records are made, everything else is read at the scrape.
 
 The compute thread takes no part in it. Series are labelled by the keys of the models that the worker serves and by
-words of the contract, never by batches or lines: their number is bounded.
+values of the contract, never by batches or lines: their number is bounded. All names begin with ``promptmill_``, and
+those of counters end in ``_total``.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import socket
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import version
 from typing import TYPE_CHECKING, cast
 
 from jobs.errors import RefusedError
+from worker.health.observer import Observer
 from worker.health.recycle import HELD_BACK
 from worker.models.residency import share_out
 from worker.shards.claimed import End
-from worker.shards.records import EndedLine, FailedLine, run_stats
+from worker.shards.records import EndedLine, run_stats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,79 +31,25 @@ if TYPE_CHECKING:
 
     from jobs.record import RunStats
     from jobs.shard import Group
-    from worker.service import Service
+    from worker.health.heartbeat import Heartbeat
+    from worker.health.readings import WorkerReadings
     from worker.shards.claimed import LineKey
 
-__all__ = ["Metrics", "PrometheusMetrics"]
+__all__ = ["PrometheusMetrics"]
 
 log = logging.getLogger("promptmill.worker")
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 1800, 3600, 14400, 43200, 86400)
 """From one step of a small model to a batch that waited for a day."""
 TOKENS_PER_SECOND = (0.5, 1, 2, 5, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000)
-OUTCOMES = ("completed", "failed")
-ENDS = ("finished", "returned", "lost", "refused")
 PHASES = ("prefill", "decode")
-TEXTS = {
-    "lines": "Lines that ended on this worker, by outcome.",
-    "texts": "Texts generated, by the reason each ended; a line may have several.",
-    "line_errors": "Lines that failed, by the code in their error records.",
-    "line_retries": "Attempts at lines that failed and were followed by another.",
-    "prompt_tokens": "Prompt tokens of the lines that ended.",
-    "cached_prompt_tokens": "Prompt tokens of the lines that ended that came from the cache of shared prefixes.",
-    "completion_tokens": "Tokens generated for the lines that ended.",
-    "generated_tokens": "Tokens generated so far, those of lines in flight included.",
-    "decode_rows": "Rows of all decode steps; over promptmill_decode_slots_total it is how full they were.",
-    "decode_slots": "Rows that there was room for in all decode steps.",
-    "decode_concurrency": "Most lines decoded together.",
-    "time_to_first_token_seconds": "From the first chunk of a line's prompt to its first token.",
-    "queue_seconds": "How long a line waited in queues, from its batch's submission to the first chunk of its prompt.",
-    "decode_seconds": "From a line's first token to its last.",
-    "line_tokens_per_second": "Tokens per second of single lines, from their first token on.",
-    "lines_in_flight": "Lines under way, by phase.",
-    "lines_waiting": "Lines that the worker holds and that have not begun.",
-    "queued_shards": "Shards that wait in Redis for workers of this model: every worker that serves it says the same.",
-    "shards_taken": "Shards claimed from Redis.",
-    "shards_ended": "Shards that the worker is done with, by outcome: finished, returned, lost or refused.",
-    "records_delivered": "Records that Redis has taken.",
-    "records_undelivered": "Lines that ended and whose records Redis has not taken yet.",
-    "model_bytes": "Memory of a model's weights; 0 while it is not loaded.",
-    "model_loads": "Times that a model was loaded.",
-    "model_unloads": "Times that a model was unloaded.",
-    "model_load_failures": "Times that a model could not be loaded.",
-    "loading": "1 while a model is being loaded.",
-    "memory_used_bytes": "Memory that MLX holds: models, caches and prefixes.",
-    "memory_limit_bytes": "Memory for models and their caches; absent where there is no limit.",
-    "prefix_cache_bytes": "Memory of the prefixes that prompts share.",
-    "redis_outages": "Times that Redis stopped answering, or stopped taking what is written.",
-    "redis_silent_seconds": "Seconds since Redis last took the worker's sign of life.",
-    "spool_usable": "1 while finished records can be kept on the worker's disk.",
-    "draining": "1 while the worker finishes what it has begun, to stop or to start afresh.",
-    "paused": "1 while the worker is paused and takes nothing new.",
-    "start_time_seconds": "When the worker began, or began afresh, in Unix time.",
-    "worker_info": "What worker this is; always 1.",
-}
-"""Every metric, under ``promptmill_``; counters end in ``_total`` besides."""
+Series = Mapping[tuple[str, ...], float]
+"""Values by those of the labels."""
 
 
-class Metrics:
-    """Is told what happens on a worker. This one keeps no account of it."""
-
-    def line_ended(self, item: EndedLine | FailedLine, *, ok: bool) -> None:
-        """Scribe thread: a record was made of a line."""
-
-    def line_retried(self, group: Group) -> None:
-        """Writer thread: an attempt at a line failed, and it gets another one."""
-
-    def shard_taken(self, group: Group) -> None:
-        """Main thread: a shard was claimed."""
-
-    def shard_ended(self, group: Group, end: End) -> None:
-        """Any thread: a shard is no longer this worker's. Told once of each."""
-
-
-class PrometheusMetrics(Metrics):
+class PrometheusMetrics(Observer):
     """Counters and histograms in a registry of their own, and what :meth:`serving` reads of a worker at each scrape.
+    Threads: any; the client library's metrics have their locks.
 
     ``groups`` are the models served: their series are there from the start, so that the first event counts.
 
@@ -110,7 +57,7 @@ class PrometheusMetrics(Metrics):
         RefusedError: Prometheus' client library is not installed.
     """
 
-    def __init__(self, groups: Sequence[Group], *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, groups: Sequence[Group]) -> None:
         try:
             from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
         except ImportError:
@@ -118,45 +65,55 @@ class PrometheusMetrics(Metrics):
             raise RefusedError(message) from None
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series each, of no use to Prometheus
         self.registry: CollectorRegistry = CollectorRegistry()
-        self._started_at = now()
+        keys = [group.key for group in groups]
 
-        def counter(name: str, *labels: str) -> Counter:
-            return Counter(f"promptmill_{name}", TEXTS[name], ("model", *labels), registry=self.registry)
+        def counter(name: str, text: str, label: str | None = None, values: Sequence[str] = ()) -> Counter:
+            labels = ("model",) if label is None else ("model", label)
+            metric = Counter(f"promptmill_{name}", text, labels, registry=self.registry)
+            for key in keys:
+                for value in values:
+                    metric.labels(key, value)
+                if label is None:
+                    metric.labels(key)
+            return metric
 
-        def histogram(name: str, buckets: Sequence[float]) -> Histogram:
-            return Histogram(f"promptmill_{name}", TEXTS[name], ("model",), registry=self.registry, buckets=buckets)
-
-        self._lines = counter("lines", "outcome")
-        self._texts = counter("texts", "stop_reason")
-        self._errors = counter("line_errors", "code")
-        self._retried = counter("line_retries")
-        self._prompt = counter("prompt_tokens")
-        self._cached = counter("cached_prompt_tokens")
-        self._completion = counter("completion_tokens")
-        self._taken = counter("shards_taken")
-        self._ended = counter("shards_ended", "outcome")
-        self._first = histogram("time_to_first_token_seconds", SECONDS)
-        self._queued = histogram("queue_seconds", SECONDS)
-        self._decode = histogram("decode_seconds", SECONDS)
-        self._speed = histogram("line_tokens_per_second", TOKENS_PER_SECOND)
-        for key in [group.key for group in groups]:
-            for outcome in OUTCOMES:
-                self._lines.labels(key, outcome)
-            for end in ENDS:
-                self._ended.labels(key, end)
-            plain = (self._retried, self._prompt, self._cached, self._completion, self._taken)
-            for metric in (*plain, self._first, self._queued, self._decode, self._speed):
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            metric = Histogram(f"promptmill_{name}", text, ("model",), registry=self.registry, buckets=buckets)
+            for key in keys:
                 metric.labels(key)
+            return metric
 
-    def line_ended(self, item: EndedLine | FailedLine, *, ok: bool) -> None:
-        key = item.held.group.key
-        self._lines.labels(key, OUTCOMES[0 if ok else 1]).inc()
-        if ok and isinstance(item, EndedLine):
-            for sequence in item.finished.sequences:
-                self._texts.labels(key, sequence.stop_reason or "cancelled").inc()
-            self._observe(key, run_stats(item, item.held))
-        else:
-            self._errors.labels(key, _code(item)).inc()
+        text = "Lines that ended on this worker, by outcome."
+        self._lines = counter("lines", text, "outcome", ("completed", "failed"))
+        text = "Texts generated, by the reason each ended; a line may have several."
+        self._texts = counter("texts", text, "stop_reason")
+        self._errors = counter("line_errors", "Lines that failed, by the code in their error records.", "code")
+        self._retried = counter("line_retries", "Attempts at lines that failed and were followed by another.")
+        self._prompt = counter("prompt_tokens", "Prompt tokens of the lines that ended.")
+        text = "Prompt tokens of the lines that ended that came from the cache of shared prefixes."
+        self._cached = counter("cached_prompt_tokens", text)
+        self._completion = counter("completion_tokens", "Tokens generated for the lines that ended.")
+        self._taken = counter("shards_taken", "Shards claimed from Redis.")
+        text = "Shards that the worker is done with, by outcome: finished, returned, lost or refused."
+        self._ended = counter("shards_ended", text, "outcome", [end.value for end in End])
+        text = "From the first chunk of a line's prompt to its first token."
+        self._first = histogram("time_to_first_token_seconds", text, SECONDS)
+        text = "How long a line waited in queues, from its batch's submission to the first chunk of its prompt."
+        self._queued = histogram("queue_seconds", text, SECONDS)
+        self._decode = histogram("decode_seconds", "From a line's first token to its last.", SECONDS)
+        text = "Tokens per second of single lines, from their first token on."
+        self._speed = histogram("line_tokens_per_second", text, TOKENS_PER_SECOND)
+
+    def line_ended(self, line: EndedLine, *, ok: bool) -> None:
+        key = line.held.group.key
+        self._lines.labels(key, "completed" if ok else "failed").inc()
+        if not ok:
+            code = line.failure.code if line.failure is not None else "internal_error"
+            self._errors.labels(key, code).inc()
+            return
+        for sequence in line.sequences:
+            self._texts.labels(key, sequence.stop_reason or "cancelled").inc()
+        self._observe(key, run_stats(line))
 
     def _observe(self, key: str, stats: RunStats) -> None:
         self._prompt.labels(key).inc(stats.prompt_tokens)
@@ -176,10 +133,10 @@ class PrometheusMetrics(Metrics):
         self._taken.labels(group.key).inc()
 
     def shard_ended(self, group: Group, end: End) -> None:
-        self._ended.labels(group.key, (End.RETURNED if end.goes_back else end).value).inc()
+        self._ended.labels(group.key, end.value).inc()
 
     @contextlib.contextmanager
-    def serving(self, service: Service, host: str, port: int) -> Iterator[int]:
+    def serving(self, readings: WorkerReadings, heartbeat: Heartbeat, host: str, port: int) -> Iterator[int]:
         """Answer ``GET /metrics`` on ``host`` and ``port`` (0: any free one) as long as the block runs; the port.
 
         Raises:
@@ -187,7 +144,7 @@ class PrometheusMetrics(Metrics):
         """
         from prometheus_client import start_http_server
 
-        self.registry.register(_Readings(service, self._started_at))
+        self.registry.register(_Collector(readings, heartbeat))
         # Its threads never take a SIGTERM: only the main thread is asked to stop.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         try:
@@ -209,18 +166,11 @@ class PrometheusMetrics(Metrics):
             thread.join()
 
 
-def _code(item: EndedLine | FailedLine) -> str:
-    if isinstance(item, FailedLine):
-        return item.code
-    return item.finished.error.code if item.finished.error is not None else "internal_error"
+class _Collector:
+    """What is read of a worker when Prometheus asks. Threads: those of the metrics' server."""
 
-
-class _Readings:
-    """What is read of a worker when Prometheus asks."""
-
-    def __init__(self, service: Service, started_at: float) -> None:
-        self._service, self._started_at = service, started_at
-        self._version = version("promptmill")
+    def __init__(self, readings: WorkerReadings, heartbeat: Heartbeat) -> None:
+        self._readings, self._heartbeat = readings, heartbeat
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: the registry would read a worker that is not there yet."""
@@ -228,87 +178,97 @@ class _Readings:
 
     def collect(self) -> Iterator[Metric]:
         yield from self._process()
-        yield from self._engine()
+        yield from self._engines()
         yield from self._models()
         yield from self._records()
 
     def _process(self) -> Iterator[Metric]:
-        service, pulse = self._service, self._service.pulse
+        readings, heartbeat = self._readings, self._heartbeat
         about = {
-            "worker": service.name,
-            "name": service.name.rpartition(".")[0],
+            "worker": readings.name,
+            "name": readings.name.rpartition(".")[0],
             "host": socket.gethostname(),
-            "version": self._version,
+            "version": readings.version,
         }
-        yield _gauge("worker_info", 1, about)
-        yield _gauge("start_time_seconds", self._started_at)
-        yield _gauge("draining", service.draining)
-        yield _gauge("paused", service.pausing.paused)
-        yield _gauge("loading", service.compute.loading is not None)
-        yield _counter("redis_outages", pulse.outages)
-        yield _gauge("redis_silent_seconds", max(time.time() - pulse.answered_at, 0.0))
+        yield _labelled("worker_info", "What worker this is; always 1.", tuple(about), {tuple(about.values()): 1})
+        yield _gauge("start_time_seconds", "When the worker began, or began afresh, in Unix time.", readings.started_at)
+        text = "1 while the worker finishes what it has begun, to stop or to start afresh."
+        yield _gauge("draining", text, readings.draining())
+        yield _gauge("paused", "1 while the worker is paused and takes nothing new.", readings.pause.paused)
+        yield _gauge("loading", "1 while a model is being loaded.", readings.compute.loading is not None)
+        text = "Times that Redis stopped answering, or stopped taking what is written."
+        yield _counter("redis_outages", text, heartbeat.outages)
+        text = "Seconds since Redis last took the worker's sign of life."
+        yield _gauge("redis_silent_seconds", text, max(time.time() - heartbeat.answered_at, 0.0))
 
-    def _engine(self) -> Iterator[Metric]:
-        shot, compute = self._service.compute.snapshot, self._service.compute
-        yield _counter("generated_tokens", shot.completion_tokens)
-        yield _counter("decode_rows", shot.decode_rows)
-        yield _counter("decode_slots", shot.decode_slots)
-        yield _gauge("memory_used_bytes", shot.memory_bytes)
-        if compute.memory_limit is not None:
-            yield _gauge("memory_limit_bytes", compute.memory_limit)
-        yield _gauge("prefix_cache_bytes", shot.prefix_bytes)
+    def _engines(self) -> Iterator[Metric]:
+        shot, limit = self._readings.compute.snapshot, self._readings.compute.memory_limit
+        text = "Tokens generated so far, those of lines in flight included."
+        yield _counter("generated_tokens", text, shot.completion_tokens)
+        text = "Rows of all decode steps; over promptmill_decode_slots_total it is how full they were."
+        yield _counter("decode_rows", text, shot.decode_rows)
+        yield _counter("decode_slots", "Rows that there was room for in all decode steps.", shot.decode_slots)
+        text = "Memory that MLX holds: models, caches and prefixes."
+        yield _gauge("memory_used_bytes", text, shot.memory_bytes)
+        if limit is not None:
+            text = "Memory for models and their caches; absent where there is no limit."
+            yield _gauge("memory_limit_bytes", text, limit)
+        yield _gauge("prefix_cache_bytes", "Memory of the prefixes that prompts share.", shot.prefix_bytes)
 
     def _models(self) -> Iterator[Metric]:
-        service, compute = self._service, self._service.compute
-        groups, loaded = service.settings.groups, share_out(compute.loaded)
-        flights: Tally[tuple[str, str]] = Tally()
+        readings, compute, order = self._readings, self._readings.compute, self._readings.order
+        loaded = share_out(compute.loaded)
+        in_flight: Tally[tuple[str, str]] = Tally()
         for line in compute.snapshot.in_flight:
-            job_id, _fence, _index = cast("LineKey", line.key)
-            if (held := service.held.get(job_id)) is not None:
-                flights[held.group.key, line.phase] += 1
-        pairs: dict[tuple[str, ...], float] = {
-            (group.key, phase): float(flights[group.key, phase]) for group in groups for phase in PHASES
+            if (held := readings.held.of_line(cast("LineKey", line.key))) is not None:
+                in_flight[held.group.key, line.phase] += 1
+        phases: Series = {
+            (group.key, phase): in_flight[group.key, phase] for group in readings.groups for phase in PHASES
         }
-        yield _labelled("lines_in_flight", ("model", "phase"), pairs)
-        queued: dict[tuple[str, ...], float] = {
-            (service.turns.group_of(queue).key, queue.split(":", 2)[1]): float(service.turns.lengths.get(queue, 0))
-            for queue in service.turns.queues
+        yield _labelled("lines_in_flight", "Lines under way, by phase.", ("model", "phase"), phases)
+        text = "Shards that wait in Redis for workers of this model: every worker that serves it says the same."
+        queued: Series = {
+            (order.group_of(queue).key, queue.split(":", 2)[1]): order.lengths.get(queue, 0) for queue in order.queues
         }
-        yield _labelled("queued_shards", ("model", "priority"), queued)
+        yield _labelled("queued_shards", text, ("model", "priority"), queued)
 
-        def by_model(name: str, value: Callable[[Group], float], *, counting: bool = False) -> Metric:
-            return _labelled(name, ("model",), {(group.key,): value(group) for group in groups}, counting=counting)
+        def by_model(name: str, text: str, value: Callable[[Group], float], *, counts: bool = False) -> Metric:
+            return _labelled(name, text, ("model",), {(group.key,): value(group) for group in readings.groups}, counts)
 
-        yield by_model("lines_waiting", lambda group: compute.waiting(group) + service.intake.unprepared(group))
-        yield by_model("decode_concurrency", compute.capacity)
-        yield by_model("model_bytes", lambda group: loaded.get(group, 0))
-        yield by_model("model_loads", compute.loads.__getitem__, counting=True)
-        yield by_model("model_unloads", compute.unloads.__getitem__, counting=True)
-        yield by_model("model_load_failures", compute.load_failures.__getitem__, counting=True)
+        def waiting(group: Group) -> int:
+            return compute.waiting(group) + readings.preparer.unprepared(group)
+
+        yield by_model("lines_waiting", "Lines that the worker holds and that have not begun.", waiting)
+        yield by_model("decode_concurrency", "Most lines decoded together.", compute.capacity)
+        text = "Memory of a model's weights; 0 while it is not loaded."
+        yield by_model("model_bytes", text, lambda group: loaded.get(group, 0))
+        yield by_model("model_loads", "Times that a model was loaded.", compute.loads.__getitem__, counts=True)
+        yield by_model("model_unloads", "Times that a model was unloaded.", compute.unloads.__getitem__, counts=True)
+        text = "Times that a model could not be loaded."
+        yield by_model("model_load_failures", text, compute.load_failures.__getitem__, counts=True)
 
     def _records(self) -> Iterator[Metric]:
-        service = self._service
-        yield _counter("records_delivered", service.writer.delivered)
-        yield _gauge("records_undelivered", service.writer.left)
-        if service.spool is not None:
-            yield _gauge("spool_usable", service.spool.usable)
+        writer, spool = self._readings.writer, self._readings.spool
+        yield _counter("records_delivered", "Records that Redis has taken.", writer.delivered)
+        text = "Lines that ended and whose records Redis has not taken yet."
+        yield _gauge("records_undelivered", text, writer.left)
+        if spool is not None:
+            text = "1 while finished records can be kept on the worker's disk."
+            yield _gauge("spool_usable", text, spool.usable)
 
 
-def _gauge(name: str, value: float, labels: dict[str, str] | None = None) -> Metric:
-    labels = labels or {}
-    return _labelled(name, tuple(labels), {tuple(labels.values()): value})
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return _labelled(name, text, (), {(): value})
 
 
-def _counter(name: str, value: float) -> Metric:
-    return _labelled(name, (), {(): value}, counting=True)
+def _counter(name: str, text: str, value: float) -> Metric:
+    return _labelled(name, text, (), {(): value}, counts=True)
 
 
-def _labelled(
-    name: str, labels: tuple[str, ...], values: Mapping[tuple[str, ...], float], *, counting: bool = False
-) -> Metric:
+def _labelled(name: str, text: str, labels: tuple[str, ...], values: Series, counts: bool = False) -> Metric:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    family = (CounterMetricFamily if counting else GaugeMetricFamily)(f"promptmill_{name}", TEXTS[name], labels=labels)
+    family = (CounterMetricFamily if counts else GaugeMetricFamily)(f"promptmill_{name}", text, labels=labels)
     for key, value in values.items():
         family.add_metric(key, float(value))
     return family

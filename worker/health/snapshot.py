@@ -1,4 +1,4 @@
-"""What the engines are doing at a moment, for ``status`` and the metrics."""
+"""A snapshot of the engines' work, for ``status`` and the metrics."""
 
 from __future__ import annotations
 

@@ -99,14 +99,14 @@ def tuned_rows(model: LoadedModel, settings: EngineSettings, memory: int | None,
     else measured now. ``memory`` are the bytes for caches. Models that cannot be batched are not measured."""
     if not model.batchable:
         return 1
-    from worker.engine.caches.prefixes import prefix_budget
+    from worker.engine.caches.prefix_cache import prefix_budget
     from worker.engine.tuning.measure import fingerprint, most_rows, tune
 
     kept = prefix_budget(settings.prefix_memory, memory) if model.prefixes else 0
     most = most_rows(model, settings.decode_concurrency, None if memory is None else memory - kept)
     key = fingerprint(model, settings.wired_limit)
     tuned = file.find(key)
-    if tuned is not None and tuned.curve.tells_of(most):
+    if tuned is not None and tuned.curve.covers(most):
         curve = tuned.curve
         source = f"measured on {tuned.measured_on}; --autotune with {file.path} removed measures again"
     else:

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -17,24 +16,19 @@ from jobs.app.worker_options import DECODE_CONCURRENCY, EngineSettings
 from jobs.attempt import Verdict
 from jobs.errors import ModelLoadError, SickModelError
 from jobs.shard import Group
-from worker.faults.in_flight_log import Answer, Unlogged
+from worker.faults.in_flight_log import Answer, InFlightLog
+from worker.faults.quarantine import Isolation
 from worker.health.snapshot import COUNTED, Snapshot, counted, snapshot_of
+from worker.models.engine_factory import EngineFactory, ServedModel
 from worker.models.load_failures import LoadFailure, failed_again
 from worker.models.residency import Size, left_for_caches, readable, refuse_too_large
-from worker.shards.admission import Admission
 from worker.shards.claimed import LineKey, Quarantine
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
-    from worker.engine.loading.mlx_models import LoadedModel
     from worker.engine.sequence import Finished
 
-__all__ = [
-    "THREAD_NAME",
-    "Compute",
-    "ServedModel",
-    "Snapshot",
-]
+__all__ = ["THREAD_NAME", "Compute"]
 
 T = TypeVar("T")
 
@@ -46,22 +40,13 @@ SHORT_ROW = 256
 THREAD_NAME = "compute"
 
 
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """What the other threads need of a loaded model. Its weights are not in here: whoever still holds this when the
-    model is unloaded keeps none of them in memory."""
-
-    preparer: Any
-    assembler: Any
-    revision: str | None
-
-
 class Compute(threading.Thread):
-    """Owns MLX: loads and unloads models as it is told, and steps their engines.
+    """Owns MLX: loads and unloads models on demand, and steps their engines. Threads: any for the public methods, which
+    put commands into a queue, and for the attributes; compute for the rest.
 
     ``on_finished(group, finished)`` is called in this thread for each line that ends; it must not block.
-    ``in_flight`` notes lines before they begin (None: nobody does), and ``unstored()`` is how many ended lines have no
-    stored record yet, None while Redis is out.
+    ``in_flight`` notes lines before they begin, and ``unstored()`` is how many ended lines have no stored record yet,
+    None while Redis is out.
     ``failure`` holds the exception that ended the thread, if one did, and ``failed_group`` the model that was at work
     then, ``alone`` the line if it was the only one under way: the worker hands back and exits.
     ``loads``, ``unloads`` and ``load_failures`` count those of each model; ``failed`` has those that cannot be loaded.
@@ -79,7 +64,7 @@ class Compute(threading.Thread):
         settings: EngineSettings,
         on_finished: Callable[[Group, Finished], None],
         wake: Callable[[], None],
-        in_flight: Unlogged | None = None,
+        in_flight: InFlightLog,
         unstored: Callable[[], int | None] = lambda: 0,
     ) -> None:
         super().__init__(name=THREAD_NAME, daemon=True)
@@ -94,13 +79,14 @@ class Compute(threading.Thread):
         self.load_failures: Counter[Group] = Counter()
         self._on_finished = on_finished
         self._wake = wake
-        self._admission = Admission(in_flight or Unlogged(), unstored)
+        self._in_flight, self._unstored = in_flight, unstored
+        self._quarantine = Isolation()
+        self._factory = EngineFactory(settings)
         self.budget = self.memory_limit = settings.memory_limit
         self.loaded: Mapping[Group, Size] = MappingProxyType({})
         self._sizes: dict[Group, Size] = {}
         self._engines: dict[Group, Engine] = {}
         self._served: dict[Group, ServedModel] = {}
-        self._draft: LoadedModel | None = None
         self._past = dict.fromkeys(COUNTED, 0)
         self.failed: Mapping[Group, LoadFailure] = MappingProxyType({})
         self._commands: queue.Queue[Callable[[], None] | None] = queue.Queue()
@@ -123,7 +109,7 @@ class Compute(threading.Thread):
         return future
 
     def unload(self, group: Group) -> None:
-        """Let go of a model that no shard is held of any more. What an engine still has, of shards lost to other
+        """Unload a model that no shard is held of any more. What an engine still has, of shards lost to other
         workers, is dropped."""
         self._commands.put(lambda: self._unload(group))
 
@@ -135,7 +121,8 @@ class Compute(threading.Thread):
         if quarantine is Quarantine.NONE:
             self._commands.put(lambda: self._add(group, line))
         else:
-            self._commands.put(lambda: self._admission.isolate(group, line, quarantine, after_s, tries))
+            trial = quarantine is Quarantine.TRIAL
+            self._commands.put(lambda: self._quarantine.add(group, line, after_s, tries, trial=trial))
 
     def look(self) -> None:
         """See whether lines may begin that waited for something other than this thread."""
@@ -143,11 +130,11 @@ class Compute(threading.Thread):
 
     def answered(self, answer: Answer) -> None:
         """What became of what the in-flight log was asked to note."""
-        self._commands.put(lambda: self._admission.answered(answer, self._engines))
+        self._commands.put(lambda: self._answered(answer))
 
-    def cancel(self, group: Group, key: LineKey) -> None:
+    def cancel(self, key: LineKey) -> None:
         """Drop a line at the next step, if it is there; what was generated of it is reported as cancelled."""
-        self._commands.put(lambda: self._cancel(group, key))
+        self._commands.put(lambda: self._cancel(key))
 
     def drop_pending(self) -> Future[list[LineKey]]:
         """Take back the lines that have not begun; the future gives their keys."""
@@ -180,7 +167,7 @@ class Compute(threading.Thread):
         """Nothing begun is left to finish, and no command waits."""
         return (
             self._commands.empty()
-            and not self._admission.waiting
+            and not self._quarantine
             and not any(engine.has_work for engine in list(self._engines.values()))
         )
 
@@ -204,7 +191,7 @@ class Compute(threading.Thread):
             while self._obey():
                 self._step()
         except SickModelError as error:
-            self.alone = self._admission.alone
+            self.alone = cast("LineKey | None", self._quarantine.running)
             log.error("%s: %s", self.failed_group and self.failed_group.key, error, extra={"action": "model_sick"})
             self.failure = error
         except BaseException as error:
@@ -226,7 +213,7 @@ class Compute(threading.Thread):
         """Carry out waiting commands; with nothing to do, wait for one. False: stop."""
         wait: float | None = 0.0
         if not self._runnable():  # what ended with the last step may let others begin
-            wait = self._admission.arrange(self._engines)
+            wait = self._arrange()
             wait = 0.0 if self._runnable() else wait
         while True:
             if wait != 0.0:
@@ -245,18 +232,39 @@ class Compute(threading.Thread):
         return any(engine.runnable for engine in self._engines.values())
 
     def _step(self) -> None:
-        self._admission.arrange(self._engines)
+        self._arrange()
         for group, engine in self._engines.items():
             if engine.runnable:
                 self.failed_group = group
                 for finished in engine.step():
-                    if (line := self._admission.passed(finished)) is not None:
+                    if (line := self._quarantine.passed(finished.key)) is not None:  # its trial, and not the line
+                        self._in_flight.begins_anew(line.key)
                         self._add(group, line)
                     else:
                         self._on_finished(group, finished)
         self.failed_group = None
         self._count_pending()
         self._take_snapshot()
+
+    def _arrange(self) -> float | None:
+        """Let engines begin what they may. How long the next look has time if none has anything to do: None is until
+        something happens."""
+        unstored, unsettled = self._unstored(), self._in_flight.unsettled
+        charged = None if unstored is None or unsettled is None else unstored + unsettled
+        only = self._quarantine.arrange(self._engines, charged)
+        admitted = self._in_flight.admitted(self._engines.values(), only)
+        for engine in self._engines.values():
+            engine.admit(admitted)
+        return self._quarantine.due_in()
+
+    def _begun(self, keys: list[Hashable]) -> frozenset[Hashable]:
+        """Lines begin on an engine; those that shall not."""
+        return self._in_flight.begun(cast("list[LineKey]", keys))
+
+    def _answered(self, answer: Answer) -> None:
+        self._in_flight.answered(answer)
+        for key in answer.refused:  # of shards that are another's by now
+            self._cancel(key)
 
     def _count_pending(self) -> None:
         self._pending = {group: engine.pending for group, engine in self._engines.items()}
@@ -303,8 +311,8 @@ class Compute(threading.Thread):
             return self.loaded[group]
         settings = self.settings
         self.budget = self.memory_limit = memory_budget(settings.memory_limit)
-        if self.budget is not None and self._draft is not None:
-            self.budget -= self._draft.weight_bytes
+        if self.budget is not None:
+            self.budget -= self._factory.draft_bytes
         if group not in self._sizes:  # the hub is not asked again for every load
             found = weight_bytes(group.model, revision=settings.revision, adapter_path=group.adapter_path)
             self._sizes[group] = Size(*found)
@@ -315,12 +323,13 @@ class Compute(threading.Thread):
         if group not in self._served:
             from worker.engine.loading.mlx_models import active_memory
 
-            draft = self._draft_model()
+            self._factory.load_draft()
             self._estimate(group)  # refuses what can never fit
             started, before = time.monotonic(), active_memory()
-            self._engines[group], self._served[group] = self._make(group, draft)
+            others = [engine.model for other, engine in self._engines.items() if other.model == group.model]
+            self._engines[group], self._served[group] = self._factory.make(group, self._caches_part(group), others)
             self._engines[group].warm_up()
-            self._engines[group].on_begin = self._admission.begun
+            self._engines[group].on_begin = self._begun
             base = self._engines[group].model.weight_bytes
             shared = any(other.model == group.model for other in self.loaded)
             own = max(0, active_memory() - before - (0 if shared else base))
@@ -378,74 +387,22 @@ class Compute(threading.Thread):
 
                 self._on_finished(group, Finished(line.key, [], Failure("internal_error", str(error))))
 
-    def _cancel(self, group: Group, key: LineKey) -> None:
-        self._admission.cancel(key)
-        if group in self._engines:  # or before its model is loaded
-            self._engines[group].cancel(key)
-
-    def _make(self, group: Group, draft: LoadedModel | None) -> tuple[Engine, ServedModel]:
-        from worker.engine.engine import Engine
-        from worker.engine.loading.mlx_models import load_model, set_wired_limit
-        from worker.engine.prompts.prepare import Preparer
-        from worker.engine.text.completion import TextAssembler
-        from worker.engine.unbatched.modes import SoloModes
-        from worker.models.autotune import TunedFile, tuned_rows
-
-        settings = self.settings
-        if settings.wired_limit is not None:
-            set_wired_limit(settings.wired_limit)
-        kin = [engine.model for other, engine in self._engines.items() if other.model == group.model]
-        modes = SoloModes(
-            max_kv_size=settings.max_kv_size,
-            kv_bits=settings.kv_bits,
-            kv_group_size=settings.kv_group_size,
-            quantized_kv_start=settings.quantized_kv_start,
-            num_draft_tokens=settings.num_draft_tokens,
-        )
-        model: LoadedModel = load_model(
-            group.model,
-            revision=settings.revision,
-            adapter_path=group.adapter_path,
-            trust_remote_code=settings.trust_remote_code,
-            modes=modes,
-            draft=draft,
-            share=max(kin, key=lambda other: len(other.weights), default=None),
-        )
-        memory, rows = self._caches_part(group), settings.decode_concurrency
-        if settings.autotune is not None:
-            rows = tuned_rows(model, settings, memory, TunedFile(settings.autotune))
-        engine = Engine(
-            model,
-            decode_concurrency=rows,
-            prompt_concurrency=settings.prompt_concurrency,
-            prefill_step_size=settings.prefill_step_size,
-            max_context=settings.max_context,
-            memory_limit=memory,
-            prefix_memory=settings.prefix_memory,
-        )
-        preparer = Preparer(model, max_context=settings.max_context, control_tokens=settings.control_tokens)
-        return engine, ServedModel(preparer, TextAssembler(model.tokenizer), model.revision)
-
-    def _draft_model(self) -> LoadedModel | None:
-        """The draft model of all models, loaded once."""
-        from worker.engine.loading.mlx_models import load_draft
-
-        settings = self.settings
-        if self._draft is None and settings.draft_model is not None:
-            self._draft = load_draft(settings.draft_model, trust_remote_code=settings.trust_remote_code)
-        return self._draft
+    def _cancel(self, key: LineKey) -> None:
+        self._quarantine.cancel(key)
+        for engine in self._engines.values():
+            engine.cancel(key)
 
     def _drop_pending(self) -> list[LineKey]:
-        dropped = self._admission.drop()
+        dropped = self._quarantine.drop()
         for engine in self._engines.values():
-            dropped += cast("list[LineKey]", engine.drop_pending())
-        return dropped
+            dropped += engine.drop_pending()
+        return cast("list[LineKey]", dropped)
 
     def _withdraw(self, group: Group, shard: tuple[str, int]) -> int:
         def of_shard(key: Hashable) -> bool:
             return cast("LineKey", key)[:2] == shard
 
-        self._admission.drop(of_shard)
+        self._quarantine.drop(of_shard)
         engine = self._engines.get(group)
         if engine is None:
             return 0

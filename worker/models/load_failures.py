@@ -69,26 +69,25 @@ def failed_again(last: LoadFailure | None, error: ModelLoadError, now: float, pa
 
 
 class LoadFailures:
-    """Decides for a worker what becomes of a shard whose model could not be loaded. Called by one thread alone.
+    """Decides what becomes of a shard whose model could not be loaded. Thread: preparer.
 
-    ``failed()`` is what cannot be loaded here now; ``put_off(group, seconds)`` has nothing taken for a model for a
-    while, and says whether that is news.
+    ``put_off(group, seconds)`` has nothing taken for a model for a while, and says whether that is news.
     """
 
     def __init__(
         self,
         rq: ShardWorker,
-        failed: Callable[[], Mapping[Group, LoadFailure]],
         put_off: Callable[[Group, float], bool],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._rq, self._failed, self._put_off, self._clock = rq, failed, put_off, clock
+        self._rq, self._put_off, self._clock = rq, put_off, clock
         self._seen: dict[tuple[str, float | None], float] = {}
 
-    def verdict(self, held: HeldShard) -> LineError | None:
-        """With what the lines of a shard are to fail; None where it should wait, and its model is put off."""
-        now, failure = self._clock(), self._failed().get(held.group)
+    def verdict(self, held: HeldShard, failure: LoadFailure | None) -> LineError | None:
+        """With what the lines of a shard are to fail whose model cannot be loaded, as far as is known by ``failure``;
+        None where the shard should wait, and its model is put off."""
+        now = self._clock()
         seen_at = self._first_seen(held, now)
         if failure is None:
             return None  # it was loaded meanwhile

@@ -1,4 +1,4 @@
-"""The main thread's side of the models: learns their sizes, and has them loaded and unloaded as the policy says."""
+"""Which models are loaded: learns their sizes, and has them loaded and unloaded as the policy says."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from worker.models.residency import STARVATION_S, Warm
+from worker.models.residency import STARVATION_S, Residency
 
 if TYPE_CHECKING:
     from jobs.shard import Group
-    from worker.models.compute import Compute, ServedModel
+    from worker.models.compute import Compute
+    from worker.models.engine_factory import ServedModel
     from worker.models.residency import Size
 
-__all__ = ["Models"]
+__all__ = ["ModelLoader"]
 
 
-class Models:
-    """What is loaded and what may be, in the order in which the compute thread is told of it.
+class ModelLoader:
+    """What is loaded and what may be, in the order in which the compute thread is asked for it. Thread: main.
 
     With one group, without a limit, or with all of them loaded there is nothing to decide.
     """
@@ -31,7 +32,7 @@ class Models:
         bound: float = STARVATION_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.warm = Warm(bound=bound)
+        self.residency = Residency(bound=bound)
         self._compute = compute
         self._groups = groups
         self._clock = clock
@@ -43,9 +44,9 @@ class Models:
     @property
     def all_fit(self) -> bool:
         """Whether there is nothing to decide, as far as is known."""
-        if len(self._groups) == 1 or len(self.warm.loaded) == len(self._groups):
+        if len(self._groups) == 1 or len(self.residency.loaded) == len(self._groups):
             return True
-        return bool(self.warm.sizes) and self.warm.budget is None
+        return bool(self.residency.sizes) and self.residency.budget is None
 
     def ask(self, group: Group) -> Future[Size]:
         """The size of a group's weights, which may have to be fetched from the hub for that."""
@@ -56,17 +57,19 @@ class Models:
     def fits(self, group: Group) -> bool:
         """Whether a group whose size was asked for can be loaded beside all that are."""
         self._settle()
-        return self.all_fit or group in self._unknown or self.warm.victims(group, self.warm.loaded.keys()) == []
+        return (
+            self.all_fit or group in self._unknown or self.residency.victims(group, self.residency.loaded.keys()) == []
+        )
 
     def takeable(self, work: Mapping[Group, int], busy: Set[Group]) -> set[Group]:
-        """The groups whose shards may be taken now: as :meth:`Warm.takeable`, and those that cannot be loaded, for
-        that is what their lines must be told."""
+        """The groups whose shards may be taken now: as :meth:`Residency.takeable`, and those that cannot be loaded, for
+        their lines must end with that error."""
         self._settle()
         if self.all_fit:
             return set(self._groups)
-        for group in work.keys() - self.warm.sizes.keys() - self._unknown:
+        for group in work.keys() - self.residency.sizes.keys() - self._unknown:
             self.ask(group)
-        self._victims = self.warm.takeable(work, busy, self._clock())
+        self._victims = self.residency.takeable(work, busy, self._clock())
         return self._victims.keys() | self._unknown
 
     def load(self, group: Group) -> Future[ServedModel]:
@@ -75,11 +78,11 @@ class Models:
         self._unknown.discard(group)
         if group in self._loading:
             return self._loading[group]
-        if group in self.warm.loaded:
+        if group in self.residency.loaded:
             return self._compute.load(group)
-        if group in self.warm.sizes:
+        if group in self.residency.sizes:
             victims = self._victims.pop(group, [])
-            self.warm.load(group, victims, self._clock())
+            self.residency.load(group, victims, self._clock())
             for victim in victims:
                 self._compute.unload(victim)
         self._loading[group] = self._compute.load(group)
@@ -90,20 +93,20 @@ class Models:
         for group, asked in list(self._asked.items()):
             if asked.done():
                 del self._asked[group]
-                self.warm.budget = self._compute.budget
+                self.residency.budget = self._compute.budget
                 if asked.exception() is None:
-                    self.warm.sizes.setdefault(group, asked.result())
+                    self.residency.sizes.setdefault(group, asked.result())
                 else:
                     self._unknown.add(group)
         for group, loading in list(self._loading.items()):
-            if group in self.warm.loaded:
-                self.warm.loaded[group] = self._clock()  # its time begins when it is loaded
+            if group in self.residency.loaded:
+                self.residency.loaded[group] = self._clock()  # its time begins when it is loaded
             if loading.done():
                 del self._loading[group]
-                self.warm.budget = self._compute.budget
+                self.residency.budget = self._compute.budget
                 if loading.exception() is None:
-                    self.warm.sizes[group] = self._compute.loaded[group]
-                    self.warm.loaded[group] = self._clock()
+                    self.residency.sizes[group] = self._compute.loaded[group]
+                    self.residency.loaded[group] = self._clock()
                 else:
-                    self.warm.loaded.pop(group, None)
-                    self.warm.sizes.pop(group, None)  # to be asked for again: nothing is to go for it in vain
+                    self.residency.loaded.pop(group, None)
+                    self.residency.sizes.pop(group, None)  # to be asked for again: nothing is to go for it in vain

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from jobs.errors import ModelLoadError
 from jobs.shard import Group
 
-__all__ = ["HURRY", "STARVATION_S", "Size", "Warm", "left_for_caches", "readable", "refuse_too_large", "share_out"]
+__all__ = ["HURRY", "STARVATION_S", "Residency", "Size", "left_for_caches", "readable", "refuse_too_large", "share_out"]
 
 STARVATION_S = 120.0
 """A model with work waits this long for others that have as much, and what is loaded is safe from it as long; so it
-waits at most twice as long until the others are told to make room."""
+waits at most twice as long until the others must make room."""
 HURRY = 10
 """Work of a higher priority, or for models that have none left in their queues, waits this many times less."""
 CACHES_PART = 10
@@ -62,8 +62,8 @@ def refuse_too_large(group: Group, size: Size, budget: int | None, *, given: boo
         )
 
 
-class Warm:
-    """The loaded groups, within ``budget`` bytes (None: no limit), and the cold ones that have work.
+class Residency:
+    """Thread: main. The loaded groups, within ``budget`` bytes (None: no limit), and the cold ones that have work.
 
     A cold model that fits beside the loaded ones is loaded as soon as it has work. One that needs the room of others
     waits until they have nothing to do, but not for ever: after ``bound`` seconds nothing more is taken for those, what

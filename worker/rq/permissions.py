@@ -1,4 +1,4 @@
-"""What a worker needs to be allowed in Redis: tried at its start, so that nothing fails with lines in hand."""
+"""What a worker must be allowed in Redis, tried at its start, before it has any lines."""
 
 from __future__ import annotations
 

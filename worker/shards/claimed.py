@@ -1,10 +1,10 @@
-"""What a worker holds: a shard under lease, its lines, and which of them still lack a record."""
+"""A claimed shard: its lease, its lines, and which of them still lack a record."""
 
 from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,13 @@ from jobs.lines.line import Defaults, Job, check_line
 from jobs.shard import Group, ShardLine
 
 if TYPE_CHECKING:
+    from jobs.store.store import FinishedLine
     from worker.rq.worker import Lease
 
-__all__ = ["End", "HeldShard", "LineKey", "Quarantine", "State"]
+__all__ = ["End", "HeldShard", "HeldShards", "LineKey", "Quarantine", "State"]
 
+KEPT_BYTES = 4 << 20
+"""Most bytes of a shard's records that are kept until it is compacted."""
 
 LineKey = tuple[str, int, int]
 """A line's identity in this process: (RQ job id of its shard, fence it was taken under, index in the batch)."""
@@ -40,21 +43,13 @@ class End(enum.Enum):
     """How a shard ends on this worker."""
 
     FINISHED = "finished"
+    RETURNED = "returned"
+    """It goes back to the head of its queue: its batch or this worker is paused, this worker ends or cannot load its
+    model, or Redis has lost records of it, as after a crash, whose lines must be generated again."""
+    REFUSED = "refused"
+    """It goes back to the end of its queue: what Redis keeps of it is not ours, and nothing can be stored."""
     LOST = "lost"
     """Its lease went to another worker, and whatever this one still does for it is void."""
-    INCOMPLETE = "incomplete"
-    """Redis no longer has all records that were stored, as after a crash: the rest must be generated again."""
-    WITHDRAWN = "withdrawn"
-    """It goes back because of a pause: none of its lines is under way."""
-    REFUSED = "refused"
-    """What Redis keeps of it is not ours: nothing can be stored, now at least."""
-    RETURNED = "returned"
-    """It goes back because this worker ends, or cannot load its model."""
-
-    @property
-    def goes_back(self) -> bool:
-        """Whether the rest of the shard is for the next worker, from now on."""
-        return self in (End.INCOMPLETE, End.WITHDRAWN, End.REFUSED, End.RETURNED)
 
 
 class Quarantine(enum.Enum):
@@ -68,12 +63,13 @@ class Quarantine(enum.Enum):
 
 @dataclass(slots=True)
 class HeldShard:
-    """A claimed shard. Its state changes under one lock, by the methods below, whatever thread calls them.
+    """A claimed shard. Threads: any; holds the lock where its state changes.
 
     ``remaining`` are the indices without a stored record; the writer alone takes from it. ``rank`` is what its lines
     go by: those of a lower one begin first. ``lease`` and ``attempt`` are the last that this worker took of it: it
     takes its own shard up again after an outage or a sleep. ``refused`` are lines that no live worker takes: they are
-    not to be prepared.
+    not to be prepared. ``records`` are those that the writer has stored, for the shard's compaction: as many as fit
+    into :data:`KEPT_BYTES`.
     """
 
     lease: Lease
@@ -89,9 +85,11 @@ class HeldShard:
     rank: int = 0
     remaining: set[int] = field(default_factory=set)
     jobs: dict[int, Job] = field(default_factory=dict)
+    records: dict[int, bytes] = field(default_factory=dict)
     refused: dict[int, LineError] = field(default_factory=dict)
     taken_under: int = field(init=False)
     state: State = field(default=State.RUNNING, init=False)
+    _kept_bytes: int = field(default=0, init=False, repr=False)
     _renewing: bool = field(default=False, init=False, repr=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False, repr=False)
 
@@ -207,6 +205,64 @@ class HeldShard:
             self.jobs[line.index] = job
         return self.jobs[line.index]
 
+    def keep(self, lines: Iterable[FinishedLine]) -> None:
+        """Note that records of lines are stored. Thread: writer."""
+        for line in lines:
+            self.remaining.discard(line.index)
+            self._kept_bytes += len(line.record)
+            if self._kept_bytes <= KEPT_BYTES:
+                self.records[line.index] = line.record
+
+    @property
+    def own_records(self) -> dict[int, bytes]:
+        """The records that need not be read again. None where the shard was taken up again: another worker may have
+        stored some of them meanwhile. Thread: writer."""
+        return self.records if self.attempt.fence == self.taken_under else {}
+
     def todo(self) -> list[ShardLine]:
         """Lines that no earlier attempt finished."""
         return [line for line in self.lines if line.index in self.remaining]
+
+
+class HeldShards:
+    """The shards that a worker holds, by the ids of their jobs. Threads: any; holds the lock.
+
+    ``claiming`` is the lease of the shard that the main thread is claiming at the moment.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shards: dict[str, HeldShard] = {}
+        self.claiming: Lease | None = None
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __iter__(self) -> Iterator[HeldShard]:
+        with self._lock:
+            return iter(list(self._shards.values()))
+
+    def get(self, job_id: str) -> HeldShard | None:
+        return self._shards.get(job_id)
+
+    def of_line(self, key: LineKey) -> HeldShard | None:
+        """The shard of a line; None where it has ended here, or was given back and taken anew since."""
+        job_id, fence, _index = key
+        shard = self._shards.get(job_id)
+        return shard if shard is not None and shard.taken_under == fence and not shard.ended else None
+
+    def leases(self) -> list[Lease]:
+        """The leases to be renewed."""
+        leases = [shard.lease for shard in self]
+        # Claiming may take long: which lines of a shard are lost has to be found out then.
+        return leases if (claiming := self.claiming) is None else [*leases, claiming]
+
+    def add(self, shard: HeldShard) -> None:
+        with self._lock:
+            self._shards[shard.job_id] = shard
+
+    def remove(self, shard: HeldShard) -> None:
+        """Forget a shard, unless it was taken anew meanwhile."""
+        with self._lock:
+            if self._shards.get(shard.job_id) is shard:
+                del self._shards[shard.job_id]

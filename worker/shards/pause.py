@@ -2,7 +2,7 @@
 
 A pause never stops a line that was begun: those are finished, and their shards then go back with the lines that are
 left. What is paused (the pool, this worker, or a shard's batch) is looked for in Redis by the main thread and by the
-pulse.
+heartbeat.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from worker.shards.claimed import HeldShard
     from worker.shards.writer import Writer
 
-__all__ = ["Pausing"]
+__all__ = ["PauseWatch"]
 
 log = logging.getLogger("promptmill.worker")
 
 
-class Pausing:
-    """Called by the main thread alone. For others to read, ``paused`` says whether the worker takes nothing new, and
+class PauseWatch:
+    """Thread: main; the attributes are for any to read. ``paused`` says whether the worker takes nothing new, and
     ``looked`` whether it has looked for that at all: before, it is not ready for work."""
 
     def __init__(self, name: str, compute: Compute, writer: Writer) -> None:
@@ -52,7 +52,7 @@ class Pausing:
         return paused
 
     def withdraw(self, held: Iterable[HeldShard]) -> None:
-        """Go on with giving back the shards that are to wait: all of them, or those that the pulse found paused."""
+        """Go on with giving back the shards that are to wait: all of them, or those that the heartbeat found paused."""
         shards = {shard.job_id: shard for shard in held if not shard.ended}
         for job_id, shard in shards.items():
             if self.paused:

@@ -1,4 +1,4 @@
-"""The intake thread: checks the lines of taken shards once more, renders and tokenises them, feeds the engine."""
+"""The preparer thread: checks the lines of taken shards once more, renders and tokenises them, feeds the engine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 from jobs.errors import LineError, ModelLoadError
 from jobs.shard import Group, ShardLine
-from worker.models.compute import Compute, ServedModel
+from worker.models.compute import Compute
+from worker.models.engine_factory import ServedModel
 from worker.shards.claimed import HeldShard, Quarantine
 from worker.shards.records import failed_line
 from worker.shards.writer import Writer
 
-__all__ = ["Intake"]
+__all__ = ["ShardPreparer"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -37,11 +38,11 @@ class Work:
         return [line for line in todo if self.again in (None, line.index)]
 
 
-class Intake(threading.Thread):
-    """Prepares shards in the order they were taken.
+class ShardPreparer(threading.Thread):
+    """Prepares shards in the order they were taken. Threads: any for the public methods; preparer for the rest.
 
-    ``on_load_failed(held)`` is called when the shard's model cannot be loaded; the shard is then no longer
-    this thread's.
+    ``on_load_failed(held)`` is called when the shard's model cannot be loaded; the shard is then no longer this
+    thread's.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Intake(threading.Thread):
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(name="intake", daemon=True)
+        super().__init__(name="preparer", daemon=True)
         self._compute, self._writer, self._on_load_failed, self._now = compute, writer, on_load_failed, now
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
@@ -106,8 +107,13 @@ class Intake(threading.Thread):
             deaths, tries = held.attempt.deaths.get(line.index, 0), held.attempt.failures(line.index)
             message = f"{deaths} of {tries} attempts at this line ended with the death of their worker"
             self._fail(held, line, LineError("worker_crashed" if deaths else "internal_error", None, message))
-            said = "line %d of %s is given up: %s"
-            log.warning(said, line.line, held.attempt.batch_id, message, extra={"action": "line_given_up"})
+            log.warning(
+                "line %d of %s is given up: %s",
+                line.line,
+                held.attempt.batch_id,
+                message,
+                extra={"action": "line_given_up"},
+            )
             return
         try:
             prepared = served.preparer.prepare(held.job(line), key=held.key(line.index), rank=held.rank)

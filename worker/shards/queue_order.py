@@ -1,7 +1,7 @@
-"""Which queues a worker takes its next shard from: by priority, and within one by the model that has waited longest.
+"""The order of the queues: by priority with ageing, and within one by the model that has waited longest.
 
-A queue with work that others of higher priorities are preferred to for its patience, and for so many shards, goes
-before all others for one shard: so low is slow on a busy pool, and never starved.
+Ageing: a queue passed over for its patience, and for so many shards, gets one shard at the first priority: so low is
+slow on a busy pool, and never starved.
 """
 
 from __future__ import annotations
@@ -11,36 +11,41 @@ from collections.abc import Callable, Mapping, Sequence, Set
 
 from jobs.batch import PRIORITIES, queue_name
 from jobs.shard import Group
-from worker.models.loader import Models
+from worker.models.loader import ModelLoader
 
-__all__ = ["PATIENCE_S", "Turns"]
+__all__ = ["PATIENCE_S", "QueueOrder", "queues_of"]
 
 PATIENCE_S = (float("inf"), 120.0, 600.0)
 PATIENCE_SHARDS = (0, 4, 16)
 """For how long a queue with work lets others go before it, and for how many of their shards: high, normal, low."""
 
 
-class Turns:
-    """The queues of a worker's models, and whose turn it is.
+def queues_of(groups: Sequence[Group], pool: str | None) -> dict[str, Group]:
+    """The queues of some models, those of the highest priority first."""
+    return {queue_name(group.key, priority, pool): group for priority in PRIORITIES for group in groups}
 
-    ``lengths(queues)`` tells how many jobs wait in each queue that has any, in their order, and ``wanted(group, rank)``
-    whether another shard of a model is needed whose lines would go by ``rank``: 0 is first.
+
+class QueueOrder:
+    """The queues of a worker's models, and whose turn it is. Thread: main; but any may put a queue off, and read.
+
+    ``waiting_in(queues)`` tells how many jobs wait in each queue that has any, in their order, and
+    ``wanted(group, rank)`` whether another shard of a model is needed whose lines would go by ``rank``: 0 is first.
     """
 
     def __init__(
         self,
-        groups: Sequence[Group],
-        pool: str | None,
+        queues: Mapping[str, Group],
         *,
-        models: Models,
-        lengths: Callable[[Sequence[str]], Mapping[str, int]],
+        models: ModelLoader,
+        waiting_in: Callable[[Sequence[str]], Mapping[str, int]],
         wanted: Callable[[Group, int], bool],
         patience: Sequence[float] = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._models, self._lengths, self._wanted, self._clock = models, lengths, wanted, clock
-        self._group_of = {queue_name(group.key, priority, pool): group for priority in PRIORITIES for group in groups}
-        self._places = {name: place // len(groups) for place, name in enumerate(self._group_of)}
+        self._models, self._waiting_in, self._wanted, self._clock = models, waiting_in, wanted, clock
+        groups = len(set(queues.values()))
+        self._group_of = queues
+        self._places = {name: place // groups for place, name in enumerate(self._group_of)}
         self._not_before: dict[str, float] = {}
         self._takes: dict[Group, float] = {}
         self._patience = patience
@@ -59,7 +64,7 @@ class Turns:
 
     def look(self) -> None:
         """Note which queues have work, now and then."""
-        self.lengths = self._lengths(self.queues)
+        self.lengths = self._waiting_in(self.queues)
         self._passed = {queue: passed for queue, passed in self._passed.items() if queue in self.lengths}
 
     def rank_of(self, queue: str) -> int:
@@ -97,12 +102,12 @@ class Turns:
         ready = [name for name in self._group_of if self._not_before.get(name, 0.0) <= now]
         put_off = [name for name in self._group_of if name not in ready]
         # Asked for only where models have to take turns.
-        filled = [] if self._models.all_fit else list(self._lengths(ready))
+        filled = [] if self._models.all_fit else list(self._waiting_in(ready))
         work: dict[Group, int] = {}
         for name in filled:
             work[self._group_of[name]] = min(self.rank_of(name), work.get(self._group_of[name], len(PRIORITIES)))
         takeable = self._models.takeable(work, busy)
-        self.waiting = not takeable.issuperset(work) or bool(put_off and self._lengths(put_off))
+        self.waiting = not takeable.issuperset(work) or bool(put_off and self._waiting_in(put_off))
         ranks = {name: self.rank_of(name) for name in ready if self._group_of[name] in takeable}
         ready = [name for name, rank in ranks.items() if self._wanted(self._group_of[name], rank)]
 

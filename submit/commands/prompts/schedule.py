@@ -126,7 +126,7 @@ def _say_added(store: Store, schedule: Schedule, checked: Findings | None, defau
 
 
 def _warn_alone(schedules: Schedules) -> None:
-    from submit.schedule.add import NO_SCHEDULER
+    from submit.schedule.run_by_hand import NO_SCHEDULER
 
     if schedules.active_scheduler() is None:
         click.echo(f"promptmill: {NO_SCHEDULER}", err=True)
@@ -208,7 +208,7 @@ def run(name: str, allow_overlap: bool, timeout: float, redis_url: str | None, a
     Exit statuses: 0 submitted, 2 no such schedule, an earlier batch is not done, or the run was refused, 3 Redis,
     4 the scheduler has not done it within --timeout (it will).
     """
-    from submit.schedule.add import run_schedule
+    from submit.schedule.run_by_hand import run_schedule
 
     with json_errors(as_json), open_store(redis_url) as store, read_display(None) as progress:
         batch_id = run_schedule(store, name, allow_overlap=allow_overlap, timeout=timeout, progress=progress)

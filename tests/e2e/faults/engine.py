@@ -277,7 +277,7 @@ def install(modules: dict[str, Any], log: Log, reached: Callable[..., None], ste
         return StubEngine(model, log, reached, step_s, **flags)
 
     modules["worker.engine.engine"] = SimpleNamespace(Engine=make_engine)
-    modules["worker.engine.unbatched.modes"] = SimpleNamespace(SoloModes=SimpleNamespace)
+    modules["worker.engine.unbatched.modes"] = SimpleNamespace(UnbatchedModes=SimpleNamespace)
     modules["worker.engine.loading.mlx_models"] = SimpleNamespace(
         load_model=load_model,
         load_draft=load_model,

@@ -27,9 +27,10 @@ from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit.status.workers import Workers
 from tests.hostile import ENTRIES, job_data, put_job
 from tests.pool import MODEL, make_batch, prompts, watched, work
+from worker.engine.sequence import Failure
 from worker.faults.refusal_log import note_refusal
 from worker.service import Service
-from worker.shards.records import EndedLine, FailedLine
+from worker.shards.records import EndedLine
 
 QUEUE = queue_name(MODEL, "normal")
 LIST = f"rq:queue:{QUEUE}"
@@ -58,7 +59,7 @@ def test_a_hostile_entry_is_refused_and_the_next_shard_served(
     batch = make_batch(store, prompts(1))
     with caplog.at_level(logging.WARNING, "promptmill.worker"):
         assert takes_the_next(service)
-    assert list(service.held) == [f"{batch}-0"]
+    assert [held.job_id for held in service.held] == [f"{batch}-0"]
     assert {record.__dict__["action"] for record in caplog.records} <= {"refuse_job", "refuse_shard"}
     assert len(caplog.records) == 1
     assert len(caplog.text) < 2000
@@ -119,7 +120,7 @@ def test_a_queue_of_another_type_stops_no_other(
     store.connection.set(key, "x")
     batch = make_batch(store, prompts(1), priority="low")
     assert takes_the_next(service)
-    assert list(service.held) == [f"{batch}-0"]
+    assert [held.job_id for held in service.held] == [f"{batch}-0"]
     for _ in range(2):
         watched(store, QUEUE)
         service.rq.recover()
@@ -134,7 +135,7 @@ def test_hostile_registries_do_not_stop_recovery(
     connection, registry = store.connection, f"rq:wip:{QUEUE}"
     batch = make_batch(store, prompts(1))
     assert service._take_one()
-    [held] = service.held.values()
+    [held] = service.held
     connection.zadd(registry, {held.lease.execution.composite_key: 1})
     listed = f"{new_batch_id()}-0"
     connection.set(f"rq:job:{listed}", "x")
@@ -150,7 +151,7 @@ def test_hostile_registries_do_not_stop_recovery(
     assert connection.zrange(registry, 0, -1) == []
     assert f"{batch}-0".encode() in connection.lrange(LIST, 0, -1)
     assert len(caplog.text) < 3000
-    service.held.clear()
+    service.held._shards.clear()
     assert takes_the_next(service)
 
 
@@ -161,7 +162,7 @@ def test_hostile_names_of_holders_do_not_stop_recovery(store: Store, service: Se
     """Whatever an execution says of its worker, the next look at the leases is as good as the last."""
     make_batch(store, prompts(1))
     assert service._take_one()
-    [held] = service.held.values()
+    [held] = service.held
     store.connection.hset(held.lease.execution.key, "worker_name", worker_name)
     watched(store, QUEUE)
     service.rq.recover()
@@ -364,17 +365,17 @@ def test_a_shard_that_cannot_be_stored_ends_alone(
     bad, good = (make_batch(store, prompts(1)) for _ in range(2))
     for _ in range(2):
         assert service._take_one()
-    held, other = service.held[f"{bad}-0"], service.held[f"{good}-0"]
+    held, other = service.held._shards[f"{bad}-0"], service.held._shards[f"{good}-0"]
     keys = BatchKeys(bad)
     if key == "info":
         store.connection.hset(keys.info, "failed", "x")
     else:
         store.connection.set(keys.records(0) if key == "records" else keys.finished, "x")
     for shard in (held, other):
-        service.writer.put(FailedLine(shard, 0, "internal_error", "no", None, 0.0))
+        service.writer.put(EndedLine(shard, 0, 0.0, Failure("internal_error", "no")))
     service.writer.stop()
     service.writer.run()
-    assert service.held == {}
+    assert not service.held
     assert service.writer.unstored == 0
     assert store.batch(good).status == "completed"
     assert [record.__dict__["action"] for record in caplog.records] == ["refuse_shard"]
@@ -387,10 +388,10 @@ def test_a_lease_that_cannot_be_closed_stops_no_writer(
     """What was generated is stored all the same."""
     batch_id = make_batch(store, prompts(1))
     assert service._take_one()
-    [held] = service.held.values()
+    [held] = service.held
     store.connection.delete(f"rq:wip:{QUEUE}")
     store.connection.set(f"rq:wip:{QUEUE}", "x")
-    service.writer.put(FailedLine(held, 0, "internal_error", "no", None, 0.0))
+    service.writer.put(EndedLine(held, 0, 0.0, Failure("internal_error", "no")))
     service.writer.stop()
     service.writer.run()
     assert store.batch(batch_id).status == "completed"
@@ -403,14 +404,14 @@ def test_a_failed_attempt_that_cannot_be_noted_ends_its_shard(
     """As records that cannot be stored do."""
     batch_id = make_batch(store, prompts(1))
     assert service._take_one()
-    [held] = service.held.values()
+    [held] = service.held
     store.connection.set(BatchKeys(batch_id).tries(0), "x")
     failure: Any = SimpleNamespace(code="internal_error", message="no", passing=True)
-    service.writer.put(EndedLine(held, 0, None, SimpleNamespace(error=failure, sequences=[]), 0.0))
+    service.writer.put(EndedLine(held, 0, 0.0, failure))
     service.writer.stop()
     service.writer.run()
     assert [record.__dict__["action"] for record in caplog.records] == ["refuse_shard"]
-    assert service.held == {}
+    assert not service.held
     assert store.connection.zcard(f"rq:wip:{QUEUE}") == 0
 
 

@@ -19,7 +19,7 @@ from jobs.lines.line import Job
 from jobs.record import Choice
 from jobs.redis.connect import connect
 from jobs.shard import pack
-from jobs.store import retry as retrying
+from jobs.store import retry as retrying, shard_records
 from jobs.store.cancel import cancel
 from jobs.store.keys import BatchKeys
 from jobs.store.retention import memory, purge
@@ -358,7 +358,7 @@ def test_a_client_killed_while_it_takes_a_shard_apart_leaves_everything_as_it_wa
     store: Store, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     """Until all other records are put aside the shard is done; the next retry takes it apart."""
-    monkeypatch.setattr(retrying, "PIECE_BYTES", 2000)
+    monkeypatch.setattr(shard_records, "PIECE_BYTES", 2000)
     batch_id = make_batch(store, prompts(50))
     work(store, batch_id, answer=failing(4, 40))
     before = read(store, batch_id)
@@ -384,7 +384,7 @@ def test_nothing_is_left_of_a_batch_purged_in_the_middle_of_a_retry(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was put aside goes with it."""
-    monkeypatch.setattr(retrying, "PIECE_BYTES", 2000)
+    monkeypatch.setattr(shard_records, "PIECE_BYTES", 2000)
     batch_id = make_batch(store, prompts(50))
     work(store, batch_id, answer=failing(4))
     with dying_after(store, 12), pytest.raises(DiedError):
@@ -398,7 +398,7 @@ def test_nothing_is_left_of_a_batch_purged_in_the_middle_of_a_retry(
 
 def test_two_clients_that_retry_at_once_do_it_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever step of one comes between two steps of the other."""
-    monkeypatch.setattr(retrying, "PIECE_BYTES", 4000)
+    monkeypatch.setattr(shard_records, "PIECE_BYTES", 4000)
     for turn in range(2, 14):
         batch_id = make_batch(store, prompts(50))
         work(store, batch_id, answer=failing(4, 40))

@@ -21,7 +21,8 @@ from submit.input.reader import PromptObjects
 from submit.results.read import ordered_records
 from submit.upload.submitter import Order, submit
 from tests.pool import MODEL, make_batch, prompts, work
-from worker.service import Service, ServiceSettings
+from worker.service import Service
+from worker.settings import ServiceSettings
 
 
 def records(store: Store, batch_id: str) -> list[dict[str, Any]]:

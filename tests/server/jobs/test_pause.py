@@ -8,6 +8,7 @@ import pytest
 from jobs.attempt import Standing
 from jobs.batch import queue_name
 from jobs.errors import BatchNotFoundError, BatchPausedError, RefusedError
+from jobs.shard import Group
 from jobs.store.cancel import cancel, expire_due
 from jobs.store.keys import EXPIRING, KEEPING, STARTING, BatchKeys
 from jobs.store.maintenance import upkeep
@@ -63,8 +64,8 @@ def test_a_shard_that_was_taken_just_before_a_pause_pends_too(store: Store, serv
     pause(store, batch_id)
     with pytest.raises(BatchPausedError):
         store.claim(batch_id, 0, "life")
-    service._begin(taken, 1)
-    assert (service.held, queued(store)) == ({}, [])
+    assert service.claimer.claim(taken, Group(MODEL), 1) is None
+    assert (list(service.held), queued(store)) == ([], [])
     resume_batch(store, batch_id)
     assert queued(store) == [f"{batch_id}-0", f"{batch_id}-1"]
 
@@ -73,10 +74,10 @@ def test_a_worker_is_told_of_a_pause_and_hands_back(store: Store, service: Servi
     """The shard it holds stands as paused; handed back it pends, with its finished line, and runs on when resumed."""
     batch_id = make_batch(store, prompts(3))
     assert service._take_one()
-    [held] = service.held.values()
+    [held] = service.held
     pause(store, batch_id)
     assert store.standing([held.attempt], store.connection) == [Standing.PAUSED]
-    service.pulse._beat()
+    service.heartbeat._beat()
     assert held.state is State.WITHDRAWING
     assert service._return(held)
     assert queued(store) == []
@@ -93,7 +94,7 @@ def test_what_recovery_queues_of_a_paused_batch_does_not_run(store: Store, servi
     watched(store)
     assert service._take_one()
     pause(store, batch_id)
-    service.held.clear()
+    service.held._shards.clear()
     store.connection.zadd(f"rq:wip:{QUEUE}", dict.fromkeys(store.connection.zrange(f"rq:wip:{QUEUE}", 0, -1), 1))
     service.rq.recover()
     assert (queued(store), service._take_one()) == ([], False)
@@ -240,7 +241,7 @@ def test_a_held_shard_goes_back_to_the_queue_of_its_new_priority(store: Store, s
     """And RQ's job says so."""
     batch_id = make_batch(store, prompts(3))
     assert service._take_one()
-    [held] = service.held.values()
+    [held] = service.held
     prioritise(store, batch_id, "high")
     service._return(held)
     assert (queued(store), queued(store, HIGH)) == ([], [f"{batch_id}-0"])
@@ -315,7 +316,7 @@ def test_what_takes_long_to_submit_begins_at_its_time(store: Store) -> None:
 
 def test_workers_and_the_pool_pause(store: Store, service: Service) -> None:
     """By the process, by the name of the host, or all; a foreign key under those names stops nobody."""
-    look = service.pausing.look
+    look = service.pause.look
     assert not look(store.connection)
     name, host = service.name, "mini"
     assert pause_workers(store, [name, "elsewhere"]) == [name, "elsewhere"]

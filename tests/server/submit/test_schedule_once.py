@@ -13,10 +13,10 @@ from jobs.errors import RefusedError, WaitTimeoutError
 from jobs.store.keys import SCHEDULER, UPLOADING, ScheduleKeys
 from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit.schedule import add
-from submit.schedule.add import BY_HAND_S, run_schedule
 from submit.schedule.dispatch import LATE_S
 from submit.schedule.model import Outcome, Run
 from submit.schedule.rq_jobs import QUEUE
+from submit.schedule.run_by_hand import BY_HAND_S, run_schedule
 from submit.schedule.run_store import RunStore
 from submit.schedule.store import KEPT_RUNS, Schedules
 from tests.night import EVENING, MINUTE, TWO, Crash, Night, lines_in

@@ -19,11 +19,12 @@ from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit.input.reader import digest_of
 from submit.results.read import ordered_records
 from submit.schedule import add
-from submit.schedule.add import ScheduleOrder, add_schedule, run_schedule
+from submit.schedule.add import ScheduleOrder, add_schedule
 from submit.schedule.cron import Cron
 from submit.schedule.dispatch import GRACE_S, TRY_AGAIN_S
 from submit.schedule.model import ScheduleNotFoundError
 from submit.schedule.rq_jobs import AGAIN_S, QUEUE, RqMirror
+from submit.schedule.run_by_hand import run_schedule
 from submit.schedule.run_store import RunStore
 from submit.upload.submitter import Order
 from tests.night import EVENING, MINUTE, TWO, Crash, Night, lines_in

@@ -93,7 +93,7 @@ def test_a_worker_is_starting_until_it_looks_for_work(store: Store, service: Ser
     """It says so itself, and the batch that it will serve does too; then it is idle."""
 
     def published() -> WorkerState:
-        service.pulse._beat()
+        service.heartbeat._beat()
         state = parse_state(store.connection.get(f"promptmill:worker:{service.name}") or b"")
         assert state is not None
         return state
@@ -101,7 +101,7 @@ def test_a_worker_is_starting_until_it_looks_for_work(store: Store, service: Ser
     batch = make_batch(store, prompts(1))
     assert published().effective_state == "starting"
     assert why(store, batch) == "waiting: its worker is starting"
-    service.pausing.look(store.connection)
+    service.pause.look(store.connection)
     assert published().effective_state == "idle"
     service.compute.loading = Group(MODEL)
     assert (published().effective_state, published().model) == ("loading", MODEL)

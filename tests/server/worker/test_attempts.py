@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,7 @@ from jobs.store.keys import trouble_key
 from jobs.store.store import FinishedLine, Store
 from submit.results.read import ordered_records
 from tests.pool import MODEL, make_batch, prompts
-from worker.engine.sequence import Failure, Finished
+from worker.engine.sequence import Failure
 from worker.faults.crash_loop import TROUBLE_LIMIT, note_failure, note_trouble, without_trouble
 from worker.rq.worker import machine
 from worker.service import Service
@@ -83,7 +82,7 @@ def test_a_batch_that_ended_takes_no_records(store: Store) -> None:
 
 def held_by(service: Service) -> HeldShard:
     assert service._take_one()
-    [held] = service.held.values()
+    [held] = service.held
     return held
 
 
@@ -93,14 +92,14 @@ def prepare_all(service: Service) -> list[tuple[int, Quarantine]]:
     preparer = SimpleNamespace(prepare=lambda job, key, rank: SimpleNamespace(key=key))
     loaded: Any = SimpleNamespace(result=lambda: SimpleNamespace(preparer=preparer))
     compute: Any = SimpleNamespace(add=lambda group, line, quarantine, **_: given.append((line.key[2], quarantine)))
-    while not service.intake._queue.empty():
-        work = service.intake._queue.get()
+    while not service.preparer._queue.empty():
+        work = service.preparer._queue.get()
         assert work is not None
-        service.intake._compute = compute
+        service.preparer._compute = compute
         object.__setattr__(work, "loading", loaded)
-        service.intake._queue.put(work)
-        service.intake._queue.put(None)
-        service.intake.run()
+        service.preparer._queue.put(work)
+        service.preparer._queue.put(None)
+        service.preparer.run()
     return given
 
 
@@ -118,9 +117,9 @@ def dies(store: Store, batch: str, under_way: list[int], *, alone: bool = False)
 
 def begins(store: Store, service: Service, batch: str, most: int = 3) -> dict[int, Quarantine]:
     """How each line of the shard begins here that does; the others get their records."""
-    service.settings = dataclasses.replace(service.settings, max_attempts=most)
-    for held in list(service.held.values()):
-        service.held.clear()
+    service.claimer._max_attempts = most
+    for held in list(service.held):
+        service.held._shards.clear()
         store.connection.zrem(held.lease.job.started_job_registry.key, held.lease.execution.composite_key)
         store.connection.rpush(f"rq:queue:{held.queue}", held.job_id)
     held_by(service)
@@ -141,7 +140,7 @@ def test_one_death_puts_nobody_into_quarantine(store: Store, service: Service) -
     batch = make_batch(store, prompts(4))
     dies(store, batch, [0, 1, 2])
     assert begins(store, service, batch) == dict.fromkeys(range(4), NONE)
-    [held] = service.held.values()
+    [held] = service.held
     assert [held.attempt_at(index) for index in range(4)] == [2, 2, 2, 1]
 
 
@@ -201,14 +200,14 @@ def test_what_a_sick_model_had_under_way_is_tried_alone(store: Store, service: S
     batch = make_batch(store, prompts(2))
     for quarantine in (NONE, TRIAL, ALONE, ALONE):
         assert begins(store, service, batch) == {0: quarantine, 1: quarantine}
-        [held] = service.held.values()
+        [held] = service.held
         store.begin(held.attempt, [0, 1], "life", store.connection)
         store.release(held.attempt, Verdict.SUSPECT)
     assert held.attempt.tries == {}
 
 
 def ended(held: HeldShard, index: int, failure: Failure | None) -> Any:
-    return EndedLine(held, index, SimpleNamespace(), Finished(held.key(index), [], failure), 0.0)  # type: ignore[arg-type]
+    return EndedLine(held, index, 0.0, failure)
 
 
 def test_a_failure_that_may_pass_is_tried_again_alone(store: Store, service: Service) -> None:
@@ -236,23 +235,23 @@ def test_a_failure_for_good_is_not_tried_again(store: Store, service: Service) -
     assert (raw["error"]["code"], raw["attempt"]) == ("context_length_exceeded", 1)
 
 
-def test_a_shard_of_an_ended_batch_is_let_go(store: Store, service: Service) -> None:
+def test_a_shard_of_an_ended_batch_is_abandoned(store: Store, service: Service) -> None:
     """At the next look, unless it is just being taken up again, or the writer is about to end it."""
     batch = make_batch(store, prompts(2))
     held = held_by(service)
-    service.pulse._let_go()
+    service.heartbeat._check_shards()
     store.connection.hset(f"promptmill:b:{batch}", "status", "cancelled")
 
     def claim() -> None:
-        service.pulse._let_go()
+        service.heartbeat._check_shards()
         assert service.held
 
     assert not held.renew(held.lease, claim)
     left, held.remaining = held.remaining, set()
-    service.pulse._let_go()
+    service.heartbeat._check_shards()
     assert service.held
     held.remaining = left
-    service.pulse._let_go()
+    service.heartbeat._check_shards()
     assert not service.held
     assert held.ended
 
@@ -280,11 +279,11 @@ def test_a_worker_whose_engine_failed_leaves_word(
     batch = make_batch(store, prompts(2))
     service.rq.start()
     held = held_by(service)
-    store.begin(held.attempt, [1], service._life, store.connection)
+    store.begin(held.attempt, [1], service.instance, store.connection)
     service.compute.failure, service.compute.failed_group = RuntimeError("device lost"), held.group
     monkeypatch.setattr(service.writer, "join", lambda timeout: None)
     monkeypatch.setattr(service.compute, "join", lambda timeout: None)
-    monkeypatch.setattr(service.pulse, "stop", lambda: None)
+    monkeypatch.setattr(service.heartbeat, "stop", lambda: None)
     service._end()
     assert claimed(store, batch, "two").tries == {1: 1}
     assert store.connection.get(f"promptmill:trouble:{machine()}:{MODEL}:reason") == b"device lost"
@@ -296,5 +295,5 @@ def test_a_line_that_breaks_its_model_each_time_is_one_trouble(store: Store, ser
     for fence in (1, 2, 3):
         service.compute.failure, service.compute.failed_group = SickModelError("lost"), Group(MODEL)
         service.compute.alone = (f"{batch}-0", fence, 1)
-        note_failure(store.connection, machine(), service.compute, service._life)
+        note_failure(store.connection, machine(), service.compute, service.instance)
     assert store.connection.smembers(trouble_key(machine(), MODEL)) == {f"{batch}-0:1".encode()}

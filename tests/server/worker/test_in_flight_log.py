@@ -80,7 +80,7 @@ def make_log(store: Store, service: Service, answers: list[Answer]) -> Iterator[
         wanted = {"store": store, "clock": lambda: 0.0, **more}
         clock = wanted["clock"]
         log = InFlightLog(
-            wanted["store"], store.connection, "one", service.held, service.let_go, answers.append, clock=clock
+            wanted["store"], store.connection, "one", service.held, service.abandon, answers.append, clock=clock
         )
         made.append(log)
         return log
@@ -94,7 +94,7 @@ def make_log(store: Store, service: Service, answers: list[Answer]) -> Iterator[
 
 def held_by(service: Service) -> HeldShard:
     assert service._take_one()
-    [held] = service.held.values()
+    [held] = service.held
     return held
 
 
@@ -243,7 +243,7 @@ def test_lines_of_a_shard_that_is_anothers_do_not_begin(
     assert store.claim(batch, 0, "two") is not None
     log._take({key: Note.NEXT})
     assert answers == [Answer(frozenset(), frozenset(), frozenset({key}), out=False)]
-    assert (service.held, held.ended, log.begun([key])) == ({}, True, {key})
+    assert (list(service.held), held.ended, log.begun([key])) == ([], True, {key})
 
 
 def test_lines_of_a_shard_that_is_taken_up_again_are_noted_under_the_new_attempt(
@@ -264,7 +264,7 @@ def test_lines_of_a_shard_that_is_taken_up_again_are_noted_under_the_new_attempt
     assert held.renew(held.lease, claim)
     taking.join(60)
     assert answers == [Answer(frozenset({key}), frozenset(), frozenset(), out=False)]
-    assert (noted(store, held), list(service.held.values())) == ({0: "one"}, [held])
+    assert (noted(store, held), list(service.held)) == ({0: "one"}, [held])
 
 
 def test_lines_do_not_wait_long_for_a_shard_that_is_being_taken_up_again(

@@ -20,11 +20,13 @@ from submit.results.read import ordered_records
 from tests.pool import MODEL, make_batch, prompts
 from tests.servers import Server
 from tests.waiting import until
+from worker.engine.sequence import Failure
 from worker.faults.spool import Spool
-from worker.service import Service, ServiceSettings
+from worker.service import Service
+from worker.settings import ServiceSettings
 from worker.shards import records
 from worker.shards.claimed import HeldShard
-from worker.shards.records import FailedLine
+from worker.shards.records import EndedLine
 
 Opened = Callable[[str], Redis]
 MakeService = Callable[[], Service]
@@ -58,12 +60,12 @@ def make_service(server: Server, tmp_path: Path, opened: Opened) -> Iterator[Mak
 def take(service: Service) -> HeldShard:
     """Take a shard; the one that the worker now holds."""
     assert service._take_one()
-    [held] = service.held.values()
+    [held] = service.held
     return held
 
 
 def fail(service: Service, held: HeldShard, index: int) -> None:
-    service.writer.put(FailedLine(held, index, "internal_error", "no", None, 0.0))
+    service.writer.put(EndedLine(held, index, 0.0, Failure("internal_error", "no")))
 
 
 def spooled(folder: Path, batch_id: str) -> list[int]:
@@ -112,7 +114,7 @@ def test_long_records_wait_for_redis_in_a_fraction_of_their_size(
     tracemalloc.start()
     service.writer.start()
     for index in range(50):
-        service.writer.put(FailedLine(held, index, "internal_error", text, None, 0.0))
+        service.writer.put(EndedLine(held, index, 0.0, Failure("internal_error", text)))
     files = tmp_path / "spool" / batch
     until(lambda: sum(path.stat().st_size for path in files.glob("*")) > 50 * len(text), "all are in the spool")
     waiting, most = tracemalloc.get_traced_memory()
@@ -132,7 +134,7 @@ def test_a_record_that_redis_would_never_take_fails_its_line(
     batch, service = make_batch(store, prompts(2)), make_service()
     held = take(service)
     service.writer.start()
-    service.writer.put(FailedLine(held, 0, "timeout", random.Random(1).randbytes(300_000).hex(), None, 0.0))
+    service.writer.put(EndedLine(held, 0, 0.0, Failure("timeout", random.Random(1).randbytes(300_000).hex())))
     fail(service, held, 1)
     until(lambda: store.batch(batch).done, "both have their record")
     errors = [orjson.loads(record.raw)["error"] for record in ordered_records(store.connection, batch)]
@@ -233,7 +235,7 @@ def test_records_of_a_shard_that_is_done_are_not_counted_again(
     """A worker that dies just after it finished a shard: its fence is still the shard's."""
     batch, service = make_batch(store, [*prompts(2), {"prompt": "x", "model": "other"}]), make_service()
     leave(store, service, tmp_path / "spool", batch)
-    [held] = service.held.values()
+    [held] = service.held
     [path] = tmp_path.glob("spool/*/*.jsonl")
     with path.open("rb") as file:
         lines = [entry.line for _, entry in read_entries(file, batch)]
@@ -318,7 +320,7 @@ def test_a_clean_stop_in_an_outage_charges_nobody(
     make_batch(store, prompts(3))
     service = make_service()
     held = take(service)
-    store.begin(held.attempt, [0, 1], service._life, store.connection)
+    store.begin(held.attempt, [0, 1], service.instance, store.connection)
     server.stop()
     assert service.spool is not None
     service.spool.open()

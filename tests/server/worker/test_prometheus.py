@@ -7,8 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -18,12 +17,12 @@ from jobs.store.store import Store
 from tests.pool import MODEL, make_batch, prompts
 from tests.servers import Server
 from tests.waiting import until
-from worker.engine.sequence import Failure, Finished, InFlight
+from worker.engine.sequence import Failure, InFlight
 from worker.health.prometheus import PrometheusMetrics
-from worker.models.compute import ServedModel
-from worker.service import Service, ServiceSettings
+from worker.service import Service
+from worker.settings import ServiceSettings
 from worker.shards.claimed import HeldShard
-from worker.shards.records import EndedLine, FailedLine
+from worker.shards.records import EndedLine
 
 GROUP = Group(MODEL)
 ROOT = Path(__file__).parents[3]
@@ -38,15 +37,15 @@ def metrics() -> PrometheusMetrics:
 def service(store: Store, server_url: str, metrics: PrometheusMetrics, opened: Callable[..., Redis]) -> Service:
     """A worker for MODEL whose threads are not started."""
     settings = ServiceSettings((GROUP,), name="mini")
-    return Service(store.connection, opened(server_url), settings, metrics=metrics)
+    return Service(store.connection, opened(server_url), settings, observer=metrics)
 
 
 def take(service: Service) -> HeldShard:
     """Take a shard; the one that the worker now holds."""
-    before = set(service.held)
+    before = set(service.held._shards)
     assert service._take_one()
-    [job_id] = set(service.held) - before
-    return service.held[job_id]
+    [job_id] = set(service.held._shards) - before
+    return service.held._shards[job_id]
 
 
 def write_all(service: Service) -> None:
@@ -66,8 +65,7 @@ def read(metrics: PrometheusMetrics, name: str) -> float | None:
 
 
 def ended(held: HeldShard, index: int, failure: Failure | None) -> EndedLine:
-    served = cast("ServedModel", SimpleNamespace(assembler=None, revision=None))
-    return EndedLine(held, index, served, Finished(held.key(index), [], failure), 0.0)
+    return EndedLine(held, index, 0.0, failure)
 
 
 def test_series_are_there_before_the_first_event(metrics: PrometheusMetrics) -> None:
@@ -85,7 +83,7 @@ def test_failures_are_counted_by_code_and_attempts_that_failed_apart(
     service.writer._on_retry = lambda held, index: None
     make_batch(store, prompts(3))
     held = take(service)
-    service.writer.put(FailedLine(held, 0, "out_of_range", "no", None, 0.0))
+    service.writer.put(EndedLine(held, 0, 0.0, Failure("out_of_range", "no")))
     service.writer.put(ended(held, 1, Failure("context_length_exceeded", "no")))
     service.writer.put(ended(held, 2, Failure("internal_error", "no", passing=True)))
     write_all(service)
@@ -102,10 +100,10 @@ def test_shards_are_counted_by_how_they_end(store: Store, service: Service, metr
     for _ in range(3):
         make_batch(store, prompts(1))
     finished, returned, lost = (take(service) for _ in range(3))
-    service.writer.put(FailedLine(finished, 0, "internal_error", "no", None, 0.0))
+    service.writer.put(EndedLine(finished, 0, 0.0, Failure("internal_error", "no")))
     write_all(service)
     service._return(returned)
-    service.let_go(lost, lost.attempt)
+    service.abandon(lost, lost.attempt)
     outcomes = ("finished", "returned", "lost", "refused")
     assert [counted(metrics, "shards_ended_total", outcome=outcome) for outcome in outcomes] == [1, 1, 1, 0]
     assert counted(metrics, "shards_taken_total") == 3
@@ -120,9 +118,9 @@ def test_an_end_that_several_threads_come_to_is_counted_once(
     release, released = service.store.release, []
 
     def release_slowly(*arguments: Any) -> bool:
-        service.let_go(held, held.attempt)
+        service.abandon(held, held.attempt)
         released.append(release(*arguments))
-        service.writer.put(FailedLine(held, 0, "internal_error", "no", None, 0.0))
+        service.writer.put(EndedLine(held, 0, 0.0, Failure("internal_error", "no")))
         write_all(service)
         return True
 
@@ -143,7 +141,7 @@ def test_lines_under_way_are_read_at_the_scrape(store: Store, service: Service, 
     flights.append(InFlight(("b_gone-0", 1, 0), "decode", 4, 4, 1))
     shot: Any = service.compute.snapshot
     service.compute.snapshot = type(shot)(in_flight=tuple(flights), prefix_bytes=11, completion_tokens=8)
-    with metrics.serving(service, "127.0.0.1", 0):
+    with metrics.serving(service.readings, service.heartbeat, "127.0.0.1", 0):
         assert counted(metrics, "lines_in_flight", phase="decode") == 1
         assert counted(metrics, "lines_in_flight", phase="prefill") == 1
         assert read(metrics, "prefix_cache_bytes") == 11
@@ -151,7 +149,7 @@ def test_lines_under_way_are_read_at_the_scrape(store: Store, service: Service, 
         assert read(metrics, "memory_limit_bytes") is None
         series = [sample.labels for family in metrics.registry.collect() for sample in family.samples]
         assert not [labels for labels in series if batch in str(labels)]
-        service.pausing.paused = True
+        service.pause.paused = True
         assert read(metrics, "paused") == 1
 
 
@@ -161,18 +159,18 @@ def test_outages_of_redis_are_counted(
     """Once each, however many beats they last; the log says when one begins and when it ends."""
     settings = ServiceSettings((GROUP,), name="mini")
     pulse_connection = opened(server.url, timeout_s=1.0, retries=0)
-    service = Service(opened(server.url), pulse_connection, settings, metrics=metrics)
+    service = Service(opened(server.url), pulse_connection, settings, observer=metrics)
     service.rq.start()
     beats: list[None] = []
-    beat = service.pulse._beat
+    beat = service.heartbeat._beat
 
     def counting() -> None:
         beats.append(None)
         beat()
 
-    service.pulse._beat = counting  # type: ignore[method-assign]
-    with metrics.serving(service, "127.0.0.1", 0):
-        service.pulse.start()
+    service.heartbeat._beat = counting  # type: ignore[method-assign]
+    with metrics.serving(service.readings, service.heartbeat, "127.0.0.1", 0):
+        service.heartbeat.start()
         until(lambda: len(beats) > 1, "it beats")
         server.stop()
         until(lambda: read(metrics, "redis_outages_total") == 1, "the outage is counted")
@@ -183,7 +181,7 @@ def test_outages_of_redis_are_counted(
         server.start()
         until(lambda: (read(metrics, "redis_silent_seconds") or 0.0) < silent, "Redis is back")
         assert read(metrics, "redis_outages_total") == 1
-        service.pulse.stop()
+        service.heartbeat.stop()
     said = [getattr(record, "action", None) for record in caplog.records]
     assert [action for action in said if str(action).startswith("pulse_")] == ["pulse_missed", "pulse_taken"]
     service.rq.end()
@@ -194,7 +192,7 @@ def test_its_threads_take_no_signal_that_is_held_back() -> None:
     script = """
 import os, signal
 from worker.health.prometheus import PrometheusMetrics
-with PrometheusMetrics([]).serving(None, "127.0.0.1", 0):
+with PrometheusMetrics([]).serving(None, None, "127.0.0.1", 0):
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     os.kill(os.getpid(), signal.SIGTERM)
     print(signal.SIGTERM in signal.sigpending())
@@ -225,5 +223,5 @@ def test_where_it_listens_is_logged(
 ) -> None:
     """An address of IPv6 in brackets."""
     caplog.set_level(logging.INFO, "promptmill")
-    with metrics.serving(service, "127.0.0.1", 0) as port:
+    with metrics.serving(service.readings, service.heartbeat, "127.0.0.1", 0) as port:
         assert f"http://127.0.0.1:{port}/metrics" in caplog.text

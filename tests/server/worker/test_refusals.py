@@ -21,10 +21,12 @@ from submit.results.read import ordered_records
 from submit.status.waiting import why_waiting
 from submit.status.workers import Workers
 from tests.pool import MODEL, make_batch, prompts
+from worker.engine.sequence import Failure
 from worker.faults.refused_shards import PAUSES_S, UNSTORED_S
 from worker.models.residency import Size
-from worker.service import Service, ServiceSettings
-from worker.shards.records import FailedLine
+from worker.service import Service
+from worker.settings import ServiceSettings
+from worker.shards.records import EndedLine
 
 QUEUE = queue_name(MODEL, "normal")
 LIST = f"rq:queue:{QUEUE}"
@@ -46,8 +48,8 @@ def make_service(store: Store, server_url: str, clock: SimpleNamespace, opened: 
     def make(name: str = "mini", *models: str) -> Service:
         groups = tuple(map(Group, (MODEL, *models)))
         service = Service(store.connection, opened(server_url), ServiceSettings(groups, name=name))
-        service.turns._clock = service.refusals._clock = lambda: clock.now
-        service.models.warm.sizes[groups[0]] = Size(1)  # there is no limit, so all fit
+        service.order._clock = service.refusals._clock = lambda: clock.now
+        service.models.residency.sizes[groups[0]] = Size(1)  # there is no limit, so all fit
         service.rq._register()
         return service
 
@@ -103,11 +105,11 @@ def test_a_refused_shard_fails_only_when_every_live_worker_has_refused_it(
     batch, one, two = make_batch(store, prompts(1)), make_service("one"), make_service("two")
     damage(store, batch)
     one._take_one()
-    assert one.held == {}
+    assert not one.held
     assert store.connection.lrange(LIST, 0, -1) == [f"{batch}-0".encode()]
     assert store.connection.zcard(f"rq:wip:{QUEUE}") == 0
     assert store.batch(batch).finished == 0
-    assert list(one.refusals.said) == [batch]
+    assert list(one.refusals.reasons) == [batch]
     assert two._take_one()
     write_all(two)
     assert store.batch(batch).status == "completed"
@@ -141,7 +143,7 @@ def test_a_worker_in_its_next_life_has_refused_nothing(store: Store, make_servic
     store.connection.delete(one.rq.key)
     make_service("one")
     two._take_one()
-    assert two.held == {}
+    assert not two.held
     assert store.batch(batch).finished == 0
 
 
@@ -152,19 +154,19 @@ def test_lines_beside_a_refused_one_are_run(store: Store, make_service: MakeServ
     lines = [ShardLine(index, index + 1, raw) for index, raw in enumerate(raws)]
     store.connection.set(BatchKeys(batch).payload(0), encode_lines(lines))
     assert service._take_one()
-    [held] = service.held.values()
-    work = service.intake._queue.get_nowait()
+    [held] = service.held
+    work = service.preparer._queue.get_nowait()
     assert work is not None
     assert [line.index for line in work.todo()] == [0, 2]
     for index in (0, 2):
-        service.writer.put(FailedLine(held, index, "internal_error", "no", None, 0.0))
+        service.writer.put(EndedLine(held, index, 0.0, Failure("internal_error", "no")))
     write_all(service)
     assert [record["error"]["code"] for record in records(store, batch)] == [
         "internal_error",
         "invalid_json_line",
         "internal_error",
     ]
-    assert service.intake.unprepared(Group(MODEL)) == 2
+    assert service.preparer.unprepared(Group(MODEL)) == 2
 
 
 def test_a_shard_whose_lines_nobody_can_name_stays_and_the_status_says_why(
@@ -181,11 +183,11 @@ def test_a_shard_whose_lines_nobody_can_name_stays_and_the_status_says_why(
         for _ in range(3):
             store.connection.delete(f"rq:queue:{queue_name('other', 'normal')}")
             service._take_one()
-            service.turns._not_before.clear()
-    assert service.held == {}
+            service.order._not_before.clear()
+    assert not service.held
     assert [record.__dict__["action"] for record in caplog.records] == ["refuse_shard"]
     assert store.connection.llen(LIST) == 1
-    service.pulse._beat()
+    service.heartbeat._beat()
     workers = Workers(store.connection)
     states = workers.read()
     said = why_waiting(store.batch(batch), workers.queues_of(batch, states), states)
@@ -193,8 +195,8 @@ def test_a_shard_whose_lines_nobody_can_name_stays_and_the_status_says_why(
     assert said == f"waiting: {service.name} refuses it: {why}"
     store.connection.set(keys.payload(number), payload)
     service._take_one()
-    assert [held.attempt.number for held in service.held.values()] == [number]
-    assert service.refusals.said == {}
+    assert [held.attempt.number for held in service.held] == [number]
+    assert service.refusals.reasons == {}
 
 
 @pytest.mark.parametrize("field", ["defaults", "name", "total"])
@@ -205,13 +207,13 @@ def test_a_batch_that_cannot_be_read_keeps_its_shards(field: str, store: Store, 
     before = store.connection.hget(info, field)
     store.connection.hset(info, field, b"\xff[")
     service._take_one()
-    assert service.held == {}
-    assert "damaged" in service.refusals.said[batch]
+    assert not service.held
+    assert "damaged" in service.refusals.reasons[batch]
     assert store.connection.lrange(LIST, 0, -1) == [f"{batch}-0".encode()]
     store.connection.hset(info, field, before)
-    service.turns._not_before.clear()
+    service.order._not_before.clear()
     service._take_one()
-    assert list(service.held) == [f"{batch}-0"]
+    assert [held.job_id for held in service.held] == [f"{batch}-0"]
 
 
 def test_refused_shards_hold_up_no_others_and_are_left_alone_for_longer_and_longer(
@@ -226,14 +228,14 @@ def test_refused_shards_hold_up_no_others_and_are_left_alone_for_longer_and_long
     while not service.held:
         assert service._take_one()
         taken += 1
-    assert (list(service.held), taken) == ([f"{good}-0"], 4)
-    service.held.clear()
+    assert ([held.job_id for held in service.held], taken) == ([f"{good}-0"], 4)
+    service.held._shards.clear()
     pauses = []
     for _ in range(len(PAUSES_S) + 2):
         while service._take_one():
             pass
-        assert service.turns.waiting  # so a --burst worker stays
-        pauses.append(service.turns._not_before[QUEUE] - clock.now)
+        assert service.order.waiting  # so a --burst worker stays
+        pauses.append(service.order._not_before[QUEUE] - clock.now)
         clock.now += pauses[-1]
     assert pauses == [*PAUSES_S, PAUSES_S[-1], PAUSES_S[-1]]
     assert store.connection.llen(LIST) == 3
@@ -245,9 +247,9 @@ def test_a_refusal_that_cannot_be_noted_ends_no_worker(store: Store, make_servic
     newer_line(store, batch)
     store.connection.set(BatchKeys(batch).refusals(0), "x")
     assert service._take_one()
-    assert service.held == {}
+    assert not service.held
     assert store.connection.lrange(LIST, 0, -1) == [f"{batch}-0".encode()]
-    assert "'temperament'" in service.refusals.said[batch]
+    assert "'temperament'" in service.refusals.reasons[batch]
 
 
 def test_a_shard_whose_records_cannot_be_stored_is_kept_and_not_generated_again_at_once(
@@ -257,21 +259,21 @@ def test_a_shard_whose_records_cannot_be_stored_is_kept_and_not_generated_again_
     batch, service = make_batch(store, prompts(1)), make_service()
     for pause in (UNSTORED_S, 2 * UNSTORED_S):
         assert service._take_one()
-        [held] = service.held.values()
+        [held] = service.held
         store.connection.set(BatchKeys(batch).records(0), "x")
-        service.writer.put(FailedLine(held, 0, "internal_error", "no", None, 0.0))
-        service.writer._write_down([service.writer._queue.get_nowait()])
+        service.writer.put(EndedLine(held, 0, 0.0, Failure("internal_error", "no")))
+        service.writer._write_down([service.writer._ended_lines.get_nowait()])
         service.writer._deliver([service.writer._written.get_nowait()])
         store.connection.delete(BatchKeys(batch).records(0))
-        assert service.held == {}
+        assert not service.held
         clock.now += pause - 1
         service._take_one()
-        assert service.held == {}
+        assert not service.held
         assert store.connection.lrange(LIST, 0, -1) == [f"{batch}-0".encode()]
         clock.now += 1 + PAUSES_S[-1]
     assert service._take_one()
-    [held] = service.held.values()
-    service.writer.put(FailedLine(held, 0, "internal_error", "no", None, 0.0))
+    [held] = service.held
+    service.writer.put(EndedLine(held, 0, 0.0, Failure("internal_error", "no")))
     write_all(service)
     assert store.batch(batch).status == "completed"
 

@@ -19,16 +19,21 @@ from jobs.batch import queue_name
 from jobs.errors import ModelLoadError, StaleAttemptError
 from jobs.shard import Group
 from jobs.store.keys import BatchKeys
+from jobs.store.shard_records import Part, ShardRecords
 from jobs.store.store import FinishedLine, Store
 from submit.results.read import ordered_records
 from tests.pool import MODEL, make_batch, prompts, watched
-from worker.models.compute import ServedModel, Snapshot
+from worker.engine.sequence import Failure
+from worker.health.snapshot import Snapshot
+from worker.models.engine_factory import ServedModel
 from worker.models.load_failures import LoadFailure
 from worker.models.residency import Size
 from worker.rq.worker import LEASE_S, UNWATCHED_S
-from worker.service import Service, ServiceSettings
+from worker.service import Service
+from worker.settings import ServiceSettings
+from worker.shards import claimed
 from worker.shards.claimed import HeldShard
-from worker.shards.records import EndedLine, FailedLine
+from worker.shards.records import EndedLine
 
 Opened = Callable[[str], Redis]
 MakeService = Callable[..., Service]
@@ -47,7 +52,7 @@ def make_service(store: Store, server_url: str, opened: Opened) -> MakeService:
 def held_by(service: Service) -> HeldShard:
     """Take a shard; the one that the worker now holds."""
     assert service._take_one()
-    [held] = service.held.values()
+    [held] = service.held
     return held
 
 
@@ -73,13 +78,13 @@ def test_a_worker_keeps_its_machine_awake_while_it_holds_lines(
     seen = []
     for _ in range(2):
         make_batch(store, prompts(1))
-        service.pulse._beat()
+        service.heartbeat._beat()
         seen.append(held[-1])
         shard = held_by(service)
-        service.pulse._beat()
+        service.heartbeat._beat()
         seen.append(held[-1])
         service._return(shard)
-        service.pulse._beat()
+        service.heartbeat._beat()
         seen.append(held[-1])
     assert seen == ([False] * 6 if allowed else [False, True, False] * 2)
 
@@ -95,9 +100,9 @@ def test_a_worker_that_ends_lets_its_machine_sleep(store: Store, server_url: str
     service = Service(store.connection, opened(server_url), ServiceSettings((Group(MODEL),)), stay_awake=take)
     make_batch(store, prompts(1))
     held_by(service)
-    service.pulse._beat()
-    service.pulse.start()
-    service.pulse.stop()
+    service.heartbeat._beat()
+    service.heartbeat.start()
+    service.heartbeat.stop()
     assert held == [True, False]
 
 
@@ -109,7 +114,7 @@ def run_out(store: Store, service: Service, held: HeldShard) -> None:
 
 
 def fail(service: Service, held: HeldShard, index: int) -> None:
-    service.writer.put(FailedLine(held, index, "internal_error", "no", None, 0.0))
+    service.writer.put(EndedLine(held, index, 0.0, Failure("internal_error", "no")))
 
 
 def test_lines_of_a_model_that_cannot_load_keep_their_identity(store: Store, make_service: MakeService) -> None:
@@ -137,8 +142,8 @@ def test_a_result_that_cannot_be_written_down_fails_its_line_only(store: Store, 
         raise IndexError("token")
 
     served = cast("ServedModel", SimpleNamespace(assembler=SimpleNamespace(assemble=broken), revision=None))
-    finished: Any = SimpleNamespace(error=None, sequences=[object()])
-    service.writer.put(EndedLine(held, 0, served, finished, 0.0))
+    sequences: Any = [object()]
+    service.writer.put(EndedLine(held, 0, 0.0, None, sequences, served))
     write_all(service)
     [record] = [orjson.loads(record.raw) for record in ordered_records(store.connection, batch)]
     assert (record["id"], record["error"]["code"]) == ("row-0", "internal_error")
@@ -155,10 +160,10 @@ def test_a_shard_that_takes_long_to_begin_keeps_its_lease(
     def slowly(*_: Any) -> None:
         [(entry, _ends)] = store.connection.zrange(f"rq:wip:{queue}", 0, -1, withscores=True)
         store.connection.zadd(f"rq:wip:{queue}", {entry: 1})
-        service.pulse._beat()
+        service.heartbeat._beat()
         left.append(store.connection.zscore(f"rq:wip:{queue}", entry) - store.server_time())
 
-    monkeypatch.setattr("worker.service.end_lost_lines", slowly)
+    monkeypatch.setattr("worker.shards.claiming.end_lost_lines", slowly)
     assert service._take_one()
     assert left == [pytest.approx(LEASE_S, abs=5)]
 
@@ -192,7 +197,7 @@ def test_a_worker_that_takes_its_own_shard_up_again_goes_on_with_it(store: Store
     fail(service, held, 1)
     write_all(service)
     assert store.batch(batch).status == "completed"
-    assert service.held == {}
+    assert not service.held
     assert store.connection.keys("rq:job:*") == []
 
 
@@ -229,7 +234,7 @@ def test_a_worker_is_not_idle_while_a_cold_model_waits(store: Store, server_url:
     assert service._idle_for_good()
 
 
-def test_a_lost_shard_of_a_model_never_loaded_is_let_go(store: Store, make_service: MakeService) -> None:
+def test_a_lost_shard_of_a_model_never_loaded_is_abandoned(store: Store, make_service: MakeService) -> None:
     """Its lines are cancelled on an engine that is not there, which is no error of the engine's thread."""
     make_batch(store, prompts(2))
     service = make_service()
@@ -241,7 +246,7 @@ def test_a_lost_shard_of_a_model_never_loaded_is_let_go(store: Store, make_servi
     service.compute.stop()
     service.compute.run()
     assert service.compute.failure is None
-    assert service.held == {}
+    assert not service.held
 
 
 @pytest.mark.parametrize(("capacity", "shards"), [(1, 1), (32, 1), (100, 2), (150, 3)])
@@ -263,10 +268,10 @@ def test_a_model_with_much_ahead_holds_off_no_other(store: Store, server_url: st
     make_batch(store, prompts(50))
     make_batch(store, prompts(50), defaults={"model": other.model})
     service = Service(store.connection, opened(server_url), ServiceSettings((Group(MODEL), other), name="mini"))
-    service.models.warm.sizes[other] = Size(1)  # there is no limit, so both fit
-    service.intake._count(Group(MODEL), 1000)
+    service.models.residency.sizes[other] = Size(1)  # there is no limit, so both fit
+    service.preparer._count(Group(MODEL), 1000)
     assert service._take_one()
-    assert [held.group for held in service.held.values()] == [other]
+    assert [held.group for held in service.held] == [other]
     assert not service._take_one()
 
 
@@ -274,10 +279,10 @@ def test_occupancy_is_of_the_rows_there_was_room_for(make_service: MakeService) 
     """What is published is the part of rows that were filled since the last beat, whatever the models' batches are."""
     service = make_service()
     service.compute.snapshot = Snapshot(decode_rows=60, decode_slots=80)
-    assert service.pulse._state(1.0)["occupancy"] == 0.75
+    assert service.readings.published()["occupancy"] == 0.75
     service.compute.snapshot = Snapshot(decode_rows=160, decode_slots=180)
-    assert service.pulse._state(2.0)["occupancy"] == 1.0
-    assert service.pulse._state(3.0)["occupancy"] is None
+    assert service.readings.published()["occupancy"] == 1.0
+    assert service.readings.published()["occupancy"] is None
 
 
 def test_a_shard_claimed_again_while_its_records_are_stored_is_kept(store: Store, make_service: MakeService) -> None:
@@ -310,7 +315,7 @@ def test_a_shard_claimed_again_while_its_records_are_stored_is_kept(store: Store
     fail(service, held, 1)
     write_all(service)
     assert store.batch(batch).status == "completed"
-    assert (service.held, store.connection.keys("rq:job:*")) == ({}, [])
+    assert (list(service.held), store.connection.keys("rq:job:*")) == ([], [])
 
 
 def test_a_shard_claimed_again_is_kept_though_the_answer_is_lost(store: Store, make_service: MakeService) -> None:
@@ -335,3 +340,38 @@ def test_a_shard_claimed_again_is_kept_though_the_answer_is_lost(store: Store, m
     fail(service, held, 0)
     write_all(service)
     assert store.batch(batch).status == "completed"
+
+
+@pytest.mark.parametrize(("how", "asked"), [("plain", [[0]]), ("taken up again", [[], []]), ("long", [[], []])])
+def test_a_shard_is_compacted_from_the_records_that_its_worker_has(
+    store: Store, make_service: MakeService, monkeypatch: pytest.MonkeyPatch, how: str, asked: list[list[int]]
+) -> None:
+    """Those of earlier attempts alone are read; all of them where another worker may have stored some, and where they
+    are too many to keep."""
+    batch = make_batch(store, prompts(3))
+    earlier = make_service()
+    held = held_by(earlier)
+    fail(earlier, held, 0)
+    write_all(earlier)
+    assert earlier._return(held)
+    service = make_service()
+    held = held_by(service)
+    if how == "taken up again":
+        run_out(store, service, held)
+        assert held_by(service) is held
+    elif how == "long":
+        monkeypatch.setattr(claimed, "KEPT_BYTES", 10)
+    part, read = ShardRecords.part, []
+
+    def noted(self: ShardRecords, number: int, above: int, indices: Sequence[int] = ()) -> Part:
+        read.append(list(indices))
+        return part(self, number, above, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardRecords, "part", noted)
+        fail(service, held, 2)
+        fail(service, held, 1)
+        write_all(service)
+    assert read == asked
+    assert store.batch(batch).status == "completed"
+    assert [record.index for record in ordered_records(store.connection, batch)] == [0, 1, 2]

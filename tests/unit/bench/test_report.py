@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.record import Machine, Measurement, append, read
-from bench.report import render
+from bench.report.page import render
 from bench.task import Task
 from bench.work import make_work, text_of
 

@@ -1,4 +1,4 @@
-"""Progress as people see it: a bar on terminals, plain lines in logs, rates of the recent past."""
+"""Progress as people see it: a bar on terminals, plain lines in logs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 from jobs.app.units import parse_duration
 from jobs.batch import Batch, Usage
 from submit.status.progress import Progress, bar_text
-from submit.status.rates import Rates, Window
-from submit.status.table import Column, plain_table
-from submit.status.text import cells, clip, count, duration, rate
+from submit.status.rates import Rates
+from submit.status.text import cells
 
 
 class Terminal(io.StringIO):
@@ -157,34 +156,6 @@ def test_a_broken_stream_does_not_stop_the_work() -> None:
     progress.close(batch(2))
 
 
-def test_rates_are_of_the_recent_past() -> None:
-    """A slow start is forgotten after a minute."""
-    window = Window()
-    for second in range(0, 100, 10):
-        window.add(float(second), batch(0, total=10_000))
-    for second in range(100, 200, 10):
-        rates = window.add(float(second), batch((second - 90) * 2, total=10_000))
-    assert rates == Rates(2.0, 20.0, 100.0)
-    assert rates.eta(batch(200, total=10_000)) == pytest.approx(4900)
-
-
-def test_lines_done_before_do_not_count_as_speed() -> None:
-    """A batch that is gone on with starts from its own present."""
-    window = Window()
-    assert window.add(0.0, batch(90)) == Rates()
-    assert window.add(10.0, batch(95)) == Rates(0.5, 5.0, 25.0)
-
-
-def test_long_lines_keep_a_rate() -> None:
-    """A minute without a finished line falls back on the whole time."""
-    window = Window()
-    window.add(0.0, batch(0))
-    window.add(10.0, batch(10))
-    for second in range(20, 110, 10):
-        rates = window.add(float(second), batch(10))
-    assert rates == Rates(0.1, 1.0, 5.0)
-
-
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5h", 5400), ("1h30m", 5400), ("2d", 172800), (" 5M ", 300)]
 )
@@ -198,28 +169,3 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
     """The message shows how to write one."""
     with pytest.raises(Exception, match="is not a duration; write 90s"):
         parse_duration(text)
-
-
-def test_numbers_are_short() -> None:
-    """Durations in two units, counts and rates in a few digits."""
-    assert [duration(s) for s in (None, 0.4, 59.4, 250, 7500, 273600)] == ["-", "0s", "59s", "4m10s", "2h05m", "3d04h"]
-    assert [count(n) for n in (0, 9999, 95000, 1_200_000, 3 * 10**9)] == ["0", "9,999", "95.0k", "1.2M", "3.0G"]
-    assert [rate(r) for r in (None, 0.25, 7.52, 1234.5)] == ["-", "0.25", "7.5", "1,234"]
-
-
-def test_clipping_counts_columns_and_disarms_control_characters() -> None:
-    """Wide characters take two columns; what could steer a terminal is shown as a question mark."""
-    assert clip("abcdef", 4) == "abc…"
-    assert clip("日本語", 5) == "日本…"
-    assert cells(clip("日本語", 4)) <= 4
-    assert clip("a\x1b[2Jb", 20) == "a?[2Jb"
-
-
-def test_tables_line_up_by_columns_of_the_terminal() -> None:
-    """Columns are as wide as their widest cell, also with wide characters; numbers end flush."""
-    columns: list[Column[tuple[str, str]]] = [
-        Column("name", lambda row: row[0]),
-        Column("n", lambda row: row[1], right=True),
-    ]
-    lines = plain_table(columns, [("日本", "5"), ("a", "100")], None)
-    assert lines == ["name    n", "日本    5", "a     100"]

@@ -119,3 +119,9 @@ def test_what_is_too_much_is_cut_and_what_could_steer_a_terminal_is_replaced() -
     assert state.speeds == tuple(map(float, range(940, 1000)))
     assert state.occupancy == 1.0
     assert (state.name, state.hostname) == ("a?[2Jb?c", "h??")
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b"null", b'{"name": 1, "state": "x", "in_flight": [{}]}', b"\xff"])
+def test_what_is_no_state_is_passed_over(raw: bytes) -> None:
+    """JSON of another kind under a worker's key is ignored, not an error."""
+    assert parse_state(raw) is None

@@ -12,8 +12,9 @@ import pytest
 from jobs.attempt import Attempt
 from jobs.lines.line import Defaults
 from jobs.shard import Group, ShardLine
+from jobs.store.store import FinishedLine
 from tests.waiting import until
-from worker.shards.claimed import HeldShard, State
+from worker.shards.claimed import HeldShard, HeldShards, State
 
 LINES = [ShardLine(0, 1, b"{}"), ShardLine(1, 2, b"{}")]
 OLD: Any = SimpleNamespace(job_id="b-0")
@@ -95,3 +96,30 @@ def test_a_claim_that_comes_to_nothing_leaves_the_shard_as_it_was(held: HeldShar
     assert held.attempt is before
     assert held.end(under=before)
     assert not held.renew(NEW, lambda: attempt(3))
+
+
+def test_a_line_belongs_to_the_shard_that_it_was_taken_with(held: HeldShard) -> None:
+    """Neither to one that has ended, nor to the same shard taken anew; which the end of the first does not remove."""
+    shards, key = HeldShards(), held.key(0)
+    shards.add(held)
+    assert shards.of_line(key) is held
+    assert shards.of_line(("other-0", 1, 0)) is None
+    held.end()
+    assert shards.of_line(key) is None
+    again = HeldShard(NEW, attempt(2), cast("Any", None), Group("m"), "q", Defaults({}), 0.0, LINES, 0.0)
+    shards.add(again)
+    assert (shards.of_line(key), shards.of_line(again.key(0))) == (None, again)
+    shards.remove(held)
+    assert list(shards) == [again]
+    shards.claiming = OLD
+    assert shards.leases() == [NEW, OLD]
+
+
+def test_records_are_kept_until_they_are_too_many(held: HeldShard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none of them counts once the shard was taken up again: another worker may have stored others meanwhile."""
+    monkeypatch.setattr("worker.shards.claimed.KEPT_BYTES", 8)
+    held.keep([FinishedLine(0, True, 0, 0, 0, b"12345678")])
+    held.keep([FinishedLine(1, True, 0, 0, 0, b"9")])
+    assert (held.own_records, held.remaining) == ({0: b"12345678"}, set())
+    assert held.renew(NEW, lambda: attempt(2))
+    assert held.own_records == {}

@@ -27,7 +27,6 @@ class Pool:
         self.out = False
         self.verdicts = LoadFailures(
             self,  # type: ignore[arg-type]
-            lambda: {} if self.failure is None else {MODEL: self.failure},
             lambda group, seconds: self.put_off_for.append(seconds) is None,
             clock=lambda: self.now,
         )
@@ -64,7 +63,7 @@ class Pool:
     def verdict(self, batch: str = "b_1", **times: float) -> str | None:
         """What becomes of a shard whose load has just failed: the code of its lines' error records."""
         held: Any = SimpleNamespace(group=MODEL, queue="q", batch=SimpleNamespace(id=batch, times=times))
-        found = self.verdicts.verdict(held)
+        found = self.verdicts.verdict(held, self.failure)
         return None if found is None else found.code
 
     def keep_failing(self) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.errors import ModelLoadError
 from jobs.shard import Group
-from worker.models.loader import Models
+from worker.models.loader import ModelLoader
 from worker.models.residency import STARVATION_S, Size
 
 A, B = Group("a"), Group("b")
@@ -59,12 +59,12 @@ def compute() -> Answers:
 
 
 @pytest.fixture
-def models(compute: Any, clock: list[float]) -> Models:
+def models(compute: Any, clock: list[float]) -> ModelLoader:
     """Two models of which one fits at a time."""
-    return Models(compute, (A, B), clock=lambda: clock[0])
+    return ModelLoader(compute, (A, B), clock=lambda: clock[0])
 
 
-def loaded(models: Models, compute: Answers, group: Group, size: int) -> None:
+def loaded(models: ModelLoader, compute: Answers, group: Group, size: int) -> None:
     models.takeable({group: NORMAL}, set())
     compute.tell(group, size)
     assert group in models.takeable({group: NORMAL}, set())
@@ -72,7 +72,7 @@ def loaded(models: Models, compute: Answers, group: Group, size: int) -> None:
     compute.bring(group, size)
 
 
-def test_a_size_is_asked_for_once_and_only_for_work(models: Models, compute: Answers) -> None:
+def test_a_size_is_asked_for_once_and_only_for_work(models: ModelLoader, compute: Answers) -> None:
     """A model nobody wants is not fetched from the hub."""
     assert models.takeable({A: NORMAL}, set()) == set()
     assert models.takeable({A: NORMAL}, set()) == set()
@@ -81,14 +81,14 @@ def test_a_size_is_asked_for_once_and_only_for_work(models: Models, compute: Ans
     assert compute.asked == [("size", A)]
 
 
-def test_what_must_go_is_unloaded_first(models: Models, compute: Answers) -> None:
+def test_what_must_go_is_unloaded_first(models: ModelLoader, compute: Answers) -> None:
     """The compute thread carries out commands in order: room is made before it is needed."""
     loaded(models, compute, A, 60)
     loaded(models, compute, B, 60)
     assert compute.asked[-3:] == [("size", B), ("unload", A), ("load", B)]
 
 
-def test_measured_sizes_count(models: Models, compute: Answers) -> None:
+def test_measured_sizes_count(models: ModelLoader, compute: Answers) -> None:
     """What a load took is what the next decision goes by, not the size of the files."""
     loaded(models, compute, A, 40)
     compute.loaded[A] = Size(70)
@@ -97,7 +97,7 @@ def test_measured_sizes_count(models: Models, compute: Answers) -> None:
     assert models.takeable({A: NORMAL, B: NORMAL}, {A}) == {A}
 
 
-def test_a_model_that_cannot_be_loaded_is_let_through(models: Models, compute: Answers) -> None:
+def test_a_model_that_cannot_be_loaded_is_let_through(models: ModelLoader, compute: Answers) -> None:
     """Its shard is taken so that its lines learn why, nobody goes for it, and its size is asked for the next time."""
     loaded(models, compute, A, 60)
     models.takeable({B: NORMAL}, {A})
@@ -109,7 +109,7 @@ def test_a_model_that_cannot_be_loaded_is_let_through(models: Models, compute: A
     assert compute.asked[-2:] == [("load", B), ("size", B)]
 
 
-def test_a_failed_load_takes_no_room(models: Models, compute: Answers) -> None:
+def test_a_failed_load_takes_no_room(models: ModelLoader, compute: Answers) -> None:
     """What was counted for it is free again."""
     models.takeable({A: NORMAL, B: NORMAL}, set())
     compute.tell(A, 60)
@@ -119,7 +119,7 @@ def test_a_failed_load_takes_no_room(models: Models, compute: Answers) -> None:
     assert models.takeable({B: NORMAL}, {A}) == {B}
 
 
-def test_nothing_goes_again_for_a_model_whose_load_failed(models: Models, compute: Answers) -> None:
+def test_nothing_goes_again_for_a_model_whose_load_failed(models: ModelLoader, compute: Answers) -> None:
     """Its size is asked for anew, and while that is refused its shards are told so without unloading anything."""
     broken = ModelLoadError("the weights are broken")
     models.takeable({A: NORMAL}, set())
@@ -134,7 +134,9 @@ def test_nothing_goes_again_for_a_model_whose_load_failed(models: Models, comput
     assert ("unload", B) not in compute.asked
 
 
-def test_the_time_of_a_model_begins_when_it_is_loaded(models: Models, compute: Answers, clock: list[float]) -> None:
+def test_the_time_of_a_model_begins_when_it_is_loaded(
+    models: ModelLoader, compute: Answers, clock: list[float]
+) -> None:
     """One that took long to load is not sent away as soon as it is there."""
     models.takeable({A: NORMAL, B: NORMAL}, set())
     compute.tell(A, 60)
@@ -152,7 +154,7 @@ def test_the_time_of_a_model_begins_when_it_is_loaded(models: Models, compute: A
     assert models.takeable({A: NORMAL, B: NORMAL}, {A}) == set()
 
 
-def test_without_a_limit_everything_may_be_taken(compute: Answers, models: Models) -> None:
+def test_without_a_limit_everything_may_be_taken(compute: Answers, models: ModelLoader) -> None:
     """As soon as that is known, and no other size is asked for."""
     compute.budget = None
     loaded(models, compute, A, 60)

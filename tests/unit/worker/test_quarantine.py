@@ -157,7 +157,7 @@ def test_a_trial_that_comes_to_its_own_end_is_no_trial_any_more() -> None:
     rounds(isolation, engine)
     engine.tokens = TRIAL_TOKENS
     isolation.arrange({ONE: engine}, 0)
-    isolation.withdraw("unwanted")
+    isolation.cancel("unwanted")
     engine.step(frozenset())
     assert isolation.passed("unwanted") is None
     rounds(isolation, engine)

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.batch import queue_name
 from jobs.shard import Group
-from worker.shards.queue_order import Turns
+from worker.shards.queue_order import QueueOrder, queues_of
 
 ONE, OTHER = Group("one"), Group("other")
 
@@ -21,11 +21,10 @@ class Pool:
         self.now, self.work = 1000.0, dict[str, int]()
         self.full: set[tuple[Group, int]] = set()
         models: Any = SimpleNamespace(all_fit=True, takeable=lambda work, busy: set(groups))
-        self.turns = Turns(
-            groups,
-            None,
+        self.order = QueueOrder(
+            queues_of(groups, None),
             models=models,
-            lengths=lambda queues: {queue: self.work[queue] for queue in queues if self.work.get(queue)},
+            waiting_in=lambda queues: {queue: self.work[queue] for queue in queues if self.work.get(queue)},
             wanted=lambda group, rank: (group, rank) not in self.full,
             patience=(float("inf"), 10.0, 60.0),
             clock=lambda: self.now,
@@ -36,11 +35,11 @@ class Pool:
 
     def take(self, seconds: float = 1.0) -> tuple[str, int] | None:
         """One shard, as a worker takes it: its queue and the rank of its lines; then time passes."""
-        self.turns.look()
-        for queue in self.turns.choose(set()):
+        self.order.look()
+        for queue in self.order.choose(set()):
             if self.work.get(queue):
                 self.work[queue] -= 1
-                rank = self.turns.taken(queue)
+                rank = self.order.taken(queue)
                 self.now += seconds
                 return queue, rank
         self.now += seconds
@@ -122,17 +121,17 @@ def test_models_of_one_priority_alternate(priority: str) -> None:
 def test_what_is_put_off_waits_and_keeps_a_worker_from_ending() -> None:
     """A model's queues, or one of them; the others are taken from meanwhile."""
     pool = Pool((ONE, OTHER))
-    assert pool.turns.put_off(ONE, 10.0)
-    assert not pool.turns.put_off(ONE, 5.0)  # so it was already
+    assert pool.order.put_off(ONE, 10.0)
+    assert not pool.order.put_off(ONE, 5.0)  # so it was already
     pool.put("normal", 1)
     pool.put("low", 1, OTHER)
     assert [pool.take(), pool.take()] == [("promptmill:low:other", 2), None]
-    assert pool.turns.waiting
+    assert pool.order.waiting
     pool.now += 10
     assert pool.take() == ("promptmill:normal:one", 1)
     assert pool.take() is None
-    assert not pool.turns.waiting
+    assert not pool.order.waiting
     pool.put("high", 1)
     pool.put("normal", 1)
-    assert pool.turns.put_off_queue("promptmill:high:one", 10.0)
+    assert pool.order.put_off_queue("promptmill:high:one", 10.0)
     assert [pool.take(), pool.take()] == [("promptmill:normal:one", 1), None]

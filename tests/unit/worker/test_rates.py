@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from worker.health.rates import Recent
-from worker.models.compute import Snapshot
+from worker.health.rates import Rates
+from worker.health.snapshot import Snapshot
 
 
 def test_rates_are_of_the_last_second_and_shares_of_the_last_minute() -> None:
     """Tokens and occupancy since the last beat; lines and what came from the prefix cache over the minute."""
-    recent = Recent(0.0, Snapshot())
+    recent = Rates(0.0, Snapshot())
     first = recent.add(1.0, Snapshot((), 30, 40, 200, 100, 50, 2))
     assert first["tokens_per_second"] == 200.0
     assert first["occupancy"] == 0.75
@@ -24,7 +24,7 @@ def test_rates_are_of_the_last_second_and_shares_of_the_last_minute() -> None:
 
 def test_what_is_older_than_a_minute_does_not_count() -> None:
     """A worker that has had nothing to do for a minute says no share, and as many speeds as there are seconds."""
-    recent = Recent(0.0, Snapshot())
+    recent = Rates(0.0, Snapshot())
     busy = Snapshot((), 30, 40, 200, 100, 50, 2)
     shown = [recent.add(float(second), busy) for second in range(1, 200)]
     assert shown[0]["cached_share"] == 0.5
@@ -36,4 +36,4 @@ def test_what_is_older_than_a_minute_does_not_count() -> None:
 
 def test_prefixes_taken_again_do_not_pass_the_whole() -> None:
     """Rows that begin again take their prefixes again: the share stays one."""
-    assert Recent(0.0, Snapshot()).add(1.0, Snapshot((), 1, 1, 1, 100, 150, 1))["cached_share"] == 1.0
+    assert Rates(0.0, Snapshot()).add(1.0, Snapshot((), 1, 1, 1, 100, 150, 1))["cached_share"] == 1.0

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.errors import ModelLoadError
 from jobs.shard import Group
-from worker.models.residency import HURRY, STARVATION_S, Size, Warm, refuse_too_large, share_out
+from worker.models.residency import HURRY, STARVATION_S, Residency, Size, refuse_too_large, share_out
 
 A, B, C = Group("a"), Group("b"), Group("c")
 TUNED, RETUNED = Group("a", "lora"), Group("a", "lora-2")
@@ -18,9 +18,9 @@ NORMAL, LOW, HIGH = 1, 2, 0
 LONG = 100 * STARVATION_S
 
 
-def policy(budget: int | None, sizes: dict[Group, Size], *loaded: Group) -> Warm:
+def policy(budget: int | None, sizes: dict[Group, Size], *loaded: Group) -> Residency:
     """A policy that knows ``sizes`` and has loaded some groups at time 0, the least recently used first."""
-    warm = Warm()
+    warm = Residency()
     warm.budget = budget
     warm.sizes = dict(sizes)
     for group in loaded:
@@ -28,7 +28,7 @@ def policy(budget: int | None, sizes: dict[Group, Size], *loaded: Group) -> Warm
     return warm
 
 
-def opened(warm: Warm, work: dict[Group, int], busy: Set[Group], now: float) -> set[Group]:
+def opened(warm: Residency, work: dict[Group, int], busy: Set[Group], now: float) -> set[Group]:
     """The groups that may be taken."""
     return set(warm.takeable(work, busy, now))
 

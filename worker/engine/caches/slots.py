@@ -1,8 +1,8 @@
-"""New rows in the places of rows that ended, written into the batch's caches as they lie.
+"""Fills free slots of a batch: writes new rows into its caches in place.
 
-mlx-lm takes rows out of a batch and adds others by copying all of it, and reads array values on the way, which waits
-for the step in flight. A row that takes another's place costs only its own size. Three kinds of caches are known here,
-by the layout that mlx-lm 0.32 gives them; with any other the caller copies.
+mlx-lm removes and adds rows by copying the whole batch, and reads array values on the way, which waits for the step in
+flight. A row written into a slot costs only its own size. Three kinds of caches are supported, in the layout that
+mlx-lm 0.32 gives them; with any other the caller copies.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from worker.engine.caches.batch import Cache, leaves
+from worker.engine.caches.prompt_cache import Cache, leaves
 
-__all__ = ["columns", "place"]
+__all__ = ["columns_in_use", "fill_slots"]
 
 GROWING, WINDOW, STATE = "BatchKVCache", "BatchRotatingKVCache", "ArraysCache"
 
 
-def place(caches: Sequence[Cache], others: Sequence[Cache], slots: Sequence[int]) -> bool:
+def fill_slots(caches: Sequence[Cache], others: Sequence[Cache], slots: Sequence[int]) -> bool:
     """Write row i of ``others`` into row ``slots[i]`` of ``caches``, all or none of them.
 
     Returns:
@@ -28,16 +28,11 @@ def place(caches: Sequence[Cache], others: Sequence[Cache], slots: Sequence[int]
     if not all(_fits(cache, other) for cache, other in pairs):
         return False
     for cache, other in pairs:
-        if _kind(cache) == STATE:
-            _place_state(cache, other, slots)
-        elif _kind(cache) == GROWING:
-            _place_growing(cache, other, slots)
-        else:
-            _place_window(cache, other, slots)
+        (_fill_state if _kind(cache) == STATE else _fill_columns)(cache, other, slots)
     return True
 
 
-def columns(caches: Sequence[Cache]) -> int:
+def columns_in_use(caches: Sequence[Cache]) -> int:
     """How many columns the batch's growing caches have in use; rows shorter than that are padded on the left."""
     return max((int(cache._idx) for cache in leaves(caches) if _kind(cache) == GROWING), default=0)
 
@@ -62,47 +57,36 @@ def _fits(cache: Cache, other: Cache) -> bool:
     return bool(cache.rotated or min(other._idx, cache.max_size) <= cache._idx)
 
 
-def _place_state(cache: Cache, other: Cache, slots: Sequence[int]) -> None:
+def _fill_state(cache: Cache, other: Cache, slots: Sequence[int]) -> None:
     for index, (state, new) in enumerate(zip(cache.cache, other.cache, strict=True)):
         for row, slot in enumerate(slots):
             state[slot : slot + 1] = mx.zeros_like(state[:1]) if new is None else new[row : row + 1]
         cache.cache[index] = state
 
 
-def _place_growing(cache: Cache, other: Cache, slots: Sequence[int]) -> None:
-    width = cache._idx
+def _fill_columns(cache: Cache, other: Cache, slots: Sequence[int]) -> None:
+    """Keys and values. In a ring that has gone round the newest token stands before the next write: the columns of the
+    row are laid out in the order of time and then turned as far as the ring is."""
+    turned = _kind(cache) == WINDOW and cache.rotated
+    width = cache.keys.shape[2] if turned else cache._idx
     for row, slot in enumerate(slots):
         for name in ("keys", "values"):
-            getattr(cache, name)[slot : slot + 1, :, :width] = _line(cache, other, name, row, width)
-    _set_rows(cache, slots, other.left_padding + width - other._idx, other.offset)
-
-
-def _place_window(cache: Cache, other: Cache, slots: Sequence[int]) -> None:
-    """Into a ring that has gone round: in the order of time the newest token stands before the next write, so the
-    row is laid out in that order and turned as far as the ring is."""
-    width = cache.keys.shape[2] if cache.rotated else cache._idx
-    for row, slot in enumerate(slots):
-        for name in ("keys", "values"):
-            line = _line(cache, other, name, row, width)
-            turned = mx.roll(line, cache._idx, 2) if cache.rotated else line
-            getattr(cache, name)[slot : slot + 1, :, :width] = turned
-    _set_rows(cache, slots, other.left_padding + width - other._idx, other.offset)
-
-
-def _line(cache: Cache, other: Cache, name: str, place: int, width: int) -> mx.array:
-    """The last ``width`` columns of a row of ``other``, with zeros before them where it is shorter: nothing may stay
-    of the row before. Attention multiplies what it does not see by nothing, and nothing times NaN is NaN."""
-    if other.keys is None:
-        return mx.zeros_like(getattr(cache, name)[:1, :, :width])
-    row: mx.array = getattr(other, name)[place : place + 1, :, : other._idx]
-    excess = row.shape[2] - width
-    if excess >= 0:
-        return row[:, :, excess:]
-    return mx.pad(row, [(0, 0), (0, 0), (-excess, 0), (0, 0)])
-
-
-def _set_rows(cache: Cache, slots: Sequence[int], left_padding: mx.array, offset: mx.array) -> None:
+            columns = _last_columns(cache, other, name, row, width)
+            getattr(cache, name)[slot : slot + 1, :, :width] = mx.roll(columns, cache._idx, 2) if turned else columns
     places = mx.array(list(slots))
     # New arrays, not writes into the old: another cache may share them.
+    left_padding = other.left_padding + width - other._idx
     cache.left_padding = mx.put_along_axis(cache.left_padding, places, left_padding, axis=0)
-    cache.offset = mx.put_along_axis(cache.offset, places, offset, axis=0)
+    cache.offset = mx.put_along_axis(cache.offset, places, other.offset, axis=0)
+
+
+def _last_columns(cache: Cache, other: Cache, name: str, row: int, width: int) -> mx.array:
+    """The last ``width`` columns of a row of ``other``, with zeros before them where it is shorter: nothing may stay
+    of the row before. Attention multiplies masked values by 0, and 0 times NaN is NaN."""
+    if other.keys is None:
+        return mx.zeros_like(getattr(cache, name)[:1, :, :width])
+    columns: mx.array = getattr(other, name)[row : row + 1, :, : other._idx]
+    excess = columns.shape[2] - width
+    if excess >= 0:
+        return columns[:, :, excess:]
+    return mx.pad(columns, [(0, 0), (0, 0), (-excess, 0), (0, 0)])

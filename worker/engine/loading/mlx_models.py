@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ from mlx_lm.utils import (
 )
 
 from jobs.errors import ModelLoadError
-from worker.engine.caches import batch as batch_caches
+from worker.engine.caches import prompt_cache
 from worker.engine.loading.model import LoadedModel
 from worker.engine.loading.probe import cache_cost, try_batching, try_prefixes
 from worker.engine.sampling.sampler import drawable
-from worker.engine.unbatched.modes import ALL_TOGETHER, SoloModes, fitted
+from worker.engine.unbatched.modes import BATCHED, UnbatchedModes, fitted
 
 __all__ = [
     "LoadedModel",
@@ -75,7 +75,7 @@ def load_model(
     revision: str | None = None,
     adapter_path: str | None = None,
     trust_remote_code: bool = False,
-    modes: SoloModes = ALL_TOGETHER,
+    modes: UnbatchedModes = BATCHED,
     draft: LoadedModel | None = None,
     share: LoadedModel | None = None,
 ) -> LoadedModel:
@@ -88,23 +88,13 @@ def load_model(
     Raises:
         ModelLoadError: with what is missing or unsupported, and the remedy.
     """
-    parts = _loaded(name_or_path, revision, adapter_path, trust_remote_code, share)
+    loaded = _loaded(name_or_path, revision, adapter_path, trust_remote_code, share)
     try:
-        loaded = measure(
-            name_or_path,
-            parts.model,
-            parts.tokenizer,
-            parts.config,
-            revision=parts.commit,
-            adapter_path=adapter_path,
-            modes=modes,
-            draft=draft,
-        )
+        return _tried(_weighed(loaded), modes, draft)
     except ModelLoadError:
         raise
     except Exception as error:
         raise ModelLoadError(f"model '{name_or_path}' was loaded but cannot run: {_one_line(error)}") from error
-    return replace(loaded, weights=parts.weights, files=parts.files)
 
 
 def load_draft(name_or_path: str, *, trust_remote_code: bool = False) -> LoadedModel:
@@ -114,25 +104,10 @@ def load_draft(name_or_path: str, *, trust_remote_code: bool = False) -> LoadedM
         ModelLoadError: as :func:`load_model`.
     """
     try:
-        parts = _loaded(name_or_path, None, None, trust_remote_code)
-        weighed = _weighed(name_or_path, parts.model, parts.tokenizer, parts.config, revision=parts.commit)
-        return replace(weighed, weights=parts.weights)
+        return _weighed(_loaded(name_or_path, None, None, trust_remote_code))
     except Exception as error:
         reason = str(error) if isinstance(error, ModelLoadError) else _one_line(error)
         raise ModelLoadError(f"--draft-model: {reason}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """A model, its tokenizer and config, of one from the hub its commit, the weights that others can share, and the
-    files they are from."""
-
-    model: Any
-    tokenizer: Any
-    config: dict[str, Any]
-    commit: str | None
-    weights: dict[str, mx.array]
-    files: tuple[tuple[str, int, int], ...]
 
 
 def _loaded(
@@ -141,7 +116,8 @@ def _loaded(
     adapter_path: str | None,
     trust_remote_code: bool,
     share: LoadedModel | None = None,
-) -> _Parts:
+) -> LoadedModel:
+    """A model with its weights, or those of ``share``, in memory, of which nothing is measured yet."""
     if not compiler_present():
         # The models' own code is compiled in places: without a compiler their first forward would fail.
         log.warning("no g++ on this machine: MLX runs without compiled kernels", extra={"action": "compile_disabled"})
@@ -157,16 +133,15 @@ def _loaded(
     try:
         model, config = load_with_mlx_lm(folder, lazy=True, trust_remote_code=trust_remote_code)
         model.load_weights(list(shared.items()), strict=False)
-        tokenizer = load_tokenizer(
-            folder, {"trust_remote_code": trust_remote_code}, eos_token_ids=config.get("eos_token_id")
-        )
+        tokenizer = _tokenizer(folder, config, trust_remote_code)
         weights = _with_adapter(name_or_path, model, adapter_path)
         mx.eval(list(weights.values()))
     except ModelLoadError:
         raise
     except Exception as error:
         raise ModelLoadError(_load_message(name_or_path, error)) from error
-    return _Parts(model, tokenizer, config, commit, weights, files)
+    described = _described(name_or_path, model, tokenizer, config)
+    return replace(described, revision=commit, adapter_path=adapter_path, weights=weights, files=files)
 
 
 def _with_adapter(name: str, model: Any, adapter_path: str | None) -> dict[str, mx.array]:
@@ -212,22 +187,11 @@ def describe_model(name_or_path: str, *, revision: str | None = None, trust_remo
     _check_folder(name_or_path, folder, weights=False)
     try:
         config = load_config(folder)
-        tokenizer = load_tokenizer(
-            folder, {"trust_remote_code": trust_remote_code}, eos_token_ids=config.get("eos_token_id")
-        )
+        tokenizer = _tokenizer(folder, config, trust_remote_code)
     except Exception as error:
         raise ModelLoadError(_load_message(name_or_path, error)) from error
-    return LoadedModel(
-        name=name_or_path,
-        model=None,
-        tokenizer=tokenizer,
-        config=config,
-        vocab_size=int(_configured(config, ("vocab_size",)) or len(tokenizer)),
-        eos=frozenset(int(token) for token in tokenizer.eos_token_ids),
-        context_length=_configured(config, CONTEXT_KEYS),
-        make_cache=make_prompt_cache,
-        revision=commit,
-    )
+    described = _described(name_or_path, None, tokenizer, config)
+    return replace(described, revision=commit, vocab_size=described.vocab_size or len(tokenizer))
 
 
 def measure(
@@ -236,9 +200,7 @@ def measure(
     tokenizer: Any,
     config: Mapping[str, Any],
     *,
-    revision: str | None = None,
-    adapter_path: str | None = None,
-    modes: SoloModes = ALL_TOGETHER,
+    modes: UnbatchedModes = BATCHED,
     draft: LoadedModel | None = None,
 ) -> LoadedModel:
     """Try a model that is in memory with a few tokens: width of its logits, cost of its caches, how it batches.
@@ -246,48 +208,52 @@ def measure(
     Raises:
         ModelLoadError: when it cannot run in ``modes`` or with the ``draft`` model.
     """
-    weighed = _weighed(name, model, tokenizer, config, revision=revision, adapter_path=adapter_path)
-    loaded = fitted(weighed, modes, draft, partial(RotatingKVCache, keep=KEPT_BY_RINGS))
-    unbatchable, padded = (loaded.unbatchable, False) if not loaded.batchable else try_batching(loaded)
-    if unbatchable is not None:
-        log.warning("%s runs one row at a time: %s", name, unbatchable, extra={"action": "model_unbatchable"})
-    elif not padded:
-        message = "%s lets padding into its state: only prompts of equal length are prefilled together"
-        log.warning(message, name, extra={"action": "model_unpadded"})
-    tried = replace(loaded, unbatchable=unbatchable, padded_prefill=padded)
-    return replace(tried, prefixes=_prefixes_work(tried))
+    return _tried(_weighed(_described(name, model, tokenizer, config)), modes, draft)
 
 
-def _weighed(
-    name: str,
-    model: Any,
-    tokenizer: Any,
-    config: Mapping[str, Any],
-    *,
-    revision: str | None = None,
-    adapter_path: str | None = None,
-) -> LoadedModel:
-    caches = list(make_prompt_cache(model))
-    logits = model(mx.array([[0, 0]]), cache=caches)
-    mx.eval(logits, batch_caches.arrays(caches))
-    if not drawable(logits[:, -1]).item():
-        raise ModelLoadError(
-            f"model '{name}' gives NaN or infinite logits to the simplest prompt: its files may be damaged, or its "
-            "weights unfit for their precision; fetch or convert it again"
-        )
+def _tokenizer(folder: Path, config: Mapping[str, Any], trust_remote_code: bool) -> Any:
+    options = {"trust_remote_code": trust_remote_code}
+    return load_tokenizer(folder, options, eos_token_ids=config.get("eos_token_id"))
+
+
+def _described(name: str, model: Any, tokenizer: Any, config: Mapping[str, Any]) -> LoadedModel:
+    """A model as far as its tokenizer and config say what it is."""
     return LoadedModel(
         name=name,
         model=model,
         tokenizer=tokenizer,
         config=config,
-        vocab_size=int(logits.shape[-1]),
+        vocab_size=_configured(config, ("vocab_size",)) or 0,
         eos=frozenset(int(token) for token in tokenizer.eos_token_ids),
         context_length=_configured(config, CONTEXT_KEYS),
         make_cache=make_prompt_cache,
-        cache_cost=cache_cost(caches, tokens=2),
-        revision=revision,
-        adapter_path=adapter_path,
     )
+
+
+def _weighed(model: LoadedModel) -> LoadedModel:
+    """The model with the width of its logits and the cost of its caches."""
+    caches = model.new_cache()
+    logits = model.forward(mx.array([[0, 0]]), caches)
+    mx.eval(logits, prompt_cache.arrays(caches))
+    if not drawable(logits[:, -1]).item():
+        raise ModelLoadError(
+            f"model '{model.name}' gives NaN or infinite logits to the simplest prompt: its files may be damaged, or "
+            "its weights unfit for their precision; fetch or convert it again"
+        )
+    return replace(model, vocab_size=int(logits.shape[-1]), cache_cost=cache_cost(caches, tokens=2))
+
+
+def _tried(model: LoadedModel, modes: UnbatchedModes, draft: LoadedModel | None) -> LoadedModel:
+    """The model fitted for its modes, and with what a trial says of batches and prefixes."""
+    model = fitted(model, modes, draft, partial(RotatingKVCache, keep=KEPT_BY_RINGS))
+    unbatchable, padded = (model.unbatchable, False) if not model.batchable else try_batching(model)
+    if unbatchable is not None:
+        log.warning("%s runs one row at a time: %s", model.name, unbatchable, extra={"action": "model_unbatchable"})
+    elif not padded:
+        message = "%s lets padding into its state: only prompts of equal length are prefilled together"
+        log.warning(message, model.name, extra={"action": "model_unpadded"})
+    model = replace(model, unbatchable=unbatchable, padded_prefill=padded)
+    return replace(model, prefixes=_prefixes_work(model))
 
 
 def _prefixes_work(model: LoadedModel) -> bool:

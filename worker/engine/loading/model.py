@@ -1,4 +1,4 @@
-"""A model in memory and what the engine must know about it."""
+"""A model in memory, and its properties that the engine depends on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from worker.engine.caches.batch import Cache
+from worker.engine.caches.prompt_cache import Cache
 
 __all__ = ["CacheCost", "LoadedModel"]
 

@@ -1,25 +1,25 @@
 """A trial of a freshly loaded model: what its caches cost, and whether its rows may share a batch.
 
 mlx-lm's models differ in how well they mask padding. Some have caches that cannot be merged, some let padding into
-recurrent state. Rather than keeping lists of names, the engine's own prefill and decode are tried with a few tokens.
+recurrent state. There is no list of models: the engine's own prefill and decode are tried with a few tokens.
 """
 
 from __future__ import annotations
 
 import mlx.core as mx
 
-from worker.engine.caches import batch as batch_caches
-from worker.engine.caches.batch import Cache
-from worker.engine.caches.prefixes import Prefix
+from worker.engine.caches import prompt_cache
+from worker.engine.caches.prefix_cache import Prefix
+from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import CacheCost, LoadedModel
-from worker.engine.prefill import PrefillGroup, Prompt
-from worker.engine.scheduler import Ticket
+from worker.engine.prefill import PrefillBatch
+from worker.engine.scheduler import SequenceGroup
 
 __all__ = ["cache_cost", "try_batching", "try_prefixes", "try_trimming"]
 
 LENGTHS = (9, 4, 6, 0)
-"""Tokens to prefill of the rows of the trial: one longer than a chunk, one that ends with it, one in between, and none:
-some recurrent layers do not take the zeros that stand for no state beside others' state for what it is."""
+"""Tokens to prefill of the trial's rows: more than a chunk, exactly one, something in between, and none. Beside rows
+with a state, some recurrent layers mistake the zeros of a row without one."""
 CHUNK = 4
 SHARED, TAILS = 7, (6, 3)
 """Tokens of a prefix, and of what follows it in two prompts."""
@@ -31,7 +31,7 @@ kernels for different batch sizes round differently."""
 def cache_cost(caches: list[Cache], *, tokens: int) -> CacheCost:
     """What the caches of one row take, given such caches with ``tokens`` tokens in them."""
     growing, windows, fixed = 0, [], 0
-    for cache in batch_caches.leaves(caches):
+    for cache in prompt_cache.leaves(caches):
         if not hasattr(cache, "keys"):
             fixed += int(cache.nbytes)
             continue
@@ -69,11 +69,11 @@ def try_prefixes(model: LoadedModel) -> bool:
     prompts = [[*shared, *tail] for tail in tails]
     expected = [_alone(model, prompt) for prompt in prompts]
     prefix = Prefix(shared)
-    group = PrefillGroup.of_prefix(model, prefix)
-    group.complete(CHUNK)
-    prefix.caches = batch_caches.pack(group.take([(group.tickets[0], 1)]))
-    groups = [prompts] if model.padded_prefill else [[prompt] for prompt in prompts]
-    return _distance(expected, _together(model, groups, prefix)) < _tolerance(expected)
+    batch = PrefillBatch.of_prefix(model, prefix)
+    batch.complete(CHUNK)
+    prefix.caches = prompt_cache.pack(batch.take(batch.groups))
+    batches = [prompts] if model.padded_prefill else [[prompt] for prompt in prompts]
+    return _distance(expected, _together(model, batches, prefix)) < _tolerance(expected)
 
 
 def try_trimming(model: LoadedModel) -> bool:
@@ -82,7 +82,7 @@ def try_trimming(model: LoadedModel) -> bool:
     expected, trimmed = model.new_cache(), model.new_cache()
     for caches, part in ((expected, 0), (trimmed, 0), (trimmed, 1)):
         model.forward(mx.array([parts[part]]), caches)
-    batch_caches.trim(trimmed, CHUNK)
+    prompt_cache.trim(trimmed, CHUNK)
     logits = model.forward(mx.array([parts[2]]), expected)[0, -1]
     return _distance([logits], model.forward(mx.array([parts[2]]), trimmed)[:, -1]) < _tolerance([logits])
 
@@ -91,29 +91,27 @@ def _alone(model: LoadedModel, prompt: list[int]) -> mx.array:
     caches = model.new_cache()
     if len(prompt) > 1:
         model.forward(mx.array([prompt[:-1]]), caches)
-        mx.eval(batch_caches.arrays(caches))
+        mx.eval(prompt_cache.arrays(caches))
     return model.forward(mx.array([prompt[-1:]]), caches)[0, -1]
 
 
-def _together(model: LoadedModel, groups: list[list[list[int]]], prefix: Prefix | None = None) -> mx.array:
-    """Logits ``[rows, vocab]`` after all prompts, each group prefilled together, all decoded in one batch."""
-    batch: list[Cache] = []
+def _together(model: LoadedModel, batches: list[list[list[int]]], prefix: Prefix | None = None) -> mx.array:
+    """Logits ``[rows, vocab]`` after all prompts, each batch prefilled together, all decoded in one batch."""
+    caches: list[Cache] = []
     rows = 0
-    skipped = 0 if prefix is None else len(prefix)
-    for prompts in groups:
-        tickets = [
-            Ticket(Prompt(prompt), len(prompt) - 1 - skipped, len(prompt), 0, prefix=prefix) for prompt in prompts
-        ]
-        group = PrefillGroup(model, tickets)
-        group.complete(CHUNK * len(tickets))
-        caches = group.take([(ticket, 1) for ticket in tickets])
-        if batch:
-            batch_caches.extend(batch, caches, rows, len(prompts))
+    skipped = len(prefix or ())
+    for prompts in batches:
+        groups = [SequenceGroup(prompt, len(prompt) - 1 - skipped, len(prompt), prefix=prefix) for prompt in prompts]
+        batch = PrefillBatch(model, groups)
+        batch.complete(CHUNK * len(groups))
+        more = batch.take(groups)
+        if caches:
+            prompt_cache.extend(caches, more, rows, len(prompts))
         else:
-            batch = caches
+            caches = more
         rows += len(prompts)
-    last = [prompt[-1:] for prompts in groups for prompt in prompts]
-    return model.forward(mx.array(last), batch)[:, -1]
+    last = [prompt[-1:] for prompts in batches for prompt in prompts]
+    return model.forward(mx.array(last), caches)[:, -1]
 
 
 def _distance(expected: list[mx.array], found: mx.array) -> float:

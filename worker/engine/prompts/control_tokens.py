@@ -1,7 +1,7 @@
 """Control tokens in contents: text that users wrote, and not turns. No MLX.
 
 A template writes ``<|im_end|>`` and means the token. A user who writes it means the text, or means to forge a turn. To
-tell them apart once both are in one text, contents are rendered with a mark inside each control token that they hold,
+distinguish them once both are in one text, contents are rendered with a mark inside each control token that they hold,
 a character that nothing else holds. The whole text is then encoded as ever, with a token in place of each mark that
 was still within a control token, and that token is dropped again. So the tokenizer itself keeps all its rules (spaces
 at the beginning, normalisation, tokens that strip), and a text without marks has the very tokens it has in mlx-lm.
@@ -24,7 +24,7 @@ __all__ = ["ControlTokens", "Marked", "mark_for"]
 BRACKETED = re.compile(r"<[|\uff5c].*>|<.*[|\uff5c]>", re.DOTALL)
 """How models write control tokens that no list calls special and that templates may put together from pieces."""
 MARKS = tuple(map(chr, range(0xE000, 0xE040)))
-"""Characters for private use: no template knows them."""
+"""Characters for private use: no template has them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ class Preparer:
             return Marked((text,))
         mark = mark_for(messages, kwargs)
         marked = [self._marked(message, mark) for message in messages]
-        # These are mostly words that the template compares with its own.
+        # Mostly names that the template compares with its own.
         marked_kwargs = {name: self._control.mark(value, mark, borders=False) for name, value in kwargs.items()}
         if marked == messages and marked_kwargs == kwargs:
             return Marked((text,))

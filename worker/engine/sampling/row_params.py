@@ -8,22 +8,95 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence as Items
+from collections.abc import Callable, Iterable, Mapping, Sequence as Items
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from jobs.params import Sampling
-from worker.engine.sampling.sampler import CANDIDATES, Features
-from worker.engine.sequence import Sequence
+from jobs.params import PARAMETERS, Sampling
+from worker.engine.sampling.filters import CANDIDATES
+from worker.engine.sampling.sampler import Features
+from worker.engine.sequence import PreparedLine, Sequence
 
-__all__ = ["COLDEST", "BatchArrays", "build", "build_ahead", "draw_key", "path_of"]
+__all__ = ["COLDEST", "BatchArrays", "build", "build_ahead", "draw_key"]
 
 COLDEST = 1e-6
 """Temperatures below it draw as this one does, which is the best token: in float32 they might become 0."""
 UNLIMITED = 2**30
-"""A context size of a penalty that means everything; fits an int32."""
+"""A context size that means everything; fits an int32."""
+PENALTIES = {name: name.replace("penalty", "context_size") for name in PARAMETERS if name.endswith("_penalty")}
+"""The penalties, each with the parameter that says how many tokens it looks at."""
+SWITCHES = {name: row.default for name, row in PARAMETERS.items() if row.stage and row.switch is None}
+"""The parameters that switch a part of the step on, with the values at which they are off."""
+SWITCH_VALUES = attrgetter(*SWITCHES)
+FILTERS = frozenset(name for name in SWITCHES if PARAMETERS[name].stage == "filter")
+COMMON_FILTERS = frozenset({"top_p", "min_p", "top_k"})
+"""Always computed together: each combination of features is a graph of its own."""
+LONG_FILTERS = frozenset({"top_k", "xtc_probability"})
+"""Filters that may leave more tokens than there are candidates, whatever the logits."""
+MASS_FILTERS = frozenset({"top_p", "xtc_probability"})
+"""Filters that need the probability mass of the whole vocabulary."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchArray:
+    """An array of the step with an entry per row, built where some row needs ``feature``. ``entry`` gives the entry of
+    a row in a vocabulary of a size: a number, or several. Fewer than others have are filled up with ``fill`` (None:
+    with their own first)."""
+
+    feature: str
+    kind: mx.Dtype
+    entry: Callable[[Sequence, int], Any]
+    fill: int | None = 0
+
+    def build(self, rows: Items[Sequence], vocab_size: int) -> mx.array:
+        entries = [self.entry(row, vocab_size) for row in rows]
+        if isinstance(entries[0], tuple):
+            width = _power_of_two(max(1, *map(len, entries)))
+            filled = ((row[0] if self.fill is None else self.fill, row) for row in entries)
+            entries = [row + (fill,) * (width - len(row)) for fill, row in filled]
+        elif self.kind == mx.int32:
+            entries = [min(entry, UNLIMITED) for entry in entries]
+        return mx.array(entries, dtype=self.kind)
+
+
+NUMBERS = [name for name, row in PARAMETERS.items() if row.stage in ("logits", "filter") and row.kind != "bias"]
+KINDS = {"int": mx.int32, "float": mx.float32, "bool": mx.bool_}
+
+
+def _as_given(name: str) -> BatchArray:
+    parameter, value = PARAMETERS[name], attrgetter(name)
+    return BatchArray(parameter.switch or name, KINDS[parameter.kind], lambda row, _: value(row.sampling))
+
+
+def _sizes(penalty: str) -> BatchArray:
+    return BatchArray(penalty, mx.int32, lambda row, _: _context_size(row, penalty))
+
+
+def _visible(penalty: str) -> BatchArray:
+    return BatchArray(penalty, mx.int32, lambda row, _: _visible_prompt(row, penalty))
+
+
+ARRAYS: Mapping[str, BatchArray] = {
+    **{name: _as_given(name) for name in NUMBERS},
+    # What the step takes otherwise than lines give it.
+    **{size: _sizes(penalty) for penalty, size in PENALTIES.items()},
+    **{f"{penalty}_prompt": _visible(penalty) for penalty in PENALTIES},
+    "bias_ids": BatchArray("logit_bias", mx.int32, lambda row, _: tuple(row.sampling.logit_bias)),
+    "bias_values": BatchArray("logit_bias", mx.float32, lambda row, _: tuple(row.sampling.logit_bias.values())),
+    "min_tokens": BatchArray("min_tokens", mx.int32, lambda row, _: row.sampling.min_tokens if _bans_eos(row) else 0),
+    "eos_ids": BatchArray("min_tokens", mx.int32, lambda row, _: tuple(sorted(row.line.eos)) or (0,), fill=None),
+    "keys": BatchArray("draws", mx.uint32, lambda row, _: draw_key(row.seed)),
+    "temperature": BatchArray("draws", mx.float32, lambda row, _: _temperature(row.sampling)),
+    "min_p": BatchArray("min_p", mx.float32, lambda row, _: _log(row.sampling.min_p)),
+    "top_k": BatchArray("top_k", mx.int32, lambda row, vocab_size: _top_k(row.sampling, vocab_size)),
+    "xtc_exempt": BatchArray("xtc_probability", mx.int32, lambda row, _: row.line.xtc_exempt, fill=-1),
+}
+"""The arrays with an entry per row, but for the masks of the paths. A parameter of the table with a stage is here as
+lines give it; ``min_p`` is in logarithms, as what it is compared with."""
 
 
 @dataclass(slots=True)
@@ -41,16 +114,27 @@ def build(slots: Items[Sequence | None], vocab_size: int, *, ahead: int = 0) -> 
 
     An idle slot (None) asks for nothing, and gets whatever token comes cheapest.
     """
-    features = features_of([row for row in slots if row is not None], vocab_size)
-    idle = Sequence(None, 0, (0,), Sampling(), 0, frozenset(), limit=1)
+    idle = Sequence(PreparedLine(None, (0,), Sampling(), frozenset()), choice=0, seed=0, limit=1)
     rows = [idle if row is None else row for row in slots]
-    state = {"generated": _ints(len(row.tokens) for row in rows)}
+    used = [_in_use(row) for row in rows]
+    paths = [_path_of(row, names, vocab_size) for row, names in zip(rows, used, strict=True)]
+    needs = zip(slots, used, paths, strict=True)
+    features = _features_of((names, path) for row, names, path in needs if row is not None)
+    params = {name: array.build(rows, vocab_size) for name, array in ARRAYS.items() if array.feature in features}
+    for name in features & {"dense", "candidates"}:
+        params[name] = mx.array([path == name for path in paths])
+    if "full" in features:
+        full = [index for index, path in enumerate(paths) if path == "full"]
+        params["full_rows"] = mx.array(full + full[-1:] * (_power_of_two(len(full)) - len(full)), dtype=mx.int32)
+    state = {"generated": mx.array([len(row.tokens) for row in rows], dtype=mx.int32)}
     steps_left = math.inf
-    if features.window:
-        width = _power_of_two(max(_looks_back(row, ahead) for row in rows))
+    if "window" in features:
+        views = [_views(row, names) for row, names in zip(rows, used, strict=True)]
+        width = _power_of_two(max(min(size, seen + ahead) for row in views for size, seen in (*row, (1, 1))))
         state["window"] = _window(rows, width)
-        steps_left = min(_window_steps(row, width) for row in rows)
-    return BatchArrays(features, _params(rows, features, vocab_size), state, steps_left)
+        # For so many steps, this one included, the window holds all that the rows' penalties look at.
+        steps_left = min((width - seen + 1 for row in views for size, seen in row if size > width), default=math.inf)
+    return BatchArrays(features, params, state, steps_left)
 
 
 def build_ahead(row: Sequence, inputs: mx.array, vocab_size: int) -> BatchArrays:
@@ -66,24 +150,23 @@ def build_ahead(row: Sequence, inputs: mx.array, vocab_size: int) -> BatchArrays
     return arrays
 
 
-def path_of(sampling: Sampling, vocab_size: int, *, full: bool = False) -> str:
-    """How a row draws: ``greedy``, ``dense``, ``candidates`` or ``full``. It depends on nothing but the row.
-
-    ``full`` says that the candidates did not cover this row's filters before.
-    """
-    top_k = sampling.top_k if sampling.top_k < vocab_size else 0
-    cuts = sampling.top_p < 1.0 or sampling.min_p > 0.0
+def _path_of(row: Sequence, used: frozenset[str], vocab_size: int) -> str:
+    """How a row draws: ``greedy``, ``dense``, ``candidates`` or ``full``. It depends on nothing but the row."""
+    sampling, filters = row.sampling, used & FILTERS
+    top_k = _top_k(sampling, vocab_size)
+    if not top_k:
+        filters -= {"top_k"}
     if sampling.greedy:
         return "greedy"
-    if not cuts and not top_k and not sampling.xtc_probability:
+    if not filters:
         return "dense"
     if vocab_size <= CANDIDATES:
         return "candidates"
     # Some filters can never be covered: no need to find out in the middle of a text.
-    hopeless = not 0 < top_k <= CANDIDATES and (
-        not cuts or (sampling.top_p == 1.0 and sampling.min_tokens_to_keep >= CANDIDATES)
-    )
-    return "full" if full or hopeless else "candidates"
+    cutting = filters - LONG_FILTERS
+    cut_too_few = not cutting or (cutting == {"min_p"} and sampling.min_tokens_to_keep >= CANDIDATES)
+    hopeless = cut_too_few and not 0 < top_k <= CANDIDATES
+    return "full" if row.full or hopeless else "candidates"
 
 
 def draw_key(seed: int) -> tuple[int, int]:
@@ -92,155 +175,74 @@ def draw_key(seed: int) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
-def features_of(rows: Items[Sequence], vocab_size: int) -> Features:
-    """What the rows need of the sampler, together."""
-    samplings = [row.sampling for row in rows]
-    paths = {path_of(row.sampling, vocab_size, full=row.full) for row in rows}
-    return Features(
-        bias=any(item.logit_bias for item in samplings),
-        repetition=any(item.repetition_penalty != 1.0 for item in samplings),
-        presence=any(item.presence_penalty != 0.0 for item in samplings),
-        frequency=any(item.frequency_penalty != 0.0 for item in samplings),
-        min_tokens=any(_bans_eos(row) for row in rows),
-        greedy="greedy" in paths,
-        dense="dense" in paths,
-        candidates="candidates" in paths,
-        full="full" in paths,
-        xtc=any(item.xtc_probability > 0.0 and not item.greedy for item in samplings),
-        mass=any(_needs_mass(row, vocab_size) for row in rows),
-        logprobs=any(item.logprobs for item in samplings),
-        top_logprobs=any(item.top_logprobs for item in samplings),
+def _features_of(rows: Iterable[tuple[frozenset[str], str]]) -> Features:
+    """What rows need of the sampler together, given the parameters that each uses and its path."""
+    features: set[str] = set()
+    for used, path in rows:
+        features |= {path} | (used - FILTERS)
+        if path != "greedy":
+            features.add("draws")
+        if path in ("candidates", "full"):
+            features |= COMMON_FILTERS | (used & FILTERS)
+        if path == "candidates" and used & MASS_FILTERS:
+            features.add("mass")
+    if not features.isdisjoint(PENALTIES):
+        features.add("window")
+    return frozenset(features)
+
+
+def _in_use(row: Sequence) -> frozenset[str]:
+    """The parameters of the row that are not off."""
+    values = SWITCH_VALUES(row.sampling)
+    used = frozenset(
+        [name for name, off, value in zip(SWITCHES, SWITCHES.values(), values, strict=True) if value != off]
     )
+    return used if _bans_eos(row) else used - {"min_tokens"}
 
 
 def _bans_eos(row: Sequence) -> bool:
-    return row.sampling.min_tokens > 0 and bool(row.eos) and not row.sampling.ignore_eos
+    return row.sampling.min_tokens > 0 and bool(row.line.eos) and not row.sampling.ignore_eos
 
 
-def _needs_mass(row: Sequence, vocab_size: int) -> bool:
-    if path_of(row.sampling, vocab_size, full=row.full) != "candidates":
-        return False
-    return row.sampling.top_p < 1.0 or row.sampling.xtc_probability > 0.0
+def _temperature(sampling: Sampling) -> float:
+    return 1.0 if sampling.greedy else max(sampling.temperature, COLDEST)
 
 
-def _params(rows: Items[Sequence], features: Features, vocab_size: int) -> dict[str, mx.array]:
-    samplings = [row.sampling for row in rows]
-    params: dict[str, mx.array] = {}
-    if features.bias:
-        biases = [item.logit_bias for item in samplings]
-        params["bias_ids"] = _table((tuple(bias) for bias in biases), mx.int32)
-        params["bias_values"] = _table((tuple(bias.values()) for bias in biases), mx.float32)
-    if features.window:
-        params |= _penalties(rows, features)
-    if features.min_tokens:
-        params["min_tokens"] = _ints(row.sampling.min_tokens if _bans_eos(row) else 0 for row in rows)
-        params["eos_ids"] = _table((_repeated(sorted(row.eos)) for row in rows), mx.int32, repeat=True)
-    if features.draws:
-        params |= _draws(rows, features, vocab_size)
-    return params
+def _log(share: float) -> float:
+    return math.log(share) if share else -math.inf
 
 
-def _penalties(rows: Items[Sequence], features: Features) -> dict[str, mx.array]:
-    samplings = [row.sampling for row in rows]
-    params = {"prompt_tokens": _ints(len(row.prompt) for row in rows)}
-    if features.repetition:
-        params["repetition"] = _floats(item.repetition_penalty for item in samplings)
-        params["repetition_size"] = _ints(item.repetition_context_size or UNLIMITED for item in samplings)
-    if features.presence:
-        params["presence"] = _floats(item.presence_penalty for item in samplings)
-        params["presence_size"] = _ints(item.presence_context_size or UNLIMITED for item in samplings)
-        params["presence_prompt"] = mx.array([item.presence_context_size is not None for item in samplings])
-    if features.frequency:
-        params["frequency"] = _floats(item.frequency_penalty for item in samplings)
-        params["frequency_size"] = _ints(item.frequency_context_size or UNLIMITED for item in samplings)
-        params["frequency_prompt"] = mx.array([item.frequency_context_size is not None for item in samplings])
-    return params
+def _top_k(sampling: Sampling, vocab_size: int) -> int:
+    return sampling.top_k if sampling.top_k < vocab_size else 0
 
 
-def _draws(rows: Items[Sequence], features: Features, vocab_size: int) -> dict[str, mx.array]:
-    samplings = [row.sampling for row in rows]
-    paths = [path_of(row.sampling, vocab_size, full=row.full) for row in rows]
-    params = {
-        "keys": mx.array(np.array([draw_key(row.seed) for row in rows], dtype=np.uint32)),
-        "temperature": _floats(1.0 if item.greedy else max(item.temperature, COLDEST) for item in samplings),
-    }
-    if features.dense:
-        params["dense"] = mx.array([path == "dense" for path in paths])
-    if features.candidates or features.full:
-        params["top_p"] = _floats(item.top_p for item in samplings)
-        params["log_min_p"] = _floats(math.log(item.min_p) if item.min_p else -math.inf for item in samplings)
-        params["min_tokens_to_keep"] = _ints(min(item.min_tokens_to_keep, UNLIMITED) for item in samplings)
-        params["top_k"] = _ints(item.top_k if item.top_k < vocab_size else 0 for item in samplings)
-    if features.xtc:
-        params["xtc_probability"] = _floats(item.xtc_probability for item in samplings)
-        params["xtc_threshold"] = _floats(item.xtc_threshold for item in samplings)
-        params["xtc_exempt"] = _table((row.xtc_exempt for row in rows), mx.int32, empty=-1)
-    if features.candidates:
-        params["candidates"] = mx.array([path == "candidates" for path in paths])
-    if features.full:
-        full = [index for index, path in enumerate(paths) if path == "full"]
-        params["full_rows"] = _ints(full + full[-1:] * (_power_of_two(len(full)) - len(full)))
-    return params
+def _context_size(row: Sequence, penalty: str) -> int:
+    """How many tokens a penalty of the row looks at, at most."""
+    return getattr(row.sampling, PENALTIES[penalty]) or UNLIMITED
 
 
-def _views(row: Sequence) -> list[tuple[int, int]]:
-    """Of each penalty of the row that is on: its context size, and how much of the prompt it may see."""
-    item, prompt = row.sampling, len(row.prompt)
-    views = []
-    if item.repetition_penalty != 1.0:
-        views.append((item.repetition_context_size or UNLIMITED, prompt))
-    if item.presence_penalty != 0.0:
-        views.append((item.presence_context_size or UNLIMITED, 0 if item.presence_context_size is None else prompt))
-    if item.frequency_penalty != 0.0:
-        views.append((item.frequency_context_size or UNLIMITED, 0 if item.frequency_context_size is None else prompt))
-    return views
+def _visible_prompt(row: Sequence, penalty: str) -> int:
+    """How many tokens of the prompt a penalty may look at: without a context size it looks at the output only."""
+    return 0 if getattr(row.sampling, PENALTIES[penalty]) is None else len(row.prompt)
 
 
-def _looks_back(row: Sequence, ahead: int) -> int:
-    """How many of its last tokens the row's penalties look at after ``ahead`` new ones; at least 1."""
-    return max((min(size, prompt + len(row.tokens) + ahead) for size, prompt in _views(row)), default=1) or 1
-
-
-def _window_steps(row: Sequence, width: int) -> float:
-    """For how many steps, this one included, a window of ``width`` holds all that the row's penalties look at."""
-    steps = [width - prompt - len(row.tokens) + 1 for size, prompt in _views(row) if size > width]
-    return min(steps, default=math.inf)
+def _views(row: Sequence, used: frozenset[str]) -> list[tuple[int, int]]:
+    """Of each penalty in use: its context size, and how many tokens there are that it may look at."""
+    written = len(row.tokens)
+    on = [penalty for penalty in PENALTIES if penalty in used]
+    return [(_context_size(row, penalty), _visible_prompt(row, penalty) + written) for penalty in on]
 
 
 def _window(rows: Items[Sequence], width: int) -> mx.array:
     """``[rows, width]``: each row's last tokens, the newest in the last column; zeros where a row is shorter."""
     window = np.zeros((len(rows), width), dtype=np.int32)
     for index, row in enumerate(rows):
-        past = _tail(row, width)
+        past = row.tokens[-width:]
+        if len(past) < width:
+            past = [*row.prompt[max(0, len(row.prompt) + len(past) - width) :], *past]
         window[index, width - len(past) :] = past
     return mx.array(window)
 
 
-def _tail(row: Sequence, count: int) -> list[int]:
-    if count <= len(row.tokens):
-        return row.tokens[len(row.tokens) - count :]
-    return [*row.prompt[max(0, len(row.prompt) + len(row.tokens) - count) :], *row.tokens]
-
-
 def _power_of_two(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
-
-
-def _floats(values: Iterable[float]) -> mx.array:
-    return mx.array(list(values), dtype=mx.float32)
-
-
-def _ints(values: Iterable[int]) -> mx.array:
-    return mx.array([min(value, UNLIMITED) for value in values], dtype=mx.int32)
-
-
-def _repeated(ids: list[int]) -> tuple[int, ...]:
-    return tuple(ids) or (0,)
-
-
-def _table(lists: Iterable[Items[float]], kind: mx.Dtype, *, empty: int = 0, repeat: bool = False) -> mx.array:
-    """Lists of different lengths as one array, filled up with ``empty`` or each with its first element."""
-    items = list(lists)
-    width = _power_of_two(max(1, *(len(item) for item in items)))
-    filled = [[*item, *([item[0] if repeat else empty] * (width - len(item)))] for item in items]
-    return mx.array(filled, dtype=kind)

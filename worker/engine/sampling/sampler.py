@@ -1,7 +1,7 @@
 """Logits to tokens: every row of a batch with its own parameters, on one vectorised path.
 
 A step is one function of ``logits [rows, vocab]`` and arrays with a value per row. It is compiled once per
-:class:`Features` and shape, never per value. Which path a row takes depends on the row alone, so what shares its batch
+:data:`Features` and shape, never per value. Which path a row takes depends on the row alone, so what shares its batch
 never changes its tokens:
 
 * greedy: the best token;
@@ -15,80 +15,37 @@ Order and meaning of the operations are those of ``mlx_lm.sample_utils``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
 
-__all__ = [
-    "CANDIDATES",
-    "NO_TOKEN",
-    "Features",
-    "Sampled",
-    "Sampler",
-    "best",
-    "drawable",
-    "mass",
-    "suited",
-    "survivors",
-]
+from worker.engine.sampling.draws import draw_dense, uniforms_of
+from worker.engine.sampling.filters import CANDIDATES, best, draw_filtered, redraw_full
+from worker.engine.sequence import NO_TOKEN
 
-CANDIDATES = 256
-"""How many of the best tokens the filters look at. A constant: a row's tokens must not depend on its batch."""
+__all__ = ["Features", "Sampled", "Sampler", "adjust", "drawable", "sample", "suited"]
+
 TOP_LOGPROBS = 20
 """The most alternatives a line can ask for; always that many are computed, so that the number makes no new graph."""
-BLOCKS = 64
-"""Members of a block of a long sum."""
-ROUND = 1.5 * 2.0**23
-EXP2 = (1.0, 0.69314718, 0.24022646, 0.05550329, 0.00961852, 0.00133998699, 0.00015337585)
-"""2^x for x between -1/2 and 1/2 as a polynomial: least squares on Chebyshev points, off by 2e-8 at most."""
-NO_TOKEN = -1
-"""What is told of a row whose logits are NaN, infinite, or all of them -infinity."""
-UNIFORMS = 3
-"""Random numbers per row and step: XTC's coin, and two for a draw of two levels."""
 
 Arrays = Mapping[str, mx.array]
 Step = Callable[..., dict[str, mx.array]]
-
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """What at least one row of the batch needs. Each combination is a graph of its own."""
-
-    bias: bool = False
-    repetition: bool = False
-    presence: bool = False
-    frequency: bool = False
-    min_tokens: bool = False
-    greedy: bool = False
-    dense: bool = False
-    candidates: bool = False
-    full: bool = False
-    xtc: bool = False
-    mass: bool = False
-    """Some row's filters need the probability mass of the whole vocabulary."""
-    logprobs: bool = False
-    top_logprobs: bool = False
-
-    @property
-    def window(self) -> bool:
-        """Whether the step looks back at tokens."""
-        return self.repetition or self.presence or self.frequency
-
-    @property
-    def draws(self) -> bool:
-        return self.dense or self.candidates or self.full
+Features = frozenset[str]
+"""What at least one row of the batch needs; each combination is a graph of its own. Parameters of the step by name, the
+paths by name, ``draws`` (any path but greedy), ``window`` (the step looks back at tokens) and ``mass`` (filters need
+the probability mass of the whole vocabulary)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Results of one step, lazy: ``tokens [rows]``, which the next step goes on from, and ``told [rows]``, the same but
-    for ``NO_TOKEN`` in rows that have none; ``covered [rows]`` where candidates were used; log-probabilities of the
-    tokens ``[rows]`` and of the best alternatives ``[rows, TOP_LOGPROBS]``, ids and values, where asked for."""
+    """Results of one step, lazy: ``tokens [rows]``, ``NO_TOKEN`` in rows that have none; ``inputs [rows]``, the same
+    but for a token 0 there, which the next step goes on from; ``covered [rows]`` where candidates were used;
+    log-probabilities of the tokens ``[rows]`` and of the best alternatives ``[rows, TOP_LOGPROBS]``, ids and values,
+    where asked for."""
 
     tokens: mx.array
-    told: mx.array
+    inputs: mx.array
     state: dict[str, mx.array]
     covered: mx.array | None = None
     logprobs: mx.array | None = None
@@ -98,7 +55,7 @@ class Sampled:
     def outputs(self) -> list[mx.array]:
         """All arrays of the step, for an evaluation."""
         asked = (self.covered, self.logprobs, self.top_ids, self.top_logprobs)
-        return [self.tokens, self.told, *(array for array in asked if array is not None), *self.state.values()]
+        return [self.inputs, self.tokens, *(array for array in asked if array is not None), *self.state.values()]
 
 
 class Sampler:
@@ -117,15 +74,7 @@ class Sampler:
             step = self._traced(features)
             step = self._steps[features] = step if self._compile is None else self._compile(step)
         found = step(logits, dict(state), dict(params))
-        return Sampled(
-            tokens=found["tokens"],
-            told=found["told"],
-            state={name: found[name] for name in state},
-            covered=found.get("covered"),
-            logprobs=found.get("logprobs"),
-            top_ids=found.get("top_ids"),
-            top_logprobs=found.get("top_logprobs"),
-        )
+        return Sampled(state={name: found.pop(name) for name in state}, **found)
 
     def _traced(self, features: Features) -> Step:
         def step(logits: mx.array, state: Arrays, params: Arrays) -> dict[str, mx.array]:
@@ -146,32 +95,30 @@ def sample(features: Features, logits: mx.array, state: Arrays, params: Arrays) 
     logits = adjust(features, logits, state, params)
     found: dict[str, mx.array] = {}
     ids = values = tokens = None
-    if features.greedy or not (features.dense or features.candidates):
+    if "greedy" in features or features.isdisjoint(("dense", "candidates")):
         tokens = mx.argmax(_normalised_as_mlx_lm(logits), axis=-1).astype(mx.int32)
-    if features.draws:
-        uniforms = _uniforms(params["keys"], state["generated"])
-        if features.dense:
+    if "draws" in features:
+        uniforms = uniforms_of(params["keys"], state["generated"])
+        if "dense" in features:
             tokens = _either(params["dense"], draw_dense(logits, params["temperature"], uniforms), tokens)
-        if features.candidates:
+        if "candidates" in features:
             ids, values = best(logits, CANDIDATES)
-            total = mass(logits, values[:, :1]) if features.mass else None
-            whole = ids.shape[-1] == logits.shape[-1]
-            picked, covered = draw_filtered(ids, values, total, params, uniforms, whole=whole, xtc=features.xtc)
+            picked, covered = draw_filtered(logits, ids, values, params, uniforms, with_mass="mass" in features)
             tokens = _either(params["candidates"], picked, tokens)
             found["covered"] = covered | ~params["candidates"]
-        if features.full and tokens is not None:
-            tokens = _redraw_full(tokens, logits, params, uniforms, xtc=features.xtc)
+        if "full" in features and tokens is not None:
+            tokens = redraw_full(tokens, logits, params, uniforms)
     if tokens is None:
         raise ValueError("the features have no way to a token")
-    if features.logprobs:
+    if "logprobs" in features:
         found |= _logprobs(features, logits, tokens, ids, values)
     finite = drawable(logits)
-    tokens = mx.where(finite, tokens, 0)
-    found["told"] = mx.where(finite, tokens, NO_TOKEN)
-    found["tokens"] = tokens
+    inputs = mx.where(finite, tokens, 0)
+    found["tokens"] = mx.where(finite, tokens, NO_TOKEN)
+    found["inputs"] = inputs
     found["generated"] = state["generated"] + 1
-    if features.window:
-        found["window"] = mx.concatenate([state["window"][:, 1:], tokens[:, None]], axis=1)
+    if "window" in features:
+        found["window"] = mx.concatenate([state["window"][:, 1:], inputs[:, None]], axis=1)
     return found
 
 
@@ -196,25 +143,23 @@ def adjust(features: Features, logits: mx.array, state: Arrays, params: Arrays) 
     """
     kind = logits.dtype
     rows = mx.arange(logits.shape[0])[:, None]
-    if features.bias:
+    if "logit_bias" in features:
         logits = logits.at[rows, params["bias_ids"]].add(params["bias_values"].astype(kind))
-    if features.repetition:
-        ids, used = _suffix(state["window"], params["repetition_size"], _ages_all(state, params))
-        penalty = mx.where(used, params["repetition"], 1.0).astype(kind)[:, None]
+    if "repetition_penalty" in features:
+        ids, used = _suffix("repetition_penalty", state, params)
+        penalty = mx.where(used, params["repetition_penalty"], 1.0).astype(kind)[:, None]
         old = mx.take_along_axis(logits, ids, axis=-1)
         logits = mx.put_along_axis(logits, ids, mx.where(old < 0, old * penalty, old / penalty), axis=-1)
-    if features.presence:
-        length = _ages_all(state, params, params["presence_prompt"])
-        ids, used = _suffix(state["window"], params["presence_size"], length)
-        penalty = mx.where(used, params["presence"], 0.0).astype(kind)[:, None]
+    if "presence_penalty" in features:
+        ids, used = _suffix("presence_penalty", state, params)
+        penalty = mx.where(used, params["presence_penalty"], 0.0).astype(kind)[:, None]
         old = mx.take_along_axis(logits, ids, axis=-1)
         logits = mx.put_along_axis(logits, ids, old - penalty, axis=-1)
-    if features.frequency:
-        length = _ages_all(state, params, params["frequency_prompt"])
-        inside = _ages(state["window"]) < mx.minimum(params["frequency_size"], length)[:, None]
-        penalty = mx.where(inside, params["frequency"][:, None], 0.0).astype(kind)
+    if "frequency_penalty" in features:
+        inside = _ages(state["window"]) < _looked_at("frequency_penalty", state, params)[:, None]
+        penalty = mx.where(inside, params["frequency_penalty"][:, None], 0.0).astype(kind)
         logits = logits.at[rows, state["window"]].subtract(penalty)
-    if features.min_tokens:
+    if "min_tokens" in features:
         early = (state["generated"] < params["min_tokens"])[:, None]
         old = mx.take_along_axis(logits, params["eos_ids"], axis=-1)
         banned = mx.where(early, mx.array(-mx.inf, dtype=kind), old)
@@ -228,19 +173,16 @@ def _ages(window: mx.array) -> mx.array:
     return mx.arange(width - 1, -1, -1)[None]
 
 
-def _ages_all(state: Arrays, params: Arrays, with_prompt: mx.array | None = None) -> mx.array:
-    """``[rows]``: how many tokens a penalty may look at, prompt and output or (``with_prompt`` false) output only."""
-    prompt = params["prompt_tokens"]
-    if with_prompt is not None:
-        prompt = mx.where(with_prompt, prompt, 0)
-    return prompt + state["generated"]
+def _looked_at(penalty: str, state: Arrays, params: Arrays) -> mx.array:
+    """``[rows]``: how many of its last tokens a row's penalty looks at."""
+    size = params[penalty.replace("penalty", "context_size")]
+    return mx.minimum(size, params[f"{penalty}_prompt"] + state["generated"])
 
 
-def _suffix(window: mx.array, size: mx.array, length: mx.array) -> tuple[mx.array, mx.array]:
-    """Token ids ``[rows, width]`` of each row's last ``min(size, length)`` tokens, and whether there are any."""
-    count = mx.minimum(size, length)
-    ids = mx.where(_ages(window) < count[:, None], window, window[:, -1:])
-    return ids, count > 0
+def _suffix(penalty: str, state: Arrays, params: Arrays) -> tuple[mx.array, mx.array]:
+    """Ids ``[rows, width]`` of the tokens that each row's penalty looks at, and whether there are any."""
+    window, count = state["window"], _looked_at(penalty, state, params)
+    return mx.where(_ages(window) < count[:, None], window, window[:, -1:]), count > 0
 
 
 def _normalised_as_mlx_lm(logits: mx.array) -> mx.array:
@@ -250,241 +192,13 @@ def _normalised_as_mlx_lm(logits: mx.array) -> mx.array:
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def _uniforms(keys: mx.array, generated: mx.array) -> mx.array:
-    """``[rows, UNIFORMS]`` in [0, 1): a pure function of each row's key and position.
-
-    Keys are hashes of seeds, so adding the position to them makes no two rows meet. 1 - 2^-23 is the most that,
-    times a float32 total, stays below that total.
-    """
-    keyed = mx.stack([keys[:, 0], keys[:, 1] + generated.astype(mx.uint32)], axis=1)
-    uniforms = mx.vmap(lambda key: mx.random.uniform(shape=(UNIFORMS,), key=key))(keyed)
-    return mx.minimum(uniforms, 1.0 - 2.0**-23)
-
-
-def best(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
-    """Ids and values ``[rows, min(count, vocab)]`` of the best tokens, best first.
-
-    Large vocabularies are cut into strided blocks: the ``count`` best tokens lie within the ``count`` blocks of the
-    best maxima, so two small partitions do in place of one over the vocabulary (which on Metal is a full sort).
-    """
-    vocab = logits.shape[-1]
-    if count >= vocab:
-        ids = mx.argsort(logits, axis=-1)[:, ::-1].astype(mx.int32)
-        return ids, mx.take_along_axis(logits, ids, axis=-1)
-    size = _block(vocab, count)
-    if size > 1:
-        ids = _block_members(logits, count, size)
-        values = mx.take_along_axis(logits, ids, axis=-1)
-        inner = _partition(values, count)
-        ids = mx.take_along_axis(ids, inner, axis=-1)
-    else:
-        ids = _partition(logits, count)
-    values = mx.take_along_axis(logits, ids, axis=-1)
-    order = mx.argsort(values, axis=-1)[:, ::-1]
-    return mx.take_along_axis(ids, order, axis=-1), mx.take_along_axis(values, order, axis=-1)
-
-
-def _partition(values: mx.array, count: int) -> mx.array:
-    cut = values.shape[-1] - count
-    return mx.argpartition(values, cut, axis=-1)[:, cut:].astype(mx.int32)
-
-
-def _block(vocab: int, count: int) -> int:
-    """Members per block, a power of two near the square root of ``vocab / count``; 1 where blocks do not pay."""
-    size = 1
-    while 4 * size * size <= vocab // count and vocab % (2 * size) == 0:
-        size *= 2
-    return size
-
-
-def _block_members(logits: mx.array, count: int, size: int) -> mx.array:
-    """Ids ``[rows, count * size]`` of the members of the best blocks; block b holds b, b + blocks, b + 2 blocks..."""
-    rows, vocab = logits.shape
-    blocks = vocab // size
-    chosen = _partition(logits.reshape(rows, size, blocks).max(axis=1), count)
-    offsets = mx.arange(0, vocab, blocks, dtype=mx.int32)
-    return (chosen[:, None, :] + offsets[None, :, None]).reshape(rows, -1)
-
-
-def mass(logits: mx.array, top: mx.array) -> mx.array:
-    """``[rows, 1]``: the sum over the vocabulary of exp(logit - best logit); ``top [rows, 1]`` are the best.
-
-    In two levels: MLX adds up a long row one by one, and loses four digits on the way.
-    """
-    odds = _exp_of_many(logits.astype(mx.float32) - top.astype(mx.float32))
-    return _grid(odds, BLOCKS).sum(axis=1).sum(axis=-1, keepdims=True)
-
-
-def _exp(scores: mx.array) -> mx.array:
-    """exp, as a power of e: MLX's CPU build is three times as quick with that, and closer to the truth."""
-    return mx.power(math.e, scores)
-
-
-def _exp_of_many(scores: mx.array) -> mx.array:
-    """exp of float32 scores up to 0, within 4e-6 and exactly 0 for -inf, in simple operations.
-
-    2^y is 2^n, written into the bits of a float, times a polynomial of what is left of y, at most a half. Adding
-    ``ROUND`` leaves n in the lowest bits of a float. Compiled, that is one pass over a vocabulary at twice the speed of
-    the C library's functions, which MLX's CPU build calls for one number after the other.
-    """
-    exponent = mx.maximum(scores * math.log2(math.e), -127.0)
-    rounded = exponent + ROUND
-    rest = exponent - (rounded - ROUND)
-    value = mx.array(EXP2[-1])
-    for factor in EXP2[-2::-1]:
-        value = value * rest + factor
-    power = mx.left_shift(rounded.view(mx.int32), 23) + (127 << 23)
-    return value * power.view(mx.float32)
-
-
-def _grid(weights: mx.array, size: int) -> mx.array:
-    """``[rows, size, blocks]``: rows of ``weights``, with zeros behind them, in blocks of ``size`` strided members."""
-    rows, count = weights.shape
-    blocks = -(-count // size)
-    if blocks * size != count:
-        weights = mx.pad(weights, [(0, 0), (0, blocks * size - count)])
-    return weights.reshape(rows, size, blocks)
-
-
-def survivors(
-    ids: mx.array,
-    values: mx.array,
-    total: mx.array | None,
-    params: Arrays,
-    coin: mx.array,
-    *,
-    whole: bool,
-    xtc: bool = True,
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Which of the candidates (best first, ``[rows, count]``) survive top_p, min_p, XTC and top_k.
-
-    ``total`` is the mass of the vocabulary relative to the best token (None: no row needs it), ``coin [rows, 1]``
-    XTC's uniform. ``whole`` says that the candidates are the whole vocabulary, ``xtc`` that some row uses XTC.
-
-    Returns:
-        Scores relative to the best (float32), the survivors, and per row whether no other token survives.
-    """
-    scores = values.astype(mx.float32)
-    scores = scores - scores[:, :1]
-    odds = _exp(scores)
-    ranks = mx.arange(scores.shape[-1])[None]
-    kept = scores > -mx.inf
-    top_p, min_p = params["top_p"][:, None], params["log_min_p"][:, None]
-    if total is None:
-        total = odds.sum(axis=-1, keepdims=True)
-    needed = (mx.cumsum(odds, axis=-1, inclusive=False) < top_p * total).sum(axis=-1, keepdims=True)
-    threshold = mx.take_along_axis(scores, mx.maximum(needed, 1) - 1, axis=-1)
-    kept = kept & ((scores >= threshold) | (top_p >= 1.0))
-    kept = kept & ((scores >= min_p) | (ranks < params["min_tokens_to_keep"][:, None]))
-    closed = ~kept[:, -1] if not whole else mx.ones_like(kept[:, -1])
-    seen = closed
-    if xtc:
-        kept, seen = _xtc(ids, odds, kept, total, closed, params, coin)
-    top_k = params["top_k"][:, None]
-    order = mx.cumsum(kept.astype(mx.int32), axis=-1)
-    enough = (params["top_k"] > 0) & (order[:, -1] >= params["top_k"])
-    enough = enough & seen if xtc else enough
-    return scores, kept & ((top_k == 0) | (order <= top_k)), closed | enough
-
-
-def _xtc(
-    ids: mx.array,
-    odds: mx.array,
-    kept: mx.array,
-    total: mx.array,
-    closed: mx.array,
-    params: Arrays,
-    coin: mx.array,
-) -> tuple[mx.array, mx.array]:
-    """XTC on the survivors so far, and per row whether it could see all it needed."""
-    unfiltered = (params["top_p"] >= 1.0) & (params["log_min_p"] == -mx.inf)
-    alive = mx.where(kept, odds, 0.0)
-    mass = mx.where(closed[:, None], alive.sum(axis=-1, keepdims=True), total)
-    share = alive / mass
-    over = share > params["xtc_threshold"][:, None]
-    least = mx.where(over, share, mx.inf).min(axis=-1, keepdims=True)
-    exempt = (ids[:, :, None] == params["xtc_exempt"][:, None, :]).any(axis=-1)
-    tossed = coin < params["xtc_probability"][:, None]
-    cut = tossed & (share > least) & ~exempt
-    seen = closed | (unfiltered & ~over[:, -1]) | ~tossed[:, 0]
-    return kept & ~cut, seen
-
-
-def draw_filtered(
-    ids: mx.array,
-    values: mx.array,
-    total: mx.array | None,
-    params: Arrays,
-    uniforms: mx.array,
-    *,
-    whole: bool,
-    xtc: bool = True,
-) -> tuple[mx.array, mx.array]:
-    """Tokens ``[rows]`` drawn from the survivors among the candidates, and whether they covered the filters."""
-    scores, kept, covered = survivors(ids, values, total, params, uniforms[:, :1], whole=whole, xtc=xtc)
-    top = mx.where(kept, scores, -mx.inf).max(axis=-1, keepdims=True)
-    weights = mx.where(kept, _exp((scores - top) / params["temperature"][:, None]), 0.0)
-    return mx.take_along_axis(ids, pick(weights, uniforms[:, 1:]), axis=-1)[:, 0], covered
-
-
-def draw_dense(logits: mx.array, temperature: mx.array, uniforms: mx.array) -> mx.array:
-    """Tokens ``[rows]`` drawn from the whole vocabulary."""
-    wide = logits.astype(mx.float32)
-    weights = _exp_of_many((wide - wide.max(axis=-1, keepdims=True)) / temperature[:, None])
-    return pick(weights, uniforms[:, 1:])[:, 0]
-
-
-def pick(weights: mx.array, uniforms: mx.array) -> mx.array:
-    """Positions ``[rows, 1]`` drawn in proportion to ``weights [rows, count]``, by inverse distribution function.
-
-    In two levels, each with a uniform of its own, so that a running sum stays short and a light tail is not lost to
-    rounding: first a block of strided members, then one of it. Where the weights say nothing, because they are NaN or
-    all 0, it is some position, and none beyond the end: arrays are read there.
-    """
-    size = 1
-    while size * size < weights.shape[1]:
-        size *= 2
-    grid = _grid(weights, size)
-    block = _invert(grid.sum(axis=1), uniforms[:, :1])
-    inner = mx.take_along_axis(grid, block[:, None], axis=2)[:, :, 0]
-    return mx.minimum(_invert(inner, uniforms[:, 1:2]) * grid.shape[2] + block, weights.shape[1] - 1)
-
-
-def _invert(weights: mx.array, uniform: mx.array) -> mx.array:
-    sums = mx.cumsum(weights, axis=-1)
-    place = (sums <= uniform * sums[:, -1:]).sum(axis=-1, keepdims=True).astype(mx.int32)
-    return mx.minimum(place, weights.shape[1] - 1)
-
-
-def _redraw_full(drawn: mx.array, logits: mx.array, params: Arrays, uniforms: mx.array, *, xtc: bool) -> mx.array:
-    """``drawn`` with the tokens of the rows in ``full_rows`` drawn from their sorted vocabulary."""
-    rows = params["full_rows"]
-    chosen = {name: params[name][rows] for name in FILTERS if name in params}
-    ids, values = best(logits[rows], logits.shape[-1])
-    picked, _ = draw_filtered(ids, values, None, chosen, uniforms[rows], whole=True, xtc=xtc)
-    return mx.put_along_axis(drawn, rows, picked, axis=0)
-
-
-FILTERS = (
-    "temperature",
-    "top_p",
-    "log_min_p",
-    "min_tokens_to_keep",
-    "top_k",
-    "xtc_probability",
-    "xtc_threshold",
-    "xtc_exempt",
-)
-"""The per-row parameters that filters and draws read, those of XTC where it is used."""
-
-
 def _logprobs(
     features: Features, logits: mx.array, tokens: mx.array, ids: mx.array | None, values: mx.array | None
 ) -> dict[str, mx.array]:
     wide = logits.astype(mx.float32)
     norm = mx.logsumexp(wide, axis=-1, keepdims=True)
     found = {"logprobs": (mx.take_along_axis(wide, tokens[:, None], axis=-1) - norm)[:, 0]}
-    if features.top_logprobs:
+    if "top_logprobs" in features:
         if ids is None or values is None:
             ids, values = best(logits, TOP_LOGPROBS)
         found["top_ids"] = ids[:, :TOP_LOGPROBS].astype(mx.int32)

@@ -2,65 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from jobs.record import finish_reason
+from jobs.record import Choice
 from worker.engine.sequence import Sequence
+from worker.engine.text.detokenizer import Detokenizer
 from worker.engine.text.thinking import split_thinking
-from worker.engine.text.token_bytes import TokenTexts
 
-__all__ = ["LEAST_LOGPROB", "Completion", "TextAssembler"]
+__all__ = ["LEAST_LOGPROB", "TextAssembler"]
 
 LEAST_LOGPROB = -9999.0
 """What stands for the log-probability of what cannot come, as in OpenAI's API: JSON has no infinity."""
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What a user gets of one sequence.
-
-    ``finish_reason`` is OpenAI's ``stop`` or ``length``, None for a text that was cancelled or expired.
-    ``logprobs`` has an entry per token of the text (so none for EOS), in OpenAI's names, with the token's ``id``
-    besides; a token that is part of a character is shown as ``bytes:\\xf0\\x9f``.
-    """
-
-    text: str
-    reasoning: str | None
-    stop_reason: str
-    stop_string: str | None
-    finish_reason: str | None
-    logprobs: list[dict[str, Any]] | None
-
-
 class TextAssembler:
-    """Turns sequences that ended into completions. Safe in any thread: each call has a text stream of its own."""
+    """Sequences that ended to the choices of a record. Safe in any thread: each call has a text stream of its own."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._texts = TokenTexts(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer)
         start, end = tokenizer.think_start, tokenizer.think_end
         self._markers = (start, end) if start is not None and end is not None else None
 
-    def assemble(self, seq: Sequence) -> Completion:
-        """The completion of a sequence; one still growing gives its text so far."""
-        raw = seq.text if seq.text is not None else self.raw_text(seq)
-        text, reasoning = raw, None
+    def assemble(self, seq: Sequence) -> Choice:
+        """The choice of a sequence; one still growing gives its text so far."""
+        raw = seq.text if seq.text is not None else self._detokenizer.text(seq.output, seq.prompt)
+        text, reasoning, line = raw, None, seq.line
         if self._markers is not None:
-            text, reasoning = split_thinking(raw, self._markers, inside=seq.reasoning_open, continues=seq.continues)
-        reason = seq.stop_reason or "cancelled"
-        return Completion(
+            text, reasoning = split_thinking(
+                raw, self._markers, inside=seq.line.reasoning_open, continues=seq.line.continues
+            )
+        return Choice(
+            index=seq.choice,
             # The space that tokenizers put before the first word of a text.
-            text=text if seq.continues else text.removeprefix(" "),
+            text=text if line.continues else text.removeprefix(" "),
             reasoning=reasoning,
-            stop_reason=reason,
+            stop_reason=seq.stop_reason or "cancelled",
             stop_string=seq.stop_string,
-            finish_reason=finish_reason(reason),
             logprobs=self._logprobs(seq, len(raw)) if seq.sampling.logprobs else None,
         )
-
-    def raw_text(self, seq: Sequence) -> str:
-        """The text of all tokens but the ending EOS, markers of thinking included."""
-        return self._texts.text(seq.output, seq.prompt)
 
     def _logprobs(self, seq: Sequence, text_length: int) -> list[dict[str, Any]]:
         entries = []
@@ -75,7 +54,7 @@ class TextAssembler:
         """The tokens of the text: those up to the stop string that ended it."""
         if seq.stop_reason != "stop_string":
             return seq.output
-        stream = self._texts.stream(seq.prompt)
+        stream = self._detokenizer.stream(seq.prompt)
         shown, length = 0, 0
         while length < text_length and shown < len(seq.output):
             length = len(stream.add(seq.output[shown]))
@@ -83,7 +62,7 @@ class TextAssembler:
         return seq.output[:shown]
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        data = self._texts.bytes_of(token)
+        data = self._detokenizer.bytes_of(token)
         # In this order a NaN is the least, too.
         return {"token": shown(data), "id": token, "logprob": max(LEAST_LOGPROB, logprob), "bytes": list(data)}
 

@@ -1,4 +1,4 @@
-"""What a model thinks and what it answers, told apart by its tokenizer's markers. No MLX."""
+"""Splits a model's text into reasoning and answer, by its tokenizer's markers. No MLX."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def split_thinking(
     """The text outside and inside of the model's thinking, without the markers.
 
     ``inside`` says that ``raw`` begins within a thinking block, because the prompt opened it. White space next to a
-    marker belongs to the marker; with ``continues`` the thought may have begun in words of the prompt, so the space
-    before its next one is kept. The second part is None where there is no thought.
+    marker belongs to the marker; with ``continues`` the prompt may hold the thought's first words, so the space before
+    the next one is kept. The second part is None where there is no thought.
     """
     outer: list[str] = []
     thoughts: list[str] = []
@@ -36,8 +36,8 @@ def split_thinking(
 class AnswerParts:
     """Where in a growing text the answer is. ``inside`` is as in :func:`split_thinking`.
 
-    White space at the beginning, which may belong to a marker, and letters that may become one, are no part of an
-    answer until more is known.
+    White space at the beginning may belong to a marker, and letters at the end may become one: neither is part of an
+    answer until more text has come.
     """
 
     def __init__(self, markers: tuple[str, str], *, inside: bool) -> None:

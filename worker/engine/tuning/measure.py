@@ -1,7 +1,7 @@
-"""Measuring how fast a loaded model decodes with so many rows in its batch: on its chip, which nobody can know before.
+"""Measures how fast a loaded model decodes, by the number of rows in its batch, on the machine that it runs on.
 
 One synthetic prompt is computed once and copied for every row; then the engine's own decode batch takes a few steps.
-Seconds, not minutes: see the limits below. What else computes on the machine meanwhile is measured along.
+It takes seconds, see the limits below. Other work on the machine slows the measurement down.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mlx.utils import tree_flatten
 from jobs.params import Sampling
 from worker.engine.decode import DecodeBatch
 from worker.engine.loading.model import LoadedModel
-from worker.engine.prefill import PrefillGroup, Prompt
+from worker.engine.prefill import PrefillBatch
 from worker.engine.sampling.sampler import Sampler, suited
-from worker.engine.scheduler import Ticket
-from worker.engine.sequence import Sequence
+from worker.engine.scheduler import SequenceGroup
+from worker.engine.sequence import PreparedLine, Sequence
 from worker.engine.tuning.policy import Curve, climb
 
 __all__ = ["fingerprint", "most_rows", "tune"]
@@ -33,15 +33,15 @@ __all__ = ["fingerprint", "most_rows", "tune"]
 log = logging.getLogger(__name__)
 
 ROW_TOKENS = 1024
-"""What a typical row comes to hold: so many rows of it as memory has room for are tried at most."""
+"""Tokens that a typical row holds at its end: no more rows are tried than memory has room for such."""
 PROMPT_TOKENS = 512
-"""What a typical row holds half-way: attention costs what it reads."""
+"""Tokens that a typical row holds half-way, which decide what its attention costs."""
 CHUNK = 2048
 WARM_STEPS, TIMED_STEPS, FEWEST_TIMED = 3, 8, 3
 SIZE_S = 1.5
 """A number of rows is measured with fewer steps once it has taken this long."""
 TUNE_S = 15.0
-"""No further number of rows is tried after this long: a 4B model on a Mac is through before."""
+"""No further number of rows is tried after this long; a 4B model on a Mac needs less."""
 
 
 def most_rows(model: LoadedModel, most: int, memory: int | None) -> int:
@@ -51,7 +51,7 @@ def most_rows(model: LoadedModel, most: int, memory: int | None) -> int:
 
 
 def fingerprint(model: LoadedModel, wired_limit: int | None) -> dict[str, Any]:
-    """All that the speed of a model's decoding depends on, to tell whether a measurement still holds."""
+    """All that the speed of a model's decoding depends on: a measurement holds while this stays equal."""
     folder, device = Path(model.name).expanduser(), mx.device_info()
     weights = [array for _, array in tree_flatten(model.model.parameters())] if model.model is not None else []
     return {
@@ -80,13 +80,15 @@ def tune(
     """Measure a model that can be batched with up to ``most`` rows; ``context`` is the most tokens a row may hold.
 
     Raises:
-        Exception: whatever the model raises with a single row; more rows that fail are taken for too many.
+        Exception: whatever the model raises with a single row; more rows that fail count as too many.
     """
     steps = WARM_STEPS + TIMED_STEPS + 2
     length = PROMPT_TOKENS if context is None else max(2, min(PROMPT_TOKENS, context - steps))
     tokens = [(31 * place + 7) % model.vocab_size for place in range(length)]
     mx.synchronize()  # steps of other models may be under way
-    prompt = PrefillGroup(model, [Ticket(Prompt(tokens), length - 1, length + steps, rows=1)])
+    line = PreparedLine(None, tuple(tokens), Sampling(temperature=0.7, top_p=0.9, ignore_eos=True), frozenset())
+    sequences = [Sequence(line, choice=seed, seed=seed, limit=steps) for seed in range(most)]
+    prompt = PrefillBatch(model, [SequenceGroup(tokens, length - 1, length + steps, sequences)])
     prompt.complete(CHUNK)
     sampler = suited()
 
@@ -104,23 +106,22 @@ def tune(
     return climb(measure, most, within_s=within_s, clock=clock)
 
 
-def _step_s(model: LoadedModel, sampler: Sampler, prompt: PrefillGroup, rows: int, clock: Callable[[], float]) -> float:
+def _step_s(model: LoadedModel, sampler: Sampler, prompt: PrefillBatch, rows: int, clock: Callable[[], float]) -> float:
     """Seconds of a decode step with ``rows`` copies of the prompt: the median of a few, taken as the
     engine takes them."""
-    (ticket,) = prompt.tickets
-    tokens: list[int] = ticket.owner.tokens
-    sampling = Sampling(temperature=0.7, top_p=0.9, ignore_eos=True)
-    limit = WARM_STEPS + TIMED_STEPS + 2
+    (group,) = prompt.groups
+    sequences = group.sequences[:rows]
+    for sequence in sequences:
+        sequence.tokens.clear()  # of the measurement before
     batch = DecodeBatch(model, sampler)
-    sequences = [Sequence(None, 0, tuple(tokens), sampling, seed, frozenset(), limit) for seed in range(rows)]
-    batch.join(sequences, prompt.take([(ticket, rows)]), tokens[-1:] * rows)
+    batch.join(sequences, prompt.take([group] * rows), group.tokens[-1:] * rows)
     began = clock()
     read_at: list[float] = []
     batch.advance()
     while len(read_at) <= WARM_STEPS + TIMED_STEPS and (result := batch.sample()) is not None:
         batch.advance()
-        for taken in result.read():
-            taken.row.tokens.append(taken.token)
+        for drawn in result.read():
+            drawn.row.tokens.append(drawn.token)
         read_at.append(clock())
         if len(read_at) > WARM_STEPS + FEWEST_TIMED and read_at[-1] - began > SIZE_S:
             break

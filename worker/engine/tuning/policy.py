@@ -17,14 +17,14 @@ PATIENCE = 4
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Tokens per second by number of rows decoded together. It tells of up to ``reach`` rows, or, where that is None,
-    of any number: more rows bring nothing, cannot run, or take too long to measure."""
+    """Tokens per second by number of rows decoded together, measured up to ``reach`` rows. None is any number: more
+    rows bring nothing, cannot run, or take too long to measure."""
 
     rates: Mapping[int, float]
     reach: int | None
 
-    def tells_of(self, most: int) -> bool:
-        """Whether nothing would be learnt by measuring up to ``most`` rows."""
+    def covers(self, most: int) -> bool:
+        """Whether the curve says all that measuring up to ``most`` rows would."""
         return 1 in self.rates and (self.reach is None or most <= self.reach)
 
     def choose(self, most: int) -> int:

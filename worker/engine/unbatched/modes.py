@@ -12,12 +12,12 @@ from typing import Any
 import mlx.core as mx
 
 from jobs.errors import ModelLoadError
-from worker.engine.caches import batch as batch_caches
-from worker.engine.caches.batch import Cache
+from worker.engine.caches import prompt_cache
+from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import LoadedModel
 from worker.engine.loading.probe import cache_cost, try_trimming
 
-__all__ = ["ALL_TOGETHER", "Quantisation", "SoloModes", "fitted"]
+__all__ = ["BATCHED", "Quantisation", "UnbatchedModes", "fitted"]
 
 RING = 8
 """Tokens of the rings that a model is tried with, and CHUNKS the forwards that fill them and go round."""
@@ -27,7 +27,7 @@ GROUP_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
-class SoloModes:
+class UnbatchedModes:
     """What is wanted, under mlx-lm's names; None is off.
 
     ``max_kv_size`` is the most tokens that layers keep that would keep everything: the first four and the latest.
@@ -46,7 +46,7 @@ class SoloModes:
             raise ValueError("max_kv_size and kv_bits exclude each other: mlx-lm cannot quantise rings")
 
 
-ALL_TOGETHER = SoloModes()
+BATCHED = UnbatchedModes()
 """None of the modes."""
 
 
@@ -71,7 +71,7 @@ def quantisable(cache: Cache) -> bool:
 
 
 def fitted(
-    model: LoadedModel, modes: SoloModes, draft: LoadedModel | None, ring: Callable[[int], Cache]
+    model: LoadedModel, modes: UnbatchedModes, draft: LoadedModel | None, ring: Callable[[int], Cache]
 ) -> LoadedModel:
     """``model`` for these modes and this draft model; as it was where none of them makes a difference.
 
@@ -108,7 +108,7 @@ def _ringed(model: LoadedModel, size: int, ring: Callable[[int], Cache]) -> Any:
     """New caches for a row with rings for the layers that keep everything; None where there are none such."""
     caches = model.new_cache()
     ringed = [_replaced(cache, size, ring) for cache in caches]
-    changed = any(type(leaf).__name__ == "KVCache" for leaf in batch_caches.leaves(caches))
+    changed = any(type(leaf).__name__ == "KVCache" for leaf in prompt_cache.leaves(caches))
     return ringed if changed else None
 
 
@@ -150,7 +150,7 @@ def _with_draft(model: LoadedModel, draft: LoadedModel, count: int) -> LoadedMod
         )
     for one, role in ((model, "model"), (draft, "--draft-model")):
         # Tried only where all caches say yes: others may raise, or keep what they should forget.
-        if not batch_caches.trimmable(one.new_cache()) or not try_trimming(one):
+        if not prompt_cache.trimmable(one.new_cache()) or not try_trimming(one):
             raise ModelLoadError(
                 f"{role} '{one.name}' cannot take back tokens that were proposed and refused (it has sliding windows "
                 "or recurrent layers): leave out --draft-model, or choose another"
@@ -186,7 +186,7 @@ def _tried(model: LoadedModel, chunks: tuple[int, ...] = CHUNKS) -> list[Cache]:
     caches = model.new_cache()
     for width in chunks:
         logits = model.forward(mx.zeros((1, width), dtype=mx.int32), caches)
-        mx.eval(logits, batch_caches.arrays(caches))
+        mx.eval(logits, prompt_cache.arrays(caches))
     return caches
 
 

@@ -14,57 +14,36 @@ from typing import cast
 
 import mlx.core as mx
 
-from worker.engine.caches import batch as batch_caches
-from worker.engine.caches.batch import Cache
-from worker.engine.decode import CLEAR_EVERY, DecodeBatch, Results, StepResult, Taken
+from worker.engine.caches import prompt_cache
+from worker.engine.caches.prompt_cache import Cache
+from worker.engine.decode import CLEAR_EVERY, DecodeBatch, StepResult, read_tokens
 from worker.engine.loading.model import LoadedModel
-from worker.engine.sampling import row_params as row_arrays
+from worker.engine.sampling import row_params
 from worker.engine.sampling.sampler import Sampler
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import SampledToken, Sequence
 
 __all__ = ["DraftBatch", "batch_of"]
-
-
-@dataclass(slots=True, eq=False)
-class Place:
-    """The row that decodes and its caches. ``unread`` are the tokens that the draft model has still to read, of which
-    the model itself has still to read the last."""
-
-    row: Sequence
-    caches: list[Cache]
-    draft_caches: list[Cache]
-    unread: list[int]
-
-    def settle(self, proposals: list[int], accepted: int, token: int) -> None:
-        """After a round: forget the proposals from ``accepted`` on; ``token`` follows those before."""
-        batch_caches.trim(self.caches, len(proposals) - accepted)
-        if accepted < len(proposals):
-            batch_caches.trim(self.draft_caches, len(proposals) - accepted - 1)
-            self.unread = [token]
-        else:  # the draft model has not read the last of its own proposals
-            self.unread = [*proposals[-1:], token] if proposals else [*self.unread, token]
 
 
 @dataclass(frozen=True, slots=True)
 class Round(StepResult):
     """One forward of the model over the row's last token and the proposals ``[proposals]`` for those after it."""
 
-    place: Place = field(kw_only=True)
+    batch: DraftBatch = field(kw_only=True)
     proposals: mx.array = field(kw_only=True)
 
-    def read(self) -> Iterator[Taken]:
+    def read(self) -> Iterator[SampledToken]:
         """Wait for the round; the row's new tokens one by one, until the row ends with one or must begin again."""
-        place, row = self.place, self.place.row
-        results = Results(self.sampled)
+        (row,) = self.rows.values()
         proposals = cast("list[int]", self.proposals.tolist())
+        drawn = read_tokens(self.sampled, ((index, row) for index in range(len(proposals) + 1)))
         accepted = 0
-        while accepted < len(proposals) and proposals[accepted] == results.tokens[accepted]:
+        while accepted < len(proposals) and proposals[accepted] == drawn[accepted].token:
             accepted += 1
-        place.settle(proposals, accepted, results.tokens[accepted])
+        self.batch.settle(proposals, accepted, drawn[accepted].token)
         for index in range(accepted + 1):
-            taken = replace(results.taken(index, row), drafted=index < accepted)
-            yield taken
-            if row.ended or not taken.covered:
+            yield replace(drawn[index], drafted=index < accepted)
+            if row.ended or not drawn[index].covered:
                 return
 
 
@@ -72,7 +51,8 @@ class DraftBatch:
     """What :class:`DecodeBatch` is for a model with a draft model: one row, and several tokens of it per step.
 
     How many were accepted must be known before the next step begins, so all of a step is in :meth:`sample`, and there
-    is nothing to do in :meth:`advance`.
+    is nothing to do in :meth:`advance`. ``_unread`` are the tokens that the draft model has still to read, of which the
+    model itself has still to read the last.
     """
 
     def __init__(self, model: LoadedModel, sampler: Sampler) -> None:
@@ -82,62 +62,75 @@ class DraftBatch:
         self._target = replace(model, draft=None)
         self._draft = model.draft
         self._sampler = sampler
-        self._place: Place | None = None
+        self._row: Sequence | None = None
+        self._caches: list[Cache] = []
+        self._draft_caches: list[Cache] = []
+        self._unread: list[int] = []
         self._rounds = 0
 
     def __len__(self) -> int:
-        return 0 if self._place is None else 1
+        return 0 if self._row is None else 1
 
     def sample(self) -> StepResult | None:
         """Start a round; None without a row."""
-        place = self._place
-        if place is None or place.row.ended:
-            self._place = None
+        row = self._row
+        if row is None or row.ended:
+            self.clear()
             return None
-        row = place.row
-        proposals = self._propose(place, min(self._model.num_draft_tokens, row.limit - len(row.tokens) - 1))
-        inputs = mx.concatenate([mx.array(place.unread[-1:], dtype=mx.int32), proposals])
-        arrays = row_arrays.build_ahead(row, inputs, self._model.vocab_size)
-        logits = self._target.forward(inputs[None], place.caches)[0]
+        proposals = self._propose(row, min(self._model.num_draft_tokens, row.limit - len(row.tokens) - 1))
+        inputs = mx.concatenate([mx.array(self._unread[-1:], dtype=mx.int32), proposals])
+        arrays = row_params.build_ahead(row, inputs, self._model.vocab_size)
+        logits = self._target.forward(inputs[None], self._caches)[0]
         sampled = self._sampler(arrays.features, logits, arrays.state, arrays.params)
         mx.async_eval(sampled.outputs(), proposals)
         self._rounds += 1
         if self._rounds % CLEAR_EVERY == 0:
             mx.clear_cache()
-        return Round({0: row}, [], sampled, proposals.size, place=place, proposals=proposals)
+        return Round({0: row}, [], sampled, proposals.size, batch=self, proposals=proposals)
+
+    def settle(self, proposals: list[int], accepted: int, token: int) -> None:
+        """After a round: forget the proposals from ``accepted`` on; ``token`` follows those before."""
+        prompt_cache.trim(self._caches, len(proposals) - accepted)
+        if accepted < len(proposals):
+            prompt_cache.trim(self._draft_caches, len(proposals) - accepted - 1)
+            self._unread = [token]
+        else:  # the draft model has not read the last of its own proposals
+            self._unread = [*proposals[-1:], token] if proposals else [*self._unread, token]
 
     def join(self, rows: Items[Sequence], caches: list[Cache], inputs: Items[int]) -> None:
         """Take in one row with its prefilled caches and the last token of its prompt."""
-        if self._place is not None or len(rows) != 1:
+        if self._row is not None or len(rows) != 1:
             raise ValueError("with a draft model rows run one at a time")
         (row,) = rows
         row.accepted_draft_tokens = row.accepted_draft_tokens or 0
-        self._place = Place(row, *self._model.split(caches), [*inputs])
+        self._row = row
+        self._caches, self._draft_caches = self._model.split(caches)
+        self._unread = [*inputs]
 
     def advance(self) -> None:
         """Nothing is left to start."""
 
     def leave(self, row: Sequence) -> None:
         """Take the row out, which has not ended: it will come back."""
-        if self._place is not None and self._place.row is row:
+        if self._row is row:
             self.clear()
 
     def clear(self) -> None:
         """Forget the row and its caches."""
-        self._place = None
+        self._row, self._caches, self._draft_caches = None, [], []
 
-    def _propose(self, place: Place, count: int) -> mx.array:
+    def _propose(self, row: Sequence, count: int) -> mx.array:
         """``[count]`` tokens that the draft model takes to be the row's next."""
         proposals = [mx.array([], dtype=mx.int32)]
-        arrays = row_arrays.build([place.row], self._model.vocab_size, ahead=count)
-        features = replace(arrays.features, logprobs=False, top_logprobs=False)
-        tokens = mx.array([place.unread], dtype=mx.int32)
+        arrays = row_params.build([row], self._model.vocab_size, ahead=count)
+        features = arrays.features - {"logprobs", "top_logprobs"}
+        tokens = mx.array([self._unread], dtype=mx.int32)
         for _ in range(count):
-            logits = self._draft.forward(tokens, place.draft_caches)[:, -1]
+            logits = self._draft.forward(tokens, self._draft_caches)[:, -1]
             sampled = self._sampler(features, logits, arrays.state, arrays.params)
             arrays.state = sampled.state
-            proposals.append(sampled.tokens)
-            tokens = sampled.tokens[:, None]
+            proposals.append(sampled.inputs)
+            tokens = sampled.inputs[:, None]
         return mx.concatenate(proposals)
 
 

@@ -1,4 +1,5 @@
 -- The list of a schedule's last runs, and which of its batches are not done.
+local keys = require("jobs.store.lua.shared.keys")
 local runs_of = {}
 
 -- Note what became of a run. What somebody else put where that is noted stops no run.
@@ -9,7 +10,7 @@ end
 
 local function is_running(id)
   if #id ~= 28 or not id:find('^b_[0-9A-Z]+$') then return false end
-  local status = redis.pcall('HGET', 'promptmill:b:' .. id, 'status')
+  local status = redis.pcall('HGET', keys.batch .. id, 'status')
   local done = status == 'completed' or status == 'cancelled' or status == 'expired' or status == 'failed'
   return type(status) == 'string' and not done
 end

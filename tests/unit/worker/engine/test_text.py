@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, strategies as st
 
 from jobs.params import Sampling
-from worker.engine.sequence import Sequence, choice_seed
+from worker.engine.sequence import PreparedLine, Sequence, choice_seed
 from worker.engine.text.completion import TextAssembler
-from worker.engine.text.stops import StopMatcher
+from worker.engine.text.detokenizer import Detokenizer, TextStream
+from worker.engine.text.stop_strings import StopMatcher
 from worker.engine.text.thinking import AnswerParts, split_thinking
-from worker.engine.text.token_bytes import TextStream, TokenTexts
 
 THINK = ("<think>", "</think>")
 
@@ -44,7 +44,7 @@ class Decoding:
 
 
 def stream_of(pieces: list[bytes]) -> TextStream:
-    return TokenTexts(Bytes(pieces)).stream()
+    return Detokenizer(Bytes(pieces)).stream()
 
 
 def match(
@@ -106,18 +106,18 @@ def test_min_tokens_guard_the_beginning() -> None:
 def test_half_a_character_is_left_out(tokenizer: Any) -> None:
     """Bytes of a character that was cut by the end of the text are not shown as a replacement character."""
     assert match([b"caf", b"\xc3"], ["zzz"])[0] == "caf"
-    stream = TokenTexts(tokenizer(["\ufffd!".encode(), "日".encode()[:2]])).stream()
+    stream = Detokenizer(tokenizer(["\ufffd!".encode(), "日".encode()[:2]])).stream()
     assert [stream.add(0), stream.add(1), stream.close()] == ["\ufffd!", "\ufffd!", "\ufffd!"]
 
 
 @pytest.mark.parametrize("tokenizer", [Bytes, Decoding])
 def test_invalid_bytes_are_replacement_characters(tokenizer: Any) -> None:
     """Bytes that are no part of a character are U+FFFD each, as everywhere; a text of nothing else is not empty."""
-    stream = TokenTexts(tokenizer([b"\xff"])).stream()
+    stream = Detokenizer(tokenizer([b"\xff"])).stream()
     for _ in range(24):
         stream.add(0)
     assert stream.close() == 24 * "\ufffd"
-    stream = TokenTexts(tokenizer([b"a\xc3", b"b", b"\xe6", b"\x97", b"\xa5."])).stream()
+    stream = Detokenizer(tokenizer([b"a\xc3", b"b", b"\xe6", b"\x97", b"\xa5."])).stream()
     assert [stream.add(token) for token in range(5)][-1] == "a\ufffdb日."
 
 
@@ -131,7 +131,7 @@ def test_texts_grow_to_what_their_bytes_say(data: bytes, seed: int) -> None:
     assert all(longer.startswith(shorter) for shorter, longer in itertools.pairwise(seen))
     whole = data.decode(errors="replace")
     assert stream.close() in (whole, whole.removesuffix("\ufffd"))
-    assert TokenTexts(Bytes([data])).text([0]) == stream.close() == stream.text
+    assert Detokenizer(Bytes([data])).text([0]) == stream.close() == stream.text
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -201,8 +201,9 @@ class Words:
         return "".join(self.words[token] for token in tokens)
 
 
-def sequence(tokens: list[int], reason: str | None, **given: Any) -> Sequence:
-    row = Sequence("k", 0, (1,), Sampling(seed=1, **given), 1, frozenset({0}), limit=10)
+def sequence(tokens: list[int], reason: str | None, *, continues: bool = False, **given: Any) -> Sequence:
+    line = PreparedLine("k", (1,), Sampling(seed=1, **given), frozenset({0}), continues=continues)
+    row = Sequence(line, choice=0, seed=1, limit=10)
     row.tokens = tokens
     row.stop_reason = reason
     return row
@@ -240,11 +241,9 @@ def test_ignored_eos_stays_in_the_text() -> None:
 def test_only_an_answer_by_itself_is_trimmed() -> None:
     """The space before the first word belongs to the text where the text goes on from the prompt's; a chat's answer,
     which stands alone, begins with its first word. Its tokens have all their bytes either way."""
+    assert TextAssembler(Words()).assemble(sequence([3, 4], "max_tokens", continues=True)).text == " a b"
     row = sequence([3, 4], "max_tokens", logprobs=True)
     row.token_logprobs = [-0.5, -0.1]
-    row.continues = True
-    assert TextAssembler(Words()).assemble(row).text == " a b"
-    row.continues = False
     found = TextAssembler(Words()).assemble(row)
     assert found.text == "a b"
     assert [entry["token"] for entry in found.logprobs or ()] == [" a", " b"]

@@ -91,17 +91,17 @@ def test_more_rows_than_can_run_end_the_climb() -> None:
     """What was measured before counts."""
     curve = climb(lambda rows: float(rows) if rows < 16 else None, 256, within_s=10.0)
     assert curve.choose(256) == 12
-    assert curve.tells_of(256)
+    assert curve.covers(256)
 
 
 def test_a_curve_that_was_cut_by_its_bound_tells_nothing_beyond() -> None:
     """With more room there is something to measure; with less, or past the end of a climb, there is not."""
     bounded, whole = Speed(weights_bound).climb(most=16), Speed(lambda rows: 0.01 * rows).climb(most=256)
-    assert bounded.tells_of(8)
+    assert bounded.covers(8)
     assert bounded.choose(8) == 8
-    assert not bounded.tells_of(17)
-    assert whole.tells_of(10_000)
-    assert not Curve({}, None).tells_of(1)
+    assert not bounded.covers(17)
+    assert whole.covers(10_000)
+    assert not Curve({}, None).covers(1)
 
 
 def test_a_curve_is_shown_as_rates_by_rows() -> None:

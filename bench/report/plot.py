@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench.models import SHAPES
 from bench.record import Run
-from bench.report import GOALS, LABELS, Summary, summarise
+from bench.report.summary import GOALS, LABELS, Summary, summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

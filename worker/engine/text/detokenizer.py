@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence as Items
 from typing import Any, Protocol
 
-__all__ = ["REPLACEMENT", "TextStream", "TokenTexts"]
+__all__ = ["REPLACEMENT", "Detokenizer", "TextStream"]
 
 REPLACEMENT = "\ufffd"
 WORD_START = "\u2581"
@@ -32,14 +32,14 @@ class TextStream(Protocol):
 
     text: str
 
-    def add(self, token: int) -> str:
-        """Take in one token; the text so far, which no later token can change."""
+    def add(self, *tokens: int) -> str:
+        """Take in tokens; the text so far, which no later token can change."""
 
     def close(self) -> str:
         """The whole text. The bytes of a character that was never completed are left out."""
 
 
-class TokenTexts:
+class Detokenizer:
     """Tokens of one tokenizer as bytes. May be used from several threads: what it keeps can only be written once more.
 
     Two kinds of tokenizers give their tokens' bytes away: those of bytes (GPT-2's alphabet) and those of pieces with
@@ -70,11 +70,8 @@ class TokenTexts:
 
     def text(self, tokens: Items[int], before: Items[int] = ()) -> str:
         """The whole text of tokens that go on from those ``before``, as a stream gives it at its end."""
-        if self._rule is not None:
-            return _whole(b"".join(map(self.bytes_of, tokens)))
         stream = self.stream(before)
-        for token in tokens:
-            stream.add(token)
+        stream.add(*tokens)
         return stream.close()
 
     def _by(self, rule: Callable[[str], bytes], token: int) -> bytes:
@@ -141,39 +138,24 @@ def _of_pieces(piece: str) -> bytes:
     return bytes([int(byte[1], 16)]) if byte else piece.replace(WORD_START, " ").encode()
 
 
-def _decoder() -> codecs.IncrementalDecoder:
-    """What keeps the bytes of an unfinished character to itself."""
-    return codecs.getincrementaldecoder("utf-8")("replace")
-
-
-def _whole(data: bytes) -> str:
-    """The text of all bytes there are, without an unfinished character at their end."""
-    decoder = _decoder()
-    text = decoder.decode(data)
-    return text + _rest(decoder)
-
-
-def _rest(decoder: codecs.IncrementalDecoder) -> str:
-    """What is left of a text at its end. The beginning of a character is one U+FFFD, and is left out; Python also waits
-    for more of a surrogate, which is no character however it goes on."""
-    rest = decoder.getstate()[0].decode(errors="replace")
-    return rest if len(rest) > 1 else ""
-
-
 class _ByteStream:
     """Bytes to text, as far as characters are complete."""
 
     def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
         self._bytes_of = bytes_of
-        self._decoder = _decoder()
+        # Keeps the bytes of an unfinished character to itself.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.text = ""
 
-    def add(self, token: int) -> str:
-        self.text += self._decoder.decode(self._bytes_of(token))
+    def add(self, *tokens: int) -> str:
+        self.text += self._decoder.decode(b"".join(map(self._bytes_of, tokens)))
         return self.text
 
     def close(self) -> str:
-        self.text += _rest(self._decoder)
+        # The beginning of a character is one U+FFFD, and is left out; Python also waits for more of a surrogate, which
+        # is no character however it goes on.
+        rest = self._decoder.getstate()[0].decode(errors="replace")
+        self.text += rest if len(rest) > 1 else ""
         self._decoder.reset()
         return self.text
 
@@ -187,12 +169,13 @@ class _DecodedStream:
         self._start, self._settled = 0, len(tokens)
         self.text = ""
 
-    def add(self, token: int) -> str:
-        self._tokens.append(token)
-        more = self._more()
-        if not more.endswith(REPLACEMENT) or len(self._tokens) - self._settled >= LONGEST_CHARACTER:
-            self.text += more
-            self._start, self._settled = self._settled, len(self._tokens)
+    def add(self, *tokens: int) -> str:
+        for token in tokens:
+            self._tokens.append(token)
+            more = self._more()
+            if not more.endswith(REPLACEMENT) or len(self._tokens) - self._settled >= LONGEST_CHARACTER:
+                self.text += more
+                self._start, self._settled = self._settled, len(self._tokens)
         return self.text
 
     def close(self) -> str:

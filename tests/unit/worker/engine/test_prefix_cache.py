@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from worker.engine.caches.prefixes import Prefix, Prefixes, PrefixIndex, prefix_budget
-from worker.engine.scheduler import Scheduler, Ticket
+from worker.engine.caches.prefix_cache import Prefix, PrefixCache, PromptTree, prefix_budget
+from worker.engine.scheduler import Scheduler, SequenceGroup
 
 HEAD = tuple(range(1000, 1100))
 
@@ -20,20 +19,20 @@ def prompt(*parts: Any) -> tuple[int, ...]:
     return (*(token for part in tokens for token in part), 7)
 
 
-def ticket(tokens: tuple[int, ...]) -> Ticket:
-    return Ticket(SimpleNamespace(tokens=list(tokens)), len(tokens) - 1, len(tokens) + 10, 1)
+def group_of(tokens: tuple[int, ...]) -> SequenceGroup:
+    return SequenceGroup(list(tokens), len(tokens) - 1, len(tokens) + 10)
 
 
-def prefixes_of(*prompts: tuple[int, ...], budget: int = 10_000, **options: Any) -> Prefixes:
-    found = Prefixes(budget, lambda tokens: tokens, **options)
+def prefixes_of(*prompts: tuple[int, ...], budget: int = 10_000, **options: Any) -> PrefixCache:
+    found = PrefixCache(budget, lambda tokens: tokens, **options)
     for one in prompts:
         found.see(one)
     return found
 
 
-def assigned(prefixes: Prefixes, *prompts: tuple[int, ...]) -> list[tuple[int, int, int]]:
+def assigned(prefixes: PrefixCache, *prompts: tuple[int, ...]) -> list[tuple[int, int, int]]:
     """Length of the prefix, tokens left to compute and cached tokens of each prompt; what is planned gets computed."""
-    wave = [ticket(tokens) for tokens in prompts]
+    wave = [group_of(tokens) for tokens in prompts]
     prefixes.assign(wave)
     for planned in prefixes.planned():
         prefixes.computed(planned, "caches", len(planned))
@@ -111,7 +110,7 @@ def test_prefix_in_use_outlives_its_place() -> None:
     heads = [tuple(range(start, start + 100)) for start in (1000, 2000)]
     prompts = [prompt(heads[i % 2], i) for i in range(8)]
     prefixes = prefixes_of(*prompts, budget=100)
-    wave = [ticket(one) for one in prompts]
+    wave = [group_of(one) for one in prompts]
     prefixes.assign(wave)
     planned = prefixes.planned()
     assert prefixes.planned() == []
@@ -126,7 +125,7 @@ def test_too_large_for_the_budget() -> None:
     prompts = [prompt(HEAD, i) for i in range(4)]
     assert assigned(prefixes_of(*prompts, budget=99), *prompts)[0] == (0, 105, 0)
     prefixes = prefixes_of(*prompts, budget=100)
-    prefixes.assign([ticket(prompts[0])])
+    prefixes.assign([group_of(prompts[0])])
     (planned,) = prefixes.planned()
     prefixes.computed(planned, "caches", 101)
     assert len(prefixes) == 0
@@ -176,14 +175,14 @@ def test_groups_have_one_prefix() -> None:
     """Prompts are grouped by what they start from, then by what is left of them; rows keep their order of arrival."""
     prefixes = [Prefix((1,)), Prefix((2,))]
 
-    def assign(wave: list[Ticket]) -> None:
+    def assign(wave: list[SequenceGroup]) -> None:
         for item in wave:
-            item.prefix = {"a": prefixes[0], "b": prefixes[1]}.get(item.owner[0])
+            item.prefix = {"a": prefixes[0], "b": prefixes[1]}.get(item.key[0])
 
     scheduler = Scheduler(assign=assign)
     for name, length in (("a1", 10), ("b1", 12), ("c1", 9), ("a2", 5), ("b2", 300), ("c2", 11)):
-        scheduler.add(Ticket(name, length, 400, 1))
-    found = [[item.owner for item in group] for group in scheduler.begin()]
+        scheduler.add(SequenceGroup([], length, 400, key=name))
+    found = [[item.key for item in batch] for batch in scheduler.begin()]
     assert found == [["a2", "a1"], ["b1"], ["b2"], ["c1", "c2"]]
 
 
@@ -194,7 +193,7 @@ short = st.lists(st.integers(0, 2), max_size=8).map(tuple)
 @settings(max_examples=300, deadline=None)
 def test_index_knows_where_ways_part(prompts: list[tuple[int, ...]], most: int, asked: tuple[int, ...]) -> None:
     """Against comparing with all prompts one by one: the same branches, for prompts that are in the tree and not."""
-    index = PrefixIndex(most)
+    index = PromptTree(most)
     for one in prompts:
         index.add(one)
     kept = list(prompts)

@@ -1,36 +1,18 @@
-"""A run as a table in Markdown and a plot, with the goals and what was missed.
-
-python -m bench.report [--results FILE] [--run NAME] [--out FOLDER]
-"""
+"""A run as a page of Markdown: tables of the rates and ratios, the goals, and which of them were missed."""
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from bench.models import SHAPES
 from bench.profile import PARTS
-from bench.record import RESULTS, Measurement, Run, read
+from bench.record import Measurement, Run
+from bench.report.summary import GOALS, LABELS, Summary, summarise
 
-__all__ = ["GOALS", "LABELS", "Summary", "render", "summarise", "write"]
+__all__ = ["render"]
 
-LABELS = {
-    "limit": "limit",
-    "mlx_lm_greedy": "mlx-lm greedy",
-    "mlx_lm_cold": "mlx-lm, rows' own params, cold",
-    "mlx_lm_warm": "same, compiled before",
-    "mlx_lm_one": "mlx-lm one at a time",
-    "mlx_lm_server": "mlx_lm.server, 32 clients",
-    "promptmill_greedy": "promptmill greedy",
-    "promptmill_own": "promptmill, rows' own params",
-}
-"""The sides of the engine's benchmark, in the order they are shown."""
 PEERS = ("mlx_lm_greedy", "mlx_lm_cold", "mlx_lm_warm", "mlx_lm_one", "mlx_lm_server")
-GOALS = {"nano": 0.6, "small": 0.85, "wide": 0.85}
-"""Promptmill with rows' own parameters, as a share of the limit."""
 OCCUPANCY_GOAL = 0.95
 END_TO_END_GOAL = 0.95
 PREFIX_GOAL = 5.0
@@ -61,51 +43,6 @@ PROFILE_NOTE = """
 
 Steps of 32 rows without prompts, the sides in turns within one process, medians; the limit's rows are as wide as the
 batch. Then the sampler's parts one by one, and all of it compiled and not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The rounds of one side on one model: median and half the range of tokens/s.
-
-    ``with_prompts`` is for the limit: its median with the time of the prompts' forwards.
-    """
-
-    median: float
-    with_prompts: float
-    half_range: float
-    rounds: int
-    occupancy: float | None
-    lines: int
-    failed: int
-
-    @property
-    def text(self) -> str:
-        spread = f" ± {_number(self.half_range)}" if self.rounds > 1 else ""
-        failed = f" ({self.failed} requests failed)" if self.failed else ""
-        return f"{_number(self.median)}{spread}{failed}"
-
-
-def summarise(measurements: Iterable[Measurement], bench: str) -> dict[tuple[str, str], Summary]:
-    """By model and side."""
-    groups: dict[tuple[str, str], list[Measurement]] = {}
-    for item in measurements:
-        if item.bench == bench:
-            groups.setdefault((item.model, item.side), []).append(item)
-    return {key: _summary(items) for key, items in groups.items()}
-
-
-def _summary(items: Sequence[Measurement]) -> Summary:
-    rates = [item.tokens_per_second for item in items]
-    occupancies = [item.occupancy for item in items if item.occupancy is not None]
-    return Summary(
-        median=statistics.median(rates),
-        with_prompts=statistics.median(item.tokens / (item.seconds + item.extra.get("prompt_s", 0)) for item in items),
-        half_range=(max(rates) - min(rates)) / 2,
-        rounds=len(items),
-        occupancy=statistics.median(occupancies) if occupancies else None,
-        lines=items[0].lines,
-        failed=sum(int(item.extra.get("failed_requests", 0)) for item in items),
-    )
 
 
 def render(run: Run) -> str:
@@ -278,37 +215,6 @@ def _cell(summary: Summary | None) -> str:
     return NOTHING if summary is None else summary.text
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def write(run: Run, folder: Path) -> None:
-    """``README.md``, and ``engine.png`` where there is something to plot."""
-    from bench.plot import plot
-
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README.md").write_text(render(run), encoding="utf-8")
-    if any(item.bench == "engine" and item.side == "limit" for item in run.measurements):
-        plot(run, folder / "engine.png")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS / "results.jsonl")
-    parser.add_argument("--run", help="which run  [default: the newest]")
-    parser.add_argument("--out", type=Path, help="folder  [default: that of the results]")
-    options = parser.parse_args(arguments)
-    folder = options.out or options.results.parent
-    write(read(options.results, options.run), folder)
-    print(folder / "README.md")
-
-
-if __name__ == "__main__":
-    main()

@@ -16,11 +16,11 @@ from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
 from jobs.errors import ModelLoadError
 from tests.engine.conftest import build
-from worker.engine.caches.batch import leaves
+from worker.engine.caches.prompt_cache import leaves
 from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import load_draft, load_model, measure
 from worker.engine.loading.model import LoadedModel
-from worker.engine.unbatched.modes import SoloModes
+from worker.engine.unbatched.modes import UnbatchedModes
 
 Solo = Callable[..., LoadedModel]
 
@@ -32,7 +32,7 @@ def prompt_of(length: int, seed: int = 3) -> list[int]:
 
 def again(model: LoadedModel, draft: LoadedModel | None = None, **modes: Any) -> LoadedModel:
     """The same model, measured in other modes."""
-    return measure(model.name, model.model, model.tokenizer, model.config, modes=SoloModes(**modes), draft=draft)
+    return measure(model.name, model.model, model.tokenizer, model.config, modes=UnbatchedModes(**modes), draft=draft)
 
 
 def mlx_lms(model: LoadedModel, prompt: list[int], count: int, **options: Any) -> list[int]:
@@ -144,13 +144,13 @@ def test_models_that_cannot_be_quantised(kind: str, modes: dict[str, Any], part:
 def test_refusal_names_the_group_size_that_fits(pocket: LoadedModel) -> None:
     """Where another group size fits, it is said."""
     with pytest.raises(ModelLoadError, match=r"heads of 32 values.*64 does not divide: choose 32$"):
-        load_model(pocket.name, modes=SoloModes(kv_bits=8))
+        load_model(pocket.name, modes=UnbatchedModes(kv_bits=8))
 
 
 def test_quantised_rings_are_refused() -> None:
     """mlx-lm has none."""
     with pytest.raises(ValueError, match="exclude each other"):
-        SoloModes(max_kv_size=64, kv_bits=8)
+        UnbatchedModes(max_kv_size=64, kv_bits=8)
 
 
 # -- a draft model ----------------------------------------------------------------------------------------------------
@@ -384,7 +384,7 @@ def test_why_rows_run_one_at_a_time(
 ) -> None:
     """Loading says once why the batch is 1."""
     draft = load_draft(pocket.name) if "num_draft_tokens" in modes else None
-    model = load_model(pocket.name, modes=SoloModes(**modes), draft=draft)
+    model = load_model(pocket.name, modes=UnbatchedModes(**modes), draft=draft)
     assert Engine(model, decode_concurrency=32).capacity == 1
     said = [record.getMessage() for record in caplog.records]
     (line,) = [message for message in said if "one row at a time" in message]

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
 __all__ = [
     "Cache",
-    "CacheSource",
     "announce",
     "arrays",
     "duplicate",
@@ -39,20 +38,13 @@ Cache = Any
 """A cache of one layer: mlx-lm gives its caches no common typed base."""
 
 
-class CacheSource(Protocol):
-    """What makes empty caches for one row: a loaded model."""
-
-    def new_cache(self) -> list[Cache]: ...
-
-
-def new_batch(source: CacheSource, rows: int) -> list[Cache]:
-    """Empty batch caches for ``rows`` rows, one per layer.
+def new_batch(rows: Sequence[Sequence[Cache]]) -> list[Cache]:
+    """Empty batch caches, one per layer, given empty caches for each row.
 
     Raises:
         AttributeError, ValueError: when a layer's cache cannot be batched.
     """
-    singles = [source.new_cache() for _ in range(rows)]
-    merged = [type(layer[0]).merge(list(layer)) for layer in zip(*singles, strict=True)]
+    merged = [type(layer[0]).merge(list(layer)) for layer in zip(*rows, strict=True)]
     finalize(merged)
     return merged
 
@@ -67,11 +59,11 @@ def prepare(caches: Sequence[Cache], lengths: Sequence[int]) -> None:
 
 
 def announce(caches: Sequence[Cache], remaining: Sequence[int], width: int) -> None:
-    """Tell recurrent layers how much of a chunk of ``width`` columns each row fills, given what it has left.
+    """Set in recurrent layers how much of a chunk of ``width`` columns each row fills, given what it has left.
 
-    mlx-lm lets them count down from the whole length by themselves. Its state-space layers then read beyond a chunk
-    that a row fills and goes on from, and take padding into the state of a row that ended with the chunk before;
-    a length within the chunk, and -1 for rows without a part in it, is what they get right.
+    mlx-lm gives them the whole length, from which they count down. Its state-space layers then read beyond a chunk
+    that a row fills and goes on from, and let padding into the state of a row that ended with the chunk before. With
+    a length within the chunk, and -1 for rows without a part in it, they are right.
     """
     lengths = [min(left, width) if left > 0 else -1 for left in remaining]
     for cache in leaves(caches):
@@ -106,7 +98,7 @@ def finalize(caches: Sequence[Cache]) -> None:
 def extend(caches: Sequence[Cache], others: Sequence[Cache], rows: int, more: int) -> None:
     """Add the ``more`` rows of ``others`` behind the ``rows`` of ``caches``; ``others`` must not be used after.
 
-    Recurrent caches that hold nothing yet do not know how many rows they have, so those are added up here.
+    Recurrent caches that hold nothing yet have no number of rows, so the rows are added up here.
     """
     for cache, other in zip(leaves(caches), leaves(others), strict=True):
         if _recurrent(cache) and cache.left_padding is None and other.left_padding is None:
@@ -168,8 +160,8 @@ def pack(caches: Sequence[Cache]) -> list[Cache]:
 
 
 def shorten(caches: Sequence[Cache], tokens: int) -> list[Cache] | None:
-    """Packed caches of the first ``tokens`` tokens of such caches; None where a layer cannot tell what it held then,
-    as windows and recurrent layers cannot."""
+    """Packed caches of the first ``tokens`` tokens of such caches; None where a layer keeps no earlier state, as
+    windows and recurrent layers."""
     if not all(_growing(cache) for cache in leaves(caches)):
         return None
     shorter = [_shallow(cache) for cache in caches]
@@ -188,7 +180,7 @@ def size(caches: Sequence[Cache]) -> int:
 
 
 def trimmable(caches: Sequence[Cache]) -> bool:
-    """Whether caches can forget their last tokens at any length. Windows say that they can until they are full."""
+    """Whether caches can forget their last tokens at any length. Windows can only until they are full."""
     bounded = ("max_size", "chunk_size")
     return all(cache.is_trimmable() and not any(hasattr(cache, name) for name in bounded) for cache in leaves(caches))
 

@@ -1,8 +1,8 @@
 """Prompt prefixes worth computing once: which they are, and what is kept of them. No tensors: caches are opaque here.
 
-Lines of a batch mostly begin alike: a system prompt, examples, a document that many questions are asked about. All
-prompts that came lately stand in a tree; where their ways part is the end of a shared prefix. A prefix is computed in
-one row when the first prompt needs it, kept under a budget of bytes, and every prompt goes on from a copy.
+Lines of a batch mostly begin alike: a system prompt, examples, a document that many questions are asked about. The
+latest prompts stand in a radix tree, whose branches are the ends of shared prefixes. A prefix is computed in one row
+when the first prompt needs it, kept under a budget of bytes, and every prompt goes on from a copy.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.engine.scheduler import Ticket
+from worker.engine.scheduler import SequenceGroup
 
-__all__ = ["Prefix", "PrefixIndex", "Prefixes", "prefix_budget"]
+__all__ = ["Prefix", "PrefixCache", "PromptTree", "prefix_budget"]
 
 LEAST_TOKENS = 32
 """A prefix is this much longer than the next shorter one that is kept, at least."""
@@ -44,7 +44,7 @@ def prefix_budget(given: int | None, memory: int | None) -> int:
 @dataclass(slots=True, eq=False)
 class Prefix:
     """A prefix and, once it is computed, the ``caches`` of one row that holds it; until then ``parent`` is the shorter
-    prefix to go on from. Whoever needs it holds on to it: it may leave the store before it is used."""
+    prefix to go on from. It may be evicted before it is used, so who needs it keeps a reference."""
 
     tokens: tuple[int, ...]
     parent: Prefix | None = None
@@ -57,15 +57,15 @@ class Prefix:
 
 @dataclass(slots=True)
 class _Node:
-    """``count`` prompts come through here; ``edge`` are the tokens that lead here from the node above."""
+    """A node of the tree, on the path of ``count`` prompts; ``edge`` are the tokens from its parent to it."""
 
     edge: tuple[int, ...] = ()
     count: int = 0
     children: dict[int, _Node] = field(default_factory=dict)
 
 
-class PrefixIndex:
-    """The tree of the prompts that came lately, at most ``most`` tokens of them."""
+class PromptTree:
+    """A radix tree of the latest prompts, at most ``most`` tokens of them."""
 
     def __init__(self, most: int = MOST_SEEN) -> None:
         self._most = most
@@ -92,9 +92,10 @@ class PrefixIndex:
             self._remove(self._seen.popleft())
 
     def branches(self, tokens: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-        """Where other prompts part from ``tokens``, or end: the length up to there, and how many others come so far.
+        """Where other prompts branch off from ``tokens``, or end: the length up to there, and how many others have
+        these tokens.
 
-        ``tokens`` is taken to be in the tree; when it has left it again, there is one more than is told.
+        ``tokens`` is assumed to be in the tree; when it has left the tree, there is one more than the count says.
         """
         node, at = self._root, 0
         while True:
@@ -141,12 +142,12 @@ def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     return low
 
 
-class Prefixes:
-    """The prefixes of one model: found among the prompts it sees, kept within ``budget`` bytes, the least recently
-    used given up first. A budget of 0 switches all of it off.
+class PrefixCache:
+    """The prefixes of one model: found among its prompts, kept within ``budget`` bytes, the least recently used evicted
+    first. A budget of 0 switches the cache off.
 
     ``cost`` estimates the bytes of a prefix of a number of tokens. ``shorten`` gives the caches of the first tokens of
-    a longer prefix, or None for a model whose caches cannot be cut: those are used only for the very tokens they hold.
+    a longer prefix, or None for a model whose caches cannot be cut: those serve only the exact tokens they hold.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class Prefixes:
         self.budget = budget
         self._cost = cost
         self._shorten = shorten
-        self._index = PrefixIndex()
+        self._index = PromptTree()
         self._kept: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
         self._planned: list[Prefix] = []
 
@@ -173,29 +174,30 @@ class Prefixes:
         self._evict()
 
     def see(self, prompt: tuple[int, ...]) -> None:
-        """Take notice of a prompt that is going to be computed."""
+        """Take a prompt that will be computed into the tree."""
         if self.budget:
             # The last token is computed by the first step of decoding, so it is no part of what can be shared.
             self._index.add(prompt[:-1])
 
-    def assign(self, wave: Iterable[Ticket]) -> None:
-        """Give tickets that are about to be prefilled their prefixes, and take those off what they have to compute.
+    def assign(self, wave: Iterable[SequenceGroup]) -> None:
+        """Give groups that are about to be prefilled their prefixes, and take those off what they have to compute.
 
-        The first ticket that needs a prefix pays for it: what is computed on its behalf does not count as ``cached``.
+        The first group that needs a prefix pays for it: what is computed on its behalf does not count as ``cached``.
         """
         if not self.budget:
             return
-        for ticket in wave:
-            tokens = tuple(ticket.owner.tokens[: ticket.length])
+        for group in wave:
+            tokens = tuple(group.tokens[: group.length])
             prefix, computed = self._prefix_of(tokens)
             if prefix is not None:
-                ticket.prefix = prefix
-                ticket.length -= len(prefix)
-                ticket.cached = len(prefix) - computed
-        self._evict()  # not before: what one ticket of the wave has planned the next ones need too
+                group.prefix = prefix
+                group.length -= len(prefix)
+                group.cached = len(prefix) - computed
+        self._evict()  # not before: what one group of the wave has planned the next ones need too
 
     def planned(self) -> list[Prefix]:
-        """The prefixes that must be computed before the tickets they were given to, in this order; told once."""
+        """The prefixes that must be computed before the groups they were given to, in this order; each is given
+        once."""
         planned, self._planned = self._planned, []
         return planned
 
@@ -212,24 +214,24 @@ class Prefixes:
     def clear(self) -> None:
         """Drop everything."""
         self.forget()
-        self._index = PrefixIndex()
+        self._index = PromptTree()
 
     def _prefix_of(self, tokens: tuple[int, ...]) -> tuple[Prefix | None, int]:
         """The longest prefix to start from, and how many tokens of it must first be computed."""
         prefix = self._longest(tokens)
         computed = 0
-        for length in self._worthwhile(tokens, 0 if prefix is None else len(prefix)):
-            longer = self._made(tokens[:length], prefix)
-            computed += 0 if longer.caches is not None else length - (0 if prefix is None else len(prefix))
+        for length in self._worthwhile(tokens, len(prefix or ())):
+            longer = self._new_prefix(tokens[:length], prefix)
+            if longer.caches is None:
+                computed += length - len(prefix or ())
             prefix = longer
         return prefix, computed
 
     def _longest(self, tokens: tuple[int, ...]) -> Prefix | None:
-        found = [prefix for prefix in self._kept.values() if tokens[: len(prefix)] == prefix.tokens]
-        if not found:
-            return None
-        longest = max(found, key=len)
-        self._kept.move_to_end(longest.tokens)
+        found = (prefix for prefix in self._kept.values() if tokens[: len(prefix)] == prefix.tokens)
+        longest = max(found, key=len, default=None)
+        if longest is not None:
+            self._kept.move_to_end(longest.tokens)
         return longest
 
     def _worthwhile(self, tokens: tuple[int, ...], start: int) -> Iterator[int]:
@@ -240,14 +242,12 @@ class Prefixes:
                 yield length
                 start = length
 
-    def _made(self, tokens: tuple[int, ...], parent: Prefix | None) -> Prefix:
+    def _new_prefix(self, tokens: tuple[int, ...], parent: Prefix | None) -> Prefix:
         """A new prefix, cut from a longer one where that is possible, else planned to be computed."""
-        prefix = Prefix(tokens, parent, size=self._cost(len(tokens)))
-        prefix.caches = self._cut(tokens)
-        if prefix.caches is None:
+        caches = self._cut(tokens)
+        prefix = Prefix(tokens, parent if caches is None else None, caches, self._cost(len(tokens)))
+        if caches is None:
             self._planned.append(prefix)
-        else:
-            prefix.parent = None
         self._kept[tokens] = prefix
         return prefix
 

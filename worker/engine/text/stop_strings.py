@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence as Items
 
-from worker.engine.sequence import Sequence
+from jobs.params import Sampling
+from worker.engine.text.detokenizer import TextStream
 from worker.engine.text.thinking import AnswerParts
-from worker.engine.text.token_bytes import TextStream, TokenTexts
 
-__all__ = ["StopMatcher", "StopMatchers"]
+__all__ = ["StopMatcher", "stop_matcher"]
 
 
 class StopMatcher:
@@ -38,8 +38,8 @@ class StopMatcher:
         return self._search(self._stream.add(token), closed=False)
 
     def close(self) -> bool:
-        """End the row: what was held back may still complete a stop string."""
-        return self._search(self._stream.close(), closed=True)
+        """End the text: what was held back may still complete a stop string. True when one ends it."""
+        return self.match is not None or self._search(self._stream.close(), closed=True)
 
     def _search(self, text: str, *, closed: bool) -> bool:
         self.text = text
@@ -64,38 +64,14 @@ class StopMatcher:
         return text.find(stop, max(begin, self._searched - len(stop) + 1), end)
 
 
-class StopMatchers:
-    """The matchers of an engine's rows; ``markers`` are those of the model's thinking, where it has any."""
+def stop_matcher(
+    sampling: Sampling, stream: TextStream, markers: tuple[str, str] | None, *, reasoning_open: bool
+) -> StopMatcher:
+    """A matcher of a row's stop strings in its answer, unless it asks for them in its reasoning too.
 
-    def __init__(self, texts: TokenTexts, markers: tuple[str, str] | None) -> None:
-        self._texts = texts
-        self._markers = markers
-        self._matchers: dict[Sequence, StopMatcher] = {}
-
-    def add(self, row: Sequence, token: int) -> bool:
-        """Take in a token of a row with stop strings; True when one is complete."""
-        matcher = self._matchers.get(row)
-        if matcher is None:
-            matcher = self._matchers[row] = self._of(row)
-        return matcher.add(token)
-
-    def end(self, row: Sequence) -> bool:
-        """Give the row that ends its text, if it was read along; whether a stop string ended it."""
-        matcher = self._matchers.pop(row, None)
-        if matcher is None:
-            return False
-        found = matcher.match is not None or matcher.close()
-        row.text, row.stop_string = matcher.text, matcher.match
-        return found
-
-    def drop(self, row: Sequence) -> None:
-        self._matchers.pop(row, None)
-
-    def clear(self) -> None:
-        self._matchers.clear()
-
-    def _of(self, row: Sequence) -> StopMatcher:
-        sampling, answers = row.sampling, None
-        if self._markers is not None and not sampling.stop_in_reasoning:
-            answers = AnswerParts(self._markers, inside=row.reasoning_open)
-        return StopMatcher(sampling.stop, self._texts.stream(row.prompt), sampling.min_tokens, answers)
+    ``markers`` are those of the model's thinking, where it has any.
+    """
+    answers = None
+    if markers is not None and not sampling.stop_in_reasoning:
+        answers = AnswerParts(markers, inside=reasoning_open)
+    return StopMatcher(sampling.stop, stream, sampling.min_tokens, answers)

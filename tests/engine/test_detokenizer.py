@@ -13,12 +13,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from jobs.lines.line import Defaults, Job, check_line
+from jobs.record import Choice
 from tests.engine.conftest import MarkovModel
 from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import measure
 from worker.engine.prompts.prepare import Preparer
-from worker.engine.text.completion import Completion, TextAssembler
-from worker.engine.text.token_bytes import TokenTexts
+from worker.engine.text.completion import TextAssembler
+from worker.engine.text.detokenizer import Detokenizer
 
 SAMPLES = [
     "Snow is white. It's cold, cold !",
@@ -83,7 +84,7 @@ def test_prompt_and_text_are_what_transformers_decodes_together(make: Callable[[
     """Wherever a text is parted into prompt and output, the output's text is the rest of the decoded whole."""
     tokenizer = make()
     tokens = tokenizer.encode(text, add_special_tokens=False)
-    whole, texts = tokenizer.decode(tokens), TokenTexts(TokenizerWrapper(tokenizer))
+    whole, texts = tokenizer.decode(tokens), Detokenizer(TokenizerWrapper(tokenizer))
     for cut in range(1, len(tokens)):
         before = tokenizer.decode(tokens[:cut])
         if whole.startswith(before):  # not where half a character was cut off
@@ -98,7 +99,7 @@ def test_words_that_only_decoding_joins() -> None:
     tokenizer = words()
     tokens = tokenizer.encode("snows is whitely cold", add_special_tokens=False)
     for cut in range(1, len(tokens)):
-        stream = TokenTexts(tokenizer).stream(tokens[:cut])
+        stream = Detokenizer(tokenizer).stream(tokens[:cut])
         for token in tokens[cut:]:
             stream.add(token)
         assert tokenizer.decode(tokens[:cut]) + stream.close() == "snows is whitely cold"
@@ -109,7 +110,7 @@ def test_every_token_has_its_bytes(make: Callable[[], Any]) -> None:
     """The bytes of a text's tokens are the text's; parts of a character and special tokens have theirs, and an id
     beyond the vocabulary has none."""
     tokenizer = make()
-    texts = TokenTexts(TokenizerWrapper(tokenizer))
+    texts = Detokenizer(TokenizerWrapper(tokenizer))
     for text in SAMPLES[:3]:
         tokens = tokenizer.encode(text, add_special_tokens=False)
         data = b"".join(map(texts.bytes_of, tokens))
@@ -124,7 +125,7 @@ def test_every_token_has_its_bytes(make: Callable[[], Any]) -> None:
 def test_any_tokens_in_a_row_are_what_transformers_decodes(make: Callable[[], Any]) -> None:
     """Models write tokens that no tokenizer would: what comes of them is the decoder's text, U+FFFD for U+FFFD."""
     tokenizer = make()
-    texts, draw = TokenTexts(TokenizerWrapper(tokenizer)), random.Random(3)
+    texts, draw = Detokenizer(TokenizerWrapper(tokenizer)), random.Random(3)
     plain = [token for token in range(len(tokenizer) - 1) if texts.bytes_of(token).isascii()]
     for _ in range(200):
         tokens = [plain[5], *draw.choices(plain, k=8), plain[-1]]
@@ -138,7 +139,7 @@ def test_any_tokens_in_a_row_are_what_transformers_decodes(make: Callable[[], An
 
 
 @pytest.fixture
-def answered() -> Callable[..., Completion]:
+def answered() -> Callable[..., Choice]:
     """``answered(**line)``: the completion of a line on a model that says `` white. duck is`` after any token."""
     tokenizer = pieces()
     said = tokenizer.convert_tokens_to_ids(["\u2581white", ".", "\u2581duck", "\u2581is", "</s>"])
@@ -151,7 +152,7 @@ def answered() -> Callable[..., Completion]:
     wrapped = TokenizerWrapper(tokenizer, eos_token_ids=[said[-1]])
     model = measure("markov", MarkovModel(table), wrapped, {})
 
-    def complete(**line: Any) -> Completion:
+    def complete(**line: Any) -> Choice:
         checked = check_line(orjson.dumps({"logprobs": True, "max_tokens": 9, **line}))
         job: Job = checked.job(index=0, line=1, batch_id="b", defaults=Defaults({"model": "m"}))
         engine = Engine(model)
