@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("promptmill", "jobs", "submit", "worker", "deploy", "bench")
 PAGES = {
     "docs/lines.md": ("parameters", parameter_table),
-    "docs/workers.md": ("worker options", worker_table),
+    "docs/workers.md": ("options", worker_table),
     "docs/cli.md": ("commands", command_reference),
     "docs/modules.md": ("modules", lambda: module_list(ROOT)),
 }

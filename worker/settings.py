@@ -13,7 +13,7 @@ __all__ = ["ServiceSettings"]
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings(ServiceOptions):
-    """What a worker serves and how. Times are in seconds."""
+    """The options of a worker's life, and what it serves. ``metrics`` is the host and port for Prometheus."""
 
     groups: tuple[Group, ...]
     starvation_s: float = STARVATION_S

@@ -1,4 +1,4 @@
-"""The reference of the command line, and the tables of parameters and options, as Markdown: ``make docs``.
+"""The reference of the command line, and the table of parameters, as Markdown: ``python -m submit.commands.reference``.
 
 The texts are the commands' own ``--help``, and the rows of :data:`jobs.params.PARAMETERS` and of
 :data:`jobs.app.worker_options.WORKER_OPTIONS`. ``python -m docs.generate`` puts them into the documentation.
@@ -97,5 +97,6 @@ def _worker_help() -> str:
 
 
 if __name__ == "__main__":
-    for made in (parameter_table(), worker_table(), command_reference()):
-        click.echo(f"{made}\n")
+    click.echo(parameter_table())
+    click.echo()
+    click.echo(command_reference())
