@@ -113,7 +113,7 @@ class Batch:
     schedule: str | None = None
     """The schedule that submitted it."""
     webhook: str | None = None
-    """The URL that is told of its end."""
+    """The URL to which its end is delivered."""
     delivery: Delivery | None = None
     """What became of that, where there is such a URL."""
     keep_s: float | None = None

@@ -1,4 +1,4 @@
-"""The settings of a worker: what it serves, how it ends, and how its engines are made."""
+"""The settings of a worker: the options of its command line, and what follows from them."""
 
 from __future__ import annotations
 
@@ -18,4 +18,5 @@ class ServiceSettings(ServiceOptions):
     groups: tuple[Group, ...]
     starvation_s: float = STARVATION_S
     metrics: tuple[str, int] | None = None
+    """Host and port for Prometheus."""
     engine: EngineSettings = field(default_factory=EngineSettings)

@@ -74,11 +74,11 @@ class Attempts:
                 raise RefusedError(f"its payload has {size} bytes; at most {MAX_PAYLOAD_BYTES} are taken")
             return cast("bytes", self.connection.getrange(key, 0, MAX_PAYLOAD_BYTES)) or None
 
-    def claim(self, batch_id: str, number: int, life: str = "") -> Attempt | None:
+    def claim(self, batch_id: str, number: int, instance: str = "") -> Attempt | None:
         """Begin an attempt at a shard; None when it is done or its batch no longer runs.
 
-        ``life`` names the claiming worker's process for as long as it lives: lines that it has under way from an
-        earlier claim stay so, and those of any other are taken for interrupted by its death.
+        ``instance`` names the claiming worker instance, one process: lines that it has under way from an earlier claim
+        stay so, and those of any other are taken for interrupted by its death.
 
         Raises:
             BatchPausedError: its batch is held back; nothing was changed.
@@ -88,7 +88,7 @@ class Attempts:
         wanted = [keys.info, keys.fences, keys.tries(number), keys.compacted(number)]
         wanted += [keys.records(number), keys.flights(number)]
         with refusing(f"shard {batch_id}-{number}"):
-            reply = cast("list[Any]", self._claim(keys=wanted, args=[number, repr(self.now()), life]))
+            reply = cast("list[Any]", self._claim(keys=wanted, args=[number, repr(self.now()), instance]))
         if reply == [0]:
             return None
         if reply == [-1]:
@@ -111,7 +111,7 @@ class Attempts:
         self,
         attempt: Attempt,
         indices: Iterable[int],
-        life: str,
+        instance: str,
         connection: Redis,
         *,
         alone: Iterable[int] = (),
@@ -123,7 +123,7 @@ class Attempts:
         ``connection`` is the calling thread's own.
         """
         keys = BatchKeys(attempt.batch_id)
-        chosen = ((indices, life), (alone, f"{life} alone"), (back, ""))
+        chosen = ((indices, instance), (alone, f"{instance} alone"), (back, ""))
         notes = [item for lines, value in chosen for index in lines for item in (index, value)]
         wanted = [keys.fences, keys.flights(attempt.number)]
         return bool(self._begin(keys=wanted, args=[attempt.number, attempt.fence, *notes], client=connection))

@@ -38,7 +38,7 @@ STARTING = PREFIX + "starting"
 KEEPING = PREFIX + "keeping"
 """Sorted set of batches that are done, by the time at which they are removed (of Redis' clock)."""
 WEBHOOKS = PREFIX + "webhooks"
-"""Sorted set of batches whose end is to be told to a webhook, by the time of the next try (of Redis' clock)."""
+"""Sorted set of batches whose end is to be delivered to a webhook, by the time of the next try (of Redis' clock)."""
 ORPHANS_LOOK = PREFIX + "orphans"
 """String: somebody has just looked for orphans (see :mod:`jobs.store.orphans`); gone when it is time to look again."""
 PAUSED = PREFIX + "paused"
@@ -62,7 +62,7 @@ def worker_key(name: str) -> str:
 
 
 def trouble_key(machine: str, group: str) -> str:
-    """Set, gone after an hour: the lines, and the lives of workers, with which a model failed on a machine; the newest
+    """Set, gone after an hour: the lines, and the worker instances, with which a model failed on a machine; the newest
     reason is in a string beside it."""
     return f"{PREFIX}trouble:{machine}:{group}"
 
@@ -138,7 +138,7 @@ class BatchKeys:
         return f"{self.info}:ro:{number}"
 
     def flights(self, number: int) -> str:
-        """Hash: index -> the life of a worker that has begun this line, or is about to, and not ended it; ``alone``
+        """Hash: index -> the worker instance that has begun this line, or is about to, and not ended it; ``alone``
         stands behind it where nothing is beside the line."""
         return f"{self.info}:fl:{number}"
 
@@ -155,7 +155,7 @@ class BatchKeys:
         return f"{self.info}:again"
 
     def refusals(self, number: int) -> str:
-        """Set: the lives of workers that refused the shard."""
+        """Set: the worker instances that refused the shard."""
         return f"{self.info}:no:{number}"
 
     def job_id(self, number: int) -> str:

@@ -19,7 +19,7 @@ def upkeep(store: Store, *, orphans: bool = True) -> None:
     queues are read, which is for those who are there anyway.
 
     Raises:
-        RefusedError: somebody put something else where Redis keeps who is at it.
+        RefusedError: a key of the chores holds something that is not ours.
     """
     with refusing("uploads, and batches that begin, expire or are removed"):
         start_due(store)

@@ -2,7 +2,8 @@
 
 A submitter creates a batch, uploads shards and commits (:mod:`jobs.store.upload`); a worker claims a shard, writes
 records under its fence and finishes it (:mod:`jobs.store.attempts`). Records are read by :mod:`submit.results.read`. A
-batch's end before its time is in :mod:`jobs.store.cancel`, its second life in :mod:`jobs.store.retry`.
+batch that ends before its time is in :mod:`jobs.store.cancel`, one whose failed lines run again in
+:mod:`jobs.store.retry`.
 """
 
 from __future__ import annotations

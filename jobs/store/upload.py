@@ -191,7 +191,7 @@ class Uploads:
         for item in stale:
             try:
                 batch_id = item.decode()
-                # Its submitter may have come back to life since: then it is left alone.
+                # Its submitter may have come back since: then it is left alone.
                 with refusing(f"upload '{batch_id}'"):
                     if self._sweep(keys=[BatchKeys(batch_id).info, UPLOADING], args=[batch_id, repr(silent)]):
                         self.discard(batch_id)

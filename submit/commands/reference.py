@@ -1,7 +1,7 @@
 """The reference of the command line, and the table of parameters, as Markdown: ``python -m submit.commands.reference``.
 
-The texts are the commands' own ``--help`` and the rows of :data:`jobs.params.PARAMETERS`. ``python -m docs.generate``
-puts them into the documentation.
+The texts are the commands' own ``--help``, and the rows of :data:`jobs.params.PARAMETERS` and of
+:data:`jobs.app.worker_options.WORKER_OPTIONS`. ``python -m docs.generate`` puts them into the documentation.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def parameter_table() -> str:
 
 
 def worker_table() -> str:
-    """A Markdown table of a worker's options: flag, default, meaning, and whether `promptmill run` has it too."""
-    rows = ["| flag | default | meaning | `run` |", "|---|---|---|---|"]
-    for row in WORKER_OPTIONS:
-        if not row.hidden:
-            meaning = row.help.replace("|", "\\|")
-            rows.append(f"| `{row.flag}` | {row.shown_default} | {meaning} | {'yes' if row.in_run else ''} |")
+    """A Markdown table: flag, default, meaning, and whether ``promptmill run`` has it too."""
+    rows = ["| flag | default | meaning | |", "|---|---|---|---|"]
+    shown = (row for row in WORKER_OPTIONS if not row.hidden)
+    for row in shown:
+        meaning = row.help.replace("|", r"\|")
+        rows.append(f"| `{row.flag}` | {row.shown_default} | {meaning} | {'run' if row.in_run else ''} |")
     return "\n".join(rows)
 
 

@@ -128,7 +128,7 @@ class Refusals:
     def _refused_by_all(self, attempt: Attempt, workers: Collection[str]) -> bool:
         """Note that this worker refuses a shard; whether all of ``workers`` have, as far as can be known."""
         try:
-            return note_refusal(self._store.connection, attempt.batch_id, attempt.number, self._rq.life, workers)
+            return note_refusal(self._store.connection, attempt.batch_id, attempt.number, self._rq.instance, workers)
         except RefusedError as error:
             log.warning("who refuses a shard cannot be noted: %s", error, extra={"action": "refuse_shard"})
             return False

@@ -13,8 +13,8 @@ __all__ = ["Observer"]
 
 
 class Observer:
-    """Keeps no account: see :class:`worker.health.prometheus.PrometheusMetrics` for one that does. Each method says its
-    thread."""
+    """Keeps no account: see :class:`worker.health.prometheus.PrometheusMetrics` for one that does. Threads: any; each
+    method says its own."""
 
     def line_ended(self, line: EndedLine, *, ok: bool) -> None:
         """A record was made of a line. Thread: scribe."""

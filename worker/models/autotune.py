@@ -20,6 +20,7 @@ from jobs.embedded.server import private_folder
 from worker.engine.tuning.policy import Curve
 
 if TYPE_CHECKING:
+    from jobs.app.worker_options import EngineSettings
     from worker.engine.loading.model import LoadedModel
 
 __all__ = ["FILE", "Tuned", "TunedFile", "tuned_rows"]
@@ -39,7 +40,7 @@ class Tuned:
 
 
 class TunedFile:
-    """Measurements by what they depend on, see :func:`worker.engine.tuning.measure.fingerprint`."""
+    """Thread: compute. Measurements by what they depend on, see :func:`worker.engine.tuning.measure.fingerprint`."""
 
     def __init__(self, path: Path, *, today: Callable[[], str] = lambda: time.strftime("%Y-%m-%d")) -> None:
         self.path = path

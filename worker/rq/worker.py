@@ -91,10 +91,10 @@ class Lease:
 class ShardWorker(BaseWorker):
     """An RQ worker for shards: visible to RQ's tools, never forking, JSON only, running only our own function."""
 
-    def __init__(self, store: Store, queues: Sequence[str], name: str, life: str | None = None) -> None:
+    def __init__(self, store: Store, queues: Sequence[str], name: str, instance: str | None = None) -> None:
         super().__init__(list(queues), name=name, connection=store.connection, serializer=JSONSerializer, worker_ttl=60)
         self.store = store
-        self.life = life or f"{name}/{uuid.uuid4().hex}"
+        self.instance = instance or f"{name}/{uuid.uuid4().hex}"
         self._renew_leases = step(store.connection, "worker.rq.lua", "renew")
         self._recover_leases = step(store.connection, "worker.rq.lua", "recover")
         self._acknowledge = step(store.connection, "worker.rq.lua", "acknowledge")
@@ -104,7 +104,7 @@ class ShardWorker(BaseWorker):
         self._mark_failed = step(store.connection, "worker.rq.lua", "mark_failed")
         self._unsound: set[str] = set()
 
-    # --- life ---
+    # --- registration ---
 
     def _set_connection(self, connection: Redis) -> Redis:
         """As it is: RQ would have it wait for a silent server for a minute."""
@@ -139,7 +139,7 @@ class ShardWorker(BaseWorker):
 
     def _register(self) -> None:
         self.register_birth()
-        self.connection.hset(self.key, mapping={"machine": machine(), "life": self.life})
+        self.connection.hset(self.key, mapping={"machine": machine(), "life": self.instance})
 
     def end(self) -> None:
         """Deregister."""
@@ -317,14 +317,14 @@ class ShardWorker(BaseWorker):
             return b""
 
     def served_by(self, queue: str) -> dict[str, str]:
-        """The live workers on a queue, this one among them: the life of each by its name. RQ's own, which run no
+        """The live workers on a queue, this one among them: the instance of each by its name. RQ's own, which run no
         shards, are left out."""
-        start, found = self.redis_worker_namespace_prefix, {self.name: self.life}
+        start, found = self.redis_worker_namespace_prefix, {self.name: self.instance}
         for item in cast("set[bytes]", self.connection.smembers(WORKERS_BY_QUEUE_KEY % queue)):
             key = item.decode(errors="replace")
             name = key.removeprefix(start)
             if key != name != self.name and self._short(key, "machine"):
-                # One of an older version has no life: it is known by its name.
+                # One of an older version names no instance: it is known by its name.
                 found[name] = self._short(key, "life").decode(errors="replace") or name
         return found
 

@@ -100,7 +100,7 @@ class ShardClaimer:
         return held if self._refusals.takes(held, contents.refusal) else None
 
     def _attempt(self, shard: ShardJob) -> Attempt | None:
-        return self._store.claim(shard.batch_id, shard.number, self._rq.life)
+        return self._store.claim(shard.batch_id, shard.number, self._rq.instance)
 
     def _insist(self, shard: ShardJob) -> Attempt | None:
         """Claim a shard whose lines are under way here: an answer that was lost may have made their attempt stale."""

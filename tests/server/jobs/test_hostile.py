@@ -175,7 +175,7 @@ def test_hostile_workers_of_rq_are_no_workers(store: Store, service: Service) ->
         store.connection.sadd(f"rq:workers:{QUEUE}", member)
     store.connection.hset("rq:worker:odd", mapping={"pid": "x", "birth": "never", "queues": b"\xff"})
     store.connection.hset("rq:worker:old", mapping={"machine": "m", "life": b"x" * 5000})
-    assert service.rq.served_by(QUEUE) == {service.name: service.rq.life, "old": "old"}
+    assert service.rq.served_by(QUEUE) == {service.name: service.rq.instance, "old": "old"}
     keys = BatchKeys(new_batch_id())
     store.connection.sadd(keys.refusals(0), b"\xff")
     assert not note_refusal(store.connection, keys.batch_id, 0, "mini", ["mini", "other"])
