@@ -9,16 +9,7 @@ from typing import Any, cast
 from jobs.errors import LineError
 from jobs.params import MAX_SEED, PARAMETERS, Parameter, shown
 
-__all__ = ["CHECKS", "check_parameter"]
-
-
-def check_parameter(name: str, value: Any) -> Any:
-    """The checked and normalised value of parameter ``name``.
-
-    Raises:
-        LineError: ``invalid_type`` or ``out_of_range``, naming the field, the range and the value.
-    """
-    return CHECKS[name](value)
+__all__ = ["CHECKS"]
 
 
 def _wrong_type(row: Parameter, wanted: str, value: Any) -> LineError:
@@ -141,3 +132,5 @@ _CHECKS_BY_KIND: Mapping[str, Callable[[Parameter], Callable[[Any], Any]]] = {
 }
 
 CHECKS: Mapping[str, Callable[[Any], Any]] = {name: _CHECKS_BY_KIND[row.kind](row) for name, row in PARAMETERS.items()}
+"""Of each parameter the function that takes a value and gives it normalised, or raises a LineError: ``invalid_type`` or
+``out_of_range``, naming the field, the range and the value."""

@@ -14,7 +14,6 @@ from submit.status.text import clip, duration, plural
 __all__ = ["missed_runs", "next_run", "schedule_table"]
 
 NO_SCHEDULES = "no schedules; `promptmill schedule add NAME --cron '0 2 * * *' FILE --model MODEL` makes one"
-WHY_WIDTH = 100
 
 
 def schedule_table(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +20,6 @@ from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import load_draft, load_model, measure
 from worker.engine.loading.model import LoadedModel
 from worker.engine.unbatched.modes import UnbatchedModes
-
-Solo = Callable[..., LoadedModel]
 
 
 def prompt_of(length: int, seed: int = 3) -> list[int]:

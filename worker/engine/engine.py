@@ -420,8 +420,6 @@ class Engine:
         self._finished.append(finished)
         if finished.error is None:
             self.stats.finished_lines += 1
-        else:
-            self.stats.failed_lines += 1
 
     # -- rows that must begin again -----------------------------------------------------------------------------------
 

@@ -35,7 +35,6 @@ class EngineStats:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     finished_lines: int = 0
-    failed_lines: int = 0
     repeated_rows: int = 0
     recoveries: int = 0
     drafted_tokens: int = 0

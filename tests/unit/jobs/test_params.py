@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from jobs.errors import LineError
-from jobs.lines.parameters import check_parameter
+from jobs.lines.parameters import CHECKS
 from jobs.params import ALIASES, OPENAI_DEFAULTS, PARAMETERS, Sampling, did_you_mean
 
 CONTRACT: dict[str, tuple[str, Any, Any, Any]] = {
@@ -49,7 +49,7 @@ def names(*kinds: str) -> list[str]:
 def refused(name: str, value: Any) -> LineError:
     """The error with which ``value`` is refused."""
     with pytest.raises(LineError) as caught:
-        check_parameter(name, value)
+        CHECKS[name](value)
     return caught.value
 
 
@@ -67,7 +67,7 @@ def test_integers_in_range_are_kept_and_others_refused(name: str) -> None:
     """Bounds are inclusive; one past them is out_of_range and names the field and the value."""
     _, low, high, _ = CONTRACT[name]
     for value in (low, low + 1, high if high is not None else 2**62):
-        assert check_parameter(name, value) == value
+        assert CHECKS[name](value) == value
     for value in [low - 1] + ([] if high is None else [high + 1]):
         error = refused(name, value)
         assert (error.code, error.field) == ("out_of_range", name)
@@ -86,7 +86,7 @@ def test_integers_take_no_other_type(name: str, value: Any) -> None:
 def test_whole_floats_are_integers(name: str) -> None:
     """20.0 is 20, as tools write it that have no integers, and is recorded so; the range is that of integers."""
     _, low, high, _ = CONTRACT[name]
-    checked = check_parameter(name, float(low + 1))
+    checked = CHECKS[name](float(low + 1))
     assert (checked, type(checked)) == (low + 1, int)
     assert refused(name, float(low - 1)).code == "out_of_range"
     if high is not None:
@@ -104,7 +104,7 @@ def test_numbers_are_taken_as_floats_exactly_when_in_range(name: str, value: flo
     finite = abs(value) < 2**64 if isinstance(value, int) else math.isfinite(value)
     within = finite and above and (high is None or value <= high)
     if within:
-        checked = check_parameter(name, value)
+        checked = CHECKS[name](value)
         assert type(checked) is float
         assert checked == float(value)
     else:
@@ -116,13 +116,13 @@ def test_bounds_of_numbers_are_as_the_contract_says(name: str) -> None:
     """The bounds themselves belong to the range, but for the open ones, (0, ...]."""
     kind, low, high, _ = CONTRACT[name]
     if high is not None:
-        assert check_parameter(name, high) == high
+        assert CHECKS[name](high) == high
         assert refused(name, math.nextafter(high, math.inf)).code == "out_of_range"
     if low is not None and kind == "float above":
         assert refused(name, low).code == "out_of_range"
-        assert check_parameter(name, math.nextafter(low, 1)) > low
+        assert CHECKS[name](math.nextafter(low, 1)) > low
     elif low is not None:
-        assert check_parameter(name, low) == low
+        assert CHECKS[name](low) == low
         assert refused(name, math.nextafter(low, -1)).code == "out_of_range"
 
 
@@ -137,8 +137,8 @@ def test_numbers_take_no_other_type(name: str, value: Any) -> None:
 @pytest.mark.parametrize("name", names("bool"))
 def test_booleans_are_true_or_false_and_nothing_else(name: str) -> None:
     """0, 1 and words are refused."""
-    assert check_parameter(name, True) is True
-    assert check_parameter(name, False) is False
+    assert CHECKS[name](True) is True
+    assert CHECKS[name](False) is False
     for value in (0, 1, "true", None, []):
         error = refused(name, value)
         assert (error.code, error.field) == ("invalid_type", name)
@@ -147,9 +147,9 @@ def test_booleans_are_true_or_false_and_nothing_else(name: str) -> None:
 @pytest.mark.parametrize("name", names("strings"))
 def test_strings_are_one_or_a_list(name: str) -> None:
     """A single string counts as a list of one; empty strings and other types are refused."""
-    assert check_parameter(name, "###") == ("###",)
-    assert check_parameter(name, ["a", "b"]) == ("a", "b")
-    assert check_parameter(name, []) == ()
+    assert CHECKS[name]("###") == ("###",)
+    assert CHECKS[name](["a", "b"]) == ("a", "b")
+    assert CHECKS[name]([]) == ()
     assert refused(name, ["a", ""]).code == "out_of_range"
     assert refused(name, "").code == "out_of_range"
     for value in (1, ["a", 1], {"a": "b"}, None):
@@ -164,19 +164,19 @@ def test_what_a_value_is_called_is_json() -> None:
 
 def test_at_most_16_stop_strings() -> None:
     """The seventeenth is out_of_range; extra_eos_tokens has no such limit."""
-    assert len(check_parameter("stop", ["x"] * 16)) == 16
+    assert len(CHECKS["stop"](["x"] * 16)) == 16
     assert "at most 16" in refused("stop", ["x"] * 17).message
-    assert len(check_parameter("extra_eos_tokens", ["x"] * 17)) == 17
+    assert len(CHECKS["extra_eos_tokens"](["x"] * 17)) == 17
 
 
 @given(st.dictionaries(st.integers(0, 10**10 - 1), st.floats(-100, 100) | st.integers(-100, 100), max_size=20))
 @settings(max_examples=60, deadline=None)
 def test_logit_bias_maps_token_ids_to_floats(bias: dict[int, float]) -> None:
     """Keys arrive as JSON strings and become integers."""
-    checked = check_parameter("logit_bias", {str(token): value for token, value in bias.items()})
+    checked = CHECKS["logit_bias"]({str(token): value for token, value in bias.items()})
     assert checked == bias
     assert all(type(value) is float for value in checked.values())
-    assert check_parameter("logit_bias", {f"{token}.0": value for token, value in bias.items()}) == bias
+    assert CHECKS["logit_bias"]({f"{token}.0": value for token, value in bias.items()}) == bias
 
 
 @pytest.mark.parametrize(
