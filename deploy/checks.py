@@ -16,10 +16,10 @@ from jobs.redis.connect import redacted
 
 __all__ = [
     "check_label",
-    "check_model",
+    "check_model_name",
     "check_plain",
     "check_program",
-    "check_url",
+    "check_redis_url",
     "check_user",
     "flags_problem",
     "folder_problem",
@@ -79,7 +79,7 @@ def check_plain(words: Iterable[str], what: str) -> None:
             raise RefusedError(f"{what} {word!r}: has characters that cannot be printed; leave them out")
 
 
-def check_url(url: str) -> str:
+def check_redis_url(url: str) -> str:
     """A Redis URL, checked as far as that is possible without connecting.
 
     Raises:
@@ -100,7 +100,7 @@ def check_url(url: str) -> str:
     return url
 
 
-def check_model(model: str) -> str:
+def check_model_name(model: str) -> str:
     """A model for a daemon, whose current folder is another.
 
     Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy.init import launchd, systemd
-from deploy.init.service import Account, Service, default_home
+from deploy.init.service import Account, ServiceSpec, default_home
 from deploy.plan import ETC, Folder, Step, Unit, root_group
 
 __all__ = ["CA_FILE", "Deployment", "unit_of"]
@@ -43,7 +43,7 @@ class Deployment:
         return str(self.program), "--config", str(self.settings)
 
 
-def unit_of(init: str, service: Service) -> Unit:
+def unit_of(init: str, service: ServiceSpec) -> Unit:
     """The unit of a service on either system, with the folders that it needs."""
     unit = launchd.unit(service) if init == "launchd" else systemd.unit(service)
     account, root = service.account, root_group(init)

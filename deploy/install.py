@@ -14,7 +14,7 @@ import msgspec
 from deploy.host import Host
 from deploy.init import launchd, systemd
 from deploy.plan import ETC, Plan, Step, root_file
-from deploy.settings import settings_of
+from deploy.settings import settings_in
 from jobs.errors import RefusedError
 
 __all__ = ["Record", "install", "record_file", "removal", "show", "uninstall"]
@@ -205,7 +205,7 @@ def _remove(paths: Sequence[str], host: Host, say: Say) -> None:
 
 def _contents(host: Host, path: Path) -> str:
     """What goes with a settings file, by name."""
-    kept = settings_of(host.read(path)) if path.suffix == ".toml" else ()
+    kept = settings_in(host.read(path)) if path.suffix == ".toml" else ()
     return f" (with {', '.join(kept)})" if kept else ""
 
 

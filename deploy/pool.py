@@ -11,11 +11,11 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
-from deploy.checks import check_model, check_plain, check_program
+from deploy.checks import check_model_name, check_plain, check_program
 from deploy.deployment import CA_FILE, Deployment, unit_of
 from deploy.gpu_limit import DAEMON_SUFFIX
 from deploy.init import launchd
-from deploy.init.service import Service
+from deploy.init.service import ServiceSpec
 from deploy.plan import File, Plan, Step, root_file
 from deploy.settings import Key, settings_file
 from jobs.app.units import parse_size
@@ -77,7 +77,7 @@ def worker_plan(deployment: Deployment, flags: WorkerFlags) -> Plan:
     command: tuple[str, ...] = (*deployment.promptmill, *worker_words(flags))
     if flags.wired_mib is not None:
         command = launchd.after_limit(command, flags.wired_mib)
-    service = Service(
+    service = ServiceSpec(
         label=deployment.label,
         about="promptmill worker",
         command=command,
@@ -143,7 +143,7 @@ def scheduler_plan(deployment: Deployment, secret: str | None = None, extra: tup
         check_program(folder, "--read-from")
         if deployment.init == "systemd" and any(folder.is_relative_to(private) for private in _PRIVATE):
             raise RefusedError(f"--read-from {folder}: a daemon of systemd has its own /tmp; use /srv/promptmill, say")
-    service = Service(
+    service = ServiceSpec(
         label=deployment.label,
         about="promptmill scheduler",
         command=(*deployment.promptmill, "scheduler", *extra),
@@ -162,7 +162,7 @@ def read_folders(extra: Sequence[str]) -> tuple[Path, ...]:
 
 def _check_worker(deployment: Deployment, flags: WorkerFlags) -> None:
     for model in flags.models:
-        check_model(model)
+        check_model_name(model)
     check_plain(filter(None, [flags.name]), "worker flag")
     _check_extra(flags.extra, _WORKER_REFUSED, "worker")
     for spool in _split("--spool", flags.extra)[0]:
@@ -197,7 +197,7 @@ def _split(flag: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
     return values, rest
 
 
-def _plan(deployment: Deployment, service: Service, values: Mapping[Key, str] = MappingProxyType({})) -> Plan:
+def _plan(deployment: Deployment, service: ServiceSpec, values: Mapping[Key, str] = MappingProxyType({})) -> Plan:
     unit, account = unit_of(deployment.init, service), deployment.account
     authority: tuple[File, ...] = ()
     left = [f"{account.home} (models, spool)", f"user {account.user}", *map(str, service.writable)]

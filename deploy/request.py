@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from deploy.checks import (
     check_label,
     check_program,
-    check_url,
+    check_redis_url,
     check_user,
     flags_problem,
     owned_by_another,
@@ -172,7 +172,7 @@ class Request:
             if click.get_current_context().get_parameter_source("redis_url") is ParameterSource.COMMANDLINE:
                 raise RefusedError("--redis and --redis-file both name the pool's Redis: give one of them")
             given = _read(self._flags["redis_file"], "--redis-file").strip()
-        return None if given is None else check_url(given)
+        return None if given is None else check_redis_url(given)
 
     def _authority(self) -> str | None:
         if self._flags["authority"] is None:

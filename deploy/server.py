@@ -12,7 +12,7 @@ from pathlib import Path
 from deploy.acl import USERS, acl_users, kept_hashes
 from deploy.deployment import CA_FILE, Deployment, unit_of
 from deploy.init import launchd, systemd
-from deploy.init.service import Service
+from deploy.init.service import ServiceSpec
 from deploy.plan import ETC, File, Folder, Plan, Step, Unit, rendered, root_file, root_group, shipped
 from jobs.errors import RefusedError
 
@@ -51,7 +51,7 @@ def server_plan(deployment: Deployment, flags: ServerFlags) -> Plan:
     """
     _check(flags)
     init, label, account = deployment.init, deployment.label, deployment.account
-    service = Service(
+    service = ServiceSpec(
         label=label,
         about="Redis of a promptmill pool",
         command=(str(deployment.program), str(CONFIG)),

@@ -16,7 +16,7 @@ from deploy.plan import File
 from jobs.errors import RefusedError
 from jobs.redis.connect import redacted
 
-__all__ = ["Key", "changed", "settings_file", "settings_of"]
+__all__ = ["Key", "changed", "settings_file", "settings_in"]
 
 Key = tuple[str, str]
 """A table, empty for the file's top level, and a key of it."""
@@ -46,7 +46,7 @@ def _url(url: str, authority: str | None) -> str:
 def _shown(deployment: Deployment, given: Mapping[Key, str]) -> str:
     """The settings file as people see it: nothing secret of it, of what is kept only the names."""
     safe = {key: redacted(value) if key == ("", "redis") else "***" for key, value in given.items()}
-    kept = [name for name in settings_of(deployment.existing) if name not in map(_name, given)]
+    kept = [name for name in settings_in(deployment.existing) if name not in map(_name, given)]
     if deployment.url is None and deployment.existing is None:
         kept.append("redis")
     text = changed(Path("settings"), "", safe).lstrip("\n")
@@ -85,7 +85,7 @@ def changed(path: Path, text: str, values: Mapping[Key, str]) -> str:
     return made
 
 
-def settings_of(text: str | None) -> tuple[str, ...]:
+def settings_in(text: str | None) -> tuple[str, ...]:
     """The names of all that a settings file sets; none where it cannot be read."""
     try:
         document = tomllib.loads(text or "")

@@ -12,7 +12,7 @@ from jobs.store.store import Store
 from submit.schedule.add import ScheduleOrder, add_schedule
 from submit.schedule.cron import Cron
 from submit.schedule.dispatch import Dispatcher
-from submit.schedule.model import Outcome, Schedule
+from submit.schedule.model import RunOutcome, Schedule
 from submit.schedule.rq_jobs import QUEUE, RqMirror
 from submit.schedule.store import Schedules
 from submit.upload.submitter import Order
@@ -74,7 +74,7 @@ class Night:
         self.tick(dispatcher)
         dispatcher.submit_begun()
 
-    def runs(self, name: str = "nightly") -> tuple[Outcome, ...]:
+    def runs(self, name: str = "nightly") -> tuple[RunOutcome, ...]:
         return self.schedules.get(name).runs
 
     def batches(self, name: str = "nightly") -> list[str]:

@@ -48,7 +48,7 @@ NAME = re.compile("[A-Za-z0-9._-]{1,128}")
 LEAST_KEPT_S = 60.0
 REDIS_TIMEOUT_S = 5.0
 """A worker rides out an outage by itself, and must hear of it soon."""
-MARKS_TIMEOUT_S = 1.0
+IN_FLIGHT_TIMEOUT_S = 1.0
 """Generation waits for one short command per wave of lines, and for no longer than this."""
 
 
@@ -252,12 +252,12 @@ def serve(url: str, settings: ServiceSettings) -> int:
     with translated(url):
         connection = connect_patiently(url, log.warning, timeout_s=REDIS_TIMEOUT_S, retries=1)
         settings = replace(settings, groups=without_trouble(connection, machine(), settings.groups))
-        marks = connect(url, timeout_s=MARKS_TIMEOUT_S, retries=1)
-        pulse = connect(url, timeout_s=REDIS_TIMEOUT_S, retries=1)
+        in_flight = connect(url, timeout_s=IN_FLIGHT_TIMEOUT_S, retries=1)
+        heartbeat = connect(url, timeout_s=REDIS_TIMEOUT_S, retries=1)
         metrics = None if settings.metrics is None else PrometheusMetrics(settings.groups)
         # Before RQ tries what its own way of telling would be a Python warning.
         check_permissions(connection, process_name(settings.name))
-        service = Service(connection, pulse, settings, in_flight_connection=marks, observer=metrics)
+        service = Service(connection, heartbeat, settings, in_flight_connection=in_flight, observer=metrics)
         if metrics is None or settings.metrics is None:
             return service.run()
         with metrics.serving(service.readings, service.heartbeat, *settings.metrics):

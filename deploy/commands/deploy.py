@@ -17,7 +17,7 @@ from jobs.errors import RefusedError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Size(click.ParamType[int]):
+class SizeType(click.ParamType[int]):
     """Bytes: ``48G``, ``512MB``, or a plain number; ``auto`` where that makes sense."""
 
     name = "size"
@@ -111,7 +111,7 @@ def command() -> None:
     help="Where the models of the Hugging Face Hub are kept.  [default: huggingface in --home]",
 )  # fmt: skip
 @click.option(
-    "--wired-limit", type=Size(auto=True), metavar="SIZE|auto",
+    "--wired-limit", type=SizeType(auto=True), metavar="SIZE|auto",
     help="Let the GPU use so much memory, set anew at each boot (macOS); auto leaves the system an eighth, at least 8G."
     "  [default: macOS decides]",
 )  # fmt: skip
@@ -192,7 +192,7 @@ def scheduler(**flags: Any) -> int:
     help="Name or address under which the pool reaches it; may be given several times. The first stands in URLs, all "
     "in the certificate.",
 )  # fmt: skip
-@click.option("--maxmemory", type=Size(), metavar="SIZE", help="Memory for batches and their results, such as 8G.")
+@click.option("--maxmemory", type=SizeType(), metavar="SIZE", help="Memory for batches and their results, such as 8G.")
 @click.option("--port", type=click.IntRange(1, 65535), default=6379, show_default=True)
 @click.option(
     "--bind", multiple=True, default=("*", "-::*"), show_default=True, metavar="ADDRESS", help="Addresses to listen on."

@@ -26,7 +26,7 @@ __all__ = [
     "check_certificate",
     "check_encryption",
     "check_password",
-    "check_permissions",
+    "judge_permissions",
     "open_to_strangers",
     "try_permissions",
 ]
@@ -56,7 +56,7 @@ def try_permissions(connection: Redis, name: str, *, worker: bool) -> list[Refus
     return refusals(connection, keys, channel, more=(*_READERS, ("MEMORY", "USAGE", keys[0])))
 
 
-def check_permissions(refused: Sequence[Refusal], url: str, *, worker: bool, tool: str = "redis-cli") -> Finding:
+def judge_permissions(refused: Sequence[Refusal], url: str, *, worker: bool, tool: str = "redis-cli") -> Finding:
     """The user of the URL may do what its part needs; ``tool`` is the command that reaches the server."""
     part = "worker" if worker else "submitter"
     user = urlsplit(url).username or "default"

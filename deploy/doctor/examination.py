@@ -18,7 +18,7 @@ from deploy.doctor.access import (
     check_certificate,
     check_encryption,
     check_password,
-    check_permissions,
+    judge_permissions,
     open_to_strangers,
     try_permissions,
 )
@@ -183,7 +183,7 @@ class Examination:
             if not full(error):
                 raise
             return skipped("permissions", "cannot be tried while Redis is full")
-        return check_permissions(refused, way.url, worker=self.worker, tool=way.tool)
+        return judge_permissions(refused, way.url, worker=self.worker, tool=way.tool)
 
 
 def _allowed(name: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:

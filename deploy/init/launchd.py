@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.gpu_limit import LIMIT
-from deploy.init.service import Account, Service
+from deploy.init.service import Account, ServiceSpec
 from deploy.plan import File, Folder, Step, Unit, rendered, root_file, root_group, shipped
 from jobs.errors import RefusedError
 
@@ -67,7 +67,7 @@ def plist(job: Mapping[str, Any]) -> str:
     return text.decode()
 
 
-def unit(service: Service) -> Unit:
+def unit(service: ServiceSpec) -> Unit:
     """The daemon of a service, its logs and their rotation. A daemon, never an agent: since macOS 15 agents need a
     person's leave to reach hosts of the local network, and end at logout.
 

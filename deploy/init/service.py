@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["INITS", "SERVERS", "Account", "Service", "default_home", "default_init"]
+__all__ = ["INITS", "SERVERS", "Account", "ServiceSpec", "default_home", "default_init"]
 
 INITS = ("launchd", "systemd")
 SERVERS = ("redis-server", "valkey-server")
@@ -24,7 +24,7 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class ServiceSpec:
     """What is run, as whom, where and with what environment.
 
     ``stop_s`` is how long it may take to end after SIGTERM, ``writable`` the folders that it writes to besides the

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from deploy.init.service import Account, Service
+from deploy.init.service import Account, ServiceSpec
 from deploy.plan import Step, Unit, rendered, root_file
 
 __all__ = ["UNITS", "quoted", "start", "stop", "stopped", "unit", "user_steps", "weekly"]
@@ -19,7 +19,7 @@ def quoted(word: str) -> str:
     return f'"{text}"' if not word or any(character in " \t'\"\\;#" for character in word) else text
 
 
-def unit(service: Service) -> Unit:
+def unit(service: ServiceSpec) -> Unit:
     """The unit of a service; it logs to the journal, which rotates. Only a failure starts it again. SIGTERM goes to the
     process alone, which ends its children; what is left after the limit is killed.
 

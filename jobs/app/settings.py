@@ -39,7 +39,7 @@ TABLED = frozenset((*PARAMETERS, *ALIASES, *(row.name for row in WORKER_OPTIONS 
 """Flags that are in a table, with underscores."""
 
 
-class Parameter(Protocol):
+class CommandParameter(Protocol):
     """What click says of a parameter of a command: an option's ``opts`` are its flags."""
 
     @property
@@ -60,7 +60,7 @@ def config_file(environ: Mapping[str, str], platform: str = sys.platform) -> Pat
 
 
 def read_settings(
-    path: Path, command: str, parameters: Iterable[Parameter], all_flags: Callable[[], Collection[str]]
+    path: Path, command: str, parameters: Iterable[CommandParameter], all_flags: Callable[[], Collection[str]]
 ) -> dict[str, Any]:
     """Values for a command's parameters, by name: of the file's top-level keys those that are flags of it, and all of
     the table of its name.

@@ -2,11 +2,11 @@
 
 The locking protocol. Three files in the folder are locked with ``flock``, which the kernel undoes when
 the holder dies, whatever killed it. ``users.lock`` is held shared by every process that uses the server.
-``guardian.lock`` is held exclusively by the one guardian process (:mod:`jobs.embedded.supervisor`) that starts the
+``guardian.lock`` is held exclusively by the one supervisor process (:mod:`jobs.embedded.supervisor`) that starts the
 server, restarts it after a crash and ends it. ``server.lock`` is held by the server itself, which inherits
 the locked descriptor: as long as it can be locked by nobody else, the server lives, even if it answers
-nothing, and none is started beside it. A user takes its shared lock first, then makes sure that a guardian
-runs, then waits for the server's answer. The guardian tries about once a second to lock ``users.lock``
+nothing, and none is started beside it. A user takes its shared lock first, then makes sure that a supervisor
+runs, then waits for the server's answer. The supervisor tries about once a second to lock ``users.lock``
 exclusively; when it succeeds no user is left, and none can come until it has ended the server and let go:
 ``guardian.lock`` first, ``users.lock`` last. A new user waits for that, then everything starts afresh.
 """
@@ -34,16 +34,16 @@ from jobs.redis.connect import connect
 __all__ = ["data_folder", "embedded_server", "private_folder"]
 
 USERS_LOCK = "users.lock"
-GUARDIAN_LOCK = "guardian.lock"
+SUPERVISOR_LOCK = "guardian.lock"  # under this name other versions know it, too
 SERVER_LOCK = "server.lock"
 LOG = "redis.log"
 
 SOCKET_BYTES = 103  # what macOS takes, less the closing NUL; Linux takes 107
 LOG_BYTES = 1_000_000  # past this the log is set aside, and one older log is kept
-LOCK_PATIENCE = 30.0  # seconds; the guardian's own limits for ending a server add up to less
+LOCK_PATIENCE = 30.0  # seconds; the supervisor's own limits for ending a server add up to less
 ANSWER_PATIENCE = 10.0
 LOADING_SAID_AFTER = 2.0  # seconds: most servers have loaded their data by then
-GUARDIAN_PATIENCE = 1.0  # seconds a new guardian has to take its lock before another is started
+SUPERVISOR_PATIENCE = 1.0  # seconds a new supervisor has to take its lock before another is started
 TICK = 0.02
 
 Clock = Callable[[], float]
@@ -187,14 +187,14 @@ def _explained(folder: Path) -> Iterator[None]:
 
 
 def _leave(folder: Path) -> None:
-    """See to it that a guardian is there when this user goes, for nobody else would end the server."""
+    """See to it that a supervisor is there when this user goes, for nobody else would end the server."""
     with contextlib.suppress(FileNotFoundError):  # the folder itself was removed
-        if not is_held(folder / GUARDIAN_LOCK):
-            _start_guardian(folder, None)
+        if not is_held(folder / SUPERVISOR_LOCK):
+            _start_supervisor(folder, None)
 
 
 def _become_user(users: int, folder: Path, clock: Clock, sleep: Sleep) -> None:
-    """Take the users' lock; waits while a guardian is ending the server."""
+    """Take the users' lock; waits while a supervisor is ending the server."""
     deadline = clock() + LOCK_PATIENCE
     while not try_lock(users, fcntl.LOCK_SH):
         if clock() > deadline:
@@ -206,16 +206,16 @@ def _become_user(users: int, folder: Path, clock: Clock, sleep: Sleep) -> None:
 
 
 def _wait_until_ready(folder: Path, address: Path, say: Callable[[str], object], clock: Clock, sleep: Sleep) -> None:
-    """Make sure that a guardian runs and the server answers; the caller is a user already."""
+    """Make sure that a supervisor runs and the server answers; the caller is a user already."""
     deadline = clock() + ANSWER_PATIENCE
     say_at: float | None = None
     start_after = clock()
     while True:
         answer = _ask(address)
-        # A server may well answer without a guardian, if that was killed: a new one adopts it.
-        if clock() >= start_after and not is_held(folder / GUARDIAN_LOCK):
-            _start_guardian(folder, find_server(folder) if answer is Answer.SILENT else None)
-            start_after = clock() + GUARDIAN_PATIENCE
+        # A server may well answer without a supervisor, if that was killed: a new one adopts it.
+        if clock() >= start_after and not is_held(folder / SUPERVISOR_LOCK):
+            _start_supervisor(folder, find_server(folder) if answer is Answer.SILENT else None)
+            start_after = clock() + SUPERVISOR_PATIENCE
         if answer is Answer.READY:
             return
         if answer is Answer.LOADING:
@@ -262,10 +262,10 @@ def _loading(address: Path) -> str:
     return "the embedded Redis is loading its data; waiting for it"
 
 
-def _start_guardian(folder: Path, program: Path | None) -> None:
-    """Start a guardian that outlives this process; one too many ends by itself.
+def _start_supervisor(folder: Path, program: Path | None) -> None:
+    """Start a supervisor that outlives this process; one too many ends by itself.
 
-    ``program`` spares the guardian a search of its own, and may be None where a server runs already.
+    ``program`` spares the supervisor a search of its own, and may be None where a server runs already.
     """
     log = folder / LOG
     with contextlib.suppress(FileNotFoundError):  # none yet, or another user was quicker

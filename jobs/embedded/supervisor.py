@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.embedded.server import (
-    GUARDIAN_LOCK,
     LOG,
     SERVER_LOCK,
+    SUPERVISOR_LOCK,
     USERS_LOCK,
     Clock,
     Sleep,
@@ -35,8 +35,8 @@ from jobs.errors import RedisError
 __all__ = ["Server", "guard", "main"]
 
 POLL = 1.0
-GRACE = 2.0  # seconds before a guardian may end: one that is asked for again at once should not start anew
-TAKEOVER = 0.5  # seconds of trying to become the guardian; users look at the lock, and hold it for an instant
+GRACE = 2.0  # seconds before a supervisor may end: one that is asked for again at once should not start anew
+TAKEOVER = 0.5  # seconds of trying to become the supervisor; users look at the lock, and hold it for an instant
 STABLE = 10.0  # a server that ran this long and then crashed is started again at once
 LONGEST_PAUSE = 30.0
 SHUTDOWN_PATIENCE = 15.0  # seconds for the AOF to reach the disk; together less than a user's LOCK_PATIENCE
@@ -109,7 +109,7 @@ class Server:
         if now < self._not_before:
             return
         if not self._in_place():
-            return  # the folder was removed: a new one of that name belongs to another guardian
+            return  # the folder was removed: a new one of that name belongs to another supervisor
         if self._child is not None:
             log.warning("the server ended with status %s; starting it again", self._child.returncode)
         self._note_start(now)
@@ -216,7 +216,7 @@ def main(arguments: list[str]) -> int:
     program = Path(arguments[1]) if len(arguments) > 1 else None
     logging.basicConfig(format="%(process)d:guardian %(asctime)s %(message)s", level=logging.INFO)
     # Closed from the inside out: whoever gets users.lock next finds guardian.lock free.
-    with _opened(folder / USERS_LOCK) as users, _opened(folder / GUARDIAN_LOCK) as own:
+    with _opened(folder / USERS_LOCK) as users, _opened(folder / SUPERVISOR_LOCK) as own:
         if _take_over(own, time.monotonic, time.sleep):
             with contextlib.closing(Server(folder, program)) as server:
                 guard(users, server)

@@ -33,7 +33,7 @@ from submit.schedule.model import Schedule
 from submit.schedule.rq_jobs import LOCK_S, Lock, RqMirror
 from submit.schedule.store import Schedules
 
-__all__ = ["Scheduler"]
+__all__ = ["SchedulerDaemon"]
 
 log = logging.getLogger("promptmill.scheduler")
 
@@ -47,7 +47,7 @@ STOP_PATIENCE_S = 5.0
 Tend = Callable[[Store], object]
 
 
-class Scheduler:
+class SchedulerDaemon:
     """One scheduler process. ``run`` returns its exit status.
 
     ``read_from`` are the folders of which files are read for schedules. What is in ``tend`` is

@@ -16,7 +16,7 @@ from jobs.batch import timestamp
 from jobs.errors import InputError, PromptmillError, RedisError
 from jobs.store.store import Store
 from submit.schedule.add import submit_run
-from submit.schedule.model import Outcome, Run, Schedule
+from submit.schedule.model import Run, RunOutcome, Schedule
 from submit.schedule.run_by_hand import BY_HAND_S
 from submit.schedule.run_store import OvertakenError
 from submit.schedule.store import Schedules
@@ -109,7 +109,7 @@ class Dispatcher:
         return None
 
     def _skip(self, schedule: Schedule, run: Run, following: int, why: str) -> None:
-        outcome = Outcome(run.due, self._store.server_time(), "skipped", why=why, missed=run.missed)
+        outcome = RunOutcome(run.due, self._store.server_time(), "skipped", why=why, missed=run.missed)
         if self._schedules.skip(schedule, outcome, following):
             what = "the run" if run.missed < 2 else f"{missed_runs(run.missed)}, the last that"
             log.warning(
@@ -174,7 +174,7 @@ class Dispatcher:
 
     def _failed(self, schedule: Schedule, run: Run, why: str) -> None:
         at = self._store.server_time()
-        if self._schedules.end(schedule, run, Outcome(run.due, at, "failed", None, why, run.asked, run.missed)):
+        if self._schedules.end(schedule, run, RunOutcome(run.due, at, "failed", None, why, run.asked, run.missed)):
             log.error(
                 "%s: the run of %s failed: %s",
                 schedule.name, timestamp(run.due), why, extra={"action": "run_failed"},

@@ -18,8 +18,8 @@ __all__ = [
     "FIELDS",
     "MAX_SCHEDULE_NAME",
     "REMEDY",
-    "Outcome",
     "Run",
+    "RunOutcome",
     "Schedule",
     "ScheduleNotFoundError",
     "check_schedule_name",
@@ -66,7 +66,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunOutcome:
     """What became of the run that was due at ``due``; decided at ``at``, seconds since the epoch.
 
     ``why`` says why it was not submitted.
@@ -84,7 +84,7 @@ class Outcome:
         why = None if self.why is None else self.why[:MAX_WHY]
         return orjson.dumps(replace(self, why=why))
 
-    def merged(self, before: Outcome, most: int) -> Outcome | None:
+    def merged(self, before: RunOutcome, most: int) -> RunOutcome | None:
         """This outcome and the one before it as one, if both runs were skipped for the same reason.
         No more than ``most`` runs are counted."""
         if (before.state, before.why, before.asked) != ("skipped", self.why, self.asked) or self.state != "skipped":
@@ -119,7 +119,7 @@ class Schedule:
     """The run that has begun and is not submitted yet."""
     open: tuple[str, ...] = ()
     """Batches that were not done when the last was submitted, and that one: the newest first."""
-    runs: tuple[Outcome, ...] = ()
+    runs: tuple[RunOutcome, ...] = ()
     """What became of the last ones, the newest first."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -207,10 +207,10 @@ def _open(stored: str) -> tuple[str, ...]:
     return ids
 
 
-def _outcome(item: bytes) -> Outcome | None:
+def _outcome(item: bytes) -> RunOutcome | None:
     """A run of the list; None for an entry that is none."""
     try:
-        found = msgspec.json.decode(item, type=Outcome)
+        found = msgspec.json.decode(item, type=RunOutcome)
     except ValueError:
         return None
     return found if found.batch_id is None or is_batch_id(found.batch_id) else None

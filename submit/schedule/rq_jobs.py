@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["LOCK_S", "QUEUE", "Lock", "RqMirror"]
 
 QUEUE = "promptmill:schedules"
-JOB_FUNCTION = "jobs.tasks.run_schedule"
+SCHEDULE_FUNCTION = "jobs.tasks.run_schedule"
 LOCK_S = 15
 """A scheduler that is silent for so long is no longer the active one."""
 AGAIN_S = 30.0
@@ -91,7 +91,7 @@ class RqMirror:
 
     def _job(self, name: str, at: int) -> Job:
         return Job.create(
-            JOB_FUNCTION,
+            SCHEDULE_FUNCTION,
             args=(name, at),
             connection=self._connection,
             id=_job_id(name, at),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from jobs.store.keys import UPLOADING, BatchKeys, ScheduleKeys
 from jobs.store.steps import step
 from jobs.store.store import Store
-from submit.schedule.model import Outcome, Run, Schedule
+from submit.schedule.model import Run, RunOutcome, Schedule
 
 if TYPE_CHECKING:
     from redis.commands.core import Script
@@ -36,7 +36,7 @@ class RunStore(Store):
 
     def _commit_run(self, *, keys: list[str], args: list[Any]) -> int:
         of_schedule, run = ScheduleKeys(self._schedule.name), self._run
-        outcome = Outcome(run.due, self.server_time(), "submitted", args[0], asked=run.asked, missed=run.missed)
+        outcome = RunOutcome(run.due, self.server_time(), "submitted", args[0], asked=run.asked, missed=run.missed)
         arguments = [self._schedule.id, run.encoded() if self._begun else b"", outcome.encoded(), *args]
         done = cast("int", self._script(keys=[of_schedule.info, of_schedule.runs, *keys], args=arguments))
         if done == -1:

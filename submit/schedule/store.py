@@ -22,8 +22,8 @@ from submit.schedule.model import (
     FIELDS,
     MAX_SCHEDULE_NAME,
     REMEDY,
-    Outcome,
     Run,
+    RunOutcome,
     Schedule,
     check_schedule_name,
     no_schedule,
@@ -191,7 +191,7 @@ class Schedules:
         arguments.append(b"" if gone is None else gone.encoded())
         return cast("bytes", self._step(self._begin, schedule, arguments)).decode()
 
-    def skip(self, schedule: Schedule, outcome: Outcome, following: int) -> bool:
+    def skip(self, schedule: Schedule, outcome: RunOutcome, following: int) -> bool:
         """The run that is due by cron does not begin; the next is due at ``following``. False: it was decided already.
 
         Runs that are skipped one after the other for the same reason are one entry of the list.
@@ -202,7 +202,7 @@ class Schedules:
         arguments = [schedule.id, "next", schedule.next, following, outcome.encoded(), before, both]
         return bool(self._step(self._end, schedule, arguments))
 
-    def end(self, schedule: Schedule, run: Run, outcome: Outcome | None = None) -> bool:
+    def end(self, schedule: Schedule, run: Run, outcome: RunOutcome | None = None) -> bool:
         """A run that has begun ends without a batch. False: it is another's, or is over already."""
         result = b"" if outcome is None else outcome.encoded()
         return bool(self._step(self._end, schedule, [schedule.id, "run", run.encoded(), b"", result, b"", b""]))

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from jobs.batch import Batch
 from submit.schedule.cron import MOST_COUNTED
-from submit.schedule.model import Outcome, Schedule
+from submit.schedule.model import RunOutcome, Schedule
 from submit.status.table import Column, plain_table
 from submit.status.text import clip, duration, plural
 
@@ -66,7 +66,7 @@ def _last_run(schedule: Schedule, batches: Mapping[str, Batch]) -> str:
     return f"{_local(last.due)} {last.batch_id} {'gone' if batch is None else batch.status}"
 
 
-def _what(outcome: Outcome) -> str:
+def _what(outcome: RunOutcome) -> str:
     missed = f" ({missed_runs(outcome.missed)} missed)" if outcome.missed > 1 else ""
     return f"{outcome.state}{missed}"
 

@@ -17,14 +17,14 @@ from jobs.store.orphans import Orphans, find_orphans
 from jobs.store.retention import memory
 from jobs.store.store import Store
 from submit.status.lines_in_flight import (
-    InFlight,
+    LineOnWorker,
     in_turns,
     lines_in_flight,
     plain_lines_in_flight,
     with_lines_in_flight,
 )
 from submit.status.pool_pause import POOL_PAUSED, pool_known_paused
-from submit.status.rates import Rates, Window, pace
+from submit.status.rates import BatchRates, Window, pace
 from submit.status.table import text
 from submit.status.text import count, duration, memory_size, plural, printable, rate, size
 from submit.status.waiting import serving, unserved_models, why_rest_waits, why_waiting
@@ -75,7 +75,7 @@ class BatchView:
     batch: Batch
     workers: Sequence[WorkerState]
     queues: frozenset[str]
-    recent: Rates = Rates()
+    recent: BatchRates = BatchRates()
     memory: int | None = None
     pool_paused: bool = False
     orphans: Orphans | None = None
@@ -101,7 +101,7 @@ class BatchView:
         return serving(self.batch, self.queues, self.workers)
 
     @property
-    def in_flight(self) -> list[InFlight]:
+    def in_flight(self) -> list[LineOnWorker]:
         """The batch's lines in flight, in the order of the input."""
         # What a worker that died published last is there for some seconds after the batch was done.
         found = [] if self.done else lines_in_flight(self.workers, self.batch.id)

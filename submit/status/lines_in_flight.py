@@ -14,9 +14,9 @@ from submit.status.text import plural
 from submit.status.widgets import bar, fit, more
 from submit.status.worker_state import LineInFlight, WorkerState
 
-__all__ = ["InFlight", "in_turns", "lines_in_flight", "plain_lines_in_flight", "with_lines_in_flight"]
+__all__ = ["LineOnWorker", "in_turns", "lines_in_flight", "plain_lines_in_flight", "with_lines_in_flight"]
 
-InFlight = tuple[WorkerState, LineInFlight]
+LineOnWorker = tuple[WorkerState, LineInFlight]
 """A line in flight, and its worker."""
 
 BAR = 12
@@ -32,7 +32,7 @@ class Stage(Enum):
     READY = "ready"
 
 
-def lines_in_flight(workers: Iterable[WorkerState], batch_id: str | None = None) -> list[InFlight]:
+def lines_in_flight(workers: Iterable[WorkerState], batch_id: str | None = None) -> list[LineOnWorker]:
     """The lines that workers name as in flight: all, or those of one batch."""
     return [
         (worker, line)
@@ -42,9 +42,9 @@ def lines_in_flight(workers: Iterable[WorkerState], batch_id: str | None = None)
     ]
 
 
-def in_turns(in_flight: Iterable[InFlight]) -> list[InFlight]:
+def in_turns(in_flight: Iterable[LineOnWorker]) -> list[LineOnWorker]:
     """By stage, and of each worker one after the other, so that none fills the screen."""
-    queues: dict[Stage, dict[str, list[InFlight]]] = {stage: {} for stage in Stage}
+    queues: dict[Stage, dict[str, list[LineOnWorker]]] = {stage: {} for stage in Stage}
     for worker, line in sorted(in_flight, key=lambda pair: (pair[0].name, pair[1].batch_id, pair[1].index)):
         queues[_stage(line)].setdefault(worker.name, []).append((worker, line))
     return [
@@ -56,11 +56,11 @@ def in_turns(in_flight: Iterable[InFlight]) -> list[InFlight]:
     ]
 
 
-def plain_lines_in_flight(in_flight: Sequence[InFlight]) -> list[str]:
+def plain_lines_in_flight(in_flight: Sequence[LineOnWorker]) -> list[str]:
     """An empty line, a title and the first lines in flight of one batch; nothing where there is none."""
     if not in_flight:
         return []
-    columns: list[Column[InFlight]] = [
+    columns: list[Column[LineOnWorker]] = [
         Column("index", lambda pair: str(pair[1].index), right=True),
         Column("id", lambda pair: pair[1].id),
         Column("phase", lambda pair: pair[1].phase),
@@ -74,7 +74,7 @@ def plain_lines_in_flight(in_flight: Sequence[InFlight]) -> list[str]:
 
 def with_lines_in_flight(
     above: Sequence[Text],
-    in_flight: Sequence[InFlight],
+    in_flight: Sequence[LineOnWorker],
     count: int,
     width: int,
     height: int,
@@ -93,7 +93,7 @@ def with_lines_in_flight(
     stages = Counter(_stage(line) for _, line in in_flight)
     said = [f"{stages[stage]:,} {stage.value}" for stage in Stage if stages[stage]]
     title = f"{plural(count, 'line')} in flight: {', '.join(said)}"
-    columns: list[Column[InFlight]] = [
+    columns: list[Column[LineOnWorker]] = [
         Column("line", lambda pair: f"{pair[1].index}" if pair[1].id == "-" else pair[1].id, least=8),
         Column("progress", lambda pair: _progress(pair[1], unicode)),
         Column("worker", lambda pair: text(pair[0].name, "bright_black"), rank=2, least=8),

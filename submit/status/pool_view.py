@@ -16,7 +16,7 @@ from jobs.store.orphans import known_orphans
 from jobs.store.store import Store
 from submit.status.lines_in_flight import in_turns, lines_in_flight, with_lines_in_flight
 from submit.status.pool_pause import POOL_PAUSED, pool_known_paused
-from submit.status.rates import Rates, Window, pace
+from submit.status.rates import BatchRates, Window, pace
 from submit.status.table import NARROW_GAP, Column, plain_table, table, text
 from submit.status.text import cells, clip, count, duration, rate, short_name
 from submit.status.waiting import why_waiting
@@ -86,7 +86,7 @@ class PoolView:
     now: float
     batches: Sequence[Batch]
     workers: Sequence[WorkerState] = ()
-    rates: Mapping[str, Rates] = field(default_factory=dict)
+    rates: Mapping[str, BatchRates] = field(default_factory=dict)
     waiting: Mapping[str, str] = field(default_factory=dict)
     pool_paused: bool = False
     done: ClassVar[bool] = False

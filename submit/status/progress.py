@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from jobs.batch import Batch
-from submit.status.rates import Rates, Window, whole
+from submit.status.rates import BatchRates, Window, over_all_its_time
 from submit.status.text import cells, clip, duration, plural, rate
 
 __all__ = ["Progress", "has_unicode", "is_terminal", "terminal_size", "terminal_width"]
@@ -82,12 +82,12 @@ class Progress:
     def close(self, batch: Batch | None = None) -> None:
         """End with the batch's last state; without one, leave the line as it is."""
         if batch is not None:
-            self._show(batch, whole(batch) if batch.done else self._window.add(self._clock(), batch), None)
+            self._show(batch, over_all_its_time(batch) if batch.done else self._window.add(self._clock(), batch), None)
         if self._live and self._shown:
             self._write("\n")
         self._shown = ""
 
-    def _show(self, batch: Batch, rates: Rates, waiting: str | None) -> None:
+    def _show(self, batch: Batch, rates: BatchRates, waiting: str | None) -> None:
         if self._live:
             # The last column stays free: some terminals wrap as soon as it is written.
             width, unicode = self._width(self._stream) - 1, has_unicode(self._stream)
@@ -108,7 +108,7 @@ class Progress:
             self._broken = True
 
 
-def plain_text(batch: Batch, rates: Rates, waiting: str | None) -> str:
+def plain_text(batch: Batch, rates: BatchRates, waiting: str | None) -> str:
     """One line for logs."""
     text = f"{batch.ran:,} of {plural(batch.total, 'line')} done"
     if lost := batch.failed_running:
@@ -125,7 +125,7 @@ def plain_text(batch: Batch, rates: Rates, waiting: str | None) -> str:
 
 
 def bar_text(
-    batch: Batch, rates: Rates, waiting: str | None, width: int, *, unicode: bool = True, colour: bool = False
+    batch: Batch, rates: BatchRates, waiting: str | None, width: int, *, unicode: bool = True, colour: bool = False
 ) -> str:
     """The bar's line in at most ``width`` columns: what matters least is left out first."""
     run, lost = batch.ran, batch.failed_running

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from jobs.batch import Batch
 
-__all__ = ["Rates", "Window", "pace", "whole"]
+__all__ = ["BatchRates", "Window", "over_all_its_time", "pace"]
 
 WINDOW_S = 60.0
 SAMPLE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
+class BatchRates:
     """Per second, over the recent past; None while nothing has finished."""
 
     lines: float | None = None
@@ -44,7 +44,7 @@ class Window:
         self._first: _Sample | None = None
         self._recent: deque[_Sample] = deque()
 
-    def add(self, now: float, batch: Batch) -> Rates:
+    def add(self, now: float, batch: Batch) -> BatchRates:
         """Take in the batch as it is at ``now`` (seconds of a steady clock); the rates with it."""
         usage = batch.usage
         sample = _Sample(now, batch.finished, usage.prompt_tokens, usage.completion_tokens)
@@ -59,29 +59,29 @@ class Window:
         return recent if recent.lines else _between(self._first, sample)
 
 
-def _between(start: _Sample, end: _Sample) -> Rates:
+def _between(start: _Sample, end: _Sample) -> BatchRates:
     span, lines = end.at - start.at, end.lines - start.lines
     if span <= 0 or lines <= 0:
-        return Rates()
-    return Rates(
+        return BatchRates()
+    return BatchRates(
         lines / span,
         (end.prompt_tokens - start.prompt_tokens) / span,
         (end.completion_tokens - start.completion_tokens) / span,
     )
 
 
-def whole(batch: Batch) -> Rates:
+def over_all_its_time(batch: Batch) -> BatchRates:
     """The rates of a batch that is done, from its first line's start to its end: what its summary says too."""
     # The time of the end is all that they need.
     rates, elapsed = batch.rates(batch.ended_at or 0.0), batch.elapsed(batch.ended_at or 0.0)
     if rates["lines_per_second"] is None:
-        return Rates()
+        return BatchRates()
     # What was read before a retry is not counted apart: of such a batch the rate at which prompts were read is unknown.
     read = None if batch.carried else batch.usage.prompt_tokens / elapsed
-    return Rates(rates["lines_per_second"], read, rates["completion_tokens_per_second"])
+    return BatchRates(rates["lines_per_second"], read, rates["completion_tokens_per_second"])
 
 
-def pace(batch: Batch, now: float, recent: Rates | None) -> tuple[float | None, float | None]:
+def pace(batch: Batch, now: float, recent: BatchRates | None) -> tuple[float | None, float | None]:
     """New tokens per second, and seconds left; of a batch that is done those of all its time."""
     if recent is not None and recent.lines and not batch.done:
         return recent.completion_tokens, recent.eta(batch)

@@ -12,7 +12,7 @@ import orjson
 from jobs.batch import timestamp
 from submit.status.text import printable
 
-__all__ = ["FailingModel", "LineInFlight", "LoadedModel", "WorkerState", "parse_state"]
+__all__ = ["FailingModel", "LineInFlight", "ModelInMemory", "WorkerState", "parse_state"]
 
 MOST_SPEEDS = 60
 
@@ -42,7 +42,7 @@ class LineInFlight:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
+class ModelInMemory:
     """A model in a worker's memory, and the bytes of its weights."""
 
     name: str
@@ -80,7 +80,7 @@ class WorkerState:
     occupancy: Number | None = None
     memory_bytes: Count | None = None
     in_flight: tuple[LineInFlight, ...] = ()
-    loaded: tuple[LoadedModel, ...] = ()
+    loaded: tuple[ModelInMemory, ...] = ()
     failing: tuple[FailingModel, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     memory_limit_bytes: Count | None = None

@@ -80,10 +80,10 @@ class Told(http.server.BaseHTTPRequestHandler):
         if batch not in self.server.turned_away:
             self.server.turned_away.add(batch)
             return self.send_error(503)
-        # A courier that was killed after the answer tells it again, as the same message.
+        # A scheduler that was killed after the answer delivers it again, as the same message.
         known = self.server.told.setdefault(batch, self.headers["webhook-id"])
         if known != self.headers["webhook-id"] or event["type"] != "batch.completed":
-            self.server.wrong.append(f"the end of {batch} was told as another message, or as {event['type']}")
+            self.server.wrong.append(f"the end of {batch} was delivered as another message, or as {event['type']}")
         self.send_response(204)
         self.end_headers()
 

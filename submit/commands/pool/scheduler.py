@@ -69,7 +69,7 @@ def command(
     from jobs.embedded.server import data_folder, embedded_server
     from jobs.redis.connect import connect_patiently, translated
     from jobs.store.store import Store
-    from submit.schedule.daemon import Scheduler
+    from submit.schedule.daemon import SchedulerDaemon
     from submit.webhooks.sender import WebhookSender
 
     about = {"scheduler": process_name(name)}
@@ -83,4 +83,4 @@ def command(
         sender = WebhookSender(store, webhook_secret, hosts=webhook_hosts)
         stack.callback(sender.stop)
         sender.start()
-        return Scheduler(store, name=name, read_from=read_from).run()
+        return SchedulerDaemon(store, name=name, read_from=read_from).run()

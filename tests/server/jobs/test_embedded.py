@@ -57,8 +57,8 @@ def processes(what: str, folder: Path) -> list[int]:
     ]
 
 
-def guardian_of(folder: Path) -> int:
-    """The id of the one guardian, once any that were one too many have left."""
+def supervisor_of(folder: Path) -> int:
+    """The id of the one supervisor, once any that were one too many have left."""
     until(lambda: len(processes("jobs.embedded.supervisor", folder)) == 1)
     return processes("jobs.embedded.supervisor", folder)[0]
 
@@ -87,7 +87,7 @@ def answers(url: str) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Kill whatever still runs for ``folder``, guardians first, for they would start servers again."""
+    """Kill whatever still runs for ``folder``, supervisors first, for they would start servers again."""
     for pid in processes("jobs.embedded.supervisor", folder):
         kill(pid)
     with contextlib.suppress(OSError, ValueError):
@@ -131,7 +131,7 @@ def url_of(process: subprocess.Popen[str]) -> str:
 
 
 def test_the_server_ends_after_its_only_user(folder: Path) -> None:
-    """The server answers inside the block, and soon after it process, guardian and socket are gone."""
+    """The server answers inside the block, and soon after it process, supervisor and socket are gone."""
     with embedded_server(folder) as url:
         pid = server_pid(url)
         assert url == f"unix://{folder / 'redis.sock'}"
@@ -151,13 +151,13 @@ def test_two_processes_share_one_server(folder: Path, user: Start) -> None:
 
 
 def test_five_users_at_once_get_one_server(folder: Path, user: Start) -> None:
-    """A start in parallel never doubles the server, and one guardian is left."""
+    """A start in parallel never doubles the server, and one supervisor is left."""
     users = [user(folder) for _ in range(5)]
     with ThreadPoolExecutor(5) as pool:
         pids = set(pool.map(lambda process: server_pid(url_of(process)), users))
     assert len(pids) == 1
     assert processes("unixsocket:", folder) == list(pids)
-    guardian_of(folder)
+    supervisor_of(folder)
 
 
 def test_two_users_in_one_process(folder: Path) -> None:
@@ -180,11 +180,11 @@ def test_data_outlive_a_clean_end(folder: Path) -> None:
 
 
 def test_data_outlive_the_death_of_everything(folder: Path, user: Start) -> None:
-    """After SIGKILL of user, guardian and server the next user starts afresh over the stale socket."""
+    """After SIGKILL of user, supervisor and server the next user starts afresh over the stale socket."""
     process = user(folder)
     url = url_of(process)
     asked(url, "SET", "key", "value")
-    for pid in (process.pid, guardian_of(folder), server_pid(url)):
+    for pid in (process.pid, supervisor_of(folder), server_pid(url)):
         kill(pid)
     assert (folder / "redis.sock").exists()
     with embedded_server(folder) as url:
@@ -192,7 +192,7 @@ def test_data_outlive_the_death_of_everything(folder: Path, user: Start) -> None
 
 
 def test_a_crashed_server_comes_back(folder: Path) -> None:
-    """The guardian starts a server that was killed again while there are users."""
+    """The supervisor starts a server that was killed again while there are users."""
     with embedded_server(folder) as url:
         asked(url, "SET", "key", "value")
         pid = server_pid(url)
@@ -212,27 +212,27 @@ def test_the_server_ends_after_users_killed(folder: Path, user: Start) -> None:
     until(lambda: not lives(pid) and not processes("jobs.embedded.supervisor", folder))
 
 
-def test_a_new_guardian_adopts_the_server(folder: Path, user: Start) -> None:
-    """A server whose guardian was killed is found again, and still ends after the last user."""
+def test_a_new_supervisor_adopts_the_server(folder: Path, user: Start) -> None:
+    """A server whose supervisor was killed is found again, and still ends after the last user."""
     first = user(folder)
     pid = server_pid(url_of(first))
-    killed = guardian_of(folder)
+    killed = supervisor_of(folder)
     kill(killed)
     first.kill()
     until(lambda: not lives(killed))
     second = user(folder)
     assert server_pid(url_of(second)) == pid
-    assert guardian_of(folder) != killed
+    assert supervisor_of(folder) != killed
     second.kill()
     until(lambda: not lives(pid) and not processes("jobs.embedded.supervisor", folder))
     assert not (folder / "redis.sock").exists()
 
 
 def test_the_last_user_sees_to_the_end(folder: Path) -> None:
-    """The server ends even if its guardian was killed and no new user came."""
+    """The server ends even if its supervisor was killed and no new user came."""
     with embedded_server(folder) as url:
         pid = server_pid(url)
-        kill(guardian_of(folder))
+        kill(supervisor_of(folder))
         until(lambda: not processes("jobs.embedded.supervisor", folder))
     until(lambda: not lives(pid))
 
@@ -253,16 +253,16 @@ def test_a_user_that_comes_while_the_server_ends(folder: Path, user: Start) -> N
 
 
 def test_a_server_that_hangs_is_never_doubled(folder: Path) -> None:
-    """Without a guardian and without an answer, a living server still keeps others off its data."""
+    """Without a supervisor and without an answer, a living server still keeps others off its data."""
     with embedded_server(folder) as url:
         pid = server_pid(url)
-        kill(guardian_of(folder))
+        kill(supervisor_of(folder))
         until(lambda: not processes("jobs.embedded.supervisor", folder))
         kill(pid, signal.SIGSTOP)
         fast = lambda: time.monotonic() * 10  # noqa: E731
         with pytest.raises(RedisError, match="does not answer"), embedded_server(folder, clock=fast):
             pass
-        guardian_of(folder)
+        supervisor_of(folder)
         assert processes("unixsocket:", folder) == [pid]
         kill(pid, signal.SIGCONT)
         assert server_pid(url) == pid
@@ -342,7 +342,7 @@ def test_a_path_too_long_for_a_socket(folder: Path) -> None:
 def test_the_package_need_not_be_in_the_current_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stranger's ``jobs`` folder where the user happens to be does not get in the guardian's way."""
+    """A stranger's ``jobs`` folder where the user happens to be does not get in the supervisor's way."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "__init__.py").write_text("raise SystemExit('the wrong package')")
     monkeypatch.chdir(tmp_path)

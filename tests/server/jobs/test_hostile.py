@@ -346,7 +346,7 @@ def test_hostile_retries_stop_no_other(
 
 @pytest.mark.parametrize("fence", [b"x", b"", b"9" * 5000, None])
 def test_a_hostile_fence_ends_its_attempt_alone(store: Store, fence: bytes | None) -> None:
-    """The pulse lets go of that shard, whatever stands where its fence was, and keeps the others."""
+    """The heartbeat abandons that shard, whatever stands where its fence was, and keeps the others."""
     attempts = [store.claim(make_batch(store, prompts(1)), 0) for _ in range(2)]
     held = [attempt for attempt in attempts if attempt is not None]
     keys = BatchKeys(held[0].batch_id)

@@ -14,7 +14,7 @@ from jobs.store.keys import SCHEDULER, UPLOADING, ScheduleKeys
 from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit.schedule import add
 from submit.schedule.dispatch import LATE_S
-from submit.schedule.model import Outcome, Run
+from submit.schedule.model import Run, RunOutcome
 from submit.schedule.rq_jobs import QUEUE
 from submit.schedule.run_by_hand import BY_HAND_S, run_schedule
 from submit.schedule.run_store import RunStore
@@ -63,7 +63,7 @@ def test_the_guard_sees_a_batch_that_is_no_longer_on_the_list(night: Night) -> N
     """Whatever pushed it off, by cron and by hand; also after the schedule was replaced."""
     night.add()
     night.at(TWO)
-    other = Outcome(int(TWO), TWO, "failed", why="no").encoded()
+    other = RunOutcome(int(TWO), TWO, "failed", why="no").encoded()
     night.store.connection.lpush(ScheduleKeys("nightly").runs, *[other] * 30)
     night.store.connection.ltrim(ScheduleKeys("nightly").runs, 0, KEPT_RUNS - 1)
     night.add(take_place=True)

@@ -20,7 +20,7 @@ from jobs.errors import RefusedError
 from jobs.redis.connect import connect
 from jobs.store.keys import SCHEDULER, SCHEDULES, UPLOADING, ScheduleKeys
 from jobs.store.store import Store
-from submit.schedule.daemon import Scheduler
+from submit.schedule.daemon import SchedulerDaemon
 from submit.schedule.dispatch import Dispatcher
 from submit.schedule.misfire import Attendance
 from submit.schedule.rq_jobs import LOCK_S, QUEUE, Lock
@@ -183,7 +183,7 @@ def test_what_is_in_the_way_is_said_once(store: Store, caplog: pytest.LogCapture
     def stumbles(_store: Store) -> None:
         raise RefusedError("something else is there")
 
-    scheduler = Scheduler(store, name="mini", tend=[stumbles, lambda _: done.append("tended")])
+    scheduler = SchedulerDaemon(store, name="mini", tend=[stumbles, lambda _: done.append("tended")])
     with caplog.at_level(logging.INFO, "promptmill.scheduler"):
         for _ in range(3):
             scheduler.tick()
@@ -212,8 +212,8 @@ def test_what_redis_forbids_beside_the_main_thread_is_said_once(
         raise NoPermissionError(f"no {what}") if counts[what] % 2 else ConnectionError("out")
 
     monkeypatch.setattr(Dispatcher, "submit_begun", lambda _: refused("work"))
-    monkeypatch.setattr(Scheduler, "tend", lambda _: refused("tend"))
-    scheduler = Scheduler(store, name="mini")
+    monkeypatch.setattr(SchedulerDaemon, "tend", lambda _: refused("tend"))
+    scheduler = SchedulerDaemon(store, name="mini")
     scheduler.tick()
     for thread in scheduler._threads:
         thread.start()
@@ -232,7 +232,7 @@ def test_a_run_that_was_due_while_redis_refused_is_run(store: Store, monkeypatch
     night = Night(store)
     night.add()
     wall = [0.0]
-    scheduler = Scheduler(night.store, name="mini")
+    scheduler = SchedulerDaemon(night.store, name="mini")
     scheduler._attendance = attendance = Attendance(lambda: wall[0])
     scheduler._dispatcher._attended = attendance.covers
     night.now = TWO - 5
@@ -300,7 +300,7 @@ def test_the_active_one_is_known(store: Store) -> None:
     """For `schedule list`, which must not read RQ's own keys; what is not a scheduler's is none."""
     schedules = Schedules(store.connection)
     assert schedules.active_scheduler() is None
-    scheduler = Scheduler(store, name="mini")
+    scheduler = SchedulerDaemon(store, name="mini")
     scheduler.tick()
     assert schedules.active_scheduler() == scheduler.name
     for rubbish in (b"x", b"[]", b"\xff", b"{}", b"x" * 100_000):

@@ -87,7 +87,7 @@ def held_by(service: Service) -> HeldShard:
 
 
 def prepare_all(service: Service) -> list[tuple[int, Quarantine]]:
-    """Let the intake prepare what it has: (index, its quarantine) of each line the engine gets."""
+    """Let the preparer prepare what it has: (index, its quarantine) of each line the engine gets."""
     given: list[tuple[int, Quarantine]] = []
     preparer = SimpleNamespace(prepare=lambda job, key, rank: SimpleNamespace(key=key))
     loaded: Any = SimpleNamespace(result=lambda: SimpleNamespace(preparer=preparer))

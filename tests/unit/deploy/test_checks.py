@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from deploy.checks import (
-    check_model,
-    check_url,
+    check_model_name,
+    check_redis_url,
     check_user,
     flags_problem,
     folder_problem,
@@ -123,7 +123,7 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], said: str, capsys:
 )
 def test_urls_of_all_kinds_are_taken(url: str) -> None:
     """As they are."""
-    assert check_url(url) == url
+    assert check_redis_url(url) == url
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_root_runs_no_program_of_another(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("model", ["gpt2", "org/Qwen3-4B-4bit", "org/a.b_c@main", "org/a@refs/pr/1", "/any/folder"])
 def test_models_of_the_hub_and_folders_are_taken(model: str) -> None:
     """As they are."""
-    assert check_model(model) == model
+    assert check_model_name(model) == model
 
 
 def test_a_models_folder_is_there_and_open(open_folder: Path) -> None:

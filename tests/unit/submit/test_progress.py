@@ -12,7 +12,7 @@ import pytest
 from jobs.app.units import parse_duration
 from jobs.batch import Batch, Usage
 from submit.status.progress import Progress, bar_text
-from submit.status.rates import Rates
+from submit.status.rates import BatchRates
 from submit.status.text import cells
 
 
@@ -87,14 +87,14 @@ def test_a_message_stands_above_the_bar() -> None:
 @pytest.mark.parametrize("width", range(1, 140))
 def test_the_bar_fits_any_terminal(width: int) -> None:
     """No width makes the line wrap; the counts stay as long as anything does."""
-    text = bar_text(batch(40, failed=2), Rates(1.0, 40.0, 200.0), None, width)
+    text = bar_text(batch(40, failed=2), BatchRates(1.0, 40.0, 200.0), None, width)
     assert cells(text) <= width
     assert "40/100" in text or width < 6
 
 
 def test_waiting_is_said_in_place_of_rates() -> None:
     """While nothing runs the line says why, and promises no time."""
-    text = bar_text(batch(40), Rates(1.0, 40.0, 200.0), "waiting for a worker", 100)
+    text = bar_text(batch(40), BatchRates(1.0, 40.0, 200.0), "waiting for a worker", 100)
     assert "waiting for a worker" in text
     assert "tok/s" not in text
     assert "ETA" not in text

@@ -13,7 +13,7 @@ import pytest
 from jobs.batch import Batch, Usage
 from submit.status.batch_view import BatchView
 from submit.status.pool_view import PoolView
-from submit.status.rates import Rates
+from submit.status.rates import BatchRates
 from submit.status.text import cells
 from submit.status.waiting import why_waiting
 from submit.status.worker_state import LineInFlight, WorkerState
@@ -66,7 +66,7 @@ def test_the_list_has_a_row_per_batch() -> None:
 
 def test_recent_rates_win_over_those_since_the_start() -> None:
     """While it is watched, speed and time left are those of the last minute."""
-    row = batch_table([RUNNING], rates={RUNNING.id: Rates(4.0, 10.0, 50.0)})[1]
+    row = batch_table([RUNNING], rates={RUNNING.id: BatchRates(4.0, 10.0, 50.0)})[1]
     assert "50.0" in row
     assert "1m40s" in row
 
@@ -132,7 +132,7 @@ def test_detail_of_a_cancelled_batch_counts_what_was_run() -> None:
 def test_a_batch_that_is_done_has_the_rate_of_all_its_time() -> None:
     """Whatever was seen of it while it was watched."""
     done = replace(RUNNING, status="completed", completed=990, times={**RUNNING.times, "completed": NOW})
-    row = batch_table([done], rates={done.id: Rates(4.0, 10.0, 50.0)})[1]
+    row = batch_table([done], rates={done.id: BatchRates(4.0, 10.0, 50.0)})[1]
     assert row.split()[-4:-2] == ["200", "-"]
 
 

@@ -14,10 +14,10 @@ from rich.text import Text
 
 from submit.status.batch_view import BatchView
 from submit.status.pool_view import PoolView, in_order
-from submit.status.rates import Rates
+from submit.status.rates import BatchRates
 from submit.status.text import cells
 from submit.status.widgets import sparkline
-from submit.status.worker_state import LineInFlight, LoadedModel, WorkerState
+from submit.status.worker_state import LineInFlight, ModelInMemory, WorkerState
 from submit.status.workers import LostWorker
 from submit.status.workers_view import WorkersView
 from tests.unit.submit.test_status import NOW, QUEUE, RUNNING
@@ -41,7 +41,7 @@ MINI = WorkerState(
     occupancy=0.9,
     memory_bytes=15 * 2**30,
     in_flight=(DECODING, READING, READY),
-    loaded=(LoadedModel("org/pocket", 2**30),),
+    loaded=(ModelInMemory("org/pocket", 2**30),),
     memory_limit_bytes=20 * 2**30,
     speeds=tuple(float(second) for second in range(60)),
     cached_share=0.41,
@@ -178,7 +178,7 @@ def test_a_batch_that_does_not_run_says_so_in_a_word(why: str, word: str) -> Non
 
 def test_a_batch_has_its_workers_and_lines() -> None:
     """Progress, speed, what it is, who serves it, what is worked on."""
-    scene = BatchView(NOW, NIGHTLY, [MINI], frozenset({QUEUE}), Rates(4.0, 10.0, 50.0))
+    scene = BatchView(NOW, NIGHTLY, [MINI], frozenset({QUEUE}), BatchRates(4.0, 10.0, 50.0))
     shown = seen(scene.draw(79, 23))
     text = "\n".join(shown)
     assert shown[0].startswith(f"nightly   {NIGHTLY.id}   in_progress")
@@ -245,7 +245,7 @@ def test_names_are_neither_markup_nor_control_codes() -> None:
     evil = "[red]x[/red]\x1b[2J\r\n\x07[link=http://a]"
     shown_as = "[red]x[/red]?[2J???[link=http://a]"
     line = replace(DECODING, id=evil)
-    state = replace(MINI, name=evil, in_flight=(line,), loaded=(LoadedModel(evil, 1),))
+    state = replace(MINI, name=evil, in_flight=(line,), loaded=(ModelInMemory(evil, 1),))
     batch = replace(NIGHTLY, name=evil, source=evil, metadata={"k": evil})
     views = [
         pool(batches=[batch], workers=[state]).draw(199, 30),

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from submit.status.worker_state import FailingModel, LoadedModel, parse_state
+from submit.status.worker_state import FailingModel, ModelInMemory, parse_state
 
 FULL: dict[str, Any] = {
     "name": "mini.7",
@@ -38,7 +38,7 @@ def test_all_that_a_worker_publishes_is_read() -> None:
     """Sizes, limits, shares, totals, and how many lines are in flight beyond those that are listed."""
     state = parse_state(orjson.dumps(FULL))
     assert state is not None
-    assert state.loaded == (LoadedModel("org/pocket", 3 * 2**30),)
+    assert state.loaded == (ModelInMemory("org/pocket", 3 * 2**30),)
     assert state.failing == (FailingModel("org/other", "the hub? cannot be reached", 40.2),)
     assert state.refused == {"b_1": "'min_p' is not a field of a line"}
     assert (state.memory_bytes, state.memory_limit_bytes) == (5 * 2**30, 20 * 2**30)

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from submit.status.text import cells
-from submit.status.worker_state import LineInFlight, LoadedModel, WorkerState
+from submit.status.worker_state import LineInFlight, ModelInMemory, WorkerState
 from submit.status.workers import LostWorker
 from submit.status.workers_view import WorkersView
 
@@ -23,7 +23,7 @@ MINI = WorkerState(
     occupancy=0.9,
     memory_bytes=3 * 2**30,
     in_flight=(LineInFlight("b_1", 7, "row-7", "decode", 40, 40, 87),),
-    loaded=(LoadedModel("org/pocket", 2 * 2**30),),
+    loaded=(ModelInMemory("org/pocket", 2 * 2**30),),
     memory_limit_bytes=20 * 2**30,
     cached_share=0.41,
     lines_in_flight=38,

@@ -8,7 +8,7 @@ import pytest
 from redis.connection import parse_url
 from redis.exceptions import NoPermissionError
 
-from deploy.doctor.access import check_encryption, check_password, check_permissions
+from deploy.doctor.access import check_encryption, check_password, judge_permissions
 from deploy.doctor.finding import Finding, State
 from deploy.doctor.pool import Pool, check_pool
 from deploy.doctor.server import check_clock, check_latency, check_server, operator_tool
@@ -125,12 +125,12 @@ def test_refusals_are_said_by_command_and_by_key() -> None:
         Refusal("DEL", "rq:wip:permissions:doctor-1", key),
         Refusal("PUBLISH", "rq:pubsub:doctor-1:permissions", key),
     ]
-    finding = check_permissions(refused, "redis://me:secret@host", worker=True)
+    finding = judge_permissions(refused, "redis://me:secret@host", worker=True)
     assert "user 'me' may not use HSET, the keys rq:wip:*, the channels rq:pubsub:*, which" in finding.reason
     assert "users.acl" in (finding.remedy or "")
-    assert check_permissions([], "redis://host", worker=False).reason.startswith("user 'default' may")
+    assert judge_permissions([], "redis://host", worker=False).reason.startswith("user 'default' may")
     many = [Refusal(f"C{number}", "", command) for number in range(9)]
-    assert "C5 and 3 more" in check_permissions(many, "redis://host", worker=False).reason
+    assert "C5 and 3 more" in judge_permissions(many, "redis://host", worker=False).reason
 
 
 def worker(name: str, *queues: str) -> WorkerState:
