@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deploy.init import launchd, systemd
 from deploy.init.service import Account, ServiceSpec, default_home
-from deploy.plan import ETC, Folder, Step, Unit, root_group
+from deploy.plan import ETC, Folder, PlanStep, Unit, root_group
 
 __all__ = ["CA_FILE", "Deployment", "unit_of"]
 
@@ -29,7 +29,7 @@ class Deployment:
     program: Path
     url: str | None = None
     authority: str | None = None
-    users: tuple[Step, ...] = ()
+    users: tuple[PlanStep, ...] = ()
     existing: str | None = None
 
     @property

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.plan import File, Folder, Step
+from deploy.plan import File, Folder, PlanStep
 from jobs.errors import PromptmillError, RefusedError
 
 __all__ = ["DeployError", "Done", "Host", "Runner", "User", "run_command", "user_name"]
@@ -258,7 +258,7 @@ class Host:
         """How a command ends that changes nothing; it is run even where a folder stands for the machine."""
         return self._runner(command, None)
 
-    def run(self, step: Step, say: Callable[[str], None] = lambda _: None) -> None:
+    def run(self, step: PlanStep, say: Callable[[str], None] = lambda _: None) -> None:
         """Run a command; ``say`` shows what is waited for.
 
         Raises:

@@ -13,7 +13,7 @@ import msgspec
 
 from deploy.host import Host
 from deploy.init import launchd, systemd
-from deploy.plan import ETC, Plan, Step, root_file
+from deploy.plan import ETC, Plan, PlanStep, root_file
 from deploy.settings import settings_in
 from jobs.errors import RefusedError
 
@@ -135,7 +135,7 @@ def removal(label: str, host: Host) -> list[str]:
     """
     record = _installed(host, label)
     steps = _stop(record.init, record.daemons)
-    steps += [Step(command, may_fail=True) for command in record.undo]
+    steps += [PlanStep(command, may_fail=True) for command in record.undo]
     steps += systemd.stopped() if record.init == "systemd" else ()
     lines = [f"would run {step.shown}" for step in steps]
     for path in map(Path, (*record.files, str(record_file(label)))):
@@ -171,7 +171,7 @@ def _check_machine(host: Host, init: str) -> None:
         raise RefusedError("this writes to the system's folders: run it with sudo, or into a folder with --root DIR")
 
 
-def _run(steps: Iterable[Step], host: Host, say: Say) -> None:
+def _run(steps: Iterable[PlanStep], host: Host, say: Say) -> None:
     for step in steps:
         host.run(step, say)
 
@@ -179,7 +179,7 @@ def _run(steps: Iterable[Step], host: Host, say: Say) -> None:
 def _undo(commands: Iterable[tuple[str, ...]], host: Host, say: Say) -> None:
     """Take back what was set besides files."""
     for command in commands:
-        host.run(Step(command, may_fail=True), say)
+        host.run(PlanStep(command, may_fail=True), say)
         if host.root is None:
             say(f"ran {shlex.join(command)}")
 
@@ -191,7 +191,7 @@ def _daemons(plan: Plan) -> tuple[str, ...]:
     return tuple(name for name in names if f"{name}.timer" not in names)
 
 
-def _stop(init: str, daemons: Iterable[str]) -> list[Step]:
+def _stop(init: str, daemons: Iterable[str]) -> list[PlanStep]:
     """Commands that end these services."""
     return [step for name in daemons for step in (launchd if init == "launchd" else systemd).stop(name)]
 

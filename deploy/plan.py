@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 
-__all__ = ["ETC", "File", "Folder", "Plan", "Step", "Unit", "rendered", "root_file", "root_group", "shipped"]
+__all__ = ["ETC", "File", "Folder", "Plan", "PlanStep", "Unit", "rendered", "root_file", "root_group", "shipped"]
 
 ETC = Path("/etc/promptmill")
 """Settings, certificates and the records of installations, on every kind of machine."""
@@ -42,7 +42,7 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PlanStep:
     """A command. One that ``may_fail`` stops nothing when it does. ``until_works_s`` repeats it for so many seconds
     until it works; ``until_fails_s`` until it fails, which is how launchd says that a service is gone. ``waits`` is
     shown meanwhile, ``remedy`` where it fails."""
@@ -68,7 +68,7 @@ class Unit:
     """One unit of launchd or systemd: its files, the commands that start it, and the folders that it needs."""
 
     files: tuple[File, ...]
-    start: tuple[Step, ...]
+    start: tuple[PlanStep, ...]
     folders: tuple[Folder, ...] = ()
 
 
@@ -85,8 +85,8 @@ class Plan:
     init: str
     folders: tuple[Folder, ...]
     files: tuple[File, ...]
-    users: tuple[Step, ...] = ()
-    start: tuple[Step, ...] = ()
+    users: tuple[PlanStep, ...] = ()
+    start: tuple[PlanStep, ...] = ()
     undo: tuple[tuple[str, ...], ...] = ()
     power: bool = False
     left: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from deploy.deployment import CA_FILE, Deployment, unit_of
 from deploy.gpu_limit import DAEMON_SUFFIX
 from deploy.init import launchd
 from deploy.init.service import ServiceSpec
-from deploy.plan import File, Plan, Step, root_file
+from deploy.plan import File, Plan, PlanStep, root_file
 from deploy.settings import Key, settings_file
 from jobs.app.units import parse_size
 from jobs.app.worker_options import WORKER_OPTIONS
@@ -106,7 +106,7 @@ def _with_mac_settings(plan: Plan, flags: WorkerFlags) -> Plan:
         note = f"a Mac without work may fall asleep for good: sudo pmset -a {settings} (--power runs it)"
         return replace(plan, notes=(note, *plan.notes))
     # One by one: not every Mac has every setting.
-    steps = tuple(Step(("pmset", "-a", *setting), may_fail=True) for setting in launchd.POWER)
+    steps = tuple(PlanStep(("pmset", "-a", *setting), may_fail=True) for setting in launchd.POWER)
     return replace(plan, start=plan.start + steps, power=True, left=(*plan.left, "power settings (see `pmset -g`)"))
 
 

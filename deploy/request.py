@@ -27,7 +27,7 @@ from deploy.host import Host
 from deploy.init import launchd, systemd
 from deploy.init.service import SERVERS, Account, default_home, default_init
 from deploy.install import install, removal, show, uninstall
-from deploy.plan import Plan, Step
+from deploy.plan import Plan, PlanStep
 from deploy.pool import trial
 from jobs.errors import RefusedError
 
@@ -97,7 +97,7 @@ class Request:
         self.object_to(reach_problem(program, user))
         return Deployment(self._init, self._label, account, program, users=self._user_steps(account))
 
-    def _user_steps(self, account: Account) -> tuple[Step, ...]:
+    def _user_steps(self, account: Account) -> tuple[PlanStep, ...]:
         """Commands that make the daemon's user where it is missing."""
         if self.user.uid is not None:
             return ()

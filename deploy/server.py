@@ -13,7 +13,7 @@ from deploy.acl import USERS, acl_users, kept_hashes
 from deploy.deployment import CA_FILE, Deployment, unit_of
 from deploy.init import launchd, systemd
 from deploy.init.service import ServiceSpec
-from deploy.plan import ETC, File, Folder, Plan, Step, Unit, rendered, root_file, root_group, shipped
+from deploy.plan import ETC, File, Folder, Plan, PlanStep, Unit, rendered, root_file, root_group, shipped
 from jobs.errors import RefusedError
 
 __all__ = ["ServerFlags", "server_plan"]
@@ -73,7 +73,7 @@ def server_plan(deployment: Deployment, flags: ServerFlags) -> Plan:
         # A server that rewrites its file is copied for a moment: without this the kernel may refuse it.
         sysctl = Path("/etc/sysctl.d") / f"60-{label}.conf"
         files.append(root_file(init, sysctl, "vm.overcommit_memory = 1\n"))
-        steps.append(Step(("sysctl", "-q", "-p", str(sysctl)), may_fail=True))
+        steps.append(PlanStep(("sysctl", "-q", "-p", str(sysctl)), may_fail=True))
         left.append("vm.overcommit_memory = 1, until this machine starts anew (0 is Linux's own)")
     if flags.tls:
         left.append(f"{CERTIFICATES} and {CA_FILE}")
@@ -148,7 +148,7 @@ def _url(flags: ServerFlags, user: str, password: str) -> str:
     return f"rediss://{address}?ssl_ca_certs={CA_FILE}" if flags.tls else f"redis://{address}"
 
 
-def _certify(deployment: Deployment, flags: ServerFlags) -> list[Step]:
+def _certify(deployment: Deployment, flags: ServerFlags) -> list[PlanStep]:
     key = str(CERTIFICATES / "server.key")
     commands = (
         ("sh", str(MAKE_CERTIFICATES), str(CERTIFICATES), *flags.hosts),
@@ -158,7 +158,7 @@ def _certify(deployment: Deployment, flags: ServerFlags) -> list[Step]:
         ("cp", str(CERTIFICATES / "ca.crt"), str(CA_FILE)),
         ("chmod", "644", str(CA_FILE)),
     )
-    return [Step(command) for command in commands]
+    return [PlanStep(command) for command in commands]
 
 
 def _renewal(deployment: Deployment, flags: ServerFlags) -> Unit:

@@ -43,7 +43,7 @@ def command(
     """
     from deploy.doctor.deployed import find_deployed
     from deploy.doctor.examination import Examination
-    from deploy.doctor.finding import State, count
+    from deploy.doctor.finding import FindingState, count
     from deploy.doctor.machine import ask_machine
     from deploy.doctor.report import as_object, summary
     from deploy.host import Host
@@ -61,7 +61,7 @@ def command(
         if show is not None:
             show(section)
     click.echo(orjson.dumps(as_object(sections)).decode() if as_json else summary(sections))
-    return 1 if count(sections, State.FAIL) else 0
+    return 1 if count(sections, FindingState.FAIL) else 0
 
 
 def _configured(ctx: click.Context) -> bool:

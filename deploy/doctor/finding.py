@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Finding", "Section", "State", "count", "failed", "good", "printable", "skipped", "unsure"]
+__all__ = ["Finding", "FindingState", "Section", "count", "failed", "good", "printable", "skipped", "unsure"]
 
 
-class State(enum.Enum):
+class FindingState(enum.Enum):
     """How a check ended; only a failed one makes the exit status 1."""
 
     OK = "ok"
@@ -25,7 +25,7 @@ class Finding:
     ``command`` that it ends with, to be copied as it is."""
 
     name: str
-    state: State
+    state: FindingState
     reason: str
     remedy: str | None = None
     command: str | None = None
@@ -49,27 +49,27 @@ class Section:
 
 
 def good(name: str, reason: str) -> Finding:
-    return Finding(name, State.OK, printable(reason))
+    return Finding(name, FindingState.OK, printable(reason))
 
 
 def unsure(name: str, reason: str, remedy: str, command: str | None = None) -> Finding:
     """Work goes on, but less well, or not for long."""
-    return _wrong(State.WARN, name, reason, remedy, command)
+    return _wrong(FindingState.WARN, name, reason, remedy, command)
 
 
 def failed(name: str, reason: str, remedy: str, command: str | None = None) -> Finding:
     """As it is, nothing can be done here, or what was done can be lost."""
-    return _wrong(State.FAIL, name, reason, remedy, command)
+    return _wrong(FindingState.FAIL, name, reason, remedy, command)
 
 
-def _wrong(state: State, name: str, reason: str, remedy: str, command: str | None) -> Finding:
+def _wrong(state: FindingState, name: str, reason: str, remedy: str, command: str | None) -> Finding:
     shown = None if command is None else printable(command)
     return Finding(name, state, printable(reason), printable(remedy), shown)
 
 
 def skipped(name: str, reason: str) -> Finding:
     """Nothing to check here, or no way to."""
-    return Finding(name, State.SKIP, printable(reason))
+    return Finding(name, FindingState.SKIP, printable(reason))
 
 
 def printable(text: str) -> str:
@@ -77,6 +77,6 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def count(sections: Iterable[Section], state: State) -> int:
+def count(sections: Iterable[Section], state: FindingState) -> int:
     """How many findings have a state."""
     return sum(finding.state is state for section in sections for finding in section.findings)

@@ -8,13 +8,18 @@ from typing import Any
 
 import click
 
-from deploy.doctor.finding import Finding, Section, State, count
+from deploy.doctor.finding import Finding, FindingState, Section, count
 from submit.status.text import cells, plural
 
 __all__ = ["as_object", "lines", "summary"]
 
-_MARKS = {State.OK: "ok", State.WARN: "warn", State.FAIL: "FAIL", State.SKIP: "-"}
-_COLOURS = {State.OK: "green", State.WARN: "yellow", State.FAIL: "red", State.SKIP: "bright_black"}
+_MARKS = {FindingState.OK: "ok", FindingState.WARN: "warn", FindingState.FAIL: "FAIL", FindingState.SKIP: "-"}
+_COLOURS = {
+    FindingState.OK: "green",
+    FindingState.WARN: "yellow",
+    FindingState.FAIL: "red",
+    FindingState.SKIP: "bright_black",
+}
 WIDEST_NAME, MARGIN = 16, 8
 OF_MODELS = ("model", "memory", "waiting", "trouble")
 """Findings that have a model's name after their own."""
@@ -31,7 +36,7 @@ def _merged(findings: Sequence[Finding]) -> list[tuple[str, Finding]]:
     """Findings with the names they are shown under: those skipped for the same reason are one."""
     shown: dict[str, tuple[list[str], Finding]] = {}
     for number, finding in enumerate(findings):
-        key = finding.reason if finding.state is State.SKIP else str(number)
+        key = finding.reason if finding.state is FindingState.SKIP else str(number)
         shown.setdefault(key, ([], finding))[0].append(finding.name)
     return [(", ".join(names), finding) for names, finding in shown.values()]
 
@@ -39,7 +44,7 @@ def _merged(findings: Sequence[Finding]) -> list[tuple[str, Finding]]:
 def _lines(name: str, finding: Finding, width: int, colour: bool) -> Iterator[str]:
     mark = f"{_MARKS[finding.state]:<4}"
     if colour:
-        mark = click.style(mark, fg=_COLOURS[finding.state], bold=finding.state is State.FAIL)
+        mark = click.style(mark, fg=_COLOURS[finding.state], bold=finding.state is FindingState.FAIL)
     reason, margin = finding.reason, MARGIN + WIDEST_NAME + 2
     word, _, subject = name.partition(" ")
     if word in OF_MODELS and subject:
@@ -69,7 +74,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 def summary(sections: Sequence[Section]) -> str:
     """The last line: how many of what."""
-    good, unsure, failed = (count(sections, state) for state in (State.OK, State.WARN, State.FAIL))
+    good, unsure, failed = (count(sections, state) for state in (FindingState.OK, FindingState.WARN, FindingState.FAIL))
     parts = [f"{good} ok"]
     parts += [plural(unsure, "warning")] if unsure else []
     parts += [f"{failed} FAILED"] if failed else []
@@ -79,7 +84,7 @@ def summary(sections: Sequence[Section]) -> str:
 def as_object(sections: Sequence[Section]) -> dict[str, Any]:
     """The examination as one object."""
     return {
-        "ok": not count(sections, State.FAIL),
-        "summary": {state.value: count(sections, state) for state in State},
+        "ok": not count(sections, FindingState.FAIL),
+        "summary": {state.value: count(sections, state) for state in FindingState},
         "checks": [{"section": part.key, **finding.as_dict()} for part in sections for finding in part.findings],
     }

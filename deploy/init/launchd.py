@@ -10,7 +10,7 @@ from typing import Any
 
 from deploy.gpu_limit import LIMIT
 from deploy.init.service import Account, ServiceSpec
-from deploy.plan import File, Folder, Step, Unit, rendered, root_file, root_group, shipped
+from deploy.plan import File, Folder, PlanStep, Unit, rendered, root_file, root_group, shipped
 from jobs.errors import RefusedError
 
 __all__ = [
@@ -151,7 +151,7 @@ def log_file(label: str, kind: str = "log") -> Path:
     return LOGS / label / f"{label}.{kind}"
 
 
-def user_steps(account: Account, free_id: int | None, gid: int | None = None) -> tuple[Step, ...]:
+def user_steps(account: Account, free_id: int | None, gid: int | None = None) -> tuple[PlanStep, ...]:
     """Commands that make a hidden user who cannot log in; ``free_id`` is None where it is not known yet, ``gid`` that
     of the group where it is there.
 
@@ -174,32 +174,33 @@ def user_steps(account: Account, free_id: int | None, gid: int | None = None) ->
     ]
     # The home is guarded more than the rest, and the daemon is told its own anyway.
     steps = [
-        Step(("dscl", ".", "-create", *value), may_fail="NFSHomeDirectory" in value, remedy=_ACCESS) for value in values
+        PlanStep(("dscl", ".", "-create", *value), may_fail="NFSHomeDirectory" in value, remedy=_ACCESS)
+        for value in values
     ]
     # That the user was not there a moment ago may be remembered.
-    return (*steps, Step(("dscacheutil", "-flushcache"), may_fail=True))
+    return (*steps, PlanStep(("dscacheutil", "-flushcache"), may_fail=True))
 
 
-def start(label: str, stop_s: float) -> tuple[Step, ...]:
+def start(label: str, stop_s: float) -> tuple[PlanStep, ...]:
     """Commands that start a daemon, or start it anew with what its file says now."""
     path = str(DAEMONS / f"{label}.plist")
     return (
-        Step(("plutil", "-lint", path)),
+        PlanStep(("plutil", "-lint", path)),
         *stop(label, stop_s),
-        Step(("launchctl", "enable", f"system/{label}")),
+        PlanStep(("launchctl", "enable", f"system/{label}")),
         # Just after a stop it may still answer "5: Input/output error".
-        Step(("launchctl", "bootstrap", "system", path), until_works_s=10.0),
+        PlanStep(("launchctl", "bootstrap", "system", path), until_works_s=10.0),
     )
 
 
-def stop(label: str, stop_s: float = 3600) -> tuple[Step, ...]:
+def stop(label: str, stop_s: float = 3600) -> tuple[PlanStep, ...]:
     """Commands that end a daemon, and wait: until it is gone it cannot be started anew. The limit that a daemon itself
     has is in its file; none of ours has more than an hour to end."""
     limit_s = stop_s + 10
     at_most = f"{limit_s:.0f} seconds" if limit_s < 3600 else "an hour"
     return (
-        Step(("launchctl", "bootout", f"system/{label}"), may_fail=True),
-        Step(
+        PlanStep(("launchctl", "bootout", f"system/{label}"), may_fail=True),
+        PlanStep(
             ("launchctl", "print", f"system/{label}"),
             until_fails_s=limit_s,
             waits=f"waiting until {label} has ended, {at_most} at most",

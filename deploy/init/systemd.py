@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from deploy.init.service import Account, ServiceSpec
-from deploy.plan import Step, Unit, rendered, root_file
+from deploy.plan import PlanStep, Unit, rendered, root_file
 
 __all__ = ["UNITS", "quoted", "start", "stop", "stopped", "unit", "user_steps", "weekly"]
 
@@ -50,7 +50,7 @@ def weekly(label: str, command: tuple[str, ...]) -> Unit:
         root_file("systemd", UNITS / f"{label}.{kind}", rendered(f"weekly.{kind}", label=label, command=words))
         for kind in ("service", "timer")
     )
-    return Unit(files, tuple(Step(("systemctl", action, f"{label}.timer")) for action in ("enable", "restart")))
+    return Unit(files, tuple(PlanStep(("systemctl", action, f"{label}.timer")) for action in ("enable", "restart")))
 
 
 def _lines(setting: str, words: Iterable[str]) -> str:
@@ -58,35 +58,35 @@ def _lines(setting: str, words: Iterable[str]) -> str:
     return "".join(f"{setting}={quoted(word).replace('$$', '$')}\n" for word in words)
 
 
-def user_steps(account: Account, *, with_group: bool = True) -> tuple[Step, ...]:
+def user_steps(account: Account, *, with_group: bool = True) -> tuple[PlanStep, ...]:
     """The command that makes a user who cannot log in, and a group of its own unless there is one of that name."""
     group = ("--user-group",) if with_group else ("--gid", account.group)
     return (
-        Step(
+        PlanStep(
             ("useradd", "--system", *group, "--home-dir", str(account.home), "--no-create-home",
              "--shell", "/usr/sbin/nologin", account.user)
         ),
     )  # fmt: skip
 
 
-def start(label: str, stop_s: float) -> tuple[Step, ...]:
+def start(label: str, stop_s: float) -> tuple[PlanStep, ...]:
     """Commands that start a unit, or start it anew with what its file says now."""
     name = f"{label}.service"
     return (
-        Step(("systemctl", "daemon-reload")),
-        Step(("systemctl", "enable", name)),
-        Step(
+        PlanStep(("systemctl", "daemon-reload")),
+        PlanStep(("systemctl", "enable", name)),
+        PlanStep(
             ("systemctl", "restart", name),
             waits=f"starting {label}: one that runs ends first, within {stop_s:.0f} seconds",
         ),
     )
 
 
-def stop(label: str) -> tuple[Step, ...]:
+def stop(label: str) -> tuple[PlanStep, ...]:
     name = label if label.endswith(".timer") else f"{label}.service"
-    return (Step(("systemctl", "disable", "--now", name), may_fail=True, waits=f"ending {label}"),)
+    return (PlanStep(("systemctl", "disable", "--now", name), may_fail=True, waits=f"ending {label}"),)
 
 
-def stopped() -> tuple[Step, ...]:
+def stopped() -> tuple[PlanStep, ...]:
     # By then all is removed; what is left is still to be said.
-    return (Step(("systemctl", "daemon-reload"), may_fail=True),)
+    return (PlanStep(("systemctl", "daemon-reload"), may_fail=True),)

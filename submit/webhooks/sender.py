@@ -23,7 +23,7 @@ import orjson
 from jobs.batch import Batch, timestamp
 from jobs.delivery import check_webhook, origin
 from jobs.errors import RefusedError
-from submit.webhooks.http import TIMEOUT_S, Answer, post
+from submit.webhooks.http import TIMEOUT_S, HttpAnswer, post
 from submit.webhooks.signature import REMEDY, Signer
 from submit.webhooks.store import Claim, claim_due, due, settle
 
@@ -34,7 +34,7 @@ __all__ = ["RETRY_AFTER_S", "WebhookSender", "deliver_due"]
 
 log = logging.getLogger("promptmill.webhooks")
 
-Post = Callable[[str, bytes, dict[str, str]], Answer]
+Post = Callable[[str, bytes, dict[str, str]], HttpAnswer]
 
 RETRY_AFTER_S = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
 """Pauses after the first, second... try, those that the scheme proposes: it is given up after three days."""
@@ -105,7 +105,7 @@ def _message(batch: Batch, claim: Claim, signer: Signer, now: int) -> tuple[byte
     }
 
 
-def _note(store: Store, claim: Claim, answer: Answer, jitter: Callable[[], float]) -> None:
+def _note(store: Store, claim: Claim, answer: HttpAnswer, jitter: Callable[[], float]) -> None:
     if answer.status is not None and 200 <= answer.status < 300:
         settle(store, claim, "delivered", answer.text)
         message = "told %s of the end of %s"

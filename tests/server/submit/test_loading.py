@@ -196,11 +196,11 @@ def test_the_embedded_server_is_waited_for_and_this_is_said(loading: Loading) ->
             loading.finish()
 
     folder = loading.server.folder
-    guardian = open_lock(folder / "guardian.lock")
-    assert try_lock(guardian, fcntl.LOCK_EX)
+    supervisor = open_lock(folder / "guardian.lock")
+    assert try_lock(supervisor, fcntl.LOCK_EX)
     with embedded_server(folder, say=said.append, clock=lambda: now[0], sleep=sleep) as url:
         assert url == loading.url
-    os.close(guardian)
+    os.close(supervisor)
     [only] = said
     assert "is still loading its data (" in only
     assert only.endswith("; waiting for it")

@@ -22,7 +22,7 @@ from jobs.store.keys import EXPIRING, WEBHOOKS, BatchKeys
 from jobs.store.retry import retry
 from jobs.store.store import Store
 from submit.status.batch_view import BatchView
-from submit.webhooks.http import Answer
+from submit.webhooks.http import HttpAnswer
 from submit.webhooks.sender import RETRY_AFTER_S, WebhookSender, deliver_due
 from submit.webhooks.signature import Signer
 from submit.webhooks.store import LEASE_S, claim_due, due, settle
@@ -217,12 +217,12 @@ def test_a_retry_while_it_is_told_leaves_the_next_end_alone(store: Store, clock:
     cancel(store, batch_id)
     told: list[str] = []
 
-    def send(_url: str, body: bytes, headers: dict[str, str]) -> Answer:
+    def send(_url: str, body: bytes, headers: dict[str, str]) -> HttpAnswer:
         told.append(headers["webhook-id"])
         if len(told) == 1:  # meanwhile
             retry(store, batch_id)
             work(store, batch_id)
-        return Answer(204, "HTTP 204")
+        return HttpAnswer(204, "HTTP 204")
 
     assert deliver_due(store, SIGNER, send=send) == 2
     assert len(set(told)) == 2
@@ -274,7 +274,7 @@ def test_what_a_dead_deliverer_sent_is_sent_again_under_its_id(store: Store, rec
     class DeathError(Exception):
         pass
 
-    def send(url: str, body: bytes, headers: dict[str, str]) -> Answer:
+    def send(url: str, body: bytes, headers: dict[str, str]) -> HttpAnswer:
         raise DeathError(headers["webhook-id"])
 
     with pytest.raises(DeathError) as death:

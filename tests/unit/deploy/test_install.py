@@ -19,7 +19,7 @@ from deploy.host import DeployError, Done, Host, User
 from deploy.init import launchd, systemd
 from deploy.init.service import Account
 from deploy.install import install, record_file, show, uninstall
-from deploy.plan import File, Folder, Plan, Step
+from deploy.plan import File, Folder, Plan, PlanStep
 from jobs.errors import RefusedError
 from submit.cli import main
 
@@ -239,32 +239,32 @@ class Machine:
 def test_a_command_is_repeated_until_it_works() -> None:
     """Just after a daemon ended launchd may not take it anew for a moment."""
     machine = Machine(bootstrap=3)
-    machine.host().run(Step(("launchctl", "bootstrap"), until_works_s=10))
+    machine.host().run(PlanStep(("launchctl", "bootstrap"), until_works_s=10))
     assert len(machine.commands) == 4
 
 
 def test_a_command_that_does_not_work_is_named() -> None:
     """With what it printed; one that may fail is passed over."""
     with pytest.raises(DeployError, match="`launchctl bootstrap` failed with status 5: Input/output error"):
-        Machine(bootstrap=99).host().run(Step(("launchctl", "bootstrap"), until_works_s=3))
-    Machine(bootout=1).host().run(Step(("launchctl", "bootout"), may_fail=True))
+        Machine(bootstrap=99).host().run(PlanStep(("launchctl", "bootstrap"), until_works_s=3))
+    Machine(bootout=1).host().run(PlanStep(("launchctl", "bootout"), may_fail=True))
 
 
 def test_a_daemon_is_waited_for() -> None:
     """Until launchd knows it no longer, and not for ever."""
     machine = Machine(print=0)
     with pytest.raises(DeployError, match="still runs after 75 seconds"):
-        machine.host().run(Step(("launchctl", "print"), until_fails_s=75))
+        machine.host().run(PlanStep(("launchctl", "print"), until_fails_s=75))
     assert 75 <= machine.now < 80
     gone = Machine(print=1)
-    gone.host().run(Step(("launchctl", "print"), until_fails_s=75))
+    gone.host().run(PlanStep(("launchctl", "print"), until_fails_s=75))
     assert gone.now == 0
 
 
 def test_what_is_waited_for_is_said() -> None:
     """Once: where a daemon ends at once nothing is, and systemd's own waiting is said before it begins."""
     said: list[str] = []
-    step = Step(("launchctl", "print"), until_fails_s=5, waits="waiting until x has ended")
+    step = PlanStep(("launchctl", "print"), until_fails_s=5, waits="waiting until x has ended")
     Machine(print=1).host().run(step, said.append)
     assert said == []
     with pytest.raises(DeployError):
@@ -297,7 +297,7 @@ def test_former_power_settings_are_noted(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Host, "at", lambda _self, path: tmp_path / path.relative_to("/"))
     monkeypatch.setattr(Host, "_own", lambda *_: None)
     back = ["sudo pmset -b sleep 1 powernap 1", "sudo pmset -c womp 1 sleep 10"]
-    plan = Plan("x", "launchd", (), (), start=(Step(("pmset", "-a", "sleep", "0")),), power=True)
+    plan = Plan("x", "launchd", (), (), start=(PlanStep(("pmset", "-a", "sleep", "0")),), power=True)
     for shown in (POWER_SHOWN, POWER_SHOWN.replace("10", "0")):
         install(plan, Machine({"pmset -g custom": shown}).host("darwin"), lambda _: None)
         record = json.loads((tmp_path / str(record_file("x"))[1:]).read_text())
@@ -326,7 +326,7 @@ def test_what_was_set_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_disk_that_is_away_is_not_made() -> None:
     """Its folder would be on the disk of the system, and hide the real one's place; nothing is written."""
     machine = Machine()
-    plan = Plan("x", "launchd", (Folder(Path("/Volumes/Models/hf"), 0o700, "x", "x"),), (), (Step(("dscl",)),))
+    plan = Plan("x", "launchd", (Folder(Path("/Volumes/Models/hf"), 0o700, "x", "x"),), (), (PlanStep(("dscl",)),))
     with pytest.raises(RefusedError, match=r"/Volumes/Models: attach it"):
         install(plan, machine.host("darwin", lambda _: False), lambda _: None)
     assert machine.commands == []
@@ -390,7 +390,7 @@ def test_a_scheduler_has_its_secret_and_its_flags(tmp_path: Path, capsys: pytest
 def test_a_program_that_is_missing_is_said() -> None:
     """As the system says it."""
     with pytest.raises(DeployError, match="No such file"):
-        Host().run(Step(("/nonexistent/tool",)))
+        Host().run(PlanStep(("/nonexistent/tool",)))
 
 
 def test_another_system_is_refused() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from jobs.delivery import Delivery, check_webhook, delivery_of, origin, webhook_id
 from jobs.errors import RefusedError
-from submit.webhooks.http import DEADLINE_S, TIMEOUT_S, Answer, post
+from submit.webhooks.http import DEADLINE_S, TIMEOUT_S, HttpAnswer, post
 from submit.webhooks.signature import Signer
 from submit.webhooks.store import LEASE_S
 from tests.programs import needs
@@ -74,7 +74,7 @@ def test_a_redirect_is_not_followed(status: int) -> None:
     """It is a failure like any other status: where it points might be anywhere."""
     with receiving() as elsewhere, receiving() as receiver:
         receiver.answers = [(status, {"Location": elsewhere.url})]
-        assert post(receiver.url, b"{}", {}, local=True) == Answer(status, f"HTTP {status}")
+        assert post(receiver.url, b"{}", {}, local=True) == HttpAnswer(status, f"HTTP {status}")
         assert elsewhere.received == []
 
 
@@ -109,14 +109,14 @@ def test_what_hinders_is_said_in_our_words(monkeypatch: pytest.MonkeyPatch) -> N
     with socket.create_server(("127.0.0.1", 0)) as silent, monkeypatch.context() as patch:
         port = silent.getsockname()[1]
         patch.setattr("submit.webhooks.http.TIMEOUT_S", 0.2)
-        assert post(f"http://127.0.0.1:{port}/", b"{}", {}, local=True) == Answer(None, "no answer in time")
+        assert post(f"http://127.0.0.1:{port}/", b"{}", {}, local=True) == HttpAnswer(None, "no answer in time")
     with socket.socket() as bound:  # and not listening: nobody else can take the port
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/"
-        assert post(url, b"{}", {}, local=True) == Answer(None, "Connection refused")
+        assert post(url, b"{}", {}, local=True) == HttpAnswer(None, "Connection refused")
     assert post("http://" + "a" * 70 + ".example/", b"{}", {}, local=True).status is None
     with trickling(b"SSH-2.0-hello \x1b[31m\r\n") as port:
-        assert post(f"http://127.0.0.1:{port}/", b"{}", {}, local=True) == Answer(None, "no answer (BadStatusLine)")
+        assert post(f"http://127.0.0.1:{port}/", b"{}", {}, local=True) == HttpAnswer(None, "no answer (BadStatusLine)")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_the_deadline_is_over_all_addresses(monkeypatch: pytest.MonkeyPatch) -> 
     with deaf() as port:
         entry = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))
         answer = post("http://a.example/", b"{}", {}, local=True, addresses=lambda *_, **__: [entry] * 50)
-    assert answer == Answer(None, "no answer in time")
+    assert answer == HttpAnswer(None, "no answer in time")
     assert 0.5 < time.monotonic() - begun < 5
 
 
@@ -191,7 +191,7 @@ def test_a_name_that_is_looked_for_too_long_is_given_up(monkeypatch: pytest.Monk
     found = threading.Event()
     answer = post("http://a.example/", b"{}", {}, addresses=lambda *_, **__: found.wait(20) and [])
     found.set()
-    assert answer == Answer(None, "no answer in time")
+    assert answer == HttpAnswer(None, "no answer in time")
 
 
 def test_all_of_a_try_fits_in_its_lease() -> None:
@@ -205,13 +205,13 @@ def test_three_addresses_are_tried() -> None:
         gone.bind(("127.0.0.1", 0))  # and not listening
         nobody = gone.getsockname()
 
-        def led_to(nobodies: int) -> Answer:
+        def led_to(nobodies: int) -> HttpAnswer:
             ends = [nobody] * nobodies + [("127.0.0.1", receiver.port)]
             entries = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", end) for end in ends]
             return post("http://a.example/", b"{}", {}, local=True, addresses=lambda *_, **__: entries)
 
         assert led_to(2).status == 204
-        assert led_to(3) == Answer(None, "Connection refused")
+        assert led_to(3) == HttpAnswer(None, "Connection refused")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_this_machine_is_not_called_whatever_its_name(address: str) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         entry = (family, socket.SOCK_STREAM, 0, "", (address, receiver.port))
         answer = post("http://rebound.example/", b"{}", {}, addresses=lambda *_, **__: [entry])
-        assert answer == Answer(None, f"{address} is local: name the host in --webhook-hosts", refused=True)
+        assert answer == HttpAnswer(None, f"{address} is local: name the host in --webhook-hosts", refused=True)
         assert receiver.received == []
 
 

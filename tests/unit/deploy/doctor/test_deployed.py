@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from deploy.doctor.deployed import Deployed, check_deployed, find_deployed
-from deploy.doctor.finding import State
+from deploy.doctor.finding import FindingState
 from deploy.host import Host
 from submit.cli import main
 from tests.servers import Server
@@ -65,7 +65,7 @@ def test_only_another_user_is_told() -> None:
     """The worker's own user looks at the right things already."""
     assert list(check_deployed([WORKER], "promptmill")) == []
     (finding,) = check_deployed([WORKER], "admin")
-    assert finding.state is State.WARN
+    assert finding.state is FindingState.WARN
     assert "user 'promptmill'" in finding.reason
     assert finding.command == WORKER.doctor
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.doctor.finding import Finding, State
+from deploy.doctor.finding import Finding, FindingState
 from deploy.doctor.mac import POWER_CHECKS, Mac, WiredAtBoot, ask_mac, check_power
 from deploy.doctor.machine import Machine, check_macos, check_processor, check_python
 from deploy.doctor.memory import check_wired_limit
@@ -98,7 +98,7 @@ def test_a_mac_that_is_set_up_well_passes() -> None:
     machine = host(mac)
     found = [check_processor(machine), check_macos(machine), check_python(machine), check_wired_limit(machine)]
     found += check_power(mac)
-    assert {finding.state for finding in found} == {State.OK}
+    assert {finding.state for finding in found} == {FindingState.OK}
     assert found[0].reason == "Apple M4 Pro, native arm64"
     assert found[1].reason == "15.5"
     assert mac.memory == 64 * 2**30
@@ -107,11 +107,11 @@ def test_a_mac_that_is_set_up_well_passes() -> None:
 def test_rosetta_is_told_from_an_intel_mac() -> None:
     """A translated Python on an Apple chip is to be replaced; on an Intel Mac nothing helps."""
     translated = check_processor(host(tools(sysctl=SYSCTL.replace("translated: 0", "translated: 1")), "x86_64"))
-    assert translated.state is State.FAIL
+    assert translated.state is FindingState.FAIL
     assert "Rosetta" in translated.reason
     assert "uv python install" in (translated.remedy or "")
     intel = check_processor(host(tools(sysctl=INTEL), "x86_64"))
-    assert intel.state is State.FAIL
+    assert intel.state is FindingState.FAIL
     assert "Intel(R) Core(TM) i7" in intel.reason
     assert "Rosetta" not in intel.reason
     # Where sysctl itself runs natively, the architecture of this Python tells.
@@ -119,9 +119,15 @@ def test_rosetta_is_told_from_an_intel_mac() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "state"), [("13.6.9\n", State.FAIL), ("14.0\n", State.OK), ("26.1\n", State.OK), ("", State.WARN)]
+    ("version", "state"),
+    [
+        ("13.6.9\n", FindingState.FAIL),
+        ("14.0\n", FindingState.OK),
+        ("26.1\n", FindingState.OK),
+        ("", FindingState.WARN),
+    ],
 )
-def test_an_old_macos_fails(version: str, state: State) -> None:
+def test_an_old_macos_fails(version: str, state: FindingState) -> None:
     """MLX has no wheels for macOS before 14; a version that nobody says is no failure."""
     assert check_macos(host(tools(version=version))).state is state
 
@@ -129,32 +135,32 @@ def test_an_old_macos_fails(version: str, state: State) -> None:
 def test_a_mac_that_sleeps_is_told_how_not_to() -> None:
     """The number of minutes on mains power counts, not that on the battery."""
     found = power(tools(custom=BOOK))
-    assert found["sleep"].state is State.WARN
+    assert found["sleep"].state is FindingState.WARN
     assert "for a minute and no worker holds lines" in found["sleep"].reason
     assert found["sleep"].remedy == "sudo pmset -c sleep 0"
     awake = power(tools(custom=BOOK.replace("sleep                1 (sleep prevented by powerd)", "sleep 0")))
-    assert awake["sleep"].state is State.OK
+    assert awake["sleep"].state is FindingState.OK
     assert "10 minutes" in power(tools(custom=MINI.replace("sleep                0", "sleep 10")))["sleep"].reason
 
 
 def test_low_power_is_seen_under_both_names() -> None:
     """Older systems have lowpowermode, newer ones powermode, whose 2 is high power; a battery is said first."""
     slow = power(tools(custom=MINI.replace("lowpowermode         0", "lowpowermode         1")))["power"]
-    assert (slow.state, slow.remedy) == (State.WARN, "sudo pmset -a lowpowermode 0")
+    assert (slow.state, slow.remedy) == (FindingState.WARN, "sudo pmset -a lowpowermode 0")
     slow = power(tools(custom=MINI.replace("lowpowermode         0", "powermode            1")))["power"]
-    assert (slow.state, slow.remedy) == (State.WARN, "sudo pmset -a powermode 0")
-    assert power(tools(custom=MINI.replace("lowpowermode         0", "powermode 2")))["power"].state is State.OK
+    assert (slow.state, slow.remedy) == (FindingState.WARN, "sudo pmset -a powermode 0")
+    assert power(tools(custom=MINI.replace("lowpowermode         0", "powermode 2")))["power"].state is FindingState.OK
     assert power(tools(custom=BOOK, source=BATTERY))["power"].remedy == "plug it in"
 
 
 def test_what_a_power_cut_does() -> None:
     """A Mac that stays off, or waits at FileVault's lock, does no work; a laptop has somebody at it."""
     off = power(tools(custom=MINI.replace("autorestart          1", "autorestart          0")))["power cut"]
-    assert (off.state, off.remedy) == (State.WARN, "sudo pmset -a autorestart 1")
-    assert power(tools(vault="FileVault is On.\n"))["FileVault"].state is State.WARN
+    assert (off.state, off.remedy) == (FindingState.WARN, "sudo pmset -a autorestart 1")
+    assert power(tools(vault="FileVault is On.\n"))["FileVault"].state is FindingState.WARN
     book = power(tools(custom=BOOK, source=BATTERY.replace("'Battery", "'AC"), vault="FileVault is On.\n"))
-    assert book["FileVault"].state is State.SKIP
-    assert book["power cut"].state is State.SKIP
+    assert book["FileVault"].state is FindingState.SKIP
+    assert book["power cut"].state is FindingState.SKIP
 
 
 def test_the_wired_limit_leaves_macos_room() -> None:
@@ -162,10 +168,10 @@ def test_the_wired_limit_leaves_macos_room() -> None:
     machine = host(tools())
     assert machine.mac is not None
     raised = replace(machine, mac=replace(machine.mac, wired_limit_mb=57344))
-    assert check_wired_limit(raised).state is State.OK
+    assert check_wired_limit(raised).state is FindingState.OK
     assert "57344 until the next start" in check_wired_limit(raised).reason
     wild = check_wired_limit(replace(machine, mac=replace(machine.mac, wired_limit_mb=64512)))
-    assert wild.state is State.WARN
+    assert wild.state is FindingState.WARN
     assert wild.remedy == "sudo sysctl iogpu.wired_limit_mb=57344"
     small = tools(
         sysctl=SYSCTL.replace("68719476736", "17179869184").replace("wired_limit_mb: 0", "wired_limit_mb: 14336")
@@ -198,14 +204,14 @@ def test_a_daemon_that_sets_the_wired_limit_is_found(tmp_path: Path) -> None:
     mac = tools(sysctl=raised, daemons=daemon(tmp_path, 57344))
     assert mac.wired_at_boot == WiredAtBoot("promptmill-worker-wired-limit", 57344)
     kept = check_wired_limit(host(mac))
-    assert kept.state is State.OK
+    assert kept.state is FindingState.OK
     assert "57344, set by the daemon promptmill-worker-wired-limit at each start" in kept.reason
     other = check_wired_limit(host(tools(daemons=tmp_path)))
-    assert other.state is State.WARN
+    assert other.state is FindingState.WARN
     assert "launchctl kickstart system/promptmill-worker-wired-limit" in (other.remedy or "")
     much = SYSCTL.replace("wired_limit_mb: 0", "wired_limit_mb: 64512")
     wild = check_wired_limit(host(tools(sysctl=much, daemons=daemon(tmp_path, 64512))))
-    assert wild.state is State.WARN
+    assert wild.state is FindingState.WARN
     assert "install promptmill-worker again with --wired-limit 57344M" in (wild.remedy or "")
 
 
@@ -213,16 +219,16 @@ def test_tools_that_say_nothing_are_no_failure() -> None:
     """Where a tool is missing, or prints something else, its checks are skipped, and never fail."""
     for said in ("", "no such thing\n", ": :\n\x00"):
         mac = tools(said, said, said, said, said)
-        assert {finding.state for finding in check_power(mac)} == {State.SKIP}
-        assert check_wired_limit(host(mac)).state is State.SKIP
-        assert check_processor(host(mac)).state is State.OK
+        assert {finding.state for finding in check_power(mac)} == {FindingState.SKIP}
+        assert check_wired_limit(host(mac)).state is FindingState.SKIP
+        assert check_processor(host(mac)).state is FindingState.OK
 
 
 def test_elsewhere_than_on_a_mac_nothing_of_it_is_asked() -> None:
     """Linux runs workers for development: these checks are skipped there."""
     machine = host(None, "x86_64")
     found = [check_processor(machine), check_macos(machine), check_wired_limit(machine), *check_power(None)]
-    assert {finding.state for finding in found} == {State.SKIP}
+    assert {finding.state for finding in found} == {FindingState.SKIP}
     assert tuple(finding.name for finding in found[3:]) == POWER_CHECKS
 
 

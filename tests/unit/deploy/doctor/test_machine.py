@@ -14,7 +14,7 @@ import pytest
 
 from deploy.doctor.device import SIZE, Device, ask_device, check_device
 from deploy.doctor.disk import check_data_folder, check_disks, check_room
-from deploy.doctor.finding import State
+from deploy.doctor.finding import FindingState
 from deploy.doctor.mac import Mac
 from deploy.doctor.machine import Machine, Package, ask_machine, bounds, check_package
 from deploy.host import Host
@@ -48,20 +48,20 @@ def test_bounds_are_those_of_this_system() -> None:
 @pytest.mark.parametrize(
     ("installed", "wanted", "state"),
     [
-        ("0.32.4", "<0.33,>=0.32.4", State.OK),
-        ("0.32.10", "<0.33,>=0.32.4", State.OK),
-        ("0.33", "<0.33,>=0.32.4", State.FAIL),
-        ("0.33.0", "<0.33,>=0.32.4", State.FAIL),
-        ("0.32.3.dev2", "<0.33,>=0.32.4", State.FAIL),
-        ("1.0", "", State.OK),
-        (None, ">=1", State.FAIL),
+        ("0.32.4", "<0.33,>=0.32.4", FindingState.OK),
+        ("0.32.10", "<0.33,>=0.32.4", FindingState.OK),
+        ("0.33", "<0.33,>=0.32.4", FindingState.FAIL),
+        ("0.33.0", "<0.33,>=0.32.4", FindingState.FAIL),
+        ("0.32.3.dev2", "<0.33,>=0.32.4", FindingState.FAIL),
+        ("1.0", "", FindingState.OK),
+        (None, ">=1", FindingState.FAIL),
     ],
 )
-def test_versions_are_held_against_the_bounds(installed: str | None, wanted: str, state: State) -> None:
+def test_versions_are_held_against_the_bounds(installed: str | None, wanted: str, state: FindingState) -> None:
     """Numbers are compared as numbers; what is installed and what is needed are said."""
     finding = check_package("mlx", Package(installed, wanted))
     assert finding.state is state
-    if state is State.FAIL:
+    if state is FindingState.FAIL:
         assert (installed or "not installed") in finding.reason
         assert "promptmill[worker]" in (finding.remedy or "")
 
@@ -71,7 +71,7 @@ def test_the_host_at_hand_is_asked() -> None:
     host = ask_machine(Host())
     assert host.packages["mlx-lm"].installed == importlib.metadata.version("mlx-lm")
     assert ">=" in host.packages["mlx"].wanted
-    assert check_package("mlx", host.packages["mlx"]).state is State.OK
+    assert check_package("mlx", host.packages["mlx"]).state is FindingState.OK
     assert host.memory is not None
     assert host.memory > 2**28
 
@@ -80,7 +80,7 @@ def test_the_device_at_hand_computes() -> None:
     """MLX is tried in a process of its own: this one never imports it."""
     device = ask_device()
     assert device.error is None
-    assert check_device(LINUX, device).state is State.OK
+    assert check_device(LINUX, device).state is FindingState.OK
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_the_device_at_hand_computes() -> None:
 def test_an_mlx_that_does_not_work_fails(command: list[str], said: str) -> None:
     """The last that it said is in the reason."""
     finding = check_device(MAC, ask_device(command))
-    assert finding.state is State.FAIL
+    assert finding.state is FindingState.FAIL
     assert said in finding.reason
 
 
@@ -115,9 +115,9 @@ def test_a_mac_computes_on_its_gpu() -> None:
     info = '{"device_name": "Apple M4", "max_recommended_working_set_size": 11453251584}'
     device = ask_device(answer("Device(gpu, 0)", SIZE**3, info))
     assert device == Device("Apple M4", gpu=True, recommended=11453251584)
-    assert check_device(MAC, device).state is State.OK
+    assert check_device(MAC, device).state is FindingState.OK
     assert "10.7 GiB" in check_device(MAC, device).reason
-    assert check_device(MAC, ask_device(answer("Device(cpu, 0)", SIZE**3))).state is State.WARN
+    assert check_device(MAC, ask_device(answer("Device(cpu, 0)", SIZE**3))).state is FindingState.WARN
 
 
 def test_disks_are_named_once_with_all_that_lies_there(tmp_path: Path) -> None:
@@ -125,11 +125,11 @@ def test_disks_are_named_once_with_all_that_lies_there(tmp_path: Path) -> None:
     folders = [("data folder", tmp_path), ("spool", tmp_path / "not" / "there"), ("hub's cache", Path("/"))]
     room = {tmp_path: (1, 5 * 10**9), Path("/"): (2, 10**8)}
     scarce, full = check_disks(folders, lambda folder: room[folder])
-    assert (scarce.state, full.state) == (State.WARN, State.FAIL)
+    assert (scarce.state, full.state) == (FindingState.WARN, FindingState.FAIL)
     assert scarce.reason == "5.0 GB free for the data folder and spool"
     assert full.reason == "0.1 GB free for the hub's cache"
     (good,) = check_disks(folders, lambda folder: (1, 10**11))
-    assert good.state is State.OK
+    assert good.state is FindingState.OK
 
 
 def test_a_disk_that_is_gone_is_said(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_disk_that_is_gone_is_said(tmp_path: Path) -> None:
         raise OSError(5, "Input/output error")
 
     (finding,) = check_disks([("spool", tmp_path)], gone)
-    assert finding.state is State.FAIL
+    assert finding.state is FindingState.FAIL
     assert "Input/output error" in finding.reason
 
 
@@ -148,14 +148,14 @@ def test_the_data_folder_is_this_users_alone(tmp_path: Path) -> None:
     folder = tmp_path / "it's data"
     assert "will be made" in check_data_folder(folder).reason
     folder.mkdir(mode=0o700)
-    assert check_data_folder(folder).state is State.OK
+    assert check_data_folder(folder).state is FindingState.OK
     folder.chmod(0o755)
     shared = check_data_folder(folder)
-    assert (shared.state, shared.remedy) == (State.WARN, f"""chmod 700 '{tmp_path}/it'"'"'s data'""")
+    assert (shared.state, shared.remedy) == (FindingState.WARN, f"""chmod 700 '{tmp_path}/it'"'"'s data'""")
     file = tmp_path / "file"
     file.write_text("")
-    assert check_data_folder(file).state is State.FAIL
-    assert check_data_folder(file / "below").state is State.FAIL
+    assert check_data_folder(file).state is FindingState.FAIL
+    assert check_data_folder(file / "below").state is FindingState.FAIL
 
 
 def refused(*modes: int) -> Callable[[Path, int], bool]:
@@ -179,7 +179,7 @@ def test_no_remedy_gives_away_more_than_the_folder(tmp_path: Path) -> None:
         check_data_folder(folder, user=os.getuid() + 1),
         check_data_folder(folder / "below", may=refused(os.W_OK)),
     ]
-    assert {finding.state for finding in found} == {State.FAIL}
+    assert {finding.state for finding in found} == {FindingState.FAIL}
     for finding, own in zip(
         found, [missing] * 2 + [file, file / "below", folder, folder, folder / "below"], strict=True
     ):
@@ -196,7 +196,7 @@ def test_a_folder_of_another_user_is_examined_as_that_user(tmp_path: Path) -> No
     seen = check_data_folder(tmp_path, user=os.getuid() + 1)
     hidden = check_data_folder(tmp_path / "below", may=refused(os.X_OK))
     for finding in (seen, hidden):
-        assert finding.state is State.FAIL
+        assert finding.state is FindingState.FAIL
         assert f"`sudo -u {owner} promptmill doctor ...`" in (finding.remedy or "")
         assert "install" not in (finding.remedy or "")
 
@@ -206,11 +206,11 @@ def test_room_for_models_that_are_still_to_be_fetched(tmp_path: Path) -> None:
     scarce = check_room(["org/m@v1"], tmp_path / "hub", lambda _folder: (1, 30 * 10**9))
     assert scarce is not None
     assert (scarce.state, scarce.reason) == (
-        State.WARN,
+        FindingState.WARN,
         "30.0 GB free for org/m@v1, still to be fetched, of unknown size",
     )
     assert "https://huggingface.co/org/m;" in (scarce.remedy or "")
     enough = check_room(["org/m"], tmp_path, lambda _folder: (1, 10**11))
     assert enough is not None
-    assert enough.state is State.OK
+    assert enough.state is FindingState.OK
     assert check_room([], tmp_path) is None

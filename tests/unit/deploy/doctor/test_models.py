@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from deploy.doctor.device import Device
-from deploy.doctor.finding import Finding, State
+from deploy.doctor.finding import Finding, FindingState
 from deploy.doctor.mac import Mac
 from deploy.doctor.machine import Machine
 from deploy.doctor.memory import check_memory
@@ -46,7 +46,7 @@ def cached(home: Path, *, revision: str = "main", missing: int = 0) -> Path:
 def test_a_folder_with_everything_passes() -> None:
     """The pocket model is complete, and its weights are counted."""
     found = find_model(str(POCKET), {})
-    assert check_model(found).state is State.OK
+    assert check_model(found).state is FindingState.OK
     assert found.weights == sum(path.stat().st_size for path in POCKET.glob("model*.safetensors"))
 
 
@@ -63,7 +63,7 @@ def test_a_folder_that_lacks_something_fails(tmp_path: Path, broken: str, said: 
     folder = fill(tmp_path / "model")
     (folder / broken).unlink()
     finding = check_model(find_model(str(folder), {}))
-    assert finding.state is State.FAIL
+    assert finding.state is FindingState.FAIL
     assert said in finding.reason
 
 
@@ -74,7 +74,7 @@ def test_damaged_json_is_no_traceback(tmp_path: Path, text: bytes) -> None:
     (folder / "model.safetensors.index.json").write_bytes(text)
     assert "cannot be read" in check_model(find_model(str(folder), {})).reason
     (folder / "config.json").write_bytes(text)
-    assert check_model(find_model(str(folder), {})).state is State.FAIL
+    assert check_model(find_model(str(folder), {})).state is FindingState.FAIL
 
 
 def test_a_model_in_the_cache_is_found_by_name_and_revision(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_model_in_the_cache_is_found_by_name_and_revision(tmp_path: Path) -> N
     assert "hub's cache" in check_model(found).reason
     assert find_model(f"{NAME}@0123abc", environ).problem is None
     other = check_model(find_model(f"{NAME}@v2", environ))
-    assert other.state is State.WARN
+    assert other.state is FindingState.WARN
     assert other.remedy == f"hf download {NAME} --revision v2"
 
 
@@ -94,13 +94,13 @@ def test_a_model_that_is_missing_or_incomplete_has_its_command(tmp_path: Path) -
     """A worker fetches it by itself, so that is a warning; with the hub shut off it fails."""
     environ = {"HOME": str(tmp_path)}
     missing = check_model(find_model(NAME, environ))
-    assert (missing.state, missing.remedy) == (State.WARN, f"hf download {NAME}")
+    assert (missing.state, missing.remedy) == (FindingState.WARN, f"hf download {NAME}")
     kept = cached(tmp_path, missing=1)
     assert "weights are missing" in check_model(find_model(NAME, environ)).reason
     (kept / "blobs" / "abc.incomplete").write_bytes(b"x")
     assert "download did not end (1 file begun)" in check_model(find_model(NAME, environ)).reason
     offline = check_model(find_model(NAME, {**environ, "HF_HUB_OFFLINE": "1"}))
-    assert (offline.state, offline.remedy) == (State.FAIL, f"HF_HUB_OFFLINE=0 hf download {NAME}")
+    assert (offline.state, offline.remedy) == (FindingState.FAIL, f"HF_HUB_OFFLINE=0 hf download {NAME}")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_model_that_is_missing_or_incomplete_has_its_command(tmp_path: Path) -
 def test_what_is_no_models_name_fails(name: str) -> None:
     """Neither a folder nor a name of the hub: nothing is offered for download."""
     found = find_model(name or "..nothing", {})
-    assert check_model(found).state is State.FAIL
+    assert check_model(found).state is FindingState.FAIL
     assert found.fetch is None
 
 
@@ -137,21 +137,21 @@ def memory(machine: Machine, recommended_gib: float, *weights_gib: float) -> lis
 def test_a_model_that_fits_passes() -> None:
     """With room for caches there is nothing to say."""
     (finding,) = memory(mac(64), 48, 20)
-    assert finding.state is State.OK
+    assert finding.state is FindingState.OK
     assert finding.reason == "20.0 GiB of the 43.2 GiB that a worker may use"
 
 
 def test_a_model_that_fills_the_memory_is_warned_of() -> None:
     """More than seven tenths of what a worker may use leaves little to the caches: the wired limit helps."""
     (finding,) = memory(mac(64), 48, 35)
-    assert finding.state is State.WARN
+    assert finding.state is FindingState.WARN
     assert (finding.remedy or "").startswith("sudo sysctl iogpu.wired_limit_mb=5")
 
 
 def test_a_model_that_fits_with_a_raised_limit_is_told_so() -> None:
     """Too large for macOS's own limit, but not for the memory."""
     (finding,) = memory(mac(64), 48, 45)
-    assert finding.state is State.FAIL
+    assert finding.state is FindingState.FAIL
     assert "sudo sysctl iogpu.wired_limit_mb=57344 until the next start" in (finding.remedy or "")
     assert "--wired-limit 57344M of `promptmill deploy worker`" in (finding.remedy or "")
 
@@ -159,7 +159,7 @@ def test_a_model_that_fits_with_a_raised_limit_is_told_so() -> None:
 def test_a_model_too_large_for_the_mac_needs_another() -> None:
     """On a small Mac no limit makes room for it."""
     (finding,) = memory(mac(16), 10.67, 17)
-    assert finding.state is State.FAIL
+    assert finding.state is FindingState.FAIL
     assert "sysctl" not in (finding.remedy or "")
     assert "fewer bits" in (finding.remedy or "")
 
@@ -167,26 +167,26 @@ def test_a_model_too_large_for_the_mac_needs_another() -> None:
 def test_models_that_fit_one_by_one_take_turns() -> None:
     """That is slower and no failure; where all fit together, or one fits by no means, there is no more to say."""
     *each, together = memory(mac(64), 48, 25, 25)
-    assert [finding.state for finding in each] == [State.OK, State.OK]
-    assert together.state is State.WARN
+    assert [finding.state for finding in each] == [FindingState.OK, FindingState.OK]
+    assert together.state is FindingState.WARN
     assert "take turns" in together.reason
-    assert [finding.state for finding in memory(mac(64), 48, 10, 10)] == [State.OK, State.OK]
-    assert [finding.state for finding in memory(mac(16), 10.67, 2, 17)] == [State.OK, State.FAIL]
+    assert [finding.state for finding in memory(mac(64), 48, 10, 10)] == [FindingState.OK, FindingState.OK]
+    assert [finding.state for finding in memory(mac(16), 10.67, 2, 17)] == [FindingState.OK, FindingState.FAIL]
 
 
 def test_without_a_model_or_its_size_memory_is_not_judged() -> None:
     """The finding says what would have it judged."""
     (finding,) = memory(mac(64), 48)
-    assert finding.state is State.SKIP
+    assert finding.state is FindingState.SKIP
     assert "--model" in finding.reason
     unknown = list(check_memory(mac(64), Device(), [ModelFiles("m", problem="not there")]))
-    assert unknown[0].state is State.SKIP
+    assert unknown[0].state is FindingState.SKIP
 
 
 def test_without_metal_the_machines_memory_counts() -> None:
     """The CPU build recommends nothing."""
     host = replace(mac(16), mac=None)
     (finding,) = check_memory(host, Device("cpu"), [ModelFiles("m", weights=15 * GIB)])
-    assert finding.state is State.FAIL
+    assert finding.state is FindingState.FAIL
     assert finding.reason == "15.0 GiB do not fit into the 14.4 GiB that a worker may use"
     assert "sysctl" not in (finding.remedy or "")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deploy.doctor.finding import State
+from deploy.doctor.finding import FindingState
 from deploy.doctor.mac import Mac
 from deploy.doctor.machine import Machine
 from deploy.doctor.network import explain, is_loopback, reach
@@ -49,7 +49,7 @@ def test_a_port_that_answers_is_reached() -> None:
     """The address that answered is given, for what depends on whether it is this machine's."""
     with listener() as port:
         found = reach(LINUX, "localhost", port)
-    assert found.finding.state is State.OK
+    assert found.finding.state is FindingState.OK
     assert f"localhost:{port} (127.0.0.1)" in found.finding.reason
     assert found.address == "127.0.0.1"
 
@@ -59,11 +59,11 @@ def test_protected_mode_and_too_many_clients_are_read() -> None:
     denied = b"-DENIED Redis is running in protected mode because protected mode is enabled and no password is set\r\n"
     with listener(denied) as port:
         found = reach(LINUX, "127.0.0.1", port)
-    assert (found.finding.state, found.address) == (State.FAIL, None)
+    assert (found.finding.state, found.address) == (FindingState.FAIL, None)
     assert "requirepass" in (found.finding.remedy or "")
     with listener(b"-ERR max number of clients reached\r\n") as port:
         found = reach(LINUX, "127.0.0.1", port)
-    assert found.finding.state is State.FAIL
+    assert found.finding.state is FindingState.FAIL
     assert found.finding.reason.endswith("ERR max number of clients reached")
 
 
@@ -84,7 +84,7 @@ def test_a_name_that_is_not_found(failure: Exception) -> None:
         raise failure
 
     finding = reach(MAC, "mini.local", 6379, lookup=lookup).finding
-    assert finding.state is State.FAIL
+    assert finding.state is FindingState.FAIL
     assert finding.reason.startswith("'mini.local' is not found")
     assert "one network" in (finding.remedy or "")
     assert "host redis.example" in (reach(MAC, "redis.example", 6379, lookup=lookup).finding.remedy or "")
@@ -92,7 +92,7 @@ def test_a_name_that_is_not_found(failure: Exception) -> None:
 
 def test_a_name_without_an_address() -> None:
     """A name server may answer with nothing at all."""
-    assert reach(MAC, "odd", 6379, lookup=lambda *_, **__: []).finding.state is State.FAIL
+    assert reach(MAC, "odd", 6379, lookup=lambda *_, **__: []).finding.state is FindingState.FAIL
 
 
 def test_macos_that_denies_the_local_network_is_told_from_no_route() -> None:
@@ -122,7 +122,7 @@ def test_macos_that_denies_the_local_network_is_told_from_no_route() -> None:
 def test_other_errors_have_their_remedies(failure: OSError, said: str) -> None:
     """Each names the address and what to look at."""
     finding = explain(MAC, failure, "mini:6379", "192.168.1.20")
-    assert finding.state is State.FAIL
+    assert finding.state is FindingState.FAIL
     assert "mini:6379" in finding.reason
     assert said in (finding.remedy or "")
 

@@ -9,7 +9,7 @@ from redis.connection import parse_url
 from redis.exceptions import NoPermissionError
 
 from deploy.doctor.access import check_encryption, check_password, judge_permissions
-from deploy.doctor.finding import Finding, State
+from deploy.doctor.finding import Finding, FindingState
 from deploy.doctor.pool import Pool, check_pool
 from deploy.doctor.server import check_clock, check_latency, check_server, operator_tool
 from jobs.redis.permissions import Refusal
@@ -40,7 +40,7 @@ def found(**said: Any) -> dict[str, Finding]:
 
 def test_a_server_that_is_set_up_well_passes() -> None:
     """All of it is good; Valkey is named by its own version."""
-    assert {finding.state for finding in found().values()} == {State.OK}
+    assert {finding.state for finding in found().values()} == {FindingState.OK}
     assert found()["version"].reason == "Redis 7.2.4"
     assert found(valkey_version="9.1.2")["version"].reason == "Valkey 9.1.2"
 
@@ -48,71 +48,71 @@ def test_a_server_that_is_set_up_well_passes() -> None:
 @pytest.mark.parametrize(
     ("said", "name", "state", "word"),
     [
-        ({"role": "slave", "master_host": "mini", "master_port": 6379}, "role", State.FAIL, "mini:6379"),
-        ({"aof_enabled": 0}, "append-only file", State.FAIL, "loses"),
-        ({"aof_last_write_status": "err"}, "append-only file", State.FAIL, "last write failed"),
-        ({"rdb_last_bgsave_status": "err"}, "append-only file", State.FAIL, "snapshot"),
-        ({"aof_last_bgrewrite_status": "err"}, "append-only file", State.WARN, "grows"),
-        ({"maxmemory_policy": "allkeys-lru", "maxmemory": 2**31}, "eviction", State.FAIL, "allkeys-lru"),
-        ({"maxmemory_policy": "volatile-ttl"}, "eviction", State.WARN, "volatile-ttl"),
-        ({"evicted_keys": 7}, "eviction", State.FAIL, "7 keys"),
-        ({"maxmemory": 2**30}, "server memory", State.FAIL, "full"),
-        ({"maxmemory": 2**30 + 2**28}, "server memory", State.WARN, "1.2 GiB"),
-        ({"used_memory": 14 * 2**30}, "server memory", State.WARN, "no maxmemory is set"),
-        ({"total_system_memory": 0}, "server memory", State.SKIP, "does not say"),
-        ({"connected_clients": 9000}, "clients", State.WARN, "9,000"),
-        ({"rejected_connections": 3}, "clients", State.WARN, "3 were refused"),
-        ({"maxclients": None}, "clients", State.OK, "12 connected"),
+        ({"role": "slave", "master_host": "mini", "master_port": 6379}, "role", FindingState.FAIL, "mini:6379"),
+        ({"aof_enabled": 0}, "append-only file", FindingState.FAIL, "loses"),
+        ({"aof_last_write_status": "err"}, "append-only file", FindingState.FAIL, "last write failed"),
+        ({"rdb_last_bgsave_status": "err"}, "append-only file", FindingState.FAIL, "snapshot"),
+        ({"aof_last_bgrewrite_status": "err"}, "append-only file", FindingState.WARN, "grows"),
+        ({"maxmemory_policy": "allkeys-lru", "maxmemory": 2**31}, "eviction", FindingState.FAIL, "allkeys-lru"),
+        ({"maxmemory_policy": "volatile-ttl"}, "eviction", FindingState.WARN, "volatile-ttl"),
+        ({"evicted_keys": 7}, "eviction", FindingState.FAIL, "7 keys"),
+        ({"maxmemory": 2**30}, "server memory", FindingState.FAIL, "full"),
+        ({"maxmemory": 2**30 + 2**28}, "server memory", FindingState.WARN, "1.2 GiB"),
+        ({"used_memory": 14 * 2**30}, "server memory", FindingState.WARN, "no maxmemory is set"),
+        ({"total_system_memory": 0}, "server memory", FindingState.SKIP, "does not say"),
+        ({"connected_clients": 9000}, "clients", FindingState.WARN, "9,000"),
+        ({"rejected_connections": 3}, "clients", FindingState.WARN, "3 were refused"),
+        ({"maxclients": None}, "clients", FindingState.OK, "12 connected"),
     ],
 )
-def test_what_is_wrong_with_a_server_is_found(said: dict[str, Any], name: str, state: State, word: str) -> None:
+def test_what_is_wrong_with_a_server_is_found(said: dict[str, Any], name: str, state: FindingState, word: str) -> None:
     """The finding says it, and has a remedy; the others stay good."""
     findings = found(**said)
     assert findings[name].state is state
     assert word in findings[name].reason
-    assert bool(findings[name].remedy) is (state in (State.WARN, State.FAIL))
-    assert {finding.state for other, finding in findings.items() if other != name} == {State.OK}
+    assert bool(findings[name].remedy) is (state in (FindingState.WARN, FindingState.FAIL))
+    assert {finding.state for other, finding in findings.items() if other != name} == {FindingState.OK}
 
 
 def test_latency_is_judged_by_its_median() -> None:
     """A single slow ping is nothing, as long as it is no stall."""
-    assert check_latency([0.001] * 49 + [0.5]).state is State.OK
-    assert check_latency([0.001] * 49 + [1.5]).state is State.WARN
-    assert check_latency([0.03] * 10).state is State.WARN
+    assert check_latency([0.001] * 49 + [0.5]).state is FindingState.OK
+    assert check_latency([0.001] * 49 + [1.5]).state is FindingState.WARN
+    assert check_latency([0.03] * 10).state is FindingState.WARN
     slow = check_latency([1.2, 1.3])
-    assert slow.state is State.FAIL
+    assert slow.state is FindingState.FAIL
     assert "1250.0 ms at the median, 1300.0 ms at worst of 2 pings" in slow.reason
 
 
 @pytest.mark.parametrize(
     ("ahead", "state", "word"),
     [
-        (0.0, State.OK, "0.1 s"),
-        (-1.9, State.OK, "1.9 s"),
-        (5.0, State.WARN, "ahead of"),
-        (-3600.0, State.FAIL, "behind"),
+        (0.0, FindingState.OK, "0.1 s"),
+        (-1.9, FindingState.OK, "1.9 s"),
+        (5.0, FindingState.WARN, "ahead of"),
+        (-3600.0, FindingState.FAIL, "behind"),
     ],
 )
-def test_a_clock_that_is_wrong_is_found(ahead: float, state: State, word: str) -> None:
+def test_a_clock_that_is_wrong_is_found(ahead: float, state: FindingState, word: str) -> None:
     """Seconds are warned of, minutes fail; the remedy is of this system."""
     finding = check_clock(ahead, mac=True)
     assert finding.state is state
     assert word in finding.reason
-    if state is not State.OK:
+    if state is not FindingState.OK:
         assert "sntp" in (finding.remedy or "")
         assert "timedatectl" in (check_clock(ahead, mac=False).remedy or "")
 
 
 def test_encryption_and_password_matter_in_a_network() -> None:
     """Not at a socket, nor at an address of this machine."""
-    assert check_encryption(network=False, encrypted=False, loopback=True).state is State.SKIP
-    assert check_encryption(network=True, encrypted=False, loopback=True).state is State.SKIP
-    assert check_encryption(network=True, encrypted=True, loopback=False).state is State.OK
-    assert check_encryption(network=True, encrypted=False, loopback=False).state is State.WARN
-    assert check_password(False, loopback=False).state is State.OK
-    assert check_password(None, loopback=False).state is State.SKIP
-    assert check_password(True, loopback=True).state is State.SKIP
-    assert check_password(True, loopback=False).state is State.WARN
+    assert check_encryption(network=False, encrypted=False, loopback=True).state is FindingState.SKIP
+    assert check_encryption(network=True, encrypted=False, loopback=True).state is FindingState.SKIP
+    assert check_encryption(network=True, encrypted=True, loopback=False).state is FindingState.OK
+    assert check_encryption(network=True, encrypted=False, loopback=False).state is FindingState.WARN
+    assert check_password(False, loopback=False).state is FindingState.OK
+    assert check_password(None, loopback=False).state is FindingState.SKIP
+    assert check_password(True, loopback=True).state is FindingState.SKIP
+    assert check_password(True, loopback=False).state is FindingState.WARN
 
 
 def test_refusals_are_said_by_command_and_by_key() -> None:
@@ -145,7 +145,7 @@ def pool(**given: Any) -> dict[str, Finding]:
 def test_a_pool_at_work_passes() -> None:
     """Its workers are named with their models; what waits for one of them is fine."""
     findings = pool(waiting={"promptmill:normal:m": 3})
-    assert {finding.state for finding in findings.values()} == {State.OK}
+    assert {finding.state for finding in findings.values()} == {FindingState.OK}
     assert "1 at work: mini.1 (m)" in findings["workers"].reason
     assert "3 shards" in findings["waiting"].reason
 
@@ -155,7 +155,7 @@ def test_a_paused_pool_and_unserved_work_are_warned_of() -> None:
     run = "promptmill:normal:b_01M7WG05KZ5PJASS6ZWSDHE2FY:m"
     findings = pool(paused=True, waiting={"promptmill:high:org/x+/ad": 1, "promptmill:low:org/x+/ad": 2, run: 1})
     assert findings["pause"].remedy == "promptmill resume"
-    assert findings["waiting org/x+/ad"].state is State.WARN
+    assert findings["waiting org/x+/ad"].state is FindingState.WARN
     assert "3 shards" in findings["waiting org/x+/ad"].reason
     assert findings["waiting org/x+/ad"].remedy == "promptmill worker --model org/x --adapter-path /ad"
 
@@ -163,14 +163,14 @@ def test_a_paused_pool_and_unserved_work_are_warned_of() -> None:
 def test_workers_that_are_paused_by_name_are_warned_of() -> None:
     """Three are named, and the command for the first."""
     found = pool(resting=("mini-1", "mini-2", "mini-3", "mini-4"))["paused workers"]
-    assert found.state is State.WARN
+    assert found.state is FindingState.WARN
     assert "mini-1, mini-2, mini-3 and 1 more" in found.reason
     assert found.remedy == "promptmill resume --worker mini-1"
 
 
 def test_what_a_user_may_not_see_is_skipped() -> None:
     """A submitter of least privilege does not see whether the pool is paused."""
-    assert pool(paused=None)["pause"].state is State.SKIP
+    assert pool(paused=None)["pause"].state is FindingState.SKIP
 
 
 @pytest.mark.parametrize(
@@ -186,10 +186,10 @@ def test_work_of_a_scheduler_that_is_not_there_is_warned_of(given: dict[str, int
     """Schedules do not run, and nobody is told: but where a scheduler is active, or there is nothing for it, all is
     well."""
     found = pool(**given)["scheduler"]
-    assert found.state is State.WARN
+    assert found.state is FindingState.WARN
     assert said in found.reason
     assert "promptmill scheduler" in (found.remedy or "")
-    assert pool(**given, scheduler="mini.7")["scheduler"].state is State.OK
+    assert pool(**given, scheduler="mini.7")["scheduler"].state is FindingState.OK
     assert "scheduler" not in pool()
 
 
@@ -220,9 +220,9 @@ def test_dead_workers_and_models_in_trouble_are_said() -> None:
     findings = pool(
         workers=(), silent=(LostWorker("mini.9", 70.0, "mini"),), trouble={"org/x": (2, "lost \x1b[31mdevice\r\n")}
     )
-    assert findings["workers"].state is State.SKIP
-    assert findings["silent workers"].state is State.WARN
+    assert findings["workers"].state is FindingState.SKIP
+    assert findings["silent workers"].state is FindingState.WARN
     assert "mini.9 (for 1m10s)" in findings["silent workers"].reason
-    assert findings["trouble org/x"].state is State.WARN
+    assert findings["trouble org/x"].state is FindingState.WARN
     assert "2 times" in findings["trouble org/x"].reason
     assert findings["trouble org/x"].reason.isprintable()
