@@ -35,10 +35,8 @@ from jobs.shard import Group
 from worker.faults.crash_loop import without_trouble
 from worker.health.prometheus import PrometheusMetrics
 from worker.models.autotune import FILE as TUNED_FILE
-from worker.rq.permissions import check_permissions
-from worker.rq.worker import machine
-from worker.service import Service
-from worker.settings import ServiceSettings
+from worker.rq.worker import check_permissions, machine
+from worker.service import Service, ServiceSettings
 
 __all__ = ["command", "main"]
 

@@ -22,12 +22,14 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import redis.exceptions
 
 from jobs.app.process_name import process_name
 from jobs.app.stop_signal import StopSignals
+from jobs.app.worker_options import EngineSettings, ServiceOptions
 from jobs.attempt import Attempt
 from jobs.errors import ModelLoadError, RefusedError
 from jobs.redis.connect import refusing
@@ -40,20 +42,19 @@ from worker.faults.refused_shards import Refusals
 from worker.faults.spool import Spool
 from worker.health.heartbeat import Heartbeat
 from worker.health.keep_awake import SleepAssertion, Take, way_to_stay_awake
-from worker.health.observer import Observer
 from worker.health.readings import WorkerReadings
 from worker.health.recycle import HELD_BACK, RECYCLE
 from worker.models.compute import Compute
 from worker.models.load_failures import LoadFailures
 from worker.models.loader import ModelLoader
+from worker.models.residency import STARVATION_S
 from worker.rq.worker import MAINTENANCE_S, ShardWorker, machine
-from worker.settings import ServiceSettings
 from worker.shards.claimed import End, HeldShard, HeldShards, LineKey
 from worker.shards.claiming import ShardClaimer
 from worker.shards.pause import PauseWatch
 from worker.shards.preparer import ShardPreparer
 from worker.shards.queue_order import QueueOrder, queues_of
-from worker.shards.records import EndedLine, failed_line
+from worker.shards.records import EndedLine, Observer, failed_line
 from worker.shards.writer import Writer
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 
     from worker.engine.sequence import Finished
 
-__all__ = ["Service"]
+__all__ = ["Service", "ServiceSettings"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -71,6 +72,17 @@ RETRY_BASE_S, RETRY_MOST_S = 1.0, 60.0
 """A line is tried again after this long, doubled for each attempt."""
 LEAST_AHEAD = 8
 """Lines kept ahead of a smaller batch: short ones would run out between two looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings(ServiceOptions):
+    """The options of a worker's command line, and what follows from them."""
+
+    groups: tuple[Group, ...]
+    starvation_s: float = STARVATION_S
+    metrics: tuple[str, int] | None = None
+    """Host and port for Prometheus."""
+    engine: EngineSettings = field(default_factory=EngineSettings)
 
 
 class Service:

@@ -24,9 +24,8 @@ from jobs.redis.connect import full
 from jobs.spool import SpoolEntry
 from jobs.store.store import FinishedLine, Store
 from worker.faults.spool import Spool
-from worker.health.observer import Observer
 from worker.shards.claimed import End, HeldShard, State
-from worker.shards.records import EndedLine, record_of, waiting_form
+from worker.shards.records import EndedLine, Observer, record_of, waiting_form
 
 __all__ = ["Writer"]
 
