@@ -17,11 +17,11 @@ from worker.shards.claimed import End, HeldShard
 if TYPE_CHECKING:
     from collections.abc import Sequence as Items
 
-    from jobs.shard import Group, ShardLine
+    from jobs.shard import Group
     from worker.engine.sequence import Sequence
     from worker.models.engine_factory import ServedModel
 
-__all__ = ["EndedLine", "Observer", "failed_line", "record_of", "run_stats", "waiting_form"]
+__all__ = ["EndedLine", "Observer", "record_of", "run_stats", "waiting_form"]
 
 LONGEST_VALUE = 512 * 2**20 - 1
 """What a server takes in one value as it is set up (``proto-max-bulk-len``)."""
@@ -62,11 +62,6 @@ class Observer:
 
     def shard_ended(self, group: Group, end: End) -> None:
         """A shard is no longer this worker's; once for each. Threads: any."""
-
-
-def failed_line(held: HeldShard, line: ShardLine, error: LineError, at: float) -> EndedLine:
-    """A line that ``error`` ends: it could not be read, prepared, or its model not loaded."""
-    return EndedLine(held, line.index, at, Failure(error.code, error.at(line.line).text, param=error.field))
 
 
 def record_of(line: EndedLine, worker: str) -> FinishedLine:

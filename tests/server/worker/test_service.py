@@ -328,7 +328,7 @@ def test_a_shard_claimed_again_is_kept_though_the_answer_is_lost(store: Store, m
     def claim_unheard(*arguments: Any) -> Attempt | None:
         attempt = claim(*arguments)
         if not next(answers):
-            service._wake()
+            service._stops.wakeup.ring()
             raise ConnectionError("gone")
         return attempt
 
