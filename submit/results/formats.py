@@ -66,8 +66,6 @@ class Format:
     render: Callable[[StoredRecord], bytes]
     errors_apart: bool
     """Whether records of failed lines go to a file of their own."""
-    keeps_failures: bool
-    """Whether records of failed lines are written at all."""
 
 
 def make_format(name: str, store: Store, batch: Batch, *, keep_cut: bool = False) -> Format:
@@ -83,16 +81,16 @@ def make_format(name: str, store: Store, batch: Batch, *, keep_cut: bool = False
     if examples is None:
         raise RefusedError(f"no format '{name}': take one of {', '.join(FORMATS)}")
     training = _Training(inputs, examples, keep_cut)
-    return Format(name, training.render, errors_apart=False, keeps_failures=False)
+    return Format(name, training.render, errors_apart=False)
 
 
 def plain_format(name: str, endpoint: Callable[[int], str]) -> Format | None:
     """A format that needs no prompts; None for the others. ``endpoint(index)`` is asked for a line that was not in
     OpenAI's format."""
     if name == "native":
-        return Format(name, _native, errors_apart=True, keeps_failures=True)
+        return Format(name, _native, errors_apart=True)
     if name == "openai":
-        return Format(name, lambda record: _openai(record, endpoint), errors_apart=False, keeps_failures=True)
+        return Format(name, lambda record: _openai(record, endpoint), errors_apart=False)
     return None
 
 
