@@ -9,10 +9,11 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from jobs.batch import Batch, parse_batch
+from jobs.errors import BatchNotFoundError
 from jobs.record_head import head_of
 from jobs.shard import ShardLine, decode_lines
 from jobs.store.keys import BatchKeys
@@ -34,11 +35,13 @@ HELD_BYTES = 32 << 20
 class StoredRecord:
     """A record as it was stored: JSON bytes, and whether it is a result (else an error).
 
-    ``after`` is where in the order of finishing to go on reading once this record is taken.
+    ``shard`` is the number of its line's shard. ``after`` is where in the order of finishing to go on reading once this
+    record is taken.
     """
 
     index: int
     raw: bytes
+    shard: int
     after: int = 0
 
     @property
@@ -69,7 +72,7 @@ class _Shards:
 
     def all(self, number: int, group: int) -> Iterator[StoredRecord]:
         """All records of a shard so far, by index, with those of lines that were left without one."""
-        own = (StoredRecord(index, loaded(value)) for index, value in self.records.all(number))
+        own = (StoredRecord(index, loaded(value), number) for index, value in self.records.all(number))
         return heapq.merge(own, self.unrun(number, group), key=lambda record: record.index)
 
     def unrun(self, number: int, group: int) -> Iterator[StoredRecord]:
@@ -78,7 +81,7 @@ class _Shards:
             return
         known = {int(index) for index in cast("list[bytes]", self.connection.hkeys(self.keys.records(number)))}
         for index, raw in unrun_records(self.ended, self._lines(self.ended, number), known):
-            yield StoredRecord(index, raw)
+            yield StoredRecord(index, raw, number)
 
     def _lines(self, batch: Batch, number: int) -> list[ShardLine]:
         """The lines of a shard: without their prompts where Redis has lost those."""
@@ -102,7 +105,7 @@ def finished_records(
     About ``part_bytes`` are read at a time, and at most ``held_bytes`` wait for their turn.
 
     Raises:
-        KeyError: the batch is being purged.
+        BatchNotFoundError: the batch was purged meanwhile.
         RefusedError: what Redis keeps of it is damaged.
     """
     # Before the list is read: of a batch that has ended, it is complete.
@@ -114,7 +117,8 @@ def finished_records(
             if record is not None:
                 yield record
             elif position not in ahead.void and not connection.exists(shards.keys.info):
-                raise KeyError(position)
+                # Records can be gone while their places are still listed: when the batch is being purged.
+                raise BatchNotFoundError(f"batch {batch_id} was purged while it was read")
         start += len(places)
     if shards.ended is None:
         return
@@ -124,7 +128,7 @@ def finished_records(
         for record in shards.unrun(number, group):
             position += 1
             if position > start:
-                yield StoredRecord(record.index, record.raw, position)
+                yield replace(record, after=position)
 
 
 class _Ahead:
@@ -154,7 +158,7 @@ class _Ahead:
         if value is None:
             return None
         self._size -= len(value)
-        return StoredRecord(index, loaded(value), position + 1)
+        return StoredRecord(index, loaded(value), number, position + 1)
 
     def _read(self, number: int, positions: list[int]) -> None:
         """Read a shard's records for these places, the first one at least."""
