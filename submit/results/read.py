@@ -10,6 +10,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, cast
 
 from jobs.batch import Batch, parse_batch
@@ -19,7 +20,7 @@ from jobs.shard import ShardLine, decode_lines
 from jobs.store.keys import BatchKeys
 from jobs.store.lost_lines import lost_lines
 from jobs.store.shard_records import PIECE_BYTES, ShardRecords, loaded
-from jobs.store.shard_table import REJECTED_GROUP, read_rows
+from jobs.store.shard_table import ShardRow, read_rows
 from submit.results.missing_records import unrun_records
 
 if TYPE_CHECKING:
@@ -65,19 +66,19 @@ class _Shards:
         batch = parse_batch(batch_id, stored) if b"status" in stored else None
         return batch if batch is not None and batch.ended else None
 
-    def rows(self) -> Iterator[tuple[int, int]]:
-        """Number and group of each shard, by number."""
-        for row in read_rows(self.connection, self.keys.batch_id):
-            yield row.number, row.group
+    def rows(self) -> list[ShardRow]:
+        """The shards, by number."""
+        return read_rows(self.connection, self.keys.batch_id)
 
-    def all(self, number: int, group: int) -> Iterator[StoredRecord]:
+    def all(self, shard: ShardRow) -> Iterator[StoredRecord]:
         """All records of a shard so far, by index, with those of lines that were left without one."""
-        own = (StoredRecord(index, loaded(value), number) for index, value in self.records.all(number))
-        return heapq.merge(own, self.unrun(number, group), key=lambda record: record.index)
+        own = (StoredRecord(index, loaded(value), shard.number) for index, value in self.records.all(shard.number))
+        return heapq.merge(own, self.unrun(shard), key=lambda record: record.index)
 
-    def unrun(self, number: int, group: int) -> Iterator[StoredRecord]:
+    def unrun(self, shard: ShardRow) -> Iterator[StoredRecord]:
         """Records of the lines that were left without one, by index; none while the batch may go on."""
-        if self.ended is None or group == REJECTED_GROUP or self.connection.exists(self.keys.compacted(number)):
+        number = shard.number
+        if self.ended is None or shard.rejected or self.connection.exists(self.keys.compacted(number)):
             return
         known = {int(index) for index in cast("list[bytes]", self.connection.hkeys(self.keys.records(number)))}
         for index, raw in unrun_records(self.ended, self._lines(self.ended, number), known):
@@ -124,8 +125,8 @@ def finished_records(
         return
     # Positions go on behind the list, which does not grow any more.
     position = connection.llen(shards.keys.finished)
-    for number, group in shards.rows():
-        for record in shards.unrun(number, group):
+    for shard in shards.rows():
+        for record in shards.unrun(shard):
             position += 1
             if position > start:
                 yield replace(record, after=position)
@@ -190,14 +191,9 @@ def ordered_records(connection: Redis, batch_id: str, *, part_bytes: int = PIECE
         RefusedError: what Redis keeps of it is damaged.
     """
     shards = _Shards(connection, batch_id, part_bytes)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for number, group in shards.rows():
-        groups[group].append(number)
-
-    def one_group(group: int, numbers: list[int]) -> Iterator[StoredRecord]:
-        # Shards of one group hold ascending, disjoint ranges of indices: each is read when its turn comes.
-        for number in numbers:
-            yield from shards.all(number, group)
-
-    streams = [one_group(group, numbers) for group, numbers in groups.items()]
+    groups: dict[int, list[ShardRow]] = defaultdict(list)
+    for shard in shards.rows():
+        groups[shard.group].append(shard)
+    # Shards of one group hold ascending, disjoint ranges of indices: each is read when its turn comes.
+    streams = [chain.from_iterable(map(shards.all, group)) for group in groups.values()]
     return heapq.merge(*streams, key=lambda record: record.index)
