@@ -112,14 +112,7 @@ def finished_records(
     # Before the list is read: of a batch that has ended, it is complete.
     shards = _Shards(connection, batch_id, part_bytes)
     while places := cast("list[bytes]", connection.lrange(shards.keys.finished, start, start + chunk - 1)):
-        ahead = _Ahead(shards, places, start, held_bytes)
-        for position in range(start, start + len(places)):
-            record = ahead.take(position)
-            if record is not None:
-                yield record
-            elif position not in ahead.void and not connection.exists(shards.keys.info):
-                # Records can be gone while their places are still listed: when the batch is being purged.
-                raise BatchNotFoundError(f"batch {batch_id} was purged while it was read")
+        yield from _finished_at(shards, places, start, held_bytes)
         start += len(places)
     if shards.ended is None:
         return
@@ -132,56 +125,50 @@ def finished_records(
                 yield replace(record, after=position)
 
 
-class _Ahead:
-    """The records at some places in the order of finishing, read in as few parts as their bytes allow.
+def _finished_at(shards: _Shards, places: list[bytes], start: int, most: int) -> Iterator[StoredRecord]:
+    """The records at some places in the order of finishing, read in as few parts as their bytes allow."""
+    lines: dict[int, tuple[int, int]] = {}
+    of_shard: dict[int, list[int]] = defaultdict(list)
+    for position, place in enumerate(places, start):
+        number, index = map(int, place.split(b":"))
+        lines[position] = number, index
+        of_shard[number].append(position)
+    held: dict[int, bytes] = {}
+    for position, (number, index) in lines.items():
+        if position not in held:
+            later = (other for other in of_shard[number] if other >= position and other not in held)
+            wanted = {other: lines[other][1] for other in later}
+            _read(shards, number, wanted, held, most)
+        if held.get(position):
+            # Not in a variable, which would keep it while the next ones are read.
+            yield StoredRecord(index, loaded(held.pop(position)), number, position + 1)
+        elif held.pop(position, None) is None and not shards.connection.exists(shards.keys.info):
+            # Records can be gone while their places are still listed: when the batch is being purged.
+            raise BatchNotFoundError(f"batch {shards.keys.batch_id} was purged while it was read")
 
-    ``void`` are the places of lines that were run again: what they had then was taken back.
+
+def _read(shards: _Shards, number: int, wanted: dict[int, int], held: dict[int, bytes], most: int) -> None:
+    """Read a shard's records at these places, whose lines' indices are given, into those held: the first one at least,
+    and no more than so many bytes.
+
+    A record is empty where its line was run again: what it had then was taken back.
     """
-
-    def __init__(self, shards: _Shards, places: list[bytes], start: int, most: int) -> None:
-        self._shards, self._most = shards, most
-        self._lines: dict[int, tuple[int, int]] = {}
-        self._waiting: dict[int, list[int]] = defaultdict(list)
-        for position, place in enumerate(places, start):
-            number, index = map(int, place.split(b":"))
-            self._lines[position] = number, index
-            self._waiting[number].append(position)
-        self._held: dict[int, bytes] = {}
-        self._size = 0
-        self.void: set[int] = set()
-
-    def take(self, position: int) -> StoredRecord | None:
-        """The record at a place; None where it is void, or there is none. To be asked in their order."""
-        number, index = self._lines[position]
-        if position not in self._held and position not in self.void:
-            self._read(number, [later for later in self._waiting[number] if later >= position])
-        value = self._held.pop(position, None)
-        if value is None:
-            return None
-        self._size -= len(value)
-        return StoredRecord(index, loaded(value), number, position + 1)
-
-    def _read(self, number: int, positions: list[int]) -> None:
-        """Read a shard's records for these places, the first one at least."""
-        missing = [position for position in positions if position not in self._held and position not in self.void]
-        indices = [self._lines[position][1] for position in missing]
-        part = self._shards.records.part(number, indices[0] - 1, indices)
-        wanted = {}
-        for position, index, retried_at in zip(missing, indices, part.retried, strict=True):
-            if retried_at is not None and position < int(retried_at):
-                self.void.add(position)
-            else:
-                wanted[index] = position
-        for index, value in part.records:
-            if index in wanted:
-                self._hold(wanted[index], value)
-
-    def _hold(self, position: int, value: bytes) -> None:
-        self._held[position] = value
-        self._size += len(value)
-        while self._size > self._most and len(self._held) > 1:
+    indices = list(wanted.values())
+    part = shards.records.part(number, indices[0] - 1, indices)
+    places: dict[int, int] = {}
+    for (position, index), retried_at in zip(wanted.items(), part.retried, strict=True):
+        if retried_at is not None and position < int(retried_at):
+            held[position] = b""
+        else:
+            places[index] = position
+    size = sum(map(len, held.values()))
+    for index, value in part.records:
+        if index in places:
+            held[places[index]] = value
+            size += len(value)
+        while size > most and len(held) > 1:
             # What is wanted last is read again then.
-            self._size -= len(self._held.pop(max(self._held)))
+            size -= len(held.pop(max(held)))
 
 
 def ordered_records(connection: Redis, batch_id: str, *, part_bytes: int = PIECE_BYTES) -> Iterator[StoredRecord]:
