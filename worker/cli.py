@@ -28,17 +28,16 @@ from jobs.app.worker_options import (
     WorkerOption,
     settings_of,
 )
+from jobs.embedded.server import data_folder, embedded_server
 from jobs.errors import PromptmillError, RefusedError
 from jobs.lines.values import local_model_name
-from jobs.redis.connect import check_url
+from jobs.redis.connect import check_url, connect, connect_patiently, translated
 from jobs.shard import Group
 from worker.faults.crash_loop import without_trouble
 from worker.health.prometheus import PrometheusMetrics
 from worker.models.autotune import FILE as TUNED_FILE
-from worker.rq.permissions import check_permissions
-from worker.rq.worker import machine
-from worker.service import Service
-from worker.settings import ServiceSettings
+from worker.rq.worker import check_permissions, machine
+from worker.service import Service, ServiceSettings
 
 __all__ = ["command", "main"]
 
@@ -198,7 +197,7 @@ def command(**flags: Any) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_logged(log_format, log_file))
-        url = flags["redis"] or stack.enter_context(_embedded())
+        url = flags["redis"] or stack.enter_context(embedded_server(data_folder(os.environ), say=log.warning))
         return serve(url, settings_from(flags))
 
 
@@ -211,14 +210,14 @@ def settings_from(flags: Mapping[str, Any]) -> ServiceSettings:
     check_together(flags)
     adapters = (None, *dict.fromkeys(flags["adapter_path"]))
     groups = tuple(Group(model, adapter) for model in dict.fromkeys(flags["model"]) for adapter in adapters)
-    autotune = _data_folder() / TUNED_FILE if flags["autotune"] else None
+    autotune = data_folder(os.environ) / TUNED_FILE if flags["autotune"] else None
     rows = flags["decode_concurrency"] or (MOST_ROWS if autotune else None)
     engine = settings_of(EngineSettings, {**flags, "autotune": autotune, "decode_concurrency": rows})
     return ServiceSettings(
         groups=groups,
         metrics=None if flags["metrics_port"] is None else (flags["metrics_host"], flags["metrics_port"]),
         engine=EngineSettings(**engine),
-        **settings_of(ServiceOptions, {**flags, "spool": flags["spool"] or _data_folder() / "spool"}),
+        **settings_of(ServiceOptions, {**flags, "spool": flags["spool"] or data_folder(os.environ) / "spool"}),
     )
 
 
@@ -247,8 +246,6 @@ def check_together(flags: Mapping[str, Any]) -> None:
 
 def serve(url: str, settings: ServiceSettings) -> int:
     """Run a worker on the Redis at ``url``; its exit status."""
-    from jobs.redis.connect import connect, connect_patiently, translated
-
     with translated(url):
         connection = connect_patiently(url, log.warning, timeout_s=REDIS_TIMEOUT_S, retries=1)
         settings = replace(settings, groups=without_trouble(connection, machine(), settings.groups))
@@ -262,18 +259,6 @@ def serve(url: str, settings: ServiceSettings) -> int:
             return service.run()
         with metrics.serving(service.readings, service.heartbeat, *settings.metrics):
             return service.run()
-
-
-def _embedded() -> contextlib.AbstractContextManager[str]:
-    from jobs.embedded.server import embedded_server
-
-    return embedded_server(_data_folder(), say=log.warning)
-
-
-def _data_folder() -> Path:
-    from jobs.embedded.server import data_folder
-
-    return data_folder(os.environ)
 
 
 @contextlib.contextmanager

@@ -22,12 +22,14 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import redis.exceptions
 
 from jobs.app.process_name import process_name
 from jobs.app.stop_signal import StopSignals
+from jobs.app.worker_options import EngineSettings, ServiceOptions
 from jobs.attempt import Attempt
 from jobs.errors import ModelLoadError, RefusedError
 from jobs.redis.connect import refusing
@@ -40,20 +42,19 @@ from worker.faults.refused_shards import Refusals
 from worker.faults.spool import Spool
 from worker.health.heartbeat import Heartbeat
 from worker.health.keep_awake import SleepAssertion, Take, way_to_stay_awake
-from worker.health.observer import Observer
 from worker.health.readings import WorkerReadings
 from worker.health.recycle import HELD_BACK, RECYCLE
 from worker.models.compute import Compute
 from worker.models.load_failures import LoadFailures
 from worker.models.loader import ModelLoader
+from worker.models.residency import STARVATION_S
 from worker.rq.worker import MAINTENANCE_S, ShardWorker, machine
-from worker.settings import ServiceSettings
 from worker.shards.claimed import End, HeldShard, HeldShards, LineKey
 from worker.shards.claiming import ShardClaimer
 from worker.shards.pause import PauseWatch
 from worker.shards.preparer import ShardPreparer
 from worker.shards.queue_order import QueueOrder, queues_of
-from worker.shards.records import EndedLine, failed_line
+from worker.shards.records import EndedLine, Observer
 from worker.shards.writer import Writer
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 
     from worker.engine.sequence import Finished
 
-__all__ = ["Service"]
+__all__ = ["Service", "ServiceSettings"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -71,6 +72,17 @@ RETRY_BASE_S, RETRY_MOST_S = 1.0, 60.0
 """A line is tried again after this long, doubled for each attempt."""
 LEAST_AHEAD = 8
 """Lines kept ahead of a smaller batch: short ones would run out between two looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings(ServiceOptions):
+    """The options of a worker's command line, and what follows from them."""
+
+    groups: tuple[Group, ...]
+    starvation_s: float = STARVATION_S
+    metrics: tuple[str, int] | None = None
+    """Host and port for Prometheus."""
+    engine: EngineSettings = field(default_factory=EngineSettings)
 
 
 class Service:
@@ -107,9 +119,9 @@ class Service:
         self.rq = ShardWorker(self.store, list(queues), self.name, self.instance)
         self.held = HeldShards()
         self.spool = None if settings.spool is None else Spool(settings.spool, self.name, settings.spool_keep_s)
-        in_flight = in_flight_connection or heartbeat_connection
+        in_flight, wake = in_flight_connection or heartbeat_connection, self._stops.wakeup.ring
         self.in_flight = InFlightLog(self.store, in_flight, self.instance, self.held, self.abandon, self._noted)
-        self.compute = Compute(settings.engine, self._line_finished, self._wake, self.in_flight, self._unstored)
+        self.compute = Compute(settings.engine, self._line_finished, wake, self.in_flight, self._unstored)
         self.models = ModelLoader(self.compute, groups, bound=settings.starvation_s)
         self.order = QueueOrder(queues, models=self.models, waiting_in=self.rq.waiting, wanted=self._wanted)
         self.refusals = Refusals(self.store, self.rq, self.order.put_off_queue)
@@ -122,8 +134,9 @@ class Service:
             self.spool,
             observer=self._observer,
             on_settled=self.compute.look,
+            now=now,
         )
-        self.preparer = ShardPreparer(self.compute, self.writer, self._load_failed, now=now)
+        self.preparer = ShardPreparer(self.compute, self.writer, self._load_failed)
         self.pause = PauseWatch(self.name, self.compute, self.writer)
         self.claimer = ShardClaimer(
             self.rq,
@@ -312,7 +325,7 @@ class Service:
             self.preparer.put(held, self.models.load(held.group))
         for line in held.todo():
             if line.index in held.refused:
-                self.writer.put(failed_line(held, line, held.refused[line.index], self._now()))
+                self.writer.fail(held, line, held.refused[line.index])
         self.rq.show_state(busy=True)
 
     def _wait_for_redis(self) -> bool:
@@ -326,10 +339,6 @@ class Service:
         self._stops.wakeup.wait(POLL_S)
 
     # --- callbacks: the ends of lines and shards ---
-
-    def _wake(self) -> None:
-        """Have the main thread look again. Threads: any."""
-        self._stops.wakeup.ring()
 
     def _noted(self, answer: Answer) -> None:
         """What became of notes. Thread: in-flight."""
@@ -361,7 +370,7 @@ class Service:
             self._return(held, front=False)
             return
         for line in held.todo():
-            self.writer.put(failed_line(held, line, error, self._now()))
+            self.writer.fail(held, line, error)
 
     def abandon(self, held: HeldShard, attempt: Attempt, *, wait_s: float = 0.0) -> None:
         """Drop a shard that was taken over, or whose batch has ended, unless it was taken up again here. Threads:
@@ -386,7 +395,7 @@ class Service:
             # The lease of a lost one stays: when it runs out, recovery sees whether anybody else has the shard.
             for index in tuple(held.remaining):  # other threads may change it
                 self.compute.cancel(held.key(index))
-        self._wake()
+        self._stops.wakeup.ring()
 
     def _close(self, held: HeldShard, end: End, *, front: bool = True) -> bool:
         """Count the end of a shard and forget it. One that goes back does so: its finished lines keep their records,
@@ -448,7 +457,7 @@ class Service:
         if self.compute.failure is not None or not self.compute.is_alive():
             return
         deadline = time.monotonic() + (self.settings.drain_s if self._stops.count < 2 else 0.0)
-        dropping = self.compute.drop_pending()
+        dropping = self.compute.withdraw()
         while time.monotonic() < deadline and self._stops.count < 2 and self.compute.is_alive():
             if dropping.done() and self.compute.idle:
                 return

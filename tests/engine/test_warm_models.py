@@ -31,8 +31,7 @@ from tests.waiting import until
 from worker.engine.loading import mlx_models
 from worker.engine.loading.mlx_models import active_memory, free_memory
 from worker.models.compute import Compute
-from worker.service import Service
-from worker.settings import ServiceSettings
+from worker.service import Service, ServiceSettings
 
 WEIGHTS = (POCKET / "model.safetensors").stat().st_size
 ONE = int(1.6 * WEIGHTS)

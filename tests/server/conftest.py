@@ -12,8 +12,7 @@ from jobs.redis.connect import connect
 from jobs.shard import Group
 from jobs.store.store import Store
 from tests.pool import MODEL
-from worker.service import Service
-from worker.settings import ServiceSettings
+from worker.service import Service, ServiceSettings
 
 if TYPE_CHECKING:
     from redis import Redis

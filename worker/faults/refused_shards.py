@@ -15,24 +15,26 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jobs.attempt import Attempt
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import Defaults
 from jobs.redis.connect import refusing
 from jobs.shard import Group, ShardLine, decode_lines
+from jobs.store.keys import BatchKeys
 from jobs.store.lost_lines import lost_lines
 from jobs.store.store import Store
-from worker.faults.refusal_log import is_listed, note_refusal
+from worker.rq.entries import ShardJob, is_listed
 from worker.rq.worker import Lease, ShardWorker
 
 if TYPE_CHECKING:
+    from redis import Redis
+
     from jobs.batch import Batch
-    from worker.rq.entries import ShardJob
     from worker.shards.claimed import HeldShard
 
-__all__ = ["Contents", "Refusals"]
+__all__ = ["Contents", "Refusals", "note_refusal"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -43,6 +45,7 @@ UNSTORED_S, UNSTORED_MOST_S = 60.0, 600.0
 UNSTORED = "its records cannot be stored in Redis; the worker's log says why"
 SAID_BATCHES, SAID_LETTERS = 50, 300
 NAMED_WORKERS = 4
+REFUSALS_S = 30 * 86400
 MOST_UNSTORED = 1000
 
 
@@ -185,6 +188,16 @@ class Refusals:
     def _keep(self, batch_id: str, why: str) -> None:
         others = [item for item in self.reasons.items() if item[0] != batch_id]
         self.reasons = dict([*others, (batch_id, why[:SAID_LETTERS])][-SAID_BATCHES:])
+
+
+def note_refusal(connection: Redis, batch_id: str, number: int, worker: str, workers: Collection[str]) -> bool:
+    """Remember that ``worker`` refuses a shard; whether all of ``workers`` have."""
+    key = BatchKeys(batch_id).refusals(number)
+    with refusing(f"shard {batch_id}-{number}"), connection.pipeline() as pipe:
+        pipe.sadd(key, worker)
+        pipe.expire(key, REFUSALS_S)  # the batch may be gone by now
+        pipe.smismember(key, [worker, *workers])
+        return all(cast("list[int]", pipe.execute()[-1]))
 
 
 def _refused_lines(held: HeldShard) -> dict[int, LineError]:

@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 from jobs.errors import RefusedError
-from worker.health.observer import Observer
 from worker.health.recycle import HELD_BACK
 from worker.models.residency import share_out
 from worker.shards.claimed import End
-from worker.shards.records import EndedLine, run_stats
+from worker.shards.records import EndedLine, Observer, run_stats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
-from worker.health.rates import Rates
+from worker.health.snapshot import Rates
 from worker.models.load_failures import published_failures
 from worker.models.residency import share_out
 

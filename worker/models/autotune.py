@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from jobs.app.worker_options import EngineSettings
 from jobs.embedded.server import private_folder
 from worker.engine.tuning.policy import Curve
 

@@ -136,17 +136,11 @@ class Compute(threading.Thread):
         """Drop a line at the next step, if it is there; what was generated of it is reported as cancelled."""
         self._commands.put(lambda: self._cancel(key))
 
-    def drop_pending(self) -> Future[list[LineKey]]:
-        """Take back the lines that have not begun; the future gives their keys."""
-        future: Future[list[LineKey]] = Future()
-        self._commands.put(lambda: future.set_result(self._drop_pending()))
-        return future
-
-    def withdraw(self, group: Group, shard: tuple[str, int]) -> Future[int]:
-        """Take back the lines of a shard (its job id and the fence it was taken under) that have not begun; the future
-        gives how many of its lines are under way."""
+    def withdraw(self, shard: tuple[str, int] | None = None) -> Future[int]:
+        """Take back the lines that have not begun, of one shard (its job id and the fence it was taken under) or of
+        all; the future gives how many of those lines are under way."""
         future: Future[int] = Future()
-        self._commands.put(lambda: future.set_result(self._withdraw(group, shard)))
+        self._commands.put(lambda: future.set_result(self._withdraw(shard)))
         return future
 
     def stop(self) -> None:
@@ -392,22 +386,14 @@ class Compute(threading.Thread):
         for engine in self._engines.values():
             engine.cancel(key)
 
-    def _drop_pending(self) -> list[LineKey]:
-        dropped = self._quarantine.drop()
+    def _withdraw(self, shard: tuple[str, int] | None) -> int:
+        def chosen(key: Hashable) -> bool:
+            return shard is None or cast("LineKey", key)[:2] == shard
+
+        self._quarantine.drop(chosen)
         for engine in self._engines.values():
-            dropped += engine.drop_pending()
-        return cast("list[LineKey]", dropped)
-
-    def _withdraw(self, group: Group, shard: tuple[str, int]) -> int:
-        def of_shard(key: Hashable) -> bool:
-            return cast("LineKey", key)[:2] == shard
-
-        self._quarantine.drop(of_shard)
-        engine = self._engines.get(group)
-        if engine is None:
-            return 0
-        engine.drop_pending(of_shard)
-        return sum(of_shard(line.key) for line in engine.snapshot())
+            engine.drop_pending(chosen)
+        return sum(chosen(line.key) for engine in self._engines.values() for line in engine.snapshot())
 
     def _take_snapshot(self, *, force: bool = False) -> None:
         now = time.monotonic()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,10 @@ from jobs.shard import Group
 from jobs.store.keys import worker_key
 
 if TYPE_CHECKING:
-    from redis import Redis
-
     from worker.rq.worker import ShardWorker
     from worker.shards.claimed import HeldShard
 
-__all__ = ["LoadFailure", "LoadFailures", "failed_again", "given_up_by", "published_failures"]
+__all__ = ["LoadFailure", "LoadFailures", "failed_again", "published_failures"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -112,7 +110,10 @@ class LoadFailures:
         """Whether no other live worker may load it yet; where Redis cannot say, one may."""
         try:
             others = self._rq.served_by(held.queue).keys() - {self._rq.name}
-            return not others or given_up_by(self._rq.connection, others, held.group)
+            with self._rq.connection.pipeline(transaction=False) as pipe:
+                for name in others:
+                    pipe.getrange(worker_key(name), 0, MAX_STATE_BYTES)
+                return all(_gives_up(state, held.group) for state in replies(pipe))
         except redis.exceptions.RedisError:
             return False
 
@@ -130,17 +131,10 @@ def published_failures(failed: Mapping[Group, LoadFailure], now: float) -> list[
     ]
 
 
-def given_up_by(connection: Redis, names: Collection[str], group: Group) -> bool:
-    """Whether all workers of these names say that they have given up a model."""
-    with connection.pipeline(transaction=False) as pipe:
-        for name in names:
-            pipe.getrange(worker_key(name), 0, MAX_STATE_BYTES)
-        return all(_gives_up(raw, group) for raw in replies(pipe))
-
-
-def _gives_up(raw: Any, group: Group) -> bool:
+def _gives_up(state: Any, group: Group) -> bool:
+    """Whether a worker that published this state has given up a model."""
     try:
-        failing = orjson.loads(raw)["failing"]
+        failing = orjson.loads(state)["failing"]
         return any(entry["model"] == group.key and entry["given_up"] is True for entry in failing)
     except (LookupError, TypeError, ValueError):
         return False

@@ -18,12 +18,12 @@ from jobs.errors import RefusedError
 from jobs.redis.connect import refusing
 from jobs.redis.rq_jobs import JOB_FUNCTION
 from jobs.shard import MAX_INDEX, MAX_SHARD_LINES
-from worker.faults.refusal_log import is_listed
+from jobs.store.keys import BatchKeys
 
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["ShardJob", "read_job", "short_field"]
+__all__ = ["ShardJob", "is_listed", "read_job", "short_field"]
 
 MAX_DATA_BYTES = 1024
 """Of a job's data, packed and unpacked: ours has a hundred."""
@@ -110,3 +110,12 @@ def short_field(connection: Redis, key: str, field: str, limit: int) -> bytes | 
     if size > limit:
         raise RefusedError(f"its {field} has {size} bytes; at most {limit} are taken")
     return cast("bytes | None", connection.hget(key, field)) if size else None
+
+
+def is_listed(connection: Redis, batch_id: str, number: int) -> bool:
+    """Whether a batch has a shard of this number; what is queued beside a batch's own shards is somebody else's."""
+    try:
+        with refusing(f"batch {batch_id}"):
+            return bool(connection.zcount(BatchKeys(batch_id).table, number, number))
+    except RefusedError:
+        return False

@@ -36,6 +36,7 @@ from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from jobs.errors import RefusedError
 from jobs.redis.connect import foreign_data, refusing
+from jobs.redis.permissions import refusals
 from jobs.store.keys import PAUSED, PREFIX
 from jobs.store.orphans import remake_job
 from jobs.store.steps import step
@@ -45,7 +46,17 @@ from worker.rq.entries import ShardJob, read_job, short_field
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["LEASE_S", "MAINTENANCE_S", "ORPHAN_S", "RENEW_S", "UNWATCHED_S", "Lease", "ShardJob", "ShardWorker"]
+__all__ = [
+    "LEASE_S",
+    "MAINTENANCE_S",
+    "ORPHAN_S",
+    "RENEW_S",
+    "UNWATCHED_S",
+    "Lease",
+    "ShardJob",
+    "ShardWorker",
+    "check_permissions",
+]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -327,6 +338,17 @@ class ShardWorker(BaseWorker):
                 # One of an older version names no instance: it is known by its name.
                 found[name] = self._short(key, "life").decode(errors="replace") or name
         return found
+
+
+def check_permissions(connection: Redis, name: str) -> None:
+    """Try what a worker of this name does in Redis, on keys of its own that are gone in the end.
+
+    Raises:
+        NoPermissionError: the first that the user is not allowed.
+    """
+    keys = [f"{prefix}permissions:{name}" for prefix in (PREFIX, "rq:")]
+    for refusal in refusals(connection, keys, channel=f"rq:pubsub:{name}:permissions"):
+        raise refusal.error
 
 
 def process_alive(pid: int) -> bool:

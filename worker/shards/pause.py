@@ -58,7 +58,7 @@ class PauseWatch:
             if self.paused:
                 shard.withdraw()
             if shard.state is State.WITHDRAWING and job_id not in self._asked:
-                self._asked[job_id] = (shard, self._ask(shard))
+                self._asked[job_id] = (shard, self._compute.withdraw((job_id, shard.taken_under)))
         for job_id, (shard, left) in list(self._asked.items()):
             if shards.get(job_id) is not shard or shard.state is State.IDLE:
                 del self._asked[job_id]
@@ -67,7 +67,4 @@ class PauseWatch:
                 shard.settle()
                 self._writer.check(shard)
             elif left.done():
-                self._asked[job_id] = (shard, self._ask(shard))
-
-    def _ask(self, shard: HeldShard) -> Future[int]:
-        return self._compute.withdraw(shard.group, (shard.job_id, shard.taken_under))
+                self._asked[job_id] = (shard, self._compute.withdraw((job_id, shard.taken_under)))

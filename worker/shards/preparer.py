@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
@@ -16,7 +15,6 @@ from jobs.shard import Group, ShardLine
 from worker.models.compute import Compute
 from worker.models.engine_factory import ServedModel
 from worker.shards.claimed import HeldShard, Quarantine
-from worker.shards.records import failed_line
 from worker.shards.writer import Writer
 
 __all__ = ["ShardPreparer"]
@@ -50,11 +48,9 @@ class ShardPreparer(threading.Thread):
         compute: Compute,
         writer: Writer,
         on_load_failed: Callable[[HeldShard], None],
-        *,
-        now: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(name="preparer", daemon=True)
-        self._compute, self._writer, self._on_load_failed, self._now = compute, writer, on_load_failed, now
+        self._compute, self._writer, self._on_load_failed = compute, writer, on_load_failed
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._unprepared: Counter[Group] = Counter()
@@ -106,35 +102,21 @@ class ShardPreparer(threading.Thread):
         if held.hopeless(line.index):
             deaths, tries = held.attempt.deaths.get(line.index, 0), held.attempt.failures(line.index)
             message = f"{deaths} of {tries} attempts at this line ended with the death of their worker"
-            self._fail(held, line, LineError("worker_crashed" if deaths else "internal_error", None, message))
-            log.warning(
-                "line %d of %s is given up: %s",
-                line.line,
-                held.attempt.batch_id,
-                message,
-                extra={"action": "line_given_up"},
-            )
+            self._writer.fail(held, line, LineError("worker_crashed" if deaths else "internal_error", None, message))
+            about = (line.line, held.attempt.batch_id, message)
+            log.warning("line %d of %s is given up: %s", *about, extra={"action": "line_given_up"})
             return
         try:
             prepared = served.preparer.prepare(held.job(line), key=held.key(line.index), rank=held.rank)
         except LineError as error:
-            self._fail(held, line, error)
+            self._writer.fail(held, line, error)
         except Exception as error:
             # A template or tokenizer can raise anything on odd input: that is this line's failure, nobody else's.
             log.exception("line %d of %s cannot be prepared", line.line, held.attempt.batch_id)
-            self._fail(held, line, LineError("internal_error", None, f"the prompt cannot be prepared: {error}"))
+            self._writer.fail(held, line, LineError("internal_error", None, f"the prompt cannot be prepared: {error}"))
         else:
-            index = line.index
-            self._compute.add(
-                held.group,
-                prepared,
-                quarantine=held.quarantine(index),
-                after_s=after_s,
-                tries=held.attempt.failures(index),
-            )
-
-    def _fail(self, held: HeldShard, line: ShardLine, error: LineError) -> None:
-        self._writer.put(failed_line(held, line, error, self._now()))
+            quarantine, tries = held.quarantine(line.index), held.attempt.failures(line.index)
+            self._compute.add(held.group, prepared, quarantine=quarantine, after_s=after_s, tries=tries)
 
     def unprepared(self, group: Group) -> int:
         """Lines taken for a model and not yet with its engine."""

@@ -12,16 +12,16 @@ from jobs.record import RunStats, error_record, result_record
 from jobs.store.shard_records import stored
 from jobs.store.store import FinishedLine
 from worker.engine.sequence import Failure
-from worker.shards.claimed import HeldShard
+from worker.shards.claimed import End, HeldShard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as Items
 
-    from jobs.shard import ShardLine
+    from jobs.shard import Group
     from worker.engine.sequence import Sequence
     from worker.models.engine_factory import ServedModel
 
-__all__ = ["EndedLine", "failed_line", "record_of", "run_stats", "waiting_form"]
+__all__ = ["EndedLine", "Observer", "record_of", "run_stats", "waiting_form"]
 
 LONGEST_VALUE = 512 * 2**20 - 1
 """What a server takes in one value as it is set up (``proto-max-bulk-len``)."""
@@ -47,9 +47,21 @@ class EndedLine:
         return self.failure is not None and self.failure.passing and not self.held.last(self.index)
 
 
-def failed_line(held: HeldShard, line: ShardLine, error: LineError, at: float) -> EndedLine:
-    """A line that ``error`` ends: it could not be read, prepared, or its model not loaded."""
-    return EndedLine(held, line.index, at, Failure(error.code, error.at(line.line).text, param=error.field))
+class Observer:
+    """Hears of lines and shards and keeps no account of them: see :class:`worker.health.prometheus.PrometheusMetrics`
+    for one that does. Threads: any; each method says its own."""
+
+    def line_ended(self, line: EndedLine, *, ok: bool) -> None:
+        """A record was made of a line. Thread: scribe."""
+
+    def line_retried(self, group: Group) -> None:
+        """An attempt at a line failed, and it gets another one. Thread: writer."""
+
+    def shard_taken(self, group: Group) -> None:
+        """A shard was claimed. Thread: main."""
+
+    def shard_ended(self, group: Group, end: End) -> None:
+        """A shard is no longer this worker's; once for each. Threads: any."""
 
 
 def record_of(line: EndedLine, worker: str) -> FinishedLine:

@@ -19,14 +19,15 @@ import redis.exceptions
 
 from jobs.attempt import Attempt
 from jobs.batch import Batch
-from jobs.errors import RefusedError, StaleAttemptError
+from jobs.errors import LineError, RefusedError, StaleAttemptError
 from jobs.redis.connect import full
+from jobs.shard import ShardLine
 from jobs.spool import SpoolEntry
 from jobs.store.store import FinishedLine, Store
+from worker.engine.sequence import Failure
 from worker.faults.spool import Spool
-from worker.health.observer import Observer
 from worker.shards.claimed import End, HeldShard, State
-from worker.shards.records import EndedLine, record_of, waiting_form
+from worker.shards.records import EndedLine, Observer, record_of, waiting_form
 
 __all__ = ["Writer"]
 
@@ -47,8 +48,8 @@ Outcome = FinishedLine | EndedLine | None
 
 
 class Writer(threading.Thread):
-    """Stores records under their attempt's fence, and finishes shards. Threads: any for :meth:`put`, :meth:`check` and
-    the counts; writer for the rest, where a method says nothing else.
+    """Stores records under their attempt's fence, and finishes shards. Threads: any for :meth:`put`, :meth:`fail`,
+    :meth:`check` and the counts; writer for the rest, where a method says nothing else.
 
     ``on_ended(held, end)`` is called when a shard is done with, ``on_retry(held, index)`` when a line is to be tried
     again, ``on_settled()`` when :attr:`unstored` comes to 0 or to None, or from it. Records go to the ``spool`` first,
@@ -67,9 +68,10 @@ class Writer(threading.Thread):
         observer: Observer | None = None,
         on_settled: Callable[[], None] = lambda: None,
         sleep: Callable[[float], Any] | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(name="writer", daemon=True)
-        self._store, self._worker_name = store, name
+        self._store, self._worker_name, self._now = store, name, now
         self._on_ended, self._on_retry, self._on_settled = on_ended, on_retry, on_settled
         self._spool = spool
         self._observer = observer or Observer()
@@ -86,6 +88,11 @@ class Writer(threading.Thread):
         with self._count_lock:
             self.left += 1
         self._ended_lines.put(line)
+
+    def fail(self, held: HeldShard, line: ShardLine, error: LineError) -> None:
+        """Put a line that ``error`` ends: it cannot be read or prepared, or its model cannot be loaded."""
+        failure = Failure(error.code, error.at(line.line).text, param=error.field)
+        self.put(EndedLine(held, line.index, self._now(), failure))
 
     def check(self, held: HeldShard) -> None:
         """Finish the shard if no line of it is left: one whose lines all ended in earlier attempts."""

@@ -28,7 +28,7 @@ from submit.status.workers import Workers
 from tests.hostile import ENTRIES, job_data, put_job
 from tests.pool import MODEL, make_batch, prompts, watched, work
 from worker.engine.sequence import Failure
-from worker.faults.refusal_log import note_refusal
+from worker.faults.refused_shards import note_refusal
 from worker.service import Service
 from worker.shards.records import EndedLine
 

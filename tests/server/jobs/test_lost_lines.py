@@ -21,8 +21,7 @@ from submit.input.reader import PromptObjects
 from submit.results.read import ordered_records
 from submit.upload.submitter import Order, submit
 from tests.pool import MODEL, make_batch, prompts, work
-from worker.service import Service
-from worker.settings import ServiceSettings
+from worker.service import Service, ServiceSettings
 
 
 def records(store: Store, batch_id: str) -> list[dict[str, Any]]:

@@ -22,8 +22,7 @@ from tests.servers import Server
 from tests.waiting import until
 from worker.engine.sequence import Failure
 from worker.faults.spool import Spool
-from worker.service import Service
-from worker.settings import ServiceSettings
+from worker.service import Service, ServiceSettings
 from worker.shards import records
 from worker.shards.claimed import HeldShard
 from worker.shards.records import EndedLine

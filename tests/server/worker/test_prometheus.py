@@ -19,8 +19,7 @@ from tests.servers import Server
 from tests.waiting import until
 from worker.engine.sequence import Failure, InFlight
 from worker.health.prometheus import PrometheusMetrics
-from worker.service import Service
-from worker.settings import ServiceSettings
+from worker.service import Service, ServiceSettings
 from worker.shards.claimed import HeldShard
 from worker.shards.records import EndedLine
 

@@ -24,8 +24,7 @@ from tests.pool import MODEL, make_batch, prompts
 from worker.engine.sequence import Failure
 from worker.faults.refused_shards import PAUSES_S, UNSTORED_S
 from worker.models.residency import Size
-from worker.service import Service
-from worker.settings import ServiceSettings
+from worker.service import Service, ServiceSettings
 from worker.shards.records import EndedLine
 
 QUEUE = queue_name(MODEL, "normal")

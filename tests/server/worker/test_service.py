@@ -29,8 +29,7 @@ from worker.models.engine_factory import ServedModel
 from worker.models.load_failures import LoadFailure
 from worker.models.residency import Size
 from worker.rq.worker import LEASE_S, UNWATCHED_S
-from worker.service import Service
-from worker.settings import ServiceSettings
+from worker.service import Service, ServiceSettings
 from worker.shards import claimed
 from worker.shards.claimed import HeldShard
 from worker.shards.records import EndedLine
@@ -329,7 +328,7 @@ def test_a_shard_claimed_again_is_kept_though_the_answer_is_lost(store: Store, m
     def claim_unheard(*arguments: Any) -> Attempt | None:
         attempt = claim(*arguments)
         if not next(answers):
-            service._wake()
+            service._stops.wakeup.ring()
             raise ConnectionError("gone")
         return attempt
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from worker.health.rates import Rates
-from worker.health.snapshot import Snapshot
+from worker.health.snapshot import Rates, Snapshot
 
 
 def test_rates_are_of_the_last_second_and_shares_of_the_last_minute() -> None:

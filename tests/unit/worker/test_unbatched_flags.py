@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from worker import cli
-from worker.settings import ServiceSettings
+from worker.service import ServiceSettings
 
 
 @pytest.fixture
