@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from jobs.batch import Batch
-from jobs.errors import BatchNotFoundError, WaitTimeoutError
+from jobs.errors import WaitTimeoutError
 from jobs.record_head import whole
 from jobs.store.cancel import cancel, current
 from jobs.store.pause import pause, prioritise, resume_batch
@@ -199,27 +198,18 @@ class BatchHandle:
     def _records(self, follow: bool, ordered: bool | None) -> Iterator[StoredRecord]:
         if ordered is None:
             ordered = not follow
-        if ordered and follow:
-            self.wait()
-        self.status()  # of a batch that is gone, no records would look like none yet
+        # Of a batch that is gone, no records would look like none yet.
+        batch = self.wait() if ordered and follow else self.status()
         position = 0
         while True:
-            batch = self.status() if follow and not ordered else None
-            with self._session.store() as store, self._while_it_is_there():
+            with self._session.store() as store:
                 if ordered:
                     yield from ordered_records(store.connection, self.id)
                     return
                 for record in finished_records(store.connection, self.id, start=position):
                     position = record.after
                     yield record
-            if batch is None or batch.done:
+            if batch.done or not follow:
                 return
             self._session.sleep(POLL_S)
-
-    @contextlib.contextmanager
-    def _while_it_is_there(self) -> Iterator[None]:
-        try:
-            yield
-        except KeyError:
-            # Records can be gone while their places are still listed: when the batch is being purged.
-            raise BatchNotFoundError(f"batch {self.id} was purged while it was read") from None
+            batch = self.status()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.batch import Batch
-from jobs.errors import BatchNotFoundError, WaitTimeoutError
+from jobs.errors import WaitTimeoutError
 from jobs.record_head import whole
 from jobs.store.cancel import current
 from submit.results.read import StoredRecord, finished_records
@@ -139,13 +139,9 @@ class BatchWatch:
                 yield FirstToken(line.index, line.id, state.name)
 
     def _of_records(self) -> Iterator[Event]:
-        try:
-            for stored in finished_records(self._store.connection, self._batch_id, start=self._position):
-                self._position = stored.after
-                yield from self._of_record(stored)
-        except KeyError:
-            # Records can be gone while their places are still listed: when the batch is being purged.
-            raise BatchNotFoundError(f"batch {self._batch_id} was purged while it was watched") from None
+        for stored in finished_records(self._store.connection, self._batch_id, start=self._position):
+            self._position = stored.after
+            yield from self._of_record(stored)
 
     def _of_record(self, stored: StoredRecord) -> Iterator[Event]:
         index, ok, record = stored.index, stored.ok, whole(stored.raw)

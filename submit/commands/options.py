@@ -29,6 +29,7 @@ __all__ = [
     "any_redis_option",
     "defaults_from",
     "given_by",
+    "in_this_order",
     "json_option",
     "keep_cut_option",
     "log_options",
@@ -45,6 +46,17 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 LONGEST_S = 10 * 365 * 86400.0
+
+
+def in_this_order(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """One decorator that adds several options to a command; the help shows them in this order."""
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 class Duration(click.ParamType[float]):
@@ -160,32 +172,6 @@ _JOB_FIELDS = (*dict(_JOB_FLAGS), "continue_final_message")
 _CONTINUE_HELP = "Have the last message of lines that end with an assistant's message continued, as in vLLM."
 
 
-def parameter_options(command: F) -> F:
-    """Add ``--model``, ``--defaults``, and a flag for each parameter of the contract."""
-    for row in reversed(list(PARAMETERS.values())):
-        command = _parameter_option(row)(command)
-    command = click.option(
-        "--chat-template-config", metavar="JSON", help="Arguments for the chat template, as a JSON object."
-    )(command)
-    command = click.option("--continue-final-message", is_flag=True, default=None, help=_CONTINUE_HELP)(command)
-    for name, text in reversed(_JOB_FLAGS):
-        command = click.option(f"--{name.replace('_', '-')}", name, help=text)(command)
-    command = click.option(
-        "--defaults",
-        "defaults_file",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="TOML file with values for lines that do not say them; flags win over it.",
-    )(command)
-    command = click.option(
-        "--override-model", is_flag=True, help="Use the batch's model for lines that name their own too."
-    )(command)
-    return click.option(
-        "--model",
-        envvar="PROMPTMILL_MODEL",
-        help="Model of lines that name none: a folder or a Hugging Face repository.",
-    )(command)
-
-
 def _parameter_option(row: Parameter) -> Callable[[F], F]:
     flag = f"--{row.name.replace('_', '-')}"
     text = f"{row.meaning[0].upper()}{row.meaning[1:]}.  [{row.range_text}; default {row.shown_default}]"
@@ -197,11 +183,25 @@ def _parameter_option(row: Parameter) -> Callable[[F], F]:
     return click.option(*names, row.name, type=_TYPES[row.kind], multiple=many, metavar=metavar, help=text)
 
 
-def order_options(command: F) -> F:
-    """Add what commands that make batches ask of a batch as a whole, for :func:`order_from`."""
-    for option in reversed(_ORDER_OPTIONS):
-        command = option(command)
-    return command
+parameter_options = in_this_order(
+    click.option(
+        "--model",
+        envvar="PROMPTMILL_MODEL",
+        help="Model of lines that name none: a folder or a Hugging Face repository.",
+    ),
+    click.option("--override-model", is_flag=True, help="Use the batch's model for lines that name their own too."),
+    click.option(
+        "--defaults",
+        "defaults_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="TOML file with values for lines that do not say them; flags win over it.",
+    ),
+    *(click.option(f"--{name.replace('_', '-')}", name, help=text) for name, text in _JOB_FLAGS),
+    click.option("--continue-final-message", is_flag=True, default=None, help=_CONTINUE_HELP),
+    click.option("--chat-template-config", metavar="JSON", help="Arguments for the chat template, as a JSON object."),
+    *(_parameter_option(row) for row in PARAMETERS.values()),
+)
+"""``--model``, ``--defaults``, and a flag for each parameter of the contract, for :func:`defaults_from`."""
 
 
 on_bad_line_option = click.option(
@@ -211,7 +211,7 @@ on_bad_line_option = click.option(
     show_default=True,
     help="reject: one bad line and nothing is enqueued; skip: bad lines become error records, the rest runs.",
 )
-_ORDER_OPTIONS = (
+order_options = in_this_order(
     click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True),
     click.option(
         "--expires-in",
@@ -236,6 +236,7 @@ _ORDER_OPTIONS = (
     ),
     click.option("--metadata", metavar="JSON", help="Your own data on the batch, a JSON object; `status` shows it."),
 )
+"""What commands that make batches ask of a batch as a whole, for :func:`order_from`."""
 
 
 def defaults_from(flags: Mapping[str, Any]) -> Defaults:
@@ -283,10 +284,7 @@ def order_from(flags: Mapping[str, Any], *, name: str | None) -> Order:
 
 
 def _object(name: str, text: str | None) -> dict[str, Any]:
-    try:
-        value = {} if text is None else orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise RefusedError(f"{given_by(name)} must be a JSON object: {error}") from None
+    value = {} if text is None else _json_flag(name, text, "a JSON object")
     if not isinstance(value, dict):
         raise RefusedError(f'{given_by(name)} must be a JSON object, such as \'{{"project": "a"}}\'')
     return value
@@ -307,36 +305,32 @@ def _checked(fields: dict[str, Any], named: Callable[[str], str]) -> dict[str, A
         raise RefusedError(f"{named(error.field or '')} {error.message}") from None
 
 
-def _json_flag(name: str, text: str) -> Any:
+def _json_flag(name: str, text: str, what: str = "JSON") -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise RefusedError(f"{given_by(name)} must be JSON: {error}") from None
+        raise RefusedError(f"{given_by(name)} must be {what}: {error}") from None
 
 
-def log_options(command: F) -> F:
-    """Add ``--log-format`` and ``--log-file``, for :func:`jobs.app.logs.set_up_logging`."""
-    command = click.option(
-        "--log-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=FILE_HELP
-    )(command)
-    return click.option(
-        "--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help=FORMAT_HELP
-    )(command)
-
-
-def webhook_options(command: F) -> F:
-    """Add ``--webhook-secret`` and ``--webhook-hosts``, for :class:`submit.webhooks.sender.WebhookSender`."""
-    command = click.option(
-        "--webhook-hosts",
-        multiple=True,
-        metavar="PATTERN",
-        help="Hosts that webhooks may go to, such as *.example.com; may be given several times.  "
-        "[default: any but this machine's own and link-local addresses]",
-    )(command)
-    return click.option(
+log_options = in_this_order(
+    click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help=FORMAT_HELP),
+    click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=FILE_HELP),
+)
+"""For :func:`jobs.app.logs.set_up_logging`."""
+webhook_options = in_this_order(
+    click.option(
         "--webhook-secret",
         envvar="PROMPTMILL_WEBHOOK_SECRET",
         metavar="SECRET",
         help="What webhooks are signed with: whsec_ and base64, or several separated by spaces. Give it in "
         "PROMPTMILL_WEBHOOK_SECRET or the settings file: flags can be seen by every user of the machine.",
-    )(command)
+    ),
+    click.option(
+        "--webhook-hosts",
+        multiple=True,
+        metavar="PATTERN",
+        help="Hosts that webhooks may go to, such as *.example.com; may be given several times.  "
+        "[default: any but this machine's own and link-local addresses]",
+    ),
+)
+"""For :class:`submit.webhooks.sender.WebhookSender`."""

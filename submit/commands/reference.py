@@ -1,4 +1,4 @@
-"""The reference of the command line, and the table of parameters, as Markdown: ``python -m submit.commands.reference``.
+"""The reference of the command line, and the table of parameters, as Markdown.
 
 The texts are the commands' own ``--help``, and the rows of :data:`jobs.params.PARAMETERS` and of
 :data:`jobs.app.worker_options.WORKER_OPTIONS`. ``python -m docs.generate`` puts them into the documentation.
@@ -94,9 +94,3 @@ def _worker_help() -> str:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PROMPTMILL_")}
     environ = {**kept, "COLUMNS": str(WIDTH + MARGIN)}
     return subprocess.run(arguments, env=environ, capture_output=True, text=True, check=True).stdout
-
-
-if __name__ == "__main__":
-    click.echo(parameter_table())
-    click.echo()
-    click.echo(command_reference())

@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import orjson
 
@@ -73,6 +73,8 @@ class Preview:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints
         )
+        self._input = cast("IO[bytes]", self._process.stdin)
+        self._output = cast("IO[bytes]", self._process.stdout)
         # What it says is read while it is fed: neither side ever waits for the other's full pipe.
         self._listener = threading.Thread(target=self._listen, name="preview", daemon=True)
         self._listener.start()
@@ -88,7 +90,7 @@ class Preview:
         self._hang_up()
         self._process.wait()
         self._listener.join()
-        _piped(self._process.stdout).close()
+        self._output.close()
         self._stack.close()
 
     def feed(self, line: int, raw: bytes) -> None:
@@ -125,20 +127,10 @@ class Preview:
         with contextlib.suppress(BrokenPipeError):
             self._input.close()
 
-    @property
-    def _input(self) -> IO[bytes]:
-        return _piped(self._process.stdin)
-
     def _listen(self) -> None:
         try:
-            for said in _piped(self._process.stdout):
+            for said in self._output:
                 self._said.take(orjson.loads(said))
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             self._failure = error
             self._process.kill()
-
-
-def _piped(stream: IO[bytes] | None) -> IO[bytes]:
-    if stream is None:
-        raise ValueError("the preview was started without a pipe")
-    return stream

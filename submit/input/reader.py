@@ -140,12 +140,6 @@ class PromptFile:
             while block := self._content.read(BLOCK):
                 yield block
 
-    def read_to_end(self) -> None:
-        """Read what is left, for the digest alone."""
-        with self._explained():
-            while self._content.read(BLOCK):
-                pass
-
     def _start(self, raw: bytes) -> bytes:
         if (message := magic_of(raw)) is not None:
             raise RefusedError(f"{self.name} {message}")
@@ -185,7 +179,8 @@ def digest_of(path: str | os.PathLike[str]) -> str:
         RefusedError: it cannot be read.
     """
     with PromptFile(path) as prompts:
-        prompts.read_to_end()
+        for _ in prompts.blocks():
+            pass
         return prompts.digest
 
 

@@ -44,10 +44,6 @@ class BadLine:
     id: str
     problems: tuple[ProblemLine, ...]
 
-    @property
-    def line(self) -> int:
-        return self.problems[0].line
-
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -123,9 +119,9 @@ def checked(prompts: Prompts, defaults: Defaults, *, need_model: bool = True) ->
     """
     groups = _Groups(defaults, need_model=need_model)
     index = 0
-    with UsedIds() as seen:
+    with UsedIds() as used:
         for lines in _chunks(prompts):
-            yield _check_chunk(lines, index, groups, seen)
+            yield _check_chunk(lines, index, groups, used)
             index += len(lines)
 
 
@@ -182,53 +178,41 @@ class _Groups:
         return isinstance(fields, dict) and not fields.get("model")
 
 
-def _check_chunk(lines: list[Line], start: int, groups: _Groups, seen: UsedIds) -> Chunk:
-    good: list[GoodLine] = []
-    bad: list[BadLine] = []
-    ids: list[tuple[int, str | None]] = []
+def _check_chunk(lines: list[Line], start: int, groups: _Groups, used: UsedIds) -> Chunk:
     groups.own_models = Counter()
-    for index, (number, raw) in enumerate(lines, start):
-        try:
-            if isinstance(raw, LineError):
-                raise raw
-            line = check_line(raw)
-            after = line.begins_after_answer(groups.defaults)
-            good.append(GoodLine(ShardLine(index, number, raw), groups.of(line), line.endpoint, after))
-            ids.append((number, line.id))
-        except LineError as error:
-            # Its error record carries its id, so the id is taken by this line as much as by a good one.
-            name = raw.line_id if isinstance(raw, LineError) else readable_id(raw)
-            ids.append((number, name))
-            problems = error.all_at(number)
-            if (error.code, error.field) != NO_MODEL and groups.lacks_model(raw):
-                problems += (no_model().at(number),)
-            bad.append(BadLine(index, name or f"line-{number}", problems))
-    clashes = seen.add(ids)
-    if clashes:
-        good, bad = _without_clashes(good, bad, dict(ids), clashes)
-    return Chunk(good, bad, groups.own_models)
+    checks = [_check_line(index, *line, groups) for index, line in enumerate(lines, start)]
+    ids = [(number, line_id) for (number, _), (line_id, _) in zip(lines, checks, strict=True)]
+    clashes = used.add(ids)
+    chunk = Chunk([], [], groups.own_models)
+    for index, ((number, line_id), (_, found)) in enumerate(zip(ids, checks, strict=True), start):
+        good = found if isinstance(found, GoodLine) else None
+        problems = () if isinstance(found, GoodLine) else found
+        shown_id = line_id or f"line-{number}"
+        # A bad line whose id cannot be read takes the default of none.
+        if number in clashes and (good is not None or line_id is not None):
+            field = "id" if good is None or good.endpoint is None else "custom_id"
+            message = f"'{shown_id}' is the id of line {clashes[number]} already; ids are unique in a file"
+            problems += (ProblemLine(number, "duplicate_custom_id", field, message),)
+        if good is not None and not problems:
+            chunk.good.append(good)
+        else:
+            chunk.bad.append(BadLine(index, shown_id, problems))
+    return chunk
 
 
-def _without_clashes(
-    good: list[GoodLine], bad: list[BadLine], ids: dict[int, str | None], clashes: dict[int, int]
-) -> tuple[list[GoodLine], list[BadLine]]:
-    """Good and bad lines, with those among the bad ones whose id was used before."""
-
-    def clash(number: int, field: str) -> ProblemLine:
-        name = ids[number] or f"line-{number}"
-        message = f"'{name}' is the id of line {clashes[number]} already; ids are unique in a file"
-        return ProblemLine(number, "duplicate_custom_id", field, message)
-
-    kept: list[GoodLine] = []
-    refused: list[BadLine] = []
-    for line in good:
-        number = line.place.line
-        if number not in clashes:
-            kept.append(line)
-            continue
-        problem = clash(number, "id" if line.endpoint is None else "custom_id")
-        refused.append(BadLine(line.place.index, ids[number] or f"line-{number}", (problem,)))
-    for other in bad:
-        also = (clash(other.line, "id"),) if other.line in clashes and ids[other.line] is not None else ()
-        refused.append(BadLine(other.index, other.id, other.problems + also))
-    return kept, sorted(refused, key=lambda line: line.index)
+def _check_line(
+    index: int, number: int, raw: bytes | LineError, groups: _Groups
+) -> tuple[str | None, GoodLine | tuple[ProblemLine, ...]]:
+    """The id of a line, None for the default, and the line, or what is wrong with it."""
+    try:
+        if isinstance(raw, LineError):
+            raise raw
+        line = check_line(raw)
+        after = line.begins_after_answer(groups.defaults)
+        return line.id, GoodLine(ShardLine(index, number, raw), groups.of(line), line.endpoint, after)
+    except LineError as error:
+        problems = error.all_at(number)
+        if (error.code, error.field) != NO_MODEL and groups.lacks_model(raw):
+            problems += (no_model().at(number),)
+        # Its error record carries its id, so the id is taken by this line as much as by a good one.
+        return raw.line_id if isinstance(raw, LineError) else readable_id(raw), problems

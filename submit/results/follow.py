@@ -20,7 +20,7 @@ from submit.status.text import duration
 from submit.status.waiting import why_waiting
 from submit.status.workers import Workers
 
-__all__ = ["POLL_S", "Follower", "Watcher", "write_results"]
+__all__ = ["POLL_S", "Watcher", "write_results"]
 
 POLL_S = 0.2
 LOOK_S = 1.0
@@ -38,33 +38,6 @@ class Watcher(Protocol):
     def update(self, batch: Batch, waiting: str | None = None) -> None: ...
 
     def note(self, text: str) -> None: ...
-
-
-class Follower:
-    """Reads a batch's records as they are finished. Each call of :meth:`poll` gives those that are new.
-
-    Redis may go away between two polls: the position is kept, and the next one goes on from there.
-    """
-
-    def __init__(self, store: Store, batch_id: str) -> None:
-        self._store = store
-        self._batch_id = batch_id
-        self._position = 0
-
-    def poll(self, take: Callable[[StoredRecord], None]) -> Batch:
-        """Hand over new records; the batch as it was just before, so that a batch that is done has given all."""
-        batch = current(self._store, self._batch_id)
-        records = finished_records(self._store.connection, self._batch_id, start=self._position)
-        try:
-            # The generator reads Redis between two records; only a record that was taken counts.
-            for record in records:
-                take(record)
-                self._position = record.after
-        except KeyError:
-            # Records can be gone while their places are still listed: when the batch is being purged.
-            self._store.batch(self._batch_id)
-            raise
-        return batch
 
 
 def write_results(
@@ -124,12 +97,12 @@ def write_results(
 
 
 class _Loop:
-    """Polls until the batch is done."""
+    """Polls until the batch is done. Redis may go away between two polls: reading goes on at the position kept."""
 
     def __init__(self, store: Store, batch_id: str, progress: Watcher | None, clock: Clock, sleep: Sleep) -> None:
         self._store, self._batch_id, self._progress = store, batch_id, progress
         self._clock, self._sleep = clock, sleep
-        self._follower = Follower(store, batch_id)
+        self._position = 0
         self._workers = Workers(store.connection, clock=clock)
         self._waiting: str | None = None
         self._finished: int | None = None
@@ -162,7 +135,11 @@ class _Loop:
         from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 
         try:
-            batch = self._follower.poll(take)
+            # The batch first: one that is done by then has all its records.
+            batch = current(self._store, self._batch_id)
+            for record in finished_records(self._store.connection, self._batch_id, start=self._position):
+                take(record)
+                self._position = record.after
             self._show(batch)
         except BusyLoadingError:
             self._away_since = self._clock()  # it comes back, and has taken no time of its patience

@@ -74,8 +74,8 @@ def make_format(name: str, store: Store, batch: Batch, *, keep_cut: bool = False
     Raises:
         RefusedError: there is no such format.
     """
-    inputs = _lazily(lambda: Inputs(store, batch))
-    if plain := plain_format(name, lambda index: endpoint_of(inputs().job(index).prompt)):
+    inputs = Inputs(store, batch)
+    if plain := plain_format(name, lambda record: endpoint_of(inputs.job(record).prompt)):
         return plain
     examples = {"chat": _chat, "completions": _completion}.get(name)
     if examples is None:
@@ -84,9 +84,9 @@ def make_format(name: str, store: Store, batch: Batch, *, keep_cut: bool = False
     return Format(name, training.render, errors_apart=False)
 
 
-def plain_format(name: str, endpoint: Callable[[int], str]) -> Format | None:
-    """A format that needs no prompts; None for the others. ``endpoint(index)`` is asked for a line that was not in
-    OpenAI's format."""
+def plain_format(name: str, endpoint: Callable[[StoredRecord], str]) -> Format | None:
+    """A format that needs no prompts; None for the others. ``endpoint(record)`` is asked where the line was not
+    in OpenAI's format."""
     if name == "native":
         return Format(name, _native, errors_apart=True)
     if name == "openai":
@@ -94,23 +94,12 @@ def plain_format(name: str, endpoint: Callable[[int], str]) -> Format | None:
     return None
 
 
-def _lazily(make: Callable[[], Inputs]) -> Callable[[], Inputs]:
-    made: list[Inputs] = []
-
-    def get() -> Inputs:
-        if not made:
-            made.append(make())
-        return made[0]
-
-    return get
-
-
 def _native(record: StoredRecord) -> bytes:
     return record.raw + b"\n"
 
 
-def _openai(record: StoredRecord, endpoint: Callable[[int], str]) -> bytes:
-    wrapped = envelope(whole(record.raw), endpoint)
+def _openai(record: StoredRecord, endpoint: Callable[[StoredRecord], str]) -> bytes:
+    wrapped = envelope(whole(record.raw), lambda: endpoint(record))
     return orjson.dumps(wrapped, option=orjson.OPT_APPEND_NEWLINE)
 
 
@@ -121,14 +110,14 @@ Example = Callable[[Job, str, str], dict[str, Any]]
 class _Training:
     """Records as examples to learn from."""
 
-    inputs: Callable[[], Inputs]
+    inputs: Inputs
     example: Example
     keep_cut: bool
 
     def render(self, record: StoredRecord) -> bytes:
         if not record.ok:
             return b""
-        job = self.inputs().job(record.index)
+        job = self.inputs.job(record)
         lines = (self.example(job, *answer) for answer in self._answers(job, whole(record.raw)))
         return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
 

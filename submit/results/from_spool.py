@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from jobs.errors import BatchNotFoundError, PromptmillError, RefusedError
 from jobs.lines.line import CHAT_URL, COMPLETIONS_URL
@@ -18,8 +17,6 @@ from submit.results.read import StoredRecord
 from submit.status.text import plural
 
 __all__ = ["Found", "write_spooled"]
-
-OPEN_FILES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +107,6 @@ def write_spooled(
     except BaseException:
         output.abandon()
         raise
-    finally:
-        spools.close()
     return Found(header, len(spools.places), spools.damaged, tuple(spools.unread))
 
 
@@ -164,7 +159,6 @@ class _Spools:
         self.unread: list[str] = []
         self._files = files
         self._batch_id = batch_id
-        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
 
     def index(self) -> None:
         """Find the best record of each line."""
@@ -181,24 +175,20 @@ class _Spools:
         for index in sorted(self.places):
             place = self.places[index]
             try:
-                file = self._file(place.file)
-                file.seek(place.offset)
-                _, entry = next(read_entries(file, self._batch_id), (0, None))
+                with open_spool(self._files[place.file]) as file:
+                    file.seek(place.offset)
+                    _, entry = next(read_entries(file, self._batch_id), (0, None))
             except OSError:
                 entry = None
             if entry is None:
                 raise PromptmillError(
                     f"{self._files[place.file]} changed while it was read; run the same command again"
                 )
-            yield StoredRecord(index, entry.line.record)
+            yield StoredRecord(index, entry.line.record, entry.shard)
 
-    def endpoint(self, index: int) -> str:
+    def endpoint(self, record: StoredRecord) -> str:
         """Where a native line would have gone."""
-        return CHAT_URL if self.places[index].chat else COMPLETIONS_URL
-
-    def close(self) -> None:
-        for file in self._open.values():
-            file.close()
+        return CHAT_URL if self.places[record.index].chat else COMPLETIONS_URL
 
     def _consider(self, place: _Place, entry: SpoolEntry) -> None:
         best = self.places.get(entry.line.index)
@@ -207,10 +197,3 @@ class _Spools:
 
     def _count_damaged(self) -> None:
         self.damaged += 1
-
-    def _file(self, number: int) -> BinaryIO:
-        if number not in self._open:
-            self._open[number] = open_spool(self._files[number])
-            if len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
-        return self._open[number]

@@ -35,13 +35,13 @@ def choices_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     return choices
 
 
-def envelope(record: dict[str, Any], endpoint: Callable[[int], str]) -> dict[str, Any]:
-    """The envelope of a record; ``endpoint(index)`` is asked for a line that was not in OpenAI's format."""
+def envelope(record: dict[str, Any], endpoint: Callable[[], str]) -> dict[str, Any]:
+    """The envelope of a record; ``endpoint()`` is asked where the line was not in OpenAI's format."""
     name = f"{record['batch_id']}_{record['index']}"
     wrapped = {"id": f"batch_req_{name}", "custom_id": record["id"], "response": None, "error": None}
     failure = record.get("error")
     if failure is None:
-        url = record.get("endpoint") or endpoint(record["index"])
+        url = record.get("endpoint") or endpoint()
         body = _body(record, name, url)
         return {**wrapped, "response": {"status_code": 200, "request_id": f"req_{name}", "body": body}}
     code = failure["code"]

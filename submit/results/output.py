@@ -79,15 +79,14 @@ class Output:
         self.failed = 0
         self._cleared = False
         self._format = shape
-        self._results: _File | _Stdout = _Stdout(stdout) if self.out is None else _File(self.out)
+        self._results = _File(Path("stdout"), stdout or sys.stdout.buffer) if self.out is None else _File(self.out)
         self._failures = None if self.errors is None else _File(self.errors)
-        if isinstance(self._results, _File):
-            self._results.open()
+        self._results.open()
 
     def put(self, record: StoredRecord) -> None:
         """Write one record to where it belongs."""
         self.written += 1
-        target: _File | _Stdout = self._results
+        target = self._results
         if not record.ok:
             self.failed += 1
             if self._failures is not None:
@@ -122,37 +121,23 @@ class Output:
                 target.abandon()
 
 
-class _Stdout:
-    def __init__(self, stream: BinaryIO | None) -> None:
-        self._stream = sys.stdout.buffer if stream is None else stream
-
-    def write(self, data: bytes) -> None:
-        with _explained(Path("stdout")):
-            self._stream.write(data)
-
-    def flush(self) -> None:
-        with _explained(Path("stdout")):
-            self._stream.flush()
-
-    def close(self) -> None:
-        self.flush()
-
-    def abandon(self) -> None:
-        """Stdout is not ours to take back."""
-
-
 class _File:
-    """A file that is written beside its place, moved there by the first flush, and then grows in place."""
+    """A file that is written beside its place, moved there by the first flush, and then grows in place; or a ``stream``
+    that is open already, and stays so."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stream: BinaryIO | None = None) -> None:
         self.path = path
-        self.opened = False
         self._real = Path(os.path.realpath(path))  # a link stays a link
-        self._file: BinaryIO | None = None
+        self._file = self._stream = stream
         self._hidden: Path | None = None
 
+    @property
+    def opened(self) -> bool:
+        return self._file is not None
+
     def open(self) -> None:
-        self.opened = True
+        if self._file is not None:
+            return
         with _explained(self.path):
             if _is_special(self._real):
                 self._file = self._real.open("wb")
@@ -163,8 +148,7 @@ class _File:
             self._file = self._hidden.open("wb")
 
     def write(self, data: bytes) -> None:
-        if self._file is None:
-            self.open()
+        self.open()
         assert self._file is not None
         with _explained(self.path):
             self._file.write(data)
@@ -182,14 +166,13 @@ class _File:
                 self._hidden = None
 
     def close(self) -> None:
-        if self._file is not None:
+        if self._file is not None and self._file is not self._stream:
             with _explained(self.path):
                 self._file.close()
 
     def abandon(self) -> None:
-        with contextlib.suppress(OSError):
-            if self._file is not None:
-                self._file.close()
+        with contextlib.suppress(PromptmillError, BrokenPipeError):
+            self.close()
         if self._hidden is not None:
             self._hidden.unlink(missing_ok=True)
             self._hidden = None

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import bisect
-from collections import OrderedDict, defaultdict
-from typing import TYPE_CHECKING
+from collections import OrderedDict
+from functools import cached_property
 
 from jobs.batch import Batch
 from jobs.errors import RefusedError
 from jobs.lines.line import Defaults, Job, check_line
 from jobs.shard import ShardLine, decode_lines
-from jobs.store.shard_table import read_rows
 from jobs.store.store import Store
-
-if TYPE_CHECKING:
-    from redis import Redis
+from submit.results.read import StoredRecord
 
 __all__ = ["Inputs"]
 
@@ -23,33 +19,29 @@ CACHED_BYTES = 32 << 20
 
 
 class Inputs:
-    """Jobs of a batch by their index; memory does not grow with the batch."""
+    """The jobs that a batch's records are of; memory does not grow with the batch."""
 
     def __init__(self, store: Store, batch: Batch) -> None:
         self._store = store
         self._batch = batch
-        self._defaults = Defaults(batch.defaults)
-        self._groups = _groups(store.connection, batch.id)
         self._unpacked: OrderedDict[int, dict[int, ShardLine]] = OrderedDict()
         self._size = 0
 
-    def job(self, index: int) -> Job:
-        """The job at ``index``, with the values that were effective.
+    def job(self, record: StoredRecord) -> Job:
+        """The job of a record, with the values that were effective.
 
         Raises:
             RefusedError: the batch's prompts are no longer in Redis.
         """
-        line = self._line(index)
+        line = self._lines(record.shard).get(record.index)
+        if line is None:
+            raise self._gone()
         checked = check_line(line.raw)
-        return checked.job(index=index, line=line.line, batch_id=self._batch.id, defaults=self._defaults)
+        return checked.job(index=line.index, line=line.line, batch_id=self._batch.id, defaults=self._defaults)
 
-    def _line(self, index: int) -> ShardLine:
-        # Shards of one group hold ascending, disjoint ranges; those of different groups interleave.
-        for firsts, numbers in self._groups:
-            place = bisect.bisect_right(firsts, index) - 1
-            if place >= 0 and index in (lines := self._lines(numbers[place])):
-                return lines[index]
-        raise self._gone()
+    @cached_property
+    def _defaults(self) -> Defaults:
+        return Defaults(self._batch.defaults)
 
     def _lines(self, number: int) -> dict[int, ShardLine]:
         if number in self._unpacked:
@@ -71,12 +63,3 @@ class Inputs:
 
 def _size(lines: dict[int, ShardLine]) -> int:
     return sum(len(line.raw) for line in lines.values())
-
-
-def _groups(connection: Redis, batch_id: str) -> list[tuple[list[int], list[int]]]:
-    """For each group its shards' first indices and numbers, in order."""
-    found: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for row in read_rows(connection, batch_id):
-        if not row.rejected:
-            found[row.group].append((row.first, row.number))
-    return [([first for first, _ in shards], [number for _, number in shards]) for shards in found.values()]

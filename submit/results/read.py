@@ -9,16 +9,18 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, cast
 
 from jobs.batch import Batch, parse_batch
+from jobs.errors import BatchNotFoundError
 from jobs.record_head import head_of
 from jobs.shard import ShardLine, decode_lines
 from jobs.store.keys import BatchKeys
 from jobs.store.lost_lines import lost_lines
 from jobs.store.shard_records import PIECE_BYTES, ShardRecords, loaded
-from jobs.store.shard_table import REJECTED_GROUP, read_rows
+from jobs.store.shard_table import ShardRow, read_rows
 from submit.results.missing_records import unrun_records
 
 if TYPE_CHECKING:
@@ -34,11 +36,13 @@ HELD_BYTES = 32 << 20
 class StoredRecord:
     """A record as it was stored: JSON bytes, and whether it is a result (else an error).
 
-    ``after`` is where in the order of finishing to go on reading once this record is taken.
+    ``shard`` is the number of its line's shard. ``after`` is where in the order of finishing to go on reading once this
+    record is taken.
     """
 
     index: int
     raw: bytes
+    shard: int
     after: int = 0
 
     @property
@@ -62,23 +66,23 @@ class _Shards:
         batch = parse_batch(batch_id, stored) if b"status" in stored else None
         return batch if batch is not None and batch.ended else None
 
-    def rows(self) -> Iterator[tuple[int, int]]:
-        """Number and group of each shard, by number."""
-        for row in read_rows(self.connection, self.keys.batch_id):
-            yield row.number, row.group
+    def rows(self) -> list[ShardRow]:
+        """The shards, by number."""
+        return read_rows(self.connection, self.keys.batch_id)
 
-    def all(self, number: int, group: int) -> Iterator[StoredRecord]:
+    def all(self, shard: ShardRow) -> Iterator[StoredRecord]:
         """All records of a shard so far, by index, with those of lines that were left without one."""
-        own = (StoredRecord(index, loaded(value)) for index, value in self.records.all(number))
-        return heapq.merge(own, self.unrun(number, group), key=lambda record: record.index)
+        own = (StoredRecord(index, loaded(value), shard.number) for index, value in self.records.all(shard.number))
+        return heapq.merge(own, self.unrun(shard), key=lambda record: record.index)
 
-    def unrun(self, number: int, group: int) -> Iterator[StoredRecord]:
+    def unrun(self, shard: ShardRow) -> Iterator[StoredRecord]:
         """Records of the lines that were left without one, by index; none while the batch may go on."""
-        if self.ended is None or group == REJECTED_GROUP or self.connection.exists(self.keys.compacted(number)):
+        number = shard.number
+        if self.ended is None or shard.rejected or self.connection.exists(self.keys.compacted(number)):
             return
         known = {int(index) for index in cast("list[bytes]", self.connection.hkeys(self.keys.records(number)))}
         for index, raw in unrun_records(self.ended, self._lines(self.ended, number), known):
-            yield StoredRecord(index, raw)
+            yield StoredRecord(index, raw, number)
 
     def _lines(self, batch: Batch, number: int) -> list[ShardLine]:
         """The lines of a shard: without their prompts where Redis has lost those."""
@@ -102,81 +106,69 @@ def finished_records(
     About ``part_bytes`` are read at a time, and at most ``held_bytes`` wait for their turn.
 
     Raises:
-        KeyError: the batch is being purged.
+        BatchNotFoundError: the batch was purged meanwhile.
         RefusedError: what Redis keeps of it is damaged.
     """
     # Before the list is read: of a batch that has ended, it is complete.
     shards = _Shards(connection, batch_id, part_bytes)
     while places := cast("list[bytes]", connection.lrange(shards.keys.finished, start, start + chunk - 1)):
-        ahead = _Ahead(shards, places, start, held_bytes)
-        for position in range(start, start + len(places)):
-            record = ahead.take(position)
-            if record is not None:
-                yield record
-            elif position not in ahead.void and not connection.exists(shards.keys.info):
-                raise KeyError(position)
+        yield from _finished_at(shards, places, start, held_bytes)
         start += len(places)
     if shards.ended is None:
         return
     # Positions go on behind the list, which does not grow any more.
     position = connection.llen(shards.keys.finished)
-    for number, group in shards.rows():
-        for record in shards.unrun(number, group):
+    for shard in shards.rows():
+        for record in shards.unrun(shard):
             position += 1
             if position > start:
-                yield StoredRecord(record.index, record.raw, position)
+                yield replace(record, after=position)
 
 
-class _Ahead:
-    """The records at some places in the order of finishing, read in as few parts as their bytes allow.
+def _finished_at(shards: _Shards, places: list[bytes], start: int, most: int) -> Iterator[StoredRecord]:
+    """The records at some places in the order of finishing, read in as few parts as their bytes allow."""
+    lines: dict[int, tuple[int, int]] = {}
+    of_shard: dict[int, list[int]] = defaultdict(list)
+    for position, place in enumerate(places, start):
+        number, index = map(int, place.split(b":"))
+        lines[position] = number, index
+        of_shard[number].append(position)
+    held: dict[int, bytes] = {}
+    for position, (number, index) in lines.items():
+        if position not in held:
+            later = (other for other in of_shard[number] if other >= position and other not in held)
+            wanted = {other: lines[other][1] for other in later}
+            _read(shards, number, wanted, held, most)
+        if held.get(position):
+            # Not in a variable, which would keep it while the next ones are read.
+            yield StoredRecord(index, loaded(held.pop(position)), number, position + 1)
+        elif held.pop(position, None) is None and not shards.connection.exists(shards.keys.info):
+            # Records can be gone while their places are still listed: when the batch is being purged.
+            raise BatchNotFoundError(f"batch {shards.keys.batch_id} was purged while it was read")
 
-    ``void`` are the places of lines that were run again: what they had then was taken back.
+
+def _read(shards: _Shards, number: int, wanted: dict[int, int], held: dict[int, bytes], most: int) -> None:
+    """Read a shard's records at these places, whose lines' indices are given, into those held: the first one at least,
+    and no more than so many bytes.
+
+    A record is empty where its line was run again: what it had then was taken back.
     """
-
-    def __init__(self, shards: _Shards, places: list[bytes], start: int, most: int) -> None:
-        self._shards, self._most = shards, most
-        self._lines: dict[int, tuple[int, int]] = {}
-        self._waiting: dict[int, list[int]] = defaultdict(list)
-        for position, place in enumerate(places, start):
-            number, index = map(int, place.split(b":"))
-            self._lines[position] = number, index
-            self._waiting[number].append(position)
-        self._held: dict[int, bytes] = {}
-        self._size = 0
-        self.void: set[int] = set()
-
-    def take(self, position: int) -> StoredRecord | None:
-        """The record at a place; None where it is void, or there is none. To be asked in their order."""
-        number, index = self._lines[position]
-        if position not in self._held and position not in self.void:
-            self._read(number, [later for later in self._waiting[number] if later >= position])
-        value = self._held.pop(position, None)
-        if value is None:
-            return None
-        self._size -= len(value)
-        return StoredRecord(index, loaded(value), position + 1)
-
-    def _read(self, number: int, positions: list[int]) -> None:
-        """Read a shard's records for these places, the first one at least."""
-        missing = [position for position in positions if position not in self._held and position not in self.void]
-        indices = [self._lines[position][1] for position in missing]
-        part = self._shards.records.part(number, indices[0] - 1, indices)
-        wanted = {}
-        for position, index, retried_at in zip(missing, indices, part.retried, strict=True):
-            if retried_at is not None and position < int(retried_at):
-                self.void.add(position)
-            else:
-                wanted[index] = position
-        for index, value in part.records:
-            if index in wanted:
-                self._hold(wanted[index], value)
-
-    def _hold(self, position: int, value: bytes) -> None:
-        self._held[position] = value
-        self._size += len(value)
-        while self._size > self._most and len(self._held) > 1:
+    indices = list(wanted.values())
+    part = shards.records.part(number, indices[0] - 1, indices)
+    places: dict[int, int] = {}
+    for (position, index), retried_at in zip(wanted.items(), part.retried, strict=True):
+        if retried_at is not None and position < int(retried_at):
+            held[position] = b""
+        else:
+            places[index] = position
+    size = sum(map(len, held.values()))
+    for index, value in part.records:
+        if index in places:
+            held[places[index]] = value
+            size += len(value)
+        while size > most and len(held) > 1:
             # What is wanted last is read again then.
-            self._size -= len(self._held.pop(max(self._held)))
+            size -= len(held.pop(max(held)))
 
 
 def ordered_records(connection: Redis, batch_id: str, *, part_bytes: int = PIECE_BYTES) -> Iterator[StoredRecord]:
@@ -186,14 +178,9 @@ def ordered_records(connection: Redis, batch_id: str, *, part_bytes: int = PIECE
         RefusedError: what Redis keeps of it is damaged.
     """
     shards = _Shards(connection, batch_id, part_bytes)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for number, group in shards.rows():
-        groups[group].append(number)
-
-    def one_group(group: int, numbers: list[int]) -> Iterator[StoredRecord]:
-        # Shards of one group hold ascending, disjoint ranges of indices: each is read when its turn comes.
-        for number in numbers:
-            yield from shards.all(number, group)
-
-    streams = [one_group(group, numbers) for group, numbers in groups.items()]
+    groups: dict[int, list[ShardRow]] = defaultdict(list)
+    for shard in shards.rows():
+        groups[shard.group].append(shard)
+    # Shards of one group hold ascending, disjoint ranges of indices: each is read when its turn comes.
+    streams = [chain.from_iterable(map(shards.all, group)) for group in groups.values()]
     return heapq.merge(*streams, key=lambda record: record.index)

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -88,20 +88,32 @@ def run(request: RunRequest, *, environ: Mapping[str, str] = os.environ, progres
         source = stack.enter_context(readable_twice(request.source, folder / f"{identity}.stdin"))
         url = request.redis_url or stack.enter_context(embedded_server(data_folder(environ), say=progress.note))
         store = stack.enter_context(open_store(url, patient=True))
-        task = _Run(request, store, run_key(identity), source, progress)
-        make_worker = _worker_maker(request, folder / f"{identity}.log", {**environ, "PROMPTMILL_REDIS_URL": url}, task)
-        return task.run(make_worker)
+        # In the environment: the URL may hold a password, and every user of the machine can read command lines.
+        environ = {**environ, "PROMPTMILL_REDIS_URL": url}
+        task = _Run(request, store, run_key(identity), source, folder / f"{identity}.log", environ, progress)
+        return task.run()
 
 
 class _Run:
     """One run with its Redis at hand."""
 
-    def __init__(self, request: RunRequest, store: Store, key: str, source: str, progress: Progress) -> None:
+    def __init__(
+        self,
+        request: RunRequest,
+        store: Store,
+        key: str,
+        source: str,
+        log: Path,
+        environ: Mapping[str, str],
+        progress: Progress,
+    ) -> None:
         self.request = request
         self.store = store
         self.progress = progress
         self._key = key
         self._source = source
+        self._log = log
+        self._environ = environ
         self._begun = time.monotonic()
 
     # Progress goes through here, so that the wait for the worker of this run is shown as its start:
@@ -113,7 +125,7 @@ class _Run:
     def note(self, text: str) -> None:
         self.progress.note(text)
 
-    def run(self, make_worker: Callable[[Batch, list[str]], WorkerProcess]) -> int:
+    def run(self) -> int:
         try:
             batch = self._known() or self._submitted()
         except KeyboardInterrupt:
@@ -121,7 +133,7 @@ class _Run:
             return INTERRUPTED
         try:
             if not batch.done:
-                self._work(batch, make_worker(batch, self._adapters(batch)))
+                self._work(batch, self._worker(batch))
             return self._finish(batch)
         except KeyboardInterrupt:
             return self._interrupted(batch.id)
@@ -251,6 +263,20 @@ class _Run:
         }
         return sorted(adapters)
 
+    def _worker(self, batch: Batch) -> WorkerProcess:
+        """The worker's process for the batch's models."""
+        # The package this code is part of, whatever lies in the current folder.
+        folders = [str(Path(__file__).resolve().parents[2]), self._environ.get("PYTHONPATH")]
+        environ = {**self._environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
+        adapters = self._adapters(batch)
+        flags = [f"--model={model}" for model in batch.models] + [f"--adapter-path={path}" for path in adapters]
+        # With adapters there are pairs that no line asks for: each is loaded when a line needs it.
+        flags += ["--no-preload"] if adapters else []
+        flags += [f"--pool={batch.pool}"] if batch.pool is not None else []
+        flags += [f"--exit-with-parent={os.getpid()}", f"--drain={DRAIN_S}", *self.request.worker_flags]
+        self._log.unlink(missing_ok=True)
+        return WorkerProcess([*self.request.worker, *flags], self._log, environ, self.note)
+
     def _work(self, batch: Batch, worker: WorkerProcess) -> None:
         worker.start()
         try:
@@ -333,25 +359,3 @@ def _changed_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> list
 
 def _shown(fields: Mapping[str, Any], name: str) -> str:
     return orjson.dumps(fields[name]).decode() if name in fields else "not given"
-
-
-def _worker_maker(
-    request: RunRequest, log: Path, environ: dict[str, str], task: _Run
-) -> Callable[[Batch, list[str]], WorkerProcess]:
-    """Makes the worker's process once the batch's models are known. The URL may hold a password, so the worker gets it
-    from the environment: every user of the machine can read command lines."""
-    # The package this code is part of, whatever lies in the current folder.
-    package = str(Path(__file__).resolve().parents[2])
-    inherited = environ.get("PYTHONPATH")
-    environ = {**environ, "PYTHONPATH": os.pathsep.join([package, inherited] if inherited else [package])}
-
-    def make(batch: Batch, adapters: list[str]) -> WorkerProcess:
-        flags = [f"--model={model}" for model in batch.models] + [f"--adapter-path={path}" for path in adapters]
-        # With adapters there are pairs that no line asks for: each is loaded when a line needs it.
-        flags += ["--no-preload"] if adapters else []
-        flags += [f"--pool={batch.pool}"] if batch.pool is not None else []
-        flags += [f"--exit-with-parent={os.getpid()}", f"--drain={DRAIN_S}", *request.worker_flags]
-        log.unlink(missing_ok=True)
-        return WorkerProcess([*request.worker, *flags], log, environ, task.progress.note)
-
-    return make

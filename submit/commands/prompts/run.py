@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,23 @@ import click
 from jobs.app.worker_options import WORKER_OPTIONS, WorkerOption
 from jobs.errors import RefusedError
 from jobs.lines.values import local_model_name
-from submit.commands.options import defaults_from, keep_cut_option, on_bad_line_option, parameter_options, redis_option
+from submit.commands.options import (
+    defaults_from,
+    in_this_order,
+    keep_cut_option,
+    on_bad_line_option,
+    parameter_options,
+    redis_option,
+)
 from submit.results.formats import FORMATS
 
 RUN_OPTIONS = tuple(row for row in WORKER_OPTIONS if row.in_run)
 
 
-def worker_options(command: Any) -> Any:
-    """Add the flags that go to the worker as they are. Without a value, the worker's defaults hold."""
-    for row in reversed(RUN_OPTIONS):
-        text = f"Worker: {row.full_help[0].lower()}{row.full_help[1:]}"
-        command = click.option(row.flag, row.name, help=text, **_type_of(row))(command)
-    return command
+def _worker_option(row: WorkerOption) -> Callable[[Any], Any]:
+    """A flag that goes to the worker as it is. Without a value, the worker's default holds."""
+    text = f"Worker: {row.full_help[0].lower()}{row.full_help[1:]}"
+    return click.option(row.flag, row.name, help=text, **_type_of(row))
 
 
 def _type_of(row: WorkerOption) -> dict[str, Any]:
@@ -76,7 +82,7 @@ def _worker_flags(flags: dict[str, Any]) -> tuple[str, ...]:
 @keep_cut_option
 @click.option("--restart", is_flag=True, help="Forget what an earlier run for OUT has done, and run all lines.")
 @redis_option
-@worker_options
+@in_this_order(*map(_worker_option, RUN_OPTIONS))
 @parameter_options
 def command(
     file: str,

@@ -19,7 +19,7 @@ def tally(*codes: str | None) -> Tally:
     counted = Tally()
     for index, code in enumerate(codes):
         fields = {"text": "a", "stop_reason": "eos"} if code is None else {"error": {"code": code}}
-        counted.add(StoredRecord(index, orjson.dumps({"index": index, **fields})))
+        counted.add(StoredRecord(index, orjson.dumps({"index": index, **fields}), shard=0))
     return counted
 
 
@@ -77,7 +77,8 @@ def ended(max_tokens: int, *stops: str) -> StoredRecord:
     """The record of a line whose completions ended so."""
     choices = [{"index": index, "text": "a", "stop_reason": stop} for index, stop in enumerate(stops)]
     ends = choices[0] if len(choices) == 1 else {"choices": choices}
-    return StoredRecord(0, orjson.dumps({"index": 0, **ends, "sampling": {"max_tokens": max_tokens}}))
+    raw = orjson.dumps({"index": 0, **ends, "sampling": {"max_tokens": max_tokens}})
+    return StoredRecord(0, raw, shard=0)
 
 
 def test_the_summary_says_how_many_lines_the_default_cap_cut() -> None:
