@@ -186,6 +186,9 @@ def _check_chunk(lines: list[Line], start: int, groups: _Groups, used: UsedIds) 
     chunk = Chunk([], [], groups.own_models)
     for index, ((number, line_id), (_, found)) in enumerate(zip(ids, checks, strict=True), start):
         good = found if isinstance(found, GoodLine) else None
+        if good is not None and number not in clashes:
+            chunk.good.append(good)
+            continue
         problems = () if isinstance(found, GoodLine) else found
         shown_id = line_id or f"line-{number}"
         # A bad line whose id cannot be read takes the default of none.
@@ -193,10 +196,7 @@ def _check_chunk(lines: list[Line], start: int, groups: _Groups, used: UsedIds) 
             field = "id" if good is None or good.endpoint is None else "custom_id"
             message = f"'{shown_id}' is the id of line {clashes[number]} already; ids are unique in a file"
             problems += (ProblemLine(number, "duplicate_custom_id", field, message),)
-        if good is not None and not problems:
-            chunk.good.append(good)
-        else:
-            chunk.bad.append(BadLine(index, shown_id, problems))
+        chunk.bad.append(BadLine(index, shown_id, problems))
     return chunk
 
 
