@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import orjson
 
@@ -91,9 +92,11 @@ class Findings:
         self.total += len(chunk.good) + len(chunk.bad)
         self.bad.add(chunk.bad)
         self.own_models.update(chunk.own_models)
-        self.formats.update("native" if line.endpoint is None else "openai" for line in chunk.good)
-        self.by_model.update(line.group.model for line in chunk.good)
-        self.after_answer += sum(line.after_answer for line in chunk.good)
+        # Counted without a Python step for each line: this is done for every line that is submitted.
+        for endpoint, count in Counter(map(attrgetter("endpoint"), chunk.good)).items():
+            self.formats["native" if endpoint is None else "openai"] += count
+        self.by_model.update(map(attrgetter("group.model"), chunk.good))
+        self.after_answer += sum(map(attrgetter("after_answer"), chunk.good))
 
     @property
     def rejected(self) -> int:
