@@ -78,25 +78,20 @@ def test_wide_rows_come_into_a_narrow_batch(kind: str, tiny: Any, line_of: Any, 
 
 
 def test_places_are_taken_without_copying_the_batch(tiny: Any, line_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While work waits a row's end copies no cache but that of its successor; and columns that all rows have left
+    """While work waits a row's end seldom copies more than its successor's cache; and columns that all rows have left
     behind are given up, so that a long run does not grow without end."""
-    from worker.engine import decode
-    from worker.engine.caches import prompt_cache
+    from worker.engine.caches.buckets import Layout
 
-    model = tiny("qwen3")
     copies: list[int] = []
     widths: list[int] = []
-    monkeypatch.setattr("worker.engine.decode.MOST_WASTED", 30)
-    keep, fill = prompt_cache.keep, decode.fill_slots
-    monkeypatch.setattr(prompt_cache, "keep", lambda cache, rows: (copies.append(len(rows)), keep(cache, rows))[1])
-    monkeypatch.setattr(
-        decode, "fill_slots", lambda cache, *rest: (widths.append(decode.columns_in_use(cache)), fill(cache, *rest))[1]
-    )
-    engine = Engine(model, decode_concurrency=8, prompt_concurrency=4)
+    put, arrange = Layout.put, Layout.arrange
+    monkeypatch.setattr(Layout, "put", lambda self, *rest: (widths.append(self.columns), put(self, *rest))[1])
+    monkeypatch.setattr(Layout, "arrange", lambda self, *rest: (copies.append(self.slots), arrange(self, *rest))[1])
+    engine = Engine(tiny("qwen3"), decode_concurrency=8, prompt_concurrency=4)
     for index in range(80):
         engine.add(line_of(index, range(1, 6), max_tokens=12 + index % 11, eos=[]))
     while engine.pending:
         engine.step()
-    assert len(widths) > 20
-    assert max(widths) < 5 + 22 + 30
-    assert sum(count > 4 for count in copies) < 10
+    assert len(widths) > 40
+    assert max(widths) < 8 * 2 * (5 + 22)
+    assert len(copies) < 40

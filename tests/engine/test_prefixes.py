@@ -263,7 +263,7 @@ def test_copies_leave_the_prefix_alone(kind: str, tiny: Any) -> None:
     batch = PrefillBatch.of_prefix(model, prefix)
     while not batch.done:
         batch.advance(16)
-    caches = prompt_cache.pack(batch.take(batch.groups))
+    caches = prompt_cache.pack(batch.take(batch.groups).caches)
     before = [mx.array(array) for array in prompt_cache.arrays(caches)]
     for rows in (1, 3, 2):
         copies = prompt_cache.repeat(caches, rows)

@@ -1,7 +1,7 @@
 """The loop: lines in, finished lines out; prompts prefilled in chunks between the steps of one full batch.
 
-A step's tokens are read while the device computes the logits after them, so the host's work (ends, stop strings, the
-next step's graph) costs no time of its own. One thread owns an engine: the one that loaded its model.
+What follows from a step's tokens (records, stop strings) is done while the device computes the logits after them, so
+it costs no time of its own. One thread owns an engine: the one that loaded its model.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from itertools import chain
 
 import mlx.core as mx
@@ -17,7 +17,7 @@ import mlx.core as mx
 from jobs.errors import SickModelError
 from worker.engine.caches import prompt_cache
 from worker.engine.caches.prefix_cache import PrefixCache, prefix_budget
-from worker.engine.decode import NotFiniteError, StepResult
+from worker.engine.decode import NotFiniteError
 from worker.engine.line_state import EngineStats, LineState, check_tokens, in_flight, internal_error
 from worker.engine.loading.mlx_models import cache_budget
 from worker.engine.loading.model import LoadedModel
@@ -177,7 +177,7 @@ class Engine:
         return [line.line.key for line in dropped]
 
     def step(self) -> list[Finished]:
-        """One round: a token per row is drawn, rows start, the model runs on, prompts advance, the tokens are read.
+        """One round: a token per row is drawn, prompts advance, the tokens are read, rows start, the model runs on.
 
         Returns:
             The lines that ended. An exception of MLX or the model never leaves here: the line that causes it fails
@@ -244,22 +244,25 @@ class Engine:
     def _advance(self) -> None:
         began = self._clock()
         result = self._decode_batch.sample()
+        sampled = self._clock()
+        self._prefill(decoding=result is not None)
+        prefilled = self._clock()
+        drawn: Iterable[SampledToken] = ()
         if result is not None:
             self.stats.decode_steps += 1
             self.stats.decode_rows += len(result.rows)
             self.stats.decode_slots += self.capacity
+            self.stats.decode_columns += result.columns
+            self.stats.needed_columns += result.needed
             self.stats.drafted_tokens += result.drafted
-            for row in result.spent:
+            drawn = result.read()
+            for row in self._decode_batch.retire(drawn):
                 self._release(row)
         self._start_rows()
         self._decode_batch.advance()
-        advanced = self._clock()
-        self._prefill(decoding=len(self._decode_batch) > 0)
-        prefilled = self._clock()
-        if result is not None:
-            self._collect(result)
-        self.stats.prefill_s += prefilled - advanced
-        self.stats.decode_s += self._clock() - prefilled + advanced - began
+        self._collect(drawn)
+        self.stats.prefill_s += prefilled - sampled
+        self.stats.decode_s += self._clock() - prefilled + sampled - began
 
     def _start_rows(self) -> None:
         for batch in self._ready:
@@ -303,7 +306,7 @@ class Engine:
             self._scheduler.prefilled([group for group in batch.groups if group.rows])
             self._ready.append(batch)
             return
-        caches = prompt_cache.pack(batch.take(batch.groups))
+        caches = prompt_cache.pack(batch.take(batch.groups).caches)
         mx.async_eval(prompt_cache.arrays(caches))
         self._prefixes.computed(batch.makes, caches, prompt_cache.size(caches))
 
@@ -331,8 +334,8 @@ class Engine:
             self._begun += 1
             self.stats.prompt_tokens += len(line.line.prompt)
 
-    def _collect(self, result: StepResult) -> None:
-        for drawn in result.read():
+    def _collect(self, tokens: Iterable[SampledToken]) -> None:
+        for drawn in tokens:
             row = drawn.row
             if row.ended:  # with its line, by another choice
                 continue
@@ -354,7 +357,7 @@ class Engine:
         row.append(drawn, self._clock())
         self.stats.completion_tokens += 1
         self.stats.accepted_tokens += drawn.drafted
-        if token in row.line.eos and not row.sampling.ignore_eos:
+        if row.ends_with(token):
             self._end(row, "eos")
         elif row.sampling.stop and self._stops(row, token):
             self._end(row, "stop_string")

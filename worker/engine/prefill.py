@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from worker.engine.caches import prompt_cache
+from worker.engine.caches.decode_caches import Prefilled
 from worker.engine.caches.prefix_cache import Prefix
 from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import LoadedModel
@@ -20,11 +21,10 @@ be one column wider than the others."""
 class PrefillBatch:
     """The prompts of some groups on their way into caches, and afterwards the holder of these caches.
 
-    All groups have the same prefix, or none; one that they have must be
-    computed before the first :meth:`advance`. When :attr:`done`, rows are taken out with :meth:`take`. ``makes`` is
-    the prefix that the batch is computed for, see :meth:`of_prefix`; ``tokens`` is how many tokens the batch computes,
-    and ``columns`` the same with padding. ``ready_at`` is the engine's: when the prompts were computed.
-    """
+    All groups have the same prefix, or none; one that they have must be computed before the first :meth:`advance`.
+    When :attr:`done`, rows are taken out with :meth:`take`. ``makes`` is the prefix that the batch is computed for,
+    see :meth:`of_prefix`; ``tokens`` is how many tokens the batch computes, and ``columns`` the same with padding.
+    ``ready_at`` is the engine's: when the prompts were computed."""
 
     def __init__(self, model: LoadedModel, groups: list[SequenceGroup], makes: Prefix | None = None) -> None:
         if not groups or (len(groups) > 1 and not model.batchable):
@@ -115,27 +115,25 @@ class PrefillBatch:
     def arrays(self) -> list[mx.array]:
         return prompt_cache.arrays(self._caches)
 
-    def take(self, wanted: list[SequenceGroup]) -> list[Cache]:
-        """Caches with a row for each entry of ``wanted``, in that order; groups with no rows left to start are
-        forgotten."""
-        left = any(group.rows for group in self.groups)
-        if not self._model.batchable:
-            taken = prompt_cache.duplicate(self._caches) if left else self._caches
-        else:
-            picked = [self.groups.index(group) for group in wanted]
-            taken = prompt_cache.fork(self._caches, picked) if left else self._caches
-            if not left and picked != list(range(len(self.groups))):
-                prompt_cache.keep(taken, picked)
+    def take(self, wanted: list[SequenceGroup]) -> Prefilled:
+        """A row for each entry of ``wanted``, in that order. The caches are those of the whole batch: rows that join
+        others are copied one by one."""
+        rows = [self.groups.index(group) for group in wanted]
+        lengths = [self._skipped + group.length for group in wanted]
+        caches = self._caches
+        if not self._model.batchable and any(group.rows for group in self.groups):
+            caches = prompt_cache.duplicate(caches)
         self.purge()
-        return taken
+        return Prefilled(caches, rows, lengths)
 
     def purge(self) -> None:
-        """Forget groups with no rows left to start, as those that were dropped."""
+        """Forget groups with no rows left to start, as those that were dropped. Their caches go when they are half of
+        the batch's: each row is copied once, in the mean."""
         left = [index for index, group in enumerate(self.groups) if group.rows]
         if not left:
             self._caches, self.groups = [], []
-        elif len(left) < len(self.groups):
-            prompt_cache.keep(self._caches, left)
+        elif len(left) * 2 <= len(self.groups):
+            self._caches = prompt_cache.fork(self._caches, left)
             self.groups = [self.groups[index] for index in left]
 
     @property

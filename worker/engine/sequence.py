@@ -141,6 +141,10 @@ class Sequence:
         if drawn.drafted:
             self.accepted_draft_tokens = (self.accepted_draft_tokens or 0) + 1
 
+    def ends_with(self, token: int) -> bool:
+        """Whether the token is one that ends the text."""
+        return token in self.line.eos and not self.line.sampling.ignore_eos
+
     def end(self, reason: str, now: float) -> None:
         self.stop_reason = reason
         self.finished_at = now
@@ -163,6 +167,13 @@ class SampledToken:
     def finite(self) -> bool:
         """Whether there is a token at all."""
         return self.token != NO_TOKEN
+
+    @property
+    def last(self) -> bool:
+        """Whether the row ends with this token whatever its text is."""
+        if not self.covered or not self.finite:
+            return False
+        return len(self.row.tokens) + 1 >= self.row.limit or self.row.ends_with(self.token)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 __all__ = [
+    "GROWING",
     "Cache",
     "announce",
     "arrays",
@@ -21,7 +22,6 @@ __all__ = [
     "extend",
     "finalize",
     "fork",
-    "keep",
     "leaves",
     "new_batch",
     "pack",
@@ -36,6 +36,8 @@ __all__ = [
 
 Cache = Any
 """A cache of one layer: mlx-lm gives its caches no common typed base."""
+GROWING = "BatchKVCache"
+"""mlx-lm's cache of a batch whose layer keeps all tokens."""
 
 
 def new_batch(rows: Sequence[Sequence[Cache]]) -> list[Cache]:
@@ -116,19 +118,21 @@ def _joined(state: mx.array | None, other: mx.array | None, rows: int, more: int
     return mx.concatenate([zeros if part is None else part for (part, _), zeros in zip(parts, blank, strict=True)])
 
 
-def keep(caches: Sequence[Cache], rows: list[int]) -> None:
-    """Keep only ``rows``, in that order."""
-    for cache in caches:
-        cache.filter(rows)
-
-
 def fork(caches: Sequence[Cache], rows: list[int]) -> list[Cache]:
     """New caches with copies of ``rows`` (repeats allowed); ``caches`` stay as they are.
 
-    A shallow copy suffices, because ``filter`` gathers into new arrays and never writes into the old.
+    A shallow copy suffices, because ``filter`` gathers into new arrays and never writes into the old. That of growing
+    caches is left alone: it reads their padding, which waits for the step in flight.
     """
     copies = [_shallow(cache) for cache in caches]
-    keep(copies, rows)
+    for cache in leaves(copies):
+        if type(cache).__name__ != GROWING:
+            cache.filter(rows)
+            continue
+        chosen = mx.array(rows)
+        if cache.keys is not None:
+            cache.keys, cache.values = cache.keys[:, :, : cache._idx][chosen], cache.values[:, :, : cache._idx][chosen]
+        cache.offset, cache.left_padding = cache.offset[chosen], cache.left_padding[chosen]
     return copies
 
 
@@ -153,7 +157,10 @@ def pack(caches: Sequence[Cache]) -> list[Cache]:
     """The caches of a batch of one row without spare columns, and without those that left a window: what to keep."""
     packed = [_shallow(cache) for cache in caches]
     for cache in leaves(packed):
-        if not _recurrent(cache) and not cache.empty():
+        if _growing(cache):  # a single row has no padding
+            cache.keys = mx.contiguous(cache.keys[:, :, : cache._idx])
+            cache.values = mx.contiguous(cache.values[:, :, : cache._idx])
+        elif not _recurrent(cache) and not cache.empty():
             single = cache.extract(0)
             cache.state = type(single).merge([single]).state
     return packed
@@ -192,7 +199,7 @@ def trim(caches: Sequence[Cache], tokens: int) -> None:
 
 
 def _growing(cache: Cache) -> bool:
-    return type(cache).__name__ == "BatchKVCache" and not cache.empty()
+    return type(cache).__name__ == GROWING and not cache.empty()
 
 
 def _shallow(cache: Cache) -> Cache:

@@ -19,6 +19,7 @@ from typing import Any
 import mlx.core as mx
 from huggingface_hub import errors as hub_errors, snapshot_download
 from mlx.utils import tree_flatten
+from mlx_lm.models import base
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 from mlx_lm.utils import (
     DEFAULT_ALLOW_PATTERNS,
@@ -30,8 +31,9 @@ from mlx_lm.utils import (
 
 from jobs.errors import ModelLoadError
 from worker.engine.caches import prompt_cache
+from worker.engine.caches.growing import in_parts
 from worker.engine.loading.model import LoadedModel
-from worker.engine.loading.probe import cache_cost, try_batching, try_prefixes
+from worker.engine.loading.probe import cache_cost, try_batching, try_buckets, try_prefixes
 from worker.engine.sampling.sampler import drawable
 from worker.engine.unbatched.modes import BATCHED, UnbatchedModes, fitted
 
@@ -253,7 +255,18 @@ def _tried(model: LoadedModel, modes: UnbatchedModes, draft: LoadedModel | None)
         message = "%s lets padding into its state: only prompts of equal length are prefilled together"
         log.warning(message, model.name, extra={"action": "model_unpadded"})
     model = replace(model, unbatchable=unbatchable, padded_prefill=padded)
+    if model.batchable:
+        share_attention(model.model)
+        model = replace(model, bucketed=try_buckets(model))
     return replace(model, prefixes=_prefixes_work(model))
+
+
+def share_attention(model: Any) -> None:
+    """Let a model's attention take rows in parts: mlx-lm's models call one function for it, by a name of their own."""
+    common = base.scaled_dot_product_attention
+    for name in {type(module).__module__ for module in model.modules()} if hasattr(model, "modules") else ():
+        if getattr(sys.modules[name], "scaled_dot_product_attention", None) is common:
+            sys.modules[name].scaled_dot_product_attention = in_parts(common)  # type: ignore[attr-defined]
 
 
 def _prefixes_work(model: LoadedModel) -> bool:

@@ -36,14 +36,14 @@ class CacheCost:
 class LoadedModel:
     """A model in memory, its tokenizer, and its measured properties.
 
-    ``vocab_size`` is the width of the logits; ``context_length`` the most tokens a row may hold, None where the
-    config does not say. ``make_cache`` gives a model's caches for one row. ``unbatchable`` is why rows must run one at
-    a time, None where they need not. ``padded_prefill`` says that prompts of different lengths may be prefilled
-    together, ``prefixes`` that several may go on from copies of one prompt's caches. ``weights`` are the arrays by name
-    that it has from its ``files`` (name, bytes, time) and not from an adapter: what others of the same files can share.
-    ``quantise`` puts caches that have taken in tokens into fewer bits, in place. ``draft`` is a model that proposes
-    ``num_draft_tokens`` tokens at a time: its caches are part of a row's, behind the model's own.
-    """
+    ``vocab_size`` is the width of the logits; ``context_length`` the most tokens a row may hold, None where the config
+    does not say. ``make_cache`` gives a model's caches for one row. ``unbatchable`` is why rows must run one at a
+    time, None where they need not. ``padded_prefill`` says that prompts of different lengths may be prefilled
+    together, ``bucketed`` that its attention computes rows of unlike lengths in parts, ``prefixes`` that several may
+    go on from copies of one prompt's caches. ``weights`` are the arrays by name that it has from its ``files`` (name,
+    bytes, time) and not from an adapter: what others of the same files can share. ``quantise`` puts caches that have
+    taken in tokens into fewer bits, in place. ``draft`` is a model that proposes ``num_draft_tokens`` tokens at a
+    time: its caches are part of a row's, behind the model's own."""
 
     name: str
     model: Any = field(repr=False)
@@ -56,6 +56,7 @@ class LoadedModel:
     cache_cost: CacheCost = CacheCost()
     unbatchable: str | None = None
     padded_prefill: bool = True
+    bucketed: bool = False
     prefixes: bool = True
     revision: str | None = None
     adapter_path: str | None = None

@@ -6,16 +6,19 @@ recurrent state. There is no list of models: the engine's own prefill and decode
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 
 from worker.engine.caches import prompt_cache
+from worker.engine.caches.decode_caches import DecodeCaches
 from worker.engine.caches.prefix_cache import Prefix
 from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import CacheCost, LoadedModel
 from worker.engine.prefill import PrefillBatch
 from worker.engine.scheduler import SequenceGroup
 
-__all__ = ["cache_cost", "try_batching", "try_prefixes", "try_trimming"]
+__all__ = ["cache_cost", "try_batching", "try_buckets", "try_prefixes", "try_trimming"]
 
 LENGTHS = (9, 4, 6, 0)
 """Tokens to prefill of the trial's rows: more than a chunk, exactly one, something in between, and none. Beside rows
@@ -48,8 +51,7 @@ def cache_cost(caches: list[Cache], *, tokens: int) -> CacheCost:
 
 def try_batching(model: LoadedModel) -> tuple[str | None, bool]:
     """Why rows of this model cannot share a batch (None: they can), and whether padding leaves them alone."""
-    size = model.vocab_size
-    prompts = [[(31 * row + 7 * i + 1) % size for i in range(length + 1)] for row, length in enumerate(LENGTHS)]
+    prompts = _prompts(model)
     expected = [_alone(model, prompt) for prompt in prompts]
     try:
         if _distance(expected, _together(model, [prompts[:-1], prompts[-1:]])) < _tolerance(expected):
@@ -62,6 +64,26 @@ def try_batching(model: LoadedModel) -> tuple[str | None, bool]:
     return f"in a batch its logits are off by {distance:.2g}", False
 
 
+def try_buckets(model: LoadedModel) -> bool:
+    """Whether the attention of this model, which can be batched, computes rows of unlike lengths in parts."""
+    if any(type(cache).__name__ != "KVCache" for cache in model.new_cache()):
+        return False  # other layers have their rows in one batch
+    prompts = _prompts(model)
+    batches = [prompts] if model.padded_prefill else [[prompt] for prompt in prompts]
+    try:
+        found = _together(model, batches, columns=0)
+    except Exception:
+        return False  # its attention is not mlx-lm's common one
+    expected = [_alone(model, prompt) for prompt in prompts]
+    return _distance(expected, found) < _tolerance(expected)
+
+
+def _prompts(model: LoadedModel) -> list[list[int]]:
+    return [
+        [(31 * row + 7 * i + 1) % model.vocab_size for i in range(length + 1)] for row, length in enumerate(LENGTHS)
+    ]
+
+
 def try_prefixes(model: LoadedModel) -> bool:
     """Whether rows of this model, which can be batched, may go on from copies of what they have in common."""
     shared = tuple((5 * i + 2) % model.vocab_size for i in range(SHARED))
@@ -71,7 +93,7 @@ def try_prefixes(model: LoadedModel) -> bool:
     prefix = Prefix(shared)
     batch = PrefillBatch.of_prefix(model, prefix)
     batch.complete(CHUNK)
-    prefix.caches = prompt_cache.pack(batch.take(batch.groups))
+    prefix.caches = prompt_cache.pack(batch.take(batch.groups).caches)
     batches = [prompts] if model.padded_prefill else [[prompt] for prompt in prompts]
     return _distance(expected, _together(model, batches, prefix)) < _tolerance(expected)
 
@@ -95,23 +117,23 @@ def _alone(model: LoadedModel, prompt: list[int]) -> mx.array:
     return model.forward(mx.array([prompt[-1:]]), caches)[0, -1]
 
 
-def _together(model: LoadedModel, batches: list[list[list[int]]], prefix: Prefix | None = None) -> mx.array:
-    """Logits ``[rows, vocab]`` after all prompts, each batch prefilled together, all decoded in one batch."""
-    caches: list[Cache] = []
-    rows = 0
+def _together(
+    model: LoadedModel, batches: list[list[list[int]]], prefix: Prefix | None = None, columns: float = math.inf
+) -> mx.array:
+    """Logits ``[rows, vocab]`` after all prompts, each batch prefilled together, all decoded in one batch with a bucket
+    at the price of ``columns``."""
+    caches = DecodeCaches(columns)
+    order: list[int] = []
     skipped = len(prefix or ())
     for prompts in batches:
         groups = [SequenceGroup(prompt, len(prompt) - 1 - skipped, len(prompt), prefix=prefix) for prompt in prompts]
         batch = PrefillBatch(model, groups)
         batch.complete(CHUNK * len(groups))
-        more = batch.take(groups)
-        if caches:
-            prompt_cache.extend(caches, more, rows, len(prompts))
-        else:
-            caches = more
-        rows += len(prompts)
+        known = [*order, *range(len(order), len(order) + len(prompts))]
+        order = [known[slot] for slot in caches.join(batch.take(groups))]
     last = [prompt[-1:] for prompts in batches for prompt in prompts]
-    return model.forward(mx.array(last), caches)[:, -1]
+    logits = model.forward(mx.array([last[row] for row in order]), caches.caches)[:, -1]
+    return logits[mx.argsort(mx.array(order))]
 
 
 def _distance(expected: list[mx.array], found: mx.array) -> float:

@@ -119,9 +119,11 @@ def _step_s(model: LoadedModel, sampler: Sampler, prompt: PrefillBatch, rows: in
     read_at: list[float] = []
     batch.advance()
     while len(read_at) <= WARM_STEPS + TIMED_STEPS and (result := batch.sample()) is not None:
+        drawn = result.read()
+        batch.retire(drawn)
         batch.advance()
-        for drawn in result.read():
-            drawn.row.tokens.append(drawn.token)
+        for token in drawn:
+            token.row.tokens.append(token.token)
         read_at.append(clock())
         if len(read_at) > WARM_STEPS + FEWEST_TIMED and read_at[-1] - began > SIZE_S:
             break

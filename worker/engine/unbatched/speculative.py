@@ -8,13 +8,14 @@ in the same way from the other model's logits, because equal draws agree most of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence as Items
+from collections.abc import Iterable, Iterator, Sequence as Items
 from dataclasses import dataclass, field, replace
 from typing import cast
 
 import mlx.core as mx
 
 from worker.engine.caches import prompt_cache
+from worker.engine.caches.decode_caches import Prefilled
 from worker.engine.caches.prompt_cache import Cache
 from worker.engine.decode import CLEAR_EVERY, DecodeBatch, StepResult, read_tokens
 from worker.engine.loading.model import LoadedModel
@@ -86,7 +87,7 @@ class DraftBatch:
         self._rounds += 1
         if self._rounds % CLEAR_EVERY == 0:
             mx.clear_cache()
-        return Round({0: row}, [], sampled, proposals.size, batch=self, proposals=proposals)
+        return Round({0: row}, sampled, proposals.size, batch=self, proposals=proposals)
 
     def settle(self, proposals: list[int], accepted: int, token: int) -> None:
         """After a round: forget the proposals from ``accepted`` on; ``token`` follows those before."""
@@ -97,15 +98,19 @@ class DraftBatch:
         else:  # the draft model has not read the last of its own proposals
             self._unread = [*proposals[-1:], token] if proposals else [*self._unread, token]
 
-    def join(self, rows: Items[Sequence], caches: list[Cache], inputs: Items[int]) -> None:
+    def join(self, rows: Items[Sequence], prefilled: Prefilled, inputs: Items[int]) -> None:
         """Take in one row with its prefilled caches and the last token of its prompt."""
         if self._row is not None or len(rows) != 1:
             raise ValueError("with a draft model rows run one at a time")
         (row,) = rows
         row.accepted_draft_tokens = row.accepted_draft_tokens or 0
         self._row = row
-        self._caches, self._draft_caches = self._model.split(caches)
+        self._caches, self._draft_caches = self._model.split(prefilled.caches)
         self._unread = [*inputs]
+
+    def retire(self, drawn: Iterable[SampledToken]) -> list[Sequence]:
+        """Nobody yet: the tokens of a round are taken in one by one."""
+        return []
 
     def advance(self) -> None:
         """Nothing is left to start."""
