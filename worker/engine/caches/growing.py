@@ -81,15 +81,32 @@ def _mask(columns: int, padding: mx.array | None, window: int | None, needed: bo
 
 @dataclass(slots=True, eq=False)
 class GrowingCache:
-    """One layer's ``keys`` and ``values``, an array ``[places, heads, columns, size]`` for each bucket, with room for
+    """One layer's keys and values, an array ``[places, heads, columns, size]`` for each bucket, with room for
     more places and columns than are in use; None for a bucket of rows without tokens. Rows end at the same column.
 
     It is what :class:`mlx_lm.models.cache.BatchKVCache` is, for steps of one token.
     """
 
     positions: RowPositions
-    keys: list[mx.array | None] = field(default_factory=list)
-    values: list[mx.array | None] = field(default_factory=list)
+    _keys: list[mx.array | None] = field(default_factory=list)
+    _values: list[mx.array | None] = field(default_factory=list)
+
+    @property
+    def keys(self) -> Any:
+        """The array of all rows, as some models look at it; in parts if there are several buckets."""
+        return self._keys[0] if len(self._keys) == 1 else Parts(self._keys)
+
+    @keys.setter
+    def keys(self, keys: Any) -> None:
+        self._keys = list(keys) if isinstance(keys, Parts) else [keys]
+
+    @property
+    def values(self) -> Any:
+        return self._values[0] if len(self._values) == 1 else Parts(self._values)
+
+    @values.setter
+    def values(self, values: Any) -> None:
+        self._values = list(values) if isinstance(values, Parts) else [values]
 
     @property
     def offset(self) -> mx.array:
@@ -97,32 +114,39 @@ class GrowingCache:
 
     @property
     def state(self) -> list[mx.array]:
-        return [*(array for array in (*self.keys, *self.values) if array is not None), self.offset]
+        return [*(array for array in (*self._keys, *self._values) if array is not None), self.offset]
 
     @property
     def nbytes(self) -> int:
-        return sum(int(array.nbytes) for array in (*self.keys, *self.values) if array is not None)
+        return sum(int(array.nbytes) for array in (*self._keys, *self._values) if array is not None)
 
     def empty(self) -> bool:
-        return all(array is None for array in self.keys)
+        return all(array is None for array in self._keys)
 
     def make_mask(self, columns: int, return_array: bool = False, window_size: int | None = None) -> Any:
         return self.positions.mask(window_size, return_array)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         """Write the next column of every row, and what its attention looks at."""
-        return self._append(self.keys, keys), self._append(self.values, values)
+        return self._append(self._keys, keys), self._append(self._values, values)
+
+    def keys_and_values(self) -> tuple[Any, Any]:
+        """What was looked at last, for layers that share another's."""
+        return self._seen(self._keys), self._seen(self._values)
+
+    def _seen(self, stored: list[mx.array | None]) -> Any:
+        parts = zip(stored, self.positions.layout.buckets, strict=True)
+        seen = Parts(array[: len(bucket.lengths), :, : bucket.width + 1] for array, bucket in parts if array is not None)
+        return seen[0] if len(seen) == 1 else seen
 
     def _append(self, stored: list[mx.array | None], new: mx.array) -> Any:
-        seen = Parts()
         for number, (first, bucket) in enumerate(self.positions.layout.starts()):
             rows, width = len(bucket.lengths), bucket.width
             known = stored[number]
             array = _roomy(new[first : first + rows, :, :0] if known is None else known, rows, width, columns=width + 1)
             array[:rows, :, width : width + 1] = new[first : first + rows]
             stored[number] = array
-            seen.append(array[:rows, :, : width + 1])
-        return seen[0] if len(seen) == 1 else seen
+        return self._seen(stored)
 
     def put(self, place: Place, other: Any, row: int, length: int) -> None:
         """Write a row of ``length`` tokens of a prefilled cache into a place, before the layout knows of it. Zeros come
@@ -150,7 +174,7 @@ class GrowingCache:
             stored[:] = made
 
     def _pairs(self, other: Any) -> list[tuple[list[mx.array | None], mx.array | None]]:
-        pairs = [(self.keys, other and other.keys), (self.values, other and other.values)]
+        pairs = [(self._keys, other and other.keys), (self._values, other and other.values)]
         return [(stored, None if new is None else new[:, :, : other._idx]) for stored, new in pairs]
 
     def _copied(
