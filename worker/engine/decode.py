@@ -41,12 +41,15 @@ class NotFiniteError(ArithmeticError):
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """One token for each row, being computed: the rows by slot. ``spent`` are those that need no further step, and
-    ``drafted`` is how many tokens a draft model proposed besides."""
+    ``drafted`` is how many tokens a draft model proposed besides. The forward before computed ``columns`` of growing
+    caches over all slots, of which ``needed`` hold a token of a row that still goes on."""
 
     rows: dict[int, Sequence]
     spent: list[Sequence]
     sampled: Sampled
     drafted: int = 0
+    columns: int = 0
+    needed: int = 0
 
     def read(self) -> Iterable[SampledToken]:
         """Wait for the tokens; one entry per row."""
@@ -107,10 +110,13 @@ class DecodeBatch:
         arrays.steps_left -= 1
         self._inputs, self._logits = self._sampled.inputs, None
         rows = {slot: row for slot, row in enumerate(self._rows) if row is not None}
+        width = columns_in_use(self._caches)
+        columns = len(self._rows) * width
+        needed = sum(len(row.prompt) + len(row.tokens) for row in rows.values()) if width else 0
         spent = [row for row in rows.values() if len(row.tokens) + 1 >= row.limit]
         if spent:
             self._retire(spent.__contains__)
-        return StepResult(rows, spent, self._sampled)
+        return StepResult(rows, spent, self._sampled, columns=columns, needed=needed)
 
     def join(self, rows: Items[Sequence], caches: list[Cache], inputs: Items[int]) -> None:
         """Add rows with their prefilled caches and the last token of each prompt; between sampling and advancing."""

@@ -248,6 +248,8 @@ class Engine:
             self.stats.decode_steps += 1
             self.stats.decode_rows += len(result.rows)
             self.stats.decode_slots += self.capacity
+            self.stats.decode_columns += result.columns
+            self.stats.needed_columns += result.needed
             self.stats.drafted_tokens += result.drafted
             for row in result.spent:
                 self._release(row)

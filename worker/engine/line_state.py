@@ -20,14 +20,19 @@ __all__ = [
 @dataclass(slots=True)
 class EngineStats:
     """Totals since the engine was made. ``decode_rows`` sums the rows of all decode steps, ``decode_slots`` those
-    that there was room for, ``repeated_rows`` counts rows whose filters the best candidates did not cover and that went
-    on by the full path; times are seconds. ``prefilled_tokens`` were computed by prefills, shared prefixes included and
-    padding not, ``cached_tokens`` were taken from prefixes that were there: rows that begin again count again in both.
-    ``drafted_tokens`` were proposed by a draft model, and ``accepted_tokens`` of them became part of a text."""
+    that there was room for. ``decode_columns`` sums the columns of growing caches that decode steps computed, over all
+    rows and with padding, ``needed_columns`` those of them that hold a token of a row that goes on; both stay 0 for a
+    model whose caches do not grow. ``repeated_rows`` counts rows whose filters the best candidates did not cover and
+    that went on by the full path; times are seconds. ``prefilled_tokens`` were computed by prefills, shared prefixes
+    included and padding not, ``cached_tokens`` were taken from prefixes that were there: rows that begin again count
+    again in both. ``drafted_tokens`` were proposed by a draft model, and ``accepted_tokens`` of them became part of a
+    text."""
 
     decode_steps: int = 0
     decode_rows: int = 0
     decode_slots: int = 0
+    decode_columns: int = 0
+    needed_columns: int = 0
     prompt_tokens: int = 0
     prefilled_tokens: int = 0
     cached_tokens: int = 0
