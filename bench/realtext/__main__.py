@@ -12,18 +12,15 @@ fewer of them; ``worker`` the whole way, from ``submit`` to records, through a w
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.engine import add_options, opened
-from bench.realtext.rounds import ALL, LINES, NEW_TOKENS, Work, measure
-from bench.realtext.smollm2 import obtained
+from bench.realtext.rounds import ALL, Work, measure
 from bench.record import append
 
 __all__ = ["main"]
-
-QUICK_LINES = 4
-QUICK_TOKENS = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,18 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--prompts", type=Path, help="JSON lines with question, prompt or messages  [default: questions of our own]"
     )
     parser.add_argument("--model", type=Path, help="an instruct model's folder  [default: SmolLM2-135M-Instruct]")
-    parser.add_argument("--lines", type=int, help=f"in a round  [default: {LINES}, quick: {QUICK_LINES}]")
-    parser.add_argument("--max-tokens", type=int, help=f"[default: {NEW_TOKENS}, quick: {QUICK_TOKENS}]")
+    parser.add_argument("--lines", type=int, help="in a round  [default: 96, quick: 4]")
+    parser.add_argument("--max-tokens", type=int, help="of an answer  [default: 160, quick: 8]")
     parser.add_argument("--sides", nargs="+", choices=ALL, metavar="SIDE", help=f"of {', '.join(ALL)}")
     add_options(parser)
     options = parser.parse_args(arguments)
-    folder = options.model or obtained()
-    if folder is None:
+    work = Work.usual(options.prompts, options.model, quick=options.quick)
+    if work is None:
         return
-    lines = options.lines or (QUICK_LINES if options.quick else LINES)
-    new_tokens = options.max_tokens or (QUICK_TOKENS if options.quick else NEW_TOKENS)
+    changes = {"lines": options.lines, "new_tokens": options.max_tokens}
+    work = dataclasses.replace(work, **{name: value for name, value in changes.items() if value is not None})
     run, path = opened(options)
-    for item in measure(run, Work(folder, options.prompts, lines, new_tokens), options.sides, options.repeats):
+    for item in measure(run, work, options.sides, options.repeats):
         append(path, [item])
 
 

@@ -8,15 +8,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.models import ROOT
 from bench.realtext.sides import SIDES, run_side
+from bench.realtext.smollm2 import obtained
 from bench.realtext.task import Lengths, TextTask
 from bench.record import Measurement
 from bench.task import Measured
 
-__all__ = ["ALL", "LINES", "NEW_TOKENS", "Work", "measure"]
+__all__ = ["ALL", "Work", "measure"]
 
 LINES = 96
 NEW_TOKENS = 160
+POCKET = ROOT / "examples" / "pocket" / "model"
+QUICK_LINES = 4
+QUICK_TOKENS = 8
 THROUGH_WORKER = "worker"
 ALL = (*SIDES, THROUGH_WORKER)
 DEFAULT = ("engine", "limit", "batch-generator", "one", THROUGH_WORKER)
@@ -35,6 +40,15 @@ class Work:
     prompts: Path | None
     lines: int = LINES
     new_tokens: int = NEW_TOKENS
+
+    @classmethod
+    def usual(cls, prompts: Path | None, folder: Path | None = None, *, quick: bool = False) -> Work | None:
+        """The work of a run, without a ``folder`` SmolLM2's; quick, a little of it on the model of the examples. None
+        where there is no model, which is said on stderr."""
+        folder = folder or (POCKET if quick else obtained())
+        if folder is None:
+            return None
+        return cls(folder, prompts, QUICK_LINES, QUICK_TOKENS) if quick else cls(folder, prompts)
 
     def task(self, side: str, round_number: int, lengths: Lengths) -> TextTask:
         return TextTask(
