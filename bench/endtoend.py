@@ -3,8 +3,8 @@
     python -m bench.endtoend [--model NAME] [--repeats N] [--quick]
 
 The server is a private one with its AOF on, as the embedded one. The worker runs as it is installed, but for OpenBLAS
-on Linux; its model is loaded and has run other lines. Each round runs the bare loop and the engine alone, on as many
-lines as say enough, and then all lines the whole way.
+on Linux; its model is loaded and has run other lines. Each round runs the bare loop, the engine alone on the lines of
+the round, and then them all the way.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ __all__ = ["measure", "through_worker"]
 
 MODEL = "small"
 LINES = {"nano": 512, "small": 256, "wide": 96}
-"""For the whole way, whose time has a start and an end in it."""
-ALONE_LINES = 128
+"""So many that the start and the end, when rows are free, are a small part."""
 NEW_TOKENS = {"nano": 256, "small": 256, "wide": 128}
 WARM_TOKENS = 4
 POLL_S = 0.02
@@ -56,9 +55,8 @@ def measure(run: str, model: str, repeats: int, *, quick: bool = False) -> Itera
     for number in range(repeats):
         new_tokens = QUICK.new_tokens if quick else NEW_TOKENS[model]
         task = Task(model, QUICK.lines if quick else LINES[model], new_tokens, number)
-        fewer = Task(model, min(task.lines, ALONE_LINES), new_tokens, number)
         bare = Task(model, min(task.lines, PLANS[model].lines), new_tokens, number)
-        measured = [run_side("limit", bare)[0], run_side("alone", fewer)[0], end_to_end(task)]
+        measured = [run_side("limit", bare)[0], run_side("alone", task)[0], end_to_end(task)]
         limit, alone, whole = (item.tokens / item.seconds for item in measured)
         shares = f"{whole / limit:.3f} of the limit, {whole / alone:.3f} of the engine alone"
         print(f"{model:6} round {number + 1}/{repeats}  end to end {shares}", file=sys.stderr)

@@ -24,11 +24,10 @@ QUICK_LINES = 4
 QUICK_TOKENS = 8
 THROUGH_WORKER = "worker"
 ALL = (*SIDES, THROUGH_WORKER)
-DEFAULT = ("engine", "limit", "batch-generator", "one", THROUGH_WORKER)
 FEWER = {"one": 4}
 """Sides that take minutes for all lines get only so many of them."""
-ONCE = frozenset({"batch-generator", "one"})
-"""Sides that are measured in the first round only: what is many times slower needs no median."""
+ONCE = frozenset({"batch-generator", "one", THROUGH_WORKER})
+"""Sides that are measured in the first round only: they take minutes, and tell little more the second time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ def measure(run: str, work: Work, sides: Sequence[str] | None, repeats: int) -> 
         RuntimeError: a side failed, or two sides did not have the same prompts.
     """
     # What the limit computes is what the engine came to.
-    wanted = [side for side in ALL if side in (sides or DEFAULT) or (side == "engine" and "limit" in (sides or ()))]
+    wanted = [side for side in ALL if side in (sides or ALL) or (side == "engine" and "limit" in (sides or ()))]
     for number in range(repeats):
         lengths: Lengths = ()
         for side in wanted:
