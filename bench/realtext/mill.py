@@ -37,10 +37,12 @@ def engine(task: TextTask) -> list[Measured]:
         found = _run(made, lines, reads)
     rows = [found.rows[line.key] for line in lines]
     tokens = sum(len(row.tokens) for row in rows)
+    prompt_tokens = sum(len(row.prompt) for row in rows)
     extra = {
         **found.extra(),
         **_waits(rows),
-        "prompt_tokens": sum(len(row.prompt) for row in rows),
+        "prompt_tokens": prompt_tokens,
+        "cached": sum(row.cached_tokens for row in rows) / prompt_tokens,
         "lengths": [(len(row.prompt), len(row.tokens)) for row in rows],
     }
     return [Measured("promptmill", tokens, found.seconds, len(lines), found.occupancy, extra)]

@@ -36,7 +36,8 @@ def plot(run: Run, path: Path) -> None:
         Panel(model, GOALS[model], {side: found.get((model, side)) for side in sides}, found[model, "limit"])
         for model in models
     ]
-    _draw(run, path, panels, [PLAIN.get(side, LABELS[side]) for side in sides])
+    labels = [PLAIN.get(side, LABELS[side]) for side in sides]
+    _draw(run, path, "Tokens per second, as a share of the bare decode loop", panels, labels)
 
 
 def plot_text(run: Run, path: Path) -> None:
@@ -44,7 +45,7 @@ def plot_text(run: Run, path: Path) -> None:
     found = summarise(run.measurements, "realtext")
     panels = [
         Panel(
-            f"{model}, real text",
+            model,
             OF_LIMIT_GOAL,
             {side: found.get((model, side)) for side in TEXT_LABELS if side != "limit"},
             found[model, "limit"],
@@ -53,7 +54,7 @@ def plot_text(run: Run, path: Path) -> None:
         if side == "limit"
     ]
     labels = [label.replace("`", "") for side, label in TEXT_LABELS.items() if side != "limit"]
-    _draw(run, path, panels, labels)
+    _draw(run, path, "Tokens per second on real text, as a share of the limit", panels, labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Panel:
     limit: Summary
 
 
-def _draw(run: Run, path: Path, panels: Sequence[Panel], labels: Sequence[str]) -> None:
+def _draw(run: Run, path: Path, title: str, panels: Sequence[Panel], labels: Sequence[str]) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -82,9 +83,7 @@ def _draw(run: Run, path: Path, panels: Sequence[Panel], labels: Sequence[str]) 
         label.set_color(TEXT)
         label.set_fontweight("bold" if COLOURS.get(side) == OURS else "normal")
     axes[0][0].invert_yaxis()
-    figure.suptitle(
-        "Tokens per second, as a share of the bare decode loop", x=0.015, ha="left", fontsize=13, fontweight="bold"
-    )
+    figure.suptitle(title, x=0.015, ha="left", fontsize=13, fontweight="bold")
     caption = f"{run.machine.cpu}, {run.machine.cores} cores, float32, 32 rows; {run.machine.date}"
     caption += ". Numbers: tokens/s, median. Dashed: the goal."
     figure.text(0.015, 0.015, caption, ha="left", va="bottom", fontsize=8, color="#6b7280")

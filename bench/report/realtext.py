@@ -28,6 +28,7 @@ COSTS = {
     "padding": ("columns computed / needed", ".2f"),
     "repeated_rows": ("rows repeated in full", ".0f"),
     "host_reads": ("host reads a step", ".2f"),
+    "cached": ("prompt tokens cached", ".2f"),
     "queued_s": ("until a prompt began, s", ".1f"),
     "waited_s": ("until its row was free, s", ".2f"),
     "longest_wait_s": ("longest, s", ".1f"),
@@ -40,8 +41,8 @@ Questions as chats: {source}, answers of at most {new_tokens} tokens, ended by t
 temperature, top_p, repetition and presence penalty, half of them top_k, half min_p. {lines} lines in a round, fewer
 one at a time ({fewer}). A model draws other answers on each side, so sides compare by output tokens per second, with
 the time of the prompts in it. The limit is bare forwards of as many prompt and output tokens as the engine had:
-prompts by eights of similar length, then steps with all 32 rows in use, each as wide as the engine's rows were on
-average."""
+prompts by eights of similar length, what they share in each of them, then steps with all 32 rows in use, each as wide
+as the engine's rows were on average."""
 COSTS_NOTE = """\
 What the engine's steps cost besides tokens, medians over the rounds. Occupancy and host reads are those of steps while
 lines waited. A host read waits for the device; the tokens of a step are one."""
