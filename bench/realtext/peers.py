@@ -37,10 +37,10 @@ def limit(task: TextTask) -> list[Measured]:
     columns = sum(output * prompt + output * (output - 1) // 2 for prompt, output in task.lengths)
     width, turn = round(columns / tokens), min(steps, max(1, round(tokens / len(outputs))))
     _decode(model, width, 2)
-    prompt_s = _prefill(model, sorted(prompt for prompt, _ in task.lengths))
+    prefill_s = _prefill(model, sorted(prompt for prompt, _ in task.lengths))
     times = [_decode(model, width - (turn - 1) // 2, min(turn, steps - done)) for done in range(0, steps, turn)]
-    extra = {"prompt_s": prompt_s, "decode_s": sum(times), "steps": steps, "width": width}
-    return [Measured("limit", tokens, prompt_s + sum(times), len(task.lengths), extra=extra)]
+    extra = {"prefill_s": prefill_s, "decode_s": sum(times), "steps": steps, "width": width}
+    return [Measured("limit", tokens, prefill_s + sum(times), len(task.lengths), extra=extra)]
 
 
 def _prefill(model: Any, lengths: Sequence[int]) -> float:

@@ -20,6 +20,8 @@ __all__ = ["ALL", "Work", "measure"]
 LINES = 96
 NEW_TOKENS = 160
 POCKET = ROOT / "examples" / "pocket" / "model"
+WARM_LINES = 8
+WARM_TOKENS = 4
 QUICK_LINES = 4
 QUICK_TOKENS = 8
 THROUGH_WORKER = "worker"
@@ -62,7 +64,7 @@ class Work:
 
 
 def measure(run: str, work: Work, sides: Sequence[str] | None, repeats: int) -> Iterator[Measurement]:
-    """Every side once per round; None: the usual ones, those that take minutes once.
+    """Every side once per round; ``sides`` None are all, those of :data:`ONCE` in the first round only.
 
     Raises:
         RuntimeError: a side failed, or two sides did not have the same prompts.
@@ -91,8 +93,7 @@ def _measured(side: str, task: TextTask) -> Measured:
         return run_side(side, task)
     from bench.endtoend import through_worker
 
-    # As many as make the worker's batch full, so that all kernels have run.
-    warm = task.warm_up(lines=8, new_tokens=4)
+    warm = task.warm_up(WARM_LINES, WARM_TOKENS)
     return through_worker("promptmill_worker", Path(task.folder), warm.job_lines(), task.job_lines())
 
 
