@@ -33,37 +33,40 @@ def _uncompiled() -> Iterator[None]:
     compile_again()
 
 
-def _task(**changes: Any) -> TextTask:
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    """A file of questions; the tests that ask them are skipped without a model to answer."""
     if not (POCKET / "model.safetensors").is_file():
         pytest.skip("the pocket model is not here")
-    task = TextTask(str(POCKET), "", lines=3, skip=0, new_tokens=6, seed=0)
-    return dataclasses.replace(task, **changes)
+    rows = [{"question": "What is 2 and 2?"}, {"prompt": "List three colours, please."}, {"question": "Why?"}]
+    file = tmp_path / "asked.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
 
 
 @pytest.mark.usefixtures("_uncompiled")
-def test_all_sides_answer_the_same_questions() -> None:
+def test_all_sides_answer_the_same_questions(asked: Path) -> None:
     """Each side reads the same prompts, and the limit computes what the engine came to."""
-    (ours,) = engine(_task())
+    task = TextTask(str(POCKET), str(asked), lines=3, skip=0, new_tokens=6, seed=0)
+    (ours,) = engine(task)
     lengths = tuple(ours.extra["lengths"])
     prompts = [prompt for prompt, _ in lengths]
     assert ours.tokens == sum(output for _, output in lengths)
     assert all(1 <= output <= 6 for _, output in lengths)
     assert ours.extra["padding"] >= 1
     assert ours.extra["reads"]["step"] == ours.extra["steps"]
-    (bare,) = limit(_task(lengths=lengths))
+    (bare,) = limit(dataclasses.replace(task, lengths=lengths))
     assert (bare.tokens, bare.lines) == (ours.tokens, 3)
-    assert min(prompts) < bare.extra["width"] <= max(prompts) + 6
+    assert min(prompts) <= bare.extra["width"] <= max(prompts) + 6
     for side in (batch_generator, one_at_a_time):
-        (peer,) = side(_task())
+        (peer,) = side(task)
         assert peer.extra["prompt_tokens"] == sum(prompts)
         assert 3 <= peer.tokens <= 18
 
 
-def test_the_command_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_runs(asked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A round of two sides, each in a process of its own; the engine goes first, for the limit computes its lengths."""
-    _task()
-    asked, out = tmp_path / "asked.jsonl", tmp_path / "results.jsonl"
-    asked.write_text('{"question": "What is 2 and 2?"}\n{"prompt": "List three colours, and say why you like them."}\n')
+    out = tmp_path / "results.jsonl"
     options = ["--lines", "2", "--prompts", str(asked), "--out", str(out)]
     main([*options, "--quick", "--model", str(POCKET), "--sides", "limit"])
     kept = [json.loads(line) for line in out.read_text().splitlines()][1:]
