@@ -68,9 +68,10 @@ night: $(READY)  ## A pool on this machine for MINUTES (15), audited at the end
 	rm -rf $(NIGHT)
 	$(BIN)/python -m tests.e2e.night --minutes $(or $(MINUTES),15) --folder $(NIGHT)
 
-# All benchmarks, about an hour on two cores: let nothing else run beside them.
-bench: $(READY)  ## All benchmarks, about an hour on two cores
-	$(BIN)/python -m bench
+# All benchmarks, about two hours on two cores: let nothing else run beside them. PROMPTS is a file of questions, JSON lines
+# with question, prompt or messages, for the one of real text.
+bench: $(READY)  ## All benchmarks, about two hours on two cores; PROMPTS=FILE for questions of your own
+	$(BIN)/python -m bench $(if $(PROMPTS),--prompts $(PROMPTS))
 
 # By way of the sdist, as an installer without a wheel would; then the wheel is installed away from here.
 dist: $(READY)  ## A wheel and an sdist in dist/, checked, and the demo run by the installed wheel

@@ -13,9 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from bench import endtoend, engine, prefixes, profile
 from bench.models import ROOT, SHAPES
+from bench.realtext import rounds
 from bench.record import append, read
 from bench.report.write import write
 
@@ -27,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", nargs="+", choices=SHAPES, metavar="NAME", help="nano, small, wide  [default: all]")
+    parser.add_argument("--prompts", type=Path, help="of real text, for bench.realtext  [default: those of our own]")
     engine.add_options(parser)
     options = parser.parse_args(arguments)
     run, path = engine.opened(options)
@@ -40,10 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for model in models:
         for item in profile.measure(run, model, 1, quick=options.quick):
             append(path, [item])
+    _step("real text", began)
+    work = rounds.Work.usual(options.prompts, quick=options.quick)
+    if work is not None:
+        for item in rounds.measure(run, work, None, options.repeats):
+            append(path, [item])
     _step("end to end", began)
-    whole = quick if options.quick else endtoend.MODEL
-    for item in endtoend.measure(run, whole, options.repeats, quick=options.quick):
-        append(path, [item])
+    for model in models:
+        for item in endtoend.measure(run, model, options.repeats, quick=options.quick):
+            append(path, [item])
+    whole = quick if options.quick else prefixes.MODEL
     _step("shared prefixes", began)
     for item in prefixes.measure(run, whole, 1 if options.quick else min(options.repeats, 2), quick=options.quick):
         append(path, [item])

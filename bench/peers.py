@@ -16,7 +16,7 @@ from bench.models import SHAPES, build
 from bench.task import Measured, Task
 from bench.work import CONCURRENCY, PENALTY_CONTEXT, PROMPT_TOKENS, Row, make_work
 
-__all__ = ["greedy", "limit", "one_at_a_time", "own"]
+__all__ = ["PREFILL_ROWS", "greedy", "limit", "one_at_a_time", "own", "samplers"]
 
 WARM_TOKENS = 4
 WARM_LINES = 2
@@ -89,7 +89,7 @@ def _other(task: Task, lines: int) -> list[Row]:
     return make_work(lines, SHAPES[task.model].vocab, -1 - task.seed)
 
 
-def _samplers(row: Row) -> tuple[Any, Any]:
+def samplers(row: Row) -> tuple[Any, Any]:
     sampler = make_sampler(temp=row.temperature, top_p=row.top_p, top_k=row.top_k, min_p=row.min_p)
     processors = make_logits_processors(
         repetition_penalty=row.repetition_penalty,
@@ -107,7 +107,7 @@ def _batch(model: Any, rows: Sequence[Row], new_tokens: int, *, sampled: bool, n
     )
     options: dict[str, Any] = {}
     if sampled:
-        made = [_samplers(row) for row in rows]
+        made = [samplers(row) for row in rows]
         options = {"samplers": [one[0] for one in made], "logits_processors": [one[1] for one in made]}
     generator.insert([list(row.prompt) for row in rows], **options)
     tokens = steps = waiting_rows = waiting_steps = 0
@@ -129,7 +129,7 @@ def _one_by_one(model: Any, tokenizer: Any, rows: Iterable[Row], new_tokens: int
     began = time.perf_counter()
     lines = tokens = 0
     for row in rows:
-        sampler, processors = _samplers(row)
+        sampler, processors = samplers(row)
         answer = stream_generate(
             model, tokenizer, list(row.prompt), new_tokens, sampler=sampler, logits_processors=processors
         )

@@ -112,9 +112,10 @@ def find_openblas() -> Path | None:
     return next(found, None)
 
 
-def child_environment(temporary: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def child_environment(temporary: str, environ: Mapping[str, str] = os.environ, *, tuned: bool = True) -> dict[str, str]:
     """The environment of every side: OpenBLAS first, large arrays from memory that the process keeps, nothing from the
-    network, kernels compiled for others unseen.
+    network, kernels compiled for others unseen. Not ``tuned`` is for a worker as it is installed, which sees to its
+    memory itself.
 
     ``temporary`` is an empty folder: MLX's CPU build keeps compiled kernels in the system's folder of temporary files,
     so what one process compiled would be warm for the next. That build also takes each array from malloc, and glibc's
@@ -122,7 +123,7 @@ def child_environment(temporary: str, environ: Mapping[str, str] = os.environ) -
     """
     blas = find_openblas()
     preload = {"LD_PRELOAD": str(blas)} if blas else {}
-    kept = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"} if blas else {}
+    kept = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"} if blas and tuned else {}
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     return {**environ, **preload, **kept, **quiet, "TMPDIR": temporary}
 

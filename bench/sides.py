@@ -19,7 +19,7 @@ from bench.models import ROOT
 from bench.record import child_environment
 from bench.task import Measured, Task
 
-__all__ = ["ENGINE_SIDES", "SIDES", "run_side"]
+__all__ = ["ENGINE_SIDES", "SIDES", "measured_by", "print_measured", "run_side"]
 
 SIDES = {
     "limit": ("bench.peers", "limit"),
@@ -47,24 +47,43 @@ def run_side(side: str, task: Task) -> list[Measured]:
     Raises:
         RuntimeError: with the end of what the process said.
     """
-    command = [sys.executable, "-m", "bench.sides", side, task.model]
-    command += [str(number) for number in (task.lines, task.new_tokens, task.seed)]
+    numbers = [str(number) for number in (task.lines, task.new_tokens, task.seed)]
+    return measured_by("bench.sides", side, task.model, *numbers)
+
+
+def measured_by(module: str, side: str, *arguments: str, given: str = "") -> list[Measured]:
+    """What a module prints that runs one side, ``given`` on its standard input.
+
+    Raises:
+        RuntimeError: with the end of what the process said.
+    """
+    command = [sys.executable, "-m", module, side, *arguments]
     with tempfile.TemporaryDirectory(prefix="promptmill-bench-") as temporary:
         done = subprocess.run(
-            command, cwd=ROOT, env=child_environment(temporary), capture_output=True, text=True, timeout=TIMEOUT_S
+            command,
+            cwd=ROOT,
+            env=child_environment(temporary),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            input=given,
         )
     if done.returncode:
-        raise RuntimeError(f"{side} on {task.model} failed with status {done.returncode}:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{' '.join(command[2:])} failed with status {done.returncode}:\n{done.stderr[-3000:]}")
     return [Measured(**fields) for fields in json.loads(done.stdout.splitlines()[-1])]
+
+
+def print_measured(place: tuple[str, str], task: Any) -> None:
+    """Run the side that is at ``place``, a module and a function's name, and print what it measured."""
+    module, name = place
+    measured: list[Measured] = getattr(importlib.import_module(module), name)(task)
+    print(json.dumps([dataclasses.asdict(item) for item in measured]))
 
 
 def main(arguments: list[str]) -> None:
     side, model, *numbers = arguments
     lines, new_tokens, seed = map(int, numbers)
-    module, name = SIDES[side]
-    function: Any = getattr(importlib.import_module(module), name)
-    measured: list[Measured] = function(Task(model, lines, new_tokens, seed))
-    print(json.dumps([dataclasses.asdict(item) for item in measured]))
+    print_measured(SIDES[side], Task(model, lines, new_tokens, seed))
 
 
 if __name__ == "__main__":

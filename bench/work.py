@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.models import FIRST_TOKEN, word
 
-__all__ = ["CONCURRENCY", "PENALTY_CONTEXT", "PROMPT_TOKENS", "Row", "make_work", "text_of"]
+__all__ = ["CONCURRENCY", "PENALTY_CONTEXT", "PROMPT_TOKENS", "Row", "make_work", "row_of", "text_of"]
 
 CONCURRENCY = 32
 """Rows that decode together, on every side."""
@@ -50,18 +50,23 @@ def make_work(lines: int, vocab: int, seed: int) -> list[Row]:
     """``lines`` rows of random token ids below ``vocab``; the same for the same arguments."""
     draw = random.Random(f"{vocab}/{seed}")
     return [
-        Row(
-            prompt=tuple(draw.randrange(FIRST_TOKEN, vocab) for _ in range(draw.randint(*PROMPT_TOKENS))),
-            temperature=draw.uniform(0.5, 1.5),
-            top_p=draw.uniform(0.7, 0.99),
-            top_k=draw.randint(10, 100),
-            min_p=draw.uniform(0.01, 0.1),
-            repetition_penalty=draw.uniform(1.01, 1.3),
-            presence_penalty=draw.uniform(0.1, 1.0),
-            seed=draw.randrange(2**32),
-        )
+        row_of(tuple(draw.randrange(FIRST_TOKEN, vocab) for _ in range(draw.randint(*PROMPT_TOKENS))), draw)
         for _ in range(lines)
     ]
+
+
+def row_of(prompt: tuple[int, ...], draw: random.Random) -> Row:
+    """A row of this prompt with parameters of its own."""
+    return Row(
+        prompt=prompt,
+        temperature=draw.uniform(0.5, 1.5),
+        top_p=draw.uniform(0.7, 0.99),
+        top_k=draw.randint(10, 100),
+        min_p=draw.uniform(0.01, 0.1),
+        repetition_penalty=draw.uniform(1.01, 1.3),
+        presence_penalty=draw.uniform(0.1, 1.0),
+        seed=draw.randrange(2**32),
+    )
 
 
 def text_of(tokens: Sequence[int]) -> str:

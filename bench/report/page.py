@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from bench.models import SHAPES
 from bench.profile import PARTS
 from bench.record import Measurement, Run
-from bench.report.summary import GOALS, LABELS, Summary, summarise
+from bench.report.realtext import text_goals, text_part
+from bench.report.summary import GOALS, LABELS, WHOLE_GOALS, Summary, summarise
+from bench.report.table import NOTHING, goal, occupancy, table
 
 __all__ = ["render"]
 
@@ -16,7 +18,6 @@ PEERS = ("mlx_lm_greedy", "mlx_lm_cold", "mlx_lm_warm", "mlx_lm_one", "mlx_lm_se
 OCCUPANCY_GOAL = 0.95
 END_TO_END_GOAL = 0.95
 PREFIX_GOAL = 5.0
-NOTHING = "—"
 
 NOTES = """\
 - Tokens/s are new tokens over the whole time, prompts included; only the limit's time is that of its decode steps alone
@@ -60,13 +61,15 @@ def render(run: Run) -> str:
         parts += ["## Where the time of a decode step goes, ms", _profiles(profiles)]
     whole = summarise(run.measurements, "endtoend")
     prefixes = summarise(run.measurements, "prefixes")
-    goals = [*_engine_goals(engine, models), *_whole_goals(run, whole), *_prefix_goals(run, prefixes)]
+    goals = [*_engine_goals(engine, models), *text_goals(run), *_whole_goals(run, whole)]
+    goals += _prefix_goals(run, prefixes)
+    parts += text_part(run)
     if whole:
-        parts += ["## End to end: `submit` to records in Redis", _whole(whole)]
+        parts += ["## End to end: `submit` to records in Redis", _whole(run, whole)]
     if prefixes:
         parts += ["## Shared prefixes: lines that begin with the same 1000 tokens", _prefixes(run, prefixes)]
     if goals:
-        parts += ["## Goals", _table(["what", "goal", "measured", ""], goals) + GOALS_NOTE]
+        parts += ["## Goals", table(["what", "goal", "measured", ""], goals) + GOALS_NOTE]
     return "\n\n".join(parts) + "\n"
 
 
@@ -84,7 +87,7 @@ def _machine(run: Run) -> str:
 def _rates(engine: dict[tuple[str, str], Summary], models: Sequence[str]) -> str:
     sides = [side for side in LABELS if any((model, side) in engine for model in models)]
     rows = [[model, *(_cell(engine.get((model, side))) for side in sides)] for model in models]
-    return _table(["model", *(LABELS[side] for side in sides)], rows)
+    return table(["model", *(LABELS[side] for side in sides)], rows)
 
 
 def _ratios(engine: dict[tuple[str, str], Summary], models: Sequence[str]) -> str:
@@ -98,9 +101,9 @@ def _ratios(engine: dict[tuple[str, str], Summary], models: Sequence[str]) -> st
         against = [_times(ours, engine.get((model, side))) for side in peers]
         greedy = _share(ours, engine.get((model, "promptmill_greedy")))
         prompts = NOTHING if limit is None else f"{ours.median / limit.with_prompts:.2f}"
-        rows.append([model, _share(ours, limit), prompts, greedy, *against, _occupancy(ours)])
+        rows.append([model, _share(ours, limit), prompts, greedy, *against, occupancy(ours)])
     head = ["promptmill, own params", "of the limit", "of the limit with prompts", "of promptmill greedy"]
-    return _table([*head, *(f"× {LABELS[side]}" for side in peers), "occupancy"], rows)
+    return table([*head, *(f"× {LABELS[side]}" for side in peers), "occupancy"], rows)
 
 
 def _engine_goals(engine: dict[tuple[str, str], Summary], models: Sequence[str]) -> list[list[str]]:
@@ -108,9 +111,9 @@ def _engine_goals(engine: dict[tuple[str, str], Summary], models: Sequence[str])
     for model in models:
         ours, limit = engine.get((model, "promptmill_own")), engine.get((model, "limit"))
         if ours is not None and limit is not None:
-            rows.append(_goal(f"{model}: rows' own params, of the limit", GOALS[model], ours.median / limit.median))
+            rows.append(goal(f"{model}: rows' own params, of the limit", GOALS[model], ours.median / limit.median))
         if ours is not None and ours.occupancy is not None:
-            rows.append(_goal(f"{model}: occupancy while lines wait", OCCUPANCY_GOAL, ours.occupancy))
+            rows.append(goal(f"{model}: occupancy while lines wait", OCCUPANCY_GOAL, ours.occupancy))
     return rows
 
 
@@ -127,20 +130,30 @@ def _whole_goals(run: Run, whole: dict[tuple[str, str], Summary]) -> list[list[s
     for (model, side), summary in whole.items():
         if side != "end_to_end":
             continue
-        ratio = _paired(run, "endtoend", model, side, "promptmill_own")
-        rows.append(_goal(f"{model}: end to end, of the engine alone", END_TO_END_GOAL, ratio))
+        if (model, "limit") in whole:
+            ratio = _paired(run, "endtoend", model, side, "limit")
+            rows.append(goal(f"{model}: end to end, of the limit", WHOLE_GOALS[model], ratio))
+        if model == "small":
+            ratio = _paired(run, "endtoend", model, side, "promptmill_own")
+            rows.append(goal(f"{model}: end to end, of the engine alone", END_TO_END_GOAL, ratio))
         if summary.occupancy is not None:
-            rows.append(_goal(f"{model}: occupancy across shards", OCCUPANCY_GOAL, summary.occupancy))
+            rows.append(goal(f"{model}: occupancy across shards", OCCUPANCY_GOAL, summary.occupancy))
     return rows
 
 
-def _whole(whole: dict[tuple[str, str], Summary]) -> str:
-    rows = [
-        [model, str(summary.lines), whole[model, "promptmill_own"].text, summary.text, _occupancy(summary)]
-        for (model, side), summary in whole.items()
-        if side == "end_to_end"
-    ]
-    return _table(["model", "lines", "engine alone, tokens/s", "end to end, tokens/s", "occupancy"], rows)
+def _whole(run: Run, whole: dict[tuple[str, str], Summary]) -> str:
+    rows = []
+    for (model, side), summary in whole.items():
+        if side != "end_to_end":
+            continue
+        others = [whole.get((model, other)) for other in ("limit", "promptmill_own")]
+        ratios = [
+            f"{_paired(run, 'endtoend', model, side, other):.2f}" if (model, other) in whole else NOTHING
+            for other in ("limit", "promptmill_own")
+        ]
+        rows.append([model, str(summary.lines), *map(_cell, others), summary.text, *ratios, occupancy(summary)])
+    head = ["model", "lines", "limit, tokens/s", "engine alone", "end to end", "of the limit", "of the engine alone"]
+    return table([*head, "occupancy"], rows)
 
 
 def _profiles(profiles: Sequence[Measurement]) -> str:
@@ -151,7 +164,7 @@ def _profiles(profiles: Sequence[Measurement]) -> str:
         shares = [f"{found[f'ratio_{name}']:.2f}" for name in ("greedy", "own")]
         rows.append([item.model, *steps, *shares, *(f"{found[part]:.2f}" for part in PARTS)])
     head = ["model", "step of the limit", "greedy", "own params", "limit/greedy", "limit/own", *PARTS.values()]
-    return _table(head, rows) + PROFILE_NOTE
+    return table(head, rows) + PROFILE_NOTE
 
 
 def _prefix_goals(run: Run, prefixes: dict[tuple[str, str], Summary]) -> list[list[str]]:
@@ -159,7 +172,7 @@ def _prefix_goals(run: Run, prefixes: dict[tuple[str, str], Summary]) -> list[li
     for model, side in prefixes:
         if side == "prefixes_on":
             times = _paired(run, "prefixes", model, side, "prefixes_off")
-            rows.append(_goal(f"{model}: shared prefixes, times as fast", PREFIX_GOAL, times))
+            rows.append(goal(f"{model}: shared prefixes, times as fast", PREFIX_GOAL, times))
     return rows
 
 
@@ -173,7 +186,7 @@ def _prefixes(run: Run, prefixes: dict[tuple[str, str], Summary]) -> str:
         rows.append([model, str(on.lines), off.text, on.text, f"{statistics.median(cached):.2f}"])
     new = next(item.new_tokens for item in run.measurements if item.bench == "prefixes")
     head = ["model", "lines", "each in full, tokens/s", "computed once, tokens/s", "prompt tokens cached"]
-    return _table(head, rows) + f"\n\nGreedy rows, {new} new tokens each; both sides gave the same tokens."
+    return table(head, rows) + f"\n\nGreedy rows, {new} new tokens each; both sides gave the same tokens."
 
 
 def _notes(run: Run, engine: dict[tuple[str, str], Summary], models: Sequence[str]) -> str:
@@ -192,10 +205,6 @@ def _notes(run: Run, engine: dict[tuple[str, str], Summary], models: Sequence[st
     ).rstrip()  # fmt: skip
 
 
-def _goal(what: str, goal: float, measured: float) -> list[str]:
-    return [what, f"≥ {goal:g}", f"{measured:.3f}", "met" if measured >= goal else "**missed**"]
-
-
 def _times(ours: Summary, other: Summary | None) -> str:
     if other is None:
         return NOTHING
@@ -207,14 +216,5 @@ def _share(ours: Summary, other: Summary | None) -> str:
     return NOTHING if other is None else f"{ours.median / other.median:.2f}"
 
 
-def _occupancy(summary: Summary) -> str:
-    return NOTHING if summary.occupancy is None else f"{summary.occupancy:.3f}"
-
-
 def _cell(summary: Summary | None) -> str:
     return NOTHING if summary is None else summary.text
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -6,14 +6,17 @@ from pathlib import Path
 
 from bench.record import Run
 from bench.report.page import render
-from bench.report.plot import plot
+from bench.report.plot import plot, plot_text
 
 __all__ = ["write"]
 
 
 def write(run: Run, folder: Path) -> None:
-    """``README.md``, and ``engine.png`` where there is something to plot."""
+    """``README.md``, and ``engine.png`` and ``realtext.png`` where there is something to plot."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(render(run), encoding="utf-8")
-    if any(item.bench == "engine" and item.side == "limit" for item in run.measurements):
+    limits = {item.bench for item in run.measurements if item.side == "limit"}
+    if "engine" in limits:
         plot(run, folder / "engine.png")
+    if "realtext" in limits:
+        plot_text(run, folder / "realtext.png")

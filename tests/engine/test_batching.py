@@ -56,6 +56,16 @@ def test_prompts_are_prefilled_together(markov: Any, line_of: Any, run: Any) -> 
     assert [shape for shape in model.model.calls if shape[1] > 1] == [(8, 17)]
 
 
+def test_columns_computed_and_needed_are_counted(tiny: Any, line_of: Any, run: Any) -> None:
+    """A step computes every row as wide as the longest; rows of equal length need all of it."""
+    lines = {name: line_of(name, [1] * size, max_tokens=3, eos=()) for name, size in (("a", 4), ("b", 4), ("c", 10))}
+    even, uneven = (Engine(tiny("qwen3"), compile=False) for _ in range(2))
+    run(even, [lines["a"], lines["b"]])
+    assert (even.stats.decode_columns, even.stats.needed_columns) == (2 * (4 + 5 + 6), 2 * (4 + 5 + 6))
+    run(uneven, [lines["a"], lines["c"]])
+    assert (uneven.stats.decode_columns, uneven.stats.needed_columns) == (2 * (10 + 11 + 12), 4 + 5 + 6 + 10 + 11 + 12)
+
+
 def test_snapshot_tells_where_lines_are(markov: Any, line_of: Any) -> None:
     """Status sees a line's phase, how much of its prompt is computed, and its tokens so far."""
     engine = Engine(markov(), decode_concurrency=1, prompt_concurrency=1, prefill_step_size=10)

@@ -135,8 +135,8 @@ class GrowingCache:
         return self._seen(self._keys), self._seen(self._values)
 
     def _seen(self, stored: list[mx.array | None]) -> Any:
-        parts = zip(stored, self.positions.layout.buckets, strict=True)
-        seen = Parts(array[: len(bucket.lengths), :, : bucket.width + 1] for array, bucket in parts if array is not None)
+        pairs = zip(stored, self.positions.layout.buckets, strict=True)
+        seen = Parts(part[: len(bucket.lengths), :, : bucket.width + 1] for part, bucket in pairs if part is not None)
         return seen[0] if len(seen) == 1 else seen
 
     def _append(self, stored: list[mx.array | None], new: mx.array) -> Any:
