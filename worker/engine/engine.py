@@ -340,10 +340,9 @@ class Engine:
                 try_model(self.model, self._sampler)  # which may be to blame
                 self._prefixes.forget()  # and so may the one that the line went on from
                 self._fail(self._lines[row.key], internal_error(NotFiniteError()))
-            elif drawn.covered:
+            elif row.takes(drawn):
                 self._accept(drawn)
             else:
-                row.full = True
                 self.stats.repeated_rows += 1
                 self._decode_batch.leave(row)
                 self._readmit(self._lines[row.key], [row])

@@ -136,11 +136,17 @@ def draw_filtered(
     return mx.take_along_axis(ids, pick(weights, uniforms[:, 1:]), axis=-1)[:, 0], covered
 
 
-def redraw_full(drawn: mx.array, logits: mx.array, params: Arrays, uniforms: mx.array) -> mx.array:
-    """``drawn`` with the tokens of the rows in ``full_rows`` drawn from their sorted vocabulary."""
+def redraw_full(
+    drawn: mx.array, covered: mx.array | None, logits: mx.array, params: Arrays, uniforms: mx.array
+) -> mx.array:
+    """``drawn`` with the tokens of the rows in ``full_rows`` drawn from their sorted vocabulary, unless the candidates
+    ``covered`` their filters (None: of no row): then the token is that of the candidates, so that it is the same
+    whether or not a row is among those in ``full_rows``."""
     rows = params["full_rows"]
     chosen = {name: array[rows] for name, array in params.items() if name in FILTER_ARRAYS}
     wide = logits[rows]
     ids, values = best(wide, logits.shape[-1])
     picked, _ = draw_filtered(wide, ids, values, chosen, uniforms[rows], with_mass=False)
+    if covered is not None:
+        picked = mx.where(covered[rows], drawn[rows], picked)
     return mx.put_along_axis(drawn, rows, picked, axis=0)

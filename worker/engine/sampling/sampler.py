@@ -7,16 +7,19 @@ never changes its tokens:
 * greedy: the best token;
 * dense: temperature and no filter, a draw from the whole vocabulary without sorting it;
 * candidates: filters, on the ``CANDIDATES`` best tokens. The step also says whether they covered the filters'
-  survivors; a row that was not covered is computed again by
-* full: filters on the sorted vocabulary.
+  survivors. Where they did not, the token is drawn by
+* full: filters on the sorted vocabulary. A row that was not covered is computed again with it, and for some steps
+  more: its tokens are those of the candidates wherever these cover, so that nothing depends on how many.
 
 Order and meaning of the operations are those of ``mlx_lm.sample_utils``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import mlx.core as mx
 
@@ -28,6 +31,8 @@ __all__ = ["Features", "Sampled", "Sampler", "adjust", "drawable", "sample", "su
 
 TOP_LOGPROBS = 20
 """The most alternatives a line can ask for; always that many are computed, so that the number makes no new graph."""
+MOST_GRAPHS = 64
+"""Compiled steps that are held."""
 
 Arrays = Mapping[str, mx.array]
 Step = Callable[..., dict[str, mx.array]]
@@ -40,9 +45,9 @@ the probability mass of the whole vocabulary)."""
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """Results of one step, lazy: ``tokens [rows]``, ``NO_TOKEN`` in rows that have none; ``inputs [rows]``, the same
-    but for a token 0 there, which the next step goes on from; ``covered [rows]`` where candidates were used;
-    log-probabilities of the tokens ``[rows]`` and of the best alternatives ``[rows, TOP_LOGPROBS]``, ids and values,
-    where asked for."""
+    but for a token 0 there, which the next step goes on from; ``covered [rows]``, whether the candidates covered a
+    row's filters, where they were used; log-probabilities of the tokens ``[rows]`` and of the best alternatives ``[rows, TOP_LOGPROBS]``, ids and values,
+    where asked for. All but ``inputs`` may have idle rows at their end."""
 
     tokens: mx.array
     inputs: mx.array
@@ -59,22 +64,51 @@ class Sampled:
 
 
 class Sampler:
-    """Holds the compiled steps. ``compile`` is ``mx.compile``, or None to run each step as it stands. ``traces`` counts
-    how often a step's Python ran: once per features and shapes when compiled."""
+    """Holds the compiled steps, the ``most_graphs`` that were used last. ``compile`` is ``mx.compile``, or None to run
+    each step as it stands. ``traces`` counts how often a step was traced: once per features and shapes, unless it was
+    given up in between.
 
-    def __init__(self, compile: Callable[[Step], Step] | None = mx.compile) -> None:
+    The arrays of a compiled step may have more rows than ``logits``: see :class:`~worker.engine.sampling.sizes.GrownSizes`.
+    """
+
+    def __init__(self, compile: Callable[[Step], Step] | None = mx.compile, most_graphs: int = MOST_GRAPHS) -> None:
         self._compile = compile
-        self._steps: dict[Features, Step] = {}
+        self._most_graphs = most_graphs
+        self._steps: dict[Hashable, Step] = {}
         self.traces = 0
+
+    @property
+    def compiled(self) -> bool:
+        return self._compile is not None
+
+    @property
+    def graphs(self) -> int:
+        """How many compiled steps are held."""
+        return len(self._steps)
 
     def __call__(self, features: Features, logits: mx.array, state: Arrays, params: Arrays) -> Sampled:
         """Sample one token per row; ``state`` is what the step before returned, or what the rows begin with."""
-        step = self._steps.get(features)
-        if step is None:
-            step = self._traced(features)
-            step = self._steps[features] = step if self._compile is None else self._compile(step)
-        found = step(logits, dict(state), dict(params))
+        rows, state, params = logits.shape[0], dict(state), dict(params)
+        idle = state["generated"].shape[0] - rows
+        if idle:
+            logits = mx.concatenate([logits, mx.broadcast_to(logits[:1], (idle, logits.shape[1]))])
+        found = self._step_of(features, logits, state, params)(logits, state, params)
+        if idle:
+            found["inputs"] = found["inputs"][:rows]
         return Sampled(state={name: found.pop(name) for name in state}, **found)
+
+    def _step_of(self, features: Features, logits: mx.array, state: Arrays, params: Arrays) -> Step:
+        if self._compile is None:
+            return partial(sample, features)
+        shapes = (array.shape for array in chain([logits], state.values(), params.values()))
+        key = (features, logits.dtype, *shapes)
+        step = self._steps.pop(key, None)
+        if step is None:
+            step = self._compile(self._traced(features))
+        self._steps[key] = step
+        if len(self._steps) > self._most_graphs:
+            del self._steps[next(iter(self._steps))]
+        return step
 
     def _traced(self, features: Features) -> Step:
         def step(logits: mx.array, state: Arrays, params: Arrays) -> dict[str, mx.array]:
@@ -101,13 +135,15 @@ def sample(features: Features, logits: mx.array, state: Arrays, params: Arrays) 
         uniforms = uniforms_of(params["keys"], state["generated"])
         if "dense" in features:
             tokens = _either(params["dense"], draw_dense(logits, params["temperature"], uniforms), tokens)
+        within = None
         if "candidates" in features:
             ids, values = best(logits, CANDIDATES)
             picked, covered = draw_filtered(logits, ids, values, params, uniforms, with_mass="mass" in features)
             tokens = _either(params["candidates"], picked, tokens)
+            within = covered & params["candidates"]
             found["covered"] = covered | ~params["candidates"]
         if "full" in features and tokens is not None:
-            tokens = redraw_full(tokens, logits, params, uniforms)
+            tokens = redraw_full(tokens, within, logits, params, uniforms)
     if tokens is None:
         raise ValueError("the features have no way to a token")
     if "logprobs" in features:
