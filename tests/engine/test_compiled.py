@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,11 @@ import pytest
 from jobs.params import Sampling
 from worker.engine.loading.mlx_models import compiler_present
 from worker.engine.sampling import row_params
-from worker.engine.sampling.sampler import Features, Sampled, Sampler
+from worker.engine.sampling.sampler import MOST_GRAPHS, Features, Sampled, Sampler
 from worker.engine.sampling.sizes import GrownSizes
-from worker.engine.sequence import PreparedLine, Sequence
+from worker.engine.sequence import NO_TOKEN, PreparedLine, Sequence
 
-VOCAB = 700
+VOCAB, WIDE = 700, 300
 STEPS = 6
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -27,7 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "nucleus": {"top_p": 0.9},
     "few": {"top_k": 40, "min_p": 0.02},
     "every": {"top_p": 0.9999, "temperature": 3.0},
-    "hopeless": {"top_k": 300},
+    "hopeless": {"top_k": 400},
     "xtc": {"xtc_probability": 0.5, "xtc_threshold": 0.02, "top_k": 50},
     "repetition": {"repetition_penalty": 1.3, "repetition_context_size": 20},
     "presence": {"presence_penalty": 0.7, "top_p": 0.8},
@@ -66,7 +66,9 @@ def row_of(seed: int, kind: str, *, full: int = 0, written: int = 0, **more: Any
 def logits_of(rows: list[Sequence], step: int, scale: float = 2.5) -> mx.array:
     """Each row's own logits ``[rows, VOCAB]`` of a step, which do not depend on its place."""
     return mx.array(
-        np.stack([np.random.default_rng([row.seed, step]).normal(size=VOCAB) * scale for row in rows]).astype(np.float32)
+        np.stack([np.random.default_rng([row.seed, step]).normal(size=VOCAB) * scale for row in rows]).astype(
+            np.float32
+        )
     )
 
 
@@ -95,11 +97,18 @@ def tokens_of(found: list[dict[str, Any]]) -> list[list[int]]:
     return [step["tokens"] for step in found]
 
 
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All paths are there with a small vocabulary."""
+    for module in ("filters", "row_params"):
+        monkeypatch.setattr(f"worker.engine.sampling.{module}.WIDE", WIDE)
+
+
 @pytest.fixture
-def compiled() -> Iterator[Sampler]:
+def compiled() -> Sampler:
     if not compiler_present():
         pytest.skip("g++ not on PATH")
-    yield Sampler(mx.compile)
+    return Sampler(mx.compile)
 
 
 @pytest.mark.parametrize("mix", MIXES, ids="-".join)
@@ -123,7 +132,7 @@ def test_features_of_others_change_nothing(kind: str) -> None:
     from rows that have left."""
     rows = [row_of(seed, kind, written=2 * seed) for seed in range(5)]
     sizes = GrownSizes()
-    wide = {"logit_bias": {token: -1.0 for token in range(60)}, "repetition_context_size": 300}
+    wide = {"logit_bias": dict.fromkeys(range(60), -1.0), "repetition_context_size": 300}
     everything = [row_of(90 + index, name, written=400) for index, name in enumerate(KINDS)]
     row_params.build([*everything, row_of(80, "repetition", written=400, **wide)], VOCAB, sizes=sizes)
     arrays = row_params.build(rows, VOCAB, sizes=sizes)
@@ -168,7 +177,7 @@ def test_few_graphs_for_many_rows() -> None:
         if len(rows) < most and (draw.random() < 0.5 or not rows):
             for _ in range(draw.randint(1, most - len(rows))):
                 kind = draw.choice(list(KINDS))
-                more = {"logit_bias": {token: 1.0 for token in range(draw.randint(1, 40))}} if kind == "bias" else {}
+                more = {"logit_bias": dict.fromkeys(range(draw.randint(1, 40)), 1.0)} if kind == "bias" else {}
                 rows.append(row_of(draw.randrange(2**32), kind, written=draw.randint(0, 90), **more))
             slots, changed = list(rows), True
         elif len(rows) < 0.75 * len(slots):
@@ -179,9 +188,9 @@ def test_few_graphs_for_many_rows() -> None:
             sizes.step = step
             arrays = row_params.build(slots, VOCAB, sizes=sizes)
         sampler(arrays.features, logits[len(slots)], arrays.state, arrays.params)
-    assert counted.graphs <= 150, counted.graphs
+    assert counted.graphs <= 120
     assert counted.graphs - halfway <= halfway
-    assert sampler.graphs <= 64
+    assert sampler.graphs <= MOST_GRAPHS
 
 
 def test_graphs_that_are_not_used_are_dropped(compiled: Sampler) -> None:
@@ -203,7 +212,7 @@ def test_graphs_that_are_not_used_are_dropped(compiled: Sampler) -> None:
 def test_sorting_is_invisible() -> None:
     """Wherever the candidates cover a row's filters it has the same token whether or not its vocabulary is sorted too,
     and elsewhere sorting gives the token."""
-    kinds = [{"top_p": 0.99}, {"top_p": 0.97, "min_p": 0.0001}, {"xtc_probability": 0.6, "top_p": 0.98}]
+    kinds = [{"top_p": 0.96}, {"top_p": 0.98, "min_p": 0.002}, {"xtc_probability": 0.6, "top_p": 0.9}]
     rows = [row_of(seed, "dense", **kinds[seed % 3]) for seed in range(24)]
     apart = run(Sampler(None), rows, None, steps=12, scale=2.0)
     for row in rows:
@@ -228,10 +237,23 @@ def test_rows_leave_the_sorted_path(compile: bool, markov: Any, line_of: Any, ru
     model = markov(table)
     lines = [line_of(i, [30 + i], eos=[], seed=i, temperature=1.0, top_p=0.95, max_tokens=90) for i in range(7)]
     found = []
-    for steps in (1, 5, 10**6):
+    for steps in (5,) if compile else (1, 5, 10**6):
         monkeypatch.setattr("worker.engine.sequence.FULL_STEPS", steps)
         done = run(model, [replace(line) for line in lines], decode_concurrency=4, compile=compile)
         rows = [done[i].sequences[0] for i in range(7)]
         found.append([row.tokens for row in rows])
         assert any(row.full for row in rows) == (steps == 10**6)
-    assert found[0] == found[1] == found[2]
+    assert all(tokens == found[0] for tokens in found)
+
+
+def test_compiled_finds_what_is_not_finite(compiled: Sampler) -> None:
+    """Compiled, too, a row without finite logits has no token, and the others have theirs."""
+    rows = [row_of(seed, kind) for seed, kind in enumerate(KINDS)]
+    logits = logits_of(rows, 0)
+    damaged = mx.array(np.array(logits))
+    damaged[2, 5], damaged[7, 9] = float("nan"), float("inf")
+    arrays = row_params.build(rows, VOCAB, sizes=GrownSizes())
+    sound, found = (compiled(arrays.features, each, arrays.state, arrays.params) for each in (logits, damaged))
+    expected = [NO_TOKEN if place in (2, 7) else token for place, token in enumerate(sound.tokens.tolist())]
+    assert found.tokens.tolist()[: len(rows)] == expected[: len(rows)]
+    assert min(found.inputs.tolist()) >= 0

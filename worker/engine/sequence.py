@@ -159,8 +159,8 @@ class Sequence:
 @dataclass(frozen=True, slots=True)
 class SampledToken:
     """What one step computed for one row. ``covered`` is false where the candidates did not cover the row's filters:
-    unless the vocabulary was sorted too, the step must be repeated. ``token`` is ``NO_TOKEN`` where the logits are not finite. ``drafted``
-    says that a draft model had proposed the token."""
+    unless the vocabulary was sorted too, the step must be repeated. ``token`` is ``NO_TOKEN`` where the logits are not
+    finite. ``drafted`` says that a draft model had proposed the token."""
 
     row: Sequence
     token: int
