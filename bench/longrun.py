@@ -1,6 +1,6 @@
 """Whether memory stays flat over a long run: one engine, 32 rows, every kind of line, no end of refills.
 
-    python -m bench.longrun [--tokens N] [--model dense|hybrid|both] [--out FILE]
+    python -m bench.longrun [--tokens N] [--model dense|hybrid|both] [--no-compile] [--out FILE]
 
 What leaks first in MLX is not bytes but buffers: an array that nobody evaluates keeps its inputs alive, theirs, and so
 on back to the first step, at a few bytes each; Metal refuses the 499000th. Most of them are no Python objects, and they
@@ -31,7 +31,7 @@ from bench.models import FIRST_TOKEN, SHAPES, build, word
 from jobs.params import Sampling
 from worker.engine.decode import SETTLE_EVERY
 from worker.engine.engine import Engine
-from worker.engine.loading.mlx_models import measure
+from worker.engine.loading.mlx_models import compiler_present, measure
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sequence import PreparedLine
 
@@ -47,13 +47,14 @@ class Plan:
     """How long a run is: ``rows`` decode together until ``tokens`` are generated, with a sample every ``every`` steps
     (in step with the engine's evaluations of its caches, or what waits for the next one shows as noise);
     ``longest`` is the most tokens of an ordinary line, one line in 24 has five times that; after ``deck`` lines the
-    same ones come again."""
+    same ones come again. ``compile`` says that sampling is compiled, as it is on a GPU."""
 
     tokens: int = 300_000
     rows: int = 32
     every: int = 2 * SETTLE_EVERY
     longest: int = 160
     deck: int = 96
+    compile: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,8 @@ def run(model: LoadedModel, plan: Plan, report: Callable[[Sample], None] = lambd
         RuntimeError: when a line fails.
     """
     # Room for about half of the shared beginnings: prefixes are computed and given up all along.
-    engine = Engine(model, decode_concurrency=plan.rows, prefix_memory=4 * model.cache_cost(plan.longest))
+    prefix_memory = 4 * model.cache_cost(plan.longest)
+    engine = Engine(model, decode_concurrency=plan.rows, prefix_memory=prefix_memory, compile=plan.compile)
     source = lines(model.vocab_size, plan)
     samples: list[Sample] = []
     gc.collect()
@@ -232,16 +234,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tokens", type=int, default=Plan().tokens, help="to generate  [default: %(default)s]")
     parser.add_argument("--model", choices=[*MODELS, "both"], default="both", help="[default: both]")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=compiler_present(),
+        help="compile the sampling  [default: where there is a compiler]",
+    )
     parser.add_argument("--out", type=Path, help="write all samples to this file, as JSON")
     options = parser.parse_args(arguments)
     if options.tokens < 3000:
         parser.error("--tokens must be at least 3000")
-    plan = Plan(tokens=options.tokens)
+    plan = Plan(tokens=options.tokens, compile=options.compile)
     flat, kept = True, {}
     for name in MODELS if options.model == "both" else [options.model]:
-        print(
-            f"{name}, {plan.rows} rows:\n    tokens     steps   seconds", *(f"{head:>13}" for head in FIGURES.values())
-        )
+        how = "compiled" if plan.compile else "not compiled"
+        print(f"{name}, {plan.rows} rows, sampling {how}:")
+        print("    tokens     steps   seconds", *(f"{head:>13}" for head in FIGURES.values()))
         samples = run(MODELS[name](), plan, _print)
         grown = growth(samples)
         kept[name] = [asdict(sample) for sample in samples]

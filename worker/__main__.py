@@ -7,6 +7,7 @@ try:
     import os
     import threading
 
+    from worker.allocator import glibc_mallopt, keep_large_arrays
     from worker.cli import main
     from worker.health.recycle import RECYCLE, listen, start_afresh
     from worker.models.compute import THREAD_NAME
@@ -16,6 +17,7 @@ except KeyboardInterrupt:  # these take half a second, in which somebody may cha
 if __name__ == "__main__":
     try:
         listen()
+        keep_large_arrays(os.environ, glibc_mallopt())
         status = main()
         if status == RECYCLE:
             status = start_afresh()

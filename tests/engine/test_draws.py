@@ -32,7 +32,7 @@ def draw(logits: np.ndarray, count: int = STEPS, *, full: bool = False, stride: 
     1, 2..."""
     batch = [row_of(seed * stride, **given) for seed in range(ROWS)]
     for row in batch:
-        row.full = full
+        row.full = 10**6 if full else 0
     arrays = row_params.build(batch, len(logits))
     wide = mx.broadcast_to(mx.array(logits.astype(np.float32))[None], (ROWS, len(logits)))
     found = []

@@ -195,8 +195,7 @@ def test_logprobs_see_bias_and_leave_out_eos_and_what_is_cut(markov: Any, line_o
 def test_uncovered_nucleus_is_done_again_by_the_full_path(line_of: Any, run: Any, markov: Any) -> None:
     """A nucleus wider than the best candidates loses nothing: the row goes on with its whole vocabulary, and draws
     from all of it, also when it sits in a batch."""
-    table = np.zeros((2000, 2000), dtype=np.float32)
-    table[:, 0] = -100
+    table = np.broadcast_to(np.where(np.arange(6000) == 0, -100, 0).astype(np.float32), (6000, 6000))
     model = markov(table)
     engine = Engine(model, decode_concurrency=4)
     wide = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 40}
@@ -205,7 +204,7 @@ def test_uncovered_nucleus_is_done_again_by_the_full_path(line_of: Any, run: Any
     tokens = list(itertools.chain.from_iterable(done[i].sequences[0].tokens for i in range(6)))
     assert all(len(done[i].sequences[0].tokens) == 40 for i in range(6))
     assert len(set(tokens)) > 200
-    assert max(tokens) > 1900
+    assert max(tokens) > 5700
     assert engine.stats.repeated_rows == 6
     one = run(model, [line_of(3, [1, 2, 3], seed=3, **{**wide, "max_tokens": 1})])[3].sequences[0].tokens
     assert one == done[3].sequences[0].tokens[:1]

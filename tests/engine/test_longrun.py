@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from bench import longrun
 from bench.longrun import Plan
 from worker.engine.decode import SETTLE_EVERY
+from worker.engine.loading.mlx_models import compiler_present
 
 PLAN = Plan(tokens=1800, rows=8, every=SETTLE_EVERY, longest=16, deck=24)
 NOISE = 0.2
@@ -21,11 +23,14 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.engine.decode.MOST_WASTED", 16)
 
 
-@pytest.mark.parametrize("name", longrun.MODELS)
-def test_memory_is_flat(name: str, narrow: None) -> None:
-    """Live buffers do not grow, with rows of all kinds coming and going and prefixes given up; nor do bytes, beyond
-    what one step of the caches' growth, 256 columns, makes of them in so short a run."""
-    grown = longrun.growth(longrun.run(longrun.MODELS[name](), PLAN))
+@pytest.mark.parametrize(("name", "compile"), [("dense", False), ("hybrid", False), ("dense", True)])
+def test_memory_is_flat(name: str, compile: bool, narrow: None) -> None:
+    """Live buffers do not grow, with rows of all kinds coming and going and prefixes given up, whether or not sampling
+    is compiled; nor do bytes, beyond what one step of the caches' growth, 256 columns, makes of them in so short a
+    run."""
+    if compile and not compiler_present():
+        pytest.skip("g++ not on PATH")
+    grown = longrun.growth(longrun.run(longrun.MODELS[name](), replace(PLAN, compile=compile)))
     assert grown["live_buffers"] < NOISE, grown
     assert max(grown.values()) < 0.5, grown
 

@@ -77,8 +77,10 @@ def test_windows_of_all_sizes(prefix: int, tiny: Any, line_of: Any, run: Any) ->
 
 def test_row_that_begins_again_keeps_its_count(tiny: Any, line_of: Any, run: Any) -> None:
     """A row whose filters the best candidates do not cover is computed again; that changes nothing in what it paid."""
-    model = tiny("qwen3", vocab_size=4096)
-    lines = [line_of(i, [*words(15, 90), 1 + i], temperature=50.0, top_p=0.95, seed=i, max_tokens=4) for i in range(4)]
+    model = tiny("qwen3", vocab_size=8192)
+    lines = [
+        line_of(i, [*words(15, 90), 1 + i], temperature=50.0, top_p=0.9999, seed=i, max_tokens=4) for i in range(4)
+    ]
     engine = Engine(model)
     done = run(engine, lines)
     assert engine.stats.repeated_rows > 0

@@ -241,7 +241,7 @@ def test_own_draft_is_accepted(target: LoadedModel, mixed: Any, run: Any) -> Non
 
 def test_draft_beyond_the_candidates(tiny: Any, line_of: Any, run: Any) -> None:
     """A row whose filters the best candidates do not cover goes on by the full path here too."""
-    model = tiny("qwen3", vocab_size=2048)
+    model = tiny("qwen3", vocab_size=8192)
     flat = {"temperature": 3.0, "top_p": 0.999, "max_tokens": 30}
     lines = [line_of(seed, prompt_of(9), seed=seed, logit_bias={5: -3.0}, **flat) for seed in range(3)]
     engine = Engine(again(model, model))

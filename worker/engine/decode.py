@@ -14,6 +14,7 @@ from worker.engine.loading.model import LoadedModel
 from worker.engine.sampling import row_params
 from worker.engine.sampling.row_params import BatchArrays
 from worker.engine.sampling.sampler import Sampled, Sampler
+from worker.engine.sampling.sizes import GrownSizes
 from worker.engine.sequence import SampledToken, Sequence
 
 __all__ = ["CLEAR_EVERY", "DecodeBatch", "NotFiniteError", "StepResult", "read_tokens"]
@@ -83,6 +84,7 @@ class DecodeBatch:
         self._inputs: mx.array | None = None
         self._logits: mx.array | None = None
         self._arrays: BatchArrays | None = None
+        self._sizes = GrownSizes() if sampler.compiled else None
         self._steps = 0
 
     def __len__(self) -> int:
@@ -94,7 +96,9 @@ class DecodeBatch:
         if self._logits is None or not len(self):
             return None
         if self._arrays is None or self._arrays.steps_left < 1:
-            self._arrays = row_params.build(self._rows, self._model.vocab_size)
+            if self._sizes is not None:
+                self._sizes.step = self._steps
+            self._arrays = row_params.build(self._rows, self._model.vocab_size, sizes=self._sizes)
         arrays = self._arrays
         sampled = self._sampler(arrays.features, self._logits, arrays.state, arrays.params)
         mx.async_eval(sampled.outputs())

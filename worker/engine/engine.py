@@ -19,7 +19,7 @@ from worker.engine.caches import prompt_cache
 from worker.engine.caches.prefix_cache import PrefixCache, prefix_budget
 from worker.engine.decode import NotFiniteError
 from worker.engine.line_state import EngineStats, LineState, check_tokens, in_flight, internal_error
-from worker.engine.loading.mlx_models import cache_budget
+from worker.engine.loading.mlx_models import cache_budget, compiler_present
 from worker.engine.loading.model import LoadedModel
 from worker.engine.prefill import PrefillBatch
 from worker.engine.recovery import Suspects, try_model
@@ -47,8 +47,7 @@ class Engine:
     the model's context length. ``memory_limit`` are the bytes that caches may take (None: what the device recommends,
     less the model), ``prefix_memory`` those of them that keep what prompts have in common (None: a tenth, or 512 MiB
     where there is no limit; 0: every prompt is computed in full). ``compile`` says whether sampling is compiled (None:
-    on a GPU only, because the CPU build calls a C++ compiler for half a second per kernel, to save half a millisecond
-    per step). ``clock`` gives seconds.
+    as suits the device and the vocabulary). ``clock`` gives seconds.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class Engine:
             assign=self._prefixes.assign,
         )
         self.set_memory(memory_limit if memory_limit is not None else cache_budget())
-        self._sampler = suited(compile)
+        self._sampler = suited(compile, vocab_size=model.vocab_size, compiler=compiler_present())
         self._decode_batch = batch_of(model, self._sampler)
         self._lines: dict[Hashable, LineState] = {}
         self._begun = 0
@@ -343,10 +342,9 @@ class Engine:
                 try_model(self.model, self._sampler)  # which may be to blame
                 self._prefixes.forget()  # and so may the one that the line went on from
                 self._fail(self._lines[row.key], internal_error(NotFiniteError()))
-            elif drawn.covered:
+            elif row.takes(drawn):
                 self._accept(drawn)
             else:
-                row.full = True
                 self.stats.repeated_rows += 1
                 self._decode_batch.leave(row)
                 self._readmit(self._lines[row.key], [row])

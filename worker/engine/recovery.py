@@ -84,8 +84,7 @@ def try_alone(
         for drawn in result.read():
             if not drawn.finite:
                 raise NotFiniteError
-            if not drawn.covered:
-                row.full = True
+            if not row.takes(drawn):
                 return
             accept(drawn)
         if row.ended:

@@ -24,6 +24,8 @@ __all__ = [
 
 NO_TOKEN = -1
 """The token of a row whose logits are NaN, infinite, or all of them -infinity."""
+FULL_STEPS = 64
+"""How many steps a row's vocabulary is sorted after the last one in which the candidates did not cover its filters."""
 SEED_BYTES = 8
 WITHOUT_CONTEXT = 4096
 """The most tokens of a text without ``max_tokens``, for a model whose context length is unknown."""
@@ -61,6 +63,7 @@ class Sequence:
     ``stop_matcher`` reads the text of one with stop strings along, and ``text``, of such a one that ended, is the raw
     text, cut before the match. Times are seconds of the
     engine's clock; ``waited_s`` is how long the prompt, computed ahead, waited for a free row.
+    ``full`` is for how many steps more its vocabulary is sorted, in case the candidates do not cover its filters.
     ``accepted_draft_tokens`` counts tokens that a draft model had proposed; None where there is none.
     """
 
@@ -82,7 +85,7 @@ class Sequence:
     waited_s: float = 0.0
     first_token_at: float | None = None
     finished_at: float | None = None
-    full: bool = False
+    full: int = 0
     accepted_draft_tokens: int | None = None
 
     @property
@@ -145,6 +148,13 @@ class Sequence:
         """Whether the token is one that ends the text."""
         return token in self.line.eos and not self.line.sampling.ignore_eos
 
+    def takes(self, drawn: SampledToken) -> bool:
+        """Whether the token drawn counts: where the candidates did not cover the row's filters, it does if the
+        vocabulary was sorted too. In that case it will be for the next ``FULL_STEPS`` steps."""
+        counts = drawn.covered or self.full > 0
+        self.full = max(0, self.full - 1) if drawn.covered else FULL_STEPS
+        return counts
+
     def end(self, reason: str, now: float) -> None:
         self.stop_reason = reason
         self.finished_at = now
@@ -153,8 +163,8 @@ class Sequence:
 @dataclass(frozen=True, slots=True)
 class SampledToken:
     """What one step computed for one row. ``covered`` is false where the candidates did not cover the row's filters:
-    the step must be repeated on the full path. ``token`` is ``NO_TOKEN`` where the logits are not finite. ``drafted``
-    says that a draft model had proposed the token."""
+    unless the vocabulary was sorted too, the step must be repeated. ``token`` is ``NO_TOKEN`` where the logits are not
+    finite. ``drafted`` says that a draft model had proposed the token."""
 
     row: Sequence
     token: int
@@ -171,7 +181,7 @@ class SampledToken:
     @property
     def last(self) -> bool:
         """Whether the row ends with this token whatever its text is."""
-        if not self.covered or not self.finite:
+        if not self.finite or not (self.covered or self.row.full):
             return False
         return len(self.row.tokens) + 1 >= self.row.limit or self.row.ends_with(self.token)
 

@@ -13,10 +13,13 @@ import mlx.core as mx
 from jobs.params import PARAMETERS
 from worker.engine.sampling.draws import exp, mass, pick
 
-__all__ = ["CANDIDATES", "best", "draw_filtered", "redraw_full", "survivors"]
+__all__ = ["CANDIDATES", "WIDE", "best", "draw_filtered", "draw_wide", "redraw_full", "survivors"]
 
-CANDIDATES = 256
-"""How many of the best tokens the filters look at. A constant: a row's tokens must not depend on its batch."""
+CANDIDATES, WIDE = 256, 4096
+"""How many of the best tokens the filters look at, of rows that ask for few tokens and of others. Constants: a row's
+tokens must not depend on its batch."""
+MOST_MEMBERS, FEW_BLOCKS = 8, 4
+"""Members of a block in the search for the best tokens; blocks there are at least, for each of these tokens."""
 FILTER_ARRAYS = frozenset(
     {"temperature", "xtc_exempt", *(name for name, row in PARAMETERS.items() if row.stage == "filter")}
 )
@@ -26,26 +29,33 @@ Arrays = Mapping[str, mx.array]
 
 
 def best(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
-    """Ids and values ``[rows, min(count, vocab)]`` of the best tokens, best first.
-
-    Large vocabularies are cut into strided blocks: the ``count`` best tokens lie within the ``count`` blocks of the
-    best maxima, so two small partitions do in place of one over the vocabulary (which on Metal is a full sort).
-    """
-    vocab = logits.shape[-1]
-    if count >= vocab:
+    """Ids and values ``[rows, min(count, vocab)]`` of the best tokens, best first."""
+    if count >= logits.shape[-1]:
         ids = mx.argsort(logits, axis=-1)[:, ::-1].astype(mx.int32)
         return ids, mx.take_along_axis(logits, ids, axis=-1)
-    size = _block(vocab, count)
-    if size > 1:
-        ids = _block_members(logits, count, size)
-        values = mx.take_along_axis(logits, ids, axis=-1)
-        inner = _partition(values, count)
-        ids = mx.take_along_axis(ids, inner, axis=-1)
-    else:
-        ids = _partition(logits, count)
+    ids = _largest(logits, count)
     values = mx.take_along_axis(logits, ids, axis=-1)
     order = mx.argsort(values, axis=-1)[:, ::-1]
     return mx.take_along_axis(ids, order, axis=-1), mx.take_along_axis(values, order, axis=-1)
+
+
+def _largest(values: mx.array, count: int) -> mx.array:
+    """Positions ``[rows, count]`` of the largest of ``values [rows, size]``, in any order.
+
+    Long rows are cut into strided blocks: block b holds b, b + blocks, b + 2 blocks... The largest values lie within
+    the blocks of the largest maxima, and those are found in the same way. So a few small partitions do in place of a
+    large one (which on Metal is a full sort).
+    """
+    rows, size = values.shape
+    members = _block(size, count)
+    if members == 1:
+        return _partition(values, count)
+    blocks = size // members
+    chosen = _largest(values.reshape(rows, members, blocks).max(axis=1), count)
+    offsets = mx.arange(0, size, blocks, dtype=mx.int32)
+    places = (chosen[:, None, :] + offsets[None, :, None]).reshape(rows, -1)
+    inner = _partition(mx.take_along_axis(values, places, axis=-1), count)
+    return mx.take_along_axis(places, inner, axis=-1)
 
 
 def _partition(values: mx.array, count: int) -> mx.array:
@@ -53,21 +63,12 @@ def _partition(values: mx.array, count: int) -> mx.array:
     return mx.argpartition(values, cut, axis=-1)[:, cut:].astype(mx.int32)
 
 
-def _block(vocab: int, count: int) -> int:
-    """Members per block, a power of two near the square root of ``vocab / count``; 1 where blocks do not pay."""
-    size = 1
-    while 4 * size * size <= vocab // count and vocab % (2 * size) == 0:
-        size *= 2
-    return size
-
-
-def _block_members(logits: mx.array, count: int, size: int) -> mx.array:
-    """Ids ``[rows, count * size]`` of the members of the best blocks; block b holds b, b + blocks, b + 2 blocks..."""
-    rows, vocab = logits.shape
-    blocks = vocab // size
-    chosen = _partition(logits.reshape(rows, size, blocks).max(axis=1), count)
-    offsets = mx.arange(0, vocab, blocks, dtype=mx.int32)
-    return (chosen[:, None, :] + offsets[None, :, None]).reshape(rows, -1)
+def _block(size: int, count: int) -> int:
+    """Members per block: 8, or 4 or 2 where the size is not a multiple or there would be few blocks; 1: no blocks."""
+    members = 1
+    while members < MOST_MEMBERS and size % (2 * members) == 0 and size // (2 * members) >= FEW_BLOCKS * count:
+        members *= 2
+    return members
 
 
 def survivors(
@@ -136,11 +137,26 @@ def draw_filtered(
     return mx.take_along_axis(ids, pick(weights, uniforms[:, 1:]), axis=-1)[:, 0], covered
 
 
-def redraw_full(drawn: mx.array, logits: mx.array, params: Arrays, uniforms: mx.array) -> mx.array:
-    """``drawn`` with the tokens of the rows in ``full_rows`` drawn from their sorted vocabulary."""
+def draw_wide(
+    drawn: mx.array, covered: mx.array, logits: mx.array, params: Arrays, uniforms: mx.array
+) -> tuple[mx.array, mx.array]:
+    """``drawn`` and ``covered``, both ``[rows]``, with the tokens of ``wide_rows`` drawn from more candidates."""
+    rows = params["wide_rows"]
+    chosen, some = _rows_of(params, rows), logits[rows]
+    picked, within = draw_filtered(some, *best(some, WIDE), chosen, uniforms[rows], with_mass=True)
+    return mx.put_along_axis(drawn, rows, picked, axis=0), mx.put_along_axis(covered, rows, within, axis=0)
+
+
+def redraw_full(drawn: mx.array, covered: mx.array, logits: mx.array, params: Arrays, uniforms: mx.array) -> mx.array:
+    """``drawn`` with the tokens of ``full_rows`` drawn from their sorted vocabulary, where candidates have not
+    ``covered`` their filters. Where they have, the token is theirs, so that it is the same whether or not a row is
+    among ``full_rows``; those in ``never_covered`` have no candidates."""
     rows = params["full_rows"]
-    chosen = {name: array[rows] for name, array in params.items() if name in FILTER_ARRAYS}
-    wide = logits[rows]
-    ids, values = best(wide, logits.shape[-1])
-    picked, _ = draw_filtered(wide, ids, values, chosen, uniforms[rows], with_mass=False)
-    return mx.put_along_axis(drawn, rows, picked, axis=0)
+    chosen, some = _rows_of(params, rows), logits[rows]
+    picked, _ = draw_filtered(some, *best(some, logits.shape[-1]), chosen, uniforms[rows], with_mass=False)
+    settled = covered[rows] & ~params["never_covered"]
+    return mx.put_along_axis(drawn, rows, mx.where(settled, drawn[rows], picked), axis=0)
+
+
+def _rows_of(params: Arrays, rows: mx.array) -> dict[str, mx.array]:
+    return {name: array[rows] for name, array in params.items() if name in FILTER_ARRAYS}

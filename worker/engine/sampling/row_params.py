@@ -17,8 +17,9 @@ import mlx.core as mx
 import numpy as np
 
 from jobs.params import PARAMETERS, Sampling
-from worker.engine.sampling.filters import CANDIDATES
+from worker.engine.sampling.filters import CANDIDATES, WIDE
 from worker.engine.sampling.sampler import Features
+from worker.engine.sampling.sizes import GrownSizes, power_of_two, rounded_rows
 from worker.engine.sequence import PreparedLine, Sequence
 
 __all__ = ["COLDEST", "BatchArrays", "build", "build_ahead", "draw_key"]
@@ -37,6 +38,8 @@ COMMON_FILTERS = frozenset({"top_p", "min_p", "top_k"})
 """Always computed together: each combination of features is a graph of its own."""
 LONG_FILTERS = frozenset({"top_k", "xtc_probability"})
 """Filters that may leave more tokens than there are candidates, whatever the logits."""
+FEW_MIN_P = 0.02
+"""From here on min_p leaves few tokens in practice, each of them at least that part as likely as the best."""
 MASS_FILTERS = frozenset({"top_p", "xtc_probability"})
 """Filters that need the probability mass of the whole vocabulary."""
 
@@ -52,10 +55,10 @@ class BatchArray:
     entry: Callable[[Sequence, int], Any]
     fill: int | None = 0
 
-    def build(self, rows: Items[Sequence], vocab_size: int) -> mx.array:
+    def build(self, name: str, rows: Items[Sequence], vocab_size: int, sizes: GrownSizes) -> mx.array:
         entries = [self.entry(row, vocab_size) for row in rows]
         if isinstance(entries[0], tuple):
-            width = _power_of_two(max(1, *map(len, entries)))
+            width = sizes.grown(name, power_of_two(max(1, *map(len, entries))))
             filled = ((row[0] if self.fill is None else self.fill, row) for row in entries)
             entries = [row + (fill,) * (width - len(row)) for fill, row in filled]
         elif self.kind == mx.int32:
@@ -98,10 +101,13 @@ ARRAYS: Mapping[str, BatchArray] = {
 """The arrays with an entry per row, but for the masks of the paths. A parameter of the table with a stage is here as
 lines give it; ``min_p`` is in logarithms, as what it is compared with."""
 
+DEAR_PATHS = {"wide": "wide_rows", "full": "full_rows"}
+"""Features that do not linger: a sort for no row costs more than a graph. With the arrays that have their rows."""
+
 
 @dataclass(slots=True)
 class BatchArrays:
-    """What the sampler takes for one set of rows. ``steps_left`` is how many steps the window is wide enough for."""
+    """What the sampler takes for one set of rows, for the next ``steps_left`` steps."""
 
     features: Features
     params: dict[str, mx.array]
@@ -109,31 +115,40 @@ class BatchArrays:
     steps_left: float
 
 
-def build(slots: Items[Sequence | None], vocab_size: int, *, ahead: int = 0) -> BatchArrays:
+def build(
+    slots: Items[Sequence | None], vocab_size: int, *, ahead: int = 0, sizes: GrownSizes | None = None
+) -> BatchArrays:
     """The arrays of a batch's slots. The window is wide enough for ``ahead`` steps after the next.
 
-    An idle slot (None) asks for nothing, and gets whatever token comes cheapest.
+    An idle slot (None) asks for nothing, and gets whatever token comes cheapest. With ``sizes`` arrays seldom change
+    their shapes: there may be idle rows after the slots, wider arrays and more features than are needed. None of these
+    changes a row's tokens.
     """
+    if sizes is None:
+        sizes = GrownSizes()
+    else:
+        slots = [*slots, *[None] * (rounded_rows(len(slots)) - len(slots))]
     idle = Sequence(PreparedLine(None, (0,), Sampling(), frozenset()), choice=0, seed=0, limit=1)
     rows = [idle if row is None else row for row in slots]
     used = [_in_use(row) for row in rows]
     paths = [_path_of(row, names, vocab_size) for row, names in zip(rows, used, strict=True)]
     needs = zip(slots, used, paths, strict=True)
     features = _features_of((names, path) for row, names, path in needs if row is not None)
-    params = {name: array.build(rows, vocab_size) for name, array in ARRAYS.items() if array.feature in features}
-    for name in features & {"dense", "candidates"}:
-        params[name] = mx.array([path == name for path in paths])
-    if "full" in features:
-        full = [index for index, path in enumerate(paths) if path == "full"]
-        params["full_rows"] = mx.array(full + full[-1:] * (_power_of_two(len(full)) - len(full)), dtype=mx.int32)
+    features = sizes.grown_set(features)
+    params = {
+        name: array.build(name, rows, vocab_size, sizes) for name, array in ARRAYS.items() if array.feature in features
+    } | _path_arrays(features, paths, [row.full > 0 for row in rows])
+    features |= {name for name, array in DEAR_PATHS.items() if array in params}
     state = {"generated": mx.array([len(row.tokens) for row in rows], dtype=mx.int32)}
-    steps_left = math.inf
+    steps_left = min((row.full for row in rows if row.full), default=math.inf)
     if "window" in features:
         views = [_views(row, names) for row, names in zip(rows, used, strict=True)]
-        width = _power_of_two(max(min(size, seen + ahead) for row in views for size, seen in (*row, (1, 1))))
+        needed = max(min(size, seen + ahead) for row in views for size, seen in (*row, (1, 1)))
+        width = sizes.grown("window width", power_of_two(needed))
         state["window"] = _window(rows, width)
         # For so many steps, this one included, the window holds all that the rows' penalties look at.
-        steps_left = min((width - seen + 1 for row in views for size, seen in row if size > width), default=math.inf)
+        room = (width - seen + 1 for row in views for size, seen in row if size > width)
+        steps_left = min(steps_left, min(room, default=math.inf))
     return BatchArrays(features, params, state, steps_left)
 
 
@@ -150,8 +165,25 @@ def build_ahead(row: Sequence, inputs: mx.array, vocab_size: int) -> BatchArrays
     return arrays
 
 
+def _path_arrays(features: Features, paths: Items[str], full: Items[bool]) -> dict[str, mx.array]:
+    """Which rows take which of the paths in use; ``full`` are those whose vocabulary is sorted besides."""
+    arrays = {name: mx.array([path == name for path in paths]) for name in features & {"dense", "candidates"}}
+    if wide := _padded([index for index, path in enumerate(paths) if path == "wide"]):
+        arrays["wide_rows"] = mx.array(wide, dtype=mx.int32)
+    wanted = [path == "full" or (path in ("candidates", "wide") and full[index]) for index, path in enumerate(paths)]
+    if chosen := _padded([index for index, sort in enumerate(wanted) if sort]):
+        arrays["full_rows"] = mx.array(chosen, dtype=mx.int32)
+        arrays["never_covered"] = mx.array([paths[index] == "full" for index in chosen])
+    return arrays
+
+
+def _padded(indices: list[int]) -> list[int]:
+    """The indices, the last of them several times, so that their number is a power of two (or 0)."""
+    return indices + indices[-1:] * (power_of_two(len(indices)) - len(indices))
+
+
 def _path_of(row: Sequence, used: frozenset[str], vocab_size: int) -> str:
-    """How a row draws: ``greedy``, ``dense``, ``candidates`` or ``full``. It depends on nothing but the row."""
+    """How a row draws: ``greedy``, ``dense``, ``candidates``, ``wide`` or ``full``. Its parameters alone decide."""
     sampling, filters = row.sampling, used & FILTERS
     top_k = _top_k(sampling, vocab_size)
     if not top_k:
@@ -160,13 +192,14 @@ def _path_of(row: Sequence, used: frozenset[str], vocab_size: int) -> str:
         return "greedy"
     if not filters:
         return "dense"
-    if vocab_size <= CANDIDATES:
+    few = 0 < top_k <= CANDIDATES or sampling.min_p >= FEW_MIN_P
+    if vocab_size <= CANDIDATES or (few and sampling.min_tokens_to_keep < CANDIDATES):
         return "candidates"
     # Some filters can never be covered: no need to find out in the middle of a text.
     cutting = filters - LONG_FILTERS
-    cut_too_few = not cutting or (cutting == {"min_p"} and sampling.min_tokens_to_keep >= CANDIDATES)
-    hopeless = cut_too_few and not 0 < top_k <= CANDIDATES
-    return "full" if row.full or hopeless else "candidates"
+    cut_too_few = not cutting or (cutting == {"min_p"} and sampling.min_tokens_to_keep >= WIDE)
+    hopeless = cut_too_few and not 0 < top_k <= WIDE
+    return "full" if hopeless else "wide"
 
 
 def draw_key(seed: int) -> tuple[int, int]:
@@ -179,10 +212,10 @@ def _features_of(rows: Iterable[tuple[frozenset[str], str]]) -> Features:
     """What rows need of the sampler together, given the parameters that each uses and its path."""
     features: set[str] = set()
     for used, path in rows:
-        features |= {path} | (used - FILTERS)
+        features |= ({path} - DEAR_PATHS.keys()) | (used - FILTERS)
         if path != "greedy":
             features.add("draws")
-        if path in ("candidates", "full"):
+        if path == "candidates" or path in DEAR_PATHS:
             features |= COMMON_FILTERS | (used & FILTERS)
         if path == "candidates" and used & MASS_FILTERS:
             features.add("mass")
@@ -242,7 +275,3 @@ def _window(rows: Items[Sequence], width: int) -> mx.array:
             past = [*row.prompt[max(0, len(row.prompt) + len(past) - width) :], *past]
         window[index, width - len(past) :] = past
     return mx.array(window)
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << max(0, number - 1).bit_length()

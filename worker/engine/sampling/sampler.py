@@ -6,28 +6,36 @@ never changes its tokens:
 
 * greedy: the best token;
 * dense: temperature and no filter, a draw from the whole vocabulary without sorting it;
-* candidates: filters, on the ``CANDIDATES`` best tokens. The step also says whether they covered the filters'
-  survivors; a row that was not covered is computed again by
-* full: filters on the sorted vocabulary.
+* candidates: filters that leave few tokens, on the ``CANDIDATES`` best ones;
+* wide: other filters, on the ``WIDE`` best. In both cases the step also says whether these tokens covered all that
+  survive the filters. Where they did not, the token is drawn by
+* full: filters on the sorted vocabulary. A row that was not covered is computed again with it, and for some steps
+  more: its tokens are those of the candidates wherever these cover, so that nothing depends on how many.
 
 Order and meaning of the operations are those of ``mlx_lm.sample_utils``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import mlx.core as mx
 
-from worker.engine.sampling.draws import draw_dense, uniforms_of
-from worker.engine.sampling.filters import CANDIDATES, best, draw_filtered, redraw_full
+from worker.engine.sampling.draws import draw_dense, mass, uniforms_of
+from worker.engine.sampling.filters import CANDIDATES, best, draw_filtered, draw_wide, redraw_full
 from worker.engine.sequence import NO_TOKEN
 
-__all__ = ["Features", "Sampled", "Sampler", "adjust", "drawable", "sample", "suited"]
+__all__ = ["MOST_GRAPHS", "Features", "Sampled", "Sampler", "adjust", "drawable", "sample", "suited"]
 
 TOP_LOGPROBS = 20
 """The most alternatives a line can ask for; always that many are computed, so that the number makes no new graph."""
+LARGE_VOCABULARY = 32_000
+"""Tokens from which on a compiled step pays on a CPU."""
+MOST_GRAPHS = 128
+"""Compiled steps that are held."""
 
 Arrays = Mapping[str, mx.array]
 Step = Callable[..., dict[str, mx.array]]
@@ -40,9 +48,9 @@ the probability mass of the whole vocabulary)."""
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """Results of one step, lazy: ``tokens [rows]``, ``NO_TOKEN`` in rows that have none; ``inputs [rows]``, the same
-    but for a token 0 there, which the next step goes on from; ``covered [rows]`` where candidates were used;
-    log-probabilities of the tokens ``[rows]`` and of the best alternatives ``[rows, TOP_LOGPROBS]``, ids and values,
-    where asked for."""
+    but for a token 0 there, which the next step goes on from; ``covered [rows]``, whether the candidates covered a
+    row's filters, where they were used; log-probabilities of the tokens ``[rows]`` and of the best alternatives
+    ``[rows, TOP_LOGPROBS]``, ids and values, where asked for. All but ``inputs`` may have idle rows at their end."""
 
     tokens: mx.array
     inputs: mx.array
@@ -59,22 +67,51 @@ class Sampled:
 
 
 class Sampler:
-    """Holds the compiled steps. ``compile`` is ``mx.compile``, or None to run each step as it stands. ``traces`` counts
-    how often a step's Python ran: once per features and shapes when compiled."""
+    """Holds the compiled steps, the ``most_graphs`` that were used last. ``compile`` is ``mx.compile``, or None to run
+    each step as it stands. ``traces`` counts how often a step was traced: once per features and shapes, unless it was
+    given up in between.
 
-    def __init__(self, compile: Callable[[Step], Step] | None = mx.compile) -> None:
+    The arrays of a step may have idle rows after those of ``logits``.
+    """
+
+    def __init__(self, compile: Callable[[Step], Step] | None = mx.compile, most_graphs: int = MOST_GRAPHS) -> None:
         self._compile = compile
-        self._steps: dict[Features, Step] = {}
+        self._most_graphs = most_graphs
+        self._steps: dict[Hashable, Step] = {}
         self.traces = 0
+
+    @property
+    def compiled(self) -> bool:
+        return self._compile is not None
+
+    @property
+    def graphs(self) -> int:
+        """How many compiled steps are held."""
+        return len(self._steps)
 
     def __call__(self, features: Features, logits: mx.array, state: Arrays, params: Arrays) -> Sampled:
         """Sample one token per row; ``state`` is what the step before returned, or what the rows begin with."""
-        step = self._steps.get(features)
-        if step is None:
-            step = self._traced(features)
-            step = self._steps[features] = step if self._compile is None else self._compile(step)
-        found = step(logits, dict(state), dict(params))
+        rows, state, params = logits.shape[0], dict(state), dict(params)
+        idle = state["generated"].shape[0] - rows
+        if idle:
+            logits = mx.concatenate([logits, mx.broadcast_to(logits[:1], (idle, logits.shape[1]))])
+        found = self._step_of(features, logits, state, params)(logits, state, params)
+        if idle:
+            found["inputs"] = found["inputs"][:rows]
         return Sampled(state={name: found.pop(name) for name in state}, **found)
+
+    def _step_of(self, features: Features, logits: mx.array, state: Arrays, params: Arrays) -> Step:
+        if self._compile is None:
+            return partial(sample, features)
+        shapes = (array.shape for array in chain([logits], state.values(), params.values()))
+        key = (features, logits.dtype, *shapes)
+        step = self._steps.pop(key, None)
+        if step is None:
+            step = self._compile(self._traced(features))
+        self._steps[key] = step
+        if len(self._steps) > self._most_graphs:
+            del self._steps[next(iter(self._steps))]
+        return step
 
     def _traced(self, features: Features) -> Step:
         def step(logits: mx.array, state: Arrays, params: Arrays) -> dict[str, mx.array]:
@@ -84,18 +121,21 @@ class Sampler:
         return step
 
 
-def suited(compile: bool | None = None) -> Sampler:
-    """A sampler that compiles its steps or not; None: as suits the device, which is on a GPU only."""
-    compiled = mx.default_device() != mx.cpu if compile is None else compile
-    return Sampler(mx.compile if compiled else None)
+def suited(compile: bool | None = None, *, vocab_size: int = 0, compiler: bool = True) -> Sampler:
+    """A sampler that compiles its steps or not; None: as suits the device. On a GPU it always pays. The CPU build needs
+    a C++ ``compiler``, for some seconds once per machine, and saves a quarter of a step: worth while only where that
+    is milliseconds, with large vocabularies."""
+    if compile is None:
+        compile = mx.default_device() != mx.cpu or (compiler and vocab_size >= LARGE_VOCABULARY)
+    return Sampler(mx.compile if compile else None)
 
 
 def sample(features: Features, logits: mx.array, state: Arrays, params: Arrays) -> dict[str, mx.array]:
     """One step, uncompiled. ``state`` and ``params`` are those of :mod:`worker.engine.sampling.row_params`."""
     logits = adjust(features, logits, state, params)
     found: dict[str, mx.array] = {}
-    ids = values = tokens = None
-    if "greedy" in features or features.isdisjoint(("dense", "candidates")):
+    ids = values = tokens = covered = None
+    if "greedy" in features:
         tokens = mx.argmax(_normalised_as_mlx_lm(logits), axis=-1).astype(mx.int32)
     if "draws" in features:
         uniforms = uniforms_of(params["keys"], state["generated"])
@@ -103,11 +143,18 @@ def sample(features: Features, logits: mx.array, state: Arrays, params: Arrays) 
             tokens = _either(params["dense"], draw_dense(logits, params["temperature"], uniforms), tokens)
         if "candidates" in features:
             ids, values = best(logits, CANDIDATES)
-            picked, covered = draw_filtered(logits, ids, values, params, uniforms, with_mass="mass" in features)
+            picked, within = draw_filtered(logits, ids, values, params, uniforms, with_mass="mass" in features)
             tokens = _either(params["candidates"], picked, tokens)
-            found["covered"] = covered | ~params["candidates"]
-        if "full" in features and tokens is not None:
-            tokens = redraw_full(tokens, logits, params, uniforms)
+            covered = within | ~params["candidates"]
+        if not features.isdisjoint(("wide", "full")):
+            tokens = mx.zeros(logits.shape[0], dtype=mx.int32) if tokens is None else tokens
+            covered = mx.ones(logits.shape[0], dtype=mx.bool_) if covered is None else covered
+            if "wide" in features:
+                tokens, covered = draw_wide(tokens, covered, logits, params, uniforms)
+            if "full" in features:
+                tokens = redraw_full(tokens, covered, logits, params, uniforms)
+        if covered is not None:
+            found["covered"] = covered
     if tokens is None:
         raise ValueError("the features have no way to a token")
     if "logprobs" in features:
@@ -196,7 +243,8 @@ def _logprobs(
     features: Features, logits: mx.array, tokens: mx.array, ids: mx.array | None, values: mx.array | None
 ) -> dict[str, mx.array]:
     wide = logits.astype(mx.float32)
-    norm = mx.logsumexp(wide, axis=-1, keepdims=True)
+    top = wide.max(axis=-1, keepdims=True)
+    norm = top + mx.log(mass(wide, top))
     found = {"logprobs": (mx.take_along_axis(wide, tokens[:, None], axis=-1) - norm)[:, 0]}
     if "top_logprobs" in features:
         if ids is None or values is None:

@@ -43,8 +43,9 @@ class Round(StepResult):
             accepted += 1
         self.batch.settle(proposals, accepted, drawn[accepted].token)
         for index in range(accepted + 1):
+            counts = drawn[index].covered or row.full
             yield replace(drawn[index], drafted=index < accepted)
-            if row.ended or not drawn[index].covered:
+            if row.ended or not counts:
                 return
 
 
