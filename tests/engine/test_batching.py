@@ -300,6 +300,6 @@ def test_a_step_that_fails_with_nothing_under_way_does_not_fail_for_ever(
     def broken() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(engine, "_start_rows", broken)
+    monkeypatch.setattr(engine._staging, "start", broken)
     with pytest.raises(ZeroDivisionError):
         engine.step()

@@ -141,10 +141,10 @@ def test_engines_share_what_the_weights_leave(bench: Callable[..., Bench], model
     texts = worker.run(one, "Once upon a time")
     engine = worker.compute._engines[one]
     per_row = engine.model.cache_cost(30)
-    alone = engine._scheduler.memory
+    alone = engine._scheduler.room.memory
     assert alone is not None
     assert worker.run(two, "Once upon a time") == texts
-    shared = engine._scheduler.memory
+    shared = engine._scheduler.room.memory
     assert shared is not None
     assert shared < per_row * 3 < alone
     raw = {"prompt": "Once upon a time", "max_tokens": shared // engine.model.cache_cost(1) + 10, "ignore_eos": True}
@@ -154,7 +154,7 @@ def test_engines_share_what_the_weights_leave(bench: Callable[..., Bench], model
     assert worker.finished[0].error is None
     worker.compute.unload(two)
     worker.memory(one)
-    assert abs(engine._scheduler.memory - alone) < 64_000
+    assert abs(engine._scheduler.room.memory - alone) < 64_000
 
 
 @pytest.fixture

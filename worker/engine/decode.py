@@ -29,6 +29,8 @@ MOST_IDLE = 4
 """With more than one slot in so many idle the batch is made smaller."""
 MOST_WASTED = 256
 """With more columns of padding in every row the batch is made narrower."""
+LEAST_GAINED = 32
+"""Where memory is short, so many columns are enough."""
 
 
 class NotFiniteError(ArithmeticError):
@@ -151,6 +153,15 @@ class DecodeBatch:
     def leave(self, row: Sequence) -> None:
         """Take a row out that has not ended: it will come back."""
         self._retire(lambda other: other is row)
+
+    def held_bytes(self) -> int:
+        """Bytes that the caches take, the next step included."""
+        return prompt_cache.size_after_step(self._caches) if len(self) else 0
+
+    def compact(self) -> None:
+        """Give idle slots and many unused columns back now; between sampling and advancing."""
+        if len(self) and (self._idle or self._wasted() > LEAST_GAINED):
+            self._compact()
 
     def clear(self) -> None:
         """Forget all rows and their caches."""

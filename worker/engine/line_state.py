@@ -20,9 +20,10 @@ __all__ = [
 @dataclass(slots=True)
 class EngineStats:
     """Totals since the engine was made. ``decode_rows`` sums the rows of all decode steps, ``decode_slots`` those
-    that there was room for, ``repeated_rows`` counts rows whose filters the best candidates did not cover and that went
-    on by the full path; times are seconds. ``prefilled_tokens`` were computed by prefills, shared prefixes included and
-    padding not, ``cached_tokens`` were taken from prefixes that were there: rows that begin again count again in both.
+    that there was room for. ``preempted_rows`` counts rows taken out because the memory ran out, to begin again later,
+    and ``repeated_rows`` those whose filters the best candidates did not cover and that went on by the full path; times
+    are seconds. ``prefilled_tokens`` were computed by prefills, shared prefixes included and padding not,
+    ``cached_tokens`` were taken from prefixes that were there: rows that begin again count again in both.
     ``drafted_tokens`` were proposed by a draft model, and ``accepted_tokens`` of them became part of a text."""
 
     decode_steps: int = 0
@@ -36,6 +37,7 @@ class EngineStats:
     decode_s: float = 0.0
     finished_lines: int = 0
     repeated_rows: int = 0
+    preempted_rows: int = 0
     recoveries: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0

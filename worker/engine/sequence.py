@@ -61,7 +61,8 @@ class Sequence:
     ``stop_matcher`` reads the text of one with stop strings along, and ``text``, of such a one that ended, is the raw
     text, cut before the match. Times are seconds of the
     engine's clock; ``waited_s`` is how long the prompt, computed ahead, waited for a free row.
-    ``accepted_draft_tokens`` counts tokens that a draft model had proposed; None where there is none.
+    ``accepted_draft_tokens`` counts tokens that a draft model had proposed; None where there is none. ``started`` is
+    its place among all rows in the order in which they first started to decode; None: it has not yet.
     """
 
     line: PreparedLine
@@ -84,6 +85,7 @@ class Sequence:
     finished_at: float | None = None
     full: bool = False
     accepted_draft_tokens: int | None = None
+    started: int | None = None
 
     @property
     def key(self) -> Hashable:
