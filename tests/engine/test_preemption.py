@@ -11,7 +11,7 @@ from mlx_lm.models.cache import BatchKVCache, BatchRotatingKVCache
 
 from worker.engine.caches import prompt_cache
 from worker.engine.engine import Engine
-from worker.engine.room import CacheBytes
+from worker.engine.room import GROWTH, CacheBytes
 from worker.engine.sequence import Finished, PreparedLine
 
 KINDS = ["qwen3", "gemma3_text", "qwen3_next"]
@@ -91,3 +91,40 @@ def test_as_alone(kind: str, narrow: None, tiny: Any, line_of: Any, run: Any) ->
     for line in ended.values():
         for row in line.sequences:
             assert len(row.token_logprobs) == (len(row.tokens) if row.sampling.logprobs else 0)
+
+
+def test_many_rows_where_max_tokens_would_allow_few(tiny: Any, line_of: Any) -> None:
+    """In memory for 16 texts of max_tokens more than a hundred short ones decode together; and the caches never take
+    more than that memory."""
+    model, most = tiny("qwen3"), 2000
+    limit = 16 * model.cache_cost(most + 5 + GROWTH)
+    engine = Engine(model, decode_concurrency=128, memory_limit=limit, prefix_memory=0, max_context=4096)
+    lines = [
+        line_of(index, prompt_of(index, 5), max_tokens=most, temperature=1.0, seed=index, eos=range(0, 256, 16))
+        for index in range(250)
+    ]
+    together, taken = 0, 0
+    for finished in steps(engine, lines):
+        assert all(line.sequences[0].stop_reason == "eos" for line in finished)
+        together, taken = max(together, engine._scheduler.running), max(taken, held(engine))
+    assert together >= 100
+    assert 0.7 * limit < taken <= limit
+
+
+def test_less_memory_from_one_step_to_the_next(tiny: Any, line_of: Any, run: Any) -> None:
+    """Another model was loaded beside this one: the rows that began last make room at once, and come back."""
+    model = tiny("qwen3")
+    lines = [line_of(index, prompt_of(index, 9), max_tokens=30, eos=[]) for index in range(6)]
+    alone = {key: told(line) for key, line in run(model, lines, decode_concurrency=1).items()}
+    engine = Engine(model, decode_concurrency=6, prefix_memory=0)
+    ended: dict[Any, Finished] = {}
+    for step, finished in enumerate(steps(engine, lines)):
+        ended |= {line.key: line for line in finished}
+        if step == 9:
+            limit = 3 * model.cache_cost(40 + GROWTH)
+            engine.set_memory(limit)
+        if step > 9:
+            assert held(engine) <= limit
+            assert engine._scheduler.running <= 3
+    assert engine.stats.preempted_rows == 3
+    assert {key: told(line) for key, line in ended.items()} == alone
