@@ -114,6 +114,7 @@ class Scheduler:
         self._staged: list[Staged] = []
         self._running: dict[Sequence, SequenceGroup] = {}
         self._started = 0
+        self._blocked = False
 
     @property
     def waiting(self) -> int:
@@ -138,7 +139,7 @@ class Scheduler:
     @property
     def coming(self) -> int:
         """Rows that will take free slots as soon as their prompts are computed."""
-        return min(self.free, self.staged + self.waiting)
+        return min(self.free, self.staged + (0 if self._blocked else self.waiting))
 
     def add(self, group: SequenceGroup) -> None:
         """Queue a group behind all others of its rank, and of higher ones that were overtaken often enough."""
@@ -167,8 +168,12 @@ class Scheduler:
             return []
         wave: list[SequenceGroup] = []
         rows, wanted = 0, max(self.free - ready, self.prompt_concurrency)
+        self._blocked = False
         for group in self.upcoming(self.only):
-            if rows >= wanted or not self._may_begin([*wave, group]):
+            if rows >= wanted:
+                break
+            self._blocked = not self._may_begin([*wave, group])
+            if self._blocked:
                 break
             self._waiting.remove(group)
             wave.append(group)
