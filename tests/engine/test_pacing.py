@@ -44,7 +44,7 @@ def test_a_long_prompt_among_chats(markov: Any, line_of: Any) -> None:
     prompt of 4,000 tokens is done in as many chunks as that makes."""
     engine, model = timed(markov)
     for index in range(8):
-        engine.add(line_of(index, [1 + index, 2], max_tokens=200))
+        engine.add(line_of(index, [1 + index] * 9, max_tokens=200))
     for _ in range(20):
         engine.step()
     engine.add(line_of("long", [3] * 4001, max_tokens=5))
@@ -65,7 +65,7 @@ def test_several_batches_share_a_chunk(markov: Any, line_of: Any) -> None:
     """A wave of unlike prompts is several batches: between two steps there is no more of them together than of one."""
     engine, model = timed(markov, decode_concurrency=8)
     for index in range(8):
-        engine.add(line_of(index, [1 + index, 2], max_tokens=300))
+        engine.add(line_of(index, [1 + index] * 9, max_tokens=300))
     for _ in range(20):
         engine.step()
     for index, length in enumerate((50, 90, 300, 700, 1500, 20, 5)):

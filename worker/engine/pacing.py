@@ -44,7 +44,7 @@ class Pace:
         self._seconds += seconds
         self._count += 1
         self._tokens += tokens
-        if not tokens or self._count >= RECENT:
+        if not tokens or self._count >= RECENT or not self._steps:
             self._settle()
             self._seconds, self._count, self._tokens = 0.0, 0, 0
 
@@ -60,7 +60,7 @@ class Pace:
             return self._most
         step = median(self._steps) if self._steps else self._guess
         if step is None or not self._rates:
-            return self._most if coming > running else min(LEAST_CHUNK, self._most)
+            return self._most if 2 * coming > running else min(LEAST_CHUNK, self._most)
         rate = median(self._rates)
         seconds = step * STEPS_PER_CHUNK * (1 + FILLING * coming / running)
         # Powers of two, so that noise in the measurements does not make ever new shapes.
