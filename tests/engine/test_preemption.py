@@ -31,10 +31,10 @@ def prompt_of(seed: int, length: int) -> list[int]:
     return [(seed * 37 + i * i * 11 + i * 5) % 255 + 1 for i in range(length)]
 
 
-def lines_of(line_of: Callable[..., PreparedLine], count: int = 60) -> list[PreparedLine]:
+def lines_of(line_of: Callable[..., PreparedLine], count: int = 30) -> list[PreparedLine]:
     return [
         line_of(index, prompt_of(index, 3 + 9 * (index % 5)), max_tokens=count + 5 * (index % 3), eos=[], **given)
-        for index, given in enumerate(SAMPLINGS * 2)
+        for index, given in enumerate([*SAMPLINGS, *SAMPLINGS[:3]])
     ]
 
 
@@ -82,9 +82,10 @@ def test_as_alone(kind: str, narrow: None, tiny: Any, line_of: Any, run: Any) ->
     limit = 5 * model.cache_cost(70)
     engine = Engine(model, decode_concurrency=8, prompt_concurrency=3, memory_limit=limit, prefix_memory=0)
     ended: dict[Any, Finished] = {}
-    for finished in steps(engine, lines_of(line_of)):
+    for step, finished in enumerate(steps(engine, lines_of(line_of))):
         ended |= {line.key: line for line in finished}
         assert held(engine) <= limit
+        engine._scheduler.room.memory = limit // 2 if step % 20 == 10 else limit
     assert engine.stats.recoveries == 0
     assert engine.stats.preempted_rows > 1
     assert {key: told(line) for key, line in ended.items()} == alone
