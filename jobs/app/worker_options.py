@@ -137,7 +137,7 @@ class EngineSettings:
     """The file that remembers it."""
     prompt_concurrency: int = _option("int", 8, "Most prompts processed together.", low=1, high=1024, in_run=True)
     prefill_step_size: int = _option(
-        "int", 2048, "Prompt tokens processed between two decode steps.", low=1, in_run=True,
+        "int", 2048, "Most prompt tokens processed between two decode steps.", low=1, in_run=True,
     )
     max_kv_size: int | None = _option(
         "int", None, "Most tokens a line's KV cache keeps: the first four and the latest. One line at a time.",

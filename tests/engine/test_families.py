@@ -80,7 +80,8 @@ class Mill:
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_together_as_alone(kind: str, tiny: Any, line_of: Any) -> None:
     """More prompts than rows, of 1 to 90 tokens, some with a beginning in common; rows that end early, and others that
-    join when those are in the middle: each has mlx-lm's tokens, and beginnings are computed as often as stated."""
+    join when those are in the middle; then all rows but one must make room and go on later. Each has mlx-lm's tokens,
+    and beginnings are computed as often as stated."""
     mill = Mill(tiny(kind), line_of)
     stats, prefixes = mill.engine.stats, FAMILIES[kind].prefixes
     for length, count in [(3, 12), (20, 3), (9, 20)]:
@@ -99,6 +100,15 @@ def test_together_as_alone(kind: str, tiny: Any, line_of: Any) -> None:
     mill.finish()
     reused = {"any part": 3, "exact": 2, "no": 0}[prefixes]
     assert stats.cached_tokens == (0 if prefixes == "no" else 4 * len(SHARED)) + reused * PART
+    for length, count in [(7, 15), (30, 11), (2, 4), (12, 13), (18, 9)]:
+        mill.add(prompt_of([], length, 70 + length), count)
+    mill.step(7)
+    mill.engine._scheduler.room.memory = 1
+    mill.step(1)
+    mill.engine._scheduler.room.memory = None
+    assert mill.engine._scheduler.running == 1
+    assert (stats.preempted_rows > 0) == mill.engine.model.batchable
+    mill.finish()
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from worker.engine.engine import Engine
+from worker.engine.room import GROWTH
 from worker.engine.text.completion import TextAssembler
 
 
@@ -82,7 +83,7 @@ def test_max_context_overrides_the_model(markov: Any, line_of: Any, run: Any) ->
 def test_memory_that_can_never_do_fails_the_line(tiny: Any, line_of: Any, run: Any) -> None:
     """A line whose cache can never fit fails by itself; one that fits runs."""
     model = tiny("qwen3")
-    limit = model.cache_cost(40)
+    limit = model.cache_cost(40 + GROWTH)
     lines = [line_of("long", range(1, 30), max_tokens=100), line_of("short", [1, 2, 3], max_tokens=5)]
     done = run(model, lines, memory_limit=limit, prefix_memory=0)
     assert done["long"].error.code == "context_length_exceeded"

@@ -12,6 +12,7 @@ from worker.engine.caches.prefix_cache import Prefix
 from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import measure
 from worker.engine.prefill import PrefillBatch
+from worker.engine.room import GROWTH
 
 KINDS = ["qwen3", "gemma3_text", "lfm2"]
 """One per kind of cache; ``test_families`` has them all."""
@@ -166,7 +167,7 @@ def test_little_memory_keeps_the_latest(tiny: Any, line_of: Any, run: Any) -> No
 def test_prefixes_take_their_part_of_the_memory(tiny: Any, line_of: Any) -> None:
     """What prefixes may take is not there for rows; a prefix larger than its budget is not kept at all."""
     model = tiny("qwen3")
-    engine = Engine(model, memory_limit=model.cache_cost(100), prefix_memory=model.cache_cost(40))
+    engine = Engine(model, memory_limit=model.cache_cost(100 + GROWTH), prefix_memory=model.cache_cost(40))
     engine.add(line_of("fits", words(1, 50), max_tokens=10))
     engine.add(line_of("not", words(1, 50), max_tokens=11))
     (finished,) = engine.step()

@@ -30,6 +30,7 @@ from tests.pool import make_batch
 from tests.waiting import until
 from worker.engine.loading import mlx_models
 from worker.engine.loading.mlx_models import active_memory, free_memory
+from worker.engine.room import GROWTH
 from worker.models.compute import Compute
 from worker.service import Service, ServiceSettings
 
@@ -137,24 +138,25 @@ def test_engines_share_what_the_weights_leave(bench: Callable[..., Bench], model
     """A second model halves the memory for caches, its going gives it back; a line that is larger than a part and not
     than the whole runs all the same."""
     one, two = (Group(model) for model in models)
-    worker = bench(memory_limit=2 * WEIGHTS + 300_000, prefix_memory=0)
+    worker = bench(memory_limit=2 * WEIGHTS + 2_000_000, prefix_memory=0)
     texts = worker.run(one, "Once upon a time")
     engine = worker.compute._engines[one]
-    per_row = engine.model.cache_cost(30)
-    alone = engine._scheduler.memory
+    per_row = engine.model.cache_cost(200)
+    alone = engine._scheduler.room.memory
     assert alone is not None
     assert worker.run(two, "Once upon a time") == texts
-    shared = engine._scheduler.memory
+    shared = engine._scheduler.room.memory
     assert shared is not None
     assert shared < per_row * 3 < alone
-    raw = {"prompt": "Once upon a time", "max_tokens": shared // engine.model.cache_cost(1) + 10, "ignore_eos": True}
+    tokens = shared // engine.model.cache_cost(1) - GROWTH + 10
+    raw = {"prompt": "Once upon a time", "max_tokens": tokens, "ignore_eos": True}
     job = check_line(orjson.dumps(raw)).job(index=0, line=1, batch_id="b", defaults=Defaults({"model": one.model}))
     worker.compute.add(one, worker.compute.served(one).preparer.prepare(job, key=("x-1", 0, 0)))
     until(lambda: worker.finished, "the long line is finished")
     assert worker.finished[0].error is None
     worker.compute.unload(two)
     worker.memory(one)
-    assert abs(engine._scheduler.memory - alone) < 64_000
+    assert abs(engine._scheduler.room.memory - alone) < 64_000
 
 
 @pytest.fixture

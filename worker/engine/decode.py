@@ -142,6 +142,15 @@ class DecodeBatch:
         """Take a row out that has not ended: it will come back."""
         self._retire(lambda other: other is row)
 
+    def held_bytes(self) -> int:
+        """Bytes that the caches take, the next step included."""
+        return self._caches.nbytes() if len(self) else 0
+
+    def compact(self) -> None:
+        """Give idle slots and columns that no row uses back now; before :meth:`advance`."""
+        if len(self) and (order := self._caches.compact()) is not None:
+            self._reorder(order)
+
     def clear(self) -> None:
         """Forget all rows and their caches."""
         self._rows, self._caches = [], self._empty()

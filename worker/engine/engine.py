@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable
-from itertools import chain
+from collections.abc import Callable, Hashable, Iterable, Sequence as Items
+from functools import partial
 
 import mlx.core as mx
 
@@ -21,11 +20,12 @@ from worker.engine.decode import NotFiniteError
 from worker.engine.line_state import EngineStats, LineState, check_tokens, in_flight, internal_error
 from worker.engine.loading.mlx_models import cache_budget, compiler_present
 from worker.engine.loading.model import LoadedModel
-from worker.engine.prefill import PrefillBatch
 from worker.engine.recovery import Suspects, try_model
+from worker.engine.room import CacheBytes
 from worker.engine.sampling.sampler import suited
 from worker.engine.scheduler import Scheduler, SequenceGroup
 from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, SampledToken, Sequence, sequences_of
+from worker.engine.staging import Staging
 from worker.engine.text.detokenizer import Detokenizer
 from worker.engine.text.stop_strings import stop_matcher
 from worker.engine.unbatched.speculative import batch_of
@@ -43,11 +43,12 @@ class Engine:
     where that matters, both concurrencies of 1 and ``prefix_memory`` 0 run every line by itself.
 
     ``decode_concurrency`` is the most rows that decode together, ``prompt_concurrency`` the most prompts prefilled
-    together, ``prefill_step_size`` the most prompt tokens computed between two decode steps. ``max_context`` overrides
-    the model's context length. ``memory_limit`` are the bytes that caches may take (None: what the device recommends,
-    less the model), ``prefix_memory`` those of them that keep what prompts have in common (None: a tenth, or 512 MiB
-    where there is no limit; 0: every prompt is computed in full). ``compile`` says whether sampling is compiled (None:
-    as suits the device and the vocabulary). ``clock`` gives seconds.
+    together, ``prefill_step_size`` the most prompt tokens computed between two decode steps: while rows decode it is
+    what takes about as long as a few steps. ``max_context`` overrides the model's context length. ``memory_limit`` are
+    the bytes that caches may take (None: what the device recommends, less the model), ``prefix_memory`` those of them
+    that keep what prompts have in common (None: a tenth, or 512 MiB where there is no limit; 0: every prompt is
+    computed in full). ``compile`` says whether sampling is compiled (None: as suits the device and the
+    vocabulary). ``clock`` gives seconds.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Engine:
         self._scheduler = Scheduler(
             decode_concurrency=decode_concurrency if model.batchable else 1,
             prompt_concurrency=prompt_concurrency if model.batchable else 1,
-            row_bytes=model.cache_cost,
+            sizes=CacheBytes(model.cache_cost, partial(model.cache_cost.prompt, chunk=prefill_step_size)),
             padding=model.padded_prefill,
             assign=self._prefixes.assign,
         )
@@ -89,9 +90,9 @@ class Engine:
         self._begun = 0
         self._cancelled: dict[Hashable, str] = {}
         self._finished: list[Finished] = []
-        self._prefilling: deque[PrefillBatch] = deque()
-        self._ready: list[PrefillBatch] = []
-        self._group_of: dict[Sequence, SequenceGroup] = {}
+        self._staging = Staging(
+            model, self._scheduler, self._prefixes, self.stats, self._begin, prefill_step_size, self._clock
+        )
         self._detokenizer = Detokenizer(model.tokenizer)
         self._suspects = Suspects()
 
@@ -137,9 +138,9 @@ class Engine:
         if self.context is not None and len(line.prompt) >= self.context:
             self._refuse(line, f"the prompt has {len(line.prompt)} tokens and the context {self.context}")
             return
-        state = LineState(line, sequences_of(line, self._scheduler.context_of(line, self.context), self._clock()))
+        state = LineState(line, sequences_of(line, self._scheduler.room.context_of(line, self.context), self._clock()))
         group = state.group(list(line.prompt), state.sequences)
-        if (reason := self._scheduler.too_large(group)) is not None:
+        if (reason := self._scheduler.room.too_large(group.end)) is not None:
             self._refuse(line, reason)
             return
         self._lines[line.key] = state
@@ -203,7 +204,7 @@ class Engine:
 
     def snapshot(self) -> list[InFlight]:
         """The lines under way, in order of arrival."""
-        places = {group: batch for batch in (*self._prefilling, *self._ready) for group in batch.groups}
+        places = self._staging.places()
         return [in_flight(line, places) for line in self._lines.values() if line.begun]
 
     @property
@@ -221,12 +222,12 @@ class Engine:
 
     def set_memory(self, memory: int | None, most: int | None = None) -> None:
         """From now on caches may take ``memory`` bytes (None: no limit), and up to ``most`` where it is one row that
-        needs them (None: no more than ``memory``). Rows that have begun go on; prefixes that no longer fit are dropped.
+        needs them (None: no more than ``memory``). Prefixes that no longer fit are dropped, and rows wait for room.
         """
         kept = prefix_budget(self._prefix_memory, memory)
         self._prefixes.limit(kept)
-        self._scheduler.memory = None if memory is None else memory - kept
-        self._scheduler.most = None if most is None else most - kept
+        self._scheduler.room.memory = None if memory is None else memory - kept
+        self._scheduler.room.most = None if most is None else most - kept
 
     def close(self) -> None:
         """Forget all lines and give the caches' memory back. Nothing more is reported of the lines."""
@@ -242,96 +243,71 @@ class Engine:
 
     def _advance(self) -> None:
         began = self._clock()
+        cramped = self._make_room()
         result = self._decode_batch.sample()
         sampled = self._clock()
-        self._prefill(decoding=result is not None)
+        running = 0 if result is None else len(result.rows)
+        tokens = self._staging.advance(running)  # the device is busy with it while rows are exchanged
         prefilled = self._clock()
         drawn: Iterable[SampledToken] = ()
         if result is not None:
-            self.stats.decode_steps += 1
-            self.stats.decode_rows += len(result.rows)
-            self.stats.decode_slots += self.capacity
-            self.stats.decode_columns += result.columns
-            self.stats.needed_columns += result.needed
-            self.stats.drafted_tokens += result.drafted
+            self.stats.count(result, self.capacity)
             drawn = result.read()
             for row in self._decode_batch.retire(drawn):
-                self._release(row)
-        self._start_rows()
+                self._scheduler.ended(row)
+        if cramped:
+            self._decode_batch.compact()
+        self._weigh()
+        for rows, caches, inputs in self._staging.start():
+            self._decode_batch.join(rows, caches, inputs)
         self._decode_batch.advance()
+        self._weigh()
         self._collect(drawn)
+        ended = self._clock()
+        if running:
+            self._staging.pace.step(tokens, ended - began)
+        else:
+            self._staging.pace.stopped()
         self.stats.prefill_s += prefilled - sampled
-        self.stats.decode_s += self._clock() - prefilled + sampled - began
+        self.stats.decode_s += ended - prefilled + sampled - began
 
-    def _start_rows(self) -> None:
-        for batch in self._ready:
-            batch.purge()
-        started: dict[PrefillBatch, list[Sequence]] = {}
-        for group, rows in self._scheduler.start():
-            batch = next(batch for batch in self._ready if group in batch.groups)
+    def _make_room(self) -> bool:
+        """Take the rows out for whose next step the memory has no room. Whether it is short."""
+        room = self._scheduler.room
+        running = self._scheduler.running
+        for rows in self._scheduler.take_back():
             for row in rows:
-                if row.first_token_at is None:
-                    row.waited_s = self._clock() - batch.ready_at
-                self._group_of[row] = group
-            started.setdefault(batch, []).extend(rows)
-        for batch, rows in started.items():
-            groups = [self._group_of[row] for row in rows]
-            self._decode_batch.join(rows, batch.take(groups), [group.tokens[-1] for group in groups])
-        self._ready = [batch for batch in self._ready if not batch.empty]
+                self._decode_batch.leave(row)
+            self._readmit(self._lines[rows[0].key], rows)
+        self.stats.preempted_rows += running - self._scheduler.running
+        cramped, room.cramped = room.cramped, False
+        return cramped
 
-    def _prefill(self, *, decoding: bool) -> None:
-        """Advance prompts by up to ``prefill_step_size`` tokens."""
-        budget = self._step_size
-        while budget > 0:
-            if not self._prefilling:
-                self._begin_batches()
-            if not self._prefilling:
-                return
-            batch = self._prefilling[0]
-            if not batch.done:
-                budget -= batch.advance(self._step_size)
-                # With rows decoding, the next read waits for this chunk anyway; without, nothing else would.
-                (mx.async_eval if decoding else mx.eval)(batch.arrays())
-            if batch.done:
-                self._prefilling.popleft()
-                self._prefilled(batch)
+    def _weigh(self) -> None:
+        """Tell what the rows' caches really take."""
+        if self._scheduler.room.memory is not None:
+            self._scheduler.room.decoding = self._decode_batch.held_bytes()
 
-    def _prefilled(self, batch: PrefillBatch) -> None:
-        self.stats.prefilled_tokens += batch.tokens
-        if batch.columns >= self._step_size:
-            mx.clear_cache()  # chunks of many widths leave buffers behind that nothing else can use
-        if batch.makes is None:
-            batch.ready_at = self._clock()
-            self._scheduler.prefilled([group for group in batch.groups if group.rows])
-            self._ready.append(batch)
-            return
-        caches = prompt_cache.pack(batch.take(batch.groups).caches)
-        mx.async_eval(prompt_cache.arrays(caches))
-        self._prefixes.computed(batch.makes, caches, prompt_cache.size(caches))
-
-    def _begin_batches(self) -> None:
-        now = self._clock()
-        batches = self._scheduler.begin()
-        fresh = [group.key for groups in batches for group in groups if not group.again]
+    def _begin(self, groups: Items[SequenceGroup]) -> frozenset[Hashable]:
+        """The prompts of these groups begin; the keys of those that shall not."""
+        fresh = [group.key for group in groups if not group.again]
         refused = self.on_begin(fresh) if fresh else frozenset()
         for key in refused:
             self.cancel(key)
-        batches = [[group for group in groups if group.key not in refused] for groups in batches]
-        for group in chain.from_iterable(batches):
-            self._begin(group, now)
-        self._prefilling.extend(PrefillBatch.of_prefix(self.model, prefix) for prefix in self._prefixes.planned())
-        self._prefilling.extend(PrefillBatch(self.model, groups) for groups in batches if groups)
-
-    def _begin(self, group: SequenceGroup, now: float) -> None:
-        self.stats.cached_tokens += group.cached
-        for row in group.sequences:
-            if row.prefill_started is None:
-                row.prefill_started, row.cached_tokens = now, group.cached
-        line = self._lines[group.key]
-        if not line.begun:
-            line.begun = True
-            self._begun += 1
-            self.stats.prompt_tokens += len(line.line.prompt)
+        now = self._clock()
+        for group in groups:
+            if group.key in refused:
+                continue
+            self.stats.cached_tokens += group.cached
+            for row in group.sequences:
+                if row.prefill_started is None:
+                    row.prefill_started, row.cached_tokens = now, group.cached
+            line = self._lines[group.key]
+            if not line.begun:
+                line.begun = True
+                self._begun += 1
+                self.stats.prompt_tokens += len(line.line.prompt)
+        return refused
 
     def _collect(self, tokens: Iterable[SampledToken]) -> None:
         for drawn in tokens:
@@ -361,6 +337,8 @@ class Engine:
             self._end(row, "stop_string")
         elif len(row.tokens) >= row.limit:
             self._end(row, row.limit_reason)
+        if row.ended:
+            self._scheduler.room.texts.add(len(row.tokens))
 
     def _stops(self, row: Sequence, token: int) -> bool:
         """Whether a token completes a stop string of its row."""
@@ -377,7 +355,7 @@ class Engine:
                 reason = "stop_string"
             row.text, row.stop_string = row.stop_matcher.text, row.stop_matcher.match
         row.end(reason, self._clock())
-        self._release(row)
+        self._scheduler.ended(row)
         line = self._lines[row.key]
         if not line.unfinished:
             self._forget(line)
@@ -387,11 +365,6 @@ class Engine:
         del self._lines[line.line.key]
         self._cancelled.pop(line.line.key, None)
         self._begun -= line.begun
-
-    def _release(self, row: Sequence) -> None:
-        group = self._group_of.pop(row, None)
-        if group is not None:
-            self._scheduler.ended(group)
 
     def _cancel_lines(self) -> None:
         for key, reason in list(self._cancelled.items()):
@@ -410,7 +383,7 @@ class Engine:
         self._scheduler.drop(*line.groups)
         for row in line.unfinished:
             row.end("error", now)
-            self._release(row)
+            self._scheduler.ended(row)
         self._forget(line)
         self._finish(Finished(line.line.key, line.sequences, failure))
 
@@ -427,15 +400,13 @@ class Engine:
     def _readmit(self, line: LineState, rows: list[Sequence]) -> None:
         """Queue rows of one history again, first of all: prompt and accepted tokens are prefilled anew."""
         for row in rows:
-            self._release(row)
+            self._scheduler.ended(row)
         self._scheduler.add_first(line.group([*rows[0].prompt, *rows[0].tokens], rows))
 
     def _reset(self) -> None:
         """Forget everything that is under way on the device."""
         self._decode_batch.clear()
-        self._prefilling.clear()
-        self._ready.clear()
-        self._group_of.clear()
+        self._staging.clear()
         self._scheduler.clear()
         self._prefixes.forget()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from worker.engine.decode import StepResult
 from worker.engine.prefill import PrefillBatch
 from worker.engine.scheduler import SequenceGroup
 from worker.engine.sequence import Failure, InFlight, PreparedLine, Sequence
@@ -20,8 +21,9 @@ __all__ = [
 @dataclass(slots=True)
 class EngineStats:
     """Totals since the engine was made. ``decode_rows`` sums the rows of all decode steps, ``decode_slots`` those that
-    there was room for, ``decode_columns`` the columns of attention that were computed over all rows,
-    ``needed_columns`` those of them with tokens in them, ``repeated_rows`` counts rows whose filters the best
+    there was room for. ``decode_columns`` are the columns of attention that decode steps computed, over all rows and
+    with padding, ``needed_columns`` those of them that hold a token of a row that goes on. ``preempted_rows`` counts
+    rows taken out because the memory ran out, to begin again later, and ``repeated_rows`` those whose filters the best
     candidates did not cover and that went on by the full path; times are seconds. ``prefilled_tokens`` were computed
     by prefills, shared prefixes included and padding not, ``cached_tokens`` were taken from prefixes that were there:
     rows that begin again count again in both. ``drafted_tokens`` were proposed by a draft model, and
@@ -40,9 +42,19 @@ class EngineStats:
     decode_s: float = 0.0
     finished_lines: int = 0
     repeated_rows: int = 0
+    preempted_rows: int = 0
     recoveries: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+
+    def count(self, result: StepResult, slots: int) -> None:
+        """A decode step was computed, with room for ``slots`` rows."""
+        self.decode_steps += 1
+        self.decode_rows += len(result.rows)
+        self.decode_slots += slots
+        self.decode_columns += result.columns
+        self.needed_columns += result.needed
+        self.drafted_tokens += result.drafted
 
     @property
     def rows_per_step(self) -> float:

@@ -40,7 +40,6 @@ class PrefillBatch:
         self._longest = max(self._lengths)
         self._padded = self._longest > min(self._lengths)
         self._position = 0
-        self._chunk = 0
         self._caches: list[Cache] = []
         self._inputs = [list(group.tokens[self._skipped : self._skipped + group.length]) for group in groups]
         self.tokens = sum(self._lengths)
@@ -71,10 +70,7 @@ class PrefillBatch:
         if self._longest == 0:
             self._finish()
             return 0
-        if self._chunk == 0:
-            self._chunk = self._chunk_of(step_size // rows)
-        rest = self._longest - self._position
-        width = rest if rest - self._chunk < 2 else self._chunk
+        width = self._chunk_of(step_size // rows)
         end = self._position + width
         if self._padded:
             prompt_cache.announce(self._caches, [length - self._position for length in self._lengths], width)
@@ -105,26 +101,27 @@ class PrefillBatch:
             prompt_cache.prepare(self._caches, self._lengths)
 
     def _chunk_of(self, most: int) -> int:
-        """Columns of a chunk: even parts of at most ``most``, yet not below 2, because a sliding window takes a single
-        padded column for a decode step."""
+        """Columns of the next chunk: even parts of at most ``most``, yet not below 2, because a sliding window takes a
+        single padded column for a decode step."""
+        rest = self._longest - self._position
         if self._padded and prompt_cache.recurrent(self._caches):
             most = min(most, RECURRENT_COLUMNS)
-        parts = max(1, min(-(-self._longest // max(1, most)), self._longest // 2))
-        return -(-self._longest // parts)
+        parts = max(1, min(-(-rest // max(1, most)), rest // 2))
+        return -(-rest // parts)
 
     def arrays(self) -> list[mx.array]:
         return prompt_cache.arrays(self._caches)
 
     def take(self, wanted: list[SequenceGroup]) -> Prefilled:
         """A row for each entry of ``wanted``, in that order. The caches are those of the whole batch: rows that join
-        others are copied one by one."""
+        others are copied one by one; without others they take over the caches, once the batch needs them no more."""
         rows = [self.groups.index(group) for group in wanted]
         lengths = [self._skipped + group.length for group in wanted]
-        caches = self._caches
-        if not self._model.batchable and any(group.rows for group in self.groups):
+        caches, spare = self._caches, not any(group.rows for group in self.groups)
+        if not self._model.batchable and not spare:
             caches = prompt_cache.duplicate(caches)
         self.purge()
-        return Prefilled(caches, rows, lengths)
+        return Prefilled(caches, rows, lengths, spare)
 
     def purge(self) -> None:
         """Forget groups with no rows left to start, as those that were dropped. Their caches go when they are half of

@@ -1,20 +1,21 @@
-"""What begins when: admission, prefill batches and free rows. Policy only: no tensors, no model, no clock.
+"""What begins when, and what must go: admission, prefill batches and free rows. Policy only: no tensors, no model, no
+clock.
 
 A :class:`SequenceGroup` passes four states: waiting, prefilling, ready (its prompt is computed, rows of it have still
-to start), running. Prompts are prefilled a little ahead, while
-all rows are busy, so that a row that ends is followed by the next one in the very next step.
+to start), running. Prompts are prefilled a little ahead, while all rows are busy, so that a row that ends is followed
+by the next one in the very next step.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
-from worker.engine.sequence import WITHOUT_CONTEXT, PreparedLine, Sequence
+from worker.engine.room import CacheBytes, Room
+from worker.engine.sequence import Sequence
 
 __all__ = ["Scheduler", "SequenceGroup"]
 
@@ -62,14 +63,33 @@ class SequenceGroup:
         return not self.sequences and self.running == 0
 
 
+@dataclass(slots=True, eq=False)
+class Staged:
+    """Groups whose prompts are computed together, of ``lengths`` tokens. Their caches are one piece, there until the
+    last row has started. ``ready``: they are computed."""
+
+    groups: list[SequenceGroup]
+    lengths: list[int]
+    ready: bool = False
+
+    @property
+    def rows(self) -> int:
+        """How many rows have still to start."""
+        return sum(group.rows for group in self.groups)
+
+    @property
+    def waiting(self) -> list[tuple[SequenceGroup, Sequence]]:
+        """Those rows, in their order, each with its group."""
+        return [(group, row) for group in self.groups for row in group.sequences]
+
+
 class Scheduler:
     """By rank, and within one first come, first served but for neighbours of like length, within a number of rows and
     a budget of bytes.
 
-    ``row_bytes`` gives the cache bytes of a row that holds a number of tokens. A batch is as wide as its longest row,
-    so what is charged is the number of rows times the cost of the longest of them: that is what the batch can grow to.
-    ``assign`` may give the groups of a wave prefixes, and take those off their ``length``, before they are put into
-    batches.
+    ``sizes`` gives the bytes that caches take: see :class:`Room`. What begins must fit by what its texts are expected
+    to need; where that was too little, :meth:`take_back` says who must go. ``assign`` may give the groups of a wave
+    prefixes, and take those off their ``length``, before they are put into batches.
     """
 
     def __init__(
@@ -77,8 +97,7 @@ class Scheduler:
         *,
         decode_concurrency: int = 32,
         prompt_concurrency: int = 8,
-        memory: int | None = None,
-        row_bytes: Callable[[int], int] = lambda tokens: 0,
+        sizes: CacheBytes | None = None,
         padding: bool = True,
         assign: Callable[[list[SequenceGroup]], None] = lambda wave: None,
     ) -> None:
@@ -86,18 +105,16 @@ class Scheduler:
             raise ValueError("decode_concurrency and prompt_concurrency must be at least 1")
         self.decode_concurrency = decode_concurrency
         self.prompt_concurrency = prompt_concurrency
-        self.memory = memory
-        self.most: int | None = None
-        """What one row may take when it runs alone, where that is more than ``memory``."""
+        self.room = Room(sizes or CacheBytes())
         self.only: frozenset[Hashable] | None = None
         """The lines that may begin; None: all of them."""
-        self._row_bytes = row_bytes
         self._padding = padding
         self._assign = assign
         self._waiting: deque[SequenceGroup] = deque()
-        self._prefilling: list[SequenceGroup] = []
-        self._ready: deque[SequenceGroup] = deque()
-        self._running: set[SequenceGroup] = set()
+        self._staged: list[Staged] = []
+        self._running: dict[Sequence, SequenceGroup] = {}
+        self._started = 0
+        self._blocked = False
 
     @property
     def waiting(self) -> int:
@@ -107,38 +124,22 @@ class Scheduler:
     @property
     def running(self) -> int:
         """Rows that decode."""
-        return sum(group.running for group in self._running)
+        return len(self._running)
 
     @property
     def staged(self) -> int:
         """Rows whose prompts are being prefilled, or are ready."""
-        return sum(group.rows for group in (*self._prefilling, *self._ready))
+        return sum(batch.rows for batch in self._staged)
 
     @property
     def free(self) -> int:
         """Rows that could start now, were their prompts ready."""
         return max(0, self.decode_concurrency - self.running)
 
-    def too_large(self, group: SequenceGroup) -> str | None:
-        """Why the group can never run, even alone; None when it can."""
-        needed = self._row_bytes(group.end)
-        most = self.memory if self.most is None else self.most
-        if most is None or needed <= most:
-            return None
-        return (
-            f"a row of {group.end} tokens (prompt and max_tokens) needs {needed} bytes of cache, "
-            f"and the memory limit leaves {most}"
-        )
-
-    def context_of(self, line: PreparedLine, context: int | None) -> int | None:
-        """The most tokens that a row of the line may come to hold: the model's ``context``, and for a text that goes to
-        its end also no more than the memory has room for. None: no limit is known."""
-        most = self.memory if self.most is None else self.most
-        least = len(line.prompt) + 1
-        end = least + WITHOUT_CONTEXT if context is None else context
-        if line.sampling.max_tokens is not None or most is None or self._row_bytes(end) <= most:
-            return context
-        return max(least, least + bisect_right(range(least, end), most, key=self._row_bytes) - 1)
+    @property
+    def coming(self) -> int:
+        """Rows that will take free slots as soon as their prompts are computed."""
+        return min(self.free, self.staged + (0 if self._blocked else self.waiting))
 
     def add(self, group: SequenceGroup) -> None:
         """Queue a group behind all others of its rank, and of higher ones that were overtaken often enough."""
@@ -156,22 +157,31 @@ class Scheduler:
     def begin(self) -> list[list[SequenceGroup]]:
         """Groups whose prompts shall be prefilled now, in batches of one prefix and similar length; empty when none.
 
-        One wave at a time: while it is being prefilled nothing more begins. A wave begins when rows are free and no
-        prompt is ready for them, or when nothing is ready at all; it is ``prompt_concurrency`` prompts, so that the
-        weights are read once for all of them.
+        One wave at a time: while it is being prefilled nothing more begins. A wave begins when fewer rows are ready
+        than are free, or than half a wave: so there is one for the next free slot while the wave is computed. It is
+        ``prompt_concurrency`` prompts, so that the weights are read once for all of them.
         """
-        staged = sum(group.rows for group in self._ready)
-        if self._prefilling or not self._waiting or staged >= max(1, self.free):
+        self._forget_started()
+        ready = self.staged
+        enough = max(self.free, (self.prompt_concurrency + 1) // 2)
+        if not self._waiting or ready >= enough or not all(batch.ready for batch in self._staged):
             return []
-        wanted = max(self.free, self.prompt_concurrency)
+        wave: list[SequenceGroup] = []
+        rows, wanted = 0, max(self.free - ready, self.prompt_concurrency)
+        self._blocked = False
         for group in self.upcoming(self.only):
-            if staged >= wanted or not self._may_hold(group):
+            if rows >= wanted:
+                break
+            self._blocked = not self._may_begin([*wave, group])
+            if self._blocked:
                 break
             self._waiting.remove(group)
-            self._prefilling.append(group)
-            staged += group.rows
-        self._assign(self._prefilling)
-        return self._batches(self._prefilling)
+            wave.append(group)
+            rows += group.rows
+        self._assign(wave)
+        batches = self._batches(wave)
+        self._staged += [Staged(list(batch), [len(group.tokens) for group in batch]) for batch in batches]
+        return batches
 
     def upcoming(self, only: frozenset[Hashable] | None) -> list[SequenceGroup]:
         """The next wave, where only these lines (None: all) may begin, and those that have begun before.
@@ -190,39 +200,66 @@ class Scheduler:
         return [near[place] for place in sorted(chosen[: self.prompt_concurrency])]
 
     def prefilled(self, groups: list[SequenceGroup]) -> None:
-        """These prompts are computed: their rows may start."""
-        for group in groups:
-            self._prefilling.remove(group)
-            self._ready.append(group)
+        """The prompts of a batch are computed: rows of these groups may start."""
+        for batch in self._staged:
+            batch.ready = batch.ready or any(group in batch.groups for group in groups)
 
     def start(self) -> list[tuple[SequenceGroup, list[Sequence]]]:
         """Groups and the sequences of each whose rows start now."""
+        self._forget_started()
         started = []
-        while self._ready and self.free:
-            group = self._ready[0]
-            count = self._startable(group)
-            if count == 0:
+        for batch in [batch for batch in self._staged if batch.ready]:
+            count = self._startable(batch)
+            for group in batch.groups:
+                rows, group.sequences = group.sequences[:count], group.sequences[count:]
+                count -= len(rows)
+                for row in rows:
+                    self._run(row, group)
+                if rows:
+                    started.append((group, rows))
+            if batch.rows:
                 break
-            rows, group.sequences = group.sequences[:count], group.sequences[count:]
-            group.running += count
-            self._running.add(group)
-            started.append((group, rows))
-            if not group.sequences:
-                self._ready.popleft()
         return started
 
-    def ended(self, group: SequenceGroup) -> None:
-        """One running row of the group has ended."""
-        group.running -= 1
-        if group.running == 0:
-            self._running.discard(group)
+    def ended(self, row: Sequence) -> None:
+        """A running row has ended. Others are ignored."""
+        group = self._running.pop(row, None)
+        if group is not None:
+            group.running -= 1
+
+    def take_back(self) -> list[list[Sequence]]:
+        """Rows that must go, so that what stays fits into the memory: they are no longer in a group, and are to be
+        added again. Those of one history are together, and those that began last come first.
+
+        Prompts that were computed ahead go first, then the rows that began last. The one that began first stays, so
+        something always comes to its end; and since a row keeps its place, it is not always the same ones that go.
+        """
+        if self.room.memory is None:
+            return []
+        running = sorted(self._running, key=lambda row: (row.line.rank, row.started or 0))
+        batches = [batch for batch in self._staged if batch.rows]
+        gone: list[list[Sequence]] = []
+        while not self._fits_now(running, batches):
+            if batches and (running or len(batches) > 1):
+                gone += [self._withdraw(group) for group in reversed(batches.pop().groups) if group.rows]
+            elif len(running) > 1:
+                self.ended(row := running.pop())
+                gone.append([row])
+            else:
+                break
+        if not running and batches and batches[0].ready and not self._startable(batches[0]):
+            # Copies of a prompt and the prompt itself do not fit beside each other: one row goes on from the original.
+            (first, row), *others = batches[0].waiting
+            gone += [self._withdraw(group) for group in reversed(batches[0].groups) if group is not first]
+            gone += [[other for group, other in others if group is first]]
+            first.sequences = [row]
+        return [rows for rows in gone if rows]
 
     def drop(self, *groups: SequenceGroup) -> None:
         """Forget the rows of groups that have not started, wherever they are. Running rows end by :meth:`ended`."""
         for group in groups:
-            for place in (self._waiting, self._prefilling, self._ready):
-                if group in place:
-                    place.remove(group)
+            if group in self._waiting:
+                self._waiting.remove(group)
             group.sequences = []
 
     def narrow(self) -> None:
@@ -232,34 +269,75 @@ class Scheduler:
 
     def clear(self) -> None:
         """Forget everything that is under way; what waits goes on waiting."""
-        self._prefilling.clear()
-        self._ready.clear()
+        self._staged.clear()
         self._running.clear()
+        self.room.decoding = 0
 
-    def _capacity(self, *more: SequenceGroup) -> int | None:
-        """How many rows the memory has room for, with ``more`` among them; None without a limit."""
-        if self.memory is None:
-            return None
-        held = (*self._prefilling, *self._ready, *self._running, *more)
-        size = self._row_bytes(max((group.end for group in held), default=0))
-        return self.memory // size if size else None
+    def _run(self, row: Sequence, group: SequenceGroup) -> None:
+        if row.started is None:
+            self._started += 1
+            row.started = self._started
+        group.running += 1
+        self._running[row] = group
 
-    def _may_hold(self, group: SequenceGroup) -> bool:
-        """Whether there is room for one more prefilled prompt. Alone there always is."""
-        capacity = self._capacity(group)
-        held = self.running + len(self._prefilling) + len(self._ready)
-        return capacity is None or held == 0 or held < capacity
+    def _withdraw(self, group: SequenceGroup) -> list[Sequence]:
+        rows, group.sequences = group.sequences, []
+        return rows
 
-    def _startable(self, group: SequenceGroup) -> int:
-        """How many rows of a ready group may start: its prompt is held until the last of them has."""
-        count = min(group.rows, self.free)
-        capacity = self._capacity()
-        if capacity is None:
+    def _forget_started(self) -> None:
+        self._staged = [batch for batch in self._staged if batch.rows]
+
+    def _held(self, batches: Iterable[Staged]) -> int:
+        """Bytes of the prompts of batches."""
+        return sum(self.room.sizes.prompts(batch.lengths) for batch in batches)
+
+    def _fits_now(self, running: list[Sequence], batches: list[Staged]) -> bool:
+        """Whether there is room for the next step of these rows, beside these batches."""
+        needed = self.room.needed(running)
+        if len(running) == self.running and self.room.decoding:
+            needed = min(needed, self.room.decoding)
+        return self.room.has(needed, self._held(batches))
+
+    def _may_begin(self, wave: list[SequenceGroup]) -> bool:
+        """Whether there is room for the prompts of a wave, now and when their rows run. Alone there always is."""
+        room = self.room
+        if room.memory is None or (len(wave) == 1 and not self._running and not self._staged):
+            return True
+        groups = [*chain.from_iterable(batch.groups for batch in self._staged), *wave]
+        firsts = [group.sequences[0] for group in groups if group.rows]
+        started = [
+            length
+            for batch in self._staged
+            for group, length in zip(batch.groups, batch.lengths, strict=True)
+            if not group.rows  # its caches are there nevertheless
+        ]
+        ends = room.ends([*self._running, *firsts], self._running)
+        lengths = [len(group.tokens) for group in wave]
+        # Prompts of a batch are padded to the longest, which is not known before they are put into batches.
+        padded = sum(room.sizes.prompts([int(length * SIMILAR_RATIO) + SIMILAR_SLACK]) for length in lengths)
+        now = max(room.decoding, room.needed(self._running))
+        return room.has(room.sizes.decoding([*ends, *started])) and room.has(
+            now, self._held(self._staged), min(padded, room.sizes.prompts(lengths))
+        )
+
+    def _startable(self, batch: Staged) -> int:
+        """How many rows of a batch may start, in their order. Unless it is all of them its caches stay, beside copies
+        of those that start."""
+        rows = [row for _, row in batch.waiting]
+        count = min(len(rows), self.free)
+        if not count or self.room.memory is None or (len(rows) == 1 and not self._running):
             return count
-        room = capacity - self.running - len(self._ready) - len(self._prefilling)
-        if count == group.rows and count <= room + 1:
+        held = self._held(self._staged)
+        ends = self.room.ends([*self._running, *rows], self._running)
+        if count == len(rows) and self._room_for(ends, held - self._held([batch])):
             return count
-        return max(min(count, room), 0 if self.running else 1)
+        for fewer in range(min(count, len(rows) - 1), 0, -1):
+            if self._room_for(ends[: self.running + fewer], held):
+                return fewer
+        return int(not self._running and self._fits_now(rows[:1], self._staged))
+
+    def _room_for(self, ends: list[int], held: int) -> bool:
+        return self.room.has(max(self.room.decoding, self.room.sizes.decoding(ends)), held)
 
     def _batches(self, wave: list[SequenceGroup]) -> list[list[SequenceGroup]]:
         batches: list[list[SequenceGroup]] = []

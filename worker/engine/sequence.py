@@ -64,7 +64,8 @@ class Sequence:
     text, cut before the match. Times are seconds of the
     engine's clock; ``waited_s`` is how long the prompt, computed ahead, waited for a free row.
     ``full`` is for how many steps more its vocabulary is sorted, in case the candidates do not cover its filters.
-    ``accepted_draft_tokens`` counts tokens that a draft model had proposed; None where there is none.
+    ``accepted_draft_tokens`` counts tokens that a draft model had proposed; None where there is none. ``started`` is
+    its place among all rows in the order in which they first started to decode; None: it has not yet.
     """
 
     line: PreparedLine
@@ -87,6 +88,7 @@ class Sequence:
     finished_at: float | None = None
     full: int = 0
     accepted_draft_tokens: int | None = None
+    started: int | None = None
 
     @property
     def key(self) -> Hashable:

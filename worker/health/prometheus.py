@@ -207,6 +207,8 @@ class _Collector:
         text = "Rows of all decode steps; over promptmill_decode_slots_total it is how full they were."
         yield _counter("decode_rows", text, shot.decode_rows)
         yield _counter("decode_slots", "Rows that there was room for in all decode steps.", shot.decode_slots)
+        text = "Rows taken out because the memory for caches ran out, to go on later."
+        yield _counter("preempted_rows", text, shot.preempted_rows)
         text = "Memory that MLX holds: models, caches and prefixes."
         yield _gauge("memory_used_bytes", text, shot.memory_bytes)
         if limit is not None:

@@ -25,6 +25,7 @@ class Snapshot:
     in_flight: tuple[InFlight, ...] = ()
     decode_rows: int = 0
     decode_slots: int = 0
+    preempted_rows: int = 0
     completion_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -33,7 +34,15 @@ class Snapshot:
     prefix_bytes: int = 0
 
 
-COUNTED = ("decode_rows", "decode_slots", "completion_tokens", "prompt_tokens", "cached_tokens", "finished_lines")
+COUNTED = (
+    "decode_rows",
+    "decode_slots",
+    "preempted_rows",
+    "completion_tokens",
+    "prompt_tokens",
+    "cached_tokens",
+    "finished_lines",
+)
 """What a snapshot sums over the engines there are and were."""
 
 

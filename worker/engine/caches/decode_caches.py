@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -33,11 +33,12 @@ def bucket_columns() -> int:
 @dataclass(frozen=True, slots=True)
 class Prefilled:
     """Rows whose prompts are computed: the ``rows`` of batch ``caches``, with the ``lengths`` of tokens in them. The
-    caches may have other rows, and must stay as they are."""
+    caches may have other rows, and must stay as they are unless they are ``spare``."""
 
     caches: list[Cache]
     rows: list[int]
     lengths: list[int]
+    spare: bool = False
 
 
 class DecodeCaches:
@@ -73,7 +74,7 @@ class DecodeCaches:
             order[slot : slot + self.layout.occupied(place)] = [slots + index]
             self.layout.put(place, length)
         if rest:
-            chosen = Prefilled(new.caches, [new.rows[i] for i in rest], [new.lengths[i] for i in rest])
+            chosen = replace(new, rows=[new.rows[i] for i in rest], lengths=[new.lengths[i] for i in rest])
             known = [*order, *(slots + index for index in rest)]
             order = [known[slot] for slot in self._arrange(chosen, fresh=first)]
         self._positions.change()
@@ -87,9 +88,21 @@ class DecodeCaches:
         """Copy what costs more than the copy; the new order, None where there was nothing to do."""
         return self._arrange(None) if self.layout.due else None
 
+    def compact(self) -> list[int] | None:
+        """Copy whatever has idle places or columns that no row uses; the new order, None where there was nothing."""
+        for bucket in self.layout.buckets:
+            bucket.wasted = max(bucket.wasted, bucket.columns)
+        return self.tidy()
+
     def grow(self) -> None:
         """All rows have taken in a token."""
         self._positions.grow()
+
+    def nbytes(self) -> int:
+        """Bytes that the caches take, the next step included."""
+        own = [cache for cache in leaves(self.caches) if isinstance(cache, GrowingCache)]
+        others = [cache for cache in leaves(self.caches) if not isinstance(cache, GrowingCache)]
+        return sum(cache.nbytes_after_step() for cache in own) + prompt_cache.size_after_step(others)
 
     def arrays(self) -> list[mx.array]:
         """Every array of the caches, for an evaluation."""
@@ -131,7 +144,8 @@ class DecodeCaches:
             return list(range(self.layout.slots))
         for own, other in self._pairs(new):
             if isinstance(own, GrowingCache):
-                own.arrange(parts, other, new.rows if new is not None else [], joining)
+                rows = new.rows if new is not None else []
+                own.arrange(parts, other, rows, joining, spare=new is not None and new.spare)
             elif not fresh:
                 self._refill(own, other, parts, new)
         firsts = [*(first for first, _ in self.layout.starts()), self.layout.slots]
@@ -175,6 +189,14 @@ class RowCaches:
     def tidy(self) -> list[int] | None:
         """There is nothing to do."""
         return None
+
+    def compact(self) -> list[int] | None:
+        """There is nothing to do."""
+        return None
+
+    def nbytes(self) -> int:
+        """Bytes that the caches take, the next step included."""
+        return prompt_cache.size_after_step(self.caches)
 
     def grow(self) -> None:
         """The row has taken in a token."""

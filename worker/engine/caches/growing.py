@@ -18,7 +18,7 @@ __all__ = ["GrowingCache", "Parts", "RowPositions", "in_parts"]
 
 COLUMNS = 64
 """Columns that a bucket grows by, at least."""
-ROWS = 4
+ROWS = 2
 """Places that a bucket has room for come in multiples of this."""
 
 
@@ -120,6 +120,16 @@ class GrowingCache:
     def nbytes(self) -> int:
         return sum(int(array.nbytes) for array in (*self._keys, *self._values) if array is not None)
 
+    def nbytes_after_step(self) -> int:
+        """Bytes that the arrays will take once every row has one more column."""
+        total = 0
+        for stored in (self._keys, self._values):
+            for array, bucket in zip(stored, self.positions.layout.buckets, strict=True):
+                if array is not None:
+                    columns = array.shape[2]
+                    total += int(array.nbytes) // columns * _columns(columns, bucket.width + 1)
+        return total
+
     def empty(self) -> bool:
         return all(array is None for array in self._keys)
 
@@ -157,31 +167,47 @@ class GrowingCache:
             if known is None:  # all rows of the bucket are without tokens, this one too
                 continue
             array = _roomy(known, len(bucket.lengths), bucket.width, rows=place.index + 1)
-            columns = array[:1, :, :0] if new is None else new[row : row + 1, :, new.shape[2] - length :]
+            columns = array[:1, :, :0] if new is None else new[row : row + 1, :, other._idx - length : other._idx]
             padding = [(0, 0), (0, 0), (bucket.width - columns.shape[2], 0), (0, 0)]
             array[place.index : place.index + 1, :, : bucket.width] = mx.pad(columns, padding)
             stored[place.bucket] = array
 
-    def arrange(self, parts: Sequence[list[Source]], other: Any, rows: Sequence[int], joining: Sequence[int]) -> None:
+    def arrange(
+        self,
+        parts: Sequence[list[Source]],
+        other: Any,
+        rows: Sequence[int],
+        joining: Sequence[int],
+        *,
+        spare: bool = False,
+    ) -> None:
         """Copy rows into the buckets of :meth:`Layout.rearranged`, before the layout takes them on. Rows that join are
-        the ``rows`` of a prefilled cache, ``joining`` tokens long."""
+        the ``rows`` of a prefilled cache, ``joining`` tokens long; where it is ``spare`` its arrays may be taken."""
         layout = self.positions.layout
         for stored, new in self._pairs(other):
             made = []
             for part in parts:
                 number = layout.whole(part)
-                made.append(self._copied(part, stored, new, rows, joining) if number is None else stored[number])
+                if number is not None:
+                    made.append(stored[number])
+                elif spare and new is not None and _is_all_of(part, len(layout.buckets), new, other, rows, joining):
+                    made.append(new)
+                else:
+                    made.append(self._copied(part, stored, new, other, rows, joining))
             stored[:] = made
 
     def _pairs(self, other: Any) -> list[tuple[list[mx.array | None], mx.array | None]]:
-        pairs = [(self._keys, other and other.keys), (self._values, other and other.values)]
-        return [(stored, None if new is None else new[:, :, : other._idx]) for stored, new in pairs]
+        """Our arrays of each kind, and that of a prefilled cache."""
+        if other is None:
+            return [(self._keys, None), (self._values, None)]
+        return [(self._keys, other.keys), (self._values, other.values)]
 
     def _copied(
         self,
         part: Sequence[Source],
         stored: Sequence[mx.array | None],
         new: mx.array | None,
+        other: Any,
         rows: Sequence[int],
         joining: Sequence[int],
     ) -> mx.array | None:
@@ -191,12 +217,12 @@ class GrowingCache:
             return None
         pieces: list[tuple[mx.array, int]] = []
         for number in sorted({number for number, _ in part}):
-            places = [place for other, place in part if other == number]
+            places = [place for bucket, place in part if bucket == number]
             if number < len(buckets):
                 array, width, lengths = stored[number], buckets[number].width, buckets[number].lengths
                 chosen, longest = places, max(lengths[place] or 0 for place in places)
             else:
-                array, width = new, 0 if new is None else new.shape[2]
+                array, width = new, 0 if new is None else other._idx
                 chosen, longest = [rows[place] for place in places], max(joining[place] for place in places)
             if array is None:
                 pieces.append((mx.zeros((len(chosen), sample.shape[1], 0, sample.shape[3]), dtype=sample.dtype), 0))
@@ -208,6 +234,20 @@ class GrowingCache:
         return _roomy(mx.concatenate(padded), len(part), width, columns=width + 1)
 
 
+def _is_all_of(
+    part: Sequence[Source], joins: int, new: mx.array, other: Any, rows: Sequence[int], joining: Sequence[int]
+) -> bool:
+    """Whether a part is all rows of a prefilled cache, in their order, and as wide."""
+    chosen = [rows[place] for number, place in part if number == joins]
+    longest = max((joining[place] for number, place in part if number == joins), default=0)
+    return len(chosen) == len(part) and chosen == list(range(len(new))) and longest == other._idx
+
+
+def _columns(room: int, needed: int) -> int:
+    """How many columns an array with room for some has when it has room for those that are ``needed``."""
+    return room if needed <= room else -(-(needed + needed // 8) // COLUMNS) * COLUMNS
+
+
 def _roomy(array: mx.array, used: int, width: int, *, rows: int = 0, columns: int = 0) -> mx.array:
     """An array with room for ``rows`` and ``columns``, itself where it has it; ``used`` rows and ``width`` columns are
     kept."""
@@ -216,8 +256,7 @@ def _roomy(array: mx.array, used: int, width: int, *, rows: int = 0, columns: in
         return array
     if rows > least_rows:
         least_rows = -(-rows // ROWS) * ROWS
-    if columns > least_columns:
-        least_columns = -(-(columns + columns // 8) // COLUMNS) * COLUMNS
+    least_columns = _columns(least_columns, columns)
     room = [(0, least_rows - used), (0, 0), (0, least_columns - width), (0, 0)]
     return mx.pad(array[:used, :, :width], room)
 

@@ -30,6 +30,7 @@ __all__ = [
     "repeat",
     "shorten",
     "size",
+    "size_after_step",
     "trim",
     "trimmable",
 ]
@@ -184,6 +185,18 @@ def shorten(caches: Sequence[Cache], tokens: int) -> list[Cache] | None:
 def size(caches: Sequence[Cache]) -> int:
     """Bytes of the arrays of ``caches``."""
     return sum(int(cache.nbytes) for cache in leaves(caches))
+
+
+def size_after_step(caches: Sequence[Cache]) -> int:
+    """Bytes of the arrays of ``caches`` once each row has one more column: full ones grow by several at a time."""
+    total = 0
+    for cache in leaves(caches):
+        total += int(cache.nbytes)
+        keys = getattr(cache, "keys", None)
+        if isinstance(keys, mx.array) and (width := keys.shape[2]) <= cache._idx:
+            more = min(cache.step, getattr(cache, "max_size", width + cache.step) - width)
+            total += int(cache.nbytes) // width * max(0, more)
+    return total
 
 
 def trimmable(caches: Sequence[Cache]) -> bool:

@@ -27,6 +27,12 @@ class CacheCost:
         windows = sum(size * min(tokens, most) for size, most in self.windows)
         return self.growing * tokens + windows + self.fixed
 
+    def prompt(self, tokens: int, chunk: int) -> int:
+        """Bytes of a row of ``tokens`` tokens while they are computed, ``chunk`` at a time: until a window's first step
+        of decoding it keeps what the last chunk needed."""
+        windows = sum(size * min(tokens, most + chunk) for size, most in self.windows)
+        return self.growing * tokens + windows + self.fixed
+
     def __add__(self, other: CacheCost) -> CacheCost:
         """What a row costs that has both caches."""
         return CacheCost(self.growing + other.growing, self.windows + other.windows, self.fixed + other.fixed)

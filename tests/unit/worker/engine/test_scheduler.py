@@ -8,14 +8,23 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from jobs.params import Sampling
+from worker.engine.room import CacheBytes
 from worker.engine.scheduler import MOST_OVERTAKEN, Scheduler, SequenceGroup
-from worker.engine.sequence import PreparedLine, sequences_of
+from worker.engine.sequence import PreparedLine, Sequence, sequences_of
+from worker.engine.text_lengths import FIRST_GUESS
+
+FLAT = CacheBytes(lambda tokens: tokens, lambda tokens: tokens, growth=0)
+"""A token is a byte, and caches are as wide as their longest row."""
 
 
-def group_of(name: Any = "x", length: int = 10, *, end: int = 100, rows: int = 1, rank: int = 0) -> SequenceGroup:
-    """A group whose line has the key ``name``."""
-    line = PreparedLine(name, (0,), Sampling(seed=0, n=rows), frozenset())
-    return SequenceGroup([], length, end, sequences_of(line, None, 0.0), name, rank=rank)
+def group_of(
+    name: Any = "x", length: int = 10, *, limit: int = 90, rows: int = 1, rank: int = 0, tokens: tuple[int, ...] = ()
+) -> SequenceGroup:
+    """A group whose line has the key ``name``, and texts of at most ``limit`` tokens."""
+    prompt = tuple(range(length)) or (0,)
+    line = PreparedLine(name, prompt, Sampling(seed=0, n=rows, max_tokens=limit), frozenset(), rank=rank)
+    sequences = sequences_of(line, None, 0.0)
+    return SequenceGroup([*prompt, *tokens], length, len(prompt) + limit, sequences, name, rank=rank)
 
 
 def names(batches: list[list[SequenceGroup]]) -> list[list[str]]:
@@ -34,8 +43,14 @@ def started(scheduler: Scheduler) -> list[tuple[SequenceGroup, int]]:
     return [(group, len(rows)) for group, rows in scheduler.start()]
 
 
-def scheduler_of(groups: list[SequenceGroup], **options: Any) -> Scheduler:
+def end_row(scheduler: Scheduler, group: SequenceGroup) -> None:
+    """One running row of a group ends: the one that started first."""
+    scheduler.ended(next(row for row, other in scheduler._running.items() if other is group))
+
+
+def scheduler_of(groups: list[SequenceGroup], *, memory: int | None = None, **options: Any) -> Scheduler:
     scheduler = Scheduler(**options)
+    scheduler.room.memory = memory
     for item in groups:
         scheduler.add(item)
     return scheduler
@@ -66,7 +81,7 @@ def test_a_wave_is_the_first_prompt_and_those_most_like_it() -> None:
         waves.append([item.key for item in begun(scheduler)])
         for item, count in started(scheduler):
             for _ in range(count):
-                scheduler.ended(item)
+                end_row(scheduler, item)
     assert waves == [["300", "310"], ["20", "21"], ["25", "290"], ["880", "900"], ["301", "5000"]]
 
 
@@ -85,7 +100,7 @@ def test_prompts_are_computed_ahead_when_rows_are_busy() -> None:
     assert [item.key for item in begun(scheduler)] == ["2", "3"]
     assert scheduler.begin() == []
     assert started(scheduler) == []
-    scheduler.ended(running[0][0])
+    end_row(scheduler, running[0][0])
     assert [item.key for item, _ in started(scheduler)] == ["2"]
     assert scheduler.begin() == []
 
@@ -96,43 +111,43 @@ def test_choices_start_as_rows_come_free() -> None:
     scheduler = scheduler_of([many, group_of("next")], decode_concurrency=2, prompt_concurrency=1)
     begun(scheduler)
     assert started(scheduler) == [(many, 2)]
-    scheduler.ended(many)
+    end_row(scheduler, many)
     assert started(scheduler) == [(many, 1)]
     for _ in range(2):
-        scheduler.ended(many)
+        end_row(scheduler, many)
     assert started(scheduler) == [(many, 2)]
     assert many.rows == 0
-    scheduler.ended(many)
-    scheduler.ended(many)
+    end_row(scheduler, many)
+    end_row(scheduler, many)
     assert many.done
     assert [item.key for item in begun(scheduler)] == ["next"]
 
 
 def test_memory_is_charged_at_the_widest_row() -> None:
     """A batch is as wide as its longest row, so each row is charged for that one."""
-    groups = [group_of("short", end=10), group_of("wide", end=50), group_of("third", end=10)]
-    scheduler = scheduler_of(groups, memory=100, row_bytes=lambda tokens: tokens)
+    groups = [group_of("short", 5, limit=5), group_of("wide", 5, limit=45), group_of("third", 5, limit=5)]
+    scheduler = scheduler_of(groups, memory=100, sizes=FLAT)
     assert names(scheduler.begin()) == [["short", "wide"]]
 
 
 def test_a_wide_line_waits_for_room() -> None:
     """A line that does not fit beside the others waits, holds back later lines, and runs when there is room."""
-    groups = [*(group_of(str(n), end=10) for n in range(4)), group_of("wide", end=60), group_of("late", end=10)]
-    scheduler = scheduler_of(groups, memory=100, row_bytes=lambda tokens: tokens)
+    groups = [*(group_of(str(n), 5, limit=5) for n in range(4)), group_of("wide", 5, limit=55), group_of("late", 5)]
+    scheduler = scheduler_of(groups, memory=100, sizes=FLAT)
     begun(scheduler)
     running = [item for item, _ in started(scheduler)]
     assert len(running) == 4
     assert scheduler.begin() == []
     for item in running:
-        scheduler.ended(item)
+        end_row(scheduler, item)
     assert names(scheduler.begin()) == [["wide"]]
 
 
 def test_what_never_fits_is_told() -> None:
     """A row larger than the whole memory can never run; one as large can."""
-    scheduler = Scheduler(memory=100, row_bytes=lambda tokens: 2 * tokens)
-    assert scheduler.too_large(group_of(end=50)) is None
-    assert "102 bytes" in str(scheduler.too_large(group_of(end=51)))
+    room = scheduler_of([], memory=100, sizes=CacheBytes(lambda tokens: 2 * tokens, growth=0)).room
+    assert room.too_large(50) is None
+    assert "102 bytes" in str(room.too_large(51))
 
 
 def prepared(prompt: int, max_tokens: int | None) -> PreparedLine:
@@ -155,10 +170,10 @@ def test_a_text_to_the_contexts_end_asks_for_no_more_than_a_row_alone_can_have(
     memory: int | None, most: int | None, context: int | None, expected: int | None
 ) -> None:
     """Its end is the context's or the memory's, whichever comes first; a prompt that does not fit still fails."""
-    scheduler = Scheduler(memory=memory, row_bytes=lambda tokens: 10 * tokens)
-    scheduler.most = most
-    assert scheduler.context_of(prepared(8, None), context) == expected
-    assert scheduler.context_of(prepared(8, 5000), context) == context
+    room = scheduler_of([], memory=memory, sizes=CacheBytes(lambda tokens: 10 * tokens, growth=0)).room
+    room.most = most
+    assert room.context_of(prepared(8, None), context) == expected
+    assert room.context_of(prepared(8, 5000), context) == context
 
 
 def test_rows_that_come_back_are_first() -> None:
@@ -187,41 +202,193 @@ def test_nonsense_is_refused(options: dict[str, int]) -> None:
         Scheduler(**options)
 
 
+def room_taken(scheduler: Scheduler) -> int:
+    """What the caches of all that has begun take after the next step, were they as wide as they must be."""
+    lengths = [len(row.prompt) + len(row.tokens) + 1 for row in scheduler._running]
+    prompts = sum(FLAT.prompts(batch.lengths) for batch in scheduler._staged if batch.rows)
+    return FLAT.decoding(lengths) + prompts
+
+
+def readmit(scheduler: Scheduler) -> int:
+    """Take back what must go and queue it again; how many running rows had to go."""
+    before = scheduler.running
+    for rows in scheduler.take_back():
+        tokens = [*rows[0].prompt, *rows[0].tokens]
+        again = SequenceGroup(tokens, len(tokens) - 1, 0, rows, rows[0].key, rank=rows[0].line.rank, again=True)
+        scheduler.add_first(again)
+    return before - scheduler.running
+
+
+def text(scheduler: Scheduler, lengths: dict[Any, int]) -> list[Sequence]:
+    """A token for every running row; those that end with it."""
+    ended = []
+    for row in list(scheduler._running):
+        row.tokens.append(1)
+        if len(row.tokens) >= min(lengths[row.key], row.limit):
+            scheduler.ended(row)
+            scheduler.room.texts.add(len(row.tokens))
+            ended.append(row)
+    return ended
+
+
 @given(
-    shapes=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 100), st.integers(1, 9)), min_size=1, max_size=25),
+    shapes=st.lists(
+        st.tuples(st.integers(1, 300), st.integers(1, 100), st.integers(1, 9), st.integers(0, 2)),
+        min_size=1,
+        max_size=25,
+    ),
     rows=st.integers(1, 6),
     prompts=st.integers(1, 4),
-    memory=st.one_of(st.none(), st.integers(400, 2000)),
+    memory=st.one_of(st.none(), st.integers(500, 2000)),
     order=st.randoms(use_true_random=False),
 )
 @settings(max_examples=150, deadline=None)
 def test_everything_runs_within_the_limits(
-    shapes: list[tuple[int, int, int]], rows: int, prompts: int, memory: int | None, order: Any
+    shapes: list[tuple[int, int, int, int]], rows: int, prompts: int, memory: int | None, order: Any
 ) -> None:
-    """Whatever comes, and in whatever order rows end: every row runs once, never too many, never beyond the memory
-    but for a row that is all by itself."""
+    """Whatever comes, however long texts get and whatever had been expected: every row comes to its end, in bounded
+    time, never too many together, and never beyond the memory."""
     groups = [
-        group_of(index, length, end=length + more, rows=count) for index, (length, more, count) in enumerate(shapes)
+        group_of(index, length, limit=limit, rows=count, rank=rank)
+        for index, (length, limit, count, rank) in enumerate(shapes)
     ]
-    scheduler = scheduler_of(
-        groups, decode_concurrency=rows, prompt_concurrency=prompts, memory=memory, row_bytes=lambda tokens: tokens
-    )
-    counts = {item.key: 0 for item in groups}
-    running: list[SequenceGroup] = []
-    for _ in range(2000):
-        scheduler.prefilled([item for batch in scheduler.begin() for item in batch])
-        for item, count in started(scheduler):
-            counts[item.key] += count
-            running += [item] * count
-        assert len(running) == scheduler.running <= rows
-        if memory is not None and len(running) > 1:
-            assert len(running) * max(item.end for item in running) <= memory
-        if not running:
+    scheduler = scheduler_of(groups, decode_concurrency=rows, prompt_concurrency=prompts, memory=memory, sizes=FLAT)
+    scheduler.room.texts.add(order.choice([1, 50, 1000]))
+    lengths = {group.key: order.randint(1, 120) for group in groups}
+    ended: list[Sequence] = []
+    for _ in range(20_000):
+        readmit(scheduler)
+        scheduler.start()
+        assert scheduler.running <= rows
+        if order.random() < 0.7:
+            scheduler.prefilled([item for batch in scheduler.begin() for item in batch])
+        if memory is not None:
+            assert room_taken(scheduler) <= memory or scheduler.running + scheduler.staged <= 1
+        ended += text(scheduler, lengths)
+        if len(ended) == sum(count for _, _, count, _ in shapes):
             break
-        ending = running.pop(order.randrange(len(running)))
-        scheduler.ended(ending)
-    assert counts == {index: count for index, (_, _, count) in enumerate(shapes)}
-    assert scheduler.waiting == scheduler.staged == 0
+    assert sorted((row.key, row.choice) for row in ended) == [
+        (index, choice) for index, (_, _, count, _) in enumerate(shapes) for choice in range(count)
+    ]
+    assert scheduler.waiting == scheduler.staged == scheduler.running == 0
+
+
+def test_rows_are_let_in_by_what_texts_need() -> None:
+    """With max_tokens of 32,768, texts of 500 tokens and memory for 16 full rows, more than a hundred decode together;
+    the limit is never passed, though nothing is known of the texts at first, and no row goes more than once."""
+    memory = 16 * (100 + 32_768)
+    groups = [group_of(index, 100, limit=32_768) for index in range(600)]
+    scheduler = scheduler_of(groups, memory=memory, decode_concurrency=2048, sizes=CacheBytes(FLAT.row, FLAT.row))
+    lengths = {group.key: 450 + group.key % 100 for group in groups}
+    together, preempted, ended = [], 0, 0
+    while ended < len(groups):
+        preempted += readmit(scheduler)
+        scheduler.start()
+        scheduler.prefilled([item for batch in scheduler.begin() for item in batch])
+        held = [scheduler.room.needed(scheduler._running), scheduler._held(scheduler._staged)]
+        assert sum(held) <= memory
+        together.append(scheduler.running)
+        ended += len(text(scheduler, lengths))
+    assert max(together) > 300
+    assert sorted(together)[len(together) // 2] > 100
+    assert preempted < 100
+
+
+def test_the_youngest_goes_and_comes_back_first() -> None:
+    """The row that began last makes room; it begins again before all that waits, keeps its place among the others, and
+    only when there is room for what it is expected to need."""
+    groups = [group_of(name, 10, limit=440) for name in "abc"]
+    scheduler = scheduler_of(groups, memory=3 * 300, prompt_concurrency=4, sizes=FLAT)
+    begun(scheduler)
+    assert len(started(scheduler)) == 3
+    lengths = {"a": 420, "b": 440, "c": 440, "d": 5}
+    gone = 0
+    while not gone:
+        text(scheduler, lengths)
+        gone = readmit(scheduler)
+    assert {row.key for row in scheduler._running} == {"a", "b"}
+    assert next(len(row.tokens) for row in scheduler._running) > FIRST_GUESS
+    scheduler.add(group_of("d", 10, limit=5))
+    assert scheduler.begin() == []
+    while not text(scheduler, lengths):
+        assert scheduler.begin() == []
+        assert readmit(scheduler) == 0
+    assert [group.key for group in begun(scheduler)] == ["c"]
+    started(scheduler)
+    assert [row.started for row in scheduler._running if row.key == "c"] == [3]
+
+
+def test_rows_of_a_higher_priority_stay() -> None:
+    """Who must go is decided by rank before age."""
+    groups = [group_of("low", 10, limit=400, rank=2), group_of("high", 10, limit=400)]
+    scheduler = scheduler_of([], memory=600, prompt_concurrency=1, sizes=FLAT)
+    for group in groups:
+        scheduler.add(group)
+        begun(scheduler)
+        started(scheduler)
+    lengths = {"low": 400, "high": 400}
+    while not readmit(scheduler):
+        text(scheduler, lengths)
+    assert {row.key for row in scheduler._running} == {"high"}
+
+
+def test_prompts_computed_ahead_go_before_rows() -> None:
+    """What has no token yet loses least."""
+    groups = [group_of(index, 40, limit=600) for index in range(4)]
+    scheduler = scheduler_of(groups, memory=1200, decode_concurrency=2, prompt_concurrency=2, sizes=FLAT)
+    for _ in range(2):
+        begun(scheduler)
+        started(scheduler)
+    assert (scheduler.running, scheduler.staged) == (2, 2)
+    lengths = dict.fromkeys(range(4), 600)
+    while scheduler.staged:
+        text(scheduler, lengths)
+        assert readmit(scheduler) == 0
+    assert (scheduler.running, scheduler.waiting) == (2, 2)
+
+
+def test_choices_of_a_prompt_that_fills_the_memory() -> None:
+    """Where its copy and the prompt do not fit beside each other the choices run one after the other, each from a
+    prompt computed anew."""
+    scheduler = scheduler_of([group_of("many", 60, limit=20, rows=3)], memory=100, sizes=FLAT)
+    ended: list[Sequence] = []
+    for _ in range(200):
+        readmit(scheduler)
+        scheduler.start()
+        begun(scheduler)
+        assert room_taken(scheduler) <= 100
+        ended += text(scheduler, {"many": 20})
+    assert [row.choice for row in ended] == [0, 1, 2]
+
+
+def test_less_memory_is_kept_to_at_once() -> None:
+    """Another model was loaded beside this one: rows make room in the next step."""
+    groups = [group_of(index, 10, limit=50) for index in range(4)]
+    scheduler = scheduler_of(groups, memory=1000, sizes=FLAT)
+    begun(scheduler)
+    started(scheduler)
+    scheduler.room.memory = 30
+    assert readmit(scheduler) == 2
+    assert {row.key for row in scheduler._running} == {0, 1}
+
+
+def test_the_next_wave_begins_before_the_last_prompt_is_gone() -> None:
+    """While it is computed, what is left of the wave before follows rows that end."""
+    scheduler = scheduler_of([group_of(n) for n in range(20)], decode_concurrency=4, prompt_concurrency=4)
+    begun(scheduler)
+    running = started(scheduler)
+    assert len(begun(scheduler)) == 4
+    for group, _ in running[:2]:
+        assert scheduler.begin() == []
+        end_row(scheduler, group)
+        started(scheduler)
+    assert scheduler.staged == 2
+    assert scheduler.begin() == []
+    end_row(scheduler, running[2][0])
+    started(scheduler)
+    assert len(scheduler.begin()[0]) == 4
+    end_row(scheduler, running[3][0])
+    assert len(started(scheduler)) == 1
 
 
 def test_lower_ranks_begin_first() -> None:
@@ -238,7 +405,7 @@ def test_lower_ranks_begin_first() -> None:
         scheduler.prefilled(wave)
         for group, count in started(scheduler):
             for _ in range(count):
-                scheduler.ended(group)
+                end_row(scheduler, group)
     assert order == [{"c", "e"}, {"a", "b"}, {"f"}, {"d"}]
 
 
