@@ -307,9 +307,9 @@ def test_a_step_that_fails_with_nothing_under_way_does_not_fail_for_ever(
     engine = Engine(markov())
     engine.add(line_of("a", [1, 2], max_tokens=3))
 
-    def broken(**_: Any) -> None:
+    def broken(_running: int) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(engine, "_prefill", broken)
+    monkeypatch.setattr(engine._staging, "advance", broken)
     with pytest.raises(ZeroDivisionError):
         engine.step()

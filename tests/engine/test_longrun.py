@@ -17,14 +17,8 @@ NOISE = 0.2
 """A batch this small has some fifty buffers, and ten more or less with the lines that happen to be in it."""
 
 
-@pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wasted columns are given up soon: in a run this short they would not have come to their usual number."""
-    monkeypatch.setattr("worker.engine.decode.MOST_WASTED", 16)
-
-
 @pytest.mark.parametrize(("name", "compile"), [("dense", False), ("hybrid", False), ("dense", True)])
-def test_memory_is_flat(name: str, compile: bool, narrow: None) -> None:
+def test_memory_is_flat(name: str, compile: bool) -> None:
     """Live buffers do not grow, with rows of all kinds coming and going and prefixes given up, whether or not sampling
     is compiled; nor do bytes, beyond what one step of the caches' growth, 256 columns, makes of them in so short a
     run."""

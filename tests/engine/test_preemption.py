@@ -41,7 +41,9 @@ def lines_of(line_of: Callable[..., PreparedLine], count: int = 30) -> list[Prep
 def held(engine: Engine) -> int:
     """Bytes that the caches of rows and prompts really take."""
     batches = (*engine._staging._prefilling, *engine._staging._ready)
-    return sum(prompt_cache.size(caches) for caches in (engine._decode_batch._caches, *(b._caches for b in batches)))
+    return sum(
+        prompt_cache.size(caches) for caches in (engine._decode_batch._caches.caches, *(b._caches for b in batches))
+    )
 
 
 def steps(engine: Engine, lines: list[PreparedLine]) -> Iterator[list[Finished]]:
@@ -68,6 +70,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches grow by a few columns, and little is expected of texts: memory runs out within short ones."""
     for cache in (BatchKVCache, BatchRotatingKVCache):
         monkeypatch.setattr(cache, "step", STEP)
+    monkeypatch.setattr("worker.engine.caches.growing.COLUMNS", STEP)
     monkeypatch.setattr("worker.engine.engine.CacheBytes", partial(CacheBytes, growth=STEP))
     monkeypatch.setattr("worker.engine.text_lengths.FIRST_GUESS", 8)
 
@@ -109,7 +112,7 @@ def test_many_rows_where_max_tokens_would_allow_few(tiny: Any, line_of: Any) -> 
         assert all(line.sequences[0].stop_reason == "eos" for line in finished)
         together, taken = max(together, engine._scheduler.running), max(taken, held(engine))
     assert together >= 100
-    assert 0.7 * limit < taken <= limit
+    assert 0.4 * limit < taken <= limit
 
 
 def test_less_memory_from_one_step_to_the_next(tiny: Any, line_of: Any, run: Any) -> None:

@@ -16,10 +16,8 @@ from worker.engine.caches.buckets import Layout, Place, Source
 
 __all__ = ["GrowingCache", "Parts", "RowPositions", "in_parts"]
 
-COLUMNS = 64
-"""Columns that a bucket grows by, at least."""
-ROWS = 2
-"""Places that a bucket has room for come in multiples of this."""
+COLUMNS = 128
+"""Columns that a bucket grows by."""
 
 
 class Parts(list[Any]):
@@ -82,7 +80,7 @@ def _mask(columns: int, padding: mx.array | None, window: int | None, needed: bo
 @dataclass(slots=True, eq=False)
 class GrowingCache:
     """One layer's keys and values, an array ``[places, heads, columns, size]`` for each bucket, with room for
-    more places and columns than are in use; None for a bucket of rows without tokens. Rows end at the same column.
+    more columns than are in use; None for a bucket of rows without tokens. Rows end at the same column.
 
     It is what :class:`mlx_lm.models.cache.BatchKVCache` is, for steps of one token.
     """
@@ -245,7 +243,7 @@ def _is_all_of(
 
 def _columns(room: int, needed: int) -> int:
     """How many columns an array with room for some has when it has room for those that are ``needed``."""
-    return room if needed <= room else -(-(needed + needed // 8) // COLUMNS) * COLUMNS
+    return room if needed <= room else -(-needed // COLUMNS) * COLUMNS
 
 
 def _roomy(array: mx.array, used: int, width: int, *, rows: int = 0, columns: int = 0) -> mx.array:
@@ -254,8 +252,7 @@ def _roomy(array: mx.array, used: int, width: int, *, rows: int = 0, columns: in
     least_rows, _, least_columns, _ = array.shape
     if rows <= least_rows and columns <= least_columns:
         return array
-    if rows > least_rows:
-        least_rows = -(-rows // ROWS) * ROWS
+    least_rows = max(rows, least_rows)
     least_columns = _columns(least_columns, columns)
     room = [(0, least_rows - used), (0, 0), (0, least_columns - width), (0, 0)]
     return mx.pad(array[:used, :, :width], room)
