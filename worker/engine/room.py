@@ -11,8 +11,9 @@ from worker.engine.text_lengths import TextLengths
 
 __all__ = ["GROWTH", "CacheBytes", "Room"]
 
-GROWTH = 256
-"""Columns by which mlx-lm's caches grow: so many more than are in use there may be, less one."""
+GROWTH, ROWS = 256, 2
+"""Columns that there may be more than are in use: so many, or a quarter of that and an eighth of those in use; and the
+multiple that rows are rounded up to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,12 @@ class CacheBytes:
     growth: int = GROWTH
 
     def decoding(self, lengths: Items[int]) -> int:
-        """Of rows that decode together: one rectangle, as wide as the longest."""
-        return len(lengths) * self.row(max(lengths) + self.growth) if lengths else 0
+        """Of rows that decode together: one rectangle at most, as wide as the longest."""
+        longest, rows = max(lengths, default=0), len(lengths)
+        if not self.growth:
+            return rows * self.row(longest)
+        places = -(-rows // ROWS) * ROWS if rows > 1 else rows
+        return places * self.row(longest + max(self.growth, self.growth // 4 + longest // 8))
 
     def prompts(self, lengths: Items[int]) -> int:
         """Of prompts that are computed together, from when that begins until the last row has started."""

@@ -105,7 +105,9 @@ class Staging:
 
     def _begin_batches(self) -> None:
         batches = self._scheduler.begin()
-        refused = self._begin(list(chain.from_iterable(batches))) if batches else frozenset()
+        begun = list(chain.from_iterable(batches))
+        refused = self._begin(begun) if begun else frozenset()
+        self._scheduler.drop(*(group for group in begun if group.key in refused))
         batches = [[group for group in groups if group.key not in refused] for groups in batches]
         self._prefilling.extend(PrefillBatch.of_prefix(self._model, prefix) for prefix in self._prefixes.planned())
         self._prefilling.extend(PrefillBatch(self._model, groups) for groups in batches if groups)

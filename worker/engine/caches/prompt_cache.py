@@ -192,8 +192,8 @@ def size_after_step(caches: Sequence[Cache]) -> int:
     total = 0
     for cache in leaves(caches):
         total += int(cache.nbytes)
-        keys = getattr(cache, "keys", None)
-        if isinstance(keys, mx.array) and (width := keys.shape[2]) <= cache._idx:
+        keys, used = getattr(cache, "keys", None), getattr(cache, "_idx", getattr(cache, "offset", None))
+        if isinstance(keys, mx.array) and isinstance(used, int) and 0 < (width := keys.shape[2]) <= used:
             more = min(cache.step, getattr(cache, "max_size", width + cache.step) - width)
             total += int(cache.nbytes) // width * max(0, more)
     return total
