@@ -21,8 +21,6 @@ from bench.realtext import rounds
 from bench.record import append, read
 from bench.report.write import write
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(

@@ -36,8 +36,6 @@ from submit.input.reader import PromptFile
 from submit.status.workers import Workers
 from submit.upload.submitter import Order, submit
 
-__all__ = ["measure", "through_worker"]
-
 MODEL = "small"
 LINES = {"nano": 512, "small": 256, "wide": 96}
 """So many that the start and the end, when rows are free, are a small part."""

@@ -6,8 +6,6 @@ import ctypes
 import os
 from collections.abc import Callable, Mapping
 
-__all__ = ["glibc_mallopt", "keep_large_arrays"]
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Parameters of glibc's mallopt."""
 LARGEST, LARGEST_BEFORE = 2**31 - 1, 32 * 2**20

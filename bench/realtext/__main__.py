@@ -20,8 +20,6 @@ from bench.engine import add_options, opened
 from bench.realtext.rounds import ALL, Work, measure
 from bench.record import append
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(

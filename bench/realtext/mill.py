@@ -20,8 +20,6 @@ from worker.engine.loading.mlx_models import load_model
 from worker.engine.prompts.prepare import Preparer
 from worker.engine.sequence import PreparedLine, Sequence
 
-__all__ = ["engine"]
-
 WARM_LINES = 8
 WARM_TOKENS = 4
 

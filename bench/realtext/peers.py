@@ -17,8 +17,6 @@ from bench.realtext.task import TextTask
 from bench.task import Measured
 from bench.work import CONCURRENCY, Row
 
-__all__ = ["batch_generator", "limit", "one_at_a_time"]
-
 WARM_LINES = 2
 WARM_TOKENS = 4
 

@@ -9,8 +9,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Messages", "questions_of"]
-
 Messages = list[dict[str, str]]
 """A chat, as job lines have it."""
 

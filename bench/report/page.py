@@ -12,8 +12,6 @@ from bench.report.realtext import text_goals, text_part
 from bench.report.summary import GOALS, LABELS, WHOLE_GOALS, Summary, summarise
 from bench.report.table import NOTHING, goal, occupancy, table
 
-__all__ = ["render"]
-
 PEERS = ("mlx_lm_greedy", "mlx_lm_cold", "mlx_lm_warm", "mlx_lm_one", "mlx_lm_server")
 OCCUPANCY_GOAL = 0.95
 END_TO_END_GOAL = 0.95

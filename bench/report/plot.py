@@ -15,8 +15,6 @@ from bench.report.summary import GOALS, LABELS, Summary, summarise
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot", "plot_text"]
-
 OURS, THEIRS, GREEDY, LINE, TEXT = "#0f766e", "#b6bfca", "#7fbfb6", "#b45309", "#1f2937"
 COLOURS = {
     "promptmill_own": OURS,

@@ -9,8 +9,6 @@ from bench.record import Measurement, Run
 from bench.report.summary import Summary, summarise
 from bench.report.table import NOTHING, goal, occupancy, table
 
-__all__ = ["OF_LIMIT_GOAL", "TEXT_LABELS", "text_goals", "text_part"]
-
 TEXT_LABELS = {
     "limit": "limit",
     "mlx_lm_batch": "mlx-lm `BatchGenerator`, rows' own params, cold",

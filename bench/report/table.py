@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 
 from bench.report.summary import Summary
 
-__all__ = ["NOTHING", "goal", "occupancy", "table"]
-
 NOTHING = "—"
 
 

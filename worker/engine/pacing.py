@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-__all__ = ["LEAST_CHUNK", "Pace"]
-
 STEPS_PER_CHUNK = 2
 """Decode steps that a chunk may take the time of, while all rows are busy."""
 FILLING = 4

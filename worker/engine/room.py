@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from worker.engine.sequence import WITHOUT_CONTEXT, PreparedLine, Sequence
 from worker.engine.text_lengths import TextLengths
 
-__all__ = ["GROWTH", "CacheBytes", "Room"]
-
 GROWTH, ROWS = 256, 2
 """Columns that there may be more than are in use: so many, or a quarter of that and an eighth of those in use; and the
 multiple that rows are rounded up to."""

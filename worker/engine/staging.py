@@ -18,8 +18,6 @@ from worker.engine.prefill import PrefillBatch
 from worker.engine.scheduler import Scheduler, SequenceGroup
 from worker.engine.sequence import Sequence
 
-__all__ = ["Staging"]
-
 
 class Staging:
     """Computes the prompts that the scheduler begins, a chunk at a time, and hands their rows to the decode batch.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-__all__ = ["FIRST_GUESS", "TextLengths"]
-
 FIRST_GUESS = 256
 """Tokens that a text is expected to get while few have ended."""
 ENOUGH = 8

@@ -10,8 +10,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Bucket", "Layout", "Place", "Source"]
-
 Source = tuple[int, int]
 """Where a row of a new bucket comes from: a bucket of the layout, or the one after the last for the rows that join, and
 the place in it."""

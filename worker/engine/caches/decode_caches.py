@@ -19,8 +19,6 @@ from worker.engine.caches.growing import GrowingCache, RowPositions
 from worker.engine.caches.prompt_cache import Cache, leaves
 from worker.engine.caches.slots import fill_slot, fits
 
-__all__ = ["DecodeCaches", "Prefilled", "RowCaches", "bucket_columns"]
-
 CPU_COLUMNS, GPU_COLUMNS = 128, 4096
 """What one bucket more costs a step, in columns of attention of one row."""
 

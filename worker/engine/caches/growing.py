@@ -14,8 +14,6 @@ import mlx.core as mx
 
 from worker.engine.caches.buckets import Layout, Place, Source
 
-__all__ = ["GrowingCache", "Parts", "RowPositions", "in_parts"]
-
 COLUMNS = 128
 """Columns that a bucket grows by."""
 

@@ -13,8 +13,6 @@ import mlx.core as mx
 from jobs.params import PARAMETERS
 from worker.engine.sampling.draws import exp, mass, pick
 
-__all__ = ["CANDIDATES", "WIDE", "best", "draw_filtered", "draw_wide", "redraw_full", "survivors"]
-
 CANDIDATES, WIDE = 256, 4096
 """How many of the best tokens the filters look at, of rows that ask for few tokens and of others. Constants: a row's
 tokens must not depend on its batch."""

@@ -22,8 +22,6 @@ from worker.engine.sampling.sampler import Features
 from worker.engine.sampling.sizes import GrownSizes, power_of_two, rounded_rows
 from worker.engine.sequence import PreparedLine, Sequence
 
-__all__ = ["COLDEST", "BatchArrays", "build", "build_ahead", "draw_key"]
-
 COLDEST = 1e-6
 """Temperatures below it draw as this one does, which is the best token: in float32 they might become 0."""
 UNLIMITED = 2**30

@@ -28,8 +28,6 @@ from worker.engine.sampling.draws import draw_dense, mass, uniforms_of
 from worker.engine.sampling.filters import CANDIDATES, best, draw_filtered, draw_wide, redraw_full
 from worker.engine.sequence import NO_TOKEN
 
-__all__ = ["MOST_GRAPHS", "Features", "Sampled", "Sampler", "adjust", "drawable", "sample", "suited"]
-
 TOP_LOGPROBS = 20
 """The most alternatives a line can ask for; always that many are computed, so that the number makes no new graph."""
 LARGE_VOCABULARY = 32_000

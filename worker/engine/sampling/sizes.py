@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["LINGER", "GrownSizes", "power_of_two", "rounded_rows"]
-
 LINGER = 512
 """Steps for which a size stays after it was last needed."""
 
