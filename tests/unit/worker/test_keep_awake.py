@@ -66,7 +66,7 @@ def test_only_a_mac_is_kept_awake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_caffeinate_holds_it_for_this_process(tmp_path: Path) -> None:
-    """macOS' own program is asked to prevent idle sleep as long as this process lives; it ends when it is released, also
+    """macOS' own program is asked to prevent idle sleep as long as this process lives; it ends at the release, also
     where SIGTERM is held back, as in the heartbeat's thread."""
     program, asked = tmp_path / "caffeinate", tmp_path / "asked"
     program.write_text(f'#!/bin/sh\necho $$ "$@" > {asked}.part && mv {asked}.part {asked}\nexec sleep 60\n')
