@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
 import orjson
 
 from jobs.delivery import Delivery, delivery_of
@@ -220,6 +219,8 @@ def parse_batch(batch_id: str, stored: Mapping[bytes, bytes]) -> Batch:
 
 
 def _parsed(batch_id: str, stored: Mapping[bytes, bytes]) -> Batch:
+    import msgspec  # takes a while, and `--help` reads no batch
+
     text = {key.decode(): value.decode() for key, value in stored.items()}
     times = {key.removesuffix("_at"): float(value) for key, value in text.items() if key.endswith("_at")}
     if text["status"] not in STATUSES or not all(0 <= at <= _YEAR_9999 for at in times.values()):
