@@ -12,7 +12,6 @@ import logging
 import os
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +94,15 @@ class Lease:
         return str(self.job.id)
 
     @property
-    def executions_key(self) -> str:
-        return f"rq:executions:{self.job_id}"
+    def keys(self) -> list[str]:
+        """What all steps with a lease change: the registry of leases, the job, the execution, the job's executions."""
+        executions = f"rq:executions:{self.job_id}"
+        return [self.job.started_job_registry.key, self.job.key, self.execution.key, executions]
+
+    @property
+    def entry(self) -> str:
+        """Its entry in the registry."""
+        return str(self.execution.composite_key)
 
 
 class ShardWorker(BaseWorker):
@@ -211,24 +217,19 @@ class ShardWorker(BaseWorker):
         it was taken, as when this worker slept in between."""
         job, queue = shard.job, Queue(shard.queue, connection=self.connection)
         lease = Lease(job, Execution(uuid.uuid4().hex, job.id, self.connection, self.name))
-        keys = [job.started_job_registry.key, queue.intermediate_queue_key, job.key]
-        keys += [lease.execution.key, lease.executions_key]
-        arguments = [lease.execution.composite_key, lease.execution.id, job.id, LEASE_S, self.name, utcformat(now())]
-        if self._begin(keys=keys, args=arguments):
+        arguments = [lease.entry, lease.execution.id, job.id, LEASE_S, self.name, utcformat(now())]
+        if self._begin(keys=[*lease.keys, queue.intermediate_queue_key], args=arguments):
             return lease
         log.info("%s was given to another worker meanwhile", job.id, extra={"action": "not_begun"})
         return None
 
     def renew(self, leases: Iterable[Lease], connection: Redis) -> None:
         """Renew each lease, on the connection of a thread that never touches MLX."""
-        by_registry: dict[str, list[Lease]] = defaultdict(list)
+        keys, arguments = list[str](), [str(LEASE_S)]
         for lease in leases:
-            by_registry[lease.job.started_job_registry.key].append(lease)
-        for registry, held in by_registry.items():
-            keys, arguments = [registry], [str(LEASE_S)]
-            for lease in held:
-                keys += [lease.execution.key, lease.executions_key]
-                arguments += [lease.execution.composite_key, lease.execution.id]
+            keys += lease.keys
+            arguments += [lease.entry, lease.execution.id]
+        if keys:
             self._renew_leases(keys=keys, args=arguments, client=connection)
 
     def show_alive(self, connection: Redis) -> None:
@@ -243,10 +244,8 @@ class ShardWorker(BaseWorker):
 
     def acknowledge(self, lease: Lease, seconds: float) -> None:
         """The shard is done: its job leaves RQ. ``seconds`` is how long it was held."""
-        job, execution = lease.job, lease.execution
         # Not RQ's own delete(): it stumbles over the executions that dead workers left behind.
-        keys = [job.started_job_registry.key, job.key, execution.key, lease.executions_key]
-        acknowledged = self._acknowledge(keys=keys, args=[execution.composite_key])
+        acknowledged = self._acknowledge(keys=lease.keys, args=[lease.entry])
         # What a server that is full refuses is for RQ's tools only.
         with contextlib.suppress(OutOfMemoryError), self.connection.pipeline() as pipe:
             if acknowledged:
@@ -257,9 +256,8 @@ class ShardWorker(BaseWorker):
     def hand_back(self, lease: Lease, queue: str, *, front: bool = True) -> None:
         """Give a shard back at once, to its queue or to where its batch is held back; nothing happens when the lease
         was taken back already."""
-        job, execution = lease.job, lease.execution
-        keys = [job.started_job_registry.key, f"rq:queue:{queue}", job.key, execution.key, lease.executions_key]
-        self._hand_back(keys=keys, args=[execution.composite_key, lease.job_id, "LPUSH" if front else "RPUSH"])
+        keys = [*lease.keys, f"rq:queue:{queue}"]
+        self._hand_back(keys=keys, args=[lease.entry, lease.job_id, "LPUSH" if front else "RPUSH"])
 
     def _drop(self, queue: str, job_id: str) -> None:
         Queue(queue, connection=self.connection).intermediate_queue.remove(job_id)
