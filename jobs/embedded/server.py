@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote
 
 from jobs.errors import LoadingError, RedisError
@@ -84,10 +85,14 @@ def embedded_server(
     with contextlib.ExitStack() as stack:
         with _explained(folder):
             folder = private_folder(folder)
-            users = open_lock(folder / USERS_LOCK)
             # Closed, not unlocked: unlocking would take the lock from forked processes that share it.
-            stack.callback(os.close, users)
-            _become_user(users, folder, clock, sleep)
+            users = stack.enter_context(open_lock(folder / USERS_LOCK))
+            # While a supervisor is ending the server it holds this lock.
+            if not locked_within(LOCK_PATIENCE, users, fcntl.LOCK_SH, clock=clock, sleep=sleep):
+                raise RedisError(
+                    f"the embedded server in {folder} has been ending for {LOCK_PATIENCE:.0f} s; "
+                    f"see {folder / LOG}, or {OTHERWISE}"
+                )
             address = socket_path(folder)
             _wait_until_ready(folder, address, say, clock, sleep)
         stack.callback(_leave, folder)
@@ -133,27 +138,36 @@ def find_server(folder: Path) -> Path:
     return program
 
 
-def open_lock(path: Path) -> int:
-    """A descriptor of the lock file ``path``, made if need be; it is closed in programs started from here."""
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+def open_lock(path: Path) -> BinaryIO:
+    """The lock file ``path``, made if need be; it is closed in programs started from here."""
+    return path.open("ab")
 
 
-def try_lock(descriptor: int, kind: int) -> bool:
+def try_lock(file: BinaryIO, kind: int) -> bool:
     """Take the lock (``fcntl.LOCK_SH`` or ``LOCK_EX``) without waiting; False while others hold it."""
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
+def locked_within(
+    patience: float, file: BinaryIO, kind: int, *, clock: Clock = time.monotonic, sleep: Sleep = time.sleep
+) -> bool:
+    """Take the lock, waiting for so many seconds; False where others hold it all that time."""
+    deadline = clock() + patience
+    while not try_lock(file, kind):
+        if clock() > deadline:
+            return False
+        sleep(TICK)
+    return True
+
+
 def is_held(path: Path) -> bool:
     """Whether some process holds the lock file ``path`` exclusively."""
-    descriptor = open_lock(path)
-    try:
-        return not try_lock(descriptor, fcntl.LOCK_SH)
-    finally:
-        os.close(descriptor)
+    with open_lock(path) as file:
+        return not try_lock(file, fcntl.LOCK_SH)
 
 
 def private_folder(folder: Path) -> Path:
@@ -182,18 +196,6 @@ def _leave(folder: Path) -> None:
     with contextlib.suppress(FileNotFoundError):  # the folder itself was removed
         if not is_held(folder / SUPERVISOR_LOCK):
             _start_supervisor(folder, None)
-
-
-def _become_user(users: int, folder: Path, clock: Clock, sleep: Sleep) -> None:
-    """Take the users' lock; waits while a supervisor is ending the server."""
-    deadline = clock() + LOCK_PATIENCE
-    while not try_lock(users, fcntl.LOCK_SH):
-        if clock() > deadline:
-            raise RedisError(
-                f"the embedded server in {folder} has been ending for {LOCK_PATIENCE:.0f} s; "
-                f"see {folder / LOG}, or {OTHERWISE}"
-            )
-        sleep(TICK)
 
 
 def _wait_until_ready(folder: Path, address: Path, say: Callable[[str], object], clock: Clock, sleep: Sleep) -> None:

@@ -40,13 +40,10 @@ def runs_folder(data: Path) -> Path:
 @contextlib.contextmanager
 def locked(path: Path, out: Path) -> Iterator[None]:
     """Lock OUT for this process. The kernel releases the lock however the process ends."""
-    lock = open_lock(path)
-    try:
+    with open_lock(path) as lock:
         if not try_lock(lock, fcntl.LOCK_EX):
             raise RefusedError(f"another `promptmill run` is writing {out}; wait for it, or give another -o")
         yield
-    finally:
-        os.close(lock)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
-import os
 import signal
 import socket
 import subprocess
@@ -200,7 +199,7 @@ def test_the_embedded_server_is_waited_for_and_this_is_said(loading: Loading) ->
     assert try_lock(supervisor, fcntl.LOCK_EX)
     with embedded_server(folder, say=said.append, clock=lambda: now[0], sleep=sleep) as url:
         assert url == loading.url
-    os.close(supervisor)
+    supervisor.close()
     [only] = said
     assert "is still loading its data (" in only
     assert only.endswith("; waiting for it")

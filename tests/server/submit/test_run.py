@@ -200,7 +200,7 @@ def test_two_runs_do_not_share_an_out(start: Run, tmp_path: Path) -> None:
     assert try_lock(lock, fcntl.LOCK_EX)
     with pytest.raises(RefusedError, match="another `promptmill run` is writing"):
         start(out=tmp_path / "data" / ".." / "out.jsonl")
-    os.close(lock)
+    lock.close()
     assert start() == 0
 
 
