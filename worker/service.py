@@ -37,7 +37,7 @@ from jobs.shard import Group
 from jobs.store.maintenance import upkeep
 from jobs.store.store import Store
 from worker.faults.crash_loop import note_failure
-from worker.faults.in_flight_log import Answer, InFlightLog
+from worker.faults.in_flight_log import InFlightLog, NoteReply
 from worker.faults.refused_shards import Refusals
 from worker.faults.spool import Spool
 from worker.health.heartbeat import Heartbeat
@@ -249,7 +249,7 @@ class Service:
 
     def _stopping(self) -> bool:
         if self.settings.parent not in (None, os.getppid()):
-            log.info("the parent process is gone", extra={"action": "orphaned"})
+            log.info("the parent process is gone", extra={"action": "parent_gone"})
             return True
         return self._stops.count > 0 or self._broken()
 
@@ -340,7 +340,7 @@ class Service:
 
     # --- callbacks: the ends of lines and shards ---
 
-    def _noted(self, answer: Answer) -> None:
+    def _noted(self, answer: NoteReply) -> None:
         """What became of notes. Thread: in-flight."""
         self.compute.answered(answer)
 
@@ -376,7 +376,7 @@ class Service:
         """Drop a shard that was taken over, or whose batch has ended, unless it was taken up again here. Threads:
         heartbeat, in-flight."""
         if held.end(under=attempt, wait_s=wait_s):
-            log.info("%s is no longer this worker's; its lines are dropped", held.job_id, extra={"action": "let_go"})
+            log.info("%s is no longer this worker's; its lines are dropped", held.job_id, extra={"action": "abandoned"})
             self._shard_ended(held, End.LOST)
 
     def _return(self, held: HeldShard, *, front: bool = True) -> bool:

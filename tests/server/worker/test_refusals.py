@@ -23,7 +23,7 @@ from submit.status.workers import Workers
 from tests.pool import MODEL, make_batch, prompts
 from worker.engine.sequence import Failure
 from worker.faults.refused_shards import PAUSES_S, UNSTORED_S
-from worker.models.residency import Size
+from worker.models.residency import WeightSize
 from worker.service import Service, ServiceSettings
 from worker.shards.records import EndedLine
 
@@ -48,7 +48,7 @@ def make_service(store: Store, server_url: str, clock: SimpleNamespace, opened: 
         groups = tuple(map(Group, (MODEL, *models)))
         service = Service(store.connection, opened(server_url), ServiceSettings(groups, name=name))
         service.order._clock = service.refusals._clock = lambda: clock.now
-        service.models.residency.sizes[groups[0]] = Size(1)  # there is no limit, so all fit
+        service.models.residency.sizes[groups[0]] = WeightSize(1)  # there is no limit, so all fit
         service.rq._register()
         return service
 
