@@ -112,14 +112,11 @@ class ShardWorker(BaseWorker):
         super().__init__(list(queues), name=name, connection=store.connection, serializer=JSONSerializer, worker_ttl=60)
         self.store = store
         self.instance = instance or f"{name}/{uuid.uuid4().hex}"
-        self._renew_leases = step(store.connection, "worker.rq.lua", "renew")
-        self._recover_leases = step(store.connection, "worker.rq.lua", "recover")
-        self._acknowledge = step(store.connection, "worker.rq.lua", "acknowledge")
-        self._hand_back = step(store.connection, "worker.rq.lua", "hand_back")
-        self._begin = step(store.connection, "worker.rq.lua", "lease")
-        self._clean = step(store.connection, "worker.rq.lua", "clean")
-        self._mark_failed = step(store.connection, "worker.rq.lua", "mark_failed")
         self._unsound: set[str] = set()
+
+    def _step(self, name: str, keys: Sequence[str], args: Iterable[Any] = (), client: Redis | None = None) -> Any:
+        """Do a step of the folder ``worker/rq/lua``."""
+        return step(self.connection, "worker.rq.lua", name)(keys=keys, args=args, client=client)
 
     # --- registration ---
 
@@ -195,7 +192,7 @@ class ShardWorker(BaseWorker):
                 log.warning("refused job %.80r of queue %s: %s", job_id, queue, error, extra={"action": "refuse_job"})
                 self._drop(queue, job_id)
                 with contextlib.suppress(ResponseError):  # it may be no hash at all
-                    self._mark_failed(keys=[f"rq:job:{job_id}"])
+                    self._step("mark_failed", [f"rq:job:{job_id}"])
                 continue
             if shard is not None:
                 return shard
@@ -218,7 +215,7 @@ class ShardWorker(BaseWorker):
         job, queue = shard.job, Queue(shard.queue, connection=self.connection)
         lease = Lease(job, Execution(uuid.uuid4().hex, job.id, self.connection, self.name))
         arguments = [lease.entry, lease.execution.id, job.id, LEASE_S, self.name, utcformat(now())]
-        if self._begin(keys=[*lease.keys, queue.intermediate_queue_key], args=arguments):
+        if self._step("lease", [*lease.keys, queue.intermediate_queue_key], arguments):
             return lease
         log.info("%s was given to another worker meanwhile", job.id, extra={"action": "not_begun"})
         return None
@@ -230,7 +227,7 @@ class ShardWorker(BaseWorker):
             keys += lease.keys
             arguments += [lease.entry, lease.execution.id]
         if keys:
-            self._renew_leases(keys=keys, args=arguments, client=connection)
+            self._step("renew", keys, arguments, connection)
 
     def show_alive(self, connection: Redis) -> None:
         """Renew the registration. A server that has forgotten this worker, as after FLUSHALL, gets to know it again."""
@@ -245,7 +242,7 @@ class ShardWorker(BaseWorker):
     def acknowledge(self, lease: Lease, seconds: float) -> None:
         """The shard is done: its job leaves RQ. ``seconds`` is how long it was held."""
         # Not RQ's own delete(): it stumbles over the executions that dead workers left behind.
-        acknowledged = self._acknowledge(keys=lease.keys, args=[lease.entry])
+        acknowledged = self._step("acknowledge", lease.keys, [lease.entry])
         # What a server that is full refuses is for RQ's tools only.
         with contextlib.suppress(OutOfMemoryError), self.connection.pipeline() as pipe:
             if acknowledged:
@@ -257,7 +254,7 @@ class ShardWorker(BaseWorker):
         """Give a shard back at once, to its queue or to where its batch is held back; nothing happens when the lease
         was taken back already."""
         keys = [*lease.keys, f"rq:queue:{queue}"]
-        self._hand_back(keys=keys, args=[lease.entry, lease.job_id, "LPUSH" if front else "RPUSH"])
+        self._step("hand_back", keys, [lease.entry, lease.job_id, "LPUSH" if front else "RPUSH"])
 
     def _drop(self, queue: str, job_id: str) -> None:
         Queue(queue, connection=self.connection).intermediate_queue.remove(job_id)
@@ -295,12 +292,12 @@ class ShardWorker(BaseWorker):
     def _recover(self, queue: Queue, alive: Callable[[int], bool]) -> None:
         registry = StartedJobRegistry(queue.name, connection=self.connection, serializer=JSONSerializer, job_class=Job)
         self.connection.llen(queue.key)  # which fails where it is no list
-        for entry in self._clean(keys=[registry.key, queue.intermediate_queue_key], args=[MOST_CLEANED]):
+        for entry in self._step("clean", [registry.key, queue.intermediate_queue_key], [MOST_CLEANED]):
             log.warning("refused entry %.80r of RQ's registries", entry, extra={"action": "refuse_job"})
         dead = self._locally_dead(registry, alive)
         keys = [registry.key, queue.key, queue.intermediate_queue_key, f"{PREFIX}dequeued:{queue.name}"]
         keys.append(f"{PREFIX}watch:{queue.name}")
-        for job_id in self._recover_leases(keys=keys, args=["rq:job:", ORPHAN_S, LEASE_S, UNWATCHED_S, *dead]):
+        for job_id in self._step("recover", keys, ["rq:job:", ORPHAN_S, LEASE_S, UNWATCHED_S, *dead]):
             log.info("%s is nobody's any more; queued again", job_id.decode(), extra={"action": "recover"})
 
     def _locally_dead(self, registry: StartedJobRegistry, alive: Callable[[int], bool]) -> list[bytes]:

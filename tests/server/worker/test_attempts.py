@@ -87,11 +87,11 @@ def held_by(service: Service) -> HeldShard:
 
 
 def prepare_all(service: Service) -> list[tuple[int, QuarantineLevel]]:
-    """Let the preparer prepare what it has: (index, its quarantine) of each line the engine gets."""
+    """Let the preparer prepare what it has: (index, its level of quarantine) of each line the engine gets."""
     given: list[tuple[int, QuarantineLevel]] = []
     preparer = SimpleNamespace(prepare=lambda job, key, rank: SimpleNamespace(key=key))
     loaded: Any = SimpleNamespace(result=lambda: SimpleNamespace(preparer=preparer))
-    compute: Any = SimpleNamespace(add=lambda group, line, quarantine, **_: given.append((line.key[2], quarantine)))
+    compute: Any = SimpleNamespace(add=lambda group, line, level, **_: given.append((line.key[2], level)))
     while not service.preparer._queue.empty():
         work = service.preparer._queue.get()
         assert work is not None

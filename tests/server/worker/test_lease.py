@@ -132,7 +132,7 @@ def test_a_lease_whose_reply_is_lost_is_taken_once(store: Store, server_url: str
             worker = ShardWorker(Store(connection), [QUEUE], "mini.1")
             shard = worker.take([QUEUE])
             assert shard is not None
-            worker._begin(keys=["a", "b", "c", "d", "e"], args=["", "", "", 1, "", ""])  # the script is known there
+            worker._step("lease", ["a", "b", "c", "d", "e"], ["", "", "", 1, "", ""])  # the script is known there
             proxy.lose_next_reply()
             lease = worker.begin(shard)
             assert proxy.lost == 1
