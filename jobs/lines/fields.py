@@ -98,6 +98,12 @@ def _check_together(fields: Mapping[str, Any], wrong: set[str], problems: list[L
         problems.append(error)
 
 
+def _check_prompt(value: Any) -> str:
+    if isinstance(value, list):
+        raise LineError("invalid_type", "prompt", "must be a string, not an array; one line for each prompt")
+    return check_text("prompt", value)
+
+
 def _check_response_format(value: Any) -> Any:
     if not isinstance(value, dict):
         raise LineError("invalid_type", "response_format", f"must be an object, not {json_kind(value)}")
@@ -109,7 +115,7 @@ def _check_response_format(value: Any) -> Any:
 
 
 _FIELD_CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "prompt": partial(check_text, "prompt", several="; one line for each prompt"),
+    "prompt": _check_prompt,
     "messages": check_messages,
     "metadata": partial(check_object, "metadata"),
     "chat_template_kwargs": partial(check_object, "chat_template_kwargs"),

@@ -35,11 +35,10 @@ def are_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
-def check_text(field: str, value: Any, *, several: str = "") -> str:
-    """A string that is not empty; ``several`` says what to do with an array of them."""
+def check_text(field: str, value: Any) -> str:
+    """A string that is not empty."""
     if not isinstance(value, str):
-        remedy = several if isinstance(value, list) else ""
-        raise LineError("invalid_type", field, f"must be a string, not {json_kind(value)}{remedy}")
+        raise LineError("invalid_type", field, f"must be a string, not {json_kind(value)}")
     if not value:
         raise LineError("out_of_range", field, "must not be empty")
     return value
