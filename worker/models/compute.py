@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jobs.app.worker_options import DECODE_CONCURRENCY, EngineSettings
@@ -49,9 +48,10 @@ class Compute(threading.Thread):
     None while Redis is out.
     ``failure`` holds the exception that ended the thread, if one did, and ``failed_group`` the model that was at work
     then, ``alone`` the line if it was the only one under way: the worker hands back and exits.
-    ``loads``, ``unloads`` and ``load_failures`` count those of each model; ``failed`` has those that cannot be loaded.
-    ``loaded`` has the measured sizes of the loaded models; ``budget`` is the memory for all of them and their caches
-    (None: no limit), known once a size was asked for or a model loaded; ``memory_limit`` is that with the draft model.
+    ``loads``, ``unloads`` and ``load_failures`` count those of each model; ``failed`` has those that cannot be loaded,
+    ``loaded`` the measured sizes of the loaded models: both are replaced whole. ``budget`` is the memory for all models
+    and their caches (None: no limit), known once a size was asked for or a model loaded; ``memory_limit`` is that with
+    the draft model.
 
     What the weights leave of the budget goes to the engines in equal parts, idle ones included. Parts change when
     models come and go, not with the work; prefixes that no longer fit into a part are dropped. A row larger than a
@@ -83,12 +83,12 @@ class Compute(threading.Thread):
         self._quarantine = Quarantine()
         self._factory = EngineFactory(settings)
         self.budget = self.memory_limit = settings.memory_limit
-        self.loaded: Mapping[Group, WeightSize] = MappingProxyType({})
+        self.loaded: Mapping[Group, WeightSize] = {}
         self._sizes: dict[Group, WeightSize] = {}
         self._engines: dict[Group, Engine] = {}
         self._served: dict[Group, ServedModel] = {}
         self._past = dict.fromkeys(COUNTED, 0)
-        self.failed: Mapping[Group, LoadFailure] = MappingProxyType({})
+        self.failed: Mapping[Group, LoadFailure] = {}
         self._commands: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._snapshot_at = 0.0
         self._pending: dict[Group, int] = {}
@@ -98,14 +98,15 @@ class Compute(threading.Thread):
 
     def load(self, group: Group) -> Future[ServedModel]:
         """Ask for a model; the future fails with ModelLoadError when it cannot be loaded."""
-        future: Future[ServedModel] = Future()
-        self._commands.put(lambda: self._attempt(group, future, self._load))
-        return future
+        return self._ask(group, self._load)
 
     def size(self, group: Group) -> Future[WeightSize]:
         """Ask for the size of a model's weights, going by its files; fails with ModelLoadError when it has none."""
-        future: Future[WeightSize] = Future()
-        self._commands.put(lambda: self._attempt(group, future, self._estimate))
+        return self._ask(group, self._estimate)
+
+    def _ask(self, group: Group, work: Callable[[Group], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._commands.put(lambda: self._attempt(group, future, work))
         return future
 
     def unload(self, group: Group) -> None:
@@ -295,11 +296,11 @@ class Compute(threading.Thread):
         self.loading = None
         others = {other: known for other, known in self.failed.items() if other != group}
         if failure is None:
-            self.failed = MappingProxyType(others)
+            self.failed = others
             future.set_result(result)
         else:
             again = failed_again(failed, failure, time.monotonic(), self.settings.load_patience_s)
-            self.failed = MappingProxyType({**others, group: again})
+            self.failed = {**others, group: again}
             self.load_failures[group] += 1
             free_memory()
             future.set_exception(failure)
@@ -334,7 +335,7 @@ class Compute(threading.Thread):
             shared = any(other.model == group.model for other in self.loaded)
             own = max(0, active_memory() - before - (0 if shared else base))
             self._sizes[group] = WeightSize(base, own)
-            self.loaded = MappingProxyType({**self.loaded, group: self._sizes[group]})
+            self.loaded = {**self.loaded, group: self._sizes[group]}
             self._share_memory()
             self.loads[group] += 1
             log.info("loaded %s in %.1f s", group.key, time.monotonic() - started, extra={"action": "model_loaded"})
@@ -353,7 +354,7 @@ class Compute(threading.Thread):
         del engine
         free_memory()
         after = active_memory()
-        self.loaded = MappingProxyType({other: size for other, size in self.loaded.items() if other != group})
+        self.loaded = {other: size for other, size in self.loaded.items() if other != group}
         self._share_memory()
         self.unloads[group] += 1
         message = "unloaded %s: freed %s, %s still in use"
