@@ -202,12 +202,10 @@ class ShardWorker(BaseWorker):
     def _read(self, queue: str, job_id: str) -> ShardJob | None:
         """The shard of a queue's entry, also where its job was lost; None where there is no such shard to run."""
         shard = read_job(self.connection, queue, job_id)
-        if shard is not None:
-            return shard
         batch_id, _, number = job_id.rpartition("-")
-        return (
-            read_job(self.connection, queue, job_id) if remake_job(self.store, batch_id, int(number), queue) else None
-        )
+        if shard is None and remake_job(self.store, batch_id, int(number), queue):
+            shard = read_job(self.connection, queue, job_id)
+        return shard
 
     def begin(self, shard: ShardJob) -> Lease | None:
         """Take the lease: from now on a lost worker's shard comes back by itself. None: it was given to another since
