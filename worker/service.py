@@ -360,7 +360,7 @@ class Service:
     def _retry(self, held: HeldShard, index: int) -> None:
         """An attempt at a line failed, and it gets another one. Thread: writer."""
         after_s = min(RETRY_BASE_S * 2 ** (held.attempt.failures(index) - 1), RETRY_MOST_S)
-        self.preparer.put_again(held, self.compute.load(held.group), index, after_s)
+        self.preparer.put(held, self.compute.load(held.group), again=index, after_s=after_s)
 
     def _load_failed(self, held: HeldShard) -> None:
         """Leave the shard to the other workers of its queue; its lines fail when none of them could load its model for

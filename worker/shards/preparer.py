@@ -56,15 +56,13 @@ class ShardPreparer(threading.Thread):
         self._unprepared: Counter[Group] = Counter()
         self._count_lock = threading.Lock()
 
-    def put(self, held: HeldShard, loading: Future[ServedModel]) -> None:
-        work = Work(held, loading)
+    def put(
+        self, held: HeldShard, loading: Future[ServedModel], *, again: int | None = None, after_s: float = 0.0
+    ) -> None:
+        """Prepare a shard, or try one line of it ``again``."""
+        work = Work(held, loading, again, after_s)
         self._count(held.group, len(work.todo()))
         self._queue.put(work)
-
-    def put_again(self, held: HeldShard, loading: Future[ServedModel], index: int, after_s: float) -> None:
-        """Try a line once more."""
-        self._count(held.group, 1)
-        self._queue.put(Work(held, loading, index, after_s))
 
     def stop(self) -> None:
         """Take nothing more; lines not yet prepared stay with their shard."""
