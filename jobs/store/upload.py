@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +18,7 @@ from jobs.store.keys import BATCHES, EXPIRING, KEEPING, STARTING, UPLOADING, WEB
 from jobs.store.read_batch import MAX_GIVEN_BYTES, keys_of
 from jobs.store.shard_records import pieces_of, stored
 from jobs.store.shard_table import REJECTED_GROUP, ShardRow
-from jobs.store.steps import step
+from jobs.store.steps import Steps, step
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -61,13 +61,12 @@ class UploadedShard:
         return ShardRow(self.number, self.group_number, self.first_index, self.lines)
 
 
-class Uploads:
+class Uploads(Steps):
     """Uploads of batches; see :class:`jobs.store.store.Store`."""
 
-    def __init__(self, connection: Redis, *, now: Callable[[], float], server_time: Callable[[], float]) -> None:
-        self.connection, self.now, self.server_time = connection, now, server_time
+    def __init__(self, connection: Redis, **clocks: Any) -> None:
+        super().__init__(connection, **clocks)
         self._commit = step(connection, "jobs.store.lua.upload", "commit")
-        self._reject = step(connection, "jobs.store.lua.upload", "reject")
         self._sweep = step(connection, "jobs.store.lua.upload", "give_up")
 
     def create(self, batch: NewBatch) -> None:
@@ -136,7 +135,7 @@ class Uploads:
         arguments: list[Any] = [number, row, len(records), *(line.index for line in records)]
         for piece in pieces_of((line.index, stored(line.record)) for line in records):
             arguments += piece
-        self._reject(keys=[keys.info, keys.table, keys.finished, keys.compacted(number)], args=arguments)
+        self.step("upload.reject", [keys.info, keys.table, keys.finished, keys.compacted(number)], arguments)
         self.connection.zadd(UPLOADING, {batch_id: self.server_time()}, xx=True)
 
     def commit(
