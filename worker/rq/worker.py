@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 __all__ = [
     "LEASE_S",
     "MAINTENANCE_S",
-    "ORPHAN_S",
     "RENEW_S",
+    "UNBEGUN_S",
     "UNWATCHED_S",
     "Lease",
     "ShardJob",
@@ -70,7 +70,7 @@ renewed every 10 s, and last 30."""
 RECOVERY_LOCK_MS = 10_000
 MOST_CLEANED = 1000
 """Entries of a registry that are looked at in one go: a pool has a handful."""
-ORPHAN_S = 15.0
+UNBEGUN_S = 15.0
 """A job that was dequeued but not begun for this long lost its worker in between."""
 
 
@@ -295,7 +295,7 @@ class ShardWorker(BaseWorker):
         dead = self._locally_dead(registry, alive)
         keys = [registry.key, queue.key, queue.intermediate_queue_key, f"{PREFIX}dequeued:{queue.name}"]
         keys.append(f"{PREFIX}watch:{queue.name}")
-        for job_id in self._step("recover", keys, ["rq:job:", ORPHAN_S, LEASE_S, UNWATCHED_S, *dead]):
+        for job_id in self._step("recover", keys, ["rq:job:", UNBEGUN_S, LEASE_S, UNWATCHED_S, *dead]):
             log.info("%s is nobody's any more; queued again", job_id.decode(), extra={"action": "recover"})
 
     def _locally_dead(self, registry: StartedJobRegistry, alive: Callable[[int], bool]) -> list[bytes]:

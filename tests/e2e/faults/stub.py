@@ -104,7 +104,7 @@ def hurry(lease: int) -> None:
         "LEASE_S": lease,
         "RENEW_S": lease / 3,
         "MAINTENANCE_S": lease / 6,
-        "ORPHAN_S": lease / 2,
+        "UNBEGUN_S": lease / 2,
         "UNWATCHED_S": lease / 2,
     }
     set_everywhere("worker", {**values, "RECOVERY_LOCK_MS": lease * 333})

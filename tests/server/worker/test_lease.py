@@ -19,7 +19,7 @@ from jobs.store.keys import PREFIX
 from jobs.store.store import FinishedLine, NewBatch, Store, UploadedShard
 from tests.pool import watched
 from tests.proxy import Proxy
-from worker.rq.worker import ORPHAN_S, Lease, ShardJob, ShardWorker, machine
+from worker.rq.worker import UNBEGUN_S, Lease, ShardJob, ShardWorker, machine
 
 MODEL = Group("pocket")
 QUEUE = queue_name(MODEL.key, "normal")
@@ -152,7 +152,7 @@ def test_a_job_given_to_another_meanwhile_is_not_begun(store: Store, make_worker
     assert shard is not None
     watched(store)
     other.recover()
-    store.connection.hset(f"{PREFIX}dequeued:{QUEUE}", shard.job.id, store.server_time() - ORPHAN_S - 1)
+    store.connection.hset(f"{PREFIX}dequeued:{QUEUE}", shard.job.id, store.server_time() - UNBEGUN_S - 1)
     watched(store)
     other.recover()
     again = other.take([QUEUE])
@@ -316,7 +316,7 @@ def test_a_job_dequeued_and_never_begun_comes_back(store: Store, make_worker: Ca
     watched(store)
     worker.recover()
     assert worker.take([QUEUE]) is None
-    store.connection.hset(f"{PREFIX}dequeued:{QUEUE}", shard.job.id, store.server_time() - ORPHAN_S - 1)
+    store.connection.hset(f"{PREFIX}dequeued:{QUEUE}", shard.job.id, store.server_time() - UNBEGUN_S - 1)
     watched(store)
     worker.recover()
     assert worker.take([QUEUE]) is not None
