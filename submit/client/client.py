@@ -27,13 +27,12 @@ from jobs.lines.line import Defaults
 from jobs.lines.messages import CHAT_FIELDS
 from jobs.params import ALIASES, PARAMETERS, did_you_mean
 from jobs.store.retention import KEEP_S
-from jobs.store.store import Store
 from submit.client.batch import BatchHandle
 from submit.client.events import BatchFinished, Event, FirstToken, LineFinished, PromptProgress
 from submit.client.schedule import ScheduleHandle
 from submit.client.session import Session
 from submit.input.problem_summary import in_full
-from submit.input.reader import PromptFile, PromptObjects
+from submit.input.reader import open_prompts
 from submit.schedule.add import ScheduleOrder, add_schedule
 from submit.schedule.cron import Cron, local_zone
 from submit.schedule.store import Schedules
@@ -41,7 +40,7 @@ from submit.status.pool_pause import pause_pool, pause_workers, resume_pool, res
 from submit.status.worker_state import WorkerState
 from submit.status.workers import Workers
 from submit.upload.submit_notes import notes
-from submit.upload.submitter import Order, Submitted, submit
+from submit.upload.submitter import Order, submit
 
 __all__ = [
     "BatchFinished",
@@ -142,8 +141,8 @@ class Client:
         with self._session.store() as store:
             if at is not None:
                 order = replace(order, start_in=_seconds_until(at, store.server_time()))
-            with _in_full():
-                submitted = _submit(store, prompts, order)
+            with _in_full(), open_prompts(prompts) as lines:
+                submitted = submit(store, lines, order)
         for note in notes(submitted.own_models, submitted.after_answer, order.defaults):
             log.warning("batch %s: %s", submitted.batch_id, note, extra={"action": "submitted"})
         return BatchHandle(self._session, submitted.batch_id, submitted)
@@ -238,7 +237,7 @@ class Client:
             take_place=replace,
         )
         with self._session.store() as store, _in_full():
-            add_schedule(store, wanted, os.fspath(prompts) if isinstance(prompts, os.PathLike) else prompts)
+            add_schedule(store, wanted, prompts)
         return ScheduleHandle(self._session, name)
 
     def schedule(self, name: str) -> ScheduleHandle:
@@ -306,12 +305,3 @@ def _defaults(method: str, model: str | None, parameters: Mapping[str, Any], *, 
         else:
             message = f"'{error.field}' {error.message}"
         raise LineError(error.code, error.field, message) from None
-
-
-def _submit(store: Store, prompts: FilePath | Iterable[Mapping[str, Any]], order: Order) -> Submitted:
-    if isinstance(prompts, str | os.PathLike):
-        with PromptFile(prompts) as file:
-            return submit(store, file, order)
-    if isinstance(prompts, Mapping | bytes) or not isinstance(prompts, Iterable):
-        raise RefusedError(f"prompts are a path or an iterable of dicts, not one {type(prompts).__name__}")
-    return submit(store, PromptObjects(prompts), order)

@@ -22,12 +22,12 @@ from typing import Any, Protocol
 import orjson
 import zstandard
 
-from jobs.errors import LineError, RefusedError
+from jobs.errors import InputError, LineError, RefusedError
 from jobs.lines.line import MAX_LINE_BYTES
 from jobs.lines.line_id import LOOKED_AT, id_in, readable_id
 from submit.input.foreign_files import START_BYTES, START_LINES, magic_of, shape_of
 
-__all__ = ["Line", "PromptFile", "PromptObjects", "Prompts", "digest_of"]
+__all__ = ["Line", "PromptFile", "PromptObjects", "Prompts", "digest_of", "open_prompts"]
 
 Line = tuple[int, bytes | LineError]
 
@@ -72,8 +72,9 @@ class PromptFile:
         """Of the first line that is too long."""
         self._hash = hashlib.blake2b(digest_size=16)
         with self._explained():
-            self._file = _open(given, stdin)
-        self.size = _size(self._file)
+            self._file = io.FileIO(stdin, closefd=False) if given == "-" else io.FileIO(given)
+        status = os.fstat(self._file.fileno())
+        self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
         """Bytes of the file as it lies on disk; None where that is not known."""
         counted = io.BufferedReader(_Tap(self._file, self._count), BLOCK)
         self._content = io.BufferedReader(_Tap(_unpacked(given, counted), self._hash.update), BLOCK)
@@ -82,9 +83,6 @@ class PromptFile:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         self._content.close()
         self._file.close()
 
@@ -209,6 +207,33 @@ class PromptObjects:
             self.bytes_read += len(raw) + 1
             yield number, raw
 
+    def blocks(self) -> Iterator[bytes]:
+        """The lines as a file would hold them.
+
+        Raises:
+            InputError: one cannot be written as JSON.
+        """
+        for number, raw in self:
+            if isinstance(raw, LineError):
+                raise InputError(self.name, [raw.at(number)])
+            yield raw + b"\n"
+
+
+@contextlib.contextmanager
+def open_prompts(given: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> Iterator[PromptFile | PromptObjects]:
+    """The prompts of a path, or those given as dicts.
+
+    Raises:
+        RefusedError: the file cannot be opened, or what is given is neither.
+    """
+    if isinstance(given, str | os.PathLike):
+        with PromptFile(given) as prompts:
+            yield prompts
+    elif isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
+        raise RefusedError(f"prompts are a path or an iterable of dicts, not one {type(given).__name__}")
+    else:
+        yield PromptObjects(given)
+
 
 def _encoded(item: Any) -> bytes:
     if not isinstance(item, Mapping):
@@ -233,17 +258,6 @@ def _is_object(line: bytes | LineError) -> bool:
         return isinstance(line, bytes) and isinstance(orjson.loads(line), dict)
     except orjson.JSONDecodeError:
         return False
-
-
-def _open(path: str, stdin: int) -> io.FileIO:
-    if path == "-":
-        return io.FileIO(stdin, closefd=False)
-    return io.FileIO(path)
-
-
-def _size(file: io.FileIO) -> int | None:
-    status = os.fstat(file.fileno())
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _unpacked(path: str, file: io.BufferedIOBase) -> io.BufferedIOBase | io.RawIOBase:

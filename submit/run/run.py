@@ -36,6 +36,7 @@ from submit.run.worker_process import WorkerProcess
 from submit.status.progress import Progress
 from submit.status.text import plural
 from submit.status.waiting import NO_WORKER, RUN_ENDED, STARTING
+from submit.status.workers import served_by
 from submit.upload.submit_notes import notes
 from submit.upload.submitter import Order, submit
 
@@ -245,8 +246,7 @@ class _Run:
         """Take away what RQ keeps for queues that nobody but this run uses."""
         if batch.pool is None:
             return
-        queues = cast("set[bytes]", self.store.connection.smembers(BatchKeys(batch.id).queues))
-        for queue in (item.decode() for item in queues):
+        for queue in self._queues(batch):
             self.store.connection.srem("rq:queues", f"rq:queue:{queue}")
             self.store.connection.delete(f"rq:queue:{queue}", f"rq:queue:{queue}:intermediate", f"rq:wip:{queue}")
             self.store.connection.delete(f"{PREFIX}watch:{queue}", f"{PREFIX}dequeued:{queue}")
@@ -255,13 +255,13 @@ class _Run:
 
     def _adapters(self, batch: Batch) -> list[str]:
         """The adapters that the batch's queues are for: a group's key is its model, or ``MODEL+ADAPTER``."""
-        start = f"promptmill:{batch.priority}:" + (f"{batch.pool}:" if batch.pool else "")
-        found = cast("set[bytes]", self.store.connection.smembers(BatchKeys(batch.id).queues))
-        keys = {queue.decode().removeprefix(start) for queue in found} - set(batch.models)
-        adapters = {
-            key.removeprefix(f"{model}+") for key in keys for model in batch.models if key.startswith(f"{model}+")
-        }
-        return sorted(adapters)
+        keys = {served_by(queue, batch.pool) for queue in self._queues(batch)} - set(batch.models)
+        starts = [f"{model}+" for model in batch.models]
+        return sorted({key.removeprefix(start) for key in keys for start in starts if key.startswith(start)})
+
+    def _queues(self, batch: Batch) -> list[str]:
+        queues = cast("set[bytes]", self.store.connection.smembers(BatchKeys(batch.id).queues))
+        return [queue.decode() for queue in queues]
 
     def _worker(self, batch: Batch) -> WorkerProcess:
         """The worker's process for the batch's models."""
@@ -280,17 +280,7 @@ class _Run:
     def _work(self, batch: Batch, worker: WorkerProcess) -> None:
         worker.start()
         try:
-            done = write_results(
-                self.store,
-                batch.id,
-                self.request.out,
-                errors=self.request.errors,
-                follow=True,
-                fmt=self.request.fmt,
-                keep_cut=self.request.keep_cut,
-                progress=self,
-                on_poll=worker.check,
-            )
+            done = self._write(batch.id, follow=True, progress=self, on_poll=worker.check)
             self.progress.close(done)
         except KeyboardInterrupt:
             self.note("stopping: lines that were begun are finished first; Ctrl-C again ends at once")
@@ -315,7 +305,7 @@ class _Run:
         # The signal may have come in the middle of a reply: such a connection is of no use any more.
         self.store.connection.connection_pool.disconnect()
         with contextlib.suppress(KeyboardInterrupt):
-            self._write(batch_id, Tally())
+            self._write(batch_id)
         batch = self.store.batch(batch_id)
         if batch.done:
             self.note("interrupted, but all lines are done; run the same command again for the summary")
@@ -326,22 +316,15 @@ class _Run:
             )
         return INTERRUPTED
 
-    def _write(self, batch_id: str, tally: Tally) -> Batch:
-        """OUT and its errors as Redis has them, in the order of the input."""
-        request = self.request
-        return write_results(
-            self.store,
-            batch_id,
-            request.out,
-            errors=request.errors,
-            fmt=request.fmt,
-            keep_cut=request.keep_cut,
-            observe=tally.add,
-        )
+    def _write(self, batch_id: str, **how: Any) -> Batch:
+        """OUT and its errors as Redis has them; ``how`` are further arguments of :func:`write_results`."""
+        wanted = self.request
+        how |= {"errors": wanted.errors, "fmt": wanted.fmt, "keep_cut": wanted.keep_cut}
+        return write_results(self.store, batch_id, wanted.out, **how)
 
     def _finish(self, before: Batch) -> int:
         tally = Tally(self.request.fmt, self.request.keep_cut)
-        batch = self._write(before.id, tally)
+        batch = self._write(before.id, observe=tally.add)
         self._remove_private_queues(batch)
         request, seconds = self.request, time.monotonic() - self._begun
         shown = errors_written(request.out, request.errors, request.fmt, len(tally.failures))

@@ -96,10 +96,9 @@ class WorkerProcess:
         if status == RefusedError.exit_status:
             raise RefusedError(f"the worker did not start:\n{self.tail()}")
         if status == RedisError.exit_status and not self._ready:
-            words = _LAST_WORDS.findall(self._since_start())
-            raise RedisError(
-                f"the worker did not start: {words[-1]}" if words else f"the worker did not start:\n{self.tail()}"
-            )
+            said = _LAST_WORDS.findall(self._since_start())
+            why = f" {said[-1]}" if said else f"\n{self.tail()}"
+            raise RedisError(f"the worker did not start:{why}")
         self._died(status, batch.finished)
 
     def _pass_on(self) -> None:

@@ -168,29 +168,26 @@ def parse_schedule(
     ``cron`` makes a :class:`submit.schedule.cron.Cron`, or knows one already.
 
     Raises:
-        RefusedError: it wrote no such fields; of the list what it did not write is left out.
+        RefusedError, ValueError: it wrote no such fields; of the list what it did not write is left out.
     """
-    try:
-        text = {field: (value or b"").decode() for field, value in zip(FIELDS, stored, strict=True)}
-        return Schedule(
-            name=name,
-            id=text["id"],
-            cron=cron(text["cron"], text["zone"]),
-            source=text["source"],
-            path=text["path"] or None,
-            lines=int(text["lines"]),
-            bytes=int(text["bytes"]),
-            models=msgspec.json.decode(text["models"], type=tuple[str, ...]),
-            catch_up=text["catch_up"] == "1",
-            allow_overlap=text["allow_overlap"] == "1",
-            created_at=msgspec.convert(text["created_at"], Moment, strict=False),
-            next=msgspec.convert(text["next"], Due, strict=False),
-            run=_run(text["run"]) if text["run"] else None,
-            open=_open(text["open"]),
-            runs=tuple(outcome for item in runs if (outcome := _outcome(item)) is not None),
-        )
-    except (RefusedError, ValueError) as error:
-        raise RefusedError(f"what Redis keeps of schedule '{name}' is damaged ({error!s:.200}): {REMEDY}") from None
+    text = {field: (value or b"").decode() for field, value in zip(FIELDS, stored, strict=True)}
+    return Schedule(
+        name=name,
+        id=text["id"],
+        cron=cron(text["cron"], text["zone"]),
+        source=text["source"],
+        path=text["path"] or None,
+        lines=int(text["lines"]),
+        bytes=int(text["bytes"]),
+        models=msgspec.json.decode(text["models"], type=tuple[str, ...]),
+        catch_up=text["catch_up"] == "1",
+        allow_overlap=text["allow_overlap"] == "1",
+        created_at=msgspec.convert(text["created_at"], Moment, strict=False),
+        next=msgspec.convert(text["next"], Due, strict=False),
+        run=_run(text["run"]) if text["run"] else None,
+        open=_open(text["open"]),
+        runs=tuple(outcome for item in runs if (outcome := _outcome(item)) is not None),
+    )
 
 
 def _run(stored: str) -> Run:

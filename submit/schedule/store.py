@@ -216,10 +216,9 @@ def _parsed(name: str, reply: Any, cron: Callable[[str, str], Cron]) -> Schedule
     """The schedule of READ's reply, or the error that says that it is none."""
     if reply is None:
         return no_schedule(name)
-    if isinstance(reply, Exception):
-        return RefusedError(f"what Redis keeps of schedule '{name}' is damaged ({reply!s:.200}): {REMEDY}")
     try:
-        values, runs = reply
-        return parse_schedule(name, values, runs, cron)
-    except RefusedError as error:
-        return error
+        if isinstance(reply, Exception):
+            raise RefusedError(str(reply))
+        return parse_schedule(name, *reply, cron)
+    except (RefusedError, ValueError) as error:
+        return RefusedError(f"what Redis keeps of schedule '{name}' is damaged ({error!s:.200}): {REMEDY}")

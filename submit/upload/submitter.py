@@ -16,7 +16,7 @@ from jobs.lines.line import Defaults
 from jobs.store.maintenance import upkeep
 from jobs.store.retention import KEEP_S
 from jobs.store.store import UPLOAD_LEASE_S, NewBatch, Store
-from submit.input.reader import PromptObjects, Prompts
+from submit.input.reader import Prompts
 from submit.input.validate import Findings, checked
 from submit.upload.sharding import Packing
 from submit.upload.uploader import Uploader
@@ -93,7 +93,7 @@ def check_order(order: Order) -> None:
     Raises:
         RefusedError: it makes no sense.
     """
-    _new_batch(PromptObjects(()), order, new_batch_id)
+    _new_batch("", order)
 
 
 def check(prompts: Prompts, order: Order, *, progress: ReadSoFar = lambda lines, size: None) -> Findings:
@@ -102,7 +102,7 @@ def check(prompts: Prompts, order: Order, *, progress: ReadSoFar = lambda lines,
     Raises:
         InputError, RefusedError: what :func:`submit` would raise for them.
     """
-    _new_batch(prompts, order, new_batch_id)
+    check_order(order)
     findings = Findings()
     for chunk in checked(prompts, order.defaults):
         findings.add(chunk)
@@ -117,7 +117,6 @@ def submit(
     order: Order,
     *,
     progress: ReadSoFar = lambda lines, size: None,
-    new_id: Callable[[], str] = new_batch_id,
     now: Callable[[], float] = time.time,
 ) -> Submitted:
     """Check all of ``prompts`` and make a batch of them, or leave nothing in Redis.
@@ -127,7 +126,7 @@ def submit(
         RefusedError: the input cannot be read, or the order makes no sense.
         RedisError: the upload was silent for too long and was given up.
     """
-    batch = _new_batch(prompts, order, new_id)
+    batch = _new_batch(prompts.name, order)
     upkeep(store, orphans=False)
     start_at = None if order.start_in is None else store.server_time() + order.start_in
     packing, findings = Packing(batch.id, now), Findings()
@@ -180,7 +179,7 @@ def _refuse(prompts: Prompts, findings: Findings, order: Order) -> None:
         raise InputError(prompts.name, bad.kept, bad.count, what=what)
 
 
-def _new_batch(prompts: Prompts, order: Order, new_id: Callable[[], str]) -> NewBatch:
+def _new_batch(source: str, order: Order) -> NewBatch:
     for value, known, what in (
         (order.priority, PRIORITIES, "priority"),
         (order.on_bad_line, ON_BAD_LINE, "on_bad_line"),
@@ -195,9 +194,9 @@ def _new_batch(prompts: Prompts, order: Order, new_id: Callable[[], str]) -> New
         if seconds is not None and not 0 < seconds < MAX_S:
             raise RefusedError(f"a batch {what} a number of seconds above 0 and below ten years, not {seconds!r:.40}")
     return NewBatch(
-        id=order.batch_id or new_id(),
+        id=order.batch_id or new_batch_id(),
         name=name,
-        source=prompts.name,
+        source=source,
         priority=order.priority,
         defaults=_as_json(order.defaults.fields, "a default"),
         metadata=_as_json(order.metadata, "the batch's metadata"),
