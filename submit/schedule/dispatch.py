@@ -42,8 +42,8 @@ class Dispatcher:
     """Begins the runs that are due, which is quick, and submits those that have begun, which may take long.
 
     ``stopping`` is asked now and then, ``observe`` hears of each step. Of paths of schedules those in the folders of
-    ``read_from`` are read. ``attended`` says whether a scheduler was there at a time, and has been since. A thread that
-    calls :meth:`begin_due` and another that calls :meth:`submit_begun` do not meet but in Redis.
+    ``read_from`` are read. ``scheduler_was_there`` says whether one was there at a time, and has been since. A thread
+    that calls :meth:`begin_due` and another that calls :meth:`submit_begun` do not meet but in Redis.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Dispatcher:
         *,
         read_from: Sequence[Path] = (),
         stopping: Callable[[], bool] = lambda: False,
-        attended: Callable[[float], bool] = lambda due: False,
+        scheduler_was_there: Callable[[float], bool] = lambda due: False,
         observe: Callable[[str], object] = lambda step: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -60,7 +60,7 @@ class Dispatcher:
         self._schedules = Schedules(store.connection)
         self._read_from = read_from
         self._stopping = stopping
-        self._attended = attended
+        self._scheduler_was_there = scheduler_was_there
         self._observe = observe
         self._clock = clock
         self._tried: dict[str, float] = {}
@@ -90,7 +90,7 @@ class Dispatcher:
             self._skip(schedule, run, following, why)
 
     def _too_late(self, due: int, now: float) -> str | None:
-        if not self._attended(due):
+        if not self._scheduler_was_there(due):
             return "no scheduler was there at that time, or Redis refused it"
         if now - due > LATE_S:
             return "for more than an hour Redis was away or full, or an earlier run in its way"
