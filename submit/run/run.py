@@ -95,27 +95,19 @@ def run(request: RunRequest, *, environ: Mapping[str, str] = os.environ, progres
         return task.run()
 
 
+@dataclass(slots=True)
 class _Run:
     """One run with its Redis at hand."""
 
-    def __init__(
-        self,
-        request: RunRequest,
-        store: Store,
-        key: str,
-        source: str,
-        log: Path,
-        environ: Mapping[str, str],
-        progress: Progress,
-    ) -> None:
-        self.request = request
-        self.store = store
-        self.progress = progress
-        self._key = key
-        self._source = source
-        self._log = log
-        self._environ = environ
-        self._begun = time.monotonic()
+    request: RunRequest
+    store: Store
+    key: str
+    """Of the hash that says which batch OUT is made from."""
+    source: str
+    log: Path
+    environ: Mapping[str, str]
+    progress: Progress
+    begun: float = field(default_factory=time.monotonic)
 
     # Progress goes through here, so that the wait for the worker of this run is shown as its start:
 
@@ -145,7 +137,7 @@ class _Run:
 
     def _known(self) -> Batch | None:
         """The batch that OUT is being made from, if there is one and it fits."""
-        stored = cast("bytes | None", self.store.connection.hget(self._key, "batch_id"))
+        stored = cast("bytes | None", self.store.connection.hget(self.key, "batch_id"))
         batch = self._stored_batch(stored.decode()) if stored is not None else None
         if self.request.restart:
             if batch is not None:
@@ -188,7 +180,7 @@ class _Run:
         """What the user gave otherwise when the batch was made."""
         changes = _changed_defaults(batch.defaults, self.request.defaults.fields)
         digest = cast("bytes | None", self.store.connection.hget(BatchKeys(batch.id).info, "digest"))
-        if digest_of(self._source) != (digest or b"").decode():
+        if digest_of(self.source) != (digest or b"").decode():
             changes.insert(0, f"the prompts in {self._shown_source()}")
         return changes
 
@@ -219,15 +211,15 @@ class _Run:
             batch_id=batch_id,
         )
         # Before the batch is live: whatever happens from here on, the next run finds it.
-        self.store.connection.hset(self._key, mapping={"batch_id": batch_id, "out": str(request.out.absolute())})
+        self.store.connection.hset(self.key, mapping={"batch_id": batch_id, "out": str(request.out.absolute())})
         try:
-            with PromptFile(self._source) as prompts, read_display(prompts.size) as show:
+            with PromptFile(self.source) as prompts, read_display(prompts.size) as show:
                 if request.source == "-":
                     prompts.name = "standard input"
                 submitted = submit(self.store, prompts, order, progress=show)
         except BaseException:
             if self._stored_batch(batch_id) is None:
-                self.store.connection.delete(self._key)
+                self.store.connection.delete(self.key)
             raise
         if submitted.rejected:
             self.note(f"{plural(submitted.rejected, 'bad line')} not run: each gets an error record")
@@ -240,7 +232,7 @@ class _Run:
     def _discard(self, batch: Batch) -> None:
         self._remove_private_queues(batch)
         self.store.discard(batch.id)
-        self.store.connection.delete(self._key)
+        self.store.connection.delete(self.key)
 
     def _remove_private_queues(self, batch: Batch) -> None:
         """Take away what RQ keeps for queues that nobody but this run uses."""
@@ -266,16 +258,16 @@ class _Run:
     def _worker(self, batch: Batch) -> WorkerProcess:
         """The worker's process for the batch's models."""
         # The package this code is part of, whatever lies in the current folder.
-        folders = [str(Path(__file__).resolve().parents[2]), self._environ.get("PYTHONPATH")]
-        environ = {**self._environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
+        folders = [str(Path(__file__).resolve().parents[2]), self.environ.get("PYTHONPATH")]
+        environ = {**self.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
         adapters = self._adapters(batch)
         flags = [f"--model={model}" for model in batch.models] + [f"--adapter-path={path}" for path in adapters]
         # With adapters there are pairs that no line asks for: each is loaded when a line needs it.
         flags += ["--no-preload"] if adapters else []
         flags += [f"--pool={batch.pool}"] if batch.pool is not None else []
         flags += [f"--exit-with-parent={os.getpid()}", f"--drain={DRAIN_S}", *self.request.worker_flags]
-        self._log.unlink(missing_ok=True)
-        return WorkerProcess([*self.request.worker, *flags], self._log, environ, self.note)
+        self.log.unlink(missing_ok=True)
+        return WorkerProcess([*self.request.worker, *flags], self.log, environ, self.note)
 
     def _work(self, batch: Batch, worker: WorkerProcess) -> None:
         worker.start()
@@ -326,7 +318,7 @@ class _Run:
         tally = Tally(self.request.fmt, self.request.keep_cut)
         batch = self._write(before.id, observe=tally.add)
         self._remove_private_queues(batch)
-        request, seconds = self.request, time.monotonic() - self._begun
+        request, seconds = self.request, time.monotonic() - self.begun
         shown = errors_written(request.out, request.errors, request.fmt, len(tally.failures))
         for line in summary(batch, tally, out=request.out, errors=shown, seconds=seconds, now=time.time()):
             self.note(line)

@@ -56,23 +56,13 @@ class Order:
     """The URL that its end is posted to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """A batch that is live. ``problems`` are the first of the ``rejected`` lines'; ``digest`` names the input.
-
-    ``own_models`` counts the lines that name another model than the batch, by what they name; ``after_answer`` those in
-    which the model begins a new turn after an assistant's message.
-    """
+@dataclass(slots=True, kw_only=True)
+class Submitted(Findings):
+    """A batch that is live, and what checking found in its input, which ``digest`` names."""
 
     batch_id: str
-    total: int
-    rejected: int
-    problems: tuple[ProblemLine, ...]
-    shards: int
-    models: tuple[str, ...]
-    digest: str
-    own_models: Mapping[str, int] = field(default_factory=dict)
-    after_answer: int = 0
+    shards: int = 0
+    digest: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -129,7 +119,7 @@ def submit(
     batch = _new_batch(prompts.name, order)
     upkeep(store, orphans=False)
     start_at = None if order.start_in is None else store.server_time() + order.start_in
-    packing, findings = Packing(batch.id, now), Findings()
+    packing, findings = Packing(batch.id, now), Submitted(batch_id=batch.id)
     with Uploader(store, batch) as uploader:
         for chunk in checked(prompts, order.defaults):
             findings.add(chunk)
@@ -156,17 +146,8 @@ def submit(
                 f"the upload was silent for more than {UPLOAD_LEASE_S:.0f} s and was swept as dead; "
                 "nothing was enqueued: submit again"
             )
-    return Submitted(
-        batch_id=batch.id,
-        total=findings.total,
-        rejected=findings.rejected,
-        problems=findings.problems,
-        shards=packing.shards,
-        models=findings.models,
-        digest=prompts.digest,
-        own_models=findings.own_models,
-        after_answer=findings.after_answer,
-    )
+    findings.shards, findings.digest = packing.shards, prompts.digest
+    return findings
 
 
 def _refuse(prompts: Prompts, findings: Findings, order: Order) -> None:
