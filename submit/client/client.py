@@ -12,17 +12,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from inspect import signature
 from typing import Any
 
-from jobs.errors import InputError, LineError, RefusedError
+from jobs.errors import LineError, RefusedError
 from jobs.lines.line import Defaults
 from jobs.lines.messages import CHAT_FIELDS
 from jobs.params import ALIASES, PARAMETERS, did_you_mean
@@ -141,7 +140,7 @@ class Client:
         with self._session.store() as store:
             if at is not None:
                 order = replace(order, start_in=_seconds_until(at, store.server_time()))
-            with _in_full(), open_prompts(prompts) as lines:
+            with in_full(), open_prompts(prompts) as lines:
                 submitted = submit(store, lines, order)
         for note in notes(submitted.own_models, submitted.after_answer, order.defaults):
             log.warning("batch %s: %s", submitted.batch_id, note, extra={"action": "submitted"})
@@ -236,7 +235,7 @@ class Client:
             allow_overlap=allow_overlap,
             take_place=replace,
         )
-        with self._session.store() as store, _in_full():
+        with self._session.store() as store, in_full():
             add_schedule(store, wanted, prompts)
         return ScheduleHandle(self._session, name)
 
@@ -262,15 +261,6 @@ class Client:
     def remove_schedule(self, name: str) -> bool:
         """Remove a schedule; its batches stay. False: there was none."""
         return ScheduleHandle(self._session, name).remove()
-
-
-@contextlib.contextmanager
-def _in_full() -> Iterator[None]:
-    """Have a refused input say what is wrong with it: no command lists that beside the error."""
-    try:
-        yield
-    except InputError as error:
-        raise in_full(error) from None
 
 
 def _check_seconds(**given: object) -> None:

@@ -68,8 +68,7 @@ class Preview:
         self.model = model
         self._said = Previewed()
         self._failure: Exception | None = None
-        self._stack = contextlib.ExitStack()
-        self._complaints = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (it is closed with the preview)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints
         )
@@ -91,7 +90,7 @@ class Preview:
         self._process.wait()
         self._listener.join()
         self._output.close()
-        self._stack.close()
+        self._complaints.close()
 
     def feed(self, line: int, raw: bytes) -> None:
         """One more checked line; ``line`` is its number."""

@@ -17,7 +17,7 @@ import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 import zstandard
@@ -38,19 +38,6 @@ LONGEST = MAX_LINE_BYTES + len(b"\r\n")
 STDIN = 0
 
 BOM = b"\xef\xbb\xbf"
-
-
-class Prompts(Protocol):
-    """What is submitted: lines to iterate over once, with a name for messages."""
-
-    name: str
-    bytes_read: int
-
-    def __iter__(self) -> Iterator[Line]: ...
-
-    @property
-    def digest(self) -> str:
-        """Names the content; complete after the last line."""
 
 
 class PromptFile:
@@ -88,6 +75,7 @@ class PromptFile:
 
     @property
     def digest(self) -> str:
+        """Names the content; complete after the last line."""
         return self._hash.hexdigest()
 
     def __iter__(self) -> Iterator[Line]:
@@ -219,8 +207,12 @@ class PromptObjects:
             yield raw + b"\n"
 
 
+Prompts = PromptFile | PromptObjects
+"""What is submitted: lines to iterate over once, with a name for messages."""
+
+
 @contextlib.contextmanager
-def open_prompts(given: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> Iterator[PromptFile | PromptObjects]:
+def open_prompts(given: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> Iterator[Prompts]:
     """The prompts of a path, or those given as dicts.
 
     Raises:

@@ -23,6 +23,7 @@ __all__ = [
     "Schedule",
     "ScheduleNotFoundError",
     "check_schedule_name",
+    "is_schedule_name",
     "no_schedule",
     "parse_schedule",
 ]
@@ -141,13 +142,18 @@ class Schedule:
         }
 
 
+def is_schedule_name(name: str) -> bool:
+    """Whether a schedule may have this name."""
+    return len(name) <= MAX_SCHEDULE_NAME and _NAME.fullmatch(name) is not None
+
+
 def check_schedule_name(name: str) -> str:
     """The name, if it may be a schedule's.
 
     Raises:
         RefusedError: it may not.
     """
-    if len(name) <= MAX_SCHEDULE_NAME and _NAME.fullmatch(name):
+    if is_schedule_name(name):
         return name
     raise RefusedError(
         f"{name!r:.70} is no name for a schedule: up to {MAX_SCHEDULE_NAME} letters of the Latin alphabet, digits, "

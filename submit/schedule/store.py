@@ -20,12 +20,12 @@ from jobs.store.steps import step
 from submit.schedule.cron import MOST_COUNTED, Cron
 from submit.schedule.model import (
     FIELDS,
-    MAX_SCHEDULE_NAME,
     REMEDY,
     Run,
     RunOutcome,
     Schedule,
     check_schedule_name,
+    is_schedule_name,
     no_schedule,
     parse_schedule,
 )
@@ -55,7 +55,6 @@ class Schedules:
         self._connection = connection
         self._cron = lru_cache(MOST_CRONS)(Cron)  # checked once: a scheduler reads all schedules every second
         self._read = step(connection, LUA, "read")
-        self._names = step(connection, LUA, "names")
         self._add = step(connection, LUA, "add")
         self._begin = step(connection, LUA, "begin")
         self._end = step(connection, LUA, "end")
@@ -64,13 +63,14 @@ class Schedules:
     # --- what there is ---
 
     def names(self) -> list[str]:
-        """All names, sorted.
+        """All names, sorted; what is listed and can be none is left out.
 
         Raises:
             RefusedError: somebody put something else where they are kept.
         """
         with refusing("the list of schedules"):
-            return sorted(name.decode() for name in self._names(keys=[SCHEDULES], args=[MAX_SCHEDULE_NAME]))
+            found = cast("set[bytes]", self._connection.smembers(SCHEDULES))
+        return sorted(filter(is_schedule_name, (name.decode(errors="replace") for name in found)))
 
     def get(self, name: str, *, runs: int = KEPT_RUNS) -> Schedule:
         """The schedule of this name, with at most so many of its last runs.
