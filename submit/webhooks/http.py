@@ -55,7 +55,6 @@ def post(
 ) -> HttpAnswer:
     """POST once; no redirect is followed, no proxy asked, certificates are checked, and nothing but the head of the
     answer is read. With ``local`` the addresses of this machine and link-local ones are called too."""
-    ends_at = time.monotonic() + DEADLINE_S
     try:
         parts = urlsplit(url)
         host, path = parts.hostname or "", parts.path or "/"
@@ -65,6 +64,7 @@ def post(
             if context is None
             else http.client.HTTPSConnection(host, parts.port, context=context)
         )
+        ends_at = time.monotonic() + DEADLINE_S
         with contextlib.closing(connection), contextlib.ExitStack() as stack:
             raw = stack.enter_context(_connected(_found(addresses, host, connection.port, ends_at), ends_at, local))
             _cut_off(stack, raw, ends_at)
