@@ -92,7 +92,8 @@ class WorkerProcess:
         self._pass_on()  # what it said since
         self._process = None
         if status == ModelLoadError.exit_status:
-            raise ModelLoadError(self._why() or "no model can be loaded")
+            why = "; ".join(dict.fromkeys(_ERROR_LINE.findall(self._since_start())))
+            raise ModelLoadError(why or "no model can be loaded")
         if status == RefusedError.exit_status:
             raise RefusedError(f"the worker did not start:\n{self.tail()}")
         if status == RedisError.exit_status and not self._ready:
@@ -130,10 +131,6 @@ class WorkerProcess:
         pause = FIRST_PAUSE_S * 2 ** (self._deaths - 1)
         self._restart_at = self._clock() + pause
         self._say(f"the worker {how}; starting it again in {pause:g} s (its log: {self._log})")
-
-    def _why(self) -> str:
-        """The errors in the log of the last start, without what only a log needs."""
-        return "; ".join(dict.fromkeys(_ERROR_LINE.findall(self._since_start())))
 
     def tail(self) -> str:
         """The last lines of the log since the worker was started."""

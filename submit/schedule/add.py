@@ -19,6 +19,7 @@ import zstandard
 from jobs.errors import RefusedError
 from jobs.lines.line import Defaults
 from jobs.shard import COMPRESSION_LEVEL
+from jobs.store.retention import KEEP_S
 from jobs.store.store import Store
 from submit.input.reader import PromptFile, open_prompts
 from submit.input.validate import Findings
@@ -35,17 +36,19 @@ __all__ = [
 ]
 
 MAX_PATH = 1000
-_ORDER = {
-    "defaults": dict,
-    "name": str | None,
-    "priority": str,
-    "on_bad_line": str,
-    "metadata": dict,
-    "expires_in": float | int | None,
-    "keep_s": float | int | None,
-    "webhook": str | None,
-}
-"""Of an :class:`Order` what is kept with a schedule, with its types."""
+
+
+class _StoredOrder(msgspec.Struct, forbid_unknown_fields=True):
+    """Of an :class:`Order` what is kept with a schedule."""
+
+    defaults: dict[str, Any] = {}
+    name: str | None = None
+    priority: str = "normal"
+    on_bad_line: str = "reject"
+    metadata: dict[str, Any] = {}
+    expires_in: float | None = None
+    keep_s: float | None = KEEP_S
+    webhook: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ def submit_run(
 
 
 def _order_json(order: Order) -> dict[str, Any]:
-    kept = {name: getattr(order, name) for name in _ORDER}
+    kept = {name: getattr(order, name) for name in _StoredOrder.__struct_fields__}
     return kept | {"defaults": dict(order.defaults.fields), "metadata": dict(order.metadata)}
 
 
@@ -135,15 +138,11 @@ def _order_from(stored: bytes, schedule: str) -> Order:
     Raises:
         RefusedError: it is not what :func:`add_schedule` wrote.
     """
-    damaged = f"what Redis keeps of schedule '{schedule}' is damaged: "
     try:
-        kept = msgspec.json.decode(stored, type=dict[str, Any])
-    except ValueError:
-        raise RefusedError(f"{damaged}{REMEDY}") from None
-    for name, value in kept.items():
-        if name not in _ORDER or not isinstance(value, _ORDER[name]):
-            raise RefusedError(f"{damaged}'{name:.40}' in its order")
-    order = Order(**{**kept, "defaults": Defaults(kept.get("defaults", {}))})
+        kept = msgspec.structs.asdict(msgspec.json.decode(stored, type=_StoredOrder))
+    except ValueError as error:
+        raise RefusedError(f"what Redis keeps of schedule '{schedule}' is damaged ({error!s:.200}): {REMEDY}") from None
+    order = Order(**{**kept, "defaults": Defaults(kept["defaults"])})
     return replace(order, name=order.name or schedule, schedule=schedule)
 
 
