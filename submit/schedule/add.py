@@ -25,8 +25,7 @@ from submit.input.reader import PromptFile, open_prompts
 from submit.input.validate import Findings
 from submit.schedule.cron import Cron
 from submit.schedule.model import REMEDY, Run, Schedule
-from submit.schedule.run_store import RunStore
-from submit.schedule.store import MAX_PROMPTS_BYTES, Schedules
+from submit.schedule.store import MAX_PROMPTS_BYTES, RunStore, Schedules
 from submit.upload.submitter import Order, ReadSoFar, check, check_order, submit
 
 __all__ = [

@@ -17,8 +17,7 @@ from submit.schedule.dispatch import LATE_S
 from submit.schedule.model import Run, RunOutcome
 from submit.schedule.rq_jobs import QUEUE
 from submit.schedule.run_by_hand import BY_HAND_S, run_schedule
-from submit.schedule.run_store import RunStore
-from submit.schedule.store import KEPT_RUNS, Schedules
+from submit.schedule.store import KEPT_RUNS, RunStore, Schedules
 from tests.night import EVENING, MINUTE, TWO, Crash, Night, lines_in
 
 DAY = 86400
