@@ -221,7 +221,8 @@ def _parsed(name: str, reply: Any, cron: Callable[[str, str], Cron]) -> Schedule
     try:
         if isinstance(reply, Exception):
             raise RefusedError(str(reply))
-        return parse_schedule(name, *reply, cron)
+        values, runs = reply
+        return parse_schedule(name, values, runs, cron)
     except (RefusedError, ValueError) as error:
         return RefusedError(f"what Redis keeps of schedule '{name}' is damaged ({error!s:.200}): {REMEDY}")
 
