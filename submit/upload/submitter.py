@@ -151,13 +151,12 @@ def submit(
 
 
 def _refuse(prompts: Prompts, findings: Findings, order: Order) -> None:
-    bad = findings.bad
     if findings.total == 0:
         nothing = ProblemLine(1, "empty_file", None, "there are no prompts in it")
         raise InputError(prompts.name, [nothing], what=nothing.message)
-    if bad.count and order.on_bad_line == "reject":
-        what = NO_MODEL if bad.only_without_model == findings.total > 1 else None
-        raise InputError(prompts.name, bad.kept, bad.count, what=what)
+    if findings.rejected and order.on_bad_line == "reject":
+        what = NO_MODEL if findings.only_without_model == findings.total > 1 else None
+        raise InputError(prompts.name, findings.problems, findings.rejected, what=what)
 
 
 def _new_batch(source: str, order: Order) -> NewBatch:
