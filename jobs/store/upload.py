@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
+import zstandard
 
 from jobs.batch import queue_name
 from jobs.errors import RefusedError
 from jobs.redis.connect import refusing
 from jobs.redis.rq_jobs import RqJobs
-from jobs.shard import Group
+from jobs.shard import COMPRESSION_LEVEL, Group, ShardLine, encode_lines
 from jobs.store.attempts import FinishedLine
 from jobs.store.keys import BATCHES, EXPIRING, KEEPING, STARTING, UPLOADING, WEBHOOKS, BatchKeys
 from jobs.store.read_batch import MAX_GIVEN_BYTES, keys_of
@@ -47,18 +48,16 @@ class NewBatch:
 
 @dataclass(frozen=True, slots=True)
 class UploadedShard:
-    """A shard ready for Redis: its number in the batch, its group's number and identity, its packed lines."""
+    """A shard of one group: its number in the batch, its group's number and identity, its lines."""
 
     number: int
     group_number: int
     group: Group
-    first_index: int
-    lines: int
-    payload: bytes
+    lines: Sequence[ShardLine]
 
     @property
     def row(self) -> ShardRow:
-        return ShardRow(self.number, self.group_number, self.first_index, self.lines)
+        return ShardRow(self.number, self.group_number, self.lines[0].index, len(self.lines))
 
 
 class Uploads(Steps):
@@ -105,7 +104,7 @@ class Uploads(Steps):
             pipe.execute()
 
     def upload(self, batch: NewBatch, shards: Sequence[UploadedShard]) -> None:
-        """Store shards and their RQ jobs; the jobs stay out of the queues until :meth:`commit`.
+        """Pack and store shards and their RQ jobs; the jobs stay out of the queues until :meth:`commit`.
 
         Sent twice it leaves what it leaves sent once: the client sends again when it lost the connection.
         """
@@ -113,18 +112,18 @@ class Uploads(Steps):
         by_queue: dict[str, list[UploadedShard]] = {}
         for shard in shards:
             by_queue.setdefault(queue_name(shard.group.key, batch.priority, batch.pool), []).append(shard)
-        alive_at = self.server_time()
+        alive_at, compressor = self.server_time(), zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
         with self.connection.pipeline(transaction=False) as pipe:
             if shards:
                 # The table goes first: whatever else arrives, discard() finds by it.
                 pipe.zadd(keys.table, {shard.row.encoded(): shard.number for shard in shards})
-                pipe.mset({keys.payload(shard.number): shard.payload for shard in shards})
+                pipe.mset({keys.payload(shard.number): encode_lines(shard.lines, compressor) for shard in shards})
             for queue, queued in by_queue.items():
                 pipe.sadd(keys.queues, queue)
                 pipe.zadd(keys.pending(queue), {keys.job_id(shard.number): shard.number for shard in queued})
                 jobs = RqJobs(self.connection, queue, batch.id)
                 for shard in queued:
-                    jobs.save(pipe, shard.number, shard.lines)
+                    jobs.save(pipe, shard.number, len(shard.lines))
             pipe.zadd(UPLOADING, {batch.id: alive_at}, xx=True)
             pipe.execute()
 

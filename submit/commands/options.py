@@ -116,11 +116,13 @@ watch_option = click.option("--watch", is_flag=True, help="Refresh every second;
 
 
 @contextlib.contextmanager
-def open_store(redis_url: str | None, *, patient: bool = False) -> Iterator[Store]:
+def open_store(
+    redis_url: str | None, *, patient: bool = False, say: Callable[[str], object] | None = None, **settings: Any
+) -> Iterator[Store]:
     """The storage layer on ``redis_url``, or on the embedded server for as long as the block runs.
 
     A server that is loading its data is waited for where it is the embedded one, or the command is ``patient``, because
-    it is there to wait anyway; that is said on stderr.
+    it is there to wait anyway; that is said on stderr, or by ``say``. ``settings`` are those of :func:`connect`.
 
     Raises:
         LoadingError: it is still loading its data.
@@ -131,9 +133,9 @@ def open_store(redis_url: str | None, *, patient: bool = False) -> Iterator[Stor
     from jobs.store.store import Store
 
     with contextlib.ExitStack() as stack:
-        url = redis_url or stack.enter_context(embedded_server(data_folder(os.environ), say=_say))
+        url = redis_url or stack.enter_context(embedded_server(data_folder(os.environ), say=say or _say))
         stack.enter_context(translated(url))
-        connection = connect_patiently(url, _say) if patient else connect(url)
+        connection = connect_patiently(url, say or _say, **settings) if patient else connect(url, **settings)
         stack.callback(connection.close)
         yield Store(connection)
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -53,19 +54,14 @@ def readable_twice(source: str, copy: Path) -> Iterator[str]:
         yield source
         return
     try:
-        _copy_stdin(copy)
+        try:
+            with copy.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+        except OSError as error:
+            raise PromptmillError(f"standard input cannot be kept in {copy}: {error.strerror}") from None
         yield str(copy)
     finally:
         copy.unlink(missing_ok=True)
-
-
-def _copy_stdin(copy: Path) -> None:
-    try:
-        with copy.open("wb") as file:
-            while block := sys.stdin.buffer.read(1 << 20):
-                file.write(block)
-    except OSError as error:
-        raise PromptmillError(f"standard input cannot be kept in {copy}: {error.strerror}") from None
 
 
 @contextlib.contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 from pathlib import Path
 
 import click
@@ -13,7 +11,7 @@ from jobs.app.logs import set_up_logging
 from jobs.app.process_name import process_name
 from jobs.app.settings import read_settings
 from submit.commands import all_flags
-from submit.commands.options import log_options, redis_option, webhook_options
+from submit.commands.options import log_options, open_store, redis_option, webhook_options
 
 log = logging.getLogger("promptmill.scheduler")
 
@@ -66,21 +64,15 @@ def command(
     if check:
         return 0
 
-    from jobs.embedded.server import data_folder, embedded_server
-    from jobs.redis.connect import connect_patiently, translated
-    from jobs.store.store import Store
     from submit.schedule.daemon import SchedulerDaemon
     from submit.webhooks.sender import WebhookSender
 
     about = {"scheduler": process_name(name)}
     set_up_logging(log_format, verbose=verbose, file=log_file, fields=about)
-    with contextlib.ExitStack() as stack:
-        url = redis_url or stack.enter_context(embedded_server(data_folder(os.environ), say=log.warning))
-        stack.enter_context(translated(url))
-        connection = connect_patiently(url, log.warning, timeout_s=REDIS_TIMEOUT_S, retries=1)
-        stack.callback(connection.close)
-        store = Store(connection)
+    with open_store(redis_url, patient=True, say=log.warning, timeout_s=REDIS_TIMEOUT_S, retries=1) as store:
         sender = WebhookSender(store, webhook_secret, hosts=webhook_hosts)
-        stack.callback(sender.stop)
         sender.start()
-        return SchedulerDaemon(store, name=name, read_from=read_from).run()
+        try:
+            return SchedulerDaemon(store, name=name, read_from=read_from).run()
+        finally:
+            sender.stop()

@@ -67,11 +67,11 @@ class _Checked:
 
     @property
     def bad_lines(self) -> int:
-        return self.findings.rejected + (self.previewed.problems.count if self.previewed else 0)
+        return self.findings.rejected + (self.previewed.rejected if self.previewed else 0)
 
     @property
     def problems(self) -> list[ProblemLine]:
-        found = [*self.findings.problems, *(self.previewed.problems.kept if self.previewed else ())]
+        found = [*self.findings.problems, *(self.previewed.problems if self.previewed else ())]
         return sorted(found, key=lambda problem: problem.line)
 
     def as_dict(self, source: str) -> dict[str, Any]:

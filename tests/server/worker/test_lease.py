@@ -14,7 +14,7 @@ from jobs.attempt import Attempt, Verdict
 from jobs.batch import new_batch_id, queue_name
 from jobs.errors import RefusedError, StaleAttemptError
 from jobs.redis.connect import connect
-from jobs.shard import Group, ShardLine, encode_lines
+from jobs.shard import Group, ShardLine
 from jobs.store.keys import PREFIX
 from jobs.store.store import FinishedLine, NewBatch, Store, UploadedShard
 from tests.pool import watched
@@ -42,7 +42,7 @@ def live_batch(store: Store, shards: int = 1, lines: int = 2, priority: str = "n
     for number in range(shards):
         first = number * lines
         raw = [ShardLine(first + step, first + step + 1, b'{"prompt":"a"}') for step in range(lines)]
-        store.upload(batch, [UploadedShard(number, 0, MODEL, first, lines, encode_lines(raw))])
+        store.upload(batch, [UploadedShard(number, 0, MODEL, raw)])
     assert store.commit(batch.id, total=shards * lines, shards=shards, groups=[MODEL])
     return batch.id
 
