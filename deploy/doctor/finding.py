@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Finding", "FindingState", "Section", "count", "failed", "good", "printable", "skipped", "unsure"]
+__all__ = ["Finding", "FindingState", "Section", "count", "failed", "good", "judged", "printable", "skipped", "unsure"]
 
 
 class FindingState(enum.Enum):
@@ -54,15 +54,21 @@ def good(name: str, reason: str) -> Finding:
 
 def unsure(name: str, reason: str, remedy: str, command: str | None = None) -> Finding:
     """Work goes on, but less well, or not for long."""
-    return _wrong(FindingState.WARN, name, reason, remedy, command)
+    return judged(name, reason, remedy, command, warns=True)
 
 
 def failed(name: str, reason: str, remedy: str, command: str | None = None) -> Finding:
     """As it is, nothing can be done here, or what was done can be lost."""
-    return _wrong(FindingState.FAIL, name, reason, remedy, command)
+    return judged(name, reason, remedy, command, fails=True)
 
 
-def _wrong(state: FindingState, name: str, reason: str, remedy: str, command: str | None) -> Finding:
+def judged(
+    name: str, reason: str, remedy: str, command: str | None = None, *, fails: bool = False, warns: bool = False
+) -> Finding:
+    """A finding whose reason reads the same however it ends: good where it neither ``fails`` nor ``warns``."""
+    if not (fails or warns):
+        return good(name, reason)
+    state = FindingState.FAIL if fails else FindingState.WARN
     shown = None if command is None else printable(command)
     return Finding(name, state, printable(reason), printable(remedy), shown)
 

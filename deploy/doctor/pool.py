@@ -6,13 +6,14 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from deploy.doctor.finding import Finding, good, skipped, unsure
 from jobs.errors import RefusedError
-from jobs.store.keys import PAUSED, PREFIX, RQ_SUSPENDED
+from jobs.store.keys import PREFIX
 from jobs.store.store import Store
 from submit.schedule.store import Schedules
+from submit.status.pool_pause import paused_workers, pool_paused
 from submit.status.text import duration, plural
 from submit.status.worker_state import WorkerState
 from submit.status.workers import SCAN_STEP, LostWorker, Workers, read_lost_workers, served_by
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
 __all__ = ["Pool", "ask_pool", "check_pool"]
+
+T = TypeVar("T")
 
 QUEUES, QUEUE = "rq:queues", "rq:queue:"
 TROUBLE = re.compile(PREFIX + r"trouble:[0-9a-f]{12}(?:pid:\[\d+\])?:(?P<group>.*)", re.DOTALL)
@@ -54,26 +57,28 @@ class Pool:
 
 def ask_pool(connection: Redis) -> Pool:
     """The state of the pool; nothing is changed."""
-    queues = [key for key in _names(connection, ("SMEMBERS", QUEUES)) if key.startswith(QUEUE + PREFIX)][:MOST]
+    store, schedules = Store(connection), Schedules(connection)
+    listed = _allowed(lambda: cast("set[bytes]", connection.smembers(QUEUES)), set())
+    names = (key.decode(errors="replace") for key in listed)
+    queues = sorted(key for key in names if key.startswith(QUEUE + PREFIX))[:MOST]
     lengths = _replies(connection, [("LLEN", key) for key in queues])
     waiting = {
         key.removeprefix(QUEUE): length
         for key, length in zip(queues, lengths, strict=True)
         if isinstance(length, int) and length
     }
-    (paused,) = _replies(connection, [("EXISTS", RQ_SUSPENDED)])
-    workers, schedules = tuple(Workers(connection).read()), Schedules(connection)
-    live, now = frozenset(worker.name for worker in workers), Store(connection).server_time()
+    workers = tuple(Workers(connection).read())
+    live = frozenset(worker.name for worker in workers)
     return Pool(
-        paused=bool(paused) if isinstance(paused, int) else None,
+        paused=_allowed(lambda: pool_paused(store), None),
         workers=workers,
-        resting=tuple(_names(connection, ("HKEYS", PAUSED)))[:MOST],
-        silent=tuple(read_lost_workers(connection, live, now)),
+        resting=tuple(_allowed(lambda: paused_workers(store), []))[:MOST],
+        silent=tuple(read_lost_workers(connection, live, store.server_time())),
         waiting=waiting,
         trouble=_trouble(connection),
         scheduler=schedules.active_scheduler(),
-        schedules=_counted(lambda: len(schedules.names())),
-        webhooks=_counted(lambda: due(Store(connection))),
+        schedules=_allowed(lambda: len(schedules.names()), 0),
+        webhooks=_allowed(lambda: due(store), 0),
     )
 
 
@@ -149,21 +154,14 @@ def _waiting(pool: Pool) -> Iterator[Finding]:
         )
 
 
-def _counted(ask: Callable[[], int]) -> int:
-    """What is counted; nothing where this user may not ask, or somebody put something else there."""
+def _allowed(ask: Callable[[], T], otherwise: T) -> T:
+    """The answer; ``otherwise`` where this user may not ask, or somebody put something else there."""
     from redis.exceptions import ResponseError
 
     try:
         return ask()
     except (ResponseError, RefusedError):  # what is refused within a script is not told from other errors
-        return 0
-
-
-def _names(connection: Redis, command: tuple[Any, ...]) -> list[str]:
-    """The names that a command lists; none where this user may not ask, or another kind of value is there."""
-    (found,) = _replies(connection, [command])
-    names = cast("set[bytes] | list[bytes]", found) if isinstance(found, (set, list)) else []
-    return sorted(name.decode(errors="replace") for name in names)
+        return otherwise
 
 
 def _trouble(connection: Redis) -> dict[str, tuple[int, str]]:
