@@ -12,10 +12,9 @@ from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from deploy.checks import check_model_name, check_plain, check_program
-from deploy.deployment import CA_FILE, Deployment, unit_of
 from deploy.gpu_limit import DAEMON_SUFFIX
-from deploy.init import launchd
-from deploy.init.service import ServiceSpec
+from deploy.init import launchd, unit_of
+from deploy.init.service import CA_FILE, Deployment, ServiceSpec
 from deploy.plan import File, Plan, PlanStep, root_file
 from deploy.settings import Key, settings_file
 from jobs.app.units import parse_size

@@ -21,11 +21,10 @@ from deploy.checks import (
     owned_by_another,
     reach_problem,
 )
-from deploy.deployment import Deployment
 from deploy.gpu_limit import low_limit, wired_limit
 from deploy.host import Host
 from deploy.init import launchd, systemd
-from deploy.init.service import SERVERS, Account, default_home, default_init
+from deploy.init.service import SERVERS, Account, Deployment, default_home, default_init
 from deploy.install import install, removal, show, uninstall
 from deploy.plan import Plan, PlanStep
 from deploy.pool import trial

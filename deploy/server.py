@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deploy.acl import USERS, acl_users, kept_hashes
-from deploy.deployment import CA_FILE, Deployment, unit_of
-from deploy.init import launchd, systemd
-from deploy.init.service import ServiceSpec
+from deploy.init import launchd, systemd, unit_of
+from deploy.init.service import CA_FILE, Deployment, ServiceSpec
 from deploy.plan import ETC, File, Folder, Plan, PlanStep, Unit, rendered, root_file, root_group, shipped
 from jobs.errors import RefusedError
 
-__all__ = ["ServerFlags", "server_plan"]
+__all__ = ["USERS", "ServerFlags", "acl_users", "kept_hashes", "server_plan"]
 
 CONFIG = ETC / "redis.conf"
 CERTIFICATES = ETC / "tls"
@@ -188,3 +186,35 @@ def _notes(init: str, label: str, flags: ServerFlags) -> list[str]:
         return [*notes, f"log: journalctl -fu {label}"]
     notes.append("a server of Homebrew on the same port: brew services stop redis")
     return [*notes, f"log: {launchd.log_file(label)}"]
+
+
+USERS = ("operator", "submitter", "worker")
+"""The operator may do everything, the others what their part of a pool needs: see deploy/redis/README.md."""
+_HASH = re.compile(r"#([0-9a-f]{64})")
+_PLAIN = re.compile(r"\s>(\S+)")
+
+
+def acl_users(hashes: Mapping[str, str], existing: str | None) -> str:
+    """The ACL file of a server: the default user is off, the pool's users have passwords of these SHA-256, and
+    whatever other users ``existing`` has stay."""
+    others = [line for line in (existing or "").splitlines() if _user(line) not in {None, "default", *USERS}]
+    return rendered("users.acl", **hashes) + "".join(f"{line}\n" for line in others)
+
+
+def kept_hashes(existing: str | None) -> dict[str, str]:
+    """SHA-256 of the passwords in an ACL file, by user: of our users only, and the first password of each."""
+    found: dict[str, str] = {}
+    for line in (existing or "").splitlines():
+        name = _user(line)
+        if name not in USERS or name in found:
+            continue
+        if hashed := _HASH.search(line):
+            found[name] = hashed[1]
+        elif plain := _PLAIN.search(line):
+            found[name] = hashlib.sha256(plain[1].encode()).hexdigest()
+    return found
+
+
+def _user(line: str) -> str | None:
+    words = line.split()
+    return words[1] if len(words) > 1 and words[0] == "user" else None

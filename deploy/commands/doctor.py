@@ -43,9 +43,8 @@ def command(
     """
     from deploy.doctor.deployed import find_deployed
     from deploy.doctor.examination import Examination
-    from deploy.doctor.finding import FindingState, count
+    from deploy.doctor.finding import FindingState, as_object, count, summary
     from deploy.doctor.machine import ask_machine
-    from deploy.doctor.report import as_object, summary
     from deploy.host import Host
 
     host = Host()
@@ -72,7 +71,7 @@ def _configured(ctx: click.Context) -> bool:
 
 def _shown() -> Callable[[Section], None]:
     """Shows a section on stdout, as wide as the terminal and in its colours."""
-    from deploy.doctor.report import lines
+    from deploy.doctor.finding import lines
     from submit.status.progress import is_terminal, terminal_width
 
     terminal = is_terminal(sys.stdout)

@@ -23,13 +23,20 @@ from deploy.doctor.access import (
     try_permissions,
 )
 from deploy.doctor.deployed import Deployed, check_deployed
-from deploy.doctor.device import Device, ask_device, check_device
 from deploy.doctor.disk import check_data_folder, check_disks, check_room
 from deploy.doctor.finding import Finding, Section, failed, skipped
 from deploy.doctor.mac import POWER_CHECKS, check_power
-from deploy.doctor.machine import Machine, check_macos, check_package, check_processor, check_python
-from deploy.doctor.memory import check_memory, check_wired_limit
-from deploy.doctor.models import ModelFiles, check_model, find_model, hub_cache
+from deploy.doctor.machine import (
+    Device,
+    Machine,
+    ask_device,
+    check_device,
+    check_macos,
+    check_package,
+    check_processor,
+    check_python,
+)
+from deploy.doctor.models import ModelFiles, check_memory, check_model, check_wired_limit, find_model, hub_cache
 from deploy.doctor.network import is_loopback, reach
 from deploy.doctor.pool import ask_pool, check_pool
 from deploy.doctor.server import ask_clock, ask_latency, check_clock, check_latency, check_server, operator_tool

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.deployment import Deployment
-from deploy.init.service import Account, ServiceSpec
+from deploy.init.service import Account, Deployment, ServiceSpec
 from deploy.init.systemd import quoted, unit, user_steps
 from deploy.plan import Plan
 from deploy.pool import WorkerFlags, scheduler_plan, worker_plan

@@ -12,11 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from deploy.doctor.device import SIZE, Device, ask_device, check_device
 from deploy.doctor.disk import check_data_folder, check_disks, check_room
 from deploy.doctor.finding import FindingState
 from deploy.doctor.mac import Mac
-from deploy.doctor.machine import Machine, Package, ask_machine, bounds, check_package
+from deploy.doctor.machine import (
+    SIZE,
+    Device,
+    Machine,
+    Package,
+    ask_device,
+    ask_machine,
+    bounds,
+    check_device,
+    check_package,
+)
 from deploy.host import Host
 
 MAC = Machine("Darwin", "arm64", (3, 12, 0), 2**36, Mac(version=(15, 5)))
