@@ -6,6 +6,7 @@ import contextlib
 import grp
 import os
 import pwd
+import shutil
 import stat
 import subprocess
 import sys
@@ -294,13 +295,11 @@ class Host:
         os.fchmod(handle, made.mode)
 
     def _own(self, path: Path, handle: int, user: str, group: str) -> None:
-        if self.root is not None:
-            return
-        try:
-            uid, gid = pwd.getpwnam(user).pw_uid, grp.getgrnam(group).gr_gid
-        except KeyError as error:
-            raise DeployError(f"{path}: {error.args[0]}: the user or group is not there") from None
-        os.fchown(handle, uid, gid)
+        if self.root is None:
+            try:
+                shutil.chown(handle, user, group)
+            except LookupError as error:
+                raise DeployError(f"{path}: {error}") from None
 
 
 @contextlib.contextmanager

@@ -111,12 +111,9 @@ def _with_mac_settings(plan: Plan, flags: WorkerFlags) -> Plan:
 
 def worker_words(flags: WorkerFlags) -> tuple[str, ...]:
     """The command of a worker and all its flags, as they follow the program."""
-    words: tuple[str, ...] = ("worker",)
-    for model in flags.models:
-        words += ("--model", model)
-    if flags.name is not None:
-        words += ("--name", flags.name)
-    return (*words, "--drain", f"{flags.drain_s:g}", *flags.extra)
+    models = [word for model in flags.models for word in ("--model", model)]
+    name = [] if flags.name is None else ["--name", flags.name]
+    return ("worker", *models, *name, "--drain", f"{flags.drain_s:g}", *flags.extra)
 
 
 def trial(deployment: Deployment, words: Sequence[str], settings: Path | None) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -192,10 +193,8 @@ def _read(file: Any, flag: str) -> str:
 
 def _server_program(init: str) -> Path:
     """The first server that this machine has, else where its system puts one."""
+    places = os.pathsep.join((*_SERVER_FOLDERS, os.environ.get("PATH", "")))
     for name in SERVERS:
-        for folder in _SERVER_FOLDERS:
-            if (Path(folder) / name).exists():
-                return Path(folder) / name
-        if found := shutil.which(name):
+        if found := shutil.which(name, path=places):
             return Path(found)
     return Path("/opt/homebrew/bin/redis-server" if init == "launchd" else "/usr/bin/redis-server")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.doctor.access import (
-    ask_certificate,
     check_certificate,
     check_encryption,
     check_password,
@@ -24,7 +23,7 @@ from deploy.doctor.access import (
 )
 from deploy.doctor.deployed import Deployed, check_deployed
 from deploy.doctor.disk import check_data_folder, check_disks, check_room
-from deploy.doctor.finding import Finding, Section, failed, skipped
+from deploy.doctor.finding import Finding, FindingState, Section, failed, skipped
 from deploy.doctor.mac import POWER_CHECKS, check_power
 from deploy.doctor.machine import (
     Device,
@@ -165,9 +164,8 @@ class Examination:
             return None
         way = Way(url, settings, reached.address)
         if way.encrypted:
-            certificate = ask_certificate(settings, REDIS_TIMEOUT_S)
-            findings.append(check_certificate(certificate))
-            if not certificate.usable:
+            findings.append(check_certificate(settings, REDIS_TIMEOUT_S))
+            if findings[-1].state is FindingState.FAIL:
                 return None
         return way
 
