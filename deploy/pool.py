@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from deploy.checks import check_model_name, check_plain, check_program
 from deploy.gpu_limit import DAEMON_SUFFIX
-from deploy.init import launchd, unit_of
+from deploy.init import launchd, service_plan
 from deploy.init.service import CA_FILE, Deployment, ServiceSpec
 from deploy.plan import File, Plan, PlanStep, root_file
 from deploy.settings import Key, settings_file
@@ -194,7 +194,7 @@ def _split(flag: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _plan(deployment: Deployment, service: ServiceSpec, values: Mapping[Key, str] = MappingProxyType({})) -> Plan:
-    unit, account = unit_of(deployment.init, service), deployment.account
+    plan, account = service_plan(deployment, service), deployment.account
     authority: tuple[File, ...] = ()
     left = [f"{account.home} (models, spool)", f"user {account.user}", *map(str, service.writable)]
     if deployment.authority is not None:
@@ -205,13 +205,9 @@ def _plan(deployment: Deployment, service: ServiceSpec, values: Mapping[Key, str
         file = launchd.log_file(deployment.label)
         left.append(str(file.parent))
         log = f"log: tail -f {file}, and .err beside it for what is said before it is open"
-    return Plan(
-        label=deployment.label,
-        init=deployment.init,
-        folders=unit.folders,
-        files=(settings_file(deployment, values), *authority, *unit.files),
-        users=deployment.users,
-        start=unit.start,
+    return replace(
+        plan,
+        files=(settings_file(deployment, values), *authority, *plan.files),
         left=tuple(left),
         notes=(_OPEN, log) if _exposed(deployment.url or "") else (log,),
     )

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deploy.init import launchd, systemd, unit_of
+from deploy.init import launchd, service_plan, systemd
 from deploy.init.service import CA_FILE, Deployment, ServiceSpec
-from deploy.plan import ETC, File, Folder, Plan, PlanStep, Unit, rendered, root_file, root_group, shipped
+from deploy.plan import ETC, File, Folder, Plan, PlanStep, rendered, root_file, root_group, shipped
 from jobs.errors import RefusedError
 
 __all__ = ["USERS", "ServerFlags", "acl_users", "kept_hashes", "server_plan"]
@@ -58,9 +58,9 @@ def server_plan(deployment: Deployment, flags: ServerFlags) -> Plan:
         stop_s=STOP_S,
         foreground=True,  # every machine of the pool waits for it
     )
-    unit = unit_of(init, service)
-    renewal = _renewal(deployment, flags) if flags.tls else Unit((), ())
-    folders, files, steps = [*unit.folders], [_conf(deployment, flags), *_users(deployment, flags)], []
+    plan = service_plan(deployment, service)
+    renewal = _renewal(deployment, flags) if flags.tls else Plan(label, init)
+    folders, files, steps = [*plan.folders], [_conf(deployment, flags), *_users(deployment, flags)], []
     left = [f"{account.home} (data, users)", f"user {account.user}", f"{ETC}/*.url (passwords)"]
     if flags.tls:
         folders.append(Folder(CERTIFICATES, 0o755, "root", root_group(init)))
@@ -75,13 +75,11 @@ def server_plan(deployment: Deployment, flags: ServerFlags) -> Plan:
         left.append("vm.overcommit_memory = 1, until this machine starts anew (0 is Linux's own)")
     if flags.tls:
         left.append(f"{CERTIFICATES} and {CA_FILE}")
-    return Plan(
-        label=label,
-        init=init,
+    return replace(
+        plan,
         folders=tuple(folders),
-        files=(*files, *unit.files, *renewal.files),
-        users=deployment.users,
-        start=(*steps, *unit.start, *renewal.start),
+        files=(*files, *plan.files, *renewal.files),
+        start=(*steps, *plan.start, *renewal.start),
         left=tuple(left),
         notes=tuple(_notes(init, label, flags)),
     )
@@ -159,7 +157,7 @@ def _certify(deployment: Deployment, flags: ServerFlags) -> list[PlanStep]:
     return [PlanStep(command) for command in commands]
 
 
-def _renewal(deployment: Deployment, flags: ServerFlags) -> Unit:
+def _renewal(deployment: Deployment, flags: ServerFlags) -> Plan:
     """What looks at the certificate each week, and renews it in its last months."""
     command = ("/bin/sh", str(RENEW_CERTIFICATES), deployment.label, deployment.account.user, *flags.hosts)
     weekly = launchd.weekly if deployment.init == "launchd" else systemd.weekly

@@ -3,20 +3,20 @@
 from dataclasses import replace
 
 from deploy.init import launchd, systemd
-from deploy.init.service import ServiceSpec, default_home
-from deploy.plan import ETC, Folder, Unit, root_group
+from deploy.init.service import Deployment, ServiceSpec, default_home
+from deploy.plan import ETC, Folder, Plan, root_group
 
-__all__ = ["unit_of"]
+__all__ = ["service_plan"]
 
 
-def unit_of(init: str, service: ServiceSpec) -> Unit:
-    """The unit of a service on either system, with the folders that it needs."""
-    unit = launchd.unit(service) if init == "launchd" else systemd.unit(service)
-    account, root = service.account, root_group(init)
+def service_plan(deployment: Deployment, service: ServiceSpec) -> Plan:
+    """The unit of a service on either system, with its user and the folders that it needs."""
+    unit = launchd.unit(service) if deployment.init == "launchd" else systemd.unit(service)
+    account, root = service.account, root_group(deployment.init)
     folders = [Folder(ETC, 0o755, "root", root)]
-    usual = default_home(init, "x").parent
+    usual = default_home(deployment.init, "x").parent
     if account.home.parent == usual:
         folders.append(Folder(usual, 0o755, "root", root))
     # The user's alone: its group may have other members.
     folders += [Folder(path, 0o700, account.user, account.group) for path in (account.home, *service.writable)]
-    return replace(unit, folders=(*folders, *unit.folders))
+    return replace(unit, folders=(*folders, *unit.folders), users=deployment.users)
