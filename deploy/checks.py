@@ -43,7 +43,7 @@ _NO_CHECK = re.compile(r"No such option:? '?--check\b(?!-)")
 _HOMES = ("/Users", "/home", "/root", "/private/var/root", "/var/root")
 
 
-def check_user(name: str, flag: str = "--user") -> str:
+def check_user(name: str) -> str:
     """A name that both systems take, and not root's.
 
     Raises:
@@ -51,7 +51,7 @@ def check_user(name: str, flag: str = "--user") -> str:
     """
     if name == "root" or not _USER.fullmatch(name):
         raise RefusedError(
-            f"{flag} {name!r}: give a user of its own, not root, in lower-case letters, digits, - and _, "
+            f"--user {name!r}: give a user of its own, not root, in lower-case letters, digits, - and _, "
             "at most 31 of them, such as promptmill"
         )
     return name

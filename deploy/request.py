@@ -23,7 +23,7 @@ from deploy.checks import (
     reach_problem,
 )
 from deploy.gpu_limit import low_limit, wired_limit
-from deploy.host import Host
+from deploy.host import Host, printed
 from deploy.init import launchd, systemd
 from deploy.init.service import SERVERS, Account, Deployment, default_home, default_init
 from deploy.install import install, removal, show, uninstall
@@ -131,12 +131,12 @@ class Request:
             return
         settings = None if deployment.existing is None else self.host.at(deployment.settings)
         done = self.host.ask(trial(deployment, words, settings))
-        if done.status == 0:
+        if done.returncode == 0:
             return
-        said = flags_problem(done.status, done.said)
+        said = flags_problem(done.returncode, printed(done))
         if said is not None:
             raise RefusedError(f"the {words[0]} would not start: {said} (see `promptmill {words[0]} --help`)")
-        why = " ".join(done.said.splitlines()[-1:]) or f"it ended with status {done.status}"
+        why = " ".join(printed(done).splitlines()[-1:]) or f"it ended with status {done.returncode}"
         self.object_to(f"{program} cannot check the {words[0]}'s flags: {why}")
 
     def wired_limit(self) -> int | None:

@@ -107,12 +107,11 @@ def count(sections: Iterable[Section], state: FindingState) -> int:
     return sum(finding.state is state for section in sections for finding in section.findings)
 
 
-_MARKS = {FindingState.OK: "ok", FindingState.WARN: "warn", FindingState.FAIL: "FAIL", FindingState.SKIP: "-"}
-_COLOURS = {
-    FindingState.OK: "green",
-    FindingState.WARN: "yellow",
-    FindingState.FAIL: "red",
-    FindingState.SKIP: "bright_black",
+_MARKS = {
+    FindingState.OK: ("ok", "green"),
+    FindingState.WARN: ("warn", "yellow"),
+    FindingState.FAIL: ("FAIL", "red"),
+    FindingState.SKIP: ("-", "bright_black"),
 }
 WIDEST_NAME, MARGIN = 16, 8
 OF_MODELS = ("model", "memory", "waiting", "trouble")
@@ -136,9 +135,10 @@ def _merged(findings: Sequence[Finding]) -> list[tuple[str, Finding]]:
 
 
 def _lines(name: str, finding: Finding, width: int, colour: bool) -> Iterator[str]:
-    mark = f"{_MARKS[finding.state]:<4}"
+    word, tint = _MARKS[finding.state]
+    mark = f"{word:<4}"
     if colour:
-        mark = click.style(mark, fg=_COLOURS[finding.state], bold=finding.state is FindingState.FAIL)
+        mark = click.style(mark, fg=tint, bold=finding.state is FindingState.FAIL)
     reason, margin = finding.reason, MARGIN + WIDEST_NAME + 2
     word, _, subject = name.partition(" ")
     if word in OF_MODELS and subject:

@@ -162,10 +162,10 @@ def ask_device(command: Sequence[str] | None = None, timeout_s: float = DEVICE_T
     """Have the device tried, by MLX's own means, within so many seconds."""
     # -P: a folder named mlx in the current directory must not be taken for it.
     done = run_command(command or [sys.executable, "-P", "-c", SCRIPT], timeout_s)
-    if done.status == 0:
-        return _device(done.output)
-    lines = [line.strip() for line in done.errors.splitlines() if line.strip()]
-    ended = f"ended by signal {-done.status}" if done.status < 0 else f"ended with status {done.status}"
+    if done.returncode == 0:
+        return _device(done.stdout)
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    ended = f"ended by signal {-done.returncode}" if done.returncode < 0 else f"ended with status {done.returncode}"
     return Device(error=lines[-1][:300] if lines else ended)
 
 

@@ -58,7 +58,7 @@ class Pool:
 def ask_pool(connection: Redis) -> Pool:
     """The state of the pool; nothing is changed."""
     store, schedules = Store(connection), Schedules(connection)
-    listed = _allowed(lambda: cast("set[bytes]", connection.smembers(QUEUES)), set())
+    listed = _answer(lambda: cast("set[bytes]", connection.smembers(QUEUES)), set())
     names = (key.decode(errors="replace") for key in listed)
     queues = sorted(key for key in names if key.startswith(QUEUE + PREFIX))[:MOST]
     lengths = _replies(connection, [("LLEN", key) for key in queues])
@@ -70,15 +70,15 @@ def ask_pool(connection: Redis) -> Pool:
     workers = tuple(Workers(connection).read())
     live = frozenset(worker.name for worker in workers)
     return Pool(
-        paused=_allowed(lambda: pool_paused(store), None),
+        paused=_answer(lambda: pool_paused(store), None),
         workers=workers,
-        resting=tuple(_allowed(lambda: paused_workers(store), []))[:MOST],
+        resting=tuple(_answer(lambda: paused_workers(store), []))[:MOST],
         silent=tuple(read_lost_workers(connection, live, store.server_time())),
         waiting=waiting,
         trouble=_trouble(connection),
         scheduler=schedules.active_scheduler(),
-        schedules=_allowed(lambda: len(schedules.names()), 0),
-        webhooks=_allowed(lambda: due(store), 0),
+        schedules=_answer(lambda: len(schedules.names()), 0),
+        webhooks=_answer(lambda: due(store), 0),
     )
 
 
@@ -154,7 +154,7 @@ def _waiting(pool: Pool) -> Iterator[Finding]:
         )
 
 
-def _allowed(ask: Callable[[], T], otherwise: T) -> T:
+def _answer(ask: Callable[[], T], otherwise: T) -> T:
     """The answer; ``otherwise`` where this user may not ask, or somebody put something else there."""
     from redis.exceptions import ResponseError
 
