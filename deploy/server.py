@@ -50,15 +50,14 @@ def server_plan(deployment: Deployment, flags: ServerFlags) -> Plan:
     _check(flags)
     init, label, account = deployment.init, deployment.label, deployment.account
     service = ServiceSpec(
-        label=label,
+        deployment,
         about="Redis of a promptmill pool",
         command=(str(deployment.program), str(CONFIG)),
-        account=account,
         environment={"HOME": str(account.home)},
         stop_s=STOP_S,
         foreground=True,  # every machine of the pool waits for it
     )
-    plan = service_plan(deployment, service)
+    plan = service_plan(service)
     renewal = _renewal(deployment, flags) if flags.tls else Plan(label, init)
     folders, files, steps = [*plan.folders], [_conf(deployment, flags), *_users(deployment, flags)], []
     left = [f"{account.home} (data, users)", f"user {account.user}", f"{ETC}/*.url (passwords)"]

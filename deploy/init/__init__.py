@@ -3,16 +3,17 @@
 from dataclasses import replace
 
 from deploy.init import launchd, systemd
-from deploy.init.service import Deployment, ServiceSpec, default_home
+from deploy.init.service import ServiceSpec, default_home
 from deploy.plan import ETC, Folder, Plan, root_group
 
 __all__ = ["service_plan"]
 
 
-def service_plan(deployment: Deployment, service: ServiceSpec) -> Plan:
+def service_plan(service: ServiceSpec) -> Plan:
     """The unit of a service on either system, with its user and the folders that it needs."""
+    deployment = service.deployment
     unit = launchd.unit(service) if deployment.init == "launchd" else systemd.unit(service)
-    account, root = service.account, root_group(deployment.init)
+    account, root = deployment.account, root_group(deployment.init)
     folders = [Folder(ETC, 0o755, "root", root)]
     usual = default_home(deployment.init, "x").parent
     if account.home.parent == usual:

@@ -78,7 +78,7 @@ def unit(service: ServiceSpec) -> Plan:
     it renamed. What it says before that is open (``.err``) is opened by launchd at each start, and what is written to
     stderr later goes into the log: see :mod:`jobs.app.logs`.
     """
-    label, account = service.label, service.account
+    label, account = service.deployment.label, service.deployment.account
     log, errors = log_file(label), log_file(label, "err")
     logs = [File(path, "", 0o600, account.user, account.group, once=True, left=True) for path in (log, errors)]
     daemon = _daemon(

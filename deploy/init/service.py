@@ -57,7 +57,7 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """What is run, as whom, where and with what environment.
+    """What is run of a deployment, and with what environment.
 
     ``stop_s`` is how long it may take to end after SIGTERM, ``writable`` the folders that it writes to besides the
     user's home, and ``foreground`` whether it needs the whole machine: launchd slows the GPU of other jobs.
@@ -65,10 +65,9 @@ class ServiceSpec:
     ``reads_homes`` that it reads what people have in theirs, as far as they let it.
     """
 
-    label: str
+    deployment: Deployment
     about: str
     command: tuple[str, ...]
-    account: Account
     environment: Mapping[str, str]
     stop_s: int
     writable: tuple[Path, ...] = ()

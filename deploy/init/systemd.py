@@ -25,7 +25,7 @@ def unit(service: ServiceSpec) -> Plan:
 
     A worker is not confined: before systemd 254 ``ProtectClock=`` closes all devices but the clock's, the GPU too.
     """
-    account = service.account
+    label, account = service.deployment.label, service.deployment.account
     text = rendered(
         "unit.service",
         about=service.about,
@@ -39,8 +39,8 @@ def unit(service: ServiceSpec) -> Plan:
         protect_home="read-only" if service.reads_homes else "yes",
         confined=rendered("confined") if service.confined else "",
     )
-    file = root_file("systemd", UNITS / f"{service.label}.service", text)
-    return Plan(service.label, "systemd", files=(file,), start=start(service.label, service.stop_s))
+    file = root_file("systemd", UNITS / f"{label}.service", text)
+    return Plan(label, "systemd", files=(file,), start=start(label, service.stop_s))
 
 
 def weekly(label: str, command: tuple[str, ...]) -> Plan:
