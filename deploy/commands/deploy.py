@@ -167,8 +167,7 @@ def scheduler(**flags: Any) -> int:
     deployment = request.of_pool()
     plan = scheduler_plan(deployment, secret, extra)
     for folder in read_folders(extra):
-        problem = folder_problem(folder, request.user)
-        request.object_to(None if problem is None else f"--read-from {problem}")
+        request.object_to(folder_problem(folder, request.user))
     request.check_flags(deployment, ("scheduler", *extra))
     return request.carry_out(plan)
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from deploy.doctor.finding import Finding, failed, good, skipped, unsure
+from deploy.doctor.finding import Finding, failed, good, skipped, some, unsure
 from jobs.redis.permissions import Refusal, refusals
 from jobs.store.keys import PREFIX, RQ_SUSPENDED
 from submit.status.text import plural
@@ -75,9 +75,7 @@ def _shown(refused: Sequence[Refusal]) -> str:
             shown.append(f"the {'channels' if refusal.is_channel else 'keys'} {_pattern(refusal.target)}")
         else:
             shown.append(refusal.command)
-    different = list(dict.fromkeys(shown))
-    more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-    return ", ".join(different[:SHOWN]) + more
+    return some(list(dict.fromkeys(shown)), SHOWN)
 
 
 def _pattern(target: str) -> str:

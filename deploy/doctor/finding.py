@@ -24,6 +24,7 @@ __all__ = [
     "lines",
     "printable",
     "skipped",
+    "some",
     "summary",
     "unsure",
 ]
@@ -100,6 +101,12 @@ def skipped(name: str, reason: str) -> Finding:
 def printable(text: str) -> str:
     """Text fit for a terminal: what comes from Redis, or from another program, could steer it."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """The first of these names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def count(sections: Iterable[Section], state: FindingState) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from deploy.doctor.finding import Finding, good, skipped, unsure
+from deploy.doctor.finding import Finding, good, skipped, some, unsure
 from jobs.errors import RefusedError
 from jobs.store.keys import PREFIX
 from jobs.store.store import Store
@@ -91,7 +91,7 @@ def check_pool(pool: Pool) -> Iterator[Finding]:
     else:
         yield good("pause", "the pool is not paused")
     if pool.resting:
-        reason = f"paused by name: {', '.join(pool.resting[:SHOWN])}{_more(pool.resting)}; they take nothing new"
+        reason = f"paused by name: {some(pool.resting, SHOWN)}; they take nothing new"
         yield unsure("paused workers", reason, f"promptmill resume --worker {shlex.quote(pool.resting[0])}")
     yield _workers(pool)
     if pool.silent:
@@ -107,13 +107,13 @@ def check_pool(pool: Pool) -> Iterator[Finding]:
 def _workers(pool: Pool) -> Finding:
     if not pool.workers:
         return skipped("workers", "none is at work now")
-    shown = [f"{worker.name} ({', '.join(worker.models) or 'no model'})" for worker in pool.workers[:SHOWN]]
-    return good("workers", f"{len(pool.workers)} at work: {', '.join(shown)}{_more(pool.workers)}")
+    shown = [f"{worker.name} ({', '.join(worker.models) or 'no model'})" for worker in pool.workers]
+    return good("workers", f"{len(pool.workers)} at work: {some(shown, SHOWN)}")
 
 
 def _silent(silent: Sequence[LostWorker]) -> Finding:
-    shown = [f"{one.name} (for {duration(one.silent_s)})" for one in silent[:SHOWN]]
-    reason = f"registered, and say nothing: {', '.join(shown)}{_more(silent)}: killed, asleep or cut off"
+    shown = some([f"{one.name} (for {duration(one.silent_s)})" for one in silent], SHOWN)
+    reason = f"registered, and say nothing: {shown}: killed, asleep or cut off"
     remedy = "see their machines and logs; those that are gone for good RQ forgets within minutes"
     return unsure("silent workers", reason, remedy)
 
@@ -128,10 +128,6 @@ def _scheduler(pool: Pool) -> Iterator[Finding]:
         verb = "waits" if pool.schedules + pool.webhooks == 1 else "wait"
         reason = f"none is active, and {' and '.join(waits)} {verb} for one"
         yield unsure("scheduler", reason, "promptmill scheduler, or `promptmill deploy scheduler` for good")
-
-
-def _more(things: Sequence[object]) -> str:
-    return f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
 
 
 def _waiting(pool: Pool) -> Iterator[Finding]:
