@@ -10,6 +10,9 @@ import click
 
 from deploy.checks import check_program, folder_problem, memory_problem, model_problem
 from deploy.init.service import INITS, SERVERS, default_home
+from deploy.pool import WorkerFlags, read_folders, scheduler_plan, worker_plan, worker_words
+from deploy.request import Request
+from deploy.server import ServerFlags, server_plan
 from jobs.app.units import parse_size
 from jobs.errors import RefusedError
 from submit.commands.options import in_this_order
@@ -118,9 +121,6 @@ def worker(**flags: Any) -> int:
     What follows `--` goes to `promptmill worker` (see its --help), such as `-- --autotune --memory-limit 40G`.
     --install again, with other flags or after an upgrade, drains the worker and starts it anew.
     """
-    from deploy.pool import WorkerFlags, worker_plan, worker_words
-    from deploy.request import Request
-
     request = Request(flags)
     if request.uninstalled():
         return 0
@@ -157,9 +157,6 @@ def scheduler(**flags: Any) -> int:
 
     What follows `--` goes to `promptmill scheduler` (see its --help), such as `-- --webhook-hosts '*.example.com'`.
     """
-    from deploy.pool import read_folders, scheduler_plan
-    from deploy.request import Request
-
     request, extra = Request(flags), flags["extra"]
     secret = request.webhook_secret()
     if request.uninstalled():
@@ -200,9 +197,6 @@ def server(hosts: tuple[str, ...], maxmemory: int | None, bind: tuple[str, ...],
     Installs no server: `brew install redis` or `apt install redis-server` does. Each user's URL, with its password, is
     written to /etc/promptmill/USER.url for root alone. --install again keeps the passwords and renews the certificate.
     """
-    from deploy.request import Request
-    from deploy.server import ServerFlags, server_plan
-
     request = Request(flags)
     if request.uninstalled():
         return 0

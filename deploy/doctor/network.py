@@ -70,12 +70,10 @@ def reach(
         return Reached(_unknown_name(name, error))
     deadline = clock() + timeout_s
     failure: tuple[OSError, str] | None = None
-    for family, kind, protocol, _, address in addresses:
+    for *_, address in addresses:
         begun = clock()
         try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.settimeout(max(deadline - begun, LEAST_TIMEOUT_S))
-                probe.connect(address)
+            with socket.create_connection(address[:2], max(deadline - begun, LEAST_TIMEOUT_S)) as probe:
                 took = (clock() - begun) * 1000
                 greeting = _greeting(probe)
         except OSError as error:
