@@ -30,6 +30,7 @@ from deploy.install import install, removal, show, uninstall
 from deploy.plan import Plan, PlanStep
 from deploy.pool import trial
 from jobs.errors import RefusedError
+from submit.webhooks.signature import Signer
 
 __all__ = ["Request"]
 
@@ -152,8 +153,6 @@ class Request:
 
     def webhook_secret(self) -> str | None:
         """The secret of webhooks, checked; one or several, on one line or more."""
-        from submit.webhooks.signature import Signer
-
         file, other = self._flags["secret_file"], self._flags["redis_file"]
         if file is None:
             return None

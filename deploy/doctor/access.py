@@ -8,16 +8,16 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
+
+from redis import ConnectionPool, Redis
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from deploy.doctor.finding import Finding, failed, good, skipped, some, unsure
 from jobs.redis.permissions import Refusal, refusals
 from jobs.store.keys import PREFIX, RQ_SUSPENDED
 from submit.status.text import plural
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 __all__ = [
     "check_certificate",
@@ -100,9 +100,6 @@ def check_encryption(*, network: bool, encrypted: bool, loopback: bool) -> Findi
 
 def open_to_strangers(connection: Redis) -> bool | None:
     """Whether the server takes commands without a user and password; None where it could not be tried."""
-    from redis import ConnectionPool, Redis
-    from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
-
     pool = connection.connection_pool
     secrets = ("username", "password", "credential_provider")
     anonymous = {key: value for key, value in pool.connection_kwargs.items() if key not in secrets}

@@ -11,7 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from redis import Redis
+from redis.connection import parse_url
+from redis.exceptions import NoPermissionError, ResponseError
 
 from deploy.doctor.access import (
     check_certificate,
@@ -43,9 +47,6 @@ from deploy.host import user_name
 from jobs.embedded.server import data_folder, embedded_server
 from jobs.errors import RedisError, RefusedError
 from jobs.redis.connect import connect, full, redacted, translated
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 __all__ = ["Examination"]
 
@@ -149,8 +150,6 @@ class Examination:
 
     def _way(self, url: str, findings: list[Finding]) -> Way | None:
         """Look whether the server's address takes connections, and whether its certificate is good; None where not."""
-        from redis.connection import parse_url
-
         try:
             settings: Mapping[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
         except ValueError:
@@ -180,8 +179,6 @@ class Examination:
         findings += _allowed("clock", lambda: [check_clock(ask_clock(connection), self.machine.mac is not None)])
 
     def _permissions(self, connection: Redis, way: Way) -> Finding:
-        from redis.exceptions import ResponseError
-
         try:
             refused = try_permissions(connection, f"doctor-{secrets.token_hex(8)}", worker=self.worker)
         except ResponseError as error:
@@ -193,8 +190,6 @@ class Examination:
 
 def _allowed(name: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:
     """The findings, or that this user may not ask: which of it a submitter or worker needs, `permissions` says."""
-    from redis.exceptions import NoPermissionError
-
     try:
         return list(ask())
     except NoPermissionError as error:

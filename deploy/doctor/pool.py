@@ -6,7 +6,10 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
+
+from redis import Redis
+from redis.exceptions import ResponseError
 
 from deploy.doctor.finding import Finding, good, skipped, some, unsure
 from jobs.errors import RefusedError
@@ -18,9 +21,6 @@ from submit.status.text import duration, plural
 from submit.status.worker_state import WorkerState
 from submit.status.workers import SCAN_STEP, LostWorker, Workers, read_lost_workers, served_by
 from submit.webhooks.store import due
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 __all__ = ["Pool", "ask_pool", "check_pool"]
 
@@ -152,8 +152,6 @@ def _waiting(pool: Pool) -> Iterator[Finding]:
 
 def _answer(ask: Callable[[], T], otherwise: T) -> T:
     """The answer; ``otherwise`` where this user may not ask, or somebody put something else there."""
-    from redis.exceptions import ResponseError
-
     try:
         return ask()
     except (ResponseError, RefusedError):  # what is refused within a script is not told from other errors

@@ -6,13 +6,12 @@ import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from redis import Redis
 
 from deploy.doctor.finding import Finding, failed, good, judged, skipped, unsure
 from submit.status.text import count, size
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 __all__ = ["ask_clock", "ask_latency", "check_clock", "check_latency", "check_server", "operator_tool"]
 
