@@ -75,8 +75,9 @@ def install(plan: Plan, host: Host, say: Say) -> None:
     power = before.power or (launchd.former_power(host.output(launchd.POWER_NOW)) if plan.power else ())
     record = Record(plan.init, files, _daemons(plan), _joined(plan.left, before.left), plan.undo, power)
     _run(plan.users, host, say)
-    both = {name: _joined(getattr(record, name), getattr(before, name)) for name in ("files", "daemons", "undo")}
-    _write_record(host, plan, replace(record, **both))  # what is there until one has replaced the other
+    files, daemons = _joined(files, before.files), _joined(record.daemons, before.daemons)
+    both = replace(record, files=files, daemons=daemons, undo=_joined(record.undo, before.undo))
+    _write_record(host, plan, both)  # what is there until one has replaced the other
     for folder in plan.folders:
         if host.make_folder(folder):
             say(f"made {host.at(folder.path)}")

@@ -58,7 +58,7 @@ class Pool:
 def ask_pool(connection: Redis) -> Pool:
     """The state of the pool; nothing is changed."""
     store, schedules = Store(connection), Schedules(connection)
-    listed = _answer(lambda: cast("set[bytes]", connection.smembers(QUEUES)), set())
+    listed = _answer(lambda: cast("set[bytes]", connection.smembers(QUEUES)), set[bytes]())
     names = (key.decode(errors="replace") for key in listed)
     queues = sorted(key for key in names if key.startswith(QUEUE + PREFIX))[:MOST]
     lengths = _replies(connection, [("LLEN", key) for key in queues])
@@ -72,7 +72,7 @@ def ask_pool(connection: Redis) -> Pool:
     return Pool(
         paused=_answer(lambda: pool_paused(store), None),
         workers=workers,
-        resting=tuple(_answer(lambda: paused_workers(store), []))[:MOST],
+        resting=tuple(_answer(lambda: paused_workers(store), list[str]()))[:MOST],
         silent=tuple(read_lost_workers(connection, live, store.server_time())),
         waiting=waiting,
         trouble=_trouble(connection),
