@@ -38,8 +38,9 @@ from deploy.doctor.machine import (
     check_package,
     check_processor,
     check_python,
+    check_wired_limit,
 )
-from deploy.doctor.models import ModelFiles, check_memory, check_model, check_wired_limit, find_model, hub_cache
+from deploy.doctor.models import ModelFiles, check_memory, check_model, find_model, hub_cache
 from deploy.doctor.network import is_loopback, reach
 from deploy.doctor.pool import ask_pool, check_pool
 from deploy.doctor.server import ask_clock, ask_latency, check_clock, check_latency, check_server, operator_tool

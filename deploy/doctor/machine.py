@@ -1,4 +1,4 @@
-"""The machine at hand and its Python: facts gathered once, and whether MLX works here."""
+"""The machine at hand and its Python: facts gathered once, whether MLX works here, and what its GPU may use."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from packaging.specifiers import SpecifierSet
 
 from deploy.doctor.finding import Finding, failed, good, skipped, unsure
 from deploy.doctor.mac import NOT_A_MAC, Mac, ask_mac
+from deploy.gpu_limit import DAEMON_SUFFIX, LIMIT, least_left, most_wired
 from deploy.host import Host, run_command
 from submit.status.text import size
 
@@ -30,13 +31,26 @@ __all__ = [
     "check_package",
     "check_processor",
     "check_python",
+    "check_wired_limit",
 ]
 
+MIB = 2**20
 WORKER_PACKAGES = ("mlx", "mlx-lm")
 LEAST_MACOS = (14, 0)
 NATIVE_PYTHON = (
     "install a native Python (`uv python install 3.12`, or Homebrew's in /opt/homebrew), and promptmill with it"
 )
+DEVICE_TIMEOUT_S = 20.0
+"""The first use of Metal after a start of the machine may take seconds."""
+SIDE = 64
+SCRIPT = f"""
+import json
+import mlx.core as mx
+ones = mx.ones(({SIDE}, {SIDE}))
+total = (ones @ ones).sum().item()
+info = {{key: value for key, value in mx.device_info().items() if isinstance(value, (int, str))}}
+print(json.dumps({{"device": str(mx.default_device()), "total": total, "info": info}}))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,19 +148,6 @@ def check_package(name: str, package: Package) -> Finding:
     return good(name, installed)
 
 
-DEVICE_TIMEOUT_S = 20.0
-"""The first use of Metal after a start of the machine may take seconds."""
-SIZE = 64
-SCRIPT = f"""
-import json
-import mlx.core as mx
-ones = mx.ones(({SIZE}, {SIZE}))
-total = (ones @ ones).sum().item()
-info = {{key: value for key, value in mx.device_info().items() if isinstance(value, (int, str))}}
-print(json.dumps({{"device": str(mx.default_device()), "total": total, "info": info}}))
-"""
-
-
 @dataclass(frozen=True, slots=True)
 class Device:
     """What MLX says of its device; ``error`` where it does not work. ``recommended`` are the bytes that the device
@@ -178,8 +179,8 @@ def _device(out: str) -> Device:
         gpu = "gpu" in said["device"]
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
         return Device(error=f"it answered {out.strip()[:200]!r}")
-    if total != SIZE**3:
-        return Device(error=f"{name} computed {total} where {SIZE**3} is right")
+    if total != SIDE**3:
+        return Device(error=f"{name} computed {total} where {SIDE**3} is right")
     return Device(name, gpu, recommended if isinstance(recommended, int) and recommended > 0 else None)
 
 
@@ -193,3 +194,36 @@ def check_device(machine: Machine, device: Device) -> Finding:
         return unsure("device", f"MLX computes on the CPU ({device.name}), not on the GPU", remedy)
     most = f", and recommends to use up to {size(device.recommended)}" if device.recommended else ""
     return good("device", f"{device.name}: MLX computes on its {'GPU' if device.gpu else 'CPU'}{most}")
+
+
+def check_wired_limit(machine: Machine) -> Finding:
+    """What a GPU may keep wired: macOS chooses it, somebody has set it since the last start, or a daemon sets it at
+    each."""
+    name = "wired limit"
+    if machine.mac is None:
+        return skipped(name, NOT_A_MAC)
+    limit, at_boot = machine.mac.wired_limit_mb, machine.mac.wired_at_boot
+    if limit is None or machine.memory is None:
+        return skipped(name, f"`sysctl {LIMIT}` did not say")
+    shown = f"{LIMIT} is {limit}" if limit else "macOS's own"
+    if at_boot is not None and at_boot.limit_mb != limit:
+        reason = f"{shown}, but the daemon {at_boot.label} sets {at_boot.limit_mb} at each start"
+        again = f"sudo launchctl kickstart system/{at_boot.label}, then start the worker anew"
+        return unsure(name, reason, f"{again}; or install it again with another --wired-limit")
+    if limit == 0:
+        return good(name, f"macOS's own, for {size(machine.memory)} of memory")
+    left = max(machine.memory - limit * MIB, 0)
+    if left < least_left(machine.memory):
+        most = most_wired(machine.memory)
+        less = most // MIB if most is not None else 0
+        remedy = f"sudo sysctl {LIMIT}={less}" + ("" if less else " (macOS's own)")
+        if at_boot is not None:
+            kept = f"with --wired-limit {less}M" if less else "without --wired-limit"
+            remedy += f", and install {at_boot.label.removesuffix(DAEMON_SUFFIX)} again {kept}, which sets it at boot"
+        return unsure(name, f"{shown}, which leaves macOS {size(left)}: it may freeze or panic", remedy)
+    how = (
+        f", set by the daemon {at_boot.label} at each start"
+        if at_boot is not None
+        else " until the next start (--wired-limit of `promptmill deploy worker` sets it at each)"
+    )
+    return good(name, f"{shown}{how}; {size(left)} are left to macOS")

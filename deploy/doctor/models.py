@@ -11,16 +11,20 @@ from pathlib import Path
 import orjson
 
 from deploy.doctor.finding import Finding, failed, good, skipped, unsure
-from deploy.doctor.mac import NOT_A_MAC
 from deploy.doctor.machine import Device, Machine
-from deploy.gpu_limit import DAEMON_SUFFIX, LIMIT, least_left, most_wired
+from deploy.gpu_limit import LIMIT, most_wired
 from submit.status.text import plural, size
 
-__all__ = ["ModelFiles", "check_memory", "check_model", "check_wired_limit", "find_model", "hub_cache"]
+__all__ = ["ModelFiles", "check_memory", "check_model", "find_model", "hub_cache"]
 
 HUB_NAME = re.compile(r"(?P<repository>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>\S+))?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 MAX_JSON_BYTES = 64 * 2**20
+WORKERS_PART = 0.9
+"""A worker takes so much of what the device recommends; see its ``--memory-limit``."""
+FULL = 0.7
+"""Past this the models leave too little for the caches of many lines."""
+MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +146,6 @@ def _object(path: Path) -> dict[str, object] | None:
     return found if isinstance(found, dict) else None
 
 
-WORKERS_PART = 0.9
-"""A worker takes so much of what the device recommends; see its ``--memory-limit``."""
-FULL = 0.7
-"""Past this the models leave too little for the caches of many lines."""
-MIB = 2**20
-
-
 def check_memory(machine: Machine, device: Device, models: Sequence[ModelFiles]) -> Iterator[Finding]:
     """Each model whose size is known against what a worker may use here, and all of them together."""
     known = [model for model in models if model.weights and model.problem is None]
@@ -192,36 +189,3 @@ def _remedy(machine: Machine, weights: int, budget: int) -> str:
         f"sudo sysctl {LIMIT}={limit} until the next start, or --wired-limit {limit}M of `promptmill deploy worker` "
         f"for good; or {smaller}"
     )
-
-
-def check_wired_limit(machine: Machine) -> Finding:
-    """What a GPU may keep wired: macOS chooses it, somebody has set it since the last start, or a daemon sets it at
-    each."""
-    name = "wired limit"
-    if machine.mac is None:
-        return skipped(name, NOT_A_MAC)
-    limit, at_boot = machine.mac.wired_limit_mb, machine.mac.wired_at_boot
-    if limit is None or machine.memory is None:
-        return skipped(name, f"`sysctl {LIMIT}` did not say")
-    shown = f"{LIMIT} is {limit}" if limit else "macOS's own"
-    if at_boot is not None and at_boot.limit_mb != limit:
-        reason = f"{shown}, but the daemon {at_boot.label} sets {at_boot.limit_mb} at each start"
-        again = f"sudo launchctl kickstart system/{at_boot.label}, then start the worker anew"
-        return unsure(name, reason, f"{again}; or install it again with another --wired-limit")
-    if limit == 0:
-        return good(name, f"macOS's own, for {size(machine.memory)} of memory")
-    left = max(machine.memory - limit * MIB, 0)
-    if left < least_left(machine.memory):
-        most = most_wired(machine.memory)
-        less = most // MIB if most is not None else 0
-        remedy = f"sudo sysctl {LIMIT}={less}" + ("" if less else " (macOS's own)")
-        if at_boot is not None:
-            kept = f"with --wired-limit {less}M" if less else "without --wired-limit"
-            remedy += f", and install {at_boot.label.removesuffix(DAEMON_SUFFIX)} again {kept}, which sets it at boot"
-        return unsure(name, f"{shown}, which leaves macOS {size(left)}: it may freeze or panic", remedy)
-    how = (
-        f", set by the daemon {at_boot.label} at each start"
-        if at_boot is not None
-        else " until the next start (--wired-limit of `promptmill deploy worker` sets it at each)"
-    )
-    return good(name, f"{shown}{how}; {size(left)} are left to macOS")

@@ -11,8 +11,7 @@ import pytest
 
 from deploy.doctor.finding import Finding, FindingState
 from deploy.doctor.mac import POWER_CHECKS, Mac, WiredAtBoot, ask_mac, check_power
-from deploy.doctor.machine import Machine, check_macos, check_processor, check_python
-from deploy.doctor.models import check_wired_limit
+from deploy.doctor.machine import Machine, check_macos, check_processor, check_python, check_wired_limit
 from deploy.gpu_limit import least_left, most_wired
 from deploy.host import Host
 from deploy.init.launchd import wired_limit
