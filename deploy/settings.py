@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
-from deploy.deployment import CA_FILE, Deployment
+from deploy.init.service import CA_FILE, Deployment
 from deploy.plan import File
 from jobs.errors import RefusedError
 from jobs.redis.connect import redacted
