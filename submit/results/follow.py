@@ -9,16 +9,14 @@ from typing import Protocol
 from jobs.batch import Batch
 from jobs.errors import WaitTimeoutError
 from jobs.store.cancel import current
-from jobs.store.orphans import known_orphans
 from jobs.store.store import Store
 from submit.results.destination import Destination
 from submit.results.formats import renderer
 from submit.results.output import Output
 from submit.results.read import finished_records, ordered_records
 from submit.results.summary import Tally
-from submit.status.pool_pause import pool_known_paused
 from submit.status.text import duration
-from submit.status.waiting import why_waiting
+from submit.status.waiting import read_outlooks
 from submit.status.workers import Workers
 
 __all__ = ["POLL_S", "Watcher", "follow_results", "write_results"]
@@ -155,10 +153,8 @@ class _Poller:
         now = self._clock()
         if self._looked_at is None or now - self._looked_at >= LOOK_S:
             self._looked_at = now
-            states = self._workers.read()
-            queues = self._workers.queues_of(batch.id, states)
-            orphans = known_orphans(self._store.connection, [batch.id]).get(batch.id)
-            waiting = why_waiting(batch, queues, states, pool_paused=pool_known_paused(self._store), orphans=orphans)
+            outlooks = read_outlooks(self._store, self._workers, [batch], self._workers.read())
+            waiting = outlooks[batch.id].why_waiting
             # Workers publish once a second; lines that finish speak for themselves.
             self._waiting = waiting if self._finished in (None, batch.finished) else None
             self._finished = batch.finished
