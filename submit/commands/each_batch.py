@@ -24,7 +24,7 @@ def called(batch: Batch) -> str:
 
 
 def for_each(names: Iterable[str], act: Callable[[str], None]) -> int:
-    """Do ``act`` for each of these names, once; 0, or 2 where one was refused, which is said."""
+    """Do ``act`` for each of these names, once; 0, or 2 where one was refused: stderr says which and why."""
     status = 0
     for name in dict.fromkeys(names):
         try:

@@ -136,9 +136,9 @@ class BatchView:
 
     def _rate(self, why: str | None) -> str:
         per_second, eta = pace(self.batch, self.now, self.recent)
-        said = [] if per_second is None else [f"{rate(per_second)} tok/s"]
-        said += [] if eta is None or why is not None else [f"{duration(eta)} left"]
-        return ", ".join(said)
+        speed = "" if per_second is None else f"{rate(per_second)} tok/s"
+        left = "" if eta is None or why is not None else f"{duration(eta)} left"
+        return ", ".join(filter(None, (speed, left)))
 
     def _webhook(self) -> str:
         """What became of the webhook; of its URL no more than the host."""
@@ -224,13 +224,13 @@ class BatchView:
 
 def _progress(batch: Batch, width: int, unicode: bool) -> Text:
     share = batch.ran / batch.total if batch.total else 1.0
-    said = text(f"{int(share * 100):>4}%   {batch.ran:,} of {plural(batch.total, 'line')}", "bold")
+    label = text(f"{int(share * 100):>4}%   {batch.ran:,} of {plural(batch.total, 'line')}", "bold")
     if failed := batch.failed_running:
-        said.append_text(text(f"   {failed:,} failed", "red"))
+        label.append_text(text(f"   {failed:,} failed", "red"))
     if batch.unrun:
-        said.append_text(text(f"   {batch.unrun:,} not run", "yellow"))
-    room = max(width - said.cell_len, 0)
-    return bar(share, room, STYLES.get(batch.status, "green"), unicode=unicode).append_text(said)
+        label.append_text(text(f"   {batch.unrun:,} not run", "yellow"))
+    room = max(width - label.cell_len, 0)
+    return bar(share, room, STYLES.get(batch.status, "green"), unicode=unicode).append_text(label)
 
 
 def _description(batch: Batch) -> list[tuple[str, str]]:

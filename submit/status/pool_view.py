@@ -126,8 +126,8 @@ class PoolView:
 
     def draw(self, width: int, height: int, *, unicode: bool = True) -> list[Text]:
         """At most ``height`` lines of at most ``width`` columns: the pool in short, batches, lines in flight."""
-        words = Counter(_word(batch, self.waiting.get(batch.id)) for batch in self.batches if not batch.done)
-        counted = ", ".join(f"{number} {word}" for word, number in sorted(words.items())) or "nothing to do"
+        states = Counter(_state_name(batch, self.waiting.get(batch.id)) for batch in self.batches if not batch.done)
+        counted = ", ".join(f"{number} {state}" for state, number in sorted(states.items())) or "nothing to do"
         lines = [
             *heading("promptmill", self.workers, self.now, width, pool_paused=self.pool_paused),
             *wrapped([*throughput(self.workers, SPARK, unicode), text(counted)], width),
@@ -192,14 +192,14 @@ class PoolView:
         return pace(batch, self.now, self.rates.get(batch.id))
 
     def _state(self, batch: Batch) -> Text:
-        """How a batch is, in one word; of a batch that waits for its time, when that is."""
-        word = _word(batch, self.waiting.get(batch.id))
-        shown = word
+        """The state of a batch in one word; of one that waits for its start time, that time."""
+        state = _state_name(batch, self.waiting.get(batch.id))
+        shown = state
         if not batch.done and not batch.paused and "starts" in batch.times:
             at, ahead = datetime.fromtimestamp(batch.times["starts"]), batch.times["starts"] - self.now
             when = f"{at:%H:%M}" if ahead < DAY_S else f"{at:%a %H:%M}" if ahead < 6 * DAY_S else f"{at:%F}"
             shown = f"begins {when}"
-        return text(shown, STYLES.get(word, ""))
+        return text(shown, STYLES.get(state, ""))
 
     def _left(self, batch: Batch) -> Text:
         if batch.done:
@@ -224,11 +224,11 @@ def in_order(batches: Sequence[Batch], waiting: Container[str] = ()) -> list[Bat
     return [*live, *done]
 
 
-def _word(batch: Batch, why: str | None) -> str:
-    """How a batch is, in one word; ``why`` it does not run is what :attr:`BatchOutlook.why_waiting` says."""
+def _state_name(batch: Batch, why: str | None) -> str:
+    """The state of a batch in one word; ``why`` it does not run is what :attr:`BatchOutlook.why_waiting` says."""
     if why is None:
         return "running" if batch.status == "in_progress" else batch.status
-    return next((word for word in ("loading", "paused") if why.startswith(word)), "waiting")
+    return next((state for state in ("loading", "paused") if why.startswith(state)), "waiting")
 
 
 def _short_ids(ids: Sequence[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from submit.commands.options import log_options, redis_option, webhook_options
 log = logging.getLogger("promptmill.scheduler")
 
 REDIS_TIMEOUT_S = 5.0
-"""A scheduler must hear of an outage before its lock is another's."""
+"""Shorter than the lease of its lock: a scheduler notices an outage before another takes over."""
 
 
 def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:

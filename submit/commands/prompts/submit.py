@@ -143,12 +143,12 @@ def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
 
 
 def _say_notes(store: Store, submitted: Submitted, order: Order) -> None:
-    """When the batch begins and ends, as far as that was said, and whether it will have to wait for a worker."""
+    """When the batch begins and ends, as far as flags say, and whether it will have to wait for a worker."""
     from submit.upload.submit_notes import notes, times, waits_for
 
     now = store.server_time()
     source = click.get_current_context().get_parameter_source("keep")
-    said = times(
+    dates = times(
         now,
         begins=None if order.start_in is None else now + order.start_in,
         expires_in=order.expires_in,
@@ -156,6 +156,6 @@ def _say_notes(store: Store, submitted: Submitted, order: Order) -> None:
         keep_given=source is not ParameterSource.DEFAULT,
     )
     lines = notes(submitted.own_models, submitted.after_answer, order.defaults)
-    for text in (said, *lines, *waits_for(store.connection, submitted.models)):
+    for text in (dates, *lines, *waits_for(store.connection, submitted.models)):
         if text is not None:
             click.echo(text, err=True)

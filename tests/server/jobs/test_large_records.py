@@ -142,7 +142,7 @@ def test_records_are_the_same_before_and_after(store: Store, part_bytes: int, pi
     batch_id, attempt, records = small(store)
     for _ in range(2):
         for chunk, held_bytes in ((7, 1), (1000, 3000), (1000, MIB)):
-            assert read(store, batch_id, part_bytes=part_bytes, chunk=chunk, held_bytes=held_bytes) == records
+            assert read(store, batch_id, part_bytes=part_bytes, chunk=chunk, early_bytes=held_bytes) == records
         assert store.finish(attempt, len(records), piece_bytes=piece_bytes)
     assert store.connection.zcard(BatchKeys(batch_id).compacted(0)) > 1
     assert left(store, batch_id) == {"s", "d"}
