@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
-from submit.commands.options import json_option, open_store, redis_option, watch_option
+from submit.commands.options import json_option, open_store, redis_option
+
+watch_option = click.option("--watch", is_flag=True, help="Refresh every second; q or Ctrl-C leaves.")
 
 
 @click.command("status", short_help="Show batches, or one in detail.")

@@ -45,7 +45,7 @@ class BatchOutlook:
         return sorted({served_by(queue, self.batch.pool) for queue in unserved})
 
     @property
-    def in_flight(self) -> bool:
+    def _worked_on(self) -> bool:
         """Whether a worker lists lines of the batch as in flight."""
         return any(worker.lines_of(self.batch.id) for worker in self.workers)
 
@@ -59,7 +59,7 @@ class BatchOutlook:
             return f"paused: `promptmill resume {batch.id}` lets it go on"
         if "starts" in batch.times:
             return "waiting for its time"
-        if self.in_flight:
+        if self._worked_on:
             return None
         if self.pool_paused:
             return "paused with the pool: `promptmill resume` lets it go on"
@@ -77,7 +77,7 @@ class BatchOutlook:
     @property
     def why_rest_waits(self) -> str | None:
         """Why some lines of the batch wait while others of its lines are worked on; None where none does."""
-        if self.batch.done or not self.in_flight:
+        if self.batch.done or not self._worked_on:
             return None
         if self.orphans is not None:
             return f"some of its lines wait: {self._in_no_queue(self.orphans)}"
