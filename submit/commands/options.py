@@ -245,17 +245,18 @@ def defaults_from(flags: Mapping[str, Any]) -> Defaults:
     given: dict[str, Any] = {}
     path: Path | None = flags.get("defaults_file")
     if path is not None:
-        given = _checked(read_toml(path), lambda field: f"{path}: '{field}'")
-    asked = {name: value for name in (*PARAMETERS, "model", *_JOB_FIELDS) if _said(value := flags.get(name))}
+        with _naming(lambda field: f"{path}: '{field}'"):
+            given = check_defaults(read_toml(path))
+    names = (*PARAMETERS, "model", *_JOB_FIELDS)
+    asked = {name: value for name in names if (value := flags.get(name)) not in (None, ())}
     for name, field in (("logit_bias", "logit_bias"), ("chat_template_config", "chat_template_kwargs")):
         if flags.get(name):
             asked[field] = _json_flag(name, flags[name])
     if flags.get("override_model"):
         asked["override_model"] = True
-    try:
-        return Defaults({**given, **_checked(asked, _said_as)})
-    except LineError as error:  # what is right by itself, and not together
-        raise RefusedError(f"{_said_as(error.field or '')} {error.message}") from None
+    with _naming(lambda field: given_by("chat_template_config" if field == "chat_template_kwargs" else field)):
+        defaults = Defaults({**given, **check_defaults(asked)})
+    return defaults
 
 
 def order_from(flags: Mapping[str, Any], *, name: str | None) -> Order:
@@ -285,17 +286,11 @@ def _object(name: str, text: str | None) -> dict[str, Any]:
     return value
 
 
-def _said(value: Any) -> bool:
-    return value is not None and value != ()
-
-
-def _said_as(field: str) -> str:
-    return given_by("chat_template_config" if field == "chat_template_kwargs" else field)
-
-
-def _checked(fields: dict[str, Any], named: Callable[[str], str]) -> dict[str, Any]:
+@contextlib.contextmanager
+def _naming(named: Callable[[str], str]) -> Iterator[None]:
+    """Refuse a value with the name of the flag or the file's field that gave it."""
     try:
-        return check_defaults(fields)
+        yield
     except LineError as error:
         raise RefusedError(f"{named(error.field or '')} {error.message}") from None
 
