@@ -158,7 +158,7 @@ def test_run_waits_until_its_server_has_loaded(
     finisher = loading.finish_when(lambda: "is still loading its data" in stderr.getvalue())
     request = RunRequest(
         source=str(source),
-        out=tmp_path / "out.jsonl",
+        destination=Destination(tmp_path / "out.jsonl"),
         defaults=Defaults({"model": "pocket"}),
         redis_url=loading.url,
         worker=(sys.executable, "-P", "-m", "tests.stub_worker"),
