@@ -22,8 +22,8 @@ from jobs.errors import InputError, ModelLoadError, PromptmillError, RedisError,
 from jobs.lines.line import Defaults
 from jobs.record import Choice
 from jobs.store.store import Store
-from submit.run.lock import identity_of
 from submit.results.destination import Destination
+from submit.run.lock import identity_of
 from submit.run.run import RunRequest, run
 from submit.run.worker_process import MOST_DEATHS, WorkerProcess
 from submit.status.progress import Progress
