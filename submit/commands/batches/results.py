@@ -18,6 +18,7 @@ from submit.status.text import plural
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from jobs.batch import Batch
     from jobs.store.store import Store
     from submit.results.summary import Tally
 
@@ -119,19 +120,25 @@ def command(
     elif follow:
         _report(summary(batch, tally, seconds=time.monotonic() - begun, now=now))
     else:
-        if destination.out is not None:
-            # Where the records of failed lines are in the same file, they count too.
-            together = tally.errors_file is None and not destination.training
-            _report([f"{plural(tally.lines if together else tally.written, 'line')} written to {destination.out}"])
-        _report(tally.notes(batch.defaults))
-        if batch.status == "validating":
-            _report([f"batch {batch.id} is still being submitted"])
-        elif missing:
-            remedy = "; --follow waits for them" if batch.status == "in_progress" else ""
-            verb = "is" if missing == 1 else "are"
-            _report([f"{plural(missing, 'line')} {verb} missing: batch {batch.id} is {batch.status}{remedy}"])
-        _report_failed(tally)
+        _report_written(batch, tally, missing)
     return exit_status(batch, tally)
+
+
+def _report_written(batch: Batch, tally: Tally, missing: int) -> None:
+    """What a reader of the results should know that is not in them."""
+    if tally.destination.out is not None:
+        # Where the records of failed lines are in the same file, they count too.
+        together = tally.errors_file is None and not tally.destination.training
+        written = plural(tally.lines if together else tally.written, "line")
+        _report([f"{written} written to {tally.destination.out}"])
+    _report(tally.notes(batch.defaults))
+    if batch.status == "validating":
+        _report([f"batch {batch.id} is still being submitted"])
+    elif missing:
+        remedy = "; --follow waits for them" if batch.status == "in_progress" else ""
+        verb = "is" if missing == 1 else "are"
+        _report([f"{plural(missing, 'line')} {verb} missing: batch {batch.id} is {batch.status}{remedy}"])
+    _report_failed(tally)
 
 
 def _from_spools(name: str, folders: list[Path], destination: Destination, as_json: bool) -> int:
@@ -167,11 +174,8 @@ def _report(lines: Iterable[str]) -> None:
 
 def _report_failed(tally: Tally) -> None:
     if tally.failed:
-        where = (
-            "their records are with the others"
-            if tally.errors_file is None
-            else f"their records are in {tally.errors_file}"
-        )
+        errors = tally.errors_file
+        where = "their records are with the others" if errors is None else f"their records are in {errors}"
         if tally.destination.training:
             where = "they are left out"
         _report([f"{plural(tally.failed, 'line')} failed: {where}"])
