@@ -16,8 +16,6 @@ from submit.results.destination import FORMATS, Destination
 from submit.status.text import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from jobs.batch import Batch
     from jobs.store.store import Store
     from submit.results.summary import Tally
@@ -167,7 +165,7 @@ def _print_json(tally: Tally, shown: dict[str, Any]) -> None:
     click.echo(orjson.dumps({**shown, "failed_by_code": dict(tally.failures), **paths}).decode())
 
 
-def _report(lines: Iterable[str]) -> None:
+def _report(lines: list[str]) -> None:
     for line in lines:
         click.echo(line, err=True)
 
