@@ -10,7 +10,7 @@ import itertools
 import re
 from pathlib import Path
 
-from submit.commands.reference import command_reference, parameter_table, worker_table
+from docs.reference import command_reference, parameter_table, worker_table
 
 __all__ = ["PACKAGES", "PAGES", "generated", "summary"]
 

@@ -27,10 +27,10 @@ from submit.commands.options import open_store
 from submit.input.feedback import read_display
 from submit.input.problem_summary import listed
 from submit.input.reader import PromptFile, digest_of
-from submit.results.follow import write_results
-from submit.results.formats import check_keep_cut
-from submit.results.output import STDOUT, check_paths, default_errors, errors_written, writable
-from submit.results.summary import Tally, exit_status, summary
+from submit.results.destination import Destination
+from submit.results.follow import follow_results, write_results
+from submit.results.output import writable
+from submit.results.summary import exit_status, summary
 from submit.run.lock import identity_of, interruptible, locked, readable_twice, runs_folder
 from submit.run.worker_process import WorkerProcess
 from submit.status.progress import Progress
@@ -53,12 +53,9 @@ class RunRequest:
     """What the user asks for. ``source`` is a path, or ``-`` for standard input; ``worker_flags`` go to the worker."""
 
     source: str
-    out: Path
-    errors: Path | None = None
+    destination: Destination
     defaults: Defaults = field(default_factory=lambda: Defaults({}))
     on_bad_line: str = "reject"
-    fmt: str = "native"
-    keep_cut: bool = False
     name: str | None = None
     redis_url: str | None = None
     restart: bool = False
@@ -73,25 +70,25 @@ def run(request: RunRequest, *, environ: Mapping[str, str] = os.environ, progres
         RefusedError: OUT cannot be written, is in use, or was made from something else.
         PromptmillError: the prompts are bad, Redis is out, or the worker dies again and again.
     """
-    if request.out == STDOUT:
+    destination, out = request.destination, request.destination.out
+    if out is None:
         raise RefusedError("run needs a file for OUT: it is by OUT that an interrupted run is found again")
-    check_keep_cut(request.fmt, keep_cut=request.keep_cut)
-    check_paths(request.out, request.errors, request.fmt, apart=request.fmt == "native")
-    for path in (request.out, request.errors or default_errors(request.out)):
-        writable(path)
-    if request.source != "-" and os.path.realpath(request.source) == os.path.realpath(request.out):
-        raise RefusedError(f"{request.out} is the file of prompts; give another -o")
-    identity, progress = identity_of(request.out), progress or Progress()
+    for path in (out, destination.errors_file):
+        if path is not None:
+            writable(path)
+    if request.source != "-" and os.path.realpath(request.source) == os.path.realpath(out):
+        raise RefusedError(f"{out} is the file of prompts; give another -o")
+    identity, progress = identity_of(out), progress or Progress()
     folder = runs_folder(data_folder(environ))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(locked(folder / f"{identity}.lock", request.out))
+        stack.enter_context(locked(folder / f"{identity}.lock", out))
         stack.enter_context(interruptible())
         source = stack.enter_context(readable_twice(request.source, folder / f"{identity}.stdin"))
         url = request.redis_url or stack.enter_context(embedded_server(data_folder(environ), say=progress.note))
         store = stack.enter_context(open_store(url, patient=True))
         # In the environment: the URL may hold a password, and every user of the machine can read command lines.
         environ = {**environ, "PROMPTMILL_REDIS_URL": url}
-        task = _Run(request, store, run_key(identity), source, folder / f"{identity}.log", environ, progress)
+        task = _Run(request, out, store, run_key(identity), source, folder / f"{identity}.log", environ, progress)
         return task.run()
 
 
@@ -100,6 +97,7 @@ class _Run:
     """One run with its Redis at hand."""
 
     request: RunRequest
+    out: Path
     store: Store
     key: str
     """Of the hash that says which batch OUT is made from."""
@@ -153,7 +151,7 @@ class _Run:
         if changes := self._changes(batch):
             if batch.finished > batch.rejected:
                 raise RefusedError(
-                    f"{self.request.out} is being made by batch {batch.id}, but since then these have changed: "
+                    f"{self.out} is being made by batch {batch.id}, but since then these have changed: "
                     f"{'; '.join(changes)}. Give another -o, or --restart to run all lines again"
                 )
             # Most likely a mistake is being mended, such as the name of a model.
@@ -170,7 +168,7 @@ class _Run:
             return None
 
     def _refuse_foreign_out(self, *, purged: bool) -> None:
-        out = self.request.out
+        out = self.out
         if not out.is_file() or out.stat().st_size == 0:
             return
         why = "the batch it was made from is no longer in Redis" if purged else "no run of this Redis made it"
@@ -211,7 +209,7 @@ class _Run:
             batch_id=batch_id,
         )
         # Before the batch is live: whatever happens from here on, the next run finds it.
-        self.store.connection.hset(self.key, mapping={"batch_id": batch_id, "out": str(request.out.absolute())})
+        self.store.connection.hset(self.key, mapping={"batch_id": batch_id, "out": str(self.out.absolute())})
         try:
             with PromptFile(self.source) as prompts, read_display(prompts.size) as show:
                 if request.source == "-":
@@ -272,7 +270,9 @@ class _Run:
     def _work(self, batch: Batch, worker: WorkerProcess) -> None:
         worker.start()
         try:
-            done = self._write(batch.id, follow=True, progress=self, on_poll=worker.check)
+            done, _ = follow_results(
+                self.store, batch.id, self.request.destination, progress=self, on_poll=worker.check
+            )
             self.progress.close(done)
         except KeyboardInterrupt:
             self.note("stopping: lines that were begun are finished first; Ctrl-C again ends at once")
@@ -297,7 +297,7 @@ class _Run:
         # The signal may have come in the middle of a reply: such a connection is of no use any more.
         self.store.connection.connection_pool.disconnect()
         with contextlib.suppress(KeyboardInterrupt):
-            self._write(batch_id)
+            write_results(self.store, batch_id, self.request.destination)
         batch = self.store.batch(batch_id)
         if batch.done:
             self.note("interrupted, but all lines are done; run the same command again for the summary")
@@ -308,19 +308,10 @@ class _Run:
             )
         return INTERRUPTED
 
-    def _write(self, batch_id: str, **how: Any) -> Batch:
-        """OUT and its errors as Redis has them; ``how`` are further arguments of :func:`write_results`."""
-        wanted = self.request
-        how |= {"errors": wanted.errors, "fmt": wanted.fmt, "keep_cut": wanted.keep_cut}
-        return write_results(self.store, batch_id, wanted.out, **how)
-
     def _finish(self, before: Batch) -> int:
-        tally = Tally(self.request.fmt, self.request.keep_cut)
-        batch = self._write(before.id, observe=tally.add)
+        batch, tally = write_results(self.store, before.id, self.request.destination)
         self._remove_private_queues(batch)
-        request, seconds = self.request, time.monotonic() - self.begun
-        shown = errors_written(request.out, request.errors, request.fmt, len(tally.failures))
-        for line in summary(batch, tally, out=request.out, errors=shown, seconds=seconds, now=time.time()):
+        for line in summary(batch, tally, seconds=time.monotonic() - self.begun, now=time.time()):
             self.note(line)
         return exit_status(batch, tally)
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import click
 
-from jobs.app.logs import set_up_logging
+from jobs.app.logs import FILE_HELP, FORMAT_HELP, FORMATS, set_up_logging
 from jobs.app.process_name import process_name
 from jobs.app.settings import read_settings
 from submit.commands import all_flags
-from submit.commands.options import log_options, open_store, redis_option, webhook_options
+from submit.commands.options import open_store, redis_option
 
 log = logging.getLogger("promptmill.scheduler")
 
 REDIS_TIMEOUT_S = 5.0
-"""A scheduler must hear of an outage before its lock is another's."""
+"""Shorter than the lease of its lock: a scheduler notices an outage before another takes over."""
 
 
 def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
@@ -37,9 +37,19 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     help="Folder of the files that `schedule add --read-at-fire` names: no others are read. May be given several "
     "times.  [default: none is read]",
 )  # fmt: skip
-@webhook_options
+@click.option(
+    "--webhook-secret", envvar="PROMPTMILL_WEBHOOK_SECRET", metavar="SECRET",
+    help="What webhooks are signed with: whsec_ and base64, or several separated by spaces. Give it in "
+    "PROMPTMILL_WEBHOOK_SECRET or the settings file: flags can be seen by every user of the machine.",
+)  # fmt: skip
+@click.option(
+    "--webhook-hosts", multiple=True, metavar="PATTERN",
+    help="Hosts that webhooks may go to, such as *.example.com; may be given several times.  "
+    "[default: any but this machine's own and link-local addresses]",
+)  # fmt: skip
 @redis_option
-@log_options
+@click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help=FORMAT_HELP)
+@click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=FILE_HELP)
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
 @click.option(
     "--check", is_flag=True, hidden=True, help="See that all flags are right, and end: for `promptmill deploy`."
