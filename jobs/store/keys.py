@@ -121,7 +121,7 @@ class BatchKeys:
     records = _OfShard(":r")
     """Hash: index -> record, while the shard runs (see :mod:`jobs.store.shard_records`)."""
     compacted = _OfShard(":d")
-    """Sorted set: the shard's records in compressed pieces, once it is done."""
+    """Sorted set: the shard's records in compressed pieces, once it is done; a string by earlier versions."""
     pieces = _OfShard(":pc")
     """Sorted set: pieces that become :attr:`compacted` once all are there."""
     reopened = _OfShard(":ro")

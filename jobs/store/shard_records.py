@@ -2,7 +2,7 @@
 
 While the shard runs, a hash has them by index, each as :func:`stored` makes it. Once it is done they are in pieces:
 zstd frames of whole records, one a line, in a sorted set by the index of the last record in each. A piece has at most
-:data:`PIECE_BYTES`, or one longer record.
+:data:`PIECE_BYTES`, or one longer record. Earlier versions made one frame of them all, in a string.
 
 Compacting reads the records in parts and makes pieces of them. They are put aside under the attempt's fence and take
 the records' place in one step: whoever reads finds all of the one or all of the other, and of an attempt that dies on
@@ -50,6 +50,7 @@ FRAME = b"\x28\xb5\x2f\xfd"
 """What a zstd frame begins with, and no JSON."""
 DENSEST = 1 << 15
 """No zstd frame unpacks to more than so many times its bytes."""
+READ_BYTES = 1 << 20
 FINISH_TRIES = 5
 """A server that crashes loses pieces once; records that are equal byte by byte would make it go on for ever."""
 
@@ -141,7 +142,7 @@ class ShardRecords:
         wanted = [keys.records(number), keys.compacted(number), keys.retried]
         with refusing(f"shard {keys.job_id(number)}"):
             retried, kind, *found = cast(
-                "list[Any]", self._read(keys=wanted, args=[self._most, above, number, *indices])
+                "list[Any]", self._read(keys=wanted, args=[self._most, above, number, FRAME, *indices])
             )
         if kind == 0:
             try:
@@ -149,10 +150,12 @@ class ShardRecords:
             except ValueError as error:
                 raise self._damaged(number, error) from None
             return Part(True, records[-1][0] if records else None, records, retried)
-        if not found:
-            return Part(False, None, (), retried)
-        frame, score = found
-        return Part(False, int(float(score)), self._indexed(number, loaded(frame).split(b"\n")), retried)
+        if kind == 1:
+            frame, score = (*found, None, None)[:2]
+            if frame is None:
+                return Part(False, None, (), retried)
+            return Part(False, int(float(score)), self._indexed(number, loaded(frame).split(b"\n")), retried)
+        return Part(False, None, self._indexed(number, _lines(found[0])), retried)
 
     def _indexed(self, number: int, records: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
         try:
@@ -182,6 +185,26 @@ class ShardRecords:
         """The records of all :meth:`parts`, as stored."""
         for part in self.parts(number):
             yield from part.records
+
+
+def _lines(frame: bytes) -> Iterator[bytes]:
+    """The lines of a frame, unpacked bit by bit.
+
+    Raises:
+        RefusedError: it is damaged.
+    """
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(frame) as stream:
+            rest: list[bytes] = []
+            while block := stream.read(READ_BYTES):
+                *whole, tail = block.split(b"\n")
+                for line in whole:
+                    yield b"".join([*rest, line])
+                    rest = []
+                rest.append(tail)
+            yield b"".join(rest)
+    except zstandard.ZstdError as error:
+        raise RefusedError(f"records are in no zstd frame: {error}") from None
 
 
 # --- compacting ---

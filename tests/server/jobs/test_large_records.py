@@ -18,6 +18,7 @@ from jobs.errors import LineError, RefusedError, StaleAttemptError
 from jobs.lines.line import Job
 from jobs.record import Choice
 from jobs.redis.connect import connect
+from jobs.shard import pack
 from jobs.store import retry as retrying, shard_records
 from jobs.store.cancel import cancel
 from jobs.store.keys import BatchKeys
@@ -318,6 +319,26 @@ def test_a_shard_that_is_retried_while_it_is_read_gives_each_line_once(store: St
         assert [one.index for one in each] == sorted({one.index for one in each})
     latest = [one.raw for one in found[2] if one.index == 3]
     assert b"answer to row-3" in latest[-1]
+
+
+# --- what earlier versions stored ---
+
+
+@pytest.mark.parametrize("size", [200, 3 * MIB])
+def test_shards_that_earlier_versions_compacted_are_read_and_retried(store: Store, size: int) -> None:
+    """Their records are one frame in a string, of any size."""
+    batch_id, attempt, records = shard(store, [size] * 49 + [0], failures=(49,))
+    assert store.finish(attempt, 50)
+    old = pack(b"\n".join(records[index] for index in sorted(records)))
+    store.connection.delete(BatchKeys(batch_id).compacted(0))
+    store.connection.set(BatchKeys(batch_id).compacted(0), old)
+    with flat(FLAT + 2 * len(old)):
+        assert sum(one.raw == records[one.index] for one in finished_records(store.connection, batch_id)) == 50
+    assert retry(store, batch_id) == 1
+    assert read(store, batch_id) == {index: raw for index, raw in records.items() if index != 49}
+    work(store, batch_id)
+    assert store.connection.type(BatchKeys(batch_id).compacted(0)) == b"zset"
+    assert [one.ok for one in ordered_records(store.connection, batch_id)] == [True] * 50
 
 
 # --- retrying ---
