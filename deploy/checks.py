@@ -14,22 +14,6 @@ from deploy.host import User
 from jobs.errors import RefusedError
 from jobs.redis.connect import redacted
 
-__all__ = [
-    "check_label",
-    "check_model_name",
-    "check_plain",
-    "check_program",
-    "check_redis_url",
-    "check_user",
-    "flags_problem",
-    "folder_problem",
-    "memory_problem",
-    "model_problem",
-    "owned_by_another",
-    "reach_problem",
-    "unreachable",
-]
-
 ROOT_UID = 0
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

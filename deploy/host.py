@@ -20,8 +20,6 @@ from subprocess import CompletedProcess
 from deploy.plan import File, Folder, PlanStep
 from jobs.errors import PromptmillError, RefusedError
 
-__all__ = ["DeployError", "Host", "Runner", "User", "printed", "run_command", "user_name"]
-
 ADMIN_GROUPS = ("admin", "sudo", "wheel")
 FREE_IDS = range(350, 400)
 """Users without a login have ids below 400 on macOS; Apple's own are at the lower end."""

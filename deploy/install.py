@@ -17,8 +17,6 @@ from deploy.plan import ETC, Plan, PlanStep, root_file
 from deploy.settings import settings_in
 from jobs.errors import RefusedError
 
-__all__ = ["Record", "install", "record_file", "removal", "show", "uninstall"]
-
 T = TypeVar("T")
 Say = Callable[[str], None]
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 
-__all__ = ["ETC", "File", "Folder", "Plan", "PlanStep", "rendered", "root_file", "root_group", "shipped"]
-
 ETC = Path("/etc/promptmill")
 """Settings, certificates and the records of installations, on every kind of machine."""
 _STARTING = {("launchctl", "bootstrap"), ("systemctl", "restart")}

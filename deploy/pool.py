@@ -21,8 +21,6 @@ from jobs.app.units import parse_size
 from jobs.app.worker_options import WORKER_OPTIONS
 from jobs.errors import RefusedError
 
-__all__ = ["WorkerFlags", "read_folders", "scheduler_plan", "trial", "worker_plan", "worker_words"]
-
 STOP_MARGIN_S = 30
 """Seconds a worker has after its drain limit, to hand back what is left, before it is killed."""
 SCHEDULER_STOP_S = 30

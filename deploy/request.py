@@ -32,8 +32,6 @@ from deploy.pool import trial
 from jobs.errors import RefusedError
 from submit.webhooks.signature import Signer
 
-__all__ = ["Request"]
-
 _SERVER_FOLDERS = ("/opt/homebrew/bin", "/usr/local/bin", "/usr/bin")
 
 

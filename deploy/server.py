@@ -14,8 +14,6 @@ from deploy.init.service import CA_FILE, Deployment, ServiceSpec
 from deploy.plan import ETC, File, Folder, Plan, PlanStep, rendered, root_file, root_group, shipped
 from jobs.errors import RefusedError
 
-__all__ = ["USERS", "ServerFlags", "acl_users", "kept_hashes", "server_plan"]
-
 CONFIG = ETC / "redis.conf"
 CERTIFICATES = ETC / "tls"
 MAKE_CERTIFICATES = ETC / "make-certs.sh"

@@ -16,8 +16,6 @@ from deploy.plan import File
 from jobs.errors import RefusedError
 from jobs.redis.connect import redacted
 
-__all__ = ["Key", "changed", "settings_file", "settings_in"]
-
 Key = tuple[str, str]
 """A table, empty for the file's top level, and a key of it."""
 

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from docs.reference import command_reference, parameter_table, worker_table
 
-__all__ = ["PACKAGES", "PAGES", "generated", "summary"]
-
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("promptmill", "jobs", "submit", "worker", "deploy", "bench")
 PAGES = {

@@ -15,21 +15,6 @@ import orjson
 from jobs.delivery import Delivery, delivery_of
 from jobs.errors import RefusedError
 
-__all__ = [
-    "DONE",
-    "ENDED",
-    "ID_CUT",
-    "PRIORITIES",
-    "STATUSES",
-    "Batch",
-    "Usage",
-    "is_batch_id",
-    "new_batch_id",
-    "parse_batch",
-    "queue_name",
-    "timestamp",
-]
-
 STATUSES = (
     "validating",
     "failed",

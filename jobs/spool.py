@@ -21,18 +21,6 @@ from jobs.batch import Batch
 from jobs.record_head import head_of
 from jobs.store.store import FinishedLine
 
-__all__ = [
-    "OFFERED",
-    "SUFFIX",
-    "SpoolEntry",
-    "SpoolHeader",
-    "encode_entry",
-    "encode_header",
-    "open_spool",
-    "read_entries",
-    "read_header",
-]
-
 VERSION = 1
 SUFFIX = ".jsonl"
 OFFERED = ".offered.jsonl"

@@ -6,8 +6,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["PACKAGES", "check_packages", "exit_unless_ours"]
-
 PACKAGES = ("jobs", "submit", "worker", "deploy")
 REFUSED = 2
 

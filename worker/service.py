@@ -62,8 +62,6 @@ if TYPE_CHECKING:
 
     from worker.engine.sequence import Finished
 
-__all__ = ["Service", "ServiceSettings"]
-
 log = logging.getLogger("promptmill.worker")
 
 POLL_S = 0.1

@@ -19,15 +19,6 @@ from jobs.redis.permissions import Refusal, refusals
 from jobs.store.keys import PREFIX, RQ_SUSPENDED
 from submit.status.text import plural
 
-__all__ = [
-    "check_certificate",
-    "check_encryption",
-    "check_password",
-    "judge_permissions",
-    "open_to_strangers",
-    "try_permissions",
-]
-
 _SUBMITTERS = (PREFIX, "rq:queue:", "rq:job:", "rq:wip:", "rq:executions:")
 _WORKERS = (PREFIX, "rq:")
 _READERS = (

@@ -11,8 +11,6 @@ from pathlib import Path
 from deploy.doctor.finding import Finding, failed, good, judged, unsure
 from deploy.host import user_name
 
-__all__ = ["check_data_folder", "check_disks", "check_room"]
-
 LEAST_BYTES, SCARCE_BYTES = 10**9, 10**10
 FETCH_BYTES = 5 * 10**10
 """Models of some 30 billion parameters in 8 bits have more; most in 4 bits have less."""

@@ -49,8 +49,6 @@ from jobs.embedded.server import data_folder, embedded_server
 from jobs.errors import RedisError, RefusedError
 from jobs.redis.connect import connect, full, redacted, translated
 
-__all__ = ["Examination"]
-
 REDIS_TIMEOUT_S = 3.0
 NO_WORKER = "no worker runs here (--worker checks for one)"
 UNREACHED = "Redis was not reached"

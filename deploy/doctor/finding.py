@@ -12,23 +12,6 @@ import click
 
 from submit.status.text import cells, plural
 
-__all__ = [
-    "Finding",
-    "FindingState",
-    "Section",
-    "as_object",
-    "count",
-    "failed",
-    "good",
-    "judged",
-    "lines",
-    "printable",
-    "skipped",
-    "some",
-    "summary",
-    "unsure",
-]
-
 
 class FindingState(enum.Enum):
     """How a check ended; only a failed one makes the exit status 1."""

@@ -19,21 +19,6 @@ from deploy.gpu_limit import DAEMON_SUFFIX, LIMIT, least_left, most_wired
 from deploy.host import Host, run_command
 from submit.status.text import size
 
-__all__ = [
-    "Device",
-    "Machine",
-    "Package",
-    "ask_device",
-    "ask_machine",
-    "bounds",
-    "check_device",
-    "check_macos",
-    "check_package",
-    "check_processor",
-    "check_python",
-    "check_wired_limit",
-]
-
 MIB = 2**20
 WORKER_PACKAGES = ("mlx", "mlx-lm")
 LEAST_MACOS = (14, 0)

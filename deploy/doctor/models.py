@@ -15,8 +15,6 @@ from deploy.doctor.machine import Device, Machine
 from deploy.gpu_limit import LIMIT, most_wired
 from submit.status.text import plural, size
 
-__all__ = ["ModelFiles", "check_memory", "check_model", "find_model", "hub_cache"]
-
 HUB_NAME = re.compile(r"(?P<repository>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>\S+))?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 MAX_JSON_BYTES = 64 * 2**20

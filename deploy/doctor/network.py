@@ -15,8 +15,6 @@ from typing import Any
 from deploy.doctor.finding import Finding, failed, good
 from deploy.doctor.machine import Machine
 
-__all__ = ["Reached", "explain", "is_loopback", "reach"]
-
 NAME_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 3.0
 LEAST_TIMEOUT_S = 1.0

@@ -22,8 +22,6 @@ from submit.status.worker_state import WorkerState
 from submit.status.workers import SCAN_STEP, LostWorker, Workers, read_lost_workers, served_by
 from submit.webhooks.store import due
 
-__all__ = ["Pool", "ask_pool", "check_pool"]
-
 T = TypeVar("T")
 
 QUEUES, QUEUE = "rq:queues", "rq:queue:"

@@ -13,8 +13,6 @@ from redis import Redis
 from deploy.doctor.finding import Finding, failed, good, judged, skipped, unsure
 from submit.status.text import count, size
 
-__all__ = ["ask_clock", "ask_latency", "check_clock", "check_latency", "check_server", "operator_tool"]
-
 PINGS, PINGS_S = 50, 1.0
 SLOW_S, TOO_SLOW_S = 0.02, 1.0
 AHEAD_S, FAR_AHEAD_S = 2.0, 60.0

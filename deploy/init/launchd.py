@@ -13,24 +13,6 @@ from deploy.init.service import Account, ServiceSpec
 from deploy.plan import File, Folder, Plan, PlanStep, rendered, root_file, root_group, shipped
 from jobs.errors import RefusedError
 
-__all__ = [
-    "DAEMONS",
-    "NO_LIMIT",
-    "POWER",
-    "POWER_NOW",
-    "after_limit",
-    "former_power",
-    "log_file",
-    "plist",
-    "power_settings",
-    "start",
-    "stop",
-    "unit",
-    "user_steps",
-    "weekly",
-    "wired_limit",
-]
-
 DAEMONS = Path("/Library/LaunchDaemons")
 LOGS = Path("/var/log")
 POWER = (

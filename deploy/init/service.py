@@ -9,8 +9,6 @@ from pathlib import Path
 
 from deploy.plan import ETC, PlanStep
 
-__all__ = ["CA_FILE", "INITS", "SERVERS", "Account", "Deployment", "ServiceSpec", "default_home", "default_init"]
-
 INITS = ("launchd", "systemd")
 CA_FILE = ETC / "ca.crt"
 SERVERS = ("redis-server", "valkey-server")

@@ -8,8 +8,6 @@ from pathlib import Path
 from deploy.init.service import Account, ServiceSpec
 from deploy.plan import Plan, PlanStep, rendered, root_file
 
-__all__ = ["UNITS", "quoted", "start", "stop", "stopped", "unit", "user_steps", "weekly"]
-
 UNITS = Path("/etc/systemd/system")
 
 

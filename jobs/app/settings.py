@@ -12,8 +12,6 @@ from jobs.app.worker_options import WORKER_OPTIONS
 from jobs.errors import RefusedError
 from jobs.params import ALIASES, PARAMETERS, did_you_mean
 
-__all__ = ["COMMANDS", "config_file", "origin", "read_settings", "read_toml"]
-
 COMMANDS = (
     "run",
     "submit",

@@ -31,8 +31,6 @@ from urllib.parse import quote
 from jobs.errors import LoadingError, RedisError
 from jobs.redis.connect import connect
 
-__all__ = ["data_folder", "embedded_server", "private_folder"]
-
 USERS_LOCK = "users.lock"
 SUPERVISOR_LOCK = "guardian.lock"  # under this name other versions know it, too
 SERVER_LOCK = "server.lock"

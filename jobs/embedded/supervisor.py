@@ -33,8 +33,6 @@ from jobs.embedded.server import (
 )
 from jobs.errors import RedisError
 
-__all__ = ["Server", "guard", "main"]
-
 POLL = 1.0
 GRACE = 2.0  # seconds before a supervisor may end: one that is asked for again at once should not start anew
 TAKEOVER = 0.5  # seconds of trying to become the supervisor; users look at the lock, and hold it for an instant

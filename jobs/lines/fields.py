@@ -13,8 +13,6 @@ from jobs.lines.parameters import CHECKS
 from jobs.lines.values import check_flag, check_name, check_object, check_text, json_kind
 from jobs.params import ALIASES, SHOWN_NAME, did_you_mean, shown
 
-__all__ = ["gather", "lacks_prompt", "no_prompt"]
-
 _ALONE = frozenset({"prompt", "top_logprobs", "continue_final_message", "add_generation_prompt"})
 """Fields that do not go with each other one."""
 

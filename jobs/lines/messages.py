@@ -8,8 +8,6 @@ from typing import Any
 from jobs.errors import MOST_PROBLEMS, LineError, raise_all
 from jobs.params import SHOWN_NAME, did_you_mean, shown
 
-__all__ = ["CHAT_FIELDS", "ROLES", "check_continuing", "check_messages", "unfit_defaults"]
-
 ROLES = ("system", "developer", "user", "assistant", "tool")
 FOREIGN_ROLES: Mapping[str, str] = {
     "human": "user",

@@ -8,18 +8,6 @@ from typing import Any
 from jobs.errors import LineError, RefusedError
 from jobs.params import shown
 
-__all__ = [
-    "MAX_DEPTH",
-    "are_rows",
-    "check_flag",
-    "check_name",
-    "check_object",
-    "check_text",
-    "json_kind",
-    "local_model_name",
-    "model_name",
-]
-
 MAX_DEPTH = 64
 """Levels of nesting of the objects a line may carry: they must also fit into a record, which orjson writes."""
 

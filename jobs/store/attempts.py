@@ -17,8 +17,6 @@ from jobs.store.steps import Steps
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["Attempts", "FinishedLine"]
-
 MAX_JOB_ID_BYTES = 64
 """An RQ job's id is its batch's, 28 characters, and a number."""
 

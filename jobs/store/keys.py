@@ -5,28 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = [
-    "BATCHES",
-    "EXPIRING",
-    "KEEPING",
-    "ORPHANS_LOOK",
-    "PAUSED",
-    "PREFIX",
-    "RQ_SUSPENDED",
-    "RQ_WORKER",
-    "RQ_WORKERS",
-    "SCHEDULER",
-    "SCHEDULES",
-    "STARTING",
-    "UPLOADING",
-    "WEBHOOKS",
-    "BatchKeys",
-    "ScheduleKeys",
-    "run_key",
-    "trouble_key",
-    "worker_key",
-]
-
 PREFIX = "promptmill:"
 BATCHES = PREFIX + "batches"
 """Sorted set of batch ids by creation time."""

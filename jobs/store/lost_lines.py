@@ -24,8 +24,6 @@ from jobs.store.store import FinishedLine, Store
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["end_lost_lines", "lost_lines"]
-
 MESSAGE = "Redis has lost this line's prompt, and its id with it: submit the line again"
 WRITTEN_AT_ONCE = 500
 

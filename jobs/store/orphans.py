@@ -29,8 +29,6 @@ from jobs.store.store import Store
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["LOOK_S", "PUT_BACK_S", "Orphans", "find_orphans", "known_orphans", "remake_job", "restore", "tend_orphans"]
-
 log = logging.getLogger("promptmill.jobs")
 
 LOOK_S = 15.0

@@ -25,8 +25,6 @@ from jobs.store.shard_records import ShardRecords, loaded, portions, stored
 from jobs.store.shard_table import read_rows
 from jobs.store.store import UPLOAD_LEASE_S, Store
 
-__all__ = ["group_of", "resume", "retry"]
-
 log = logging.getLogger("promptmill.jobs")
 
 OVER, MOVED = -1, -2

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.commands.core import Script
 
-__all__ = ["Steps", "load", "step"]
-
 _REQUIRE = re.compile(r'require\("([\w.]+)\.(\w+)"\)')
 
 

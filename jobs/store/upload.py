@@ -24,8 +24,6 @@ from jobs.store.steps import Steps, step
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["UPLOAD_LEASE_S", "NewBatch", "UploadedShard", "Uploads"]
-
 UPLOAD_LEASE_S = 120.0
 """An upload whose submitter has shown no sign of life for this long is swept."""
 

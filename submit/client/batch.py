@@ -16,8 +16,6 @@ from submit.client.session import Session
 from submit.results.read import StoredRecord, finished_records, ordered_records
 from submit.upload.submitter import Submitted
 
-__all__ = ["BatchHandle"]
-
 
 class BatchHandle:
     """One batch. Made by a :class:`submit.Client`, and usable as long as that is open."""

@@ -20,8 +20,6 @@ from submit.status.workers import Workers
 if TYPE_CHECKING:
     from submit.status.worker_state import WorkerState
 
-__all__ = ["BatchFinished", "BatchWatch", "Event", "FirstToken", "LineFinished", "PromptProgress"]
-
 LOOK_S = 1.0
 """Workers publish this often."""
 

@@ -15,8 +15,6 @@ from jobs.store.cancel import current
 from jobs.store.store import Store
 from submit.status.text import duration
 
-__all__ = ["Session"]
-
 POLL_S = 0.2
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from jobs.batch import Batch
     from jobs.store.store import Store
 
-__all__ = ["called", "each_batch", "for_each"]
-
 
 def called(batch: Batch) -> str:
     """A batch for a person: ``nightly (b_...)``, or ``batch b_...`` where it has no name."""

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from submit.results.destination import Destination
     from submit.results.summary import Tally
 
-__all__ = ["follow_with_progress"]
-
 
 def follow_with_progress(
     store: Store, batch_id: str, destination: Destination, timeout: float | None

@@ -23,22 +23,6 @@ if TYPE_CHECKING:
     from jobs.store.store import Store
     from submit.upload.submitter import Order
 
-__all__ = [
-    "Duration",
-    "any_redis_option",
-    "defaults_from",
-    "given_by",
-    "in_this_order",
-    "json_option",
-    "keep_cut_option",
-    "on_bad_line_option",
-    "open_store",
-    "order_from",
-    "order_options",
-    "parameter_options",
-    "redis_option",
-]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 LONGEST_S = 10 * 365 * 86400.0

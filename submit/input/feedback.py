@@ -15,8 +15,6 @@ from jobs.errors import InputError, PromptmillError
 from submit.status.progress import is_terminal
 from submit.status.text import plural
 
-__all__ = ["JsonOutput", "json_errors", "read_display"]
-
 SHOW_EVERY_S = 0.2
 
 

@@ -14,8 +14,6 @@ import orjson
 
 from jobs.lines.values import are_rows
 
-__all__ = ["START_BYTES", "START_LINES", "magic_of", "shape_of"]
-
 START_BYTES = 1 << 20
 START_LINES = 2000
 """So much of a file is read to see what it is."""

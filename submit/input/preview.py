@@ -21,8 +21,6 @@ from jobs.errors import ModelLoadError, ProblemLine, PromptmillError, RefusedErr
 from jobs.lines.line import Defaults
 from submit.input.validate import KEPT_PROBLEMS
 
-__all__ = ["PREVIEW_COMMAND", "Preview", "Previewed"]
-
 # -P: a folder named worker in the current directory must not be taken for ours.
 PREVIEW_COMMAND = (sys.executable, "-P", "-m", "worker.models.preview")
 

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator
 from jobs.errors import InputError, ProblemLine
 from submit.status.text import plural, printable
 
-__all__ = ["SHOWN_PROBLEMS", "grouped", "in_full", "listed"]
-
 SHOWN_PROBLEMS = 20
 SHOWN_LINES = 5
 """Of a group so many line numbers are shown."""

@@ -27,8 +27,6 @@ from jobs.lines.line import MAX_LINE_BYTES
 from jobs.lines.line_id import LOOKED_AT, id_in, readable_id
 from submit.input.foreign_files import START_BYTES, START_LINES, magic_of, shape_of
 
-__all__ = ["Line", "PromptFile", "PromptObjects", "Prompts", "digest_of", "open_prompts"]
-
 Line = tuple[int, bytes | LineError]
 
 BLOCK = 1 << 20

@@ -16,8 +16,6 @@ from jobs.shard import Group, ShardLine
 from submit.input.duplicate_ids import UsedIds
 from submit.input.reader import Line, Prompts
 
-__all__ = ["KEPT_PROBLEMS", "NO_GROUP", "BadLine", "Chunk", "Findings", "GoodLine", "checked"]
-
 CHUNK_LINES = 1000
 CHUNK_BYTES = 4 << 20
 KEPT_PROBLEMS = 100_000

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from jobs.errors import RefusedError
 
-__all__ = ["FORMATS", "STDOUT", "TRAINING", "Destination"]
-
 STDOUT = Path("-")
 TRAINING = ("chat", "completions")
 FORMATS = ("native", "openai", *TRAINING)

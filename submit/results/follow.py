@@ -19,8 +19,6 @@ from submit.status.text import duration
 from submit.status.waiting import read_outlooks
 from submit.status.workers import Workers
 
-__all__ = ["POLL_S", "Watcher", "follow_results", "write_results"]
-
 POLL_S = 0.2
 LOOK_S = 1.0
 """How often the workers' states are read, for progress only."""

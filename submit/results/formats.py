@@ -25,8 +25,6 @@ from submit.results.openai_format import choices_of, endpoint_of, envelope
 from submit.results.prompts import Inputs
 from submit.results.read import StoredRecord
 
-__all__ = ["Render", "left_out", "plain_renderer", "renderer"]
-
 THINKING = (
     ("<think>", "</think>"),
     ("<longcat_think>", "</longcat_think>"),

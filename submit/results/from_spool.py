@@ -18,8 +18,6 @@ from submit.results.read import StoredRecord
 from submit.results.summary import Tally
 from submit.status.text import plural
 
-__all__ = ["Found", "write_spooled"]
-
 
 @dataclass(frozen=True, slots=True)
 class Found:

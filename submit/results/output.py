@@ -17,8 +17,6 @@ from submit.results.formats import Render
 from submit.results.read import StoredRecord
 from submit.results.summary import Tally
 
-__all__ = ["Output", "writable"]
-
 MISTAKES = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS})
 """System errors that mean the path was a bad choice; others (a full disk) are nobody's mistake."""
 

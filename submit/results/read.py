@@ -26,8 +26,6 @@ from submit.results.missing_records import unrun_records
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["StoredRecord", "finished_records", "ordered_records"]
-
 EARLY_BYTES = 32 << 20
 """Most bytes of records read before their turn in the order of finishing: lines of one shard finish near each other."""
 

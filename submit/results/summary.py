@@ -17,8 +17,6 @@ from submit.results.formats import left_out
 from submit.results.read import StoredRecord
 from submit.status.text import count, duration, plural, rate
 
-__all__ = ["Tally", "exit_status", "summary"]
-
 SOME_FAILED = 1
 LEFT_OUT = (
     ("cut", "cut by max_tokens or the context (--keep-cut keeps them)"),

@@ -17,8 +17,6 @@ from typing import Any
 from jobs.embedded.server import open_lock, private_folder, try_lock
 from jobs.errors import PromptmillError, RefusedError
 
-__all__ = ["identity_of", "interruptible", "locked", "readable_twice", "runs_folder"]
-
 
 def identity_of(out: Path) -> str:
     """Names OUT in Redis and among the files of runs, by its real absolute path."""

@@ -40,8 +40,6 @@ from submit.status.workers import served_by
 from submit.upload.submit_notes import notes
 from submit.upload.submitter import Order, submit
 
-__all__ = ["INTERRUPTED", "RunRequest", "run"]
-
 INTERRUPTED = 130
 DRAIN_S = 10
 """What the worker gets to finish lines it began, less than the time it gets to end."""

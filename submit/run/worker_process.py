@@ -15,8 +15,6 @@ from pathlib import Path
 from jobs.batch import Batch
 from jobs.errors import ModelLoadError, PromptmillError, RedisError, RefusedError
 
-__all__ = ["WorkerProcess"]
-
 MOST_DEATHS = 5
 """Deaths in a row, with no line finished in between, after which the worker is not started again."""
 FIRST_PAUSE_S = 0.5

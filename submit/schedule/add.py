@@ -28,12 +28,6 @@ from submit.schedule.model import REMEDY, Run, Schedule
 from submit.schedule.store import MAX_PROMPTS_BYTES, RunStore, Schedules
 from submit.upload.submitter import Order, ReadSoFar, check, check_order, submit
 
-__all__ = [
-    "ScheduleOrder",
-    "add_schedule",
-    "submit_run",
-]
-
 MAX_PATH = 1000
 
 

@@ -31,8 +31,6 @@ from submit.schedule.model import Schedule
 from submit.schedule.rq_jobs import LOCK_S, Lock, RqMirror
 from submit.schedule.store import Schedules
 
-__all__ = ["SchedulerDaemon"]
-
 log = logging.getLogger("promptmill.scheduler")
 
 TICK_S = 1.0

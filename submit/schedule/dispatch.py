@@ -22,8 +22,6 @@ from submit.schedule.run_by_hand import BY_HAND_S
 from submit.schedule.store import OvertakenError, Schedules
 from submit.schedule.table import missed_runs
 
-__all__ = ["GRACE_S", "Dispatcher", "StoppedError"]
-
 log = logging.getLogger("promptmill.scheduler")
 
 GRACE_S = 60.0

@@ -14,20 +14,6 @@ from jobs.batch import is_batch_id, timestamp
 from jobs.errors import RefusedError
 from submit.schedule.cron import Cron
 
-__all__ = [
-    "FIELDS",
-    "MAX_SCHEDULE_NAME",
-    "REMEDY",
-    "Run",
-    "RunOutcome",
-    "Schedule",
-    "ScheduleNotFoundError",
-    "check_schedule_name",
-    "is_schedule_name",
-    "no_schedule",
-    "parse_schedule",
-]
-
 MAX_SCHEDULE_NAME = 48
 """A run's RQ job has the name in its id, which has 64 characters at most."""
 MAX_WHY = 500

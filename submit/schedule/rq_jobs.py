@@ -22,8 +22,6 @@ from jobs.batch import timestamp
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["LOCK_S", "QUEUE", "Lock", "RqMirror"]
-
 QUEUE = "promptmill:schedules"
 SCHEDULE_FUNCTION = "jobs.tasks.run_schedule"
 LOCK_S = 15

@@ -15,8 +15,6 @@ from submit.schedule.store import OvertakenError, Schedules
 from submit.status.text import duration
 from submit.upload.submitter import ReadSoFar
 
-__all__ = ["ASK_S", "BY_HAND_S", "NO_SCHEDULER", "run_schedule"]
-
 NO_SCHEDULER = "no scheduler is running: `promptmill scheduler` starts one"
 POLL_S = 0.2
 ASK_S = 60.0

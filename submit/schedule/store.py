@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.commands.core import Script
 
-__all__ = ["KEPT_RUNS", "MAX_PROMPTS_BYTES", "OvertakenError", "RunStore", "Schedules"]
-
 MAX_PROMPTS_BYTES = 64 * 2**20
 """Of a stored file, compressed."""
 LUA = "submit.schedule.lua"

@@ -32,8 +32,6 @@ from submit.status.worker_state import WorkerState
 from submit.status.workers import Workers
 from submit.status.workers_view import drawn_table, state_text
 
-__all__ = ["BatchReader", "BatchView"]
-
 MEASURE_S, MEASURE_RATIO = 10.0, 20
 """What a batch takes in Redis is measured again after this long, and after so many times what it took: each of its keys
 is asked for. So it is with its shards that are in no queue: all queues are read."""

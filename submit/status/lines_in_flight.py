@@ -14,8 +14,6 @@ from submit.status.text import plural
 from submit.status.widgets import bar, fit, more
 from submit.status.worker_state import LineInFlight, WorkerState
 
-__all__ = ["LineOnWorker", "in_turns", "lines_in_flight", "plain_lines_in_flight", "with_lines_in_flight"]
-
 LineOnWorker = tuple[WorkerState, LineInFlight]
 """A line in flight, and its worker."""
 

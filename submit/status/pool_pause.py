@@ -10,17 +10,6 @@ from jobs.store.keys import PAUSED, RQ_SUSPENDED
 from jobs.store.steps import step
 from jobs.store.store import Store
 
-__all__ = [
-    "POOL_PAUSED",
-    "pause_pool",
-    "pause_workers",
-    "paused_workers",
-    "pool_known_paused",
-    "pool_paused",
-    "resume_pool",
-    "resume_workers",
-]
-
 POOL_PAUSED = "the pool is paused: `promptmill resume` lets it go on"
 
 LUA = "submit.status.lua"

@@ -24,8 +24,6 @@ from submit.status.worker_state import WorkerState
 from submit.status.workers import Workers
 from submit.status.workers_view import heading, throughput
 
-__all__ = ["PoolReader", "PoolView"]
-
 NO_BATCHES = "no batches; `promptmill submit FILE --model MODEL` makes one"
 LONGEST_NAME = 24
 """Columns of a name in a terminal that has no room for all."""

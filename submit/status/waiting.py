@@ -13,8 +13,6 @@ from submit.status.text import plural
 from submit.status.worker_state import WorkerState
 from submit.status.workers import Workers, served_by
 
-__all__ = ["NO_WORKER", "RUN_ENDED", "STARTING", "BatchOutlook", "read_outlooks"]
-
 NO_WORKER = "waiting: no worker serves"
 STARTING = "waiting: its worker is starting"
 RUN_ENDED = "waiting for its `promptmill run` to be started again"

@@ -18,8 +18,6 @@ from submit.status.worker_state import WorkerState, parse_state
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["LostWorker", "Workers", "read_lost_workers", "served_by"]
-
 SCAN_STEP = 5000
 RESCAN_S = 5.0
 """New workers are looked for this often: finding them walks Redis, asking known ones does not."""

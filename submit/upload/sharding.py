@@ -11,8 +11,6 @@ from jobs.store.store import FinishedLine, UploadedShard
 from submit.input.validate import BadLine, Chunk
 from submit.upload.uploader import Parcel, RejectedShard
 
-__all__ = ["SHARD_BYTES", "SHARD_LINES", "Packing"]
-
 SHARD_LINES = 50
 SHARD_BYTES = 1 << 20
 REJECTED_SHARD_LINES = 500

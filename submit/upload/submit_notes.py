@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from jobs.lines.line import Defaults
     from submit.status.worker_state import WorkerState
 
-__all__ = ["moment", "notes", "times", "unserved", "waits_for"]
-
 NAMED = 3
 """Of the models that lines name for themselves, so many are named."""
 

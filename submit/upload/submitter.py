@@ -21,8 +21,6 @@ from submit.input.validate import Findings, checked
 from submit.upload.sharding import Packing
 from submit.upload.uploader import Uploader
 
-__all__ = ["ON_BAD_LINE", "Order", "ReadSoFar", "Submitted", "check", "check_order", "submit"]
-
 ON_BAD_LINE = ("reject", "skip")
 
 MAX_NAME_LENGTH = 256

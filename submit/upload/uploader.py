@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from jobs.store.store import UPLOAD_LEASE_S, FinishedLine, NewBatch, Store, UploadedShard
 
-__all__ = ["Parcel", "RejectedShard", "Uploader"]
-
 HEARTBEAT_S = UPLOAD_LEASE_S / 6
 """The sweep comes after six of them are missed: a slow pipe or a slow Redis is no reason for it."""
 

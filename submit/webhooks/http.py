@@ -17,8 +17,6 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["TIMEOUT_S", "HttpAnswer", "post"]
-
 TIMEOUT_S = 15.0
 """The silence that ends a try."""
 DEADLINE_S = 30.0

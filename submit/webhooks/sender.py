@@ -30,8 +30,6 @@ from submit.webhooks.store import Claim, claim_due, due, settle
 if TYPE_CHECKING:
     from jobs.store.store import Store
 
-__all__ = ["RETRY_AFTER_S", "WebhookSender", "deliver_due"]
-
 log = logging.getLogger("promptmill.webhooks")
 
 Post = Callable[[str, bytes, dict[str, str]], HttpAnswer]

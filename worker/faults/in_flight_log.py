@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from worker.engine.engine import Engine
 
-__all__ = ["InFlightLog", "NoteReply"]
-
 log = logging.getLogger("promptmill.worker")
 
 CLAIM_S = 1.0

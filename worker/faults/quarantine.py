@@ -18,8 +18,6 @@ from jobs.shard import Group
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
 
-__all__ = ["TRIAL_TOKENS", "Quarantine"]
-
 TRIAL_TOKENS = 16
 """A trial is over when so many tokens of the line are there."""
 

@@ -25,8 +25,6 @@ from jobs.spool import OFFERED, SUFFIX, SpoolEntry, encode_entry, encode_header,
 from jobs.store.shard_records import portions
 from jobs.store.store import Store
 
-__all__ = ["Spool"]
-
 log = logging.getLogger("promptmill.worker")
 
 SWEEP_S = 3600.0

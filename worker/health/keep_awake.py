@@ -11,8 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-__all__ = ["SleepAssertion", "Take", "caffeinate", "way_to_stay_awake"]
-
 log = logging.getLogger("promptmill.worker")
 
 Release = Callable[[], object]

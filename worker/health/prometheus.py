@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from worker.health.readings import WorkerReadings
     from worker.shards.claimed import LineKey
 
-__all__ = ["PrometheusMetrics"]
-
 log = logging.getLogger("promptmill.worker")
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 1800, 3600, 14400, 43200, 86400)

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from worker.engine.engine import Engine
     from worker.engine.sequence import Finished
 
-__all__ = ["THREAD_NAME", "Compute"]
-
 T = TypeVar("T")
 
 log = logging.getLogger("promptmill.worker")

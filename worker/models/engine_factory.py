@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from worker.engine.prompts.prepare import Preparer
     from worker.engine.text.completion import TextAssembler
 
-__all__ = ["EngineFactory", "ServedModel"]
-
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:

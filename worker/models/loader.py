@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from worker.models.engine_factory import ServedModel
     from worker.models.residency import WeightSize
 
-__all__ = ["ModelLoader"]
-
 
 class ModelLoader:
     """What is loaded and what may be, in the order in which the compute thread is asked for it. Thread: main.

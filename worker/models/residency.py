@@ -8,17 +8,6 @@ from dataclasses import dataclass
 from jobs.errors import ModelLoadError
 from jobs.shard import Group
 
-__all__ = [
-    "HURRY",
-    "STARVATION_S",
-    "Residency",
-    "WeightSize",
-    "left_for_caches",
-    "readable",
-    "refuse_too_large",
-    "share_out",
-]
-
 STARVATION_S = 120.0
 """A model with work waits this long for others that have as much, and what is loaded is safe from it as long; so it
 waits at most twice as long until the others must make room."""

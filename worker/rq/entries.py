@@ -23,8 +23,6 @@ from jobs.store.keys import BatchKeys
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["ShardJob", "is_listed", "read_job", "short_field"]
-
 MAX_DATA_BYTES = 1024
 """Of a job's data, packed and unpacked: ours has a hundred."""
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from jobs.store.store import FinishedLine
     from worker.rq.worker import Lease
 
-__all__ = ["End", "HeldShard", "HeldShards", "LineKey", "QuarantineLevel", "State"]
-
 KEPT_BYTES = 4 << 20
 """Most bytes of a shard's records that are kept until it is compacted."""
 

@@ -17,8 +17,6 @@ from worker.models.engine_factory import ServedModel
 from worker.shards.claimed import HeldShard, QuarantineLevel
 from worker.shards.writer import Writer
 
-__all__ = ["ShardPreparer"]
-
 log = logging.getLogger("promptmill.worker")
 
 

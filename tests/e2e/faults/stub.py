@@ -19,8 +19,6 @@ from typing import Any
 
 from tests.e2e.faults.engine import Log, install
 
-__all__ = ["ACTIONS", "PHASES", "main"]
-
 PHASES = ("dequeued", "claimed", "begun", "mid_shard", "written", "compacting", "compacted")
 """After the shard's job was taken; after its claim; after lines began, before the first token; after some lines of it
 ended; after a record was stored; before and after the shard is compacted, and not yet acknowledged."""

@@ -28,8 +28,6 @@ from worker.engine.scheduler import SequenceGroup
 from worker.engine.sequence import PreparedLine, Sequence
 from worker.engine.tuning.policy import Curve, climb
 
-__all__ = ["fingerprint", "most_rows", "tune"]
-
 log = logging.getLogger(__name__)
 
 ROW_TOKENS = 1024
