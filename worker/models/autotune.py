@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from jobs.app.worker_options import EngineSettings
     from worker.engine.loading.model import LoadedModel
 
-__all__ = ["FILE", "Tuned", "TunedFile", "tuned_rows"]
-
 log = logging.getLogger("promptmill.worker")
 
 FILE = "tuned.json"

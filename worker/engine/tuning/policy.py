@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Curve", "climb"]
-
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 GOOD_ENOUGH = 0.97
 """A number of rows within this of the best is as good: the smaller one leaves memory, and rows end sooner."""
