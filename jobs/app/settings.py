@@ -28,6 +28,7 @@ COMMANDS = (
     "purge",
     "worker",
     "workers",
+    "tune",
     "schedule",
     "scheduler",
     "doctor",
