@@ -19,8 +19,6 @@ from bench.models import ROOT, SHAPES
 from bench.record import append, read
 from bench.report.write import write
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(

@@ -35,8 +35,6 @@ from submit.input.reader import PromptFile
 from submit.status.workers import Workers
 from submit.upload.submitter import Order, submit
 
-__all__ = ["measure"]
-
 MODEL = "small"
 LINES = 128
 NEW_TOKENS = 128

@@ -20,8 +20,6 @@ from bench.record import RESULTS, Machine, Measurement, append, find_openblas, n
 from bench.sides import ENGINE_SIDES, run_side
 from bench.task import Measured, Task
 
-__all__ = ["PLANS", "Plan", "add_options", "measure", "measurement", "opened", "run_by_itself"]
-
 REPEATS = 3
 QUICK = Task("nano", 8, 8, 0)
 

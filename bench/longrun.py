@@ -35,8 +35,6 @@ from worker.engine.loading.mlx_models import measure
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sequence import PreparedLine
 
-__all__ = ["MODELS", "TOLERANCE", "Plan", "Sample", "growth", "live_buffers", "run"]
-
 TOLERANCE = 0.05
 """How much higher the last third's mean may be: rows of many lengths come and go, and so do their caches."""
 FIGURES = {"active_bytes": "active MB", "resident_bytes": "resident MB", "live_buffers": "live buffers"}

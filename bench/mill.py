@@ -16,8 +16,6 @@ from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import measure
 from worker.engine.sequence import PreparedLine
 
-__all__ = ["alone", "engine_of", "greedy", "line_of", "own", "prefixes_off", "prefixes_on"]
-
 WARM_TOKENS = 4
 SHARED_TOKENS = 1000
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CACHE", "FIRST_TOKEN", "ROOT", "SHAPES", "Shape", "build", "saved", "word"]
-
 ROOT = Path(__file__).parents[1]
 CACHE = Path(__file__).parent / ".cache"
 WEIGHTS_SEED = 0

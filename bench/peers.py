@@ -16,8 +16,6 @@ from bench.models import SHAPES, build
 from bench.task import Measured, Task
 from bench.work import CONCURRENCY, PENALTY_CONTEXT, PROMPT_TOKENS, Row, make_work
 
-__all__ = ["greedy", "limit", "one_at_a_time", "own"]
-
 WARM_TOKENS = 4
 WARM_LINES = 2
 """For sides that compile values: enough for the code and the model's kernels, and little to wait for."""

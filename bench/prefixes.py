@@ -13,8 +13,6 @@ from bench.record import Measurement
 from bench.sides import run_side
 from bench.task import Task
 
-__all__ = ["measure"]
-
 MODEL = "small"
 LINES = 64
 NEW_TOKENS = 16

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from worker.engine.engine import Engine
     from worker.engine.sampling.row_params import BatchArrays
 
-__all__ = ["PARTS", "measure", "profile"]
-
 MODEL = "small"
 STEPS = 8
 """Steps of one side before it is the other's turn."""

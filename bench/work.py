@@ -9,8 +9,6 @@ from typing import Any
 
 from bench.models import FIRST_TOKEN, word
 
-__all__ = ["CONCURRENCY", "PENALTY_CONTEXT", "PROMPT_TOKENS", "Row", "make_work", "text_of"]
-
 CONCURRENCY = 32
 """Rows that decode together, on every side."""
 PROMPT_TOKENS = (20, 60)

@@ -14,22 +14,6 @@ from deploy.host import User
 from jobs.errors import RefusedError
 from jobs.redis.connect import redacted
 
-__all__ = [
-    "check_label",
-    "check_model_name",
-    "check_plain",
-    "check_program",
-    "check_redis_url",
-    "check_user",
-    "flags_problem",
-    "folder_problem",
-    "memory_problem",
-    "model_problem",
-    "owned_by_another",
-    "reach_problem",
-    "unreachable",
-]
-
 ROOT_UID = 0
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -43,7 +27,7 @@ _NO_CHECK = re.compile(r"No such option:? '?--check\b(?!-)")
 _HOMES = ("/Users", "/home", "/root", "/private/var/root", "/var/root")
 
 
-def check_user(name: str, flag: str = "--user") -> str:
+def check_user(name: str) -> str:
     """A name that both systems take, and not root's.
 
     Raises:
@@ -51,7 +35,7 @@ def check_user(name: str, flag: str = "--user") -> str:
     """
     if name == "root" or not _USER.fullmatch(name):
         raise RefusedError(
-            f"{flag} {name!r}: give a user of its own, not root, in lower-case letters, digits, - and _, "
+            f"--user {name!r}: give a user of its own, not root, in lower-case letters, digits, - and _, "
             "at most 31 of them, such as promptmill"
         )
     return name
@@ -127,21 +111,22 @@ def model_problem(model: str, user: User) -> str | None:
     if not model.startswith("/"):
         return None
     missing = ": no folder of that name is there: give that of the model's config.json"
-    problem = _folder_problem(Path(model), user, missing, "put the model where it may, such as below /opt/promptmill")
-    return None if problem is None else f"--model {problem}"
+    remedy = "put the model where it may, such as below /opt/promptmill"
+    return _folder_problem("--model", Path(model), user, missing, remedy)
 
 
 def folder_problem(folder: Path, user: User) -> str | None:
     """Why a daemon of this user reads no files in a folder; None where nothing is against it."""
     missing = f" is no folder that is there: make it first, such as /srv/promptmill, open to {user.name}"
-    return _folder_problem(folder, user, missing, "put the files into a folder that it may, such as /srv/promptmill")
+    remedy = "put the files into a folder that it may, such as /srv/promptmill"
+    return _folder_problem("--read-from", folder, user, missing, remedy)
 
 
-def _folder_problem(folder: Path, user: User, missing: str, remedy: str) -> str | None:
+def _folder_problem(flag: str, folder: Path, user: User, missing: str, remedy: str) -> str | None:
     if not folder.is_dir():
-        return f"{folder}{missing}"
+        return f"{flag} {folder}{missing}"
     blocked = unreachable(folder, user)
-    return None if blocked is None else f"{folder}: {user.name} may not pass {blocked}: {remedy}"
+    return None if blocked is None else f"{flag} {folder}: {user.name} may not pass {blocked}: {remedy}"
 
 
 def owned_by_another(program: Path) -> bool:
@@ -200,9 +185,7 @@ def interpreter(program: Path) -> Path | None:
             first = file.readline(1024)
     except OSError:
         return None
-    if not first.startswith(b"#!"):
-        return None
-    words = first[2:].split()
+    words = first[2:].split() if first.startswith(b"#!") else []
     return Path(os.fsdecode(words[0])) if words else None
 
 

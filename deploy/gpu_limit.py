@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from jobs.errors import RefusedError
 
-__all__ = ["DAEMON_SUFFIX", "LIMIT", "least_left", "low_limit", "most_wired", "wired_limit"]
-
 LIMIT = "iogpu.wired_limit_mb"
 """macOS' setting, in MiB; 0 lets macOS choose. It is forgotten at shutdown."""
 DAEMON_SUFFIX = "-wired-limit"

@@ -6,6 +6,7 @@ import contextlib
 import grp
 import os
 import pwd
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,11 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from deploy.plan import File, Folder, PlanStep
 from jobs.errors import PromptmillError, RefusedError
-
-__all__ = ["DeployError", "Done", "Host", "Runner", "User", "run_command", "user_name"]
 
 ADMIN_GROUPS = ("admin", "sudo", "wheel")
 FREE_IDS = range(350, 400)
@@ -37,33 +37,30 @@ class DeployError(PromptmillError):
     code = "deploy_failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """How a command ended, and what it printed on stdout and on stderr."""
-
-    status: int
-    output: str
-    errors: str = ""
-
-    @property
-    def said(self) -> str:
-        """All that it printed."""
-        return "\n".join(filter(None, (self.output.strip(), self.errors.strip())))
-
-
-Runner = Callable[[Sequence[str], float | None], Done]
+Runner = Callable[[Sequence[str], float | None], CompletedProcess[str]]
 """Runs a command, within so many seconds unless that is None."""
 
 
-def run_command(command: Sequence[str], timeout_s: float | None = None) -> Done:
+def run_command(command: Sequence[str], timeout_s: float | None = None) -> CompletedProcess[str]:
     """Run a command and wait for it."""
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s)
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout_s,
+        )
     except subprocess.TimeoutExpired:
-        return Done(TIMED_OUT, "", f"no answer within {timeout_s:g} s")
+        return CompletedProcess(command, TIMED_OUT, "", f"no answer within {timeout_s:g} s")
     except OSError as error:
-        return Done(NOT_RUN, "", str(error))
-    return Done(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+        return CompletedProcess(command, NOT_RUN, "", str(error))
+
+
+def printed(done: CompletedProcess[str]) -> str:
+    """All that a command printed."""
+    return "\n".join(filter(None, (done.stdout.strip(), done.stderr.strip())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,9 +249,9 @@ class Host:
     def output(self, command: Sequence[str]) -> str:
         """What a tool prints on stdout, whatever its exit status; nothing where it does not run or takes too long, or a
         folder stands for the machine."""
-        return "" if self.root is not None else self._runner(command, TOOL_TIMEOUT_S).output
+        return "" if self.root is not None else self._runner(command, TOOL_TIMEOUT_S).stdout
 
-    def ask(self, command: Sequence[str]) -> Done:
+    def ask(self, command: Sequence[str]) -> CompletedProcess[str]:
         """How a command ends that changes nothing; it is run even where a folder stands for the machine."""
         return self._runner(command, None)
 
@@ -273,7 +270,7 @@ class Host:
             say(waits)
         while True:
             done = self._runner(step.command, None)
-            if (done.status != 0) is until_fails:
+            if (done.returncode != 0) is until_fails:
                 return
             if self._clock() >= limit:
                 break
@@ -285,7 +282,7 @@ class Host:
         if until_fails:
             raise DeployError(f"the service still runs after {step.until_fails_s:.0f} seconds ({command})")
         if not step.may_fail:
-            said = f"`{command}` failed with status {done.status}: {done.said or 'it says nothing'}"
+            said = f"`{command}` failed with status {done.returncode}: {printed(done) or 'it says nothing'}"
             raise DeployError(f"{said}; {step.remedy}" if step.remedy else said)
 
     def _give(self, handle: int, path: Path, made: File | Folder) -> None:
@@ -294,13 +291,11 @@ class Host:
         os.fchmod(handle, made.mode)
 
     def _own(self, path: Path, handle: int, user: str, group: str) -> None:
-        if self.root is not None:
-            return
-        try:
-            uid, gid = pwd.getpwnam(user).pw_uid, grp.getgrnam(group).gr_gid
-        except KeyError as error:
-            raise DeployError(f"{path}: {error.args[0]}: the user or group is not there") from None
-        os.fchown(handle, uid, gid)
+        if self.root is None:
+            try:
+                shutil.chown(handle, user, group)
+            except LookupError as error:
+                raise DeployError(f"{path}: {error}") from None
 
 
 @contextlib.contextmanager

@@ -17,8 +17,6 @@ from deploy.plan import ETC, Plan, PlanStep, root_file
 from deploy.settings import settings_in
 from jobs.errors import RefusedError
 
-__all__ = ["Record", "install", "record_file", "removal", "show", "uninstall"]
-
 T = TypeVar("T")
 Say = Callable[[str], None]
 
@@ -34,15 +32,6 @@ class Record:
     left: tuple[str, ...]
     undo: tuple[tuple[str, ...], ...] = ()
     power: tuple[str, ...] = ()
-
-    def with_those_of(self, other: Record) -> Record:
-        """The same, with the files, daemons and commands of an earlier one: what is there while it is replaced."""
-        return replace(
-            self,
-            files=_joined(self.files, other.files),
-            daemons=_joined(self.daemons, other.daemons),
-            undo=_joined(self.undo, other.undo),
-        )
 
 
 def record_file(label: str) -> Path:
@@ -84,7 +73,9 @@ def install(plan: Plan, host: Host, say: Say) -> None:
     power = before.power or (launchd.former_power(host.output(launchd.POWER_NOW)) if plan.power else ())
     record = Record(plan.init, files, _daemons(plan), _joined(plan.left, before.left), plan.undo, power)
     _run(plan.users, host, say)
-    _write_record(host, plan, record.with_those_of(before))
+    files, daemons = _joined(files, before.files), _joined(record.daemons, before.daemons)
+    both = replace(record, files=files, daemons=daemons, undo=_joined(record.undo, before.undo))
+    _write_record(host, plan, both)  # what is there until one has replaced the other
     for folder in plan.folders:
         if host.make_folder(folder):
             say(f"made {host.at(folder.path)}")

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 
-__all__ = ["ETC", "File", "Folder", "Plan", "PlanStep", "Unit", "rendered", "root_file", "root_group", "shipped"]
-
 ETC = Path("/etc/promptmill")
 """Settings, certificates and the records of installations, on every kind of machine."""
 _STARTING = {("launchctl", "bootstrap"), ("systemctl", "restart")}
@@ -64,17 +62,8 @@ class PlanStep:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """One unit of launchd or systemd: its files, the commands that start it, and the folders that it needs."""
-
-    files: tuple[File, ...]
-    start: tuple[PlanStep, ...]
-    folders: tuple[Folder, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
-    """An installation in the order in which it happens: ``users``, folders, files, ``start``.
+    """An installation, or a unit of one, in the order in which it happens: ``users``, folders, files, ``start``.
 
     ``undo`` are commands for when it is uninstalled, or installed anew without what they undo; ``power`` says that it
     changes a Mac's power settings, so that the former ones are noted. ``left`` says what an uninstallation leaves;
@@ -83,8 +72,8 @@ class Plan:
 
     label: str
     init: str
-    folders: tuple[Folder, ...]
-    files: tuple[File, ...]
+    folders: tuple[Folder, ...] = ()
+    files: tuple[File, ...] = ()
     users: tuple[PlanStep, ...] = ()
     start: tuple[PlanStep, ...] = ()
     undo: tuple[tuple[str, ...], ...] = ()

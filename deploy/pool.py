@@ -12,17 +12,14 @@ from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from deploy.checks import check_model_name, check_plain, check_program
-from deploy.deployment import CA_FILE, Deployment, unit_of
 from deploy.gpu_limit import DAEMON_SUFFIX
-from deploy.init import launchd
-from deploy.init.service import ServiceSpec
-from deploy.plan import File, Plan, PlanStep, root_file
+from deploy.init import launchd, service_plan
+from deploy.init.service import CA_FILE, Deployment, ServiceSpec
+from deploy.plan import Plan, PlanStep, root_file
 from deploy.settings import Key, settings_file
 from jobs.app.units import parse_size
 from jobs.app.worker_options import WORKER_OPTIONS
 from jobs.errors import RefusedError
-
-__all__ = ["WorkerFlags", "read_folders", "scheduler_plan", "trial", "worker_plan", "worker_words"]
 
 STOP_MARGIN_S = 30
 """Seconds a worker has after its drain limit, to hand back what is left, before it is killed."""
@@ -78,10 +75,9 @@ def worker_plan(deployment: Deployment, flags: WorkerFlags) -> Plan:
     if flags.wired_mib is not None:
         command = launchd.after_limit(command, flags.wired_mib)
     service = ServiceSpec(
-        label=deployment.label,
+        deployment,
         about="promptmill worker",
         command=command,
-        account=deployment.account,
         environment={**_environment(deployment, "WORKER"), "HF_HOME": str(flags.hf_home)},
         stop_s=math.ceil(flags.drain_s) + STOP_MARGIN_S,
         writable=tuple(dict.fromkeys(path for path in written if not path.is_relative_to(deployment.account.home))),
@@ -89,7 +85,7 @@ def worker_plan(deployment: Deployment, flags: WorkerFlags) -> Plan:
         confined=False,
         reads_homes=True,
     )
-    plan = _plan(deployment, service)
+    plan = _plan(service)
     if deployment.init == "launchd":
         plan = _with_mac_settings(plan, flags)
     return replace(plan, notes=(*_fetching(deployment, flags), *plan.notes))
@@ -112,12 +108,9 @@ def _with_mac_settings(plan: Plan, flags: WorkerFlags) -> Plan:
 
 def worker_words(flags: WorkerFlags) -> tuple[str, ...]:
     """The command of a worker and all its flags, as they follow the program."""
-    words: tuple[str, ...] = ("worker",)
-    for model in flags.models:
-        words += ("--model", model)
-    if flags.name is not None:
-        words += ("--name", flags.name)
-    return (*words, "--drain", f"{flags.drain_s:g}", *flags.extra)
+    models = [word for model in flags.models for word in ("--model", model)]
+    name = [] if flags.name is None else ["--name", flags.name]
+    return ("worker", *models, *name, "--drain", f"{flags.drain_s:g}", *flags.extra)
 
 
 def trial(deployment: Deployment, words: Sequence[str], settings: Path | None) -> tuple[str, ...]:
@@ -144,15 +137,14 @@ def scheduler_plan(deployment: Deployment, secret: str | None = None, extra: tup
         if deployment.init == "systemd" and any(folder.is_relative_to(private) for private in _PRIVATE):
             raise RefusedError(f"--read-from {folder}: a daemon of systemd has its own /tmp; use /srv/promptmill, say")
     service = ServiceSpec(
-        label=deployment.label,
+        deployment,
         about="promptmill scheduler",
         command=(*deployment.promptmill, "scheduler", *extra),
-        account=deployment.account,
         environment=_environment(deployment, "SCHEDULER"),
         stop_s=SCHEDULER_STOP_S,
         reads_homes=True,
     )
-    return _plan(deployment, service, {} if secret is None else {_SECRET: secret})
+    return _plan(service, {} if secret is None else {_SECRET: secret})
 
 
 def read_folders(extra: Sequence[str]) -> tuple[Path, ...]:
@@ -197,28 +189,20 @@ def _split(flag: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
     return values, rest
 
 
-def _plan(deployment: Deployment, service: ServiceSpec, values: Mapping[Key, str] = MappingProxyType({})) -> Plan:
-    unit, account = unit_of(deployment.init, service), deployment.account
-    authority: tuple[File, ...] = ()
+def _plan(service: ServiceSpec, values: Mapping[Key, str] = MappingProxyType({})) -> Plan:
+    deployment, plan = service.deployment, service_plan(service)
+    account, files = deployment.account, [settings_file(deployment, values)]
     left = [f"{account.home} (models, spool)", f"user {account.user}", *map(str, service.writable)]
     if deployment.authority is not None:
-        authority = (replace(root_file(deployment.init, CA_FILE, deployment.authority), left=True),)
+        files.append(replace(root_file(deployment.init, CA_FILE, deployment.authority), left=True))
         left.append(str(CA_FILE))
     log = f"log: journalctl -fu {deployment.label}"
     if deployment.init == "launchd":
         file = launchd.log_file(deployment.label)
         left.append(str(file.parent))
         log = f"log: tail -f {file}, and .err beside it for what is said before it is open"
-    return Plan(
-        label=deployment.label,
-        init=deployment.init,
-        folders=unit.folders,
-        files=(settings_file(deployment, values), *authority, *unit.files),
-        users=deployment.users,
-        start=unit.start,
-        left=tuple(left),
-        notes=(_OPEN, log) if _exposed(deployment.url or "") else (log,),
-    )
+    notes = (_OPEN, log) if _exposed(deployment.url or "") else (log,)
+    return replace(plan, files=(*files, *plan.files), left=tuple(left), notes=notes)
 
 
 def _exposed(url: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -21,17 +22,15 @@ from deploy.checks import (
     owned_by_another,
     reach_problem,
 )
-from deploy.deployment import Deployment
 from deploy.gpu_limit import low_limit, wired_limit
-from deploy.host import Host
+from deploy.host import Host, printed
 from deploy.init import launchd, systemd
-from deploy.init.service import SERVERS, Account, default_home, default_init
+from deploy.init.service import SERVERS, Account, Deployment, default_home, default_init
 from deploy.install import install, removal, show, uninstall
 from deploy.plan import Plan, PlanStep
 from deploy.pool import trial
 from jobs.errors import RefusedError
-
-__all__ = ["Request"]
+from submit.webhooks.signature import Signer
 
 _SERVER_FOLDERS = ("/opt/homebrew/bin", "/usr/local/bin", "/usr/bin")
 
@@ -131,12 +130,12 @@ class Request:
             return
         settings = None if deployment.existing is None else self.host.at(deployment.settings)
         done = self.host.ask(trial(deployment, words, settings))
-        if done.status == 0:
+        if done.returncode == 0:
             return
-        said = flags_problem(done.status, done.said)
+        said = flags_problem(done.returncode, printed(done))
         if said is not None:
             raise RefusedError(f"the {words[0]} would not start: {said} (see `promptmill {words[0]} --help`)")
-        why = " ".join(done.said.splitlines()[-1:]) or f"it ended with status {done.status}"
+        why = " ".join(printed(done).splitlines()[-1:]) or f"it ended with status {done.returncode}"
         self.object_to(f"{program} cannot check the {words[0]}'s flags: {why}")
 
     def wired_limit(self) -> int | None:
@@ -152,8 +151,6 @@ class Request:
 
     def webhook_secret(self) -> str | None:
         """The secret of webhooks, checked; one or several, on one line or more."""
-        from submit.webhooks.signature import Signer
-
         file, other = self._flags["secret_file"], self._flags["redis_file"]
         if file is None:
             return None
@@ -193,10 +190,8 @@ def _read(file: Any, flag: str) -> str:
 
 def _server_program(init: str) -> Path:
     """The first server that this machine has, else where its system puts one."""
+    places = os.pathsep.join((*_SERVER_FOLDERS, os.environ.get("PATH", "")))
     for name in SERVERS:
-        for folder in _SERVER_FOLDERS:
-            if (Path(folder) / name).exists():
-                return Path(folder) / name
-        if found := shutil.which(name):
+        if found := shutil.which(name, path=places):
             return Path(found)
     return Path("/opt/homebrew/bin/redis-server" if init == "launchd" else "/usr/bin/redis-server")

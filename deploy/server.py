@@ -5,18 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deploy.acl import USERS, acl_users, kept_hashes
-from deploy.deployment import CA_FILE, Deployment, unit_of
-from deploy.init import launchd, systemd
-from deploy.init.service import ServiceSpec
-from deploy.plan import ETC, File, Folder, Plan, PlanStep, Unit, rendered, root_file, root_group, shipped
+from deploy.init import launchd, service_plan, systemd
+from deploy.init.service import CA_FILE, Deployment, ServiceSpec
+from deploy.plan import ETC, File, Folder, Plan, PlanStep, rendered, root_file, root_group, shipped
 from jobs.errors import RefusedError
-
-__all__ = ["ServerFlags", "server_plan"]
 
 CONFIG = ETC / "redis.conf"
 CERTIFICATES = ETC / "tls"
@@ -52,17 +48,16 @@ def server_plan(deployment: Deployment, flags: ServerFlags) -> Plan:
     _check(flags)
     init, label, account = deployment.init, deployment.label, deployment.account
     service = ServiceSpec(
-        label=label,
+        deployment,
         about="Redis of a promptmill pool",
         command=(str(deployment.program), str(CONFIG)),
-        account=account,
         environment={"HOME": str(account.home)},
         stop_s=STOP_S,
         foreground=True,  # every machine of the pool waits for it
     )
-    unit = unit_of(init, service)
-    renewal = _renewal(deployment, flags) if flags.tls else Unit((), ())
-    folders, files, steps = [*unit.folders], [_conf(deployment, flags), *_users(deployment, flags)], []
+    plan = service_plan(service)
+    renewal = _renewal(deployment, flags) if flags.tls else Plan(label, init)
+    folders, files, steps = [*plan.folders], [_conf(deployment, flags), *_users(deployment, flags)], []
     left = [f"{account.home} (data, users)", f"user {account.user}", f"{ETC}/*.url (passwords)"]
     if flags.tls:
         folders.append(Folder(CERTIFICATES, 0o755, "root", root_group(init)))
@@ -77,13 +72,11 @@ def server_plan(deployment: Deployment, flags: ServerFlags) -> Plan:
         left.append("vm.overcommit_memory = 1, until this machine starts anew (0 is Linux's own)")
     if flags.tls:
         left.append(f"{CERTIFICATES} and {CA_FILE}")
-    return Plan(
-        label=label,
-        init=init,
+    return replace(
+        plan,
         folders=tuple(folders),
-        files=(*files, *unit.files, *renewal.files),
-        users=deployment.users,
-        start=(*steps, *unit.start, *renewal.start),
+        files=(*files, *plan.files, *renewal.files),
+        start=(*steps, *plan.start, *renewal.start),
         left=tuple(left),
         notes=tuple(_notes(init, label, flags)),
     )
@@ -161,7 +154,7 @@ def _certify(deployment: Deployment, flags: ServerFlags) -> list[PlanStep]:
     return [PlanStep(command) for command in commands]
 
 
-def _renewal(deployment: Deployment, flags: ServerFlags) -> Unit:
+def _renewal(deployment: Deployment, flags: ServerFlags) -> Plan:
     """What looks at the certificate each week, and renews it in its last months."""
     command = ("/bin/sh", str(RENEW_CERTIFICATES), deployment.label, deployment.account.user, *flags.hosts)
     weekly = launchd.weekly if deployment.init == "launchd" else systemd.weekly
@@ -188,3 +181,35 @@ def _notes(init: str, label: str, flags: ServerFlags) -> list[str]:
         return [*notes, f"log: journalctl -fu {label}"]
     notes.append("a server of Homebrew on the same port: brew services stop redis")
     return [*notes, f"log: {launchd.log_file(label)}"]
+
+
+USERS = ("operator", "submitter", "worker")
+"""The operator may do everything, the others what their part of a pool needs: see deploy/redis/README.md."""
+_HASH = re.compile(r"#([0-9a-f]{64})")
+_PLAIN = re.compile(r"\s>(\S+)")
+
+
+def acl_users(hashes: Mapping[str, str], existing: str | None) -> str:
+    """The ACL file of a server: the default user is off, the pool's users have passwords of these SHA-256, and
+    whatever other users ``existing`` has stay."""
+    others = [line for line in (existing or "").splitlines() if _user(line) not in {None, "default", *USERS}]
+    return rendered("users.acl", **hashes) + "".join(f"{line}\n" for line in others)
+
+
+def kept_hashes(existing: str | None) -> dict[str, str]:
+    """SHA-256 of the passwords in an ACL file, by user: of our users only, and the first password of each."""
+    found: dict[str, str] = {}
+    for line in (existing or "").splitlines():
+        name = _user(line)
+        if name not in USERS or name in found:
+            continue
+        if hashed := _HASH.search(line):
+            found[name] = hashed[1]
+        elif plain := _PLAIN.search(line):
+            found[name] = hashlib.sha256(plain[1].encode()).hexdigest()
+    return found
+
+
+def _user(line: str) -> str | None:
+    words = line.split()
+    return words[1] if len(words) > 1 and words[0] == "user" else None

@@ -11,12 +11,10 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
-from deploy.deployment import CA_FILE, Deployment
+from deploy.init.service import CA_FILE, Deployment
 from deploy.plan import File
 from jobs.errors import RefusedError
 from jobs.redis.connect import redacted
-
-__all__ = ["Key", "changed", "settings_file", "settings_in"]
 
 Key = tuple[str, str]
 """A table, empty for the file's top level, and a key of it."""

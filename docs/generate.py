@@ -10,9 +10,7 @@ import itertools
 import re
 from pathlib import Path
 
-from submit.commands.reference import command_reference, parameter_table, worker_table
-
-__all__ = ["PACKAGES", "PAGES", "generated", "summary"]
+from docs.reference import command_reference, parameter_table, worker_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("promptmill", "jobs", "submit", "worker", "deploy", "bench")

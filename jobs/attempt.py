@@ -5,8 +5,6 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-__all__ = ["Attempt", "Standing", "Verdict"]
-
 
 @dataclass(frozen=True, slots=True)
 class Attempt:

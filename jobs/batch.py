@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,21 +14,6 @@ import orjson
 
 from jobs.delivery import Delivery, delivery_of
 from jobs.errors import RefusedError
-
-__all__ = [
-    "DONE",
-    "ENDED",
-    "ID_CUT",
-    "PRIORITIES",
-    "STATUSES",
-    "Batch",
-    "Usage",
-    "is_batch_id",
-    "new_batch_id",
-    "parse_batch",
-    "queue_name",
-    "timestamp",
-]
 
 STATUSES = (
     "validating",
@@ -219,49 +204,14 @@ def parse_batch(batch_id: str, stored: Mapping[bytes, bytes]) -> Batch:
 
 
 def _parsed(batch_id: str, stored: Mapping[bytes, bytes]) -> Batch:
+    import msgspec  # takes a while, and `--help` reads no batch
+
     text = {key.decode(): value.decode() for key, value in stored.items()}
     times = {key.removesuffix("_at"): float(value) for key, value in text.items() if key.endswith("_at")}
     if text["status"] not in STATUSES or not all(0 <= at <= _YEAR_9999 for at in times.values()):
         raise ValueError("a status or a time that cannot be")
-    return Batch(
-        id=batch_id,
-        status=text["status"],
-        name=text.get("name") or None,
-        source=text.get("source", ""),
-        priority=text.get("priority", "normal"),
-        models=tuple(_strings(text.get("models", "[]"))),
-        times=times,
-        total=int(text.get("total", 0)),
-        completed=int(text.get("completed", 0)),
-        failed=int(text.get("failed", 0)),
-        rejected=int(text.get("rejected", 0)),
-        usage=Usage(
-            int(text.get("prompt_tokens", 0)),
-            int(text.get("completion_tokens", 0)),
-            int(text.get("cached_tokens", 0)),
-        ),
-        defaults=_object(text.get("defaults", "{}")),
-        metadata=_object(text.get("metadata", "{}")),
-        pool=text.get("pool") or None,
-        schedule=text.get("schedule") or None,
-        webhook=text.get("webhook") or None,
-        delivery=delivery_of(batch_id, text) if text.get("webhook") else None,
-        keep_s=float(text["keep_s"]) if text.get("keep_s") else None,
-        unrun=int(text.get("unrun", 0)),
-        carried=int(text.get("carried", 0)),
-        carried_tokens=int(text.get("carried_tokens", 0)),
-    )
-
-
-def _object(text: str) -> dict[str, Any]:
-    value = orjson.loads(text)
-    if not isinstance(value, dict):
-        raise TypeError("a JSON object is needed")
-    return value
-
-
-def _strings(text: str) -> list[str]:
-    value = orjson.loads(text)
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise TypeError("a JSON list of strings is needed")
-    return value
+    fields: dict[str, Any] = {name: value for name, value in text.items() if value}  # what is empty was not given
+    fields |= {name: orjson.loads(fields[name]) for name in ("models", "defaults", "metadata") if name in fields}
+    # Not strict: Redis keeps numbers as text.
+    batch = msgspec.convert({**fields, "id": batch_id, "times": times, "usage": fields}, Batch, strict=False)
+    return replace(batch, delivery=delivery_of(batch_id, text) if batch.webhook else None)

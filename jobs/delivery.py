@@ -10,8 +10,6 @@ from urllib.parse import urlsplit
 
 from jobs.errors import RefusedError
 
-__all__ = ["MAX_URL_LENGTH", "Delivery", "check_webhook", "delivery_of", "origin", "webhook_id"]
-
 MAX_URL_LENGTH = 2048
 _ANSWER_LENGTH = 80
 _YEAR_9999 = 253_402_300_799

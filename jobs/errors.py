@@ -5,24 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = [
-    "BatchNotFoundError",
-    "BatchPausedError",
-    "InputError",
-    "LineError",
-    "LoadingError",
-    "ModelLoadError",
-    "ProblemLine",
-    "PromptmillError",
-    "RedisError",
-    "RefusedError",
-    "SickModelError",
-    "StaleAttemptError",
-    "WaitTimeoutError",
-    "raise_all",
-]
-
-
 MOST_PROBLEMS = 20
 """Of one line; what has more is no line, and the rest of it is not looked at."""
 

@@ -14,17 +14,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-__all__ = [
-    "ALIASES",
-    "OPENAI_DEFAULTS",
-    "PARAMETERS",
-    "SHOWN_NAME",
-    "Parameter",
-    "Sampling",
-    "did_you_mean",
-    "shown",
-]
-
 MAX_STOP_STRINGS = 16
 MAX_SEED = 2**64 - 1
 LONGEST_GUESS = 80

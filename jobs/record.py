@@ -12,8 +12,6 @@ from jobs.batch import Usage, timestamp
 from jobs.errors import ProblemLine
 from jobs.lines.line import Job
 
-__all__ = ["Choice", "RunStats", "error_record", "finish_reason", "rejected_record", "result_record"]
-
 
 def finish_reason(stop_reason: str) -> str | None:
     """OpenAI's word for a stop reason: ``stop``, ``length``, or None where the text was cut off from outside."""

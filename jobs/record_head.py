@@ -7,8 +7,6 @@ from typing import Any, cast
 import msgspec
 import orjson
 
-__all__ = ["ChoiceHead", "RecordHead", "head_of", "whole"]
-
 LONG = 1 << 20
 
 

@@ -14,18 +14,6 @@ import zstandard
 
 from jobs.errors import RefusedError
 
-__all__ = [
-    "MAX_INDEX",
-    "MAX_PAYLOAD_BYTES",
-    "MAX_SHARD_LINES",
-    "Group",
-    "ShardLine",
-    "decode_lines",
-    "encode_lines",
-    "pack",
-    "unpack",
-]
-
 MAX_PAYLOAD_BYTES = 32 * 1024 * 1024
 """Most bytes a payload may unpack to: a guard against a hostile queue entry, above what submit packs, which is a
 mebibyte of lines, or one line of at most 16. Records have no such bound."""

@@ -16,23 +16,10 @@ from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import msgspec
-import orjson
 
 from jobs.batch import Batch
 from jobs.record_head import head_of
 from jobs.store.store import FinishedLine
-
-__all__ = [
-    "OFFERED",
-    "SUFFIX",
-    "SpoolEntry",
-    "SpoolHeader",
-    "encode_entry",
-    "encode_header",
-    "open_spool",
-    "read_entries",
-    "read_header",
-]
 
 VERSION = 1
 SUFFIX = ".jsonl"
@@ -43,14 +30,14 @@ HEADER, ENTRY = b'{"promptmill_spool":', b'{"shard":'
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-@dataclass(frozen=True, slots=True)
-class SpoolHeader:
+class SpoolHeader(msgspec.Struct, frozen=True, tag_field="promptmill_spool", tag=VERSION):
     """What a file says of its batch; ``total`` is 0 and ``name`` None where the line about it is damaged."""
 
     batch_id: str
     name: str | None = None
     source: str = ""
     total: Count = 0
+    created_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +50,29 @@ class SpoolEntry:
     line: FinishedLine
 
 
+class _Fields(msgspec.Struct, frozen=True):
+    """An entry as it stands in a file. The record is kept as it is: it may be very long."""
+
+    shard: Count
+    fence: Count
+    ok: bool
+    chat: bool
+    usage: tuple[Count, Count, Count]
+    record: msgspec.Raw
+
+
 def encode_header(batch: Batch) -> bytes:
     """The first line of a file."""
-    fields = {
-        "promptmill_spool": VERSION,
-        "batch_id": batch.id,
-        "name": batch.name,
-        "source": batch.source,
-        "total": batch.total,
-        "created_at": batch.times.get("created"),
-    }
-    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+    header = SpoolHeader(batch.id, batch.name, batch.source, batch.total, batch.times.get("created"))
+    return msgspec.json.encode(header) + b"\n"
 
 
 def encode_entry(entry: SpoolEntry) -> bytes:
     """The line of one record."""
     line = entry.line
-    fields = {
-        "shard": entry.shard,
-        "fence": entry.fence,
-        "ok": line.ok,
-        "chat": entry.chat,
-        "usage": [line.prompt_tokens, line.completion_tokens, line.cached_tokens],
-        "record": orjson.Fragment(line.record),
-    }
-    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+    usage = (line.prompt_tokens, line.completion_tokens, line.cached_tokens)
+    fields = _Fields(entry.shard, entry.fence, line.ok, entry.chat, usage, msgspec.Raw(line.record))
+    return msgspec.json.encode(fields) + b"\n"
 
 
 def open_spool(path: Path) -> BinaryIO:
@@ -136,17 +121,6 @@ def read_entries(
         elif offset > 0 or not raw.startswith(HEADER):
             on_damage()
         offset += size
-
-
-class _Fields(msgspec.Struct, frozen=True):
-    """A line of a file. The record is kept as it is: it may be very long."""
-
-    shard: Count
-    fence: Count
-    ok: bool
-    chat: bool
-    usage: tuple[Count, Count, Count]
-    record: msgspec.Raw
 
 
 def _entry(raw: bytes, batch_id: str) -> SpoolEntry | None:

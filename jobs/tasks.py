@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from rq.job import Job
 
-__all__ = ["HOLD_S", "REFUSED_ID", "refuse", "run_schedule"]
-
 HOLD_S = 25.0
 """For so long a plain worker is kept from the next job: it would take one after the other, all day. It is less than the
 30 s after which RQ's worker writes to the job that it believes to be at work on."""

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["main"]
-
-REFUSED = 2
 INTERRUPTED = 130
 
 
 def main() -> int:
     """Run the command line; the exit status."""
     try:
-        from promptmill.packages import check_packages
+        from promptmill.packages import exit_unless_ours
 
-        check_packages()
+        exit_unless_ours()
         from submit.cli import main as run
-    except ImportError as error:
-        if error.name != "promptmill":
-            raise
-        sys.stderr.write(f"promptmill: {error}\n")
-        return REFUSED
     except KeyboardInterrupt:  # imports take a tenth of a second, in which somebody may change their mind
         return INTERRUPTED
     return run()

@@ -93,9 +93,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     try:
         status = cli.main(args=args, prog_name="promptmill", standalone_mode=False)
-    except click.exceptions.Abort:
-        return INTERRUPTED
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except click.ClickException as error:
         blame(error)

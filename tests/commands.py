@@ -11,8 +11,6 @@ import pytest
 
 from submit.cli import main
 
-__all__ = ["promptmill"]
-
 
 def promptmill(*arguments: str, check: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run ``promptmill`` to its end, as by ``subprocess.run`` with its output captured; ``environ`` comes on top of the

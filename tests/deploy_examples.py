@@ -14,8 +14,6 @@ import click
 
 from submit.cli import main
 
-__all__ = ["DEPLOY", "examples"]
-
 DEPLOY = Path(__file__).parents[1] / "deploy"
 _POOL = ["--redis", "rediss://worker@redis.local", "--program", "/opt/promptmill/venv/bin/promptmill"]
 _WORKER = ["worker", "--model", "mlx-community/Qwen3-4B-4bit", *_POOL]

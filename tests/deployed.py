@@ -16,8 +16,6 @@ from submit.cli import main
 from tests.servers import free_port
 from tests.waiting import until
 
-__all__ = ["MEMORY", "Installed", "installed"]
-
 MEMORY = 64 * 2**20
 
 

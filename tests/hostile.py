@@ -16,8 +16,6 @@ from jobs.redis.rq_jobs import JOB_FUNCTION
 from jobs.shard import pack
 from jobs.store.keys import BatchKeys
 
-__all__ = ["ENTRIES", "Canary", "job_data", "put_job"]
-
 HUGE = 300_000_000
 
 

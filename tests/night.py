@@ -18,8 +18,6 @@ from submit.schedule.store import Schedules
 from submit.upload.submitter import Order
 from tests.pool import MODEL, prompts, work
 
-__all__ = ["EVENING", "MINUTE", "TWO", "Crash", "Night"]
-
 EVENING = datetime(2026, 11, 20, 18, 0, tzinfo=UTC).timestamp()
 TWO = datetime(2026, 11, 21, 2, 0, tzinfo=UTC).timestamp()
 MINUTE = 60

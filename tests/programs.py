@@ -7,8 +7,6 @@ import shutil
 
 import pytest
 
-__all__ = ["needs"]
-
 REQUIRED = "PROMPTMILL_TEST_PROGRAMS"
 """An environment variable: where it is set nothing may be missing, so that no test is skipped unnoticed."""
 

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-__all__ = ["Received", "Receiver", "receiving"]
-
 
 @dataclass(frozen=True, slots=True)
 class Received:

@@ -19,8 +19,6 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionEr
 from jobs.embedded.server import find_server
 from tests.waiting import until
 
-__all__ = ["Server", "free_port", "private_server", "running_server", "server_program"]
-
 
 def server_program() -> Path:
     """The server that tests run on."""

@@ -3,6 +3,9 @@
 import sys
 
 try:
+    from promptmill.packages import exit_unless_ours
+
+    exit_unless_ours()
     import logging
     import os
     import threading

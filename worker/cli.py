@@ -39,8 +39,6 @@ from worker.models.autotune import FILE as TUNED_FILE
 from worker.rq.worker import check_permissions, machine
 from worker.service import Service, ServiceSettings
 
-__all__ = ["command", "main"]
-
 log = logging.getLogger("promptmill.worker")
 
 NAME = re.compile("[A-Za-z0-9._-]{1,128}")

@@ -37,7 +37,7 @@ from jobs.shard import Group
 from jobs.store.maintenance import upkeep
 from jobs.store.store import Store
 from worker.faults.crash_loop import note_failure
-from worker.faults.in_flight_log import Answer, InFlightLog
+from worker.faults.in_flight_log import InFlightLog, NoteReply
 from worker.faults.refused_shards import Refusals
 from worker.faults.spool import Spool
 from worker.health.heartbeat import Heartbeat
@@ -61,8 +61,6 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from worker.engine.sequence import Finished
-
-__all__ = ["Service", "ServiceSettings"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -249,7 +247,7 @@ class Service:
 
     def _stopping(self) -> bool:
         if self.settings.parent not in (None, os.getppid()):
-            log.info("the parent process is gone", extra={"action": "orphaned"})
+            log.info("the parent process is gone", extra={"action": "parent_gone"})
             return True
         return self._stops.count > 0 or self._broken()
 
@@ -340,7 +338,7 @@ class Service:
 
     # --- callbacks: the ends of lines and shards ---
 
-    def _noted(self, answer: Answer) -> None:
+    def _noted(self, answer: NoteReply) -> None:
         """What became of notes. Thread: in-flight."""
         self.compute.answered(answer)
 
@@ -360,7 +358,7 @@ class Service:
     def _retry(self, held: HeldShard, index: int) -> None:
         """An attempt at a line failed, and it gets another one. Thread: writer."""
         after_s = min(RETRY_BASE_S * 2 ** (held.attempt.failures(index) - 1), RETRY_MOST_S)
-        self.preparer.put_again(held, self.compute.load(held.group), index, after_s)
+        self.preparer.put(held, self.compute.load(held.group), again=index, after_s=after_s)
 
     def _load_failed(self, held: HeldShard) -> None:
         """Leave the shard to the other workers of its queue; its lines fail when none of them could load its model for
@@ -376,7 +374,7 @@ class Service:
         """Drop a shard that was taken over, or whose batch has ended, unless it was taken up again here. Threads:
         heartbeat, in-flight."""
         if held.end(under=attempt, wait_s=wait_s):
-            log.info("%s is no longer this worker's; its lines are dropped", held.job_id, extra={"action": "let_go"})
+            log.info("%s is no longer this worker's; its lines are dropped", held.job_id, extra={"action": "abandoned"})
             self._shard_ended(held, End.LOST)
 
     def _return(self, held: HeldShard, *, front: bool = True) -> bool:

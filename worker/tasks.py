@@ -34,5 +34,6 @@ def _hand_back(job: Job) -> None:
     hand_back = step(job.connection, "worker.rq.lua", "hand_back")
     for execution in job.get_executions():
         if job.connection.hget(execution.key, "worker_name") == str(job.worker_name).encode():
-            keys = [job.started_job_registry.key, f"rq:queue:{job.origin}", job.key, execution.key]
-            hand_back(keys=[*keys, f"rq:executions:{job.id}"], args=[execution.composite_key, job.id, "RPUSH"])
+            keys = [job.started_job_registry.key, job.key, execution.key, f"rq:executions:{job.id}"]
+            keys.append(f"rq:queue:{job.origin}")
+            hand_back(keys=keys, args=[execution.composite_key, job.id, "RPUSH"])

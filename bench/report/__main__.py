@@ -12,8 +12,6 @@ from pathlib import Path
 from bench.record import RESULTS, read
 from bench.report.write import write
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(

@@ -10,8 +10,6 @@ from bench.profile import PARTS
 from bench.record import Measurement, Run
 from bench.report.summary import GOALS, LABELS, Summary, summarise
 
-__all__ = ["render"]
-
 PEERS = ("mlx_lm_greedy", "mlx_lm_cold", "mlx_lm_warm", "mlx_lm_one", "mlx_lm_server")
 OCCUPANCY_GOAL = 0.95
 END_TO_END_GOAL = 0.95

@@ -13,8 +13,6 @@ from bench.report.summary import GOALS, LABELS, Summary, summarise
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot"]
-
 OURS, THEIRS, GREEDY, LINE, TEXT = "#0f766e", "#b6bfca", "#7fbfb6", "#b45309", "#1f2937"
 PLAIN = {"mlx_lm_warm": "mlx-lm, own params, compiled before", "mlx_lm_cold": "mlx-lm, own params, cold"}
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from bench.record import Measurement
 
-__all__ = ["GOALS", "LABELS", "Summary", "summarise"]
-
 LABELS = {
     "limit": "limit",
     "mlx_lm_greedy": "mlx-lm greedy",

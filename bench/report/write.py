@@ -8,8 +8,6 @@ from bench.record import Run
 from bench.report.page import render
 from bench.report.plot import plot
 
-__all__ = ["write"]
-
 
 def write(run: Run, folder: Path) -> None:
     """``README.md``, and ``engine.png`` where there is something to plot."""

@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from deploy.checks import check_program, folder_problem, memory_problem, model_problem
 from deploy.init.service import INITS, SERVERS, default_home
+from deploy.pool import WorkerFlags, read_folders, scheduler_plan, worker_plan, worker_words
+from deploy.request import Request
+from deploy.server import ServerFlags, server_plan
 from jobs.app.units import parse_size
 from jobs.errors import RefusedError
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class SizeType(click.ParamType[int]):
-    """Bytes: ``48G``, ``512MB``, or a plain number; ``auto`` where that makes sense."""
-
-    name = "size"
-
-    def __init__(self, *, auto: bool = False) -> None:
-        self.auto = auto
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, int) or (self.auto and value == "auto"):
-            return value
-        try:
-            return parse_size(str(value))
-        except RefusedError as error:
-            self.fail(str(error), param, ctx)
+from submit.commands.options import in_this_order
 
 
-def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Add options to a command, in this order."""
-    return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
+def _size(_ctx: click.Context, _param: click.Parameter, text: str | None) -> int | None:
+    try:
+        return None if text is None else parse_size(text)
+    except RefusedError as error:
+        raise click.BadParameter(str(error)) from None
 
 
-def _machine_options(label: str, user: str) -> Callable[[F], F]:
+def _size_or_auto(ctx: click.Context, param: click.Parameter, text: str | None) -> int | str | None:
+    return text if text == "auto" else _size(ctx, param, text)
+
+
+def _machine_options(label: str, user: str) -> Callable[[Any], Any]:
     """Options that all three have: what is done, where, and as whom."""
     home = "redis" if label.endswith("server") else "home"
-    return _all(
+    return in_this_order(
         click.option("--dry-run", is_flag=True, help="Show all files and commands, change nothing.  [default]"),
         click.option("--install", is_flag=True, help="Do it, or bring what is installed up to date. Needs root."),
         click.option(
@@ -67,7 +57,7 @@ def _machine_options(label: str, user: str) -> Callable[[F], F]:
     )  # fmt: skip
 
 
-pool_options = _all(
+pool_options = in_this_order(
     click.option(
         "--redis", "redis_url", metavar="URL", envvar=["PROMPTMILL_REDIS_URL", "RQ_REDIS_URL"],
         help="Redis of the pool (redis://, rediss://).  [default: that of the installation before]",
@@ -111,7 +101,7 @@ def command() -> None:
     help="Where the models of the Hugging Face Hub are kept.  [default: huggingface in --home]",
 )  # fmt: skip
 @click.option(
-    "--wired-limit", type=SizeType(auto=True), metavar="SIZE|auto",
+    "--wired-limit", callback=_size_or_auto, metavar="SIZE|auto",
     help="Let the GPU use so much memory, set anew at each boot (macOS); auto leaves the system an eighth, at least 8G."
     "  [default: macOS decides]",
 )  # fmt: skip
@@ -131,9 +121,6 @@ def worker(**flags: Any) -> int:
     What follows `--` goes to `promptmill worker` (see its --help), such as `-- --autotune --memory-limit 40G`.
     --install again, with other flags or after an upgrade, drains the worker and starts it anew.
     """
-    from deploy.pool import WorkerFlags, worker_plan, worker_words
-    from deploy.request import Request
-
     request = Request(flags)
     if request.uninstalled():
         return 0
@@ -170,9 +157,6 @@ def scheduler(**flags: Any) -> int:
 
     What follows `--` goes to `promptmill scheduler` (see its --help), such as `-- --webhook-hosts '*.example.com'`.
     """
-    from deploy.pool import read_folders, scheduler_plan
-    from deploy.request import Request
-
     request, extra = Request(flags), flags["extra"]
     secret = request.webhook_secret()
     if request.uninstalled():
@@ -180,8 +164,7 @@ def scheduler(**flags: Any) -> int:
     deployment = request.of_pool()
     plan = scheduler_plan(deployment, secret, extra)
     for folder in read_folders(extra):
-        problem = folder_problem(folder, request.user)
-        request.object_to(None if problem is None else f"--read-from {problem}")
+        request.object_to(folder_problem(folder, request.user))
     request.check_flags(deployment, ("scheduler", *extra))
     return request.carry_out(plan)
 
@@ -192,7 +175,7 @@ def scheduler(**flags: Any) -> int:
     help="Name or address under which the pool reaches it; may be given several times. The first stands in URLs, all "
     "in the certificate.",
 )  # fmt: skip
-@click.option("--maxmemory", type=SizeType(), metavar="SIZE", help="Memory for batches and their results, such as 8G.")
+@click.option("--maxmemory", callback=_size, metavar="SIZE", help="Memory for batches and their results, such as 8G.")
 @click.option("--port", type=click.IntRange(1, 65535), default=6379, show_default=True)
 @click.option(
     "--bind", multiple=True, default=("*", "-::*"), show_default=True, metavar="ADDRESS", help="Addresses to listen on."
@@ -214,9 +197,6 @@ def server(hosts: tuple[str, ...], maxmemory: int | None, bind: tuple[str, ...],
     Installs no server: `brew install redis` or `apt install redis-server` does. Each user's URL, with its password, is
     written to /etc/promptmill/USER.url for root alone. --install again keeps the passwords and renews the certificate.
     """
-    from deploy.request import Request
-    from deploy.server import ServerFlags, server_plan
-
     request = Request(flags)
     if request.uninstalled():
         return 0

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import click
 import orjson
 
+from deploy.doctor.finding import FindingState, Section, as_object, count, lines, summary
 from submit.commands.options import any_redis_option, json_option
-
-if TYPE_CHECKING:
-    from deploy.doctor.finding import Section
 
 WIDTH, WIDEST = 100, 140
 
@@ -43,9 +39,7 @@ def command(
     """
     from deploy.doctor.deployed import find_deployed
     from deploy.doctor.examination import Examination
-    from deploy.doctor.finding import FindingState, count
     from deploy.doctor.machine import ask_machine
-    from deploy.doctor.report import as_object, summary
     from deploy.host import Host
 
     host = Host()
@@ -54,12 +48,11 @@ def command(
         worker = machine.runs_workers or ctx.get_parameter_source("models") is click.core.ParameterSource.COMMANDLINE
     named = ctx.get_parameter_source("redis_url") is click.core.ParameterSource.COMMANDLINE or _configured(ctx)
     deployed = () if named else tuple(find_deployed(host))
-    show = None if as_json else _shown()
     sections = []
     for section in Examination(machine, os.environ, redis_url, models, worker, deployed).sections():
         sections.append(section)
-        if show is not None:
-            show(section)
+        if not as_json:
+            _show(section)
     click.echo(orjson.dumps(as_object(sections)).decode() if as_json else summary(sections))
     return 1 if count(sections, FindingState.FAIL) else 0
 
@@ -70,16 +63,11 @@ def _configured(ctx: click.Context) -> bool:
     return outer is not None and outer.params.get("config") is not None
 
 
-def _shown() -> Callable[[Section], None]:
-    """Shows a section on stdout, as wide as the terminal and in its colours."""
-    from deploy.doctor.report import lines
+def _show(section: Section) -> None:
+    """Print a section, as wide as the terminal and in its colours."""
     from submit.status.progress import is_terminal, terminal_width
 
     terminal = is_terminal(sys.stdout)
     width = min(terminal_width(sys.stdout), WIDEST) if terminal else WIDTH
     colour = terminal and not os.environ.get("NO_COLOR")
-
-    def show(section: Section) -> None:
-        click.echo("\n".join(lines(section, width, colour=colour)) + "\n", color=colour)
-
-    return show
+    click.echo("\n".join(lines(section, width, colour=colour)) + "\n", color=colour)

@@ -7,29 +7,17 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-from deploy.doctor.finding import Finding, failed, good, skipped, unsure
+from redis import ConnectionPool, Redis
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+
+from deploy.doctor.finding import Finding, failed, good, skipped, some, unsure
 from jobs.redis.permissions import Refusal, refusals
 from jobs.store.keys import PREFIX, RQ_SUSPENDED
 from submit.status.text import plural
-
-if TYPE_CHECKING:
-    from redis import Redis
-
-__all__ = [
-    "Certificate",
-    "ask_certificate",
-    "check_certificate",
-    "check_encryption",
-    "check_password",
-    "judge_permissions",
-    "open_to_strangers",
-    "try_permissions",
-]
 
 _SUBMITTERS = (PREFIX, "rq:queue:", "rq:job:", "rq:wip:", "rq:executions:")
 _WORKERS = (PREFIX, "rq:")
@@ -78,9 +66,7 @@ def _shown(refused: Sequence[Refusal]) -> str:
             shown.append(f"the {'channels' if refusal.is_channel else 'keys'} {_pattern(refusal.target)}")
         else:
             shown.append(refusal.command)
-    different = list(dict.fromkeys(shown))
-    more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-    return ", ".join(different[:SHOWN]) + more
+    return some(list(dict.fromkeys(shown)), SHOWN)
 
 
 def _pattern(target: str) -> str:
@@ -105,9 +91,6 @@ def check_encryption(*, network: bool, encrypted: bool, loopback: bool) -> Findi
 
 def open_to_strangers(connection: Redis) -> bool | None:
     """Whether the server takes commands without a user and password; None where it could not be tried."""
-    from redis import ConnectionPool, Redis
-    from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
-
     pool = connection.connection_pool
     secrets = ("username", "password", "credential_provider")
     anonymous = {key: value for key, value in pool.connection_kwargs.items() if key not in secrets}
@@ -134,60 +117,46 @@ def check_password(open_to_all: bool | None, *, loopback: bool) -> Finding:
     return unsure("password", reason, "`requirepass` in its configuration, or the users of deploy/redis/users.acl")
 
 
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """What TLS says of a server's certificate: ``ends_at`` in seconds since the epoch, None where it is not known;
-    ``over`` and ``not_yet`` that it, or the authority's, is not valid now by this machine's clock."""
-
-    ends_at: float | None = None
-    over: bool = False
-    not_yet: bool = False
-
-    @property
-    def usable(self) -> bool:
-        return not (self.over or self.not_yet)
-
-
-def ask_certificate(settings: Mapping[str, Any], timeout_s: float) -> Certificate:
-    """Shake hands as redis-py would by the settings of its URL, and look. All other trouble is left to whoever
-    connects after this: nothing is known then."""
-    if settings.get("ssl_cert_reqs") in ("none", "CERT_NONE"):
-        return Certificate()
-    host, port = str(settings.get("host") or "localhost"), int(settings.get("port") or 6379)
+def check_certificate(settings: Mapping[str, Any], timeout_s: float) -> Finding:
+    """It is good for two months at least, as a handshake by the settings of redis-py's URL tells. Nothing else warns of
+    its end, and then the whole pool stands still. All other trouble is left to whoever connects after this."""
+    name, ends = "certificate", None
     try:
-        context = ssl.create_default_context()
-        context.check_hostname = False  # that is said by whoever connects
-        files = {name: settings.get(f"ssl_ca_{name}") for name in ("certs", "path", "data")}
-        if any(files.values()):
-            context.load_verify_locations(files["certs"], files["path"], files["data"])
-        if settings.get("ssl_certfile"):
-            context.load_cert_chain(
-                settings["ssl_certfile"], settings.get("ssl_keyfile"), settings.get("ssl_password") or ""
-            )
-        with (
-            socket.create_connection((host, port), timeout=timeout_s) as raw,
-            context.wrap_socket(raw, server_hostname=host) as wrapped,
-        ):
-            ends = (wrapped.getpeercert() or {}).get("notAfter")
+        ends = _end_of_certificate(settings, timeout_s)
     except ssl.SSLCertVerificationError as error:
-        return Certificate(over=error.verify_code == _EXPIRED, not_yet=error.verify_code == _NOT_YET)
+        if error.verify_code == _NOT_YET:
+            remedy = "set the clock of this machine, or of the one that made it"
+            return failed(name, "the server's is not valid yet", remedy)
+        if error.verify_code == _EXPIRED:
+            reason = "the server's, or its authority's, is over: nobody gets in"
+            return failed(name, reason, f"{RENEW}; or mend this clock")
     except (OSError, ValueError):
-        return Certificate()
-    return Certificate(ssl.cert_time_to_seconds(ends) if isinstance(ends, str) else None)
-
-
-def check_certificate(found: Certificate, now: float | None = None) -> Finding:
-    """It is good for two months at least. Nothing else warns of its end, and then the whole pool stands still."""
-    name, now = "certificate", time.time() if now is None else now
-    if found.not_yet:
-        return failed(
-            name, "the server's is not valid yet", "set the clock of this machine, or of the one that made it"
-        )
-    if found.over:
-        return failed(name, "the server's, or its authority's, is over: nobody gets in", f"{RENEW}; or mend this clock")
-    if found.ends_at is None:
+        pass
+    if ends is None:
         return skipped(name, "when the server's ends is not known")
-    days, day = int((found.ends_at - now) // 86400), datetime.fromtimestamp(found.ends_at, UTC).date().isoformat()
-    if found.ends_at - now < SOON_S:
-        return unsure(name, f"the server's ends on {day}, in {plural(days, 'day')}: then nobody gets in", RENEW)
+    left_s, day = ends - time.time(), datetime.fromtimestamp(ends, UTC).date().isoformat()
+    if left_s < SOON_S:
+        days = plural(int(left_s // 86400), "day")
+        return unsure(name, f"the server's ends on {day}, in {days}: then nobody gets in", RENEW)
     return good(name, f"the server's is good until {day}")
+
+
+def _end_of_certificate(settings: Mapping[str, Any], timeout_s: float) -> float | None:
+    """When the server's certificate ends, in seconds since the epoch; None where nobody verifies it."""
+    if settings.get("ssl_cert_reqs") in ("none", "CERT_NONE"):
+        return None
+    host, port = str(settings.get("host") or "localhost"), int(settings.get("port") or 6379)
+    context = ssl.create_default_context()
+    context.check_hostname = False  # that is said by whoever connects
+    files = {name: settings.get(f"ssl_ca_{name}") for name in ("certs", "path", "data")}
+    if any(files.values()):
+        context.load_verify_locations(files["certs"], files["path"], files["data"])
+    if settings.get("ssl_certfile"):
+        password = settings.get("ssl_password") or ""
+        context.load_cert_chain(settings["ssl_certfile"], settings.get("ssl_keyfile"), password)
+    with (
+        socket.create_connection((host, port), timeout=timeout_s) as raw,
+        context.wrap_socket(raw, server_hostname=host) as wrapped,
+    ):
+        ends = (wrapped.getpeercert() or {}).get("notAfter")
+    return ssl.cert_time_to_seconds(ends) if isinstance(ends, str) else None

@@ -18,8 +18,6 @@ from deploy.init.launchd import DAEMONS
 from deploy.init.systemd import UNITS
 from deploy.plan import ETC
 
-__all__ = ["Deployed", "check_deployed", "find_deployed"]
-
 _KEPT = ("HOME", "HF_HOME", "PROMPTMILL_DATA_DIR")
 """Of a service's environment what says where its things are."""
 

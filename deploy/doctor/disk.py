@@ -8,10 +8,8 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from deploy.doctor.finding import Finding, failed, good, unsure
+from deploy.doctor.finding import Finding, failed, good, judged, unsure
 from deploy.host import user_name
-
-__all__ = ["check_data_folder", "check_disks", "check_room"]
 
 LEAST_BYTES, SCARCE_BYTES = 10**9, 10**10
 FETCH_BYTES = 5 * 10**10
@@ -42,12 +40,7 @@ def check_disks(folders: Sequence[tuple[str, Path]], free: Free = free_space) ->
     for room, there, names in disks.values():
         reason = f"{_decimal(room)} free for the {_listed(names)}"
         remedy = f"free some; `du -hd1 {shlex.quote(str(there))}` says what is large, `hf cache ls` lists models"
-        if room < LEAST_BYTES:
-            yield failed("disk", reason, remedy)
-        elif room < SCARCE_BYTES:
-            yield unsure("disk", reason, remedy)
-        else:
-            yield good("disk", reason)
+        yield judged("disk", reason, remedy, fails=room < LEAST_BYTES, warns=room < SCARCE_BYTES)
 
 
 def check_room(names: Sequence[str], cache: Path, free: Free = free_space) -> Finding | None:
@@ -61,10 +54,9 @@ def check_room(names: Sequence[str], cache: Path, free: Free = free_space) -> Fi
     except OSError:  # check_disks says so
         return None
     what = f"{_decimal(room)} free for {_listed(names)}, still to be fetched, of unknown size"
-    if room < FETCH_BYTES:
-        pages = _listed([f"https://huggingface.co/{name.partition('@')[0]}" for name in names])
-        return unsure("room to fetch", what, f"hold it against the size at {pages}; HF_HOME names another disk")
-    return good("room to fetch", what)
+    pages = _listed([f"https://huggingface.co/{name.partition('@')[0]}" for name in names])
+    remedy = f"hold it against the size at {pages}; HF_HOME names another disk"
+    return judged("room to fetch", what, remedy, warns=room < FETCH_BYTES)
 
 
 def check_data_folder(folder: Path, user: int | None = None, may: May = os.access) -> Finding:

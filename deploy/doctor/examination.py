@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from redis import Redis
+from redis.connection import parse_url
+from redis.exceptions import NoPermissionError, ResponseError
 
 from deploy.doctor.access import (
-    ask_certificate,
     check_certificate,
     check_encryption,
     check_password,
@@ -23,13 +26,21 @@ from deploy.doctor.access import (
     try_permissions,
 )
 from deploy.doctor.deployed import Deployed, check_deployed
-from deploy.doctor.device import Device, ask_device, check_device
 from deploy.doctor.disk import check_data_folder, check_disks, check_room
-from deploy.doctor.finding import Finding, Section, failed, skipped
+from deploy.doctor.finding import Finding, FindingState, Section, failed, skipped
 from deploy.doctor.mac import POWER_CHECKS, check_power
-from deploy.doctor.machine import Machine, check_macos, check_package, check_processor, check_python
-from deploy.doctor.memory import check_memory, check_wired_limit
-from deploy.doctor.models import ModelFiles, check_model, find_model, hub_cache
+from deploy.doctor.machine import (
+    Device,
+    Machine,
+    ask_device,
+    check_device,
+    check_macos,
+    check_package,
+    check_processor,
+    check_python,
+    check_wired_limit,
+)
+from deploy.doctor.models import ModelFiles, check_memory, check_model, find_model, hub_cache
 from deploy.doctor.network import is_loopback, reach
 from deploy.doctor.pool import ask_pool, check_pool
 from deploy.doctor.server import ask_clock, ask_latency, check_clock, check_latency, check_server, operator_tool
@@ -37,11 +48,6 @@ from deploy.host import user_name
 from jobs.embedded.server import data_folder, embedded_server
 from jobs.errors import RedisError, RefusedError
 from jobs.redis.connect import connect, full, redacted, translated
-
-if TYPE_CHECKING:
-    from redis import Redis
-
-__all__ = ["Examination"]
 
 REDIS_TIMEOUT_S = 3.0
 NO_WORKER = "no worker runs here (--worker checks for one)"
@@ -143,8 +149,6 @@ class Examination:
 
     def _way(self, url: str, findings: list[Finding]) -> Way | None:
         """Look whether the server's address takes connections, and whether its certificate is good; None where not."""
-        from redis.connection import parse_url
-
         try:
             settings: Mapping[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
         except ValueError:
@@ -158,9 +162,8 @@ class Examination:
             return None
         way = Way(url, settings, reached.address)
         if way.encrypted:
-            certificate = ask_certificate(settings, REDIS_TIMEOUT_S)
-            findings.append(check_certificate(certificate))
-            if not certificate.usable:
+            findings.append(check_certificate(settings, REDIS_TIMEOUT_S))
+            if findings[-1].state is FindingState.FAIL:
                 return None
         return way
 
@@ -175,8 +178,6 @@ class Examination:
         findings += _allowed("clock", lambda: [check_clock(ask_clock(connection), self.machine.mac is not None)])
 
     def _permissions(self, connection: Redis, way: Way) -> Finding:
-        from redis.exceptions import ResponseError
-
         try:
             refused = try_permissions(connection, f"doctor-{secrets.token_hex(8)}", worker=self.worker)
         except ResponseError as error:
@@ -188,8 +189,6 @@ class Examination:
 
 def _allowed(name: str, ask: Callable[[], Iterable[Finding]]) -> list[Finding]:
     """The findings, or that this user may not ask: which of it a submitter or worker needs, `permissions` says."""
-    from redis.exceptions import NoPermissionError
-
     try:
         return list(ask())
     except NoPermissionError as error:

@@ -15,8 +15,6 @@ from deploy.gpu_limit import DAEMON_SUFFIX, LIMIT
 from deploy.host import Host
 from deploy.init.launchd import DAEMONS, power_settings
 
-__all__ = ["NOT_A_MAC", "POWER_CHECKS", "Mac", "WiredAtBoot", "ask_mac", "check_power", "daemon_words", "read_daemon"]
-
 NOT_A_MAC = "not a Mac"
 POWER_CHECKS = ("sleep", "power", "power cut", "FileVault")
 _AC = "AC Power"

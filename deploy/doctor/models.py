@@ -1,23 +1,28 @@
-"""Where a model's files are on this machine, and whether they are all there."""
+"""A model's files on this machine: whether they are all there, and whether they fit into memory."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
-from deploy.doctor.finding import Finding, failed, good, unsure
+from deploy.doctor.finding import Finding, failed, good, skipped, unsure
+from deploy.doctor.machine import Device, Machine
+from deploy.gpu_limit import LIMIT, most_wired
 from submit.status.text import plural, size
-
-__all__ = ["ModelFiles", "check_model", "find_model", "hub_cache"]
 
 HUB_NAME = re.compile(r"(?P<repository>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>\S+))?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 MAX_JSON_BYTES = 64 * 2**20
+WORKERS_PART = 0.9
+"""A worker takes so much of what the device recommends; see its ``--memory-limit``."""
+FULL = 0.7
+"""Past this the models leave too little for the caches of many lines."""
+MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,3 +142,48 @@ def _object(path: Path) -> dict[str, object] | None:
     except (OSError, orjson.JSONDecodeError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def check_memory(machine: Machine, device: Device, models: Sequence[ModelFiles]) -> Iterator[Finding]:
+    """Each model whose size is known against what a worker may use here, and all of them together."""
+    known = [model for model in models if model.weights and model.problem is None]
+    limit = device.recommended or machine.memory
+    if not limit or not known:
+        why = "give --model to see whether it fits" if not models else "no model's size is known"
+        shown = f"{size(limit)} for models; " if limit else ""
+        yield skipped("memory", f"{shown}{why}")
+        return
+    budget = int(limit * WORKERS_PART)
+    for model in known:
+        yield _one(f"memory {model.name}", machine, model.weights, budget)
+    together = sum(model.weights for model in known)
+    if together > budget >= max(model.weights for model in known):
+        reason = f"{size(together)} of weights do not fit into {size(budget)}, so that these models take turns"
+        yield unsure("memory together", reason, "serve some of them on another Mac, where that is too slow")
+
+
+def _one(name: str, machine: Machine, weights: int, budget: int) -> Finding:
+    may = f"{size(budget)} that a worker may use"
+    share = weights / budget
+    if share <= FULL:
+        return good(name, f"{size(weights)} of the {may}")
+    if share <= 1:
+        reason = f"{size(weights)} of the {may}: what is left for caches is little, and few lines run at once"
+        return unsure(name, reason, _remedy(machine, weights, budget))
+    return failed(name, f"{size(weights)} do not fit into the {may}", _remedy(machine, weights, budget))
+
+
+def _remedy(machine: Machine, weights: int, budget: int) -> str:
+    """Raise the limit of wired memory where that is enough, else another model."""
+    smaller = "take a model of fewer bits (`mlx_lm.convert -q`), or a Mac with more memory"
+    if machine.mac is None or machine.memory is None:
+        return smaller
+    most = most_wired(machine.memory)
+    wanted = min(int(weights / FULL / WORKERS_PART), most or 0)
+    if wanted * WORKERS_PART < max(weights, budget * 1.05):
+        return smaller
+    limit = wanted // MIB
+    return (
+        f"sudo sysctl {LIMIT}={limit} until the next start, or --wired-limit {limit}M of `promptmill deploy worker` "
+        f"for good; or {smaller}"
+    )

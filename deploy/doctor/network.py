@@ -8,13 +8,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from deploy.doctor.finding import Finding, failed, good
 from deploy.doctor.machine import Machine
-
-__all__ = ["Reached", "explain", "is_loopback", "reach"]
 
 NAME_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 3.0
@@ -69,12 +68,10 @@ def reach(
         return Reached(_unknown_name(name, error))
     deadline = clock() + timeout_s
     failure: tuple[OSError, str] | None = None
-    for family, kind, protocol, _, address in addresses:
+    for *_, address in addresses:
         begun = clock()
         try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.settimeout(max(deadline - begun, LEAST_TIMEOUT_S))
-                probe.connect(address)
+            with socket.create_connection(address[:2], max(deadline - begun, LEAST_TIMEOUT_S)) as probe:
                 took = (clock() - begun) * 1000
                 greeting = _greeting(probe)
         except OSError as error:
@@ -145,23 +142,20 @@ def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 def _resolve(name: str, port: int, lookup: Callable[..., list[Any]]) -> list[Any]:
     """The addresses of a machine. The system's own patience with a name server is long, and cannot be set."""
-    found: list[Any] = []
+    answer: Future[list[Any]] = Future()
 
     def ask() -> None:
         try:
-            found.append(lookup(name, port, type=socket.SOCK_STREAM))
+            answer.set_result(lookup(name, port, type=socket.SOCK_STREAM))
         except (OSError, UnicodeError) as error:
-            found.append(error)
+            answer.set_exception(error)
 
-    asking = threading.Thread(target=ask, name="lookup", daemon=True)
-    asking.start()
-    asking.join(NAME_TIMEOUT_S)
-    if not found:
-        raise TimeoutError(f"no answer of the name server within {NAME_TIMEOUT_S:.0f} s")
-    if isinstance(found[0], Exception):
-        raise found[0]
-    addresses: list[Any] = found[0]
-    return addresses
+    # A pool of threads would wait for the answer at the end of the process.
+    threading.Thread(target=ask, name="lookup", daemon=True).start()
+    try:
+        return answer.result(NAME_TIMEOUT_S)
+    except TimeoutError:
+        raise TimeoutError(f"no answer of the name server within {NAME_TIMEOUT_S:.0f} s") from None
 
 
 def _unknown_name(name: str, error: Exception) -> Finding:

@@ -6,22 +6,23 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, TypeVar, cast
 
-from deploy.doctor.finding import Finding, good, skipped, unsure
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from deploy.doctor.finding import Finding, good, skipped, some, unsure
 from jobs.errors import RefusedError
-from jobs.store.keys import PAUSED, PREFIX, RQ_SUSPENDED
+from jobs.store.keys import PREFIX
 from jobs.store.store import Store
 from submit.schedule.store import Schedules
+from submit.status.pool_pause import paused_workers, pool_paused
 from submit.status.text import duration, plural
 from submit.status.worker_state import WorkerState
 from submit.status.workers import SCAN_STEP, LostWorker, Workers, read_lost_workers, served_by
 from submit.webhooks.store import due
 
-if TYPE_CHECKING:
-    from redis import Redis
-
-__all__ = ["Pool", "ask_pool", "check_pool"]
+T = TypeVar("T")
 
 QUEUES, QUEUE = "rq:queues", "rq:queue:"
 TROUBLE = re.compile(PREFIX + r"trouble:[0-9a-f]{12}(?:pid:\[\d+\])?:(?P<group>.*)", re.DOTALL)
@@ -54,26 +55,28 @@ class Pool:
 
 def ask_pool(connection: Redis) -> Pool:
     """The state of the pool; nothing is changed."""
-    queues = [key for key in _names(connection, ("SMEMBERS", QUEUES)) if key.startswith(QUEUE + PREFIX)][:MOST]
+    store, schedules = Store(connection), Schedules(connection)
+    listed = _answer(lambda: cast("set[bytes]", connection.smembers(QUEUES)), set[bytes]())
+    names = (key.decode(errors="replace") for key in listed)
+    queues = sorted(key for key in names if key.startswith(QUEUE + PREFIX))[:MOST]
     lengths = _replies(connection, [("LLEN", key) for key in queues])
     waiting = {
         key.removeprefix(QUEUE): length
         for key, length in zip(queues, lengths, strict=True)
         if isinstance(length, int) and length
     }
-    (paused,) = _replies(connection, [("EXISTS", RQ_SUSPENDED)])
-    workers, schedules = tuple(Workers(connection).read()), Schedules(connection)
-    live, now = frozenset(worker.name for worker in workers), Store(connection).server_time()
+    workers = tuple(Workers(connection).read())
+    live = frozenset(worker.name for worker in workers)
     return Pool(
-        paused=bool(paused) if isinstance(paused, int) else None,
+        paused=_answer(lambda: pool_paused(store), None),
         workers=workers,
-        resting=tuple(_names(connection, ("HKEYS", PAUSED)))[:MOST],
-        silent=tuple(read_lost_workers(connection, live, now)),
+        resting=tuple(_answer(lambda: paused_workers(store), list[str]()))[:MOST],
+        silent=tuple(read_lost_workers(connection, live, store.server_time())),
         waiting=waiting,
         trouble=_trouble(connection),
         scheduler=schedules.active_scheduler(),
-        schedules=_counted(lambda: len(schedules.names())),
-        webhooks=_counted(lambda: due(Store(connection))),
+        schedules=_answer(lambda: len(schedules.names()), 0),
+        webhooks=_answer(lambda: due(store), 0),
     )
 
 
@@ -86,7 +89,7 @@ def check_pool(pool: Pool) -> Iterator[Finding]:
     else:
         yield good("pause", "the pool is not paused")
     if pool.resting:
-        reason = f"paused by name: {', '.join(pool.resting[:SHOWN])}{_more(pool.resting)}; they take nothing new"
+        reason = f"paused by name: {some(pool.resting, SHOWN)}; they take nothing new"
         yield unsure("paused workers", reason, f"promptmill resume --worker {shlex.quote(pool.resting[0])}")
     yield _workers(pool)
     if pool.silent:
@@ -102,13 +105,13 @@ def check_pool(pool: Pool) -> Iterator[Finding]:
 def _workers(pool: Pool) -> Finding:
     if not pool.workers:
         return skipped("workers", "none is at work now")
-    shown = [f"{worker.name} ({', '.join(worker.models) or 'no model'})" for worker in pool.workers[:SHOWN]]
-    return good("workers", f"{len(pool.workers)} at work: {', '.join(shown)}{_more(pool.workers)}")
+    shown = [f"{worker.name} ({', '.join(worker.models) or 'no model'})" for worker in pool.workers]
+    return good("workers", f"{len(pool.workers)} at work: {some(shown, SHOWN)}")
 
 
 def _silent(silent: Sequence[LostWorker]) -> Finding:
-    shown = [f"{one.name} (for {duration(one.silent_s)})" for one in silent[:SHOWN]]
-    reason = f"registered, and say nothing: {', '.join(shown)}{_more(silent)}: killed, asleep or cut off"
+    shown = some([f"{one.name} (for {duration(one.silent_s)})" for one in silent], SHOWN)
+    reason = f"registered, and say nothing: {shown}: killed, asleep or cut off"
     remedy = "see their machines and logs; those that are gone for good RQ forgets within minutes"
     return unsure("silent workers", reason, remedy)
 
@@ -123,10 +126,6 @@ def _scheduler(pool: Pool) -> Iterator[Finding]:
         verb = "waits" if pool.schedules + pool.webhooks == 1 else "wait"
         reason = f"none is active, and {' and '.join(waits)} {verb} for one"
         yield unsure("scheduler", reason, "promptmill scheduler, or `promptmill deploy scheduler` for good")
-
-
-def _more(things: Sequence[object]) -> str:
-    return f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
 
 
 def _waiting(pool: Pool) -> Iterator[Finding]:
@@ -149,21 +148,12 @@ def _waiting(pool: Pool) -> Iterator[Finding]:
         )
 
 
-def _counted(ask: Callable[[], int]) -> int:
-    """What is counted; nothing where this user may not ask, or somebody put something else there."""
-    from redis.exceptions import ResponseError
-
+def _answer(ask: Callable[[], T], otherwise: T) -> T:
+    """The answer; ``otherwise`` where this user may not ask, or somebody put something else there."""
     try:
         return ask()
     except (ResponseError, RefusedError):  # what is refused within a script is not told from other errors
-        return 0
-
-
-def _names(connection: Redis, command: tuple[Any, ...]) -> list[str]:
-    """The names that a command lists; none where this user may not ask, or another kind of value is there."""
-    (found,) = _replies(connection, [command])
-    names = cast("set[bytes] | list[bytes]", found) if isinstance(found, (set, list)) else []
-    return sorted(name.decode(errors="replace") for name in names)
+        return otherwise
 
 
 def _trouble(connection: Redis) -> dict[str, tuple[int, str]]:

@@ -6,15 +6,12 @@ import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from deploy.doctor.finding import Finding, failed, good, skipped, unsure
+from redis import Redis
+
+from deploy.doctor.finding import Finding, failed, good, judged, skipped, unsure
 from submit.status.text import count, size
-
-if TYPE_CHECKING:
-    from redis import Redis
-
-__all__ = ["ask_clock", "ask_latency", "check_clock", "check_latency", "check_server", "operator_tool"]
 
 PINGS, PINGS_S = 50, 1.0
 SLOW_S, TOO_SLOW_S = 0.02, 1.0
@@ -106,20 +103,15 @@ def _memory(info: Info) -> Finding:
     remedy = f"remove old batches (`promptmill purge`), or {more}"
     if most and used >= NEARLY_FULL * limit:
         return failed("server memory", f"full: {reason}", remedy)
-    if used >= SCARCE * limit:
-        return unsure("server memory", reason, remedy)
-    return good("server memory", reason)
+    return judged("server memory", reason, remedy, warns=used >= SCARCE * limit)
 
 
 def _clients(info: Info, tool: str) -> Finding:
     there, most, refused = (_number(info, key) for key in ("connected_clients", "maxclients", "rejected_connections"))
     remedy, command = "`maxclients 10000` in its configuration, and now:", f"{tool} CONFIG SET maxclients 10000"
     shown = f"{count(there)} connected" + (f" of at most {most:,}" if most else "")
-    if refused:
-        return unsure("clients", f"{shown}; {count(refused)} were refused since its start", remedy, command)
-    if most and there >= BUSY * most:
-        return unsure("clients", shown, remedy, command)
-    return good("clients", shown)
+    shown += f"; {count(refused)} were refused since its start" if refused else ""
+    return judged("clients", shown, remedy, command, warns=bool(refused or (most and there >= BUSY * most)))
 
 
 def _number(info: Info, key: str) -> int:
@@ -142,17 +134,9 @@ def ask_latency(connection: Redis, clock: Callable[[], float] = time.perf_counte
 def check_latency(taken: Sequence[float]) -> Finding:
     """What each step with Redis costs besides; workers keep several under way, submitters send in bulk."""
     median, worst = statistics.median(taken), max(taken)
-    reason = f"{_ms(median)} at the median, {_ms(worst)} at worst of {len(taken)} pings"
+    reason = f"{median * 1000:.1f} ms at the median, {worst * 1000:.1f} ms at worst of {len(taken)} pings"
     remedy = "use a cable, not Wi-Fi, and a Redis in this network, on a machine with time for it"
-    if median > TOO_SLOW_S:
-        return failed("latency", reason, remedy)
-    if median > SLOW_S or worst > TOO_SLOW_S:
-        return unsure("latency", reason, remedy)
-    return good("latency", reason)
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.1f} ms"
+    return judged("latency", reason, remedy, fails=median > TOO_SLOW_S, warns=median > SLOW_S or worst > TOO_SLOW_S)
 
 
 def ask_clock(connection: Redis, now: Callable[[], float] = time.time) -> float:
@@ -171,7 +155,7 @@ def check_clock(ahead_s: float, mac: bool) -> Finding:
     reason = f"this machine's is {apart:,.0f} s {which} the server's: {wrong}"
     here = "sudo sntp -sS time.apple.com" if mac else "sudo timedatectl set-ntp true"
     remedy = f"set the clocks of both by the network; here: {here}"
-    return (failed if apart > FAR_AHEAD_S else unsure)("clock", reason, remedy)
+    return judged("clock", reason, remedy, fails=apart > FAR_AHEAD_S, warns=True)
 
 
 def operator_tool(settings: Mapping[str, Any], *, encrypted: bool) -> str:

@@ -10,26 +10,8 @@ from typing import Any
 
 from deploy.gpu_limit import LIMIT
 from deploy.init.service import Account, ServiceSpec
-from deploy.plan import File, Folder, PlanStep, Unit, rendered, root_file, root_group, shipped
+from deploy.plan import File, Folder, Plan, PlanStep, rendered, root_file, root_group, shipped
 from jobs.errors import RefusedError
-
-__all__ = [
-    "DAEMONS",
-    "NO_LIMIT",
-    "POWER",
-    "POWER_NOW",
-    "after_limit",
-    "former_power",
-    "log_file",
-    "plist",
-    "power_settings",
-    "start",
-    "stop",
-    "unit",
-    "user_steps",
-    "weekly",
-    "wired_limit",
-]
 
 DAEMONS = Path("/Library/LaunchDaemons")
 LOGS = Path("/var/log")
@@ -67,7 +49,7 @@ def plist(job: Mapping[str, Any]) -> str:
     return text.decode()
 
 
-def unit(service: ServiceSpec) -> Unit:
+def unit(service: ServiceSpec) -> Plan:
     """The daemon of a service, its logs and their rotation. A daemon, never an agent: since macOS 15 agents need a
     person's leave to reach hosts of the local network, and end at logout.
 
@@ -78,7 +60,7 @@ def unit(service: ServiceSpec) -> Unit:
     it renamed. What it says before that is open (``.err``) is opened by launchd at each start, and what is written to
     stderr later goes into the log: see :mod:`jobs.app.logs`.
     """
-    label, account = service.label, service.account
+    label, account = service.deployment.label, service.deployment.account
     log, errors = log_file(label), log_file(label, "err")
     logs = [File(path, "", 0o600, account.user, account.group, once=True, left=True) for path in (log, errors)]
     daemon = _daemon(
@@ -97,17 +79,18 @@ def unit(service: ServiceSpec) -> Unit:
     rotation = rendered("newsyslog.conf", log=log.with_suffix(""), user=account.user, group=account.group)
     files = (*logs, daemon, root_file("launchd", Path("/etc/newsyslog.d") / f"{label}.conf", rotation))
     folder = Folder(log.parent, 0o755, "root", root_group("launchd"))
-    return Unit(files, start(label, service.stop_s), (folder,))
+    return Plan(label, "launchd", (folder,), files, start=start(label, service.stop_s))
 
 
-def wired_limit(label: str, mebibytes: int) -> Unit:
+def wired_limit(label: str, mebibytes: int) -> Plan:
     """A daemon that runs once at boot, as root, and lets the GPU wire so much memory: macOS forgets it at shutdown."""
-    return Unit((_daemon("wired-limit", label, (SYSCTL, f"{LIMIT}={mebibytes}")),), start(label, 0))
+    file = _daemon("wired-limit", label, (SYSCTL, f"{LIMIT}={mebibytes}"))
+    return Plan(label, "launchd", files=(file,), start=start(label, 0))
 
 
-def weekly(label: str, command: tuple[str, ...]) -> Unit:
+def weekly(label: str, command: tuple[str, ...]) -> Plan:
     """A daemon that root runs once a week, at the next waking if it is missed, and the commands that start it."""
-    return Unit((_daemon("weekly", label, command),), start(label, 0))
+    return Plan(label, "launchd", files=(_daemon("weekly", label, command),), start=start(label, 0))
 
 
 def _daemon(template: str, label: str, command: tuple[str, ...], **values: Any) -> File:

@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from deploy.init.service import Account, ServiceSpec
-from deploy.plan import PlanStep, Unit, rendered, root_file
-
-__all__ = ["UNITS", "quoted", "start", "stop", "stopped", "unit", "user_steps", "weekly"]
+from deploy.plan import Plan, PlanStep, rendered, root_file
 
 UNITS = Path("/etc/systemd/system")
 
@@ -19,13 +17,13 @@ def quoted(word: str) -> str:
     return f'"{text}"' if not word or any(character in " \t'\"\\;#" for character in word) else text
 
 
-def unit(service: ServiceSpec) -> Unit:
+def unit(service: ServiceSpec) -> Plan:
     """The unit of a service; it logs to the journal, which rotates. Only a failure starts it again. SIGTERM goes to the
     process alone, which ends its children; what is left after the limit is killed.
 
     A worker is not confined: before systemd 254 ``ProtectClock=`` closes all devices but the clock's, the GPU too.
     """
-    account = service.account
+    label, account = service.deployment.label, service.deployment.account
     text = rendered(
         "unit.service",
         about=service.about,
@@ -39,18 +37,19 @@ def unit(service: ServiceSpec) -> Unit:
         protect_home="read-only" if service.reads_homes else "yes",
         confined=rendered("confined") if service.confined else "",
     )
-    files = (root_file("systemd", UNITS / f"{service.label}.service", text),)
-    return Unit(files, start(service.label, service.stop_s))
+    file = root_file("systemd", UNITS / f"{label}.service", text)
+    return Plan(label, "systemd", files=(file,), start=start(label, service.stop_s))
 
 
-def weekly(label: str, command: tuple[str, ...]) -> Unit:
+def weekly(label: str, command: tuple[str, ...]) -> Plan:
     """A command that root runs once a week, after the start of the machine if it is missed, and what starts that."""
     words = " ".join(map(quoted, command))
     files = tuple(
         root_file("systemd", UNITS / f"{label}.{kind}", rendered(f"weekly.{kind}", label=label, command=words))
         for kind in ("service", "timer")
     )
-    return Unit(files, tuple(PlanStep(("systemctl", action, f"{label}.timer")) for action in ("enable", "restart")))
+    steps = tuple(PlanStep(("systemctl", action, f"{label}.timer")) for action in ("enable", "restart"))
+    return Plan(label, "systemd", files=files, start=steps)
 
 
 def _lines(setting: str, words: Iterable[str]) -> str:

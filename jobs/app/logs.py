@@ -15,8 +15,6 @@ import orjson
 from jobs.batch import timestamp
 from jobs.errors import RefusedError
 
-__all__ = ["FILE_HELP", "FORMATS", "FORMAT_HELP", "JsonFormatter", "set_up_logging"]
-
 FORMATS = ("text", "json")
 FORMAT_HELP = "Log lines for people, or one JSON object per line for a log collector."
 FILE_HELP = "File for the log, in place of stderr; it is opened anew when newsyslog or logrotate has moved it away."

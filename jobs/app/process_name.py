@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import socket
 
-__all__ = ["process_name"]
-
 
 def process_name(name: str | None) -> str:
     """The name of this process among others of a pool: ``name``, else the host's, and its process id."""

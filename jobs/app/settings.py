@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from jobs.app.worker_options import WORKER_OPTIONS
 from jobs.errors import RefusedError
 from jobs.params import ALIASES, PARAMETERS, did_you_mean
-
-__all__ = ["COMMANDS", "config_file", "origin", "read_settings", "read_toml"]
 
 COMMANDS = (
     "run",
@@ -40,19 +38,6 @@ TABLED = frozenset((*PARAMETERS, *ALIASES, *(row.name for row in WORKER_OPTIONS 
 """Flags that are in a table, with underscores."""
 
 
-class CommandParameter(Protocol):
-    """What click says of a parameter of a command: an option's ``opts`` are its flags."""
-
-    @property
-    def name(self) -> str | None: ...
-    @property
-    def opts(self) -> Sequence[str]: ...
-    @property
-    def multiple(self) -> bool: ...
-    @property
-    def param_type_name(self) -> str: ...
-
-
 def config_file(environ: Mapping[str, str], platform: str = sys.platform) -> Path:
     """Where settings are read from when ``--config`` says nothing."""
     if platform == "darwin":
@@ -61,10 +46,10 @@ def config_file(environ: Mapping[str, str], platform: str = sys.platform) -> Pat
 
 
 def read_settings(
-    path: Path, command: str, parameters: Iterable[CommandParameter], all_flags: Callable[[], Collection[str]]
+    path: Path, command: str, parameters: Iterable[Any], all_flags: Callable[[], Collection[str]]
 ) -> dict[str, Any]:
-    """Values for a command's parameters, by name: of the file's top-level keys those that are flags of it, and all of
-    the table of its name.
+    """Values for a command's parameters, which are click's, by name: of the file's top-level keys those that are flags
+    of it, and all of the table of its name.
 
     ``all_flags`` knows the flags of all commands, without dashes before them. It takes a while, and is asked only where
     a top-level key is neither a flag of this command nor in a table of flags.

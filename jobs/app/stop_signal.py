@@ -13,8 +13,6 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["StopSignals", "Wakeup"]
-
 
 class Wakeup:
     """Lets one thread wait until any other, or a signal handler, has something for it."""

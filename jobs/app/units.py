@@ -7,8 +7,6 @@ from datetime import datetime, timedelta, tzinfo
 
 from jobs.errors import RefusedError
 
-__all__ = ["parse_duration", "parse_moment", "parse_size"]
-
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?")

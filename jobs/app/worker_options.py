@@ -14,19 +14,6 @@ from typing import Any
 
 from jobs.app.logs import FILE_HELP, FORMAT_HELP, FORMATS
 
-__all__ = [
-    "DECODE_CONCURRENCY",
-    "LOAD_PATIENCE_S",
-    "MAX_ATTEMPTS",
-    "MOST_ROWS",
-    "SPOOL_KEEP_S",
-    "WORKER_OPTIONS",
-    "EngineSettings",
-    "ServiceOptions",
-    "WorkerOption",
-    "settings_of",
-]
-
 DECODE_CONCURRENCY = 32
 MOST_ROWS = 256
 """What --autotune tries at most, where --decode-concurrency is not given."""

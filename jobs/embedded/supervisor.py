@@ -15,8 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from jobs.embedded.server import (
     LOG,
@@ -26,13 +26,12 @@ from jobs.embedded.server import (
     Clock,
     Sleep,
     find_server,
+    locked_within,
     open_lock,
     socket_path,
     try_lock,
 )
 from jobs.errors import RedisError
-
-__all__ = ["Server", "guard", "main"]
 
 POLL = 1.0
 GRACE = 2.0  # seconds before a supervisor may end: one that is asked for again at once should not start anew
@@ -89,7 +88,7 @@ class Server:
         self._pause = 0.0
 
     def close(self) -> None:
-        os.close(self._lock)
+        self._lock.close()
 
     def alive(self) -> bool:
         """Whether the server's process exists; it need not answer."""
@@ -143,25 +142,22 @@ class Server:
     def _start(self) -> None:
         program = self._program or find_server(self._folder)
         (self._folder / "redis.pid").unlink(missing_ok=True)  # so that it is never an older server's
-        # A second descriptor: the lock on it lives exactly as long as the server that inherits it.
-        inherited = open_lock(self._folder / SERVER_LOCK)
-        try:
+        # Opened a second time: the lock on it lives exactly as long as the server that inherits it.
+        with open_lock(self._folder / SERVER_LOCK) as inherited:
             if not try_lock(inherited, fcntl.LOCK_EX):
                 return
             self._child = subprocess.Popen(
                 [program, *server_options(self._folder)],
                 stdin=subprocess.DEVNULL,
                 cwd=self._folder,
-                pass_fds=[inherited],
+                pass_fds=[inherited.fileno()],
                 umask=0o077,
             )
-        finally:
-            os.close(inherited)
 
     def _in_place(self) -> bool:
         """Whether the lock file is still the one in the folder."""
         try:
-            return os.path.samestat(os.fstat(self._lock), (self._folder / SERVER_LOCK).stat())
+            return os.path.samestat(os.fstat(self._lock.fileno()), (self._folder / SERVER_LOCK).stat())
         except FileNotFoundError:
             return False
 
@@ -176,7 +172,7 @@ class Server:
 
 
 def guard(
-    users: int,
+    users: BinaryIO,
     server: Server,
     *,
     clock: Clock = time.monotonic,
@@ -192,32 +188,14 @@ def guard(
     server.stop()
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = open_lock(path)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _take_over(own: int, clock: Clock, sleep: Sleep) -> bool:
-    deadline = clock() + TAKEOVER
-    while not try_lock(own, fcntl.LOCK_EX):
-        if clock() > deadline:
-            return False
-        sleep(TICK)
-    return True
-
-
 def main(arguments: list[str]) -> int:
     """Guard the folder given first, with the server program given second; 0 also if another guards it."""
     folder = Path(arguments[0])
     program = Path(arguments[1]) if len(arguments) > 1 else None
     logging.basicConfig(format="%(process)d:guardian %(asctime)s %(message)s", level=logging.INFO)
     # Closed from the inside out: whoever gets users.lock next finds guardian.lock free.
-    with _opened(folder / USERS_LOCK) as users, _opened(folder / SUPERVISOR_LOCK) as own:
-        if _take_over(own, time.monotonic, time.sleep):
+    with open_lock(folder / USERS_LOCK) as users, open_lock(folder / SUPERVISOR_LOCK) as own:
+        if locked_within(TAKEOVER, own, fcntl.LOCK_EX):
             with contextlib.closing(Server(folder, program)) as server:
                 guard(users, server)
     return 0

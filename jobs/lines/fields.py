@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from jobs.errors import MOST_PROBLEMS, LineError
 from jobs.lines.foreign_names import ABSENT, asks_for_nothing, foreign_field, is_column, meant_by_nothing
-from jobs.lines.messages import CHAT_FIELDS, check_continuing, check_flag, check_messages
+from jobs.lines.messages import CHAT_FIELDS, check_continuing, check_messages
 from jobs.lines.parameters import CHECKS
-from jobs.lines.values import check_object, check_text, json_kind, name_check
+from jobs.lines.values import check_flag, check_name, check_object, check_text, json_kind
 from jobs.params import ALIASES, SHOWN_NAME, did_you_mean, shown
-
-__all__ = ["gather", "lacks_prompt", "no_prompt"]
 
 _ALONE = frozenset({"prompt", "top_logprobs", "continue_final_message", "add_generation_prompt"})
 """Fields that do not go with each other one."""
@@ -97,6 +96,12 @@ def _check_together(fields: Mapping[str, Any], wrong: set[str], problems: list[L
         problems.append(error)
 
 
+def _check_prompt(value: Any) -> str:
+    if isinstance(value, list):
+        raise LineError("invalid_type", "prompt", "must be a string, not an array; one line for each prompt")
+    return check_text("prompt", value)
+
+
 def _check_response_format(value: Any) -> Any:
     if not isinstance(value, dict):
         raise LineError("invalid_type", "response_format", f"must be an object, not {json_kind(value)}")
@@ -108,17 +113,14 @@ def _check_response_format(value: Any) -> Any:
 
 
 _FIELD_CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "prompt": check_text("prompt", several="; one line for each prompt"),
+    "prompt": _check_prompt,
     "messages": check_messages,
-    "system_prompt": check_text("system_prompt"),
-    "prefill_response": check_text("prefill_response"),
-    "continue_final_message": check_flag("continue_final_message"),
-    "add_generation_prompt": check_flag("add_generation_prompt"),
-    "chat_template_kwargs": check_object("chat_template_kwargs"),
-    "model": name_check("model"),
-    "adapter_path": name_check("adapter_path"),
-    "metadata": check_object("metadata"),
+    "metadata": partial(check_object, "metadata"),
+    "chat_template_kwargs": partial(check_object, "chat_template_kwargs"),
     "response_format": _check_response_format,
+    **{name: partial(check_text, name) for name in ("system_prompt", "prefill_response")},
+    **{name: partial(check_flag, name) for name in ("continue_final_message", "add_generation_prompt")},
+    **{name: partial(check_name, name) for name in ("model", "adapter_path")},
 }
 
 _CHECKS_BY_KEY: Mapping[str, tuple[str, Callable[[Any], Any]]] = {

@@ -14,16 +14,6 @@ from typing import Any, Final
 from jobs.errors import LineError
 from jobs.params import PARAMETERS
 
-__all__ = [
-    "ABSENT",
-    "asks_for_nothing",
-    "foreign_field",
-    "is_column",
-    "is_empty",
-    "is_foreign",
-    "meant_by_nothing",
-]
-
 ABSENT: Final = object()
 """Stands for a field that was not given after all."""
 

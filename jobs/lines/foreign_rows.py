@@ -9,8 +9,6 @@ from typing import Any
 from jobs.lines.foreign_names import is_foreign
 from jobs.lines.values import are_rows
 
-__all__ = ["cure_of_row"]
-
 
 def _user_says(text: str, *, keep: str = "") -> str:
     """The jq command for rows whose prompt is at this path; ``keep`` are fields that the line has too."""

@@ -9,8 +9,6 @@ from typing import Any
 
 import orjson
 
-__all__ = ["LOOKED_AT", "MAX_ID_LENGTH", "id_in", "readable_id", "usable_id"]
-
 MAX_ID_LENGTH = 256
 LOOKED_AT = 1 << 16
 """Bytes of a damaged line that are searched for its id: ids stand at the beginning."""

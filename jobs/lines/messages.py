@@ -8,8 +8,6 @@ from typing import Any
 from jobs.errors import MOST_PROBLEMS, LineError, raise_all
 from jobs.params import SHOWN_NAME, did_you_mean, shown
 
-__all__ = ["CHAT_FIELDS", "ROLES", "check_continuing", "check_flag", "check_messages", "unfit_defaults"]
-
 ROLES = ("system", "developer", "user", "assistant", "tool")
 FOREIGN_ROLES: Mapping[str, str] = {
     "human": "user",
@@ -160,17 +158,6 @@ def _content(where: str, content: Any) -> str:
             raise LineError("unsupported", where, "only parts of type 'text' are supported")
         parts.append(part["text"])
     return "".join(parts)
-
-
-def check_flag(field: str) -> Any:
-    """The check of a field that is true or false."""
-
-    def check(value: Any) -> bool:
-        if type(value) is not bool:
-            raise LineError("invalid_type", field, f"must be true or false, not {shown(value)}")
-        return value
-
-    return check
 
 
 def check_continuing(fields: Mapping[str, Any]) -> None:

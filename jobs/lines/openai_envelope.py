@@ -10,8 +10,6 @@ from jobs.lines.fields import gather, lacks_prompt, no_prompt
 from jobs.lines.foreign_names import is_empty
 from jobs.params import SHOWN_NAME, did_you_mean, shown
 
-__all__ = ["CHAT_URL", "COMPLETIONS_URL", "open_envelope"]
-
 CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
 FIELDS = frozenset({"custom_id", "method", "url", "body"})
 OTHER_URLS: Mapping[str, str] = {

@@ -9,8 +9,6 @@ from typing import Any, cast
 from jobs.errors import LineError
 from jobs.params import MAX_SEED, PARAMETERS, Parameter, shown
 
-__all__ = ["CHECKS"]
-
 
 def _wrong_type(row: Parameter, wanted: str, value: Any) -> LineError:
     return LineError("invalid_type", row.name, f"must be {wanted}, not {shown(value)}{_instead(row, value)}")

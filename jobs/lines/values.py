@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import LineError, RefusedError
-
-__all__ = [
-    "MAX_DEPTH",
-    "are_rows",
-    "check_object",
-    "check_text",
-    "json_kind",
-    "local_model_name",
-    "model_name",
-    "name_check",
-]
+from jobs.params import shown
 
 MAX_DEPTH = 64
 """Levels of nesting of the objects a line may carry: they must also fit into a record, which orjson writes."""
@@ -34,42 +23,35 @@ def are_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
-def check_text(field: str, *, several: str = "") -> Callable[[Any], str]:
-    """A check for a string that is not empty; ``several`` says what to do with an array of them."""
-
-    def check(value: Any) -> str:
-        if not isinstance(value, str):
-            remedy = several if isinstance(value, list) else ""
-            raise LineError("invalid_type", field, f"must be a string, not {json_kind(value)}{remedy}")
-        if not value:
-            raise LineError("out_of_range", field, "must not be empty")
-        return value
-
-    return check
+def check_text(field: str, value: Any) -> str:
+    """A string that is not empty."""
+    if not isinstance(value, str):
+        raise LineError("invalid_type", field, f"must be a string, not {json_kind(value)}")
+    if not value:
+        raise LineError("out_of_range", field, "must not be empty")
+    return value
 
 
-def name_check(field: str) -> Callable[[Any], str]:
-    """A check for the name of a model or an adapter; paths that lead to the same folder become the same name."""
-    text = check_text(field)
-
-    def check(value: Any) -> str:
-        name = text(value)
-        return model_name(name) if name.startswith("./") or name.endswith(("/", "/.")) else name
-
-    return check
+def check_flag(field: str, value: Any) -> bool:
+    """True or false."""
+    if type(value) is not bool:
+        raise LineError("invalid_type", field, f"must be true or false, not {shown(value)}")
+    return value
 
 
-def check_object(field: str) -> Callable[[Any], dict[str, Any]]:
-    """A check for a JSON object that is not nested too deeply."""
+def check_name(field: str, value: Any) -> str:
+    """The name of a model or an adapter; paths that lead to the same folder become the same name."""
+    name = check_text(field, value)
+    return model_name(name) if name.startswith("./") or name.endswith(("/", "/.")) else name
 
-    def check(value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise LineError("invalid_type", field, f"must be an object, not {json_kind(value)}")
-        if _deeper_than(value, MAX_DEPTH):
-            raise LineError("out_of_range", field, f"must not be nested deeper than {MAX_DEPTH} levels")
-        return value
 
-    return check
+def check_object(field: str, value: Any) -> dict[str, Any]:
+    """A JSON object that is not nested too deeply."""
+    if not isinstance(value, dict):
+        raise LineError("invalid_type", field, f"must be an object, not {json_kind(value)}")
+    if _deeper_than(value, MAX_DEPTH):
+        raise LineError("out_of_range", field, f"must not be nested deeper than {MAX_DEPTH} levels")
+    return value
 
 
 def model_name(given: str) -> str:

@@ -15,18 +15,6 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.client import Pipeline
 
-__all__ = [
-    "check_url",
-    "connect",
-    "connect_patiently",
-    "foreign_data",
-    "full",
-    "redacted",
-    "refusing",
-    "replies",
-    "translated",
-]
-
 COMMAND_TIMEOUT_S = 10.0
 """A server that is silent for so long is taken for gone: nothing of ours blocks in Redis."""
 MINIMUM_VERSION = (6, 2)

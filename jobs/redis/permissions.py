@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.exceptions import NoPermissionError
 
-__all__ = ["Refusal", "refusals"]
-
 _COMMANDS: tuple[tuple[Any, ...], ...] = (
     *((name,) for name in ("UNLINK", "EXISTS", "TYPE", "GET", "STRLEN")),
     *((name,) for name in ("HGETALL", "HKEYS", "HLEN", "LLEN", "SMEMBERS", "TTL", "ZCARD", "ZPOPMIN")),

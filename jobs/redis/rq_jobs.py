@@ -10,8 +10,6 @@ from jobs.store.keys import BatchKeys
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["JOB_FUNCTION", "RqJobs"]
-
 JOB_FUNCTION = "worker.tasks.run_shard"
 """The only function a promptmill worker acts on, whatever a job's hash says. RQ's own retries are not asked for: with
 them a plain RQ worker would take a shard thousands of times a second."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,12 +12,10 @@ from jobs.redis.connect import refusing, replies
 from jobs.shard import MAX_PAYLOAD_BYTES
 from jobs.store.keys import BatchKeys
 from jobs.store.shard_records import PIECE_BYTES, Compaction, compact, portions, stored
-from jobs.store.steps import step
+from jobs.store.steps import Steps
 
 if TYPE_CHECKING:
     from redis import Redis
-
-__all__ = ["Attempts", "FinishedLine"]
 
 MAX_JOB_ID_BYTES = 64
 """An RQ job's id is its batch's, 28 characters, and a number."""
@@ -40,26 +38,19 @@ class FinishedLine:
         return self.index, int(self.ok), self.prompt_tokens, self.completion_tokens, self.cached_tokens
 
 
-class Attempts:
+class Attempts(Steps):
     """Attempts at shards; see :class:`jobs.store.store.Store`."""
-
-    def __init__(self, connection: Redis, *, now: Callable[[], float]) -> None:
-        self.connection, self.now = connection, now
-        self._take, self._claim, self._begin, self._fail, self._write, self._release = (
-            step(connection, "jobs.store.lua.attempt", name)
-            for name in ("take", "claim", "begin", "fail", "write", "release")
-        )
 
     def take(self, queues: Sequence[str]) -> tuple[str, str] | None:
         """The next job, from the first of ``queues`` that has one: (queue, RQ job id).
 
         An entry that can be no id ends in ``...``, and is gone from the queue already.
         """
-        found = self._take(keys=[f"rq:queue:{queue}" for queue in queues], args=[MAX_JOB_ID_BYTES])
+        found = self.step("attempt.take", [f"rq:queue:{queue}" for queue in queues], [MAX_JOB_ID_BYTES])
         if not found:
             return None
-        position, job_id, removed = cast("tuple[int, bytes, int]", found)
-        return queues[position - 1], job_id.decode(errors="replace") + ("..." if removed else "")
+        position, job_id, removed = found
+        return queues[position - 1], str(job_id, errors="replace") + ("..." if removed else "")
 
     def payload(self, batch_id: str, number: int) -> bytes | None:
         """A shard's packed lines; None when the batch was purged.
@@ -88,7 +79,7 @@ class Attempts:
         wanted = [keys.info, keys.fences, keys.tries(number), keys.compacted(number)]
         wanted += [keys.records(number), keys.flights(number)]
         with refusing(f"shard {batch_id}-{number}"):
-            reply = cast("list[Any]", self._claim(keys=wanted, args=[number, repr(self.now()), instance]))
+            reply = self.step("attempt.claim", wanted, [number, repr(self.now()), instance])
         if reply == [0]:
             return None
         if reply == [-1]:
@@ -126,7 +117,7 @@ class Attempts:
         chosen = ((indices, instance), (alone, f"{instance} alone"), (back, ""))
         notes = [item for lines, value in chosen for index in lines for item in (index, value)]
         wanted = [keys.fences, keys.flights(attempt.number)]
-        return bool(self._begin(keys=wanted, args=[attempt.number, attempt.fence, *notes], client=connection))
+        return bool(self.step("attempt.begin", wanted, [attempt.number, attempt.fence, *notes], connection))
 
     def fail(self, attempt: Attempt, index: int) -> int:
         """Note that an attempt at a line failed; how many have.
@@ -139,10 +130,10 @@ class Attempts:
         wanted = [keys.fences, keys.flights(attempt.number), keys.tries(attempt.number)]
         before = attempt.tries.get(index, 0)
         with refusing(_shard(attempt)):
-            failed = self._fail(keys=wanted, args=[attempt.number, attempt.fence, index, before])
+            failed = self.step("attempt.fail", wanted, [attempt.number, attempt.fence, index, before])
         if not failed:
             raise _stale(attempt)
-        return int(cast("int", failed))
+        return int(failed)
 
     def release(self, attempt: Attempt, verdict: Verdict = Verdict.INNOCENT) -> bool:
         """Hand an attempt back: later writes of it are stale.
@@ -152,7 +143,7 @@ class Attempts:
         keys = BatchKeys(attempt.batch_id)
         number = attempt.number
         wanted = [keys.fences, keys.flights(number), keys.tries(number), keys.records(number)]
-        return bool(self._release(keys=wanted, args=[number, attempt.fence, int(verdict)]))
+        return bool(self.step("attempt.release", wanted, [number, attempt.fence, int(verdict)]))
 
     def standing(self, attempts: Sequence[Attempt], connection: Redis) -> list[Standing]:
         """How it stands with each attempt; ``connection`` is the calling thread's own."""
@@ -187,7 +178,7 @@ class Attempts:
         for portion in portions(records) if lines else [[]]:
             arguments = [item for line, record in portion for item in (*line.counted, record)]
             with refusing(_shard(attempt)):
-                taken = self._write(keys=wanted, args=[number, attempt.fence, *arguments])
+                taken = self.step("attempt.write", wanted, [number, attempt.fence, *arguments])
             if not taken:
                 raise _stale(attempt)
 

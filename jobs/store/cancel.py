@@ -11,8 +11,6 @@ from jobs.errors import RefusedError
 from jobs.store.keys import EXPIRING, STARTING, UPLOADING, BatchKeys
 from jobs.store.store import Store
 
-__all__ = ["cancel", "current", "expire_due"]
-
 
 def cancel(store: Store, batch_id: str) -> bool:
     """Cancel a batch; every finished line is kept. False: it was cancelled already.

@@ -2,29 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-
-__all__ = [
-    "BATCHES",
-    "EXPIRING",
-    "KEEPING",
-    "ORPHANS_LOOK",
-    "PAUSED",
-    "PREFIX",
-    "RQ_SUSPENDED",
-    "RQ_WORKER",
-    "RQ_WORKERS",
-    "SCHEDULER",
-    "SCHEDULES",
-    "STARTING",
-    "UPLOADING",
-    "WEBHOOKS",
-    "BatchKeys",
-    "ScheduleKeys",
-    "run_key",
-    "trouble_key",
-    "worker_key",
-]
 
 PREFIX = "promptmill:"
 BATCHES = PREFIX + "batches"
@@ -72,91 +51,73 @@ def run_key(digest: str) -> str:
     return f"{PREFIX}run:{digest}"
 
 
+class _OfBatch:
+    """A key of a batch, by what stands behind the name of its hash."""
+
+    def __init__(self, suffix: str) -> None:
+        self._suffix = suffix
+
+    def __get__(self, keys: BatchKeys, _owner: type) -> str:
+        return f"{PREFIX}b:{keys.batch_id}{self._suffix}"
+
+
+class _OfShard:
+    """A key of each shard of a batch: a function of the shard's number."""
+
+    def __init__(self, suffix: str) -> None:
+        self._suffix = suffix
+
+    def __get__(self, keys: BatchKeys, _owner: type) -> Callable[[int], str]:
+        return lambda number: f"{keys.info}{self._suffix}:{number}"
+
+
 @dataclass(frozen=True, slots=True)
 class BatchKeys:
-    """The keys of one batch; ``number`` is a shard's."""
+    """The keys of one batch, and of its shards by their numbers."""
 
     batch_id: str
 
-    @property
-    def info(self) -> str:
-        """Hash: status, counts, times, defaults (see :mod:`jobs.batch`)."""
-        return f"{PREFIX}b:{self.batch_id}"
+    info = _OfBatch("")
+    """Hash: status, counts, times, defaults (see :mod:`jobs.batch`)."""
+    table = _OfBatch(":t")
+    """Sorted set by number: one JSON row per shard: number, group, first index, lines."""
+    fences = _OfBatch(":fence")
+    """Hash: shard number -> fence: microseconds of the server's clock at its last claim, or more."""
+    finished = _OfBatch(":f")
+    """List: ``number:index`` of lines in the order their records were stored."""
+    queues = _OfBatch(":q")
+    """Set: names of the queues the batch goes to."""
+    orphans = _OfBatch(":orphan")
+    """Hash: number of a shard that is in no queue -> when that was first seen (of Redis' clock)."""
+    retried = _OfBatch(":again")
+    """Hash: ``number:index`` of lines run again -> length of :attr:`finished` then: earlier places are void."""
+    compacted_prefix = _OfBatch(":d:")
+    """What stands before the shard's number in :attr:`compacted`, for scripts that look at many."""
 
-    @property
-    def table(self) -> str:
-        """Sorted set by number: one JSON row per shard: number, group, first index, lines."""
-        return f"{self.info}:t"
-
-    @property
-    def fences(self) -> str:
-        """Hash: shard number -> fence: microseconds of the server's clock at its last claim, or more."""
-        return f"{self.info}:fence"
-
-    @property
-    def finished(self) -> str:
-        """List: ``number:index`` of lines in the order their records were stored."""
-        return f"{self.info}:f"
+    payload = _OfShard(":s")
+    """String: the shard's compressed lines."""
+    records = _OfShard(":r")
+    """Hash: index -> record, while the shard runs (see :mod:`jobs.store.shard_records`)."""
+    compacted = _OfShard(":d")
+    """Sorted set: the shard's records in compressed pieces, once it is done; a string by earlier versions."""
+    pieces = _OfShard(":pc")
+    """Sorted set: pieces that become :attr:`compacted` once all are there."""
+    reopened = _OfShard(":ro")
+    """Hash: records that become :attr:`records` again once all are there; the empty field names the retry."""
+    flights = _OfShard(":fl")
+    """Hash: index -> the worker instance that has begun this line, or is about to, and not ended it; ``alone`` stands
+    behind it where nothing is beside the line."""
+    tries = _OfShard(":try")
+    """Hash: index -> attempts at this line that failed; ``d`` and index -> how many of them a worker died in; ``b`` and
+    index -> how many there were when the batch was retried: those no longer speak against the line; ``s`` and index ->
+    attempts that a model ended with others beside this line; ``a`` and index -> the last that failed had nothing beside
+    it."""
+    refusals = _OfShard(":no")
+    """Set: the worker instances that refused the shard."""
 
     def pending(self, queue: str) -> str:
         """Sorted set by shard number: RQ job ids held back until the batch is committed, begins or goes on."""
         return f"{self.info}:p:{queue}"
-
-    @property
-    def queues(self) -> str:
-        """Set: names of the queues the batch goes to."""
-        return f"{self.info}:q"
-
-    @property
-    def orphans(self) -> str:
-        """Hash: number of a shard that is in no queue -> when that was first seen (of Redis' clock)."""
-        return f"{self.info}:orphan"
-
-    def payload(self, number: int) -> str:
-        """String: the shard's compressed lines."""
-        return f"{self.info}:s:{number}"
-
-    def records(self, number: int) -> str:
-        """Hash: index -> record, while the shard runs (see :mod:`jobs.store.shard_records`)."""
-        return f"{self.info}:r:{number}"
-
-    def compacted(self, number: int) -> str:
-        """Sorted set: the shard's records in compressed pieces, once it is done; a string by earlier versions."""
-        return f"{self.compacted_prefix}{number}"
-
-    @property
-    def compacted_prefix(self) -> str:
-        """What stands before the shard's number there, for scripts that look at many."""
-        return f"{self.info}:d:"
-
-    def pieces(self, number: int) -> str:
-        """Sorted set: pieces that become :meth:`compacted` once all are there."""
-        return f"{self.info}:pc:{number}"
-
-    def reopened(self, number: int) -> str:
-        """Hash: records that become :meth:`records` again once all are there; the empty field names the retry."""
-        return f"{self.info}:ro:{number}"
-
-    def flights(self, number: int) -> str:
-        """Hash: index -> the worker instance that has begun this line, or is about to, and not ended it; ``alone``
-        stands behind it where nothing is beside the line."""
-        return f"{self.info}:fl:{number}"
-
-    def tries(self, number: int) -> str:
-        """Hash: index -> attempts at this line that failed; ``d`` and index -> how many of them a worker died in; ``b``
-        and index -> how many there were when the batch was retried: those no longer speak against the line; ``s`` and
-        index -> attempts that a model ended with others beside this line; ``a`` and index -> the last that failed had
-        nothing beside it."""
-        return f"{self.info}:try:{number}"
-
-    @property
-    def retried(self) -> str:
-        """Hash: ``number:index`` of lines run again -> length of :attr:`finished` then: earlier places are void."""
-        return f"{self.info}:again"
-
-    def refusals(self, number: int) -> str:
-        """Set: the worker instances that refused the shard."""
-        return f"{self.info}:no:{number}"
 
     def job_id(self, number: int) -> str:
         """The RQ job of a shard; RQ allows only letters, digits, ``_`` and ``-``."""

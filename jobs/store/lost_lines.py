@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from jobs.attempt import Attempt
@@ -23,8 +24,6 @@ from jobs.store.store import FinishedLine, Store
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["end_lost_lines", "lost_lines"]
-
 MESSAGE = "Redis has lost this line's prompt, and its id with it: submit the line again"
 WRITTEN_AT_ONCE = 500
 
@@ -36,8 +35,9 @@ def end_lost_lines(store: Store, batch: Batch, attempt: Attempt, worker: str) ->
         RefusedError: what Redis keeps of the batch does not say which lines these are.
     """
     indices, now = lost_lines(store.connection, batch, attempt.number), store.now()
+    record = partial(error_record, batch_id=batch.id, code="internal_error", message=MESSAGE, worker=worker)
     open_lines = [
-        FinishedLine(index, False, 0, 0, 0, _record(batch.id, index, worker, now))
+        FinishedLine(index, False, 0, 0, 0, record(line_id=f"line-{index + 1}", index=index, finished_at=now))
         for index in indices
         if index not in attempt.finished
     ]
@@ -45,18 +45,6 @@ def end_lost_lines(store: Store, batch: Batch, attempt: Attempt, worker: str) ->
         for start in range(0, len(open_lines), WRITTEN_AT_ONCE):
             store.write(attempt, open_lines[start : start + WRITTEN_AT_ONCE])
         store.finish(attempt, len(indices))
-
-
-def _record(batch_id: str, index: int, worker: str, now: float) -> bytes:
-    return error_record(
-        line_id=f"line-{index + 1}",
-        index=index,
-        batch_id=batch_id,
-        code="internal_error",
-        message=MESSAGE,
-        finished_at=now,
-        worker=worker,
-    )
 
 
 def lost_lines(connection: Redis, batch: Batch, number: int) -> list[int]:

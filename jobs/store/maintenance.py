@@ -10,8 +10,6 @@ from jobs.store.retention import purge_due
 from jobs.store.retry import resume
 from jobs.store.store import Store
 
-__all__ = ["upkeep"]
-
 
 def upkeep(store: Store, *, orphans: bool = True) -> None:
     """Begin batches whose time has come, end those whose time is up, remove those that were kept for long enough, and

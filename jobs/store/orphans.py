@@ -24,13 +24,10 @@ from jobs.shard import Group
 from jobs.store.keys import BATCHES, ORPHANS_LOOK, UPLOADING, BatchKeys
 from jobs.store.retry import group_of
 from jobs.store.shard_table import ShardRow, parse_row
-from jobs.store.steps import step
 from jobs.store.store import Store
 
 if TYPE_CHECKING:
     from redis import Redis
-
-__all__ = ["LOOK_S", "PUT_BACK_S", "Orphans", "find_orphans", "known_orphans", "remake_job", "restore", "tend_orphans"]
 
 log = logging.getLogger("promptmill.jobs")
 
@@ -156,7 +153,7 @@ def _search(store: Store, batch_ids: Sequence[str]) -> dict[str, _Lost]:
     for batch_id in batch_ids:
         try:
             with refusing(f"batch '{batch_id}'"):
-                open_rows = _open_rows(store.connection, batch_id)
+                open_rows = _open_rows(store, batch_id)
                 missing = [row for row in open_rows if BatchKeys(batch_id).job_id(row.number).encode() not in listed]
                 if missing:
                     found[batch_id] = _confirmed(store, batch_id, missing, queues[batch_id], len(open_rows))
@@ -201,12 +198,11 @@ def _from_the_end(connection: Redis, key: str) -> Iterator[bytes]:
         start -= READ_AT_ONCE
 
 
-def _open_rows(connection: Redis, batch_id: str) -> list[ShardRow]:
+def _open_rows(store: Store, batch_id: str) -> list[ShardRow]:
     """The rows of a batch's shards that are not done."""
-    keys, look, rows = BatchKeys(batch_id), step(connection, "jobs.store.lua.orphans", "open_rows"), list[ShardRow]()
-    for start in range(0, connection.zcard(keys.table), CHUNK):
-        arguments: list[str | int] = [keys.compacted_prefix, start, start + CHUNK - 1]
-        found = cast("list[bytes]", look(keys=[keys.table], args=arguments))
+    keys, rows = BatchKeys(batch_id), list[ShardRow]()
+    for start in range(0, store.connection.zcard(keys.table), CHUNK):
+        found = store.step("orphans.open_rows", [keys.table], [keys.compacted_prefix, start, start + CHUNK - 1])
         rows += [parse_row(batch_id, row) for row in found]
     return [row for row in rows if not row.rejected]
 
@@ -217,11 +213,11 @@ def _confirmed(store: Store, batch_id: str, missing: list[ShardRow], queues: set
     batch, keys, connection = store.batch(batch_id), BatchKeys(batch_id), store.connection
     groups = _groups(store, batch, missing)
     own = {queue_name(group.key, priority, batch.pool) for group in groups.values() for priority in PRIORITIES}
-    looked_in, nowhere, look = queues | own, set[int](), step(connection, "jobs.store.lua.orphans", "look")
+    looked_in, nowhere = queues | own, set[int]()
     for start in range(0, len(missing), CHUNK):
         numbers = [row.number for row in missing[start : start + CHUNK]]
-        arguments: list[str | bytes] = [batch_id, keys.compacted_prefix, _json(looked_in), _json(numbers)]
-        nowhere.update(map(int, cast("list[int]", look(keys=[keys.info, UPLOADING], args=arguments))))
+        arguments = [batch_id, keys.compacted_prefix, _json(looked_in), _json(numbers)]
+        nowhere.update(map(int, store.step("orphans.look", [keys.info, UPLOADING], arguments)))
     rows = [row for row in missing if row.number in nowhere]
     if rows:
         rows = _unrecorded(connection, batch_id, rows, open_shards)
@@ -273,7 +269,7 @@ def _put_back(store: Store, batch_id: str, lost: _Lost, most: int) -> int:
             pipe.hset(keys.orphans, mapping={str(number): repr(at) for number, at in since.items()})
             pipe.expire(keys.orphans, MARKS_S)
         pipe.execute()
-    put, script, due = 0, step(connection, "jobs.store.lua.orphans", "put_back"), dict[str, list[ShardRow]]()
+    put, due = 0, dict[str, list[ShardRow]]()
     for row in [row for row in lost.rows if now - since[row.number] >= CONFIRM_S][:most]:
         due.setdefault(lost.go_to[row.group], []).append(row)
     wanted = [keys.info, UPLOADING, keys.queues, "rq:queues", keys.orphans]
@@ -282,15 +278,8 @@ def _put_back(store: Store, batch_id: str, lost: _Lost, most: int) -> int:
             part = rows[start : start + CHUNK]
             _save_jobs(connection, batch_id, queue, part)
             numbers = _json(row.number for row in part)
-            arguments: list[str | bytes] = [
-                batch_id,
-                keys.compacted_prefix,
-                _json(lost.queues | {queue}),
-                numbers,
-                keys.pending(""),
-                queue,
-            ]
-            put += len(cast("list[bytes]", script(keys=wanted, args=arguments)))
+            arguments = [batch_id, keys.compacted_prefix, _json(lost.queues | {queue}), numbers]
+            put += len(store.step("orphans.put_back", wanted, [*arguments, keys.pending(""), queue]))
     if put:
         log.warning("%d shards of %s were in no queue; queued again", put, batch_id, extra={"action": "orphans"})
     return put

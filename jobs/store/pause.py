@@ -13,8 +13,6 @@ from jobs.errors import RefusedError
 from jobs.store.keys import STARTING, UPLOADING, BatchKeys
 from jobs.store.store import Store
 
-__all__ = ["pause", "prioritise", "resume_batch", "start_due"]
-
 log = logging.getLogger("promptmill.jobs")
 
 

@@ -16,8 +16,6 @@ from jobs.store.steps import step
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["MAX_GIVEN_BYTES", "common_keys", "keys_of", "read_batch", "read_batches", "shard_keys"]
-
 MAX_INFO_BYTES = 4 * 2**20
 """Nothing larger is loaded."""
 MAX_GIVEN_BYTES = 2 * 2**20

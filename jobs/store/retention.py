@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from jobs.store.store import Store
 
-__all__ = ["KEEP_S", "memory", "purge", "purge_due"]
-
 KEEP_S = 14 * 86400.0
 """What a batch is kept for where nothing else is said: seconds from its end."""
 MEASURED_SHARDS = 200

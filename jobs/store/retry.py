@@ -23,10 +23,7 @@ from jobs.shard import Group, decode_lines
 from jobs.store.keys import EXPIRING, KEEPING, UPLOADING, WEBHOOKS, BatchKeys
 from jobs.store.shard_records import ShardRecords, loaded, portions, stored
 from jobs.store.shard_table import read_rows
-from jobs.store.steps import step
 from jobs.store.store import UPLOAD_LEASE_S, Store
-
-__all__ = ["group_of", "resume", "retry"]
 
 log = logging.getLogger("promptmill.jobs")
 
@@ -46,7 +43,7 @@ def retry(store: Store, batch_id: str) -> int:
         return 0
     keys = BatchKeys(batch_id)
     wanted = [keys.info, UPLOADING, EXPIRING, keys.queues, keys.fences, KEEPING, WEBHOOKS]
-    if not _run(store, "begin", wanted, [batch_id, repr(store.server_time())]):
+    if not store.step("retry.begin", wanted, [batch_id, repr(store.server_time())]):
         raise RefusedError(f"batch {batch_id} is {batch.status}: retry it when it is done")
     which = (cast("bytes | None", store.connection.hget(keys.info, "retried_at")) or b"").decode()
     try:
@@ -56,7 +53,7 @@ def retry(store: Store, batch_id: str) -> int:
         raise RefusedError(f"what Redis keeps of batch '{batch_id}' is damaged: {error}") from None
     waiting = store.batch(batch_id)
     arguments = [batch_id, repr(store.now()), keys.pending(""), which]
-    if not _run(store, "send", [keys.info, UPLOADING, keys.queues, "rq:queues"], arguments):
+    if not store.step("retry.send", [keys.info, UPLOADING, keys.queues, "rq:queues"], arguments):
         latest = store.batch(batch_id)
         if latest.ended:
             raise RefusedError(f"batch {batch_id} {latest.fate} while it was retried; retry it again")
@@ -87,10 +84,6 @@ def resume(store: Store) -> list[str]:
             message = "the retry of %s cannot go on: %s; cancel it, and retry it once that is mended"
             log.warning(message, batch.id, error, extra={"action": "retry_stuck"})
     return resumed
-
-
-def _run(store: Store, name: str, keys: list[str], arguments: list[Any]) -> int:
-    return cast("int", step(store.connection, "jobs.store.lua.retry", name)(keys=keys, args=arguments))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +154,7 @@ def _reopen(store: Store, batch_id: str, shard: _Shard, which: str) -> int:
         others = ((index, stored(raw)) for index, raw in records if index not in shard.failures)
         for portion in portions(others):
             unpacked = [batch_id, repr(store.server_time()), which, *chain.from_iterable(portion)]
-            if _run(store, "unpack", [keys.info, UPLOADING, keys.reopened(number)], unpacked) == OVER:
+            if store.step("retry.unpack", [keys.info, UPLOADING, keys.reopened(number)], unpacked) == OVER:
                 return OVER
     wanted = [keys.info, UPLOADING, keys.finished, keys.retried, keys.compacted(number), keys.records(number)]
     wanted += [keys.tries(number), keys.refusals(number), keys.pending(shard.queue)]
@@ -170,7 +163,7 @@ def _reopen(store: Store, batch_id: str, shard: _Shard, which: str) -> int:
     arguments: list[Any] = [batch_id, repr(store.server_time()), number, job_id, which, aside]
     for index, attempt in shard.failures.items():
         arguments += [index, attempt]
-    reply = _run(store, "reopen", wanted, arguments)
+    reply: int = store.step("retry.reopen", wanted, arguments)
     if reply >= 0:
         with store.connection.pipeline(transaction=False) as pipe:
             RqJobs(store.connection, shard.queue, batch_id).save(pipe, number, shard.lines)

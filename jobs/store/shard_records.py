@@ -29,19 +29,6 @@ from jobs.store.steps import step
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = [
-    "PIECE_BYTES",
-    "Compaction",
-    "Part",
-    "Piece",
-    "ShardRecords",
-    "compact",
-    "loaded",
-    "pieces_of",
-    "portions",
-    "stored",
-]
-
 PIECE_BYTES = 1 << 20
 """Most bytes of a piece, and of the records that are sent or read at a time, but for a single longer one."""
 LARGE_BYTES = 256 << 10

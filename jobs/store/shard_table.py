@@ -13,8 +13,6 @@ from jobs.store.keys import BatchKeys
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["REJECTED_GROUP", "ShardRow", "parse_row", "read_rows"]
-
 REJECTED_GROUP = -1
 """The group number of shards that hold records of lines refused at submission."""
 

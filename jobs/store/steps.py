@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 import re
+import time
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from redis import Redis
     from redis.commands.core import Script
-
-__all__ = ["load", "step"]
 
 _REQUIRE = re.compile(r'require\("([\w.]+)\.(\w+)"\)')
 
@@ -32,3 +32,29 @@ def load(folder: str, name: str) -> str:
 def step(connection: Redis, folder: str, name: str) -> Script:
     """A step that can be called with its keys and arguments, on this connection or another."""
     return connection.register_script(load(folder, name))
+
+
+class Steps:
+    """What all parts of the store share. ``connection`` replies with bytes; ``now`` gives seconds since the epoch.
+
+    ``server_time`` gives the same by the server's clock: what several machines compare must come from one of them.
+    """
+
+    def __init__(
+        self,
+        connection: Redis,
+        *,
+        now: Callable[[], float] = time.time,
+        server_time: Callable[[], float] | None = None,
+    ) -> None:
+        self.connection, self.now = connection, now
+        self.server_time = server_time or self._server_time
+
+    def _server_time(self) -> float:
+        seconds, micros = self.connection.time()
+        return seconds + micros / 1e6
+
+    def step(self, name: str, keys: Sequence[str], args: Iterable[Any] = (), client: Redis | None = None) -> Any:
+        """Do a step of the folder ``jobs/store/lua``, such as ``attempt.claim``; what it returns."""
+        folder, _, file = name.rpartition(".")
+        return step(self.connection, f"jobs.store.lua.{folder}", file)(keys=keys, args=args, client=client)

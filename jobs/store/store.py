@@ -9,9 +9,8 @@ batch that ends before its time is in :mod:`jobs.store.cancel`, one whose failed
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from jobs.batch import ID_CUT, Batch
 from jobs.errors import BatchNotFoundError, RefusedError
@@ -20,11 +19,7 @@ from jobs.store.attempts import Attempts, FinishedLine
 from jobs.store.keys import BATCHES
 from jobs.store.read_batch import read_batch, read_batches
 from jobs.store.shard_table import REJECTED_GROUP
-from jobs.store.steps import step
 from jobs.store.upload import UPLOAD_LEASE_S, NewBatch, UploadedShard, Uploads
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 __all__ = ["REJECTED_GROUP", "UPLOAD_LEASE_S", "FinishedLine", "NewBatch", "Store", "UploadedShard"]
 
@@ -35,24 +30,7 @@ LEAST_TAIL = 5
 
 
 class Store(Uploads, Attempts):
-    """Batches in one Redis. ``connection`` replies with bytes; ``now`` gives seconds since the epoch.
-
-    ``server_time`` gives the same by the server's clock: what several machines compare must come from one of them.
-    """
-
-    def __init__(
-        self,
-        connection: Redis,
-        *,
-        now: Callable[[], float] = time.time,
-        server_time: Callable[[], float] | None = None,
-    ) -> None:
-        Uploads.__init__(self, connection, now=now, server_time=server_time or self._server_time)
-        Attempts.__init__(self, connection, now=now)
-
-    def _server_time(self) -> float:
-        seconds, micros = self.connection.time()
-        return seconds + micros / 1e6
+    """Batches in one Redis."""
 
     def batch(self, batch_id: str) -> Batch:
         """The batch of this id.
@@ -97,10 +75,9 @@ class Store(Uploads, Attempts):
         Raises:
             RefusedError: what Redis keeps of it is not ours.
         """
-        do = step(self.connection, "jobs.store.lua.batch", name)
         with refusing(f"batch '{batch_id}'"):
-            before = cast("bytes | None", do(keys=keys, args=[batch_id, *arguments]))
-        return None if before is None else before.decode(errors="replace")
+            before = self.step(f"batch.{name}", keys, [batch_id, *arguments])
+        return None if before is None else str(before, errors="replace")
 
     def due(self, listed: str, act: Callable[[str], bool]) -> list[str]:
         """Do what is due to the batches of the sorted set ``listed``, by times of the server's clock; the ids of those

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
+import zstandard
 
 from jobs.batch import queue_name
 from jobs.errors import RefusedError
 from jobs.redis.connect import refusing
 from jobs.redis.rq_jobs import RqJobs
-from jobs.shard import Group
+from jobs.shard import COMPRESSION_LEVEL, Group, ShardLine, encode_lines
 from jobs.store.attempts import FinishedLine
 from jobs.store.keys import BATCHES, EXPIRING, KEEPING, STARTING, UPLOADING, WEBHOOKS, BatchKeys
 from jobs.store.read_batch import MAX_GIVEN_BYTES, keys_of
 from jobs.store.shard_records import pieces_of, stored
 from jobs.store.shard_table import REJECTED_GROUP, ShardRow
-from jobs.store.steps import step
+from jobs.store.steps import Steps, step
 
 if TYPE_CHECKING:
     from redis import Redis
-
-__all__ = ["UPLOAD_LEASE_S", "NewBatch", "UploadedShard", "Uploads"]
 
 UPLOAD_LEASE_S = 120.0
 """An upload whose submitter has shown no sign of life for this long is swept."""
@@ -47,27 +46,24 @@ class NewBatch:
 
 @dataclass(frozen=True, slots=True)
 class UploadedShard:
-    """A shard ready for Redis: its number in the batch, its group's number and identity, its packed lines."""
+    """A shard of one group: its number in the batch, its group's number and identity, its lines."""
 
     number: int
     group_number: int
     group: Group
-    first_index: int
-    lines: int
-    payload: bytes
+    lines: Sequence[ShardLine]
 
     @property
     def row(self) -> ShardRow:
-        return ShardRow(self.number, self.group_number, self.first_index, self.lines)
+        return ShardRow(self.number, self.group_number, self.lines[0].index, len(self.lines))
 
 
-class Uploads:
+class Uploads(Steps):
     """Uploads of batches; see :class:`jobs.store.store.Store`."""
 
-    def __init__(self, connection: Redis, *, now: Callable[[], float], server_time: Callable[[], float]) -> None:
-        self.connection, self.now, self.server_time = connection, now, server_time
+    def __init__(self, connection: Redis, **clocks: Any) -> None:
+        super().__init__(connection, **clocks)
         self._commit = step(connection, "jobs.store.lua.upload", "commit")
-        self._reject = step(connection, "jobs.store.lua.upload", "reject")
         self._sweep = step(connection, "jobs.store.lua.upload", "give_up")
 
     def create(self, batch: NewBatch) -> None:
@@ -106,7 +102,7 @@ class Uploads:
             pipe.execute()
 
     def upload(self, batch: NewBatch, shards: Sequence[UploadedShard]) -> None:
-        """Store shards and their RQ jobs; the jobs stay out of the queues until :meth:`commit`.
+        """Pack and store shards and their RQ jobs; the jobs stay out of the queues until :meth:`commit`.
 
         Sent twice it leaves what it leaves sent once: the client sends again when it lost the connection.
         """
@@ -114,18 +110,18 @@ class Uploads:
         by_queue: dict[str, list[UploadedShard]] = {}
         for shard in shards:
             by_queue.setdefault(queue_name(shard.group.key, batch.priority, batch.pool), []).append(shard)
-        alive_at = self.server_time()
+        alive_at, compressor = self.server_time(), zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
         with self.connection.pipeline(transaction=False) as pipe:
             if shards:
                 # The table goes first: whatever else arrives, discard() finds by it.
                 pipe.zadd(keys.table, {shard.row.encoded(): shard.number for shard in shards})
-                pipe.mset({keys.payload(shard.number): shard.payload for shard in shards})
+                pipe.mset({keys.payload(shard.number): encode_lines(shard.lines, compressor) for shard in shards})
             for queue, queued in by_queue.items():
                 pipe.sadd(keys.queues, queue)
                 pipe.zadd(keys.pending(queue), {keys.job_id(shard.number): shard.number for shard in queued})
                 jobs = RqJobs(self.connection, queue, batch.id)
                 for shard in queued:
-                    jobs.save(pipe, shard.number, shard.lines)
+                    jobs.save(pipe, shard.number, len(shard.lines))
             pipe.zadd(UPLOADING, {batch.id: alive_at}, xx=True)
             pipe.execute()
 
@@ -136,7 +132,7 @@ class Uploads:
         arguments: list[Any] = [number, row, len(records), *(line.index for line in records)]
         for piece in pieces_of((line.index, stored(line.record)) for line in records):
             arguments += piece
-        self._reject(keys=[keys.info, keys.table, keys.finished, keys.compacted(number)], args=arguments)
+        self.step("upload.reject", [keys.info, keys.table, keys.finished, keys.compacted(number)], arguments)
         self.connection.zadd(UPLOADING, {batch_id: self.server_time()}, xx=True)
 
     def commit(

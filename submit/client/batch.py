@@ -6,21 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jobs.batch import Batch
-from jobs.errors import WaitTimeoutError
 from jobs.record_head import whole
-from jobs.store.cancel import cancel, current
+from jobs.store.cancel import cancel
 from jobs.store.pause import pause, prioritise, resume_batch
 from jobs.store.retention import memory, purge
 from jobs.store.retry import retry
-from submit.client.events import BatchFinished, BatchWatch, Event, FirstToken, LineFinished, PromptProgress
+from submit.client.events import BatchWatch, Event, FirstToken, LineFinished, PromptProgress
 from submit.client.session import Session
 from submit.results.read import StoredRecord, finished_records, ordered_records
-from submit.status.text import duration
 from submit.upload.submitter import Submitted
-
-__all__ = ["BatchHandle"]
-
-POLL_S = 0.2
 
 
 class BatchHandle:
@@ -41,8 +35,7 @@ class BatchHandle:
         Raises:
             BatchNotFoundError: it was purged.
         """
-        with self._session.store() as store:
-            return current(store, self.id)
+        return self._session.batch(self.id)
 
     def cancel(self) -> Batch:
         """End the batch now; every finished line is kept, the others fail as ``cancelled``.
@@ -123,9 +116,9 @@ class BatchHandle:
             WaitTimeoutError: it was not done by then; it goes on.
         """
         if on_prompt_progress or on_first_token or on_line:
-            batch = self._call_back(timeout, on_prompt_progress, on_first_token, on_line)
-        else:
-            batch = self._wait(timeout)
+            self._call_back(timeout, on_prompt_progress, on_first_token, on_line)
+        for batch in self._session.until_done(self.id, timeout):  # noqa: B007 (the last one counts)
+            pass
         if on_batch is not None:
             on_batch(batch)
         return batch
@@ -136,8 +129,7 @@ class BatchHandle:
         on_prompt_progress: Callable[[PromptProgress], Any] | None,
         on_first_token: Callable[[FirstToken], Any] | None,
         on_line: Callable[[LineFinished], Any] | None,
-    ) -> Batch:
-        batch = self.status()
+    ) -> None:
         for event in self.watch(timeout):
             match event:
                 case PromptProgress() if on_prompt_progress is not None:
@@ -146,17 +138,6 @@ class BatchHandle:
                     on_first_token(event)
                 case LineFinished() if on_line is not None:
                     on_line(event)
-                case BatchFinished():
-                    batch = event.batch
-        return batch
-
-    def _wait(self, timeout: float | None) -> Batch:
-        begun = self._session.clock()
-        while not (batch := self.status()).done:
-            if timeout is not None and self._session.clock() - begun >= timeout:
-                raise WaitTimeoutError(f"batch {self.id} is not done after {duration(timeout)}; it goes on without you")
-            self._session.sleep(POLL_S)
-        return batch
 
     def watch(self, timeout: float | None = None) -> Iterator[Event]:
         """What happens to the batch until it is done, at most ``timeout`` seconds, as it happens::
@@ -178,9 +159,7 @@ class BatchHandle:
         Raises:
             WaitTimeoutError: it was not done by then; it goes on.
         """
-        with self._session.store() as store:
-            watch = BatchWatch(store, self.id, clock=self._session.clock)
-            yield from watch.events(timeout, self._session.sleep)
+        yield from BatchWatch(self._session, self.id).events(timeout)
 
     def results(self, follow: bool = False, ordered: bool | None = None) -> Iterator[dict[str, Any]]:
         """Records of the lines that succeeded; those that failed are in :meth:`errors`.
@@ -198,18 +177,20 @@ class BatchHandle:
     def _records(self, follow: bool, ordered: bool | None) -> Iterator[StoredRecord]:
         if ordered is None:
             ordered = not follow
-        # Of a batch that is gone, no records would look like none yet.
-        batch = self.wait() if ordered and follow else self.status()
-        position = 0
-        while True:
+        if ordered:
+            # Of a batch that is gone, no records would look like none yet.
+            if follow:
+                self.wait()
+            else:
+                self.status()
             with self._session.store() as store:
-                if ordered:
-                    yield from ordered_records(store.connection, self.id)
-                    return
+                yield from ordered_records(store.connection, self.id)
+            return
+        position = 0
+        for _ in self._session.until_done(self.id):
+            with self._session.store() as store:
                 for record in finished_records(store.connection, self.id, start=position):
                     position = record.after
                     yield record
-            if batch.done or not follow:
+            if not follow:
                 return
-            self._session.sleep(POLL_S)
-            batch = self.status()

@@ -12,28 +12,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from inspect import signature
 from typing import Any
 
-from jobs.errors import InputError, LineError, RefusedError
+from jobs.errors import LineError, RefusedError
 from jobs.lines.line import Defaults
 from jobs.lines.messages import CHAT_FIELDS
 from jobs.params import ALIASES, PARAMETERS, did_you_mean
 from jobs.store.retention import KEEP_S
-from jobs.store.store import Store
 from submit.client.batch import BatchHandle
 from submit.client.events import BatchFinished, Event, FirstToken, LineFinished, PromptProgress
 from submit.client.schedule import ScheduleHandle
 from submit.client.session import Session
 from submit.input.problem_summary import in_full
-from submit.input.reader import PromptFile, PromptObjects
+from submit.input.reader import open_prompts
 from submit.schedule.add import ScheduleOrder, add_schedule
 from submit.schedule.cron import Cron, local_zone
 from submit.schedule.store import Schedules
@@ -41,7 +39,7 @@ from submit.status.pool_pause import pause_pool, pause_workers, resume_pool, res
 from submit.status.worker_state import WorkerState
 from submit.status.workers import Workers
 from submit.upload.submit_notes import notes
-from submit.upload.submitter import Order, Submitted, submit
+from submit.upload.submitter import Order, submit
 
 __all__ = [
     "BatchFinished",
@@ -142,8 +140,8 @@ class Client:
         with self._session.store() as store:
             if at is not None:
                 order = replace(order, start_in=_seconds_until(at, store.server_time()))
-            with _in_full():
-                submitted = _submit(store, prompts, order)
+            with in_full(), open_prompts(prompts) as lines:
+                submitted = submit(store, lines, order)
         for note in notes(submitted.own_models, submitted.after_answer, order.defaults):
             log.warning("batch %s: %s", submitted.batch_id, note, extra={"action": "submitted"})
         return BatchHandle(self._session, submitted.batch_id, submitted)
@@ -237,8 +235,8 @@ class Client:
             allow_overlap=allow_overlap,
             take_place=replace,
         )
-        with self._session.store() as store, _in_full():
-            add_schedule(store, wanted, os.fspath(prompts) if isinstance(prompts, os.PathLike) else prompts)
+        with self._session.store() as store, in_full():
+            add_schedule(store, wanted, prompts)
         return ScheduleHandle(self._session, name)
 
     def schedule(self, name: str) -> ScheduleHandle:
@@ -263,15 +261,6 @@ class Client:
     def remove_schedule(self, name: str) -> bool:
         """Remove a schedule; its batches stay. False: there was none."""
         return ScheduleHandle(self._session, name).remove()
-
-
-@contextlib.contextmanager
-def _in_full() -> Iterator[None]:
-    """Have a refused input say what is wrong with it: no command lists that beside the error."""
-    try:
-        yield
-    except InputError as error:
-        raise in_full(error) from None
 
 
 def _check_seconds(**given: object) -> None:
@@ -306,12 +295,3 @@ def _defaults(method: str, model: str | None, parameters: Mapping[str, Any], *, 
         else:
             message = f"'{error.field}' {error.message}"
         raise LineError(error.code, error.field, message) from None
-
-
-def _submit(store: Store, prompts: FilePath | Iterable[Mapping[str, Any]], order: Order) -> Submitted:
-    if isinstance(prompts, str | os.PathLike):
-        with PromptFile(prompts) as file:
-            return submit(store, file, order)
-    if isinstance(prompts, Mapping | bytes) or not isinstance(prompts, Iterable):
-        raise RefusedError(f"prompts are a path or an iterable of dicts, not one {type(prompts).__name__}")
-    return submit(store, PromptObjects(prompts), order)

@@ -7,26 +7,19 @@ first token are then made from its record, just before its end.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.batch import Batch
-from jobs.errors import WaitTimeoutError
 from jobs.record_head import whole
-from jobs.store.cancel import current
+from submit.client.session import Session
 from submit.results.read import StoredRecord, finished_records
-from submit.status.text import duration
 from submit.status.workers import Workers
 
 if TYPE_CHECKING:
-    from jobs.store.store import Store
     from submit.status.worker_state import WorkerState
 
-__all__ = ["BatchFinished", "BatchWatch", "Event", "FirstToken", "LineFinished", "PromptProgress"]
-
-POLL_S = 0.2
 LOOK_S = 1.0
 """Workers publish this often."""
 
@@ -82,42 +75,35 @@ class _Seen:
 
 
 class BatchWatch:
-    """Looks at a batch's workers and records and makes events of what is new. ``clock`` is a steady one, in seconds."""
+    """Looks at a batch's workers and records and makes events of what is new."""
 
-    def __init__(self, store: Store, batch_id: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store = store
+    def __init__(self, session: Session, batch_id: str) -> None:
+        self._session = session
         self._batch_id = batch_id
-        self._clock = clock
-        self._workers = Workers(store.connection, clock=clock)
+        with session.store() as store:
+            self._connection = store.connection
+        self._workers = Workers(self._connection, clock=session.clock)
         self._looked_at: float | None = None
         self._position = 0
         self._seen: dict[int, _Seen] = {}
         self._finished = bytearray()
 
-    def events(self, timeout: float | None, sleep: Callable[[float], Any]) -> Iterator[Event]:
+    def events(self, timeout: float | None) -> Iterator[Event]:
         """Events until the batch is done; those of lines that were finished before come first.
 
         Raises:
             WaitTimeoutError: it is not done after ``timeout`` seconds.
             BatchNotFoundError: it was purged.
         """
-        begun = self._clock()
-        while True:
+        for batch in self._session.until_done(self._batch_id, timeout):
             # In this order: a batch that is done has all its records, and a line has begun before it has one.
-            batch = current(self._store, self._batch_id)
-            yield from self._of_workers(batch)
-            yield from self._of_records()
-            if batch.done:
-                yield BatchFinished(batch)
-                return
-            if timeout is not None and self._clock() - begun >= timeout:
-                raise WaitTimeoutError(
-                    f"batch {batch.id} is not done after {duration(timeout)}; it goes on without you"
-                )
-            sleep(POLL_S)
+            with self._session.store():
+                yield from self._of_workers(batch)
+                yield from self._of_records()
+        yield BatchFinished(batch)
 
     def _of_workers(self, batch: Batch) -> Iterator[Event]:
-        now = self._clock()
+        now = self._session.clock()
         if batch.done or (self._looked_at is not None and now - self._looked_at < LOOK_S):
             return
         self._looked_at = now
@@ -139,7 +125,7 @@ class BatchWatch:
                 yield FirstToken(line.index, line.id, state.name)
 
     def _of_records(self) -> Iterator[Event]:
-        for stored in finished_records(self._store.connection, self._batch_id, start=self._position):
+        for stored in finished_records(self._connection, self._batch_id, start=self._position):
             self._position = stored.after
             yield from self._of_record(stored)
 

@@ -8,8 +8,6 @@ from submit.schedule.model import Schedule
 from submit.schedule.run_by_hand import ASK_S, run_schedule
 from submit.schedule.store import Schedules
 
-__all__ = ["ScheduleHandle"]
-
 
 class ScheduleHandle:
     """One schedule. Made by a :class:`submit.Client`, and usable as long as that is open."""

@@ -1,4 +1,4 @@
-"""Doing one thing to each of the batches that a command line names."""
+"""Doing one thing to each of the things that a command line names, batches above all."""
 
 from __future__ import annotations
 
@@ -15,34 +15,38 @@ if TYPE_CHECKING:
     from jobs.batch import Batch
     from jobs.store.store import Store
 
-__all__ = ["called", "each_batch"]
-
 
 def called(batch: Batch) -> str:
     """A batch for a person: ``nightly (b_...)``, or ``batch b_...`` where it has no name."""
     return f"batch {batch.id}" if batch.name is None else f"{printable(batch.name)} ({batch.id})"
 
 
-def each_batch(store: Store, names: Iterable[str], act: Callable[[Batch], str], *, as_json: bool) -> int:
-    """Do ``act`` to each batch of these ids or names and say what it answers; 0, or 2 where one was refused.
-
-    With ``as_json`` each batch is printed as a line, as it is afterwards; of one that is gone, that it was purged.
-    """
+def for_each(names: Iterable[str], act: Callable[[str], None]) -> int:
+    """Do ``act`` for each of these names, once; 0, or 2 where one was refused: stderr says which and why."""
     status = 0
     for name in dict.fromkeys(names):
         try:
-            batch = store.find(name)
-            said = act(batch)
+            act(name)
         except RefusedError as error:
             click.echo(f"promptmill: {error}", err=True)
             status = error.exit_status
-            continue
-        click.echo(said, err=True)
+    return status
+
+
+def each_batch(store: Store, names: Iterable[str], act: Callable[[Batch], str], *, as_json: bool) -> int:
+    """Do ``act`` to each batch of these ids or names and print what it returns; 0, or 2 where one was refused.
+
+    With ``as_json`` each batch is printed as a line, as it is afterwards; of one that is gone, that it was purged.
+    """
+
+    def act_on(name: str) -> None:
+        batch = store.find(name)
+        click.echo(act(batch), err=True)
         if as_json:
             try:
-                batch = store.batch(batch.id)
+                shown = store.batch(batch.id).as_dict(store.now())
             except BatchNotFoundError:
-                click.echo(orjson.dumps({"id": batch.id, "purged": True}).decode())
-            else:
-                click.echo(orjson.dumps(batch.as_dict(store.now())).decode())
-    return status
+                shown = {"id": batch.id, "purged": True}
+            click.echo(orjson.dumps(shown).decode())
+
+    return for_each(names, act_on)

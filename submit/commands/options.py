@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import orjson
 
-from jobs.app.logs import FILE_HELP, FORMAT_HELP, FORMATS
 from jobs.app.settings import origin, read_toml
 from jobs.app.units import parse_duration
 from jobs.batch import PRIORITIES
@@ -23,25 +22,6 @@ from jobs.redis.connect import check_url
 if TYPE_CHECKING:
     from jobs.store.store import Store
     from submit.upload.submitter import Order
-
-__all__ = [
-    "Duration",
-    "any_redis_option",
-    "defaults_from",
-    "given_by",
-    "in_this_order",
-    "json_option",
-    "keep_cut_option",
-    "log_options",
-    "on_bad_line_option",
-    "open_store",
-    "order_from",
-    "order_options",
-    "parameter_options",
-    "redis_option",
-    "watch_option",
-    "webhook_options",
-]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -112,15 +92,16 @@ keep_cut_option = click.option(
     is_flag=True,
     help="With --format chat and completions: write texts that max_tokens or the context cut, too.",
 )
-watch_option = click.option("--watch", is_flag=True, help="Refresh every second; q or Ctrl-C leaves.")
 
 
 @contextlib.contextmanager
-def open_store(redis_url: str | None, *, patient: bool = False) -> Iterator[Store]:
+def open_store(
+    redis_url: str | None, *, patient: bool = False, say: Callable[[str], object] | None = None, **settings: Any
+) -> Iterator[Store]:
     """The storage layer on ``redis_url``, or on the embedded server for as long as the block runs.
 
     A server that is loading its data is waited for where it is the embedded one, or the command is ``patient``, because
-    it is there to wait anyway; that is said on stderr.
+    it is there to wait anyway; that is said on stderr, or by ``say``. ``settings`` are those of :func:`connect`.
 
     Raises:
         LoadingError: it is still loading its data.
@@ -131,9 +112,9 @@ def open_store(redis_url: str | None, *, patient: bool = False) -> Iterator[Stor
     from jobs.store.store import Store
 
     with contextlib.ExitStack() as stack:
-        url = redis_url or stack.enter_context(embedded_server(data_folder(os.environ), say=_say))
+        url = redis_url or stack.enter_context(embedded_server(data_folder(os.environ), say=say or _say))
         stack.enter_context(translated(url))
-        connection = connect_patiently(url, _say) if patient else connect(url)
+        connection = connect_patiently(url, say or _say, **settings) if patient else connect(url, **settings)
         stack.callback(connection.close)
         yield Store(connection)
 
@@ -250,17 +231,18 @@ def defaults_from(flags: Mapping[str, Any]) -> Defaults:
     given: dict[str, Any] = {}
     path: Path | None = flags.get("defaults_file")
     if path is not None:
-        given = _checked(read_toml(path), lambda field: f"{path}: '{field}'")
-    asked = {name: value for name in (*PARAMETERS, "model", *_JOB_FIELDS) if _said(value := flags.get(name))}
+        with _naming(lambda field: f"{path}: '{field}'"):
+            given = check_defaults(read_toml(path))
+    names = (*PARAMETERS, "model", *_JOB_FIELDS)
+    asked = {name: value for name in names if (value := flags.get(name)) not in (None, ())}
     for name, field in (("logit_bias", "logit_bias"), ("chat_template_config", "chat_template_kwargs")):
         if flags.get(name):
             asked[field] = _json_flag(name, flags[name])
     if flags.get("override_model"):
         asked["override_model"] = True
-    try:
-        return Defaults({**given, **_checked(asked, _said_as)})
-    except LineError as error:  # what is right by itself, and not together
-        raise RefusedError(f"{_said_as(error.field or '')} {error.message}") from None
+    with _naming(lambda field: given_by("chat_template_config" if field == "chat_template_kwargs" else field)):
+        defaults = Defaults({**given, **check_defaults(asked)})
+    return defaults
 
 
 def order_from(flags: Mapping[str, Any], *, name: str | None) -> Order:
@@ -290,17 +272,11 @@ def _object(name: str, text: str | None) -> dict[str, Any]:
     return value
 
 
-def _said(value: Any) -> bool:
-    return value is not None and value != ()
-
-
-def _said_as(field: str) -> str:
-    return given_by("chat_template_config" if field == "chat_template_kwargs" else field)
-
-
-def _checked(fields: dict[str, Any], named: Callable[[str], str]) -> dict[str, Any]:
+@contextlib.contextmanager
+def _naming(named: Callable[[str], str]) -> Iterator[None]:
+    """Refuse a value with the name of the flag or the file's field that gave it."""
     try:
-        return check_defaults(fields)
+        yield
     except LineError as error:
         raise RefusedError(f"{named(error.field or '')} {error.message}") from None
 
@@ -310,27 +286,3 @@ def _json_flag(name: str, text: str, what: str = "JSON") -> Any:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise RefusedError(f"{given_by(name)} must be {what}: {error}") from None
-
-
-log_options = in_this_order(
-    click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help=FORMAT_HELP),
-    click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=FILE_HELP),
-)
-"""For :func:`jobs.app.logs.set_up_logging`."""
-webhook_options = in_this_order(
-    click.option(
-        "--webhook-secret",
-        envvar="PROMPTMILL_WEBHOOK_SECRET",
-        metavar="SECRET",
-        help="What webhooks are signed with: whsec_ and base64, or several separated by spaces. Give it in "
-        "PROMPTMILL_WEBHOOK_SECRET or the settings file: flags can be seen by every user of the machine.",
-    ),
-    click.option(
-        "--webhook-hosts",
-        multiple=True,
-        metavar="PATTERN",
-        help="Hosts that webhooks may go to, such as *.example.com; may be given several times.  "
-        "[default: any but this machine's own and link-local addresses]",
-    ),
-)
-"""For :class:`submit.webhooks.sender.WebhookSender`."""

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 from jobs.errors import PromptmillError
 
-__all__ = ["UsedIds"]
-
 CACHE_KIB = 32 * 1024
 
 SETUP = f"""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 import orjson
@@ -17,26 +15,24 @@ from jobs.errors import InputError, PromptmillError
 from submit.status.progress import is_terminal
 from submit.status.text import plural
 
-__all__ = ["Answer", "going_on_if_interrupted", "json_errors", "read_display"]
-
 SHOW_EVERY_S = 0.2
 
 
 @dataclass(slots=True)
-class Answer:
+class JsonOutput:
     """Whether a command has printed its JSON object already; it prints one and no more."""
 
-    given: bool = False
+    printed: bool = False
 
 
 @contextlib.contextmanager
-def json_errors(as_json: bool) -> Iterator[Answer]:
+def json_errors(as_json: bool) -> Iterator[JsonOutput]:
     """With ``--json``, an error is an object on stdout too, with all problems of the input."""
-    answer = Answer()
+    output = JsonOutput()
     try:
-        yield answer
+        yield output
     except PromptmillError as error:
-        if as_json and not answer.given:
+        if as_json and not output.printed:
             click.echo(orjson.dumps(_shown(error)).decode())
         raise
 
@@ -47,17 +43,6 @@ def _shown(error: PromptmillError) -> dict[str, object]:
         shown["bad_lines"] = error.count
         shown["problems"] = [problem.as_dict() for problem in error.problems]
     return shown
-
-
-@contextlib.contextmanager
-def going_on_if_interrupted(batch_id: str, out: Path | None) -> Iterator[None]:
-    """Around following a batch: whoever interrupts it reads that the batch goes on, and how to get the rest."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        file = "OUT" if out is None else shlex.quote(str(out))
-        click.echo(f"\nthe batch goes on; `promptmill results {batch_id} -o {file}` writes the rest", err=True)
-        raise
 
 
 @contextlib.contextmanager

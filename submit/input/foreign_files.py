@@ -14,17 +14,13 @@ import orjson
 
 from jobs.lines.values import are_rows
 
-__all__ = ["START_BYTES", "START_LINES", "magic_of", "shape_of"]
-
 START_BYTES = 1 << 20
 START_LINES = 2000
 """So much of a file is read to see what it is."""
 
-_MAGIC = (
-    (b"\xff\xfe\x00\x00", "is UTF-32; save it as UTF-8"),
-    (b"\x00\x00\xfe\xff", "is UTF-32; save it as UTF-8"),
-    (b"\xff\xfe", "is UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8 FILE > FILE.jsonl)"),
-    (b"\xfe\xff", "is UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8 FILE > FILE.jsonl)"),
+_MAGIC: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
+    ((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"), "is UTF-32; save it as UTF-8"),
+    ((b"\xff\xfe", b"\xfe\xff"), "is UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8 FILE > FILE.jsonl)"),
     (b"{\x00", "is UTF-16; save it as UTF-8 (iconv -f UTF-16LE -t UTF-8 FILE > FILE.jsonl)"),
     (b"\x00{", "is UTF-16; save it as UTF-8 (iconv -f UTF-16BE -t UTF-8 FILE > FILE.jsonl)"),
     (b"\x1f\x8b", "is gzip data; a file's name must end in .gz, a stream be unpacked (zcat FILE | ...)"),
@@ -40,8 +36,7 @@ _MAGIC = (
     (b"\x89HDF", "is HDF5; write its rows as one JSON object a line"),
     (b"GGUF", "is a model's weights, no prompts"),
     (b"%PDF", "is a PDF; write its text into prompts, one JSON object a line"),
-    (b"\x80\x04\x95", "is a Python pickle; write its rows with json.dumps, one a line"),
-    (b"\x80\x05\x95", "is a Python pickle; write its rows with json.dumps, one a line"),
+    ((b"\x80\x04\x95", b"\x80\x05\x95"), "is a Python pickle; write its rows with json.dumps, one a line"),
     (b"version https://git-lfs", "is a pointer of Git LFS, not the file itself: git lfs pull"),
 )  # fmt: skip
 """Bytes that files of other kinds begin with, what they are, and the remedy."""

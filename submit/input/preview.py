@@ -19,9 +19,7 @@ import orjson
 
 from jobs.errors import ModelLoadError, ProblemLine, PromptmillError, RefusedError
 from jobs.lines.line import Defaults
-from submit.input.validate import BadLine, Problems
-
-__all__ = ["PREVIEW_COMMAND", "Preview", "Previewed"]
+from submit.input.validate import KEPT_PROBLEMS
 
 # -P: a folder named worker in the current directory must not be taken for ours.
 PREVIEW_COMMAND = (sys.executable, "-P", "-m", "worker.models.preview")
@@ -29,10 +27,12 @@ PREVIEW_COMMAND = (sys.executable, "-P", "-m", "worker.models.preview")
 
 @dataclass(slots=True)
 class Previewed:
-    """What the preview said: prompts as text by line number, problems, token counts."""
+    """What the preview said: prompts as text by line number, how many lines were rejected and the first of their
+    problems, token counts."""
 
     prompts: dict[int, str] = field(default_factory=dict)
-    problems: Problems = field(default_factory=Problems)
+    rejected: int = 0
+    problems: list[ProblemLine] = field(default_factory=list)
     lines: int = 0
     summary: dict[str, Any] = field(default_factory=dict)
 
@@ -41,8 +41,10 @@ class Previewed:
             self.prompts[said["line"]] = said["preview"]
         elif "problem" in said:
             problem = said["problem"]
-            found = ProblemLine(said["line"], problem["code"], problem.get("field"), problem["message"])
-            self.problems.add([BadLine(found.line - 1, "", (found,))])
+            self.rejected += 1
+            if self.rejected <= KEPT_PROBLEMS:
+                found = ProblemLine(said["line"], problem["code"], problem.get("field"), problem["message"])
+                self.problems.append(found)
         elif "tokens" in said:
             self.lines += 1
         elif "summary" in said:
@@ -68,8 +70,7 @@ class Preview:
         self.model = model
         self._said = Previewed()
         self._failure: Exception | None = None
-        self._stack = contextlib.ExitStack()
-        self._complaints = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (it is closed with the preview)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints
         )
@@ -91,7 +92,7 @@ class Preview:
         self._process.wait()
         self._listener.join()
         self._output.close()
-        self._stack.close()
+        self._complaints.close()
 
     def feed(self, line: int, raw: bytes) -> None:
         """One more checked line; ``line`` is its number."""

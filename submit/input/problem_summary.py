@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 
 from jobs.errors import InputError, ProblemLine
 from submit.status.text import plural, printable
-
-__all__ = ["SHOWN_PROBLEMS", "grouped", "in_full", "listed"]
 
 SHOWN_PROBLEMS = 20
 SHOWN_LINES = 5
@@ -19,47 +17,25 @@ _PLACE = re.compile(r"\[\d+\]")
 _VALUE = re.compile(r"'[^']*'|\d[\d.,]*")
 
 
-@dataclass(slots=True)
-class _Group:
-    """Problems that differ in values alone."""
-
-    first: ProblemLine
-    lines: list[int] = field(default_factory=list)
-    """The first of their line numbers."""
-    count: int = 0
-    same: bool = True
-    """Whether they have the same words to the last."""
-    last: int = 0
-
-    def add(self, problem: ProblemLine) -> None:
-        if problem.line == self.last:
-            return
-        self.last = problem.line
-        self.count += 1
-        self.same = self.same and (problem.field, problem.message) == (self.first.field, self.first.message)
-        if len(self.lines) < SHOWN_LINES:
-            self.lines.append(problem.line)
-
-    def __str__(self) -> str:
-        if self.count == 1:
-            return printable(str(self.first))
-        separator = ", " if self.first.field else ": "
-        numbers = ", ".join(f"{line}" for line in self.lines) + (", ..." if self.count > len(self.lines) else "")
-        alike = "" if self.same else ", and alike"
-        said = f"{plural(self.count, 'line')}{separator}{self.first.said}{alike} [{self.first.code}] (lines {numbers})"
-        return printable(said)
-
-
 def grouped(problems: Iterable[ProblemLine]) -> list[str]:
     """One line for a person per kind of problem, in the order of their first lines."""
-    groups: dict[tuple[str, str, str], _Group] = {}
+    groups: dict[tuple[str, str, str], list[ProblemLine]] = {}
     for problem in problems:
         kind = (problem.code, _PLACE.sub("[]", problem.field or ""), _VALUE.sub("#", problem.message))
-        group = groups.get(kind)
-        if group is None:
-            group = groups[kind] = _Group(problem)
-        group.add(problem)
-    return [str(group) for group in groups.values()]
+        groups.setdefault(kind, []).append(problem)
+    return [printable(_shown(group)) for group in groups.values()]
+
+
+def _shown(group: list[ProblemLine]) -> str:
+    """Problems that differ in values alone, as one line."""
+    first, lines = group[0], list(dict.fromkeys(problem.line for problem in group))
+    if len(lines) == 1:
+        return str(first)
+    separator = ", " if first.field else ": "
+    numbers = ", ".join(map(str, lines[:SHOWN_LINES])) + (", ..." if len(lines) > SHOWN_LINES else "")
+    same = all((problem.field, problem.message) == (first.field, first.message) for problem in group)
+    alike = "" if same else ", and alike"
+    return f"{plural(len(lines), 'line')}{separator}{first.said}{alike} [{first.code}] (lines {numbers})"
 
 
 def listed(problems: Iterable[ProblemLine]) -> list[str]:
@@ -72,12 +48,17 @@ def listed(problems: Iterable[ProblemLine]) -> list[str]:
     return shown
 
 
-def in_full(error: InputError) -> InputError:
-    """For who sees nothing but the exception: its text has the first kind of problems, its notes the others."""
-    full = InputError(error.source, error.problems, error.count, what=error.what)
-    if error.what is None and error.problems:
-        first, *others = grouped(error.problems)[:SHOWN_PROBLEMS]
-        full.args = (f"{error}; what is wrong: {first}",)
-        for kind in others:
-            full.add_note(kind)
-    return full
+@contextlib.contextmanager
+def in_full() -> Iterator[None]:
+    """Around what may refuse an input, for who sees nothing but the exception: its text has the first kind of problems,
+    its notes the others."""
+    try:
+        yield
+    except InputError as error:
+        full = InputError(error.source, error.problems, error.count, what=error.what)
+        if error.what is None and error.problems:
+            first, *others = grouped(error.problems)[:SHOWN_PROBLEMS]
+            full.args = (f"{error}; what is wrong: {first}",)
+            for kind in others:
+                full.add_note(kind)
+        raise full from None

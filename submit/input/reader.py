@@ -17,17 +17,15 @@ import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 import zstandard
 
-from jobs.errors import LineError, RefusedError
+from jobs.errors import InputError, LineError, RefusedError
 from jobs.lines.line import MAX_LINE_BYTES
 from jobs.lines.line_id import LOOKED_AT, id_in, readable_id
 from submit.input.foreign_files import START_BYTES, START_LINES, magic_of, shape_of
-
-__all__ = ["Line", "PromptFile", "PromptObjects", "Prompts", "digest_of"]
 
 Line = tuple[int, bytes | LineError]
 
@@ -38,19 +36,6 @@ LONGEST = MAX_LINE_BYTES + len(b"\r\n")
 STDIN = 0
 
 BOM = b"\xef\xbb\xbf"
-
-
-class Prompts(Protocol):
-    """What is submitted: lines to iterate over once, with a name for messages."""
-
-    name: str
-    bytes_read: int
-
-    def __iter__(self) -> Iterator[Line]: ...
-
-    @property
-    def digest(self) -> str:
-        """Names the content; complete after the last line."""
 
 
 class PromptFile:
@@ -72,8 +57,9 @@ class PromptFile:
         """Of the first line that is too long."""
         self._hash = hashlib.blake2b(digest_size=16)
         with self._explained():
-            self._file = _open(given, stdin)
-        self.size = _size(self._file)
+            self._file = io.FileIO(stdin, closefd=False) if given == "-" else io.FileIO(given)
+        status = os.fstat(self._file.fileno())
+        self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
         """Bytes of the file as it lies on disk; None where that is not known."""
         counted = io.BufferedReader(_Tap(self._file, self._count), BLOCK)
         self._content = io.BufferedReader(_Tap(_unpacked(given, counted), self._hash.update), BLOCK)
@@ -82,14 +68,12 @@ class PromptFile:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         self._content.close()
         self._file.close()
 
     @property
     def digest(self) -> str:
+        """Names the content; complete after the last line."""
         return self._hash.hexdigest()
 
     def __iter__(self) -> Iterator[Line]:
@@ -209,6 +193,37 @@ class PromptObjects:
             self.bytes_read += len(raw) + 1
             yield number, raw
 
+    def blocks(self) -> Iterator[bytes]:
+        """The lines as a file would hold them.
+
+        Raises:
+            InputError: one cannot be written as JSON.
+        """
+        for number, raw in self:
+            if isinstance(raw, LineError):
+                raise InputError(self.name, [raw.at(number)])
+            yield raw + b"\n"
+
+
+Prompts = PromptFile | PromptObjects
+"""What is submitted: lines to iterate over once, with a name for messages."""
+
+
+@contextlib.contextmanager
+def open_prompts(given: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> Iterator[Prompts]:
+    """The prompts of a path, or those given as dicts.
+
+    Raises:
+        RefusedError: the file cannot be opened, or what is given is neither.
+    """
+    if isinstance(given, str | os.PathLike):
+        with PromptFile(given) as prompts:
+            yield prompts
+    elif isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
+        raise RefusedError(f"prompts are a path or an iterable of dicts, not one {type(given).__name__}")
+    else:
+        yield PromptObjects(given)
+
 
 def _encoded(item: Any) -> bytes:
     if not isinstance(item, Mapping):
@@ -233,17 +248,6 @@ def _is_object(line: bytes | LineError) -> bool:
         return isinstance(line, bytes) and isinstance(orjson.loads(line), dict)
     except orjson.JSONDecodeError:
         return False
-
-
-def _open(path: str, stdin: int) -> io.FileIO:
-    if path == "-":
-        return io.FileIO(stdin, closefd=False)
-    return io.FileIO(path)
-
-
-def _size(file: io.FileIO) -> int | None:
-    status = os.fstat(file.fileno())
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _unpacked(path: str, file: io.BufferedIOBase) -> io.BufferedIOBase | io.RawIOBase:

@@ -16,8 +16,6 @@ from jobs.shard import Group, ShardLine
 from submit.input.duplicate_ids import UsedIds
 from submit.input.reader import Line, Prompts
 
-__all__ = ["NO_GROUP", "BadLine", "Chunk", "Findings", "GoodLine", "Problems", "checked"]
-
 CHUNK_LINES = 1000
 CHUNK_BYTES = 4 << 20
 KEPT_PROBLEMS = 100_000
@@ -58,31 +56,18 @@ class Chunk:
     own_models: Counter[str] = field(default_factory=Counter)
 
 
-class Problems:
-    """All that is wrong with an input: every bad line counted, the first problems kept."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        """Bad lines, each of which may have several problems."""
-        self.only_without_model = 0
-        """How many of them have no problem but that no model is named."""
-        self.kept: list[ProblemLine] = []
-
-    def add(self, lines: list[BadLine]) -> None:
-        self.count += len(lines)
-        for line in lines:
-            self.only_without_model += all((problem.code, problem.field) == NO_MODEL for problem in line.problems)
-            if len(self.kept) < KEPT_PROBLEMS:
-                self.kept += line.problems[: KEPT_PROBLEMS - len(self.kept)]
-
-
 @dataclass(slots=True)
 class Findings:
     """What checking has found in an input so far. ``own_models`` counts the good lines that name another model than the
     batch, by what they name; in ``after_answer`` of them the model begins a new turn after an assistant's message."""
 
     total: int = 0
-    bad: Problems = field(default_factory=Problems)
+    rejected: int = 0
+    """Bad lines, each of which may have several problems."""
+    only_without_model: int = 0
+    """How many of them have no problem but that no model is named."""
+    problems: list[ProblemLine] = field(default_factory=list)
+    """The first of their problems."""
     formats: Counter[str] = field(default_factory=Counter)
     by_model: Counter[str] = field(default_factory=Counter)
     own_models: Counter[str] = field(default_factory=Counter)
@@ -90,23 +75,16 @@ class Findings:
 
     def add(self, chunk: Chunk) -> None:
         self.total += len(chunk.good) + len(chunk.bad)
-        self.bad.add(chunk.bad)
+        self.rejected += len(chunk.bad)
+        for line in chunk.bad:
+            self.only_without_model += all((problem.code, problem.field) == NO_MODEL for problem in line.problems)
+            self.problems += line.problems[: max(KEPT_PROBLEMS - len(self.problems), 0)]
         self.own_models.update(chunk.own_models)
         # Counted without a Python step for each line: this is done for every line that is submitted.
         for endpoint, count in Counter(map(attrgetter("endpoint"), chunk.good)).items():
             self.formats["native" if endpoint is None else "openai"] += count
         self.by_model.update(map(attrgetter("group.model"), chunk.good))
         self.after_answer += sum(map(attrgetter("after_answer"), chunk.good))
-
-    @property
-    def rejected(self) -> int:
-        """How many lines are bad."""
-        return self.bad.count
-
-    @property
-    def problems(self) -> tuple[ProblemLine, ...]:
-        """The first of their problems."""
-        return tuple(self.bad.kept)
 
     @property
     def models(self) -> tuple[str, ...]:

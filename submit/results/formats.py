@@ -10,7 +10,7 @@ back into exactly that.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -20,14 +20,11 @@ from jobs.errors import RefusedError
 from jobs.lines.line import Job
 from jobs.record_head import ChoiceHead, whole
 from jobs.store.store import Store
+from submit.results.destination import TRAINING, Destination
 from submit.results.openai_format import choices_of, endpoint_of, envelope
 from submit.results.prompts import Inputs
 from submit.results.read import StoredRecord
 
-__all__ = ["FORMATS", "TRAINING", "Format", "check_keep_cut", "left_out", "make_format", "plain_format"]
-
-TRAINING = ("chat", "completions")
-FORMATS = ("native", "openai", *TRAINING)
 THINKING = (
     ("<think>", "</think>"),
     ("<longcat_think>", "</longcat_think>"),
@@ -36,6 +33,9 @@ THINKING = (
     ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
 )
 """How models mark their thinking, as mlx-lm knows it."""
+
+Render = Callable[[StoredRecord], bytes]
+"""Gives the lines of a record, each with its newline, or nothing at all."""
 
 
 def left_out(choice: ChoiceHead, *, keep_cut: bool) -> str | None:
@@ -48,85 +48,52 @@ def left_out(choice: ChoiceHead, *, keep_cut: bool) -> str | None:
     return "cut" if choice.finish_reason == "length" and not keep_cut else None
 
 
-def check_keep_cut(fmt: str, *, keep_cut: bool) -> None:
-    """See that ``--keep-cut`` was given with a format that leaves something out.
-
-    Raises:
-        RefusedError: it was not.
-    """
-    if keep_cut and fmt not in TRAINING:
-        raise RefusedError(f"--keep-cut goes with --format chat or completions: '{fmt}' leaves nothing out")
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """How one record is written. ``render`` gives its lines, each with its newline, or nothing at all."""
-
-    name: str
-    render: Callable[[StoredRecord], bytes]
-    errors_apart: bool
-    """Whether records of failed lines go to a file of their own."""
-
-
-def make_format(name: str, store: Store, batch: Batch, *, keep_cut: bool = False) -> Format:
-    """The format ``name`` for the records of ``batch``; with ``keep_cut`` training data has texts that a limit cut.
-
-    Raises:
-        RefusedError: there is no such format.
-    """
+def renderer(destination: Destination, store: Store, batch: Batch) -> Render:
+    """How the records of ``batch`` are written."""
     inputs = Inputs(store, batch)
-    if plain := plain_format(name, lambda record: endpoint_of(inputs.job(record).prompt)):
-        return plain
-    examples = {"chat": _chat, "completions": _completion}.get(name)
-    if examples is None:
-        raise RefusedError(f"no format '{name}': take one of {', '.join(FORMATS)}")
-    training = _Training(inputs, examples, keep_cut)
-    return Format(name, training.render, errors_apart=False)
+    if destination.training:
+        example = _chat if destination.fmt == "chat" else _completion
+        return partial(_examples, inputs=inputs, example=example, keep_cut=destination.keep_cut)
+    return plain_renderer(destination, lambda record: endpoint_of(inputs.job(record).prompt))
 
 
-def plain_format(name: str, endpoint: Callable[[StoredRecord], str]) -> Format | None:
-    """A format that needs no prompts; None for the others. ``endpoint(record)`` is asked where the line was not
-    in OpenAI's format."""
-    if name == "native":
-        return Format(name, _native, errors_apart=True)
-    if name == "openai":
-        return Format(name, lambda record: _openai(record, endpoint), errors_apart=False)
-    return None
+def plain_renderer(destination: Destination, endpoint: Callable[[StoredRecord], str]) -> Render:
+    """How records are written in a format that needs no prompts. ``endpoint(record)`` is asked where the line was not
+    in OpenAI's format.
+
+    Raises:
+        RefusedError: the format needs the prompts.
+    """
+    if destination.fmt in TRAINING:
+        raise RefusedError(
+            f"--format {destination.fmt} needs the prompts, which are in Redis: with --from-spool take native or openai"
+        )
+    if destination.fmt == "native":
+        return lambda record: record.raw + b"\n"
+    return lambda record: _line(envelope(whole(record.raw), lambda: endpoint(record)))
 
 
-def _native(record: StoredRecord) -> bytes:
-    return record.raw + b"\n"
+def _line(shown: dict[str, Any]) -> bytes:
+    return orjson.dumps(shown, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _openai(record: StoredRecord, endpoint: Callable[[StoredRecord], str]) -> bytes:
-    wrapped = envelope(whole(record.raw), lambda: endpoint(record))
-    return orjson.dumps(wrapped, option=orjson.OPT_APPEND_NEWLINE)
+def _examples(
+    record: StoredRecord, *, inputs: Inputs, example: Callable[[Job, str, str], dict[str, Any]], keep_cut: bool
+) -> bytes:
+    """The examples to learn from in a record: one for each choice that is not left out."""
+    if not record.ok:
+        return b""
+    job = inputs.job(record)
+    turns = _turns(job, whole(record.raw), keep_cut)
+    return b"".join(_line(example(job, text, thought)) for text, thought in turns)
 
 
-Example = Callable[[Job, str, str], dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Training:
-    """Records as examples to learn from."""
-
-    inputs: Inputs
-    example: Example
-    keep_cut: bool
-
-    def render(self, record: StoredRecord) -> bytes:
-        if not record.ok:
-            return b""
-        job = self.inputs.job(record)
-        lines = (self.example(job, *answer) for answer in self._answers(job, whole(record.raw)))
-        return b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
-
-    def _answers(self, job: Job, record: dict[str, Any]) -> Iterator[tuple[str, str]]:
-        """The whole turn of each choice to learn from: what it says, and its thought, empty where there is none."""
-        for choice in choices_of(record):
-            ended = ChoiceHead(choice["stop_reason"], choice["finish_reason"], choice["text"])
-            if left_out(ended, keep_cut=self.keep_cut) is None:
-                yield _turn(job.turn["content"] if job.turn else "", choice)
+def _turns(job: Job, record: dict[str, Any], keep_cut: bool) -> Iterator[tuple[str, str]]:
+    """The whole turn of each choice to learn from: what it says, and its thought, empty where there is none."""
+    for choice in choices_of(record):
+        ended = ChoiceHead(choice["stop_reason"], choice["finish_reason"], choice["text"])
+        if left_out(ended, keep_cut=keep_cut) is None:
+            yield _turn(job.turn["content"] if job.turn else "", choice)
 
 
 def _turn(begun: str, choice: dict[str, Any]) -> tuple[str, str]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.errors import BatchNotFoundError, PromptmillError, RefusedError
 from jobs.lines.line import CHAT_URL, COMPLETIONS_URL
-from jobs.spool import SUFFIX, SpoolEntry, SpoolHeader, open_spool, read_entries, read_header
-from submit.results.formats import plain_format
+from jobs.spool import SUFFIX, SpoolHeader, open_spool, read_entries, read_header
+from submit.results.destination import Destination
+from submit.results.formats import plain_renderer
 from submit.results.output import Output
 from submit.results.read import StoredRecord
+from submit.results.summary import Tally
 from submit.status.text import plural
-
-__all__ = ["Found", "write_spooled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,14 @@ class Found:
     """What the spools held of a batch, and what they did not. ``unread`` are files passed over, with the reason."""
 
     header: SpoolHeader
-    lines: int
+    tally: Tally
     damaged: int
-    unread: tuple[str, ...] = ()
+    unread: tuple[str, ...]
 
     @property
     def missing(self) -> int:
         """Lines of the batch without a record in the spools."""
-        return max(self.header.total - self.lines, 0)
+        return max(self.header.total - self.tally.lines, 0)
 
     @property
     def complete(self) -> bool:
@@ -42,22 +42,20 @@ class Found:
         """What ``--json`` prints."""
         header = self.header
         about = {"id": header.batch_id, "name": header.name, "source": header.source, "total": header.total or None}
-        return {**about, "written": self.lines, "missing": self.missing, "damaged": self.damaged}
+        return {**about, "written": self.tally.lines, "missing": self.missing, "damaged": self.damaged}
 
     def notes(self) -> list[str]:
         """What a person should know of the spools, a line each."""
-        said = list(self.unread)
+        batch, total = f"batch {self.header.batch_id}", self.header.total
+        notes = list(self.unread)
         if self.damaged:
-            said.append(f"{plural(self.damaged, 'damaged line')} of the spools passed over")
-        if not self.header.total:
-            said.append(
-                f"batch {self.header.batch_id}: found {plural(self.lines, 'line')}; how many it has is not known"
-            )
-            return said
-        text = f"batch {self.header.batch_id}: found {self.lines:,} of {plural(self.header.total, 'line')}"
+            notes.append(f"{plural(self.damaged, 'damaged line')} of the spools passed over")
+        if not total:
+            return [*notes, f"{batch}: found {plural(self.tally.lines, 'line')}; how many it has is not known"]
+        text = f"{batch}: found {self.tally.lines:,} of {plural(total, 'line')}"
         if self.missing:
             text += f"; {self.missing:,} missing: not finished, refused at submission, or in another worker's spool"
-        return [*said, text]
+        return [*notes, text]
 
 
 class _Place(NamedTuple):
@@ -70,15 +68,7 @@ class _Place(NamedTuple):
     offset: int
 
 
-def write_spooled(
-    name: str,
-    folders: Iterable[Path],
-    out: Path | None,
-    *,
-    errors: Path | None = None,
-    fmt: str = "native",
-    observe: Callable[[StoredRecord], None] = lambda record: None,
-) -> Found:
+def write_spooled(name: str, folders: Iterable[Path], destination: Destination) -> Found:
     """Write the records of batch ``name`` (an id, else the newest of that name) that lie in ``folders``.
 
     Each of those is a spool folder, a batch's folder in one, or a file. In the order of the input, one record per
@@ -90,24 +80,14 @@ def write_spooled(
     """
     files, header = _files_of(name, folders)
     spools = _Spools(files, header.batch_id)
-    shape = plain_format(fmt, spools.endpoint)
-    if shape is None:
-        raise RefusedError(
-            f"--format {fmt} needs the prompts, which are in Redis: with --from-spool take native or openai"
-        )
+    render = plain_renderer(destination, spools.endpoint)
     spools.index()
     if not spools.places:
         raise BatchNotFoundError(f"no sound record of batch {header.batch_id} is in {', '.join(map(str, files))}")
-    output = Output(out, errors, shape)
-    try:
+    with Output(destination, render) as output:
         for record in spools.records():
             output.put(record)
-            observe(record)
-        output.close()
-    except BaseException:
-        output.abandon()
-        raise
-    return Found(header, len(spools.places), spools.damaged, tuple(spools.unread))
+    return Found(header, output.tally, spools.damaged, tuple(spools.unread))
 
 
 def _files_of(name: str, folders: Iterable[Path]) -> tuple[list[Path], SpoolHeader]:
@@ -166,7 +146,10 @@ class _Spools:
             try:
                 with open_spool(path) as file:
                     for offset, entry in read_entries(file, self._batch_id, self._count_damaged):
-                        self._consider(_Place(entry.line.ok, entry.fence, entry.chat, number, offset), entry)
+                        place = _Place(entry.line.ok, entry.fence, entry.chat, number, offset)
+                        best = self.places.setdefault(entry.line.index, place)
+                        if (place.ok, place.fence) > (best.ok, best.fence):
+                            self.places[entry.line.index] = place
             except OSError as error:
                 self.unread.append(f"{path} cannot be read to its end: {error.strerror}")
 
@@ -189,11 +172,6 @@ class _Spools:
     def endpoint(self, record: StoredRecord) -> str:
         """Where a native line would have gone."""
         return CHAT_URL if self.places[record.index].chat else COMPLETIONS_URL
-
-    def _consider(self, place: _Place, entry: SpoolEntry) -> None:
-        best = self.places.get(entry.line.index)
-        if best is None or (place.ok, place.fence) > (best.ok, best.fence):
-            self.places[entry.line.index] = place
 
     def _count_damaged(self) -> None:
         self.damaged += 1

@@ -11,8 +11,6 @@ from jobs.lines.line_id import readable_id
 from jobs.record import error_record
 from jobs.shard import ShardLine
 
-__all__ = ["unrun_records"]
-
 MESSAGES = {
     "cancelled": "the batch was cancelled before this line was finished",
     "expired": "the batch expired before this line was finished",

@@ -9,8 +9,6 @@ from typing import Any
 
 from jobs.lines.line import CHAT_URL, COMPLETIONS_URL
 
-__all__ = ["choices_of", "endpoint_of", "envelope"]
-
 STATUS_CODES = {
     "invalid_json_line": 400,
     "invalid_type": 400,

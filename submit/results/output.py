@@ -9,30 +9,16 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from jobs.errors import PromptmillError, RefusedError
-from submit.results.formats import Format
+from submit.results.destination import Destination
+from submit.results.formats import Render
 from submit.results.read import StoredRecord
+from submit.results.summary import Tally
 
-__all__ = ["Output", "check_paths", "default_errors", "errors_written", "writable"]
-
-STDOUT = Path("-")
 MISTAKES = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS})
 """System errors that mean the path was a bad choice; others (a full disk) are nobody's mistake."""
-
-
-def default_errors(out: Path) -> Path:
-    """Where the records of failed lines go: ``results.jsonl`` -> ``results.errors.jsonl``."""
-    return out.with_name(f"{out.stem}.errors{out.suffix}")
-
-
-def errors_written(out: Path | None, errors: Path | None, fmt: str, failed: int) -> Path | None:
-    """The file that the records of ``failed`` lines are in; None where there is none."""
-    if not failed or fmt != "native":
-        return None
-    beside = None if out is None or out == STDOUT else default_errors(out)
-    return errors or beside
 
 
 def writable(path: Path) -> None:
@@ -41,59 +27,35 @@ def writable(path: Path) -> None:
     Raises:
         RefusedError: it cannot; the message says why.
     """
-    with _explained(path):
-        real = Path(os.path.realpath(path))
-        if real.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if _is_special(real):
-            return
-        probe = _beside(real)
-        probe.open("wb").close()
-        probe.unlink()
-
-
-def check_paths(out: Path | None, errors: Path | None, shape: str, *, apart: bool) -> None:
-    """Make sure that the errors have a place of their own where the format keeps them apart, and none elsewhere.
-
-    Raises:
-        RefusedError: they have not.
-    """
-    if errors is not None and not apart:
-        raise RefusedError(f"--errors goes with --format native: '{shape}' has no file of errors")
-    if errors is not None and out is not None and errors.resolve() == out.resolve():
-        raise RefusedError(f"OUT and the file of errors are both {out}; give --errors another path")
+    if not _is_special(Path(os.path.realpath(path))):
+        probe = _File(path)
+        probe.open()
+        probe.abandon()
 
 
 class Output:
-    """Where records go: OUT (None or ``-``: stdout), and a file for the errors where the format keeps them apart.
+    """Where records go: OUT, and a file for the errors where the format keeps them apart.
 
-    Nothing shows in the files before the first :meth:`flush`, which replaces what was there in one step;
-    from then on they grow. ``errors`` None means beside OUT; without OUT, error records go to stdout too.
+    Nothing shows in the files before the first :meth:`flush`, which replaces what was there in one step; from then on
+    they grow. As a context manager it is flushed and closed at the end of the block; after an error, files that were
+    not shown yet are dropped.
     """
 
-    def __init__(self, out: Path | None, errors: Path | None, shape: Format, stdout: BinaryIO | None = None) -> None:
-        self.out = None if out in (None, STDOUT) else out
-        check_paths(self.out, errors, shape.name, apart=shape.errors_apart)
-        self.errors = errors if self.out is None or not shape.errors_apart else errors or default_errors(self.out)
-        self.written = 0
-        self.failed = 0
+    def __init__(self, destination: Destination, render: Render, stdout: BinaryIO | None = None) -> None:
+        self.tally = Tally(destination)
+        self._render = render
+        out, errors = destination.out, destination.errors_file
+        self._results = _File(Path("stdout"), stdout or sys.stdout.buffer) if out is None else _File(out)
+        self._failures = None if errors is None else _File(errors)
         self._cleared = False
-        self._format = shape
-        self._results = _File(Path("stdout"), stdout or sys.stdout.buffer) if self.out is None else _File(self.out)
-        self._failures = None if self.errors is None else _File(self.errors)
         self._results.open()
 
     def put(self, record: StoredRecord) -> None:
-        """Write one record to where it belongs."""
-        self.written += 1
-        target = self._results
-        if not record.ok:
-            self.failed += 1
-            if self._failures is not None:
-                target = self._failures
-        data = self._format.render(record)
-        if data:
+        """Write one record to where it belongs, and count it."""
+        target = self._results if record.ok or self._failures is None else self._failures
+        if data := self._render(record):
             target.write(data)
+        self.tally.add(record)
 
     def flush(self) -> None:
         """Make everything put so far visible in the files.
@@ -107,18 +69,19 @@ class Output:
                 self._failures.remove()
             self._cleared = True
 
-    def close(self) -> None:
-        """Flush and end."""
-        self.flush()
-        self._results.close()
-        if self._failures is not None:
-            self._failures.close()
+    def __enter__(self) -> Self:
+        return self
 
-    def abandon(self) -> None:
-        """End without a last flush: files not yet shown are forgotten."""
-        for target in (self._results, self._failures):
-            if target is not None:
-                target.abandon()
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        files = [file for file in (self._results, self._failures) if file is not None]
+        try:
+            if kind is None:
+                self.flush()
+                for file in files:
+                    file.close()
+        finally:
+            for file in files:
+                file.abandon()
 
 
 class _File:

@@ -12,8 +12,6 @@ from jobs.shard import ShardLine, decode_lines
 from jobs.store.store import Store
 from submit.results.read import StoredRecord
 
-__all__ = ["Inputs"]
-
 CACHED_BYTES = 32 << 20
 """Most bytes of unpacked shards kept, the last one aside: neighbouring lines are asked for one after the other."""
 

@@ -26,9 +26,7 @@ from submit.results.missing_records import unrun_records
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["StoredRecord", "finished_records", "ordered_records"]
-
-HELD_BYTES = 32 << 20
+EARLY_BYTES = 32 << 20
 """Most bytes of records read before their turn in the order of finishing: lines of one shard finish near each other."""
 
 
@@ -99,11 +97,11 @@ def finished_records(
     start: int = 0,
     chunk: int = 1000,
     part_bytes: int = PIECE_BYTES,
-    held_bytes: int = HELD_BYTES,
+    early_bytes: int = EARLY_BYTES,
 ) -> Iterator[StoredRecord]:
     """Records from position ``start`` of the order of finishing, up to those there are by now.
 
-    About ``part_bytes`` are read at a time, and at most ``held_bytes`` wait for their turn.
+    About ``part_bytes`` are read at a time, and at most ``early_bytes`` wait for their turn.
 
     Raises:
         BatchNotFoundError: the batch was purged meanwhile.
@@ -112,7 +110,7 @@ def finished_records(
     # Before the list is read: of a batch that has ended, it is complete.
     shards = _Shards(connection, batch_id, part_bytes)
     while places := cast("list[bytes]", connection.lrange(shards.keys.finished, start, start + chunk - 1)):
-        yield from _finished_at(shards, places, start, held_bytes)
+        yield from _finished_at(shards, places, start, early_bytes)
         start += len(places)
     if shards.ended is None:
         return
@@ -133,22 +131,22 @@ def _finished_at(shards: _Shards, places: list[bytes], start: int, most: int) ->
         number, index = map(int, place.split(b":"))
         lines[position] = number, index
         of_shard[number].append(position)
-    held: dict[int, bytes] = {}
+    early: dict[int, bytes] = {}
     for position, (number, index) in lines.items():
-        if position not in held:
-            later = (other for other in of_shard[number] if other >= position and other not in held)
+        if position not in early:
+            later = (other for other in of_shard[number] if other >= position and other not in early)
             wanted = {other: lines[other][1] for other in later}
-            _read(shards, number, wanted, held, most)
-        if held.get(position):
+            _read(shards, number, wanted, early, most)
+        if early.get(position):
             # Not in a variable, which would keep it while the next ones are read.
-            yield StoredRecord(index, loaded(held.pop(position)), number, position + 1)
-        elif held.pop(position, None) is None and not shards.connection.exists(shards.keys.info):
+            yield StoredRecord(index, loaded(early.pop(position)), number, position + 1)
+        elif early.pop(position, None) is None and not shards.connection.exists(shards.keys.info):
             # Records can be gone while their places are still listed: when the batch is being purged.
             raise BatchNotFoundError(f"batch {shards.keys.batch_id} was purged while it was read")
 
 
-def _read(shards: _Shards, number: int, wanted: dict[int, int], held: dict[int, bytes], most: int) -> None:
-    """Read a shard's records at these places, whose lines' indices are given, into those held: the first one at least,
+def _read(shards: _Shards, number: int, wanted: dict[int, int], early: dict[int, bytes], most: int) -> None:
+    """Read a shard's records at these places, whose lines' indices are given, into those early: the first one at least,
     and no more than so many bytes.
 
     A record is empty where its line was run again: what it had then was taken back.
@@ -158,17 +156,17 @@ def _read(shards: _Shards, number: int, wanted: dict[int, int], held: dict[int, 
     places: dict[int, int] = {}
     for (position, index), retried_at in zip(wanted.items(), part.retried, strict=True):
         if retried_at is not None and position < int(retried_at):
-            held[position] = b""
+            early[position] = b""
         else:
             places[index] = position
-    size = sum(map(len, held.values()))
+    size = sum(map(len, early.values()))
     for index, value in part.records:
         if index in places:
-            held[places[index]] = value
+            early[places[index]] = value
             size += len(value)
-        while size > most and len(held) > 1:
+        while size > most and len(early) > 1:
             # What is wanted last is read again then.
-            size -= len(held.pop(max(held)))
+            size -= len(early.pop(max(early)))
 
 
 def ordered_records(connection: Redis, batch_id: str, *, part_bytes: int = PIECE_BYTES) -> Iterator[StoredRecord]:

@@ -12,11 +12,10 @@ from jobs.batch import Batch
 from jobs.errors import ModelLoadError
 from jobs.params import PARAMETERS
 from jobs.record_head import RecordHead, head_of
-from submit.results.formats import TRAINING, left_out
+from submit.results.destination import Destination
+from submit.results.formats import left_out
 from submit.results.read import StoredRecord
 from submit.status.text import count, duration, plural, rate
-
-__all__ = ["Tally", "exit_status", "summary"]
 
 SOME_FAILED = 1
 LEFT_OUT = (
@@ -30,8 +29,9 @@ DEFAULT_MAX_TOKENS = PARAMETERS["max_tokens"].default
 """What a line gets that says nothing about it."""
 
 
-def _noted(record: RecordHead) -> Iterator[str]:
-    """What a user should hear of a succeeded line, by the names under which a tally counts such lines."""
+def _worth_noting(record: RecordHead) -> Iterator[str]:
+    """What of a succeeded line the user is notified of: ``unanswered`` (all thought), ``cut_at_default`` (by
+    max_tokens' default)."""
     if any(choice.reasoning and choice.blank for choice in record.completions):
         yield "unanswered"
     limit = None if record.sampling is None else record.sampling.max_tokens
@@ -44,8 +44,7 @@ class Tally:
     """How a batch's lines ended: completions by stop reason, failed lines by code, lines that have a note, and, for
     training data, completions that are ``left_out`` of it by reason."""
 
-    fmt: str = "native"
-    keep_cut: bool = False
+    destination: Destination = field(default_factory=Destination)
     lines: int = 0
     stops: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
@@ -59,55 +58,57 @@ class Tally:
             self.failures[head.error.code] += 1
             return
         self.stops.update(choice.stop_reason for choice in head.completions)
-        self.noted.update(_noted(head))
-        if self.fmt in TRAINING:
-            reasons = (left_out(choice, keep_cut=self.keep_cut) for choice in head.completions)
+        self.noted.update(_worth_noting(head))
+        if self.destination.training:
+            reasons = (left_out(choice, keep_cut=self.destination.keep_cut) for choice in head.completions)
             self.left_out.update(reason for reason in reasons if reason is not None)
+
+    @property
+    def failed(self) -> int:
+        """Lines that failed."""
+        return self.failures.total()
+
+    @property
+    def errors_file(self) -> Path | None:
+        """The file that the records of failed lines are in; None where there is none."""
+        return self.destination.errors_file if self.failed else None
 
     @property
     def written(self) -> int:
         """Lines that hold a result: a line of the input each, and in training data a completion each."""
-        if self.fmt in TRAINING:
+        if self.destination.training:
             return self.stops.total() - self.left_out.total()
-        return self.lines - self.failures.total()
+        return self.lines - self.failed
 
     def notes(self, defaults: Mapping[str, Any]) -> list[str]:
         """What a person should know of the texts of a batch with these defaults, a line each."""
-        said = []
+        notes = []
         if unanswered := self.noted["unanswered"]:
-            said.append(
+            notes.append(
                 f"{plural(unanswered, 'line')} thought and gave no answer: raise max_tokens, or give them "
                 'chat_template_kwargs {"enable_thinking": false}'
             )
         if (cut := self.noted["cut_at_default"]) and "max_tokens" not in defaults:
             were = "line was" if cut == 1 else "lines were"
             default = f"{DEFAULT_MAX_TOKENS} tokens, the default of max_tokens"
-            said.append(f"{cut:,} {were} cut at {default}: give --max-tokens")
+            notes.append(f"{cut:,} {were} cut at {default}: give --max-tokens")
         if self.left_out:
             reasons = [f"{self.left_out[reason]:,} {text}" for reason, text in LEFT_OUT if self.left_out[reason]]
-            said.append(f"left out of the training data: {', '.join(reasons)}")
-        return said
+            notes.append(f"left out of the training data: {', '.join(reasons)}")
+        return notes
 
 
-def exit_status(batch: Batch, tally: Tally | None = None) -> int:
+def exit_status(batch: Batch, tally: Tally) -> int:
     """0: every line succeeded; 5: every line failed because its model cannot be loaded; else 1."""
     if batch.done and batch.completed == batch.total:
         return 0
-    if tally is not None and batch.total and tally.failures[ModelLoadError.code] == batch.total:
+    if batch.total and tally.failures[ModelLoadError.code] == batch.total:
         return ModelLoadError.exit_status
     return SOME_FAILED
 
 
-def summary(
-    batch: Batch,
-    tally: Tally,
-    *,
-    out: Path | None,
-    errors: Path | None,
-    seconds: float,
-    now: float,
-) -> list[str]:
-    """Lines for stderr; ``seconds`` is how long the user waited, ``errors`` None when no line failed.
+def summary(batch: Batch, tally: Tally, *, seconds: float, now: float) -> list[str]:
+    """Lines for stderr; ``seconds`` is how long the user waited.
 
     The rate is that of the whole batch: the tokens it generated over the time from its first line's start to its end,
     or to ``now`` (seconds since the epoch) where that is still to come.
@@ -132,11 +133,8 @@ def summary(
     if tally.stops:
         lines.insert(1, f"ended by: {_counts(tally.stops)}")
     lines += tally.notes(batch.defaults)
-    if out is not None:
-        lines.append(f"results: {out}")
-    if errors is not None:
-        lines.append(f"errors: {errors}")
-    return lines
+    files = (("results", tally.destination.out), ("errors", tally.errors_file))
+    return lines + [f"{what}: {path}" for what, path in files if path is not None]
 
 
 def _counts(counter: Counter[str]) -> str:

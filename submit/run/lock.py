@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -15,8 +16,6 @@ from typing import Any
 
 from jobs.embedded.server import open_lock, private_folder, try_lock
 from jobs.errors import PromptmillError, RefusedError
-
-__all__ = ["identity_of", "interruptible", "locked", "readable_twice", "runs_folder"]
 
 
 def identity_of(out: Path) -> str:
@@ -40,13 +39,10 @@ def runs_folder(data: Path) -> Path:
 @contextlib.contextmanager
 def locked(path: Path, out: Path) -> Iterator[None]:
     """Lock OUT for this process. The kernel releases the lock however the process ends."""
-    lock = open_lock(path)
-    try:
+    with open_lock(path) as lock:
         if not try_lock(lock, fcntl.LOCK_EX):
             raise RefusedError(f"another `promptmill run` is writing {out}; wait for it, or give another -o")
         yield
-    finally:
-        os.close(lock)
 
 
 @contextlib.contextmanager
@@ -56,19 +52,14 @@ def readable_twice(source: str, copy: Path) -> Iterator[str]:
         yield source
         return
     try:
-        _copy_stdin(copy)
+        try:
+            with copy.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+        except OSError as error:
+            raise PromptmillError(f"standard input cannot be kept in {copy}: {error.strerror}") from None
         yield str(copy)
     finally:
         copy.unlink(missing_ok=True)
-
-
-def _copy_stdin(copy: Path) -> None:
-    try:
-        with copy.open("wb") as file:
-            while block := sys.stdin.buffer.read(1 << 20):
-                file.write(block)
-    except OSError as error:
-        raise PromptmillError(f"standard input cannot be kept in {copy}: {error.strerror}") from None
 
 
 @contextlib.contextmanager

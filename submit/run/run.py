@@ -27,19 +27,18 @@ from submit.commands.options import open_store
 from submit.input.feedback import read_display
 from submit.input.problem_summary import listed
 from submit.input.reader import PromptFile, digest_of
-from submit.results.follow import write_results
-from submit.results.formats import check_keep_cut
-from submit.results.output import STDOUT, check_paths, default_errors, errors_written, writable
-from submit.results.summary import Tally, exit_status, summary
+from submit.results.destination import Destination
+from submit.results.follow import follow_results, write_results
+from submit.results.output import writable
+from submit.results.summary import exit_status, summary
 from submit.run.lock import identity_of, interruptible, locked, readable_twice, runs_folder
 from submit.run.worker_process import WorkerProcess
 from submit.status.progress import Progress
 from submit.status.text import plural
 from submit.status.waiting import NO_WORKER, RUN_ENDED, STARTING
+from submit.status.workers import served_by
 from submit.upload.submit_notes import notes
 from submit.upload.submitter import Order, submit
-
-__all__ = ["INTERRUPTED", "RunRequest", "run"]
 
 INTERRUPTED = 130
 DRAIN_S = 10
@@ -52,12 +51,9 @@ class RunRequest:
     """What the user asks for. ``source`` is a path, or ``-`` for standard input; ``worker_flags`` go to the worker."""
 
     source: str
-    out: Path
-    errors: Path | None = None
+    destination: Destination
     defaults: Defaults = field(default_factory=lambda: Defaults({}))
     on_bad_line: str = "reject"
-    fmt: str = "native"
-    keep_cut: bool = False
     name: str | None = None
     redis_url: str | None = None
     restart: bool = False
@@ -72,49 +68,42 @@ def run(request: RunRequest, *, environ: Mapping[str, str] = os.environ, progres
         RefusedError: OUT cannot be written, is in use, or was made from something else.
         PromptmillError: the prompts are bad, Redis is out, or the worker dies again and again.
     """
-    if request.out == STDOUT:
+    destination, out = request.destination, request.destination.out
+    if out is None:
         raise RefusedError("run needs a file for OUT: it is by OUT that an interrupted run is found again")
-    check_keep_cut(request.fmt, keep_cut=request.keep_cut)
-    check_paths(request.out, request.errors, request.fmt, apart=request.fmt == "native")
-    for path in (request.out, request.errors or default_errors(request.out)):
-        writable(path)
-    if request.source != "-" and os.path.realpath(request.source) == os.path.realpath(request.out):
-        raise RefusedError(f"{request.out} is the file of prompts; give another -o")
-    identity, progress = identity_of(request.out), progress or Progress()
+    for path in (out, destination.errors_file):
+        if path is not None:
+            writable(path)
+    if request.source != "-" and os.path.realpath(request.source) == os.path.realpath(out):
+        raise RefusedError(f"{out} is the file of prompts; give another -o")
+    identity, progress = identity_of(out), progress or Progress()
     folder = runs_folder(data_folder(environ))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(locked(folder / f"{identity}.lock", request.out))
+        stack.enter_context(locked(folder / f"{identity}.lock", out))
         stack.enter_context(interruptible())
         source = stack.enter_context(readable_twice(request.source, folder / f"{identity}.stdin"))
         url = request.redis_url or stack.enter_context(embedded_server(data_folder(environ), say=progress.note))
         store = stack.enter_context(open_store(url, patient=True))
         # In the environment: the URL may hold a password, and every user of the machine can read command lines.
         environ = {**environ, "PROMPTMILL_REDIS_URL": url}
-        task = _Run(request, store, run_key(identity), source, folder / f"{identity}.log", environ, progress)
+        task = _Run(request, out, store, run_key(identity), source, folder / f"{identity}.log", environ, progress)
         return task.run()
 
 
+@dataclass(slots=True)
 class _Run:
     """One run with its Redis at hand."""
 
-    def __init__(
-        self,
-        request: RunRequest,
-        store: Store,
-        key: str,
-        source: str,
-        log: Path,
-        environ: Mapping[str, str],
-        progress: Progress,
-    ) -> None:
-        self.request = request
-        self.store = store
-        self.progress = progress
-        self._key = key
-        self._source = source
-        self._log = log
-        self._environ = environ
-        self._begun = time.monotonic()
+    request: RunRequest
+    out: Path
+    store: Store
+    key: str
+    """Of the hash that says which batch OUT is made from."""
+    source: str
+    log: Path
+    environ: Mapping[str, str]
+    progress: Progress
+    begun: float = field(default_factory=time.monotonic)
 
     # Progress goes through here, so that the wait for the worker of this run is shown as its start:
 
@@ -144,7 +133,7 @@ class _Run:
 
     def _known(self) -> Batch | None:
         """The batch that OUT is being made from, if there is one and it fits."""
-        stored = cast("bytes | None", self.store.connection.hget(self._key, "batch_id"))
+        stored = cast("bytes | None", self.store.connection.hget(self.key, "batch_id"))
         batch = self._stored_batch(stored.decode()) if stored is not None else None
         if self.request.restart:
             if batch is not None:
@@ -160,7 +149,7 @@ class _Run:
         if changes := self._changes(batch):
             if batch.finished > batch.rejected:
                 raise RefusedError(
-                    f"{self.request.out} is being made by batch {batch.id}, but since then these have changed: "
+                    f"{self.out} is being made by batch {batch.id}, but since then these have changed: "
                     f"{'; '.join(changes)}. Give another -o, or --restart to run all lines again"
                 )
             # Most likely a mistake is being mended, such as the name of a model.
@@ -177,7 +166,7 @@ class _Run:
             return None
 
     def _refuse_foreign_out(self, *, purged: bool) -> None:
-        out = self.request.out
+        out = self.out
         if not out.is_file() or out.stat().st_size == 0:
             return
         why = "the batch it was made from is no longer in Redis" if purged else "no run of this Redis made it"
@@ -187,7 +176,7 @@ class _Run:
         """What the user gave otherwise when the batch was made."""
         changes = _changed_defaults(batch.defaults, self.request.defaults.fields)
         digest = cast("bytes | None", self.store.connection.hget(BatchKeys(batch.id).info, "digest"))
-        if digest_of(self._source) != (digest or b"").decode():
+        if digest_of(self.source) != (digest or b"").decode():
             changes.insert(0, f"the prompts in {self._shown_source()}")
         return changes
 
@@ -218,15 +207,15 @@ class _Run:
             batch_id=batch_id,
         )
         # Before the batch is live: whatever happens from here on, the next run finds it.
-        self.store.connection.hset(self._key, mapping={"batch_id": batch_id, "out": str(request.out.absolute())})
+        self.store.connection.hset(self.key, mapping={"batch_id": batch_id, "out": str(self.out.absolute())})
         try:
-            with PromptFile(self._source) as prompts, read_display(prompts.size) as show:
+            with PromptFile(self.source) as prompts, read_display(prompts.size) as show:
                 if request.source == "-":
                     prompts.name = "standard input"
                 submitted = submit(self.store, prompts, order, progress=show)
         except BaseException:
             if self._stored_batch(batch_id) is None:
-                self.store.connection.delete(self._key)
+                self.store.connection.delete(self.key)
             raise
         if submitted.rejected:
             self.note(f"{plural(submitted.rejected, 'bad line')} not run: each gets an error record")
@@ -239,14 +228,13 @@ class _Run:
     def _discard(self, batch: Batch) -> None:
         self._remove_private_queues(batch)
         self.store.discard(batch.id)
-        self.store.connection.delete(self._key)
+        self.store.connection.delete(self.key)
 
     def _remove_private_queues(self, batch: Batch) -> None:
         """Take away what RQ keeps for queues that nobody but this run uses."""
         if batch.pool is None:
             return
-        queues = cast("set[bytes]", self.store.connection.smembers(BatchKeys(batch.id).queues))
-        for queue in (item.decode() for item in queues):
+        for queue in self._queues(batch):
             self.store.connection.srem("rq:queues", f"rq:queue:{queue}")
             self.store.connection.delete(f"rq:queue:{queue}", f"rq:queue:{queue}:intermediate", f"rq:wip:{queue}")
             self.store.connection.delete(f"{PREFIX}watch:{queue}", f"{PREFIX}dequeued:{queue}")
@@ -255,41 +243,33 @@ class _Run:
 
     def _adapters(self, batch: Batch) -> list[str]:
         """The adapters that the batch's queues are for: a group's key is its model, or ``MODEL+ADAPTER``."""
-        start = f"promptmill:{batch.priority}:" + (f"{batch.pool}:" if batch.pool else "")
-        found = cast("set[bytes]", self.store.connection.smembers(BatchKeys(batch.id).queues))
-        keys = {queue.decode().removeprefix(start) for queue in found} - set(batch.models)
-        adapters = {
-            key.removeprefix(f"{model}+") for key in keys for model in batch.models if key.startswith(f"{model}+")
-        }
-        return sorted(adapters)
+        keys = {served_by(queue, batch.pool) for queue in self._queues(batch)} - set(batch.models)
+        starts = [f"{model}+" for model in batch.models]
+        return sorted({key.removeprefix(start) for key in keys for start in starts if key.startswith(start)})
+
+    def _queues(self, batch: Batch) -> list[str]:
+        queues = cast("set[bytes]", self.store.connection.smembers(BatchKeys(batch.id).queues))
+        return [queue.decode() for queue in queues]
 
     def _worker(self, batch: Batch) -> WorkerProcess:
         """The worker's process for the batch's models."""
         # The package this code is part of, whatever lies in the current folder.
-        folders = [str(Path(__file__).resolve().parents[2]), self._environ.get("PYTHONPATH")]
-        environ = {**self._environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
+        folders = [str(Path(__file__).resolve().parents[2]), self.environ.get("PYTHONPATH")]
+        environ = {**self.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
         adapters = self._adapters(batch)
         flags = [f"--model={model}" for model in batch.models] + [f"--adapter-path={path}" for path in adapters]
         # With adapters there are pairs that no line asks for: each is loaded when a line needs it.
         flags += ["--no-preload"] if adapters else []
         flags += [f"--pool={batch.pool}"] if batch.pool is not None else []
         flags += [f"--exit-with-parent={os.getpid()}", f"--drain={DRAIN_S}", *self.request.worker_flags]
-        self._log.unlink(missing_ok=True)
-        return WorkerProcess([*self.request.worker, *flags], self._log, environ, self.note)
+        self.log.unlink(missing_ok=True)
+        return WorkerProcess([*self.request.worker, *flags], self.log, environ, self.note)
 
     def _work(self, batch: Batch, worker: WorkerProcess) -> None:
         worker.start()
         try:
-            done = write_results(
-                self.store,
-                batch.id,
-                self.request.out,
-                errors=self.request.errors,
-                follow=True,
-                fmt=self.request.fmt,
-                keep_cut=self.request.keep_cut,
-                progress=self,
-                on_poll=worker.check,
+            done, _ = follow_results(
+                self.store, batch.id, self.request.destination, progress=self, on_poll=worker.check
             )
             self.progress.close(done)
         except KeyboardInterrupt:
@@ -315,7 +295,7 @@ class _Run:
         # The signal may have come in the middle of a reply: such a connection is of no use any more.
         self.store.connection.connection_pool.disconnect()
         with contextlib.suppress(KeyboardInterrupt):
-            self._write(batch_id, Tally())
+            write_results(self.store, batch_id, self.request.destination)
         batch = self.store.batch(batch_id)
         if batch.done:
             self.note("interrupted, but all lines are done; run the same command again for the summary")
@@ -326,26 +306,10 @@ class _Run:
             )
         return INTERRUPTED
 
-    def _write(self, batch_id: str, tally: Tally) -> Batch:
-        """OUT and its errors as Redis has them, in the order of the input."""
-        request = self.request
-        return write_results(
-            self.store,
-            batch_id,
-            request.out,
-            errors=request.errors,
-            fmt=request.fmt,
-            keep_cut=request.keep_cut,
-            observe=tally.add,
-        )
-
     def _finish(self, before: Batch) -> int:
-        tally = Tally(self.request.fmt, self.request.keep_cut)
-        batch = self._write(before.id, tally)
+        batch, tally = write_results(self.store, before.id, self.request.destination)
         self._remove_private_queues(batch)
-        request, seconds = self.request, time.monotonic() - self._begun
-        shown = errors_written(request.out, request.errors, request.fmt, len(tally.failures))
-        for line in summary(batch, tally, out=request.out, errors=shown, seconds=seconds, now=time.time()):
+        for line in summary(batch, tally, seconds=time.monotonic() - self.begun, now=time.time()):
             self.note(line)
         return exit_status(batch, tally)
 

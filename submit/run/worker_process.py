@@ -9,12 +9,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 from jobs.batch import Batch
 from jobs.errors import ModelLoadError, PromptmillError, RedisError, RefusedError
-
-__all__ = ["WorkerProcess"]
 
 MOST_DEATHS = 5
 """Deaths in a row, with no line finished in between, after which the worker is not started again."""
@@ -29,42 +28,36 @@ _LAST_WORDS = re.compile(r"^promptmill worker: (.*)$", re.MULTILINE)
 _WARNING_LINE = re.compile(rb"^\S+ WARNING (.*)\n", re.MULTILINE)
 
 
+@dataclass
 class WorkerProcess:
     """Keeps one worker alive. It writes to ``log``; ``say`` gets messages for the user."""
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        log: Path,
-        environ: Mapping[str, str],
-        say: Callable[[str], None],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._command = list(command)
-        self._log = log
-        self._environ = dict(environ)
-        self._say = say
-        self._clock = clock
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log_start = self._read_to = 0
-        self._said: set[str] = set()
-        self._ready = False
-        self._deaths = 0
-        self._finished_at_death = -1
-        self._restart_at = 0.0
+    command: Sequence[str]
+    log: Path
+    environ: Mapping[str, str]
+    say: Callable[[str], None]
+    _: KW_ONLY
+    clock: Callable[[], float] = time.monotonic
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _log_start: int = field(default=0, init=False)
+    _read_to: int = field(default=0, init=False)
+    _said: set[str] = field(default_factory=set, init=False)
+    _ready: bool = field(default=False, init=False)
+    _deaths: int = field(default=0, init=False)
+    _finished_at_death: int = field(default=-1, init=False)
+    _restart_at: float = field(default=0.0, init=False)
 
     def start(self) -> None:
         """Start the worker."""
         try:
-            with self._log.open("ab") as output:
+            with self.log.open("ab") as output:
                 self._log_start = self._read_to = output.tell()
                 self._process = subprocess.Popen(
-                    self._command,
+                    self.command,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    env=self._environ,
+                    env=self.environ,
                     start_new_session=True,  # the terminal's Ctrl-C is for us: we ask the worker to stop
                 )
         except OSError as error:
@@ -83,7 +76,7 @@ class WorkerProcess:
         if batch.done:
             return
         if self._process is None:
-            if self._clock() >= self._restart_at:
+            if self.clock() >= self._restart_at:
                 self.start()
             return
         status = self._process.poll()
@@ -92,20 +85,20 @@ class WorkerProcess:
         self._pass_on()  # what it said since
         self._process = None
         if status == ModelLoadError.exit_status:
-            raise ModelLoadError(self._why() or "no model can be loaded")
+            why = "; ".join(dict.fromkeys(_ERROR_LINE.findall(self._since_start())))
+            raise ModelLoadError(why or "no model can be loaded")
         if status == RefusedError.exit_status:
             raise RefusedError(f"the worker did not start:\n{self.tail()}")
         if status == RedisError.exit_status and not self._ready:
-            words = _LAST_WORDS.findall(self._since_start())
-            raise RedisError(
-                f"the worker did not start: {words[-1]}" if words else f"the worker did not start:\n{self.tail()}"
-            )
+            said = _LAST_WORDS.findall(self._since_start())
+            why = f" {said[-1]}" if said else f"\n{self.tail()}"
+            raise RedisError(f"the worker did not start:{why}")
         self._died(status, batch.finished)
 
     def _pass_on(self) -> None:
         """Show the worker's warnings, each once, because nobody reads its log; and see whether it became ready."""
         try:
-            with self._log.open("rb") as file:
+            with self.log.open("rb") as file:
                 file.seek(self._read_to)
                 text = file.read()
         except OSError:
@@ -117,7 +110,7 @@ class WorkerProcess:
             warning = found.decode(errors="replace")
             if warning not in self._said:
                 self._said.add(warning)
-                self._say(warning)
+                self.say(warning)
 
     def _died(self, status: int, finished: int) -> None:
         self._deaths = 1 if finished > self._finished_at_death else self._deaths + 1
@@ -126,15 +119,11 @@ class WorkerProcess:
         if self._deaths >= MOST_DEATHS:
             raise PromptmillError(
                 f"the worker died {MOST_DEATHS} times in a row; the last time it {how}. "
-                f"Its log, {self._log}, ends with:\n{self.tail()}"
+                f"Its log, {self.log}, ends with:\n{self.tail()}"
             )
         pause = FIRST_PAUSE_S * 2 ** (self._deaths - 1)
-        self._restart_at = self._clock() + pause
-        self._say(f"the worker {how}; starting it again in {pause:g} s (its log: {self._log})")
-
-    def _why(self) -> str:
-        """The errors in the log of the last start, without what only a log needs."""
-        return "; ".join(dict.fromkeys(_ERROR_LINE.findall(self._since_start())))
+        self._restart_at = self.clock() + pause
+        self.say(f"the worker {how}; starting it again in {pause:g} s (its log: {self.log})")
 
     def tail(self) -> str:
         """The last lines of the log since the worker was started."""
@@ -143,7 +132,7 @@ class WorkerProcess:
 
     def _since_start(self) -> str:
         try:
-            with self._log.open("rb") as file:
+            with self.log.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(self._log_start, size - TAIL_BYTES))
                 return file.read().decode(errors="replace")

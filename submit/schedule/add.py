@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,36 +16,32 @@ import msgspec
 import orjson
 import zstandard
 
-from jobs.errors import InputError, LineError, RefusedError
+from jobs.errors import RefusedError
 from jobs.lines.line import Defaults
 from jobs.shard import COMPRESSION_LEVEL
+from jobs.store.retention import KEEP_S
 from jobs.store.store import Store
-from submit.input.reader import PromptFile, PromptObjects
+from submit.input.reader import PromptFile, open_prompts
 from submit.input.validate import Findings
 from submit.schedule.cron import Cron
 from submit.schedule.model import REMEDY, Run, Schedule
-from submit.schedule.run_store import RunStore
-from submit.schedule.store import MAX_PROMPTS_BYTES, Schedules
+from submit.schedule.store import MAX_PROMPTS_BYTES, RunStore, Schedules
 from submit.upload.submitter import Order, ReadSoFar, check, check_order, submit
 
-__all__ = [
-    "ScheduleOrder",
-    "add_schedule",
-    "submit_run",
-]
-
 MAX_PATH = 1000
-_ORDER = {
-    "defaults": dict,
-    "name": str | None,
-    "priority": str,
-    "on_bad_line": str,
-    "metadata": dict,
-    "expires_in": float | int | None,
-    "keep_s": float | int | None,
-    "webhook": str | None,
-}
-"""Of an :class:`Order` what is kept with a schedule, with its types."""
+
+
+class _StoredOrder(msgspec.Struct, forbid_unknown_fields=True):
+    """Of an :class:`Order` what is kept with a schedule."""
+
+    defaults: dict[str, Any] = {}
+    name: str | None = None
+    priority: str = "normal"
+    on_bad_line: str = "reject"
+    metadata: dict[str, Any] = {}
+    expires_in: float | None = None
+    keep_s: float | None = KEEP_S
+    webhook: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ class ScheduleOrder:
 def add_schedule(
     store: Store,
     wanted: ScheduleOrder,
-    file: str | Iterable[Mapping[str, Any]],
+    file: str | os.PathLike[str] | Iterable[Mapping[str, Any]],
     *,
     progress: ReadSoFar = lambda lines, size: None,
 ) -> tuple[Schedule, Findings | None]:
@@ -79,7 +77,8 @@ def add_schedule(
         source = path = _absolute(file)
         check_order(wanted.order)
     else:
-        packed, source = _packed_file(file) if isinstance(file, str) else _packed_objects(file)
+        with open_prompts(file) as prompts:
+            packed, source = _packed(prompts.blocks(), prompts.name), prompts.name
         with _unpacked(packed, source) as prompts:
             checked = check(prompts, wanted.order, progress=progress)
     models = checked.models if checked is not None else tuple(filter(None, [wanted.order.defaults.model]))
@@ -122,7 +121,7 @@ def submit_run(
 
 
 def _order_json(order: Order) -> dict[str, Any]:
-    kept = {name: getattr(order, name) for name in _ORDER}
+    kept = {name: getattr(order, name) for name in _StoredOrder.__struct_fields__}
     return kept | {"defaults": dict(order.defaults.fields), "metadata": dict(order.metadata)}
 
 
@@ -132,15 +131,11 @@ def _order_from(stored: bytes, schedule: str) -> Order:
     Raises:
         RefusedError: it is not what :func:`add_schedule` wrote.
     """
-    damaged = f"what Redis keeps of schedule '{schedule}' is damaged: "
     try:
-        kept = msgspec.json.decode(stored, type=dict[str, Any])
-    except ValueError:
-        raise RefusedError(f"{damaged}{REMEDY}") from None
-    for name, value in kept.items():
-        if name not in _ORDER or not isinstance(value, _ORDER[name]):
-            raise RefusedError(f"{damaged}'{name:.40}' in its order")
-    order = Order(**{**kept, "defaults": Defaults(kept.get("defaults", {}))})
+        kept = msgspec.structs.asdict(msgspec.json.decode(stored, type=_StoredOrder))
+    except ValueError as error:
+        raise RefusedError(f"what Redis keeps of schedule '{schedule}' is damaged ({error!s:.200}): {REMEDY}") from None
+    order = Order(**{**kept, "defaults": Defaults(kept["defaults"])})
     return replace(order, name=order.name or schedule, schedule=schedule)
 
 
@@ -185,6 +180,7 @@ def _readable(path: str, read_from: Sequence[Path]) -> Path:
 
 
 def _absolute(path: Any) -> str:
+    path = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(path, str) or not Path(path).is_absolute() or not path.isprintable() or len(path) > MAX_PATH:
         raise RefusedError(
             f"{path!r:.200}: with --read-at-fire give the absolute path of the file on the scheduler's host"
@@ -192,53 +188,22 @@ def _absolute(path: Any) -> str:
     return path
 
 
-def _packed_file(file: str) -> tuple[bytes, str]:
-    """The content of a file, compressed, and what it is called.
-
-    Raises:
-        RefusedError: it cannot be read, or is too large.
-    """
-    with PromptFile(file) as prompts:
-        return _packed(prompts.blocks(), prompts.name), prompts.name
-
-
-def _packed_objects(items: Iterable[Mapping[str, Any]]) -> tuple[bytes, str]:
-    """Prompts given as dicts, compressed, and what they are called.
-
-    Raises:
-        InputError: one cannot be written as JSON.
-        RefusedError: they are no dicts, or too large.
-    """
-    if isinstance(items, Mapping | bytes) or not isinstance(items, Iterable):
-        raise RefusedError(f"prompts are a path or an iterable of dicts, not one {type(items).__name__}")
-    prompts = PromptObjects(items)
-
-    def lines() -> Iterator[bytes]:
-        for number, raw in prompts:
-            if isinstance(raw, LineError):
-                raise InputError(prompts.name, [raw.at(number)])
-            yield raw + b"\n"
-
-    return _packed(lines(), prompts.name), prompts.name
-
-
 def _packed(content: Iterable[bytes], name: str) -> bytes:
+    """The content, compressed.
+
+    Raises:
+        RefusedError: it is too large.
+    """
     packer = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compressobj()
     packed = bytearray()
-    for block in content:
-        packed += packer.compress(block)
-        _check_size(len(packed), name)
-    packed += packer.flush()
-    _check_size(len(packed), name)
+    for block in itertools.chain(content, [None]):
+        packed += packer.flush() if block is None else packer.compress(block)
+        if len(packed) > MAX_PROMPTS_BYTES:
+            raise RefusedError(
+                f"{name}: has more than {MAX_PROMPTS_BYTES >> 20} MiB compressed, too much to be kept in Redis: with "
+                "--read-at-fire the scheduler reads it from a path on its host at each run"
+            )
     return bytes(packed)
-
-
-def _check_size(size: int, name: str) -> None:
-    if size > MAX_PROMPTS_BYTES:
-        raise RefusedError(
-            f"{name}: has more than {MAX_PROMPTS_BYTES >> 20} MiB compressed, too much to be kept in Redis: with "
-            "--read-at-fire the scheduler reads it from a path on its host at each run"
-        )
 
 
 @contextlib.contextmanager

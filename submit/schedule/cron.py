@@ -19,8 +19,6 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from jobs.errors import RefusedError
 
-__all__ = ["MOST_COUNTED", "Cron", "local_zone", "time_zone"]
-
 MAX_LENGTH = 256
 MOST_COUNTED = 1000
 """So many missed runs or more are the same to whoever reads of them; each costs most of a millisecond."""

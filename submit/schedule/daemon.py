@@ -14,7 +14,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,9 @@ from jobs.store.keys import SCHEDULER
 from jobs.store.maintenance import upkeep
 from jobs.store.store import Store
 from submit.schedule.dispatch import Dispatcher
-from submit.schedule.misfire import Attendance
 from submit.schedule.model import Schedule
 from submit.schedule.rq_jobs import LOCK_S, Lock, RqMirror
 from submit.schedule.store import Schedules
-
-__all__ = ["SchedulerDaemon"]
 
 log = logging.getLogger("promptmill.scheduler")
 
@@ -43,15 +39,15 @@ UPKEEP_S = 5.0
 LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 10.0
 STOP_PATIENCE_S = 5.0
 """A run under way is given up between two lines; a disk that hangs is not waited for."""
-
-Tend = Callable[[Store], object]
+BREAK_S = 60.0
+"""A process that did not even try for so long slept, or its machine did."""
 
 
 class SchedulerDaemon:
     """One scheduler process. ``run`` returns its exit status.
 
-    ``read_from`` are the folders of which files are read for schedules. What is in ``tend`` is
-    done every few seconds, by the active scheduler: whatever a pool needs done by somebody goes there.
+    ``read_from`` are the folders of which files are read for schedules. ``upkeep`` is done every few seconds by the
+    active scheduler. ``clock`` is a steady one, ``wall`` one that goes on while the machine sleeps.
     """
 
     def __init__(
@@ -60,8 +56,9 @@ class SchedulerDaemon:
         *,
         name: str | None = None,
         read_from: Sequence[Path] = (),
-        tend: Sequence[Tend] = (upkeep,),
+        upkeep: Callable[[Store], object] = upkeep,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.name = process_name(name)
         self._store = store
@@ -69,16 +66,18 @@ class SchedulerDaemon:
         self._mirror = RqMirror(store.connection)
         # The lock is a process's, and two of them may have the same name.
         self._lock = Lock(store.connection, f"{self.name}.{uuid.uuid4().hex[:8]}")
-        self._tend = tend
-        self._clock = clock
+        self._upkeep = upkeep
+        self._clock, self._wall = clock, wall
         self._active = threading.Event()
         self._stops = StopSignals()
         self._stopped = threading.Event()
         self._held_at = float("-inf")
         self._said: dict[str, str] = {}
-        self._attendance = Attendance()
+        self._tried_at = float("-inf")
+        self._there_since: float | None = None
+        """Since when, by the server's clock, this process has tried without a break, whether Redis answered or not."""
         self._dispatcher = Dispatcher(
-            store, read_from=read_from, stopping=self._must_stop, attended=self._attendance.covers
+            store, read_from=read_from, stopping=self._must_stop, scheduler_was_there=self.was_there
         )
         self._threads = [
             threading.Thread(target=self._repeat, args=arguments, name=name, daemon=True)
@@ -121,10 +120,12 @@ class SchedulerDaemon:
 
     def tick(self) -> None:
         """Take or renew the lock; with the lock, begin what is due."""
-        asked_at = self._clock()
-        self._attendance.trying()
+        asked_at, now = self._clock(), self._wall()
+        if not 0 <= now - self._tried_at <= BREAK_S:
+            self._there_since = None
+        self._tried_at = now
         held = self._lock.refresh()
-        self._attendance.reached(self._store.server_time())
+        self._there_since = self._there_since or self._store.server_time()
         if "redis" in self._said:
             del self._said["redis"]
             log.info("Redis is back", extra={"action": "redis_back"})
@@ -133,6 +134,11 @@ class SchedulerDaemon:
             return
         self._publish()
         self._guarded("schedules", self._begin_due)
+
+    def was_there(self, due: float) -> bool:
+        """Whether this process was there at this time of the server's clock, and has been since. One that stands by is
+        there too: another is active then."""
+        return self._there_since is not None and self._there_since <= due
 
     def _note_role(self, held: bool, at: float) -> None:
         if held:
@@ -222,13 +228,12 @@ class SchedulerDaemon:
                 log.exception("%s: an error that should not be", undone)
 
     def tend(self) -> None:
-        """Do what is to be done by somebody.
+        """Do what a pool needs done now and then.
 
         Raises:
             redis.exceptions.RedisError: it is away.
         """
-        for number, tend in enumerate(self._tend):
-            self._guarded(f"tending {number}", partial(tend, self._store))
+        self._guarded("upkeep", lambda: self._upkeep(self._store))
 
 
 def _is_away(error: redis.exceptions.RedisError) -> bool:

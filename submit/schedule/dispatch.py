@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 from jobs.batch import timestamp
@@ -18,11 +19,8 @@ from jobs.store.store import Store
 from submit.schedule.add import submit_run
 from submit.schedule.model import Run, RunOutcome, Schedule
 from submit.schedule.run_by_hand import BY_HAND_S
-from submit.schedule.run_store import OvertakenError
-from submit.schedule.store import Schedules
+from submit.schedule.store import OvertakenError, Schedules
 from submit.schedule.table import missed_runs
-
-__all__ = ["GRACE_S", "Dispatcher", "StoppedError"]
 
 log = logging.getLogger("promptmill.scheduler")
 
@@ -38,32 +36,26 @@ class StoppedError(Exception):
     """The scheduler is to end, or is no longer the active one: what is under way is left to the next."""
 
 
+@dataclass
 class Dispatcher:
     """Begins the runs that are due, which is quick, and submits those that have begun, which may take long.
 
     ``stopping`` is asked now and then, ``observe`` hears of each step. Of paths of schedules those in the folders of
-    ``read_from`` are read. ``attended`` says whether a scheduler was there at a time, and has been since. A thread that
-    calls :meth:`begin_due` and another that calls :meth:`submit_begun` do not meet but in Redis.
+    ``read_from`` are read. ``scheduler_was_there`` says whether one was there at a time, and has been since. A thread
+    that calls :meth:`begin_due` and another that calls :meth:`submit_begun` do not meet but in Redis.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        read_from: Sequence[Path] = (),
-        stopping: Callable[[], bool] = lambda: False,
-        attended: Callable[[float], bool] = lambda due: False,
-        observe: Callable[[str], object] = lambda step: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._store = store
-        self._schedules = Schedules(store.connection)
-        self._read_from = read_from
-        self._stopping = stopping
-        self._attended = attended
-        self._observe = observe
-        self._clock = clock
-        self._tried: dict[str, float] = {}
+    store: Store
+    _: KW_ONLY
+    read_from: Sequence[Path] = ()
+    stopping: Callable[[], bool] = lambda: False
+    scheduler_was_there: Callable[[float], bool] = lambda due: False
+    observe: Callable[[str], object] = lambda step: None
+    clock: Callable[[], float] = time.monotonic
+    _tried: dict[str, float] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._schedules = Schedules(self.store.connection)
 
     # --- beginning ---
 
@@ -73,9 +65,9 @@ class Dispatcher:
         Raises:
             redis.exceptions.RedisError: Redis is away, or refuses it.
         """
-        now = self._store.server_time()
+        now = self.store.server_time()
         for schedule in schedules:
-            if schedule.next <= now and not self._stopping():
+            if schedule.next <= now and not self.stopping():
                 self._decide(schedule, now)
 
     def _decide(self, schedule: Schedule, now: float) -> None:
@@ -90,7 +82,7 @@ class Dispatcher:
             self._skip(schedule, run, following, why)
 
     def _too_late(self, due: int, now: float) -> str | None:
-        if not self._attended(due):
+        if not self.scheduler_was_there(due):
             return "no scheduler was there at that time, or Redis refused it"
         if now - due > LATE_S:
             return "for more than an hour Redis was away or full, or an earlier run in its way"
@@ -101,7 +93,7 @@ class Dispatcher:
         met = self._schedules.begin(schedule, run, following, overlap=schedule.allow_overlap)
         if met == "begun":
             log.info("%s: the run of %s begins", schedule.name, timestamp(run.due), extra={"action": "run_begins"})
-            self._observe("begun")
+            self.observe("begun")
         elif met == "busy" and schedule.run is not None and not schedule.allow_overlap:
             return f"its run of {timestamp(schedule.run.due)} is not submitted yet"
         elif met not in ("busy", "over"):
@@ -109,7 +101,7 @@ class Dispatcher:
         return None
 
     def _skip(self, schedule: Schedule, run: Run, following: int, why: str) -> None:
-        outcome = RunOutcome(run.due, self._store.server_time(), "skipped", why=why, missed=run.missed)
+        outcome = RunOutcome(run.due, self.store.server_time(), "skipped", why=why, missed=run.missed)
         if self._schedules.skip(schedule, outcome, following):
             what = "the run" if run.missed < 2 else f"{missed_runs(run.missed)}, the last that"
             log.warning(
@@ -125,9 +117,9 @@ class Dispatcher:
         Raises:
             redis.exceptions.RedisError: it is away; what is under way stays so.
         """
-        now = self._store.server_time()
+        now = self.store.server_time()
         for schedule in self._schedules.read(self._schedules.names(), runs=0):
-            if self._stopping():
+            if self.stopping():
                 return
             if isinstance(schedule, Schedule) and (run := schedule.run) is not None and self._may_try(schedule.id):
                 left_to_its_client = run.by is not None and now - run.due < BY_HAND_S
@@ -135,7 +127,7 @@ class Dispatcher:
                     self._try(schedule, run)
 
     def _may_try(self, incarnation: str) -> bool:
-        return self._clock() - self._tried.get(incarnation, float("-inf")) >= TRY_AGAIN_S
+        return self.clock() - self._tried.get(incarnation, float("-inf")) >= TRY_AGAIN_S
 
     def _try(self, schedule: Schedule, run: Run) -> None:
         """Submit a run that has begun; what Redis refuses is tried again later."""
@@ -150,7 +142,7 @@ class Dispatcher:
             log.info("the run of %s was seen to elsewhere", schedule.name, extra={"action": "overtaken"})
         except (RedisError, redis.exceptions.ResponseError) as error:
             log.warning("the run of %s waits: %s", schedule.name, error, extra={"action": "run_waits"})
-            self._tried[schedule.id] = self._clock()
+            self._tried[schedule.id] = self.clock()
         except redis.exceptions.RedisError:
             raise
         except PromptmillError as error:
@@ -160,20 +152,20 @@ class Dispatcher:
             self._failed(schedule, run, f"internal error: {type(error).__name__}: {error}")
 
     def _submit(self, schedule: Schedule, run: Run) -> None:
-        batch_id = submit_run(self._store, schedule, run, read_from=self._read_from, progress=self._look_up)
+        batch_id = submit_run(self.store, schedule, run, read_from=self.read_from, progress=self._look_up)
         log.info(
             "%s: the run of %s is batch %s",
             schedule.name, timestamp(run.due), batch_id, extra={"action": "run_submitted"},
         )  # fmt: skip
-        self._observe("committed")
+        self.observe("committed")
 
     def _look_up(self, _lines: int, _size: int) -> None:
-        self._observe("uploading")
-        if self._stopping():
+        self.observe("uploading")
+        if self.stopping():
             raise StoppedError
 
     def _failed(self, schedule: Schedule, run: Run, why: str) -> None:
-        at = self._store.server_time()
+        at = self.store.server_time()
         if self._schedules.end(schedule, run, RunOutcome(run.due, at, "failed", None, why, run.asked, run.missed)):
             log.error(
                 "%s: the run of %s failed: %s",

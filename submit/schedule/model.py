@@ -14,19 +14,6 @@ from jobs.batch import is_batch_id, timestamp
 from jobs.errors import RefusedError
 from submit.schedule.cron import Cron
 
-__all__ = [
-    "FIELDS",
-    "MAX_SCHEDULE_NAME",
-    "REMEDY",
-    "Run",
-    "RunOutcome",
-    "Schedule",
-    "ScheduleNotFoundError",
-    "check_schedule_name",
-    "no_schedule",
-    "parse_schedule",
-]
-
 MAX_SCHEDULE_NAME = 48
 """A run's RQ job has the name in its id, which has 64 characters at most."""
 MAX_WHY = 500
@@ -141,13 +128,18 @@ class Schedule:
         }
 
 
+def is_schedule_name(name: str) -> bool:
+    """Whether a schedule may have this name."""
+    return len(name) <= MAX_SCHEDULE_NAME and _NAME.fullmatch(name) is not None
+
+
 def check_schedule_name(name: str) -> str:
     """The name, if it may be a schedule's.
 
     Raises:
         RefusedError: it may not.
     """
-    if len(name) <= MAX_SCHEDULE_NAME and _NAME.fullmatch(name):
+    if is_schedule_name(name):
         return name
     raise RefusedError(
         f"{name!r:.70} is no name for a schedule: up to {MAX_SCHEDULE_NAME} letters of the Latin alphabet, digits, "
@@ -168,29 +160,26 @@ def parse_schedule(
     ``cron`` makes a :class:`submit.schedule.cron.Cron`, or knows one already.
 
     Raises:
-        RefusedError: it wrote no such fields; of the list what it did not write is left out.
+        RefusedError, ValueError: it wrote no such fields; of the list what it did not write is left out.
     """
-    try:
-        text = {field: (value or b"").decode() for field, value in zip(FIELDS, stored, strict=True)}
-        return Schedule(
-            name=name,
-            id=text["id"],
-            cron=cron(text["cron"], text["zone"]),
-            source=text["source"],
-            path=text["path"] or None,
-            lines=int(text["lines"]),
-            bytes=int(text["bytes"]),
-            models=msgspec.json.decode(text["models"], type=tuple[str, ...]),
-            catch_up=text["catch_up"] == "1",
-            allow_overlap=text["allow_overlap"] == "1",
-            created_at=msgspec.convert(text["created_at"], Moment, strict=False),
-            next=msgspec.convert(text["next"], Due, strict=False),
-            run=_run(text["run"]) if text["run"] else None,
-            open=_open(text["open"]),
-            runs=tuple(outcome for item in runs if (outcome := _outcome(item)) is not None),
-        )
-    except (RefusedError, ValueError) as error:
-        raise RefusedError(f"what Redis keeps of schedule '{name}' is damaged ({error!s:.200}): {REMEDY}") from None
+    text = {field: (value or b"").decode() for field, value in zip(FIELDS, stored, strict=True)}
+    return Schedule(
+        name=name,
+        id=text["id"],
+        cron=cron(text["cron"], text["zone"]),
+        source=text["source"],
+        path=text["path"] or None,
+        lines=int(text["lines"]),
+        bytes=int(text["bytes"]),
+        models=msgspec.json.decode(text["models"], type=tuple[str, ...]),
+        catch_up=text["catch_up"] == "1",
+        allow_overlap=text["allow_overlap"] == "1",
+        created_at=msgspec.convert(text["created_at"], Moment, strict=False),
+        next=msgspec.convert(text["next"], Due, strict=False),
+        run=_run(text["run"]) if text["run"] else None,
+        open=_open(text["open"]),
+        runs=tuple(outcome for item in runs if (outcome := _outcome(item)) is not None),
+    )
 
 
 def _run(stored: str) -> Run:

@@ -22,8 +22,6 @@ from jobs.batch import timestamp
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["LOCK_S", "QUEUE", "Lock", "RqMirror"]
-
 QUEUE = "promptmill:schedules"
 SCHEDULE_FUNCTION = "jobs.tasks.run_schedule"
 LOCK_S = 15
@@ -73,18 +71,16 @@ class RqMirror:
         """Have RQ see these runs, and no others: the time by the schedule's name."""
         if due == self._shown and self._clock() - self._shown_at < AGAIN_S:
             return
-        jobs = {job.id: (job, at) for name, at in due.items() for job in [self._job(name, at)]}
-        before = (_job_id(name, at) for name, at in self._shown.items())
-        doomed = [Job.key_for(job_id) for job_id in {*jobs, *before}]
+        doomed = [Job.key_for(_job_id(*run)) for run in {*due.items(), *self._shown.items()}]
         registry, queue = f"rq:scheduled:{QUEUE}", f"rq:queue:{QUEUE}"
         with self._connection.pipeline() as pipe:
             # Earlier versions of promptmill queued runs.
             pipe.unlink(registry, queue, f"{queue}:intermediate", *doomed)
-            for job, _ in jobs.values():
+            for name, at in due.items():
+                job = self._job(name, at)
                 job.save(pipeline=pipe)
                 pipe.expire(job.key, JOB_TTL)
-            if jobs:
-                pipe.zadd(registry, {job_id: at for job_id, (_, at) in jobs.items()})
+                pipe.zadd(registry, {job.id: at})
             pipe.sadd("rq:queues", queue)
             pipe.execute(raise_on_error=False)  # what somebody put where RQ has its list of queues stops no schedule
         self._shown, self._shown_at = dict(due), self._clock()

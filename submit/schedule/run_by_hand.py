@@ -11,12 +11,9 @@ from jobs.errors import RefusedError, WaitTimeoutError
 from jobs.store.store import UPLOAD_LEASE_S, Store
 from submit.schedule.add import submit_run
 from submit.schedule.model import Run, Schedule, no_schedule
-from submit.schedule.run_store import OvertakenError
-from submit.schedule.store import Schedules
+from submit.schedule.store import OvertakenError, Schedules
 from submit.status.text import duration
 from submit.upload.submitter import ReadSoFar
-
-__all__ = ["ASK_S", "BY_HAND_S", "NO_SCHEDULER", "run_schedule"]
 
 NO_SCHEDULER = "no scheduler is running: `promptmill scheduler` starts one"
 POLL_S = 0.2

@@ -1,7 +1,7 @@
 """Schedules: batches that are submitted again and again, by cron. What Redis keeps of them, and the steps of a run.
 
 A run *begins* in one step: ``next`` moves on, ``run`` says which run has begun. Its batch becomes live and the run is
-*recorded* in one step too: ``run`` is gone, the list of runs has the batch, see :mod:`submit.schedule.run_store`.
+*recorded* in one step too: ``run`` is gone, the list of runs has the batch, see :class:`RunStore`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import orjson
 
 from jobs.errors import RefusedError
 from jobs.redis.connect import refusing, replies
-from jobs.store.keys import SCHEDULER, SCHEDULES, ScheduleKeys
+from jobs.store.keys import SCHEDULER, SCHEDULES, UPLOADING, BatchKeys, ScheduleKeys
 from jobs.store.steps import step
+from jobs.store.store import Store
 from submit.schedule.cron import MOST_COUNTED, Cron
 from submit.schedule.model import (
     FIELDS,
-    MAX_SCHEDULE_NAME,
     REMEDY,
     Run,
     RunOutcome,
     Schedule,
     check_schedule_name,
+    is_schedule_name,
     no_schedule,
     parse_schedule,
 )
@@ -33,8 +34,6 @@ from submit.schedule.model import (
 if TYPE_CHECKING:
     from redis import Redis
     from redis.commands.core import Script
-
-__all__ = ["KEPT_RUNS", "MAX_PROMPTS_BYTES", "Schedules"]
 
 MAX_PROMPTS_BYTES = 64 * 2**20
 """Of a stored file, compressed."""
@@ -46,6 +45,7 @@ MAX_ORDER_BYTES = 3 * 2**20
 MAX_OUTCOME_BYTES = 4096
 UPLOAD_S = 900
 MOST_CRONS = 1000
+ANY_TIME = "1e18"
 
 
 class Schedules:
@@ -55,7 +55,6 @@ class Schedules:
         self._connection = connection
         self._cron = lru_cache(MOST_CRONS)(Cron)  # checked once: a scheduler reads all schedules every second
         self._read = step(connection, LUA, "read")
-        self._names = step(connection, LUA, "names")
         self._add = step(connection, LUA, "add")
         self._begin = step(connection, LUA, "begin")
         self._end = step(connection, LUA, "end")
@@ -64,13 +63,14 @@ class Schedules:
     # --- what there is ---
 
     def names(self) -> list[str]:
-        """All names, sorted.
+        """All names, sorted; what is listed and can be none is left out.
 
         Raises:
             RefusedError: somebody put something else where they are kept.
         """
         with refusing("the list of schedules"):
-            return sorted(name.decode() for name in self._names(keys=[SCHEDULES], args=[MAX_SCHEDULE_NAME]))
+            found = cast("set[bytes]", self._connection.smembers(SCHEDULES))
+        return sorted(filter(is_schedule_name, (name.decode(errors="replace") for name in found)))
 
     def get(self, name: str, *, runs: int = KEPT_RUNS) -> Schedule:
         """The schedule of this name, with at most so many of its last runs.
@@ -216,10 +216,44 @@ def _parsed(name: str, reply: Any, cron: Callable[[str, str], Cron]) -> Schedule
     """The schedule of READ's reply, or the error that says that it is none."""
     if reply is None:
         return no_schedule(name)
-    if isinstance(reply, Exception):
-        return RefusedError(f"what Redis keeps of schedule '{name}' is damaged ({reply!s:.200}): {REMEDY}")
     try:
+        if isinstance(reply, Exception):
+            raise RefusedError(str(reply))
         values, runs = reply
         return parse_schedule(name, values, runs, cron)
-    except RefusedError as error:
-        return error
+    except (RefusedError, ValueError) as error:
+        return RefusedError(f"what Redis keeps of schedule '{name}' is damaged ({error!s:.200}): {REMEDY}")
+
+
+class OvertakenError(Exception):
+    """A run is another's, or over, or its schedule was replaced or removed: an upload for it is not wanted."""
+
+
+class RunStore(Store):
+    """A store whose :meth:`commit` also records ``run`` of ``schedule``, which is over then.
+
+    ``begun``: the batch becomes live only if this is the run that has begun; else it may be one besides.
+    :meth:`commit` raises OvertakenError where the run is another's; the batch is not live then.
+    """
+
+    def __init__(self, store: Store, schedule: Schedule, run: Run, *, begun: bool = True) -> None:
+        super().__init__(store.connection, now=store.now, server_time=store.server_time)
+        self._schedule, self._run, self._begun = schedule, run, begun
+        self._script = step(store.connection, LUA, "commit_run")
+        self._commit = cast("Script", self._commit_run)
+
+    def _commit_run(self, *, keys: list[str], args: list[Any]) -> int:
+        of_schedule, run = ScheduleKeys(self._schedule.name), self._run
+        outcome = RunOutcome(run.due, self.server_time(), "submitted", args[0], asked=run.asked, missed=run.missed)
+        arguments = [self._schedule.id, run.encoded() if self._begun else b"", outcome.encoded(), *args]
+        done = cast("int", self._script(keys=[of_schedule.info, of_schedule.runs, *keys], args=arguments))
+        if done == -1:
+            raise OvertakenError
+        return done
+
+    def discard(self, batch_id: str, shards: int = 0) -> None:
+        """Remove an upload, unless it is live: a commit of which no reply came may have been made, and was recorded."""
+        info = BatchKeys(batch_id).info
+        self._sweep(keys=[info, UPLOADING], args=[batch_id, ANY_TIME])
+        if self.connection.hget(info, "status") in (None, b"failed"):
+            super().discard(batch_id, shards)

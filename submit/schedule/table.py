@@ -11,8 +11,6 @@ from submit.schedule.model import RunOutcome, Schedule
 from submit.status.table import Column, plain_table
 from submit.status.text import clip, duration, plural
 
-__all__ = ["missed_runs", "next_run", "schedule_table"]
-
 NO_SCHEDULES = "no schedules; `promptmill schedule add NAME --cron '0 2 * * *' FILE --model MODEL` makes one"
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -23,17 +22,15 @@ from submit.status.lines_in_flight import (
     plain_lines_in_flight,
     with_lines_in_flight,
 )
-from submit.status.pool_pause import POOL_PAUSED, pool_known_paused
+from submit.status.pool_pause import POOL_PAUSED
 from submit.status.rates import BatchRates, Window, pace
 from submit.status.table import text
 from submit.status.text import count, duration, memory_size, plural, printable, rate, size
-from submit.status.waiting import serving, unserved_models, why_rest_waits, why_waiting
+from submit.status.waiting import BatchOutlook, read_outlooks
 from submit.status.widgets import bar, more, title_line, wrapped
 from submit.status.worker_state import WorkerState
 from submit.status.workers import Workers
 from submit.status.workers_view import drawn_table, state_text
-
-__all__ = ["BatchReader", "BatchView"]
 
 MEASURE_S, MEASURE_RATIO = 10.0, 20
 """What a batch takes in Redis is measured again after this long, and after so many times what it took: each of its keys
@@ -55,30 +52,29 @@ class BatchReader:
     def read(self, *, drawn: bool = False) -> BatchView:
         """The batch and the workers as they are."""
         now, batch = self._store.now(), current(self._store, self._batch_id)
-        workers, paused = self._workers.read(), pool_known_paused(self._store)
-        queues = self._workers.queues_of(batch.id, workers)
+        outlook = read_outlooks(self._store, self._workers, [batch], self._workers.read())[batch.id]
         if now >= self._measure_at:
             self._memory = memory(self._store.connection, batch.id)
             self._orphans = find_orphans(self._store, batch.id)
             end = self._store.now()
             self._measure_at = end + max(MEASURE_S, MEASURE_RATIO * (end - now))
         recent = self._window.add(now, batch)
-        return BatchView(now, batch, workers, queues, recent, self._memory, paused, self._orphans)
+        return BatchView(now, replace(outlook, orphans=self._orphans), recent, self._memory)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchView:
     """A batch at one moment: ``now`` in seconds since the epoch, ``recent`` its rates of the last minute, ``memory``
-    the bytes it takes in Redis; ``queues`` are those of :meth:`Workers.queues_of`."""
+    the bytes it takes in Redis."""
 
     now: float
-    batch: Batch
-    workers: Sequence[WorkerState]
-    queues: frozenset[str]
+    outlook: BatchOutlook
     recent: BatchRates = BatchRates()
     memory: int | None = None
-    pool_paused: bool = False
-    orphans: Orphans | None = None
+
+    @property
+    def batch(self) -> Batch:
+        return self.outlook.batch
 
     @property
     def done(self) -> bool:
@@ -86,48 +82,44 @@ class BatchView:
         return self.batch.done
 
     @property
+    def pool_paused(self) -> bool:
+        """Whether the pool is paused, and the batch has to do with it."""
+        return self.outlook.pool_paused and not self.done
+
+    @property
     def waiting(self) -> str | None:
-        """Why nothing of the batch seems to happen."""
-        return why_waiting(self.batch, self.queues, self.workers, pool_paused=self.pool_paused, orphans=self.orphans)
-
-    @property
-    def waiting_or_rest(self) -> str | None:
         """Why nothing of the batch, or not all of it, seems to happen."""
-        return self.waiting or why_rest_waits(self.batch, self.queues, self.workers, self.orphans)
-
-    @property
-    def serving(self) -> list[WorkerState]:
-        """The workers that may take from the batch."""
-        return serving(self.batch, self.queues, self.workers)
+        return self.outlook.why_waiting or self.outlook.why_rest_waits
 
     @property
     def in_flight(self) -> list[LineOnWorker]:
         """The batch's lines in flight, in the order of the input."""
         # What a worker that died published last is there for some seconds after the batch was done.
-        found = [] if self.done else lines_in_flight(self.workers, self.batch.id)
+        found = [] if self.done else lines_in_flight(self.outlook.workers, self.batch.id)
         return sorted(found, key=lambda pair: pair[1].index)
 
     def as_json(self) -> dict[str, Any]:
         """What Redis knows of the batch, and what the workers publish of it."""
+        outlook = self.outlook
         return {
             **self.batch.as_dict(self.now),
             "memory_bytes": self.memory or 0,
-            "waiting": self.waiting,
-            "orphans": None if self.orphans is None else asdict(self.orphans),
-            "unserved": unserved_models(self.batch, self.queues, self.workers),
-            "pool_paused": self.pool_paused,
-            "workers": [worker.as_dict() for worker in self.serving],
+            "waiting": outlook.why_waiting,
+            "orphans": None if outlook.orphans is None else asdict(outlook.orphans),
+            "unserved": outlook.unserved,
+            "pool_paused": outlook.pool_paused,
+            "workers": [worker.as_dict() for worker in outlook.serving],
             "in_flight": [{**line.as_dict(), "worker": worker.name} for worker, line in self.in_flight],
         }
 
     def text(self, width: int | None = None) -> list[str]:
         """The batch's facts, then its lines in flight; as wide as need be."""
         batch = self.batch
-        why = self.waiting_or_rest
+        why = self.waiting
         facts = [
             ("batch", batch.id if batch.name is None else f"{batch.id} ({batch.name})"),
             ("status", batch.status if why is None else f"{batch.status}, {why}"),
-            ("pool", POOL_PAUSED if self.pool_paused and not batch.done else ""),
+            ("pool", POOL_PAUSED if self.pool_paused else ""),
             *_description(batch),
             ("lines", _counts(batch)),
             ("tokens", _tokens(batch)),
@@ -135,16 +127,16 @@ class BatchView:
             ("webhook", self._webhook()),
             *self._times(),
             ("memory", "" if self.memory is None else f"{memory_size(self.memory)} in Redis"),
-            *(("worker", _worker(worker)) for worker in self.serving),
+            *(("worker", _worker(worker)) for worker in self.outlook.serving),
         ]
         lines = [f"{label:<10}{printable(fact)}" for label, fact in facts if fact]
         return lines + plain_lines_in_flight(self.in_flight)
 
     def _rate(self, why: str | None) -> str:
         per_second, eta = pace(self.batch, self.now, self.recent)
-        said = [] if per_second is None else [f"{rate(per_second)} tok/s"]
-        said += [] if eta is None or why is not None else [f"{duration(eta)} left"]
-        return ", ".join(said)
+        speed = "" if per_second is None else f"{rate(per_second)} tok/s"
+        left = "" if eta is None or why is not None else f"{duration(eta)} left"
+        return ", ".join(filter(None, (speed, left)))
 
     def _webhook(self) -> str:
         """What became of the webhook; of its URL no more than the host."""
@@ -184,9 +176,9 @@ class BatchView:
 
     def draw(self, width: int, height: int, *, unicode: bool = True) -> list[Text]:
         """At most ``height`` lines of at most ``width`` columns: facts, progress, workers, lines in flight."""
-        batch, why = self.batch, self.waiting_or_rest
+        batch, why = self.batch, self.waiting
         lines = [self._title(width), text(""), _progress(batch, width, unicode)]
-        if self.pool_paused and not batch.done:
+        if self.pool_paused:
             lines.insert(1, text(POOL_PAUSED, "magenta"))
         if why is not None:
             lines.append(text(why, "yellow"))
@@ -194,7 +186,7 @@ class BatchView:
         description = [*_description(batch), ("memory", "" if self.memory is None else memory_size(self.memory))]
         facts = [text(f"{label} ", "bright_black").append(printable(fact)) for label, fact in description if fact]
         lines += wrapped(facts, width)
-        workers, in_flight = self.serving, in_turns(self.in_flight)
+        workers, in_flight = self.outlook.serving, in_turns(self.in_flight)
         if workers:
             room = max(height - len(lines) - (min(len(in_flight), 4) + 4), FEW_WORKERS)
             drawn = drawn_table(workers, width, now=self.now, unicode=unicode)
@@ -230,13 +222,13 @@ class BatchView:
 
 def _progress(batch: Batch, width: int, unicode: bool) -> Text:
     share = batch.ran / batch.total if batch.total else 1.0
-    said = text(f"{int(share * 100):>4}%   {batch.ran:,} of {plural(batch.total, 'line')}", "bold")
+    label = text(f"{int(share * 100):>4}%   {batch.ran:,} of {plural(batch.total, 'line')}", "bold")
     if failed := batch.failed_running:
-        said.append_text(text(f"   {failed:,} failed", "red"))
+        label.append_text(text(f"   {failed:,} failed", "red"))
     if batch.unrun:
-        said.append_text(text(f"   {batch.unrun:,} not run", "yellow"))
-    room = max(width - said.cell_len, 0)
-    return bar(share, room, STYLES.get(batch.status, "green"), unicode=unicode).append_text(said)
+        label.append_text(text(f"   {batch.unrun:,} not run", "yellow"))
+    room = max(width - label.cell_len, 0)
+    return bar(share, room, STYLES.get(batch.status, "green"), unicode=unicode).append_text(label)
 
 
 def _description(batch: Batch) -> list[tuple[str, str]]:

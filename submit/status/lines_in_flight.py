@@ -14,8 +14,6 @@ from submit.status.text import plural
 from submit.status.widgets import bar, fit, more
 from submit.status.worker_state import LineInFlight, WorkerState
 
-__all__ = ["LineOnWorker", "in_turns", "lines_in_flight", "plain_lines_in_flight", "with_lines_in_flight"]
-
 LineOnWorker = tuple[WorkerState, LineInFlight]
 """A line in flight, and its worker."""
 
@@ -91,8 +89,8 @@ def with_lines_in_flight(
     if not in_flight or rows < 3:
         return fit(above, width, height)
     stages = Counter(_stage(line) for _, line in in_flight)
-    said = [f"{stages[stage]:,} {stage.value}" for stage in Stage if stages[stage]]
-    title = f"{plural(count, 'line')} in flight: {', '.join(said)}"
+    counts = [f"{stages[stage]:,} {stage.value}" for stage in Stage if stages[stage]]
+    title = f"{plural(count, 'line')} in flight: {', '.join(counts)}"
     columns: list[Column[LineOnWorker]] = [
         Column("line", lambda pair: f"{pair[1].index}" if pair[1].id == "-" else pair[1].id, least=8),
         Column("progress", lambda pair: _progress(pair[1], unicode)),

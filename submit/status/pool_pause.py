@@ -7,38 +7,17 @@ from typing import cast
 
 from jobs.redis.connect import refusing
 from jobs.store.keys import PAUSED, RQ_SUSPENDED
+from jobs.store.steps import step
 from jobs.store.store import Store
-
-__all__ = [
-    "POOL_PAUSED",
-    "pause_pool",
-    "pause_workers",
-    "paused_workers",
-    "pool_known_paused",
-    "pool_paused",
-    "resume_pool",
-    "resume_workers",
-]
 
 POOL_PAUSED = "the pool is paused: `promptmill resume` lets it go on"
 
-PAUSE_POOL = """
--- KEYS: what RQ's workers look at, a hash.
--- What removes goes first: after it, a server that is full takes the rest too.
-redis.pcall('HDEL', KEYS[2], '')
-return redis.call('SET', KEYS[1], 1, 'NX')
-"""
-PAUSE_WORKER = """
--- KEYS: the workers that are paused.  ARGV: a name, now.
-redis.call('HDEL', KEYS[1], '')
-return redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2])
-"""
+LUA = "submit.status.lua"
 
 
 def pause_pool(store: Store) -> bool:
     """Have no worker take anything new, as ``rq suspend``; False: it was so already."""
-    step = store.connection.register_script(PAUSE_POOL)
-    return bool(step(keys=[RQ_SUSPENDED, PAUSED]))
+    return bool(step(store.connection, LUA, "pause")(keys=[PAUSED, RQ_SUSPENDED]))
 
 
 def resume_pool(store: Store) -> bool:
@@ -65,8 +44,8 @@ def pause_workers(store: Store, names: Sequence[str]) -> list[str]:
     """Have workers take nothing new: ``mini.4711`` is one process, ``mini`` all of this name, later ones too. Those of
     the names that were not paused before."""
     with refusing(PAUSED):
-        step = store.connection.register_script(PAUSE_WORKER)
-        return [name for name in names if step(keys=[PAUSED], args=[name, repr(store.now())])]
+        pause = step(store.connection, LUA, "pause")
+        return [name for name in names if pause(keys=[PAUSED], args=[name, repr(store.now())])]
 
 
 def resume_workers(store: Store, names: Sequence[str]) -> list[str]:

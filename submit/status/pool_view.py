@@ -12,20 +12,17 @@ from rich.text import Text
 
 from jobs.batch import ID_CUT, PRIORITIES, Batch
 from jobs.store.cancel import expire_due
-from jobs.store.orphans import known_orphans
 from jobs.store.store import Store
 from submit.status.lines_in_flight import in_turns, lines_in_flight, with_lines_in_flight
 from submit.status.pool_pause import POOL_PAUSED, pool_known_paused
 from submit.status.rates import BatchRates, Window, pace
 from submit.status.table import NARROW_GAP, Column, plain_table, table, text
 from submit.status.text import cells, clip, count, duration, rate, short_name
-from submit.status.waiting import why_waiting
+from submit.status.waiting import read_outlooks
 from submit.status.widgets import WIDE, bar, more, wrapped
 from submit.status.worker_state import WorkerState
 from submit.status.workers import Workers
 from submit.status.workers_view import heading, throughput
-
-__all__ = ["PoolReader", "PoolView"]
 
 NO_BATCHES = "no batches; `promptmill submit FILE --model MODEL` makes one"
 LONGEST_NAME = 24
@@ -64,18 +61,10 @@ class PoolReader:
         rates = {batch.id: self._windows[batch.id].add(now, batch) for batch in batches}
         if self._as_json:
             return PoolView(now, batches, rates=rates)
-        workers, paused = self._workers.read(), pool_known_paused(self._store)
-        return PoolView(now, batches, workers, rates, self._why_waiting(batches, workers, paused), paused)
-
-    def _why_waiting(self, batches: Sequence[Batch], workers: Sequence[WorkerState], paused: bool) -> dict[str, str]:
-        live = [batch for batch in batches if not batch.done]
-        queues = self._workers.queues_of_each([batch.id for batch in live], workers)
-        orphans = known_orphans(self._store.connection, [batch.id for batch in live])
-        said = {
-            batch.id: why_waiting(batch, queues[batch.id], workers, pool_paused=paused, orphans=orphans.get(batch.id))
-            for batch in live
-        }
-        return {batch_id: why for batch_id, why in said.items() if why is not None}
+        workers, live = self._workers.read(), [batch for batch in batches if not batch.done]
+        outlooks = read_outlooks(self._store, self._workers, live, workers)
+        reasons = {batch_id: why for batch_id, outlook in outlooks.items() if (why := outlook.why_waiting) is not None}
+        return PoolView(now, batches, workers, rates, reasons, pool_known_paused(self._store))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +124,8 @@ class PoolView:
 
     def draw(self, width: int, height: int, *, unicode: bool = True) -> list[Text]:
         """At most ``height`` lines of at most ``width`` columns: the pool in short, batches, lines in flight."""
-        words = Counter(_word(batch, self.waiting.get(batch.id)) for batch in self.batches if not batch.done)
-        counted = ", ".join(f"{number} {word}" for word, number in sorted(words.items())) or "nothing to do"
+        states = Counter(_state_name(batch, self.waiting.get(batch.id)) for batch in self.batches if not batch.done)
+        counted = ", ".join(f"{number} {state}" for state, number in sorted(states.items())) or "nothing to do"
         lines = [
             *heading("promptmill", self.workers, self.now, width, pool_paused=self.pool_paused),
             *wrapped([*throughput(self.workers, SPARK, unicode), text(counted)], width),
@@ -177,12 +166,16 @@ class PoolView:
     def _drawn_columns(self, batches: Sequence[Batch], width: int, unicode: bool) -> list[Column[Batch]]:
         bar_width = 24 if width >= WIDE else 8
         failed: Column[Batch] = Column("failed", _failed, right=True, rank=2)
+
+        def progress(batch: Batch) -> Text:
+            return bar(_share(batch), bar_width, STYLES.get(batch.status, "green"), unicode=unicode)
+
         return [
             Column("batch", lambda batch: text(batch.name or batch.id, "bright_black" if batch.done else "bold"),
                    least=12, middle=True),
             Column("id", lambda batch: text(batch.id if batch.name else "", "bright_black"), rank=8),
             Column("state", self._state, rank=1),
-            Column("progress", lambda batch: bar(_share(batch), bar_width, _colour(batch), unicode=unicode), rank=3),
+            Column("progress", progress, rank=3),
             Column("", lambda batch: f"{int(_share(batch) * 100)}%", right=True),
             Column("lines", lambda batch: f"{batch.ran:,}/{batch.total:,}", right=True),
             *([failed] if any(batch.failed_running for batch in batches) else []),
@@ -197,14 +190,14 @@ class PoolView:
         return pace(batch, self.now, self.rates.get(batch.id))
 
     def _state(self, batch: Batch) -> Text:
-        """How a batch is, in one word; of a batch that waits for its time, when that is."""
-        word = _word(batch, self.waiting.get(batch.id))
-        shown = word
+        """The state of a batch in one word; of one that waits for its start time, that time."""
+        state = _state_name(batch, self.waiting.get(batch.id))
+        shown = state
         if not batch.done and not batch.paused and "starts" in batch.times:
             at, ahead = datetime.fromtimestamp(batch.times["starts"]), batch.times["starts"] - self.now
             when = f"{at:%H:%M}" if ahead < DAY_S else f"{at:%a %H:%M}" if ahead < 6 * DAY_S else f"{at:%F}"
             shown = f"begins {when}"
-        return text(shown, STYLES.get(word, ""))
+        return text(shown, STYLES.get(state, ""))
 
     def _left(self, batch: Batch) -> Text:
         if batch.done:
@@ -218,21 +211,22 @@ def in_order(batches: Sequence[Batch], waiting: Container[str] = ()) -> list[Bat
     live = [batch for batch in batches if not batch.done]
     done = [batch for batch in batches if batch.done]
     live.sort(
-        key=lambda batch: (batch.id in waiting, batch.status != "in_progress", _urgency(batch.priority), batch.id)
+        key=lambda batch: (
+            batch.id in waiting,
+            batch.status != "in_progress",
+            (*PRIORITIES, batch.priority).index(batch.priority),  # one of another version comes last
+            batch.id,
+        )
     )
     done.sort(key=lambda batch: (batch.ended_at or 0.0, batch.id), reverse=True)
     return [*live, *done]
 
 
-def _urgency(priority: str) -> int:
-    return PRIORITIES.index(priority) if priority in PRIORITIES else len(PRIORITIES)
-
-
-def _word(batch: Batch, why: str | None) -> str:
-    """How a batch is, in one word; ``why`` it does not run is what :func:`why_waiting` says."""
+def _state_name(batch: Batch, why: str | None) -> str:
+    """The state of a batch in one word; ``why`` it does not run is what :attr:`BatchOutlook.why_waiting` says."""
     if why is None:
         return "running" if batch.status == "in_progress" else batch.status
-    return next((word for word in ("loading", "paused") if why.startswith(word)), "waiting")
+    return next((state for state in ("loading", "paused") if why.startswith(state)), "waiting")
 
 
 def _short_ids(ids: Sequence[str]) -> dict[str, str]:
@@ -262,9 +256,3 @@ def _share(batch: Batch) -> float:
 def _failed(batch: Batch) -> Text:
     failed = batch.failed_running
     return text(f"{failed:,}" if failed else "-", "red" if failed else "")
-
-
-def _colour(batch: Batch) -> str:
-    if not batch.done:
-        return "green"
-    return STYLES.get(batch.status, "bright_black")

@@ -12,8 +12,6 @@ from jobs.batch import Batch
 from submit.status.rates import BatchRates, Window, over_all_its_time
 from submit.status.text import cells, clip, duration, plural, rate
 
-__all__ = ["Progress", "has_unicode", "is_terminal", "terminal_size", "terminal_width"]
-
 PLAIN_S = 5.0
 LIVE_S = 0.1
 NARROWEST_BAR, WIDEST_BAR = 8, 30

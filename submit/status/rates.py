@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from jobs.batch import Batch
 
-__all__ = ["BatchRates", "Window", "over_all_its_time", "pace"]
-
 WINDOW_S = 60.0
 SAMPLE_S = 0.5
 

@@ -13,8 +13,6 @@ from rich.text import Text
 
 from submit.status.text import printable
 
-__all__ = ["Column", "plain_table", "table", "text"]
-
 GAP, NARROW_GAP = 2, 1
 HEAD = 6
 """Letters that stay before the cut of what is cut in the middle."""

@@ -2,19 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "cells",
-    "clip",
-    "count",
-    "duration",
-    "memory_size",
-    "plural",
-    "printable",
-    "rate",
-    "short_name",
-    "size",
-]
-
 
 def duration(seconds: float | None) -> str:
     """Seconds in two units at most: ``8s``, ``4m10s``, ``2h05m``, ``3d04h``; ``-`` when unknown."""

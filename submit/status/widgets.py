@@ -9,8 +9,6 @@ from rich.text import Text
 
 from submit.status.table import text
 
-__all__ = ["WIDE", "bar", "fit", "more", "sparkline", "title_line", "wrapped"]
-
 BLOCKS, ASCII_BLOCKS = ("█", "░"), ("#", "-")
 STEPS, ASCII_STEPS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 GAP = 3

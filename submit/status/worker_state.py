@@ -12,8 +12,6 @@ import orjson
 from jobs.batch import timestamp
 from submit.status.text import printable
 
-__all__ = ["FailingModel", "LineInFlight", "ModelInMemory", "WorkerState", "parse_state"]
-
 MOST_SPEEDS = 60
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jobs.redis.connect import foreign_data, replies
 from jobs.store.keys import RQ_WORKER, RQ_WORKERS, BatchKeys, worker_key
+from jobs.store.steps import step
 from submit.status.text import printable
 from submit.status.worker_state import WorkerState, parse_state
 
 if TYPE_CHECKING:
     from redis import Redis
-
-__all__ = ["LostWorker", "Workers", "read_lost_workers", "served_by"]
 
 SCAN_STEP = 5000
 RESCAN_S = 5.0
@@ -34,28 +33,6 @@ MOST_REGISTERED_BYTES = 1 << 16
 """Far above what RQ writes: longer fields are not loaded."""
 QUIET_S = 10.0
 """A worker that starts is registered before it publishes; RQ's heartbeats come every ten seconds."""
-
-LEFT = """
--- Which batches have shards in a queue, waiting or held; '*': it is too long to say.
--- KEYS: the queue's list, RQ's list of what was just taken from it, its registry of what is held.  ARGV: how many to
--- look at.
-local most = tonumber(ARGV[1])
-if redis.call('LLEN', KEYS[1]) > 2 * most then return {'*'} end
-local found, seen = {}, {}
-local function note(entries)
-    for _, entry in ipairs(entries) do
-        local batch = string.match(entry, '^([%w_]+)%-')
-        if batch and #batch <= 64 and not seen[batch] then
-            seen[batch] = true
-            found[#found + 1] = batch
-        end
-    end
-end
-note(redis.call('LRANGE', KEYS[1], 0, -1))
-note(redis.call('LRANGE', KEYS[2], 0, most - 1))
-note(redis.call('ZRANGE', KEYS[3], 0, most - 1))
-return found
-"""
 
 
 class Workers:
@@ -94,23 +71,27 @@ class Workers:
         return self.queues_of_each([batch_id], states)[batch_id]
 
     def queues_of_each(self, batch_ids: Sequence[str], states: Iterable[WorkerState] = ()) -> dict[str, frozenset[str]]:
-        """The queues that batches went to, but for those that none of these workers serves and that have nothing of
-        theirs any more; in two round trips."""
+        """:meth:`queues_of` for several batches, in two round trips."""
         served = {queue for state in states for queue in state.queues}
-        queues = self._named(batch_ids)
-        left = self._left(sorted({queue for each in queues.values() for queue in each if queue not in served}))
+        with self._connection.pipeline(transaction=False) as pipe:
+            for batch_id in batch_ids:
+                pipe.smembers(BatchKeys(batch_id).queues)
+            stored = [reply if isinstance(reply, set) else set() for reply in replies(pipe)]
+        found = {
+            batch_id: {queue.decode(errors="replace") for queue in queues}
+            for batch_id, queues in zip(batch_ids, stored, strict=True)
+        }
+        waiting = self._batches_in(sorted(set().union(*found.values()) - served))
         return {
             batch_id: frozenset(
-                queue for queue in each if queue in served or not left[queue].isdisjoint({batch_id, "*"})
+                queue for queue in queues if queue in served or not waiting[queue].isdisjoint({batch_id, "*"})
             )
-            for batch_id, each in queues.items()
+            for batch_id, queues in found.items()
         }
 
-    def _left(self, queues: Sequence[str]) -> dict[str, set[str]]:
+    def _batches_in(self, queues: Sequence[str]) -> dict[str, set[str]]:
         """The batches that have shards in these queues; ``*`` stands for all."""
-        if not queues:
-            return {}
-        look = self._connection.register_script(LEFT)
+        look = step(self._connection, "submit.status.lua", "queued_batches")
         with self._connection.pipeline(transaction=False) as pipe:
             for queue in queues:
                 keys = [f"rq:queue:{queue}", f"rq:queue:{queue}:intermediate", f"rq:wip:{queue}"]
@@ -120,14 +101,6 @@ class Workers:
             queue: {item.decode(errors="replace") for item in reply} if isinstance(reply, list) else {"*"}
             for queue, reply in zip(queues, found, strict=True)
         }
-
-    def _named(self, batch_ids: Sequence[str]) -> dict[str, frozenset[str]]:
-        with self._connection.pipeline(transaction=False) as pipe:
-            for batch_id in batch_ids:
-                pipe.smembers(BatchKeys(batch_id).queues)
-            found = [reply if isinstance(reply, set) else set() for reply in replies(pipe)]
-        names = (frozenset(queue.decode(errors="replace") for queue in queues) for queues in found)
-        return dict(zip(batch_ids, names, strict=True))
 
 
 def served_by(queue: str, pool: str | None) -> str:

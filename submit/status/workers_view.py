@@ -19,8 +19,6 @@ from submit.status.widgets import WIDE, bar, fit, more, sparkline, title_line, w
 from submit.status.worker_state import WorkerState
 from submit.status.workers import LostWorker, Workers, read_lost_workers
 
-__all__ = ["WorkersReader", "WorkersView", "drawn_table", "heading", "state_text", "throughput"]
-
 NO_WORKERS = "no workers; `promptmill worker --model MODEL` starts one"
 NARROW = 100
 """Below so many columns the sizes of models are left out."""

@@ -12,8 +12,6 @@ import orjson
 
 from jobs.errors import ModelLoadError, PromptmillError, RefusedError
 
-__all__ = ["TUNE_COMMAND", "Measurement", "Speed", "measure"]
-
 # -P: a folder named worker in the current directory must not be taken for ours.
 TUNE_COMMAND = (sys.executable, "-P", "-m", "worker.models.tune")
 ERRORS = {kind.exit_status: kind for kind in (ModelLoadError, RefusedError)}

@@ -7,8 +7,6 @@ from pathlib import Path
 from jobs.errors import RefusedError
 from submit.tune.measurement import Measurement
 
-__all__ = ["check_plot", "plot"]
-
 MEASURED, LIMIT, CHOSEN, TEXT, FAINT = "#0f766e", "#1f2937", "#b45309", "#1f2937", "#6b7280"
 
 

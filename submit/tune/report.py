@@ -6,8 +6,6 @@ from submit.status.table import Column, plain_table
 from submit.status.text import memory_size, printable, rate
 from submit.tune.measurement import Measurement, Speed
 
-__all__ = ["report"]
-
 
 def report(found: Measurement, width: int | None = None) -> list[str]:
     """The lines for a person; the table has room in ``width`` columns (None: any)."""

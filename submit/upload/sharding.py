@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 
 from jobs.record import rejected_record
 from jobs.shard import Group, ShardLine
-from jobs.store.store import FinishedLine
+from jobs.store.store import FinishedLine, UploadedShard
 from submit.input.validate import BadLine, Chunk
-from submit.upload.uploader import Parcel, RejectedShard, RunnableShard
-
-__all__ = ["SHARD_BYTES", "SHARD_LINES", "Packing"]
+from submit.upload.uploader import Parcel, RejectedShard
 
 SHARD_LINES = 50
 SHARD_BYTES = 1 << 20
@@ -43,7 +41,7 @@ class Packing:
         self._open: dict[Group, _OpenShard] = {}
         self._open_bytes = 0
         self._rejected: list[FinishedLine] = []
-        self._runnable: list[RunnableShard] = []
+        self._runnable: list[UploadedShard] = []
         self._refused: list[RejectedShard] = []
         self._parcel_bytes = 0
 
@@ -84,7 +82,7 @@ class Packing:
             self._close(shard)
 
     def _close(self, shard: _OpenShard) -> None:
-        self._runnable.append(RunnableShard(self.shards, shard.group_number, shard.group, shard.lines))
+        self._runnable.append(UploadedShard(self.shards, shard.group_number, shard.group, shard.lines))
         self.shards += 1
         self._parcel_bytes += shard.size
         self._open_bytes -= shard.size

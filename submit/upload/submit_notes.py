@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from jobs.lines.line import Defaults
     from submit.status.worker_state import WorkerState
 
-__all__ = ["moment", "notes", "times", "unserved", "waits_for"]
-
 NAMED = 3
 """Of the models that lines name for themselves, so many are named."""
 
@@ -24,33 +22,23 @@ def notes(own_models: Mapping[str, int], after_answer: int, defaults: Defaults) 
     """What the user may not have meant about lines that are good: ``own_models`` counts those that name another model
     than the batch, by what they name; in ``after_answer`` of them the model begins a new turn after an assistant's
     message."""
-    return [*_begins_after(after_answer), *_gave_way(own_models, defaults)]
-
-
-def _gave_way(own_models: Mapping[str, int], defaults: Defaults) -> list[str]:
-    """A note where the batch's model gave way to what lines name for themselves; ``own_models`` counts those lines."""
-    if not own_models or defaults.override_model:
-        return []
-    lines = sum(own_models.values())
-    names = [f"'{printable(name)}'" for name in list(own_models)[:NAMED]] + ["..."] * (len(own_models) > NAMED)
-    what = f"{plural(lines, 'line')} {'names its' if lines == 1 else 'name their'} own model"
-    model = printable(defaults.model or "")
-    return [
-        f"{what}{'' if len(own_models) == 1 else 's'} {', '.join(names)}: --model {model} is only for lines without "
-        f"one; --override-model uses it for all"
-    ]
-
-
-def _begins_after(lines: int) -> list[str]:
-    """A note where in so many lines the model begins a new turn after an assistant's message."""
-    if not lines:
-        return []
-    ends, turn = ("ends", "it") if lines == 1 else ("end", "them")
-    return [
-        f"{plural(lines, 'line')} {ends} with an assistant's message, and the model begins a new turn after {turn}; to "
-        "have such messages continued: --continue-final-message ('continue_final_message': true in a line), or write "
-        "them into 'prefill_response'"
-    ]
+    said = []
+    if after_answer:
+        ends, turn = ("ends", "it") if after_answer == 1 else ("end", "them")
+        said.append(
+            f"{plural(after_answer, 'line')} {ends} with an assistant's message, and the model begins a new turn after "
+            f"{turn}; to have such messages continued: --continue-final-message ('continue_final_message': true in a "
+            "line), or write them into 'prefill_response'"
+        )
+    if own_models and not defaults.override_model:
+        lines, plural_s = sum(own_models.values()), "" if len(own_models) == 1 else "s"
+        names = [f"'{printable(name)}'" for name in list(own_models)[:NAMED]] + ["..."] * (len(own_models) > NAMED)
+        said.append(
+            f"{plural(lines, 'line')} {'names its' if lines == 1 else 'name their'} own model{plural_s} "
+            f"{', '.join(names)}: --model {printable(defaults.model or '')} is only for lines without one; "
+            "--override-model uses it for all"
+        )
+    return said
 
 
 def moment(seconds: float, now: float) -> str:

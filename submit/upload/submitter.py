@@ -16,12 +16,10 @@ from jobs.lines.line import Defaults
 from jobs.store.maintenance import upkeep
 from jobs.store.retention import KEEP_S
 from jobs.store.store import UPLOAD_LEASE_S, NewBatch, Store
-from submit.input.reader import PromptObjects, Prompts
+from submit.input.reader import Prompts
 from submit.input.validate import Findings, checked
 from submit.upload.sharding import Packing
 from submit.upload.uploader import Uploader
-
-__all__ = ["ON_BAD_LINE", "Order", "ReadSoFar", "Submitted", "check", "check_order", "submit"]
 
 ON_BAD_LINE = ("reject", "skip")
 
@@ -56,23 +54,13 @@ class Order:
     """The URL that its end is posted to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """A batch that is live. ``problems`` are the first of the ``rejected`` lines'; ``digest`` names the input.
-
-    ``own_models`` counts the lines that name another model than the batch, by what they name; ``after_answer`` those in
-    which the model begins a new turn after an assistant's message.
-    """
+@dataclass(slots=True, kw_only=True)
+class Submitted(Findings):
+    """A batch that is live, and what checking found in its input, which ``digest`` names."""
 
     batch_id: str
-    total: int
-    rejected: int
-    problems: tuple[ProblemLine, ...]
-    shards: int
-    models: tuple[str, ...]
-    digest: str
-    own_models: Mapping[str, int] = field(default_factory=dict)
-    after_answer: int = 0
+    shards: int = 0
+    digest: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -93,7 +81,7 @@ def check_order(order: Order) -> None:
     Raises:
         RefusedError: it makes no sense.
     """
-    _new_batch(PromptObjects(()), order, new_batch_id)
+    _new_batch("", order)
 
 
 def check(prompts: Prompts, order: Order, *, progress: ReadSoFar = lambda lines, size: None) -> Findings:
@@ -102,7 +90,7 @@ def check(prompts: Prompts, order: Order, *, progress: ReadSoFar = lambda lines,
     Raises:
         InputError, RefusedError: what :func:`submit` would raise for them.
     """
-    _new_batch(prompts, order, new_batch_id)
+    check_order(order)
     findings = Findings()
     for chunk in checked(prompts, order.defaults):
         findings.add(chunk)
@@ -117,7 +105,6 @@ def submit(
     order: Order,
     *,
     progress: ReadSoFar = lambda lines, size: None,
-    new_id: Callable[[], str] = new_batch_id,
     now: Callable[[], float] = time.time,
 ) -> Submitted:
     """Check all of ``prompts`` and make a batch of them, or leave nothing in Redis.
@@ -127,10 +114,10 @@ def submit(
         RefusedError: the input cannot be read, or the order makes no sense.
         RedisError: the upload was silent for too long and was given up.
     """
-    batch = _new_batch(prompts, order, new_id)
+    batch = _new_batch(prompts.name, order)
     upkeep(store, orphans=False)
     start_at = None if order.start_in is None else store.server_time() + order.start_in
-    packing, findings = Packing(batch.id, now), Findings()
+    packing, findings = Packing(batch.id, now), Submitted(batch_id=batch.id)
     with Uploader(store, batch) as uploader:
         for chunk in checked(prompts, order.defaults):
             findings.add(chunk)
@@ -157,30 +144,20 @@ def submit(
                 f"the upload was silent for more than {UPLOAD_LEASE_S:.0f} s and was swept as dead; "
                 "nothing was enqueued: submit again"
             )
-    return Submitted(
-        batch_id=batch.id,
-        total=findings.total,
-        rejected=findings.rejected,
-        problems=findings.problems,
-        shards=packing.shards,
-        models=findings.models,
-        digest=prompts.digest,
-        own_models=findings.own_models,
-        after_answer=findings.after_answer,
-    )
+    findings.shards, findings.digest = packing.shards, prompts.digest
+    return findings
 
 
 def _refuse(prompts: Prompts, findings: Findings, order: Order) -> None:
-    bad = findings.bad
     if findings.total == 0:
         nothing = ProblemLine(1, "empty_file", None, "there are no prompts in it")
         raise InputError(prompts.name, [nothing], what=nothing.message)
-    if bad.count and order.on_bad_line == "reject":
-        what = NO_MODEL if bad.only_without_model == findings.total > 1 else None
-        raise InputError(prompts.name, bad.kept, bad.count, what=what)
+    if findings.rejected and order.on_bad_line == "reject":
+        what = NO_MODEL if findings.only_without_model == findings.total > 1 else None
+        raise InputError(prompts.name, findings.problems, findings.rejected, what=what)
 
 
-def _new_batch(prompts: Prompts, order: Order, new_id: Callable[[], str]) -> NewBatch:
+def _new_batch(source: str, order: Order) -> NewBatch:
     for value, known, what in (
         (order.priority, PRIORITIES, "priority"),
         (order.on_bad_line, ON_BAD_LINE, "on_bad_line"),
@@ -195,9 +172,9 @@ def _new_batch(prompts: Prompts, order: Order, new_id: Callable[[], str]) -> New
         if seconds is not None and not 0 < seconds < MAX_S:
             raise RefusedError(f"a batch {what} a number of seconds above 0 and below ten years, not {seconds!r:.40}")
     return NewBatch(
-        id=order.batch_id or new_id(),
+        id=order.batch_id or new_batch_id(),
         name=name,
-        source=prompts.name,
+        source=source,
         priority=order.priority,
         defaults=_as_json(order.defaults.fields, "a default"),
         metadata=_as_json(order.metadata, "the batch's metadata"),

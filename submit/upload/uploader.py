@@ -7,27 +7,12 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import zstandard
-
-from jobs.shard import COMPRESSION_LEVEL, Group, ShardLine, encode_lines
 from jobs.store.store import UPLOAD_LEASE_S, FinishedLine, NewBatch, Store, UploadedShard
-
-__all__ = ["Parcel", "RejectedShard", "RunnableShard", "Uploader"]
 
 HEARTBEAT_S = UPLOAD_LEASE_S / 6
 """The sweep comes after six of them are missed: a slow pipe or a slow Redis is no reason for it."""
 
 PARCELS_WAITING = 2
-
-
-@dataclass(frozen=True, slots=True)
-class RunnableShard:
-    """Lines of one group that are ready to be packed, with the shard's number in its batch."""
-
-    number: int
-    group_number: int
-    group: Group
-    lines: Sequence[ShardLine]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +27,7 @@ class RejectedShard:
 class Parcel:
     """What is sent to Redis in one go."""
 
-    runnable: Sequence[RunnableShard]
+    runnable: Sequence[UploadedShard]
     rejected: Sequence[RejectedShard] = ()
 
 
@@ -124,12 +109,11 @@ class Uploader:
             raise self._error
 
     def _run(self) -> None:
-        compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
         while (parcel := self._next()) is not None:
             if self._error is not None:
                 continue  # put() must never wait for a thread that is gone
             try:
-                self._upload(parcel, compressor)
+                self._upload(parcel)
             except Exception as error:
                 self._error = error
 
@@ -139,21 +123,10 @@ class Uploader:
         except queue.Empty:
             return Parcel(())
 
-    def _upload(self, parcel: Parcel, compressor: zstandard.ZstdCompressor) -> None:
-        shards = [
-            UploadedShard(
-                number=shard.number,
-                group_number=shard.group_number,
-                group=shard.group,
-                first_index=shard.lines[0].index,
-                lines=len(shard.lines),
-                payload=encode_lines(shard.lines, compressor),
-            )
-            for shard in parcel.runnable
-        ]
+    def _upload(self, parcel: Parcel) -> None:
         numbers = [shard.number for shard in parcel.runnable] + [shard.number for shard in parcel.rejected]
-        self._shards = max(self._shards, 0, *(number + 1 for number in numbers))
+        self._shards = max([self._shards, *(number + 1 for number in numbers)])
         # An empty upload is the sign of life.
-        self._store.upload(self._batch, shards)
+        self._store.upload(self._batch, parcel.runnable)
         for rejected in parcel.rejected:
             self._store.upload_rejected(self._batch.id, rejected.number, rejected.records)

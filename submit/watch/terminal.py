@@ -27,8 +27,6 @@ from rich.text import Text
 from submit.status.progress import has_unicode, terminal_size
 from submit.status.table import text
 
-__all__ = ["REFRESH_S", "Painter", "Reader", "View", "watch_on_screen"]
-
 REFRESH_S = 1.0
 KEYS_S = 0.1
 """Keys, another size, and the wish to stop are looked for this often."""

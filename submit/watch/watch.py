@@ -17,8 +17,6 @@ from submit.status.progress import is_terminal, terminal_width
 if TYPE_CHECKING:
     from submit.watch.terminal import Reader
 
-__all__ = ["present", "watch"]
-
 
 def present(reader: Reader, *, watched: bool, as_json: bool, stream: TextIO | None = None) -> None:
     """Print what ``reader`` reads to stdout, or watch it there; JSON is for programs, and never drawn."""

@@ -30,8 +30,6 @@ from submit.webhooks.store import Claim, claim_due, due, settle
 if TYPE_CHECKING:
     from jobs.store.store import Store
 
-__all__ = ["RETRY_AFTER_S", "WebhookSender", "deliver_due"]
-
 log = logging.getLogger("promptmill.webhooks")
 
 Post = Callable[[str, bytes, dict[str, str]], HttpAnswer]
@@ -148,11 +146,10 @@ class WebhookSender:
         secret: str | None,
         *,
         hosts: Sequence[str] = (),
-        send: Post | None = None,
         deliverers: int = DELIVERERS,
         poll_s: float = POLL_S,
     ) -> None:
-        self._store, self._hosts, self._send, self._poll_s = store, hosts, send, poll_s
+        self._store, self._hosts, self._poll_s = store, hosts, poll_s
         self._signer = Signer(secret) if secret else None
         self._stopped = threading.Event()
         self._said: set[str] = set()
@@ -195,7 +192,7 @@ class WebhookSender:
 
     def _round(self) -> None:
         if self._signer is not None:
-            deliver_due(self._store, self._signer, hosts=self._hosts, send=self._send, stop=self._stopped.is_set)
+            deliver_due(self._store, self._signer, hosts=self._hosts, stop=self._stopped.is_set)
         elif waiting := due(self._store):
             are = "webhook waits" if waiting == 1 else "webhooks wait"
             self._say_once(f"{waiting} {are}, and there is no secret to sign with: {REMEDY}")

@@ -9,8 +9,6 @@ import hmac
 
 from jobs.errors import RefusedError
 
-__all__ = ["REMEDY", "Signer"]
-
 SECRET_PREFIX = "whsec_"
 SECRET_BYTES = (24, 64)
 REMEDY = 'make one: echo "whsec_$(openssl rand -base64 32)", and give it in PROMPTMILL_WEBHOOK_SECRET'

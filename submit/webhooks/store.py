@@ -18,8 +18,6 @@ from jobs.store.keys import PREFIX, WEBHOOKS, BatchKeys
 from jobs.store.steps import step
 from jobs.store.store import Store
 
-__all__ = ["LEASE_S", "Claim", "claim_due", "due", "settle"]
-
 log = logging.getLogger("promptmill.jobs")
 
 LEASE_S = 120.0

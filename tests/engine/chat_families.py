@@ -10,8 +10,6 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
-__all__ = ["FAMILIES", "added", "tokenizer_of", "wrapped"]
-
 CORPUS = [
     "The quick brown fox jumps over the lazy dog.\n\nIt was a fine day, and if a < b then x > y.",
     "def add(a, b):\n    return a + b\n\n\n> quoted mail\n<h1>Title</h1>\n<table>im_start im_end user</table>",

@@ -14,7 +14,7 @@ from worker.engine.engine import Engine
 from worker.engine.sequence import WITHOUT_CONTEXT, Finished, sequences_of
 from worker.faults.quarantine import TRIAL_TOKENS
 from worker.models.compute import Compute
-from worker.shards.claimed import Quarantine
+from worker.shards.claimed import QuarantineLevel
 
 
 def test_begun_lines_are_told_before_anything_is_computed_of_them(markov: Any, line_of: Any) -> None:
@@ -113,7 +113,9 @@ def test_suspects_run_by_themselves_on_the_real_engine(compute: Any, line_of: An
     made, ended = compute
     group = Group("m")
     for index in range(6):
-        made.add(group, line_of(index, [1, 2], max_tokens=4), Quarantine.ALONE if index % 2 else Quarantine.NONE)
+        made.add(
+            group, line_of(index, [1, 2], max_tokens=4), QuarantineLevel.ALONE if index % 2 else QuarantineLevel.NONE
+        )
     together = []
     for _ in range(100):
         made._obey() if not made._commands.empty() else None
@@ -132,7 +134,7 @@ def test_a_trial_on_the_real_engine_begins_anew_among_the_others(compute: Any, l
     made, ended = compute
     group, tokens = Group("m"), 3 * TRIAL_TOKENS
     for index in range(4):
-        quarantine = Quarantine.TRIAL if index % 2 else Quarantine.NONE
+        quarantine = QuarantineLevel.TRIAL if index % 2 else QuarantineLevel.NONE
         made.add(group, line_of(index, [1, 2], max_tokens=tokens), quarantine)
     together = []
     for _ in range(20 * tokens):
@@ -229,7 +231,7 @@ def test_the_thread_sleeps_until_something_happens(compute: Any, line_of: Any) -
     made._unstored = lambda: unstored[0]
     group = Group("m")
     made.add(group, line_of("other", [1, 2], max_tokens=4))
-    made.add(group, line_of("suspect", [1, 2], max_tokens=4), Quarantine.ALONE)
+    made.add(group, line_of("suspect", [1, 2], max_tokens=4), QuarantineLevel.ALONE)
     made._obey()
     made._step()
     get = made._commands.get

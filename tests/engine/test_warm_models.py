@@ -22,7 +22,7 @@ from jobs.shard import Group
 from jobs.store.keys import worker_key
 from jobs.store.store import Store
 from submit.results.read import ordered_records
-from submit.status.waiting import NO_WORKER, why_waiting
+from submit.status.waiting import NO_WORKER, BatchOutlook
 from submit.status.workers import Workers
 from tests.engine.conftest import POCKET, NoLog
 from tests.engine.test_adapters import save_adapter
@@ -290,7 +290,7 @@ def test_an_adapter_that_no_worker_lists_waits(serve: Callable[..., list[str]], 
     info = store.batch(batch)
     assert (info.status, info.completed, info.failed) == ("in_progress", 0, 0)
     states = workers.read()
-    assert why_waiting(info, workers.queues_of(batch, states), states) == f"{NO_WORKER} {POCKET}+{adapter}"
+    assert BatchOutlook(info, workers.queues_of(batch, states), states).why_waiting == f"{NO_WORKER} {POCKET}+{adapter}"
     serve(Group(str(POCKET), adapter), limit=None)
     assert len(finished(store, batch)) == 2
 

@@ -54,10 +54,18 @@ def test_the_command_line_is_a_module() -> None:
     assert done.stdout.startswith("Usage: promptmill [OPTIONS] COMMAND")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "in.jsonl", "-o", "out"], ["worker", "--model", "m"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["promptmill", "--help"],
+        ["promptmill", "run", "in.jsonl", "-o", "out"],
+        ["promptmill", "worker", "--model", "m"],
+        ["worker", "--model", "m"],
+    ],
+)
 def test_a_foreign_package_in_the_way_is_named(foreign: Path, arguments: list[str]) -> None:
     """Not a traceback: exit 2, which one it is, where ours lies and what to do. The foreign one is not imported."""
-    done = python("-m", "promptmill", *arguments, path=foreign)
+    done = python("-m", *arguments, path=foreign)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"promptmill: another package named 'jobs' is in the way: Python finds {foreign}/job")
     assert str(ROOT / "jobs") in done.stderr

@@ -17,8 +17,6 @@ from worker.engine.sampling.row_params import BatchArrays
 from worker.engine.sampling.sampler import Sampled, Sampler
 from worker.engine.sequence import SampledToken, Sequence
 
-__all__ = ["CLEAR_EVERY", "DecodeBatch", "NotFiniteError", "StepResult", "read_tokens"]
-
 SETTLE_EVERY = 16
 """Steps between evaluations of the whole caches: parts of them that no logits depend on (recurrent masks, offsets of
 layers without positions) would otherwise grow a graph without end."""

@@ -8,14 +8,6 @@ from worker.engine.prefill import PrefillBatch
 from worker.engine.scheduler import SequenceGroup
 from worker.engine.sequence import Failure, InFlight, PreparedLine, Sequence
 
-__all__ = [
-    "EngineStats",
-    "LineState",
-    "check_tokens",
-    "in_flight",
-    "internal_error",
-]
-
 
 @dataclass(slots=True)
 class EngineStats:

@@ -10,8 +10,6 @@ from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import LoadedModel
 from worker.engine.scheduler import SequenceGroup
 
-__all__ = ["PrefillBatch"]
-
 RECURRENT_COLUMNS = 255
 """mlx-lm's state-space layers work in parts of 256 columns, and handle padding right within one part only; a chunk may
 be one column wider than the others."""

@@ -16,8 +16,6 @@ from worker.engine.scheduler import SequenceGroup
 from worker.engine.sequence import PreparedLine, SampledToken, Sequence, sequences_of
 from worker.engine.unbatched.speculative import batch_of
 
-__all__ = ["Suspects", "try_model"]
-
 STEPS = 2
 """A step that failed was computing at most the token after the one that had not been read."""
 

@@ -16,8 +16,6 @@ from typing import Any
 
 from worker.engine.sequence import WITHOUT_CONTEXT, PreparedLine, Sequence
 
-__all__ = ["Scheduler", "SequenceGroup"]
-
 SIMILAR_RATIO = 1.25
 SIMILAR_SLACK = 32
 """Prompts are prefilled together while the longest has at most this ratio of the shortest, and this many tokens more:

@@ -9,19 +9,6 @@ from dataclasses import dataclass, field
 from jobs.params import Sampling
 from worker.engine.text.stop_strings import StopMatcher
 
-__all__ = [
-    "NO_TOKEN",
-    "WITHOUT_CONTEXT",
-    "Failure",
-    "Finished",
-    "InFlight",
-    "PreparedLine",
-    "SampledToken",
-    "Sequence",
-    "choice_seed",
-    "sequences_of",
-]
-
 NO_TOKEN = -1
 """The token of a row whose logits are NaN, infinite, or all of them -infinity."""
 SEED_BYTES = 8

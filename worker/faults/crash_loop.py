@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from worker.models.compute import Compute
 
-__all__ = ["TROUBLE_LIMIT", "note_failure", "note_trouble", "without_trouble"]
-
 log = logging.getLogger("promptmill.worker")
 
 TROUBLE_LIMIT = 5

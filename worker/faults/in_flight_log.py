@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from worker.engine.engine import Engine
 
-__all__ = ["Answer", "InFlightLog"]
-
 log = logging.getLogger("promptmill.worker")
 
 CLAIM_S = 1.0
@@ -46,7 +44,7 @@ class Note(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class NoteReply:
     """What became of notes: lines that may begin, lines that were taken back, lines that are not this worker's.
     ``out`` says that Redis did not take them, and will be asked again."""
 
@@ -75,7 +73,7 @@ class InFlightLog(threading.Thread):
         instance: str,
         held: HeldShards,
         abandon: Callable[..., None],
-        answer: Callable[[Answer], None],
+        answer: Callable[[NoteReply], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -141,7 +139,7 @@ class InFlightLog(threading.Thread):
         self._leaving.add(key)
         self._queue.put({key: Note.BACK})
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: NoteReply) -> None:
         """Take note of an answer."""
         self._asked -= answer.refused
         self._noted |= answer.noted & self._asked
@@ -190,7 +188,7 @@ class InFlightLog(threading.Thread):
         self._missed = wanted
         if notes or back_again:
             back = frozenset(key for key, note in notes.items() if note is Note.BACK)
-            self._answer(Answer(frozenset(notes) - back - refused, back, refused - back, bool(wanted)))
+            self._answer(NoteReply(frozenset(notes) - back - refused, back, refused - back, bool(wanted)))
 
     def _note(self, notes: dict[LineKey, Note]) -> frozenset[LineKey]:
         """Have Redis note lines, in one round trip per shard; those that are not this worker's."""

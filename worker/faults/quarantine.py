@@ -18,8 +18,6 @@ from jobs.shard import Group
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
 
-__all__ = ["TRIAL_TOKENS", "Isolation"]
-
 TRIAL_TOKENS = 16
 """A trial is over when so many tokens of the line are there."""
 
@@ -35,7 +33,7 @@ class Suspect:
     trial: bool
 
 
-class Isolation:
+class Quarantine:
     """Decides, before each round of the engines, what may begin. Thread: compute.
 
     Lines that failed less often go first: where all of them fail, it is not them, and that is found out before any has

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from jobs.batch import Batch
     from worker.shards.claimed import HeldShard
 
-__all__ = ["Contents", "Refusals", "note_refusal"]
-
 log = logging.getLogger("promptmill.worker")
 
 PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)

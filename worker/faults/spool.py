@@ -11,6 +11,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 
 import orjson
@@ -21,9 +22,8 @@ from jobs.attempt import Attempt
 from jobs.batch import Batch
 from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
 from jobs.spool import OFFERED, SUFFIX, SpoolEntry, encode_entry, encode_header, read_entries, read_header
-from jobs.store.store import FinishedLine, Store
-
-__all__ = ["Spool"]
+from jobs.store.shard_records import portions
+from jobs.store.store import Store
 
 log = logging.getLogger("promptmill.worker")
 
@@ -31,8 +31,6 @@ SWEEP_S = 3600.0
 RETRY_S = 30.0
 """How long a disk that refused a record is left alone."""
 LOCK = ".lock"
-OFFERED_BYTES = 4 * 2**20
-"""Records offered to Redis at a time, or a single longer one."""
 BATCH_FOLDER = re.compile(r"b_[0-9A-Z]{26}")
 """Only folders with names that batches have are ever removed, wherever ``--spool`` points."""
 
@@ -258,42 +256,30 @@ class Spool:
 
 
 def _offer_records(store: Store, path: Path, batch_id: str, stop: Callable[[], bool]) -> int:
-    offered = 0
+    """Offer a file's records, neighbours of one attempt together; how many were."""
+    offered, damaged = 0, 0
     wanted: dict[tuple[int, int], bool] = {}
-    for shard, fence, lines in _parcels(path, batch_id):
-        attempt = Attempt(batch_id=batch_id, number=shard, fence=fence)
-        if (shard, fence) not in wanted:
-            wanted[shard, fence] = store.unfinished(attempt)
-        if wanted[shard, fence]:
-            with suppress(StaleAttemptError):
-                store.write(attempt, lines)
-                offered += len(lines)
-        if stop():
-            break
-    return offered
-
-
-def _parcels(path: Path, batch_id: str) -> Iterator[tuple[int, int, list[FinishedLine]]]:
-    """The records of a file as (shard, fence, lines): neighbours together, so many at a time."""
-    lines: list[FinishedLine] = []
-    key, size, damaged = (-1, -1), 0, 0
 
     def count() -> None:
         nonlocal damaged
         damaged += 1
 
     with path.open("rb") as file:
-        for _, entry in read_entries(file, batch_id, count):
-            if lines and (key != (entry.shard, entry.fence) or size > OFFERED_BYTES):
-                yield *key, lines
-                lines, size = [], 0
-            key = (entry.shard, entry.fence)
-            lines.append(entry.line)
-            size += len(entry.line.record)
-    if lines:
-        yield *key, lines
+        entries = (entry for _, entry in read_entries(file, batch_id, count))
+        for (shard, fence), neighbours in groupby(entries, key=lambda entry: (entry.shard, entry.fence)):
+            attempt = Attempt(batch_id, shard, fence)
+            if (shard, fence) not in wanted:
+                wanted[shard, fence] = store.unfinished(attempt)
+            for portion in portions((entry.line, entry.line.record) for entry in neighbours):
+                if wanted[shard, fence] and not stop():
+                    with suppress(StaleAttemptError):
+                        store.write(attempt, [line for line, _ in portion])
+                        offered += len(portion)
+            if stop():
+                break
     if damaged:
         log.warning("%s: %d damaged lines are passed over", path, damaged, extra={"action": "spool_damaged"})
+    return offered
 
 
 def _remove_old(folder: Path, before: float) -> None:

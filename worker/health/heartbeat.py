@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from worker.rq.worker import ShardWorker
     from worker.shards.claimed import HeldShard, HeldShards
 
-__all__ = ["Heartbeat"]
-
 log = logging.getLogger("promptmill.worker")
 
 PUBLISH_S = 1.0

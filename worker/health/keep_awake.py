@@ -1,31 +1,23 @@
 """The sleep assertion: a Mac does not fall asleep by itself while lines are under way, as under ``caffeinate -i``.
 
-It prevents idle sleep alone: a closed lid and the menu's Sleep still put a Mac to sleep. macOS drops the assertions of
-a process that ended, however it did.
+It prevents idle sleep alone: a closed lid and the menu's Sleep still put a Mac to sleep.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
-
-__all__ = ["SleepAssertion", "Take", "prevent_idle_sleep", "way_to_stay_awake"]
 
 log = logging.getLogger("promptmill.worker")
 
-Release = Callable[[], None]
+Release = Callable[[], object]
 Take = Callable[[], Release]
 """Keeps the machine awake until what it returns is called; raises OSError where that cannot be."""
 
-REASON = "promptmill: lines are under way"
-"""What ``pmset -g assertions`` shows."""
-KIND = "PreventUserIdleSystemSleep"
-_FRAMEWORK = "/System/Library/Frameworks/{0}.framework/{0}"
-_UTF_8 = 0x08000100
-_LEVEL_ON = 255
+CAFFEINATE = "/usr/bin/caffeinate"
 
 
 class SleepAssertion:
@@ -40,7 +32,7 @@ class SleepAssertion:
         if busy and self._release is None and self._take is not None:
             try:
                 self._release = self._take()
-            except (OSError, AttributeError) as error:  # AttributeError: a system library without the function
+            except OSError as error:
                 self._take = None
                 message = "the machine cannot be kept awake (%s): see that it does not sleep by itself"
                 log.warning(message, error, extra={"action": "no_sleep_assertion"})
@@ -51,23 +43,16 @@ class SleepAssertion:
 
 def way_to_stay_awake() -> Take | None:
     """How this machine is kept awake; None where that is not ours to do: only Macs sleep when nobody uses them."""
-    return prevent_idle_sleep if sys.platform == "darwin" else None
+    return caffeinate if sys.platform == "darwin" else None
 
 
-def prevent_idle_sleep(load: Callable[[str], Any] = ctypes.CDLL) -> Release:
-    """Take an assertion of macOS' power management; see ``IOPMAssertionCreateWithName``."""
-    power, core = (load(_FRAMEWORK.format(name)) for name in ("IOKit", "CoreFoundation"))
-    core.CFStringCreateWithCString.restype = ctypes.c_void_p
-    core.CFStringCreateWithCString.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32)
-    core.CFRelease.argtypes = (ctypes.c_void_p,)
-    create, release = power.IOPMAssertionCreateWithName, power.IOPMAssertionRelease
-    create.argtypes = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32))
-    release.argtypes = (ctypes.c_uint32,)
-    kind, reason = (core.CFStringCreateWithCString(None, text.encode(), _UTF_8) for text in (KIND, REASON))
-    number = ctypes.c_uint32()
-    status = create(kind, _LEVEL_ON, reason, ctypes.byref(number))
-    core.CFRelease(kind)
-    core.CFRelease(reason)
-    if status:
-        raise OSError(f"macOS refuses a sleep assertion: status {status & 0xFFFFFFFF:#010x}")
-    return lambda: release(number)
+def caffeinate(program: str = CAFFEINATE) -> Release:
+    """Have macOS' own program hold the assertion; it ends with this process, however that ends."""
+    # An absolute path and close_fds=False: Python spawns it then, and a process that uses Metal must not be forked.
+    held = subprocess.Popen([program, "-i", "-w", str(os.getpid())], stdin=subprocess.DEVNULL, close_fds=False)
+
+    def release() -> None:
+        held.kill()  # SIGTERM is held back in the heartbeat's thread, and so in what it starts
+        held.wait()
+
+    return release

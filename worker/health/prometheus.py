@@ -28,13 +28,10 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
-    from jobs.record import RunStats
     from jobs.shard import Group
     from worker.health.heartbeat import Heartbeat
     from worker.health.readings import WorkerReadings
     from worker.shards.claimed import LineKey
-
-__all__ = ["PrometheusMetrics"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -112,9 +109,7 @@ class PrometheusMetrics(Observer):
             return
         for sequence in line.sequences:
             self._texts.labels(key, sequence.stop_reason or "cancelled").inc()
-        self._observe(key, run_stats(line))
-
-    def _observe(self, key: str, stats: RunStats) -> None:
+        stats = run_stats(line)
         self._prompt.labels(key).inc(stats.prompt_tokens)
         self._cached.labels(key).inc(stats.cached_tokens)
         self._completion.labels(key).inc(stats.completion_tokens)

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from worker.shards.queue_order import QueueOrder
     from worker.shards.writer import Writer
 
-__all__ = ["WorkerReadings"]
-
 SHOWN_LINES = 256
 
 

@@ -12,8 +12,6 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-__all__ = ["HELD_BACK", "RECYCLE", "listen", "start_afresh"]
-
 log = logging.getLogger("promptmill.worker")
 
 RECYCLE = -1

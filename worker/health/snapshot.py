@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from worker.engine.engine import Engine
     from worker.engine.sequence import InFlight
 
-__all__ = ["COUNTED", "Rates", "Snapshot", "counted", "snapshot_of"]
-
 KEPT_S = 60.0
 """Shares and lines per second are of so long a time: prompts come in waves."""
 MOST_SAMPLES = 60

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from jobs.app.worker_options import EngineSettings
     from worker.engine.loading.model import LoadedModel
 
-__all__ = ["FILE", "Choice", "Tuned", "TunedFile", "Tuning", "choose", "tuned_rows"]
-
 log = logging.getLogger("promptmill.worker")
 
 FILE = "tuned.json"

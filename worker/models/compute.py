@@ -9,26 +9,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from jobs.app.worker_options import DECODE_CONCURRENCY, EngineSettings
 from jobs.attempt import Verdict
 from jobs.errors import ModelLoadError, SickModelError
 from jobs.shard import Group
-from worker.faults.in_flight_log import Answer, InFlightLog
-from worker.faults.quarantine import Isolation
+from worker.faults.in_flight_log import InFlightLog, NoteReply
+from worker.faults.quarantine import Quarantine
 from worker.health.snapshot import COUNTED, Snapshot, counted, snapshot_of
 from worker.models.engine_factory import EngineFactory, ServedModel
 from worker.models.load_failures import LoadFailure, failed_again
-from worker.models.residency import Size, left_for_caches, readable, refuse_too_large
-from worker.shards.claimed import LineKey, Quarantine
+from worker.models.residency import WeightSize, left_for_caches, readable, refuse_too_large
+from worker.shards.claimed import LineKey, QuarantineLevel
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
     from worker.engine.sequence import Finished
-
-__all__ = ["THREAD_NAME", "Compute"]
 
 T = TypeVar("T")
 
@@ -49,9 +46,10 @@ class Compute(threading.Thread):
     None while Redis is out.
     ``failure`` holds the exception that ended the thread, if one did, and ``failed_group`` the model that was at work
     then, ``alone`` the line if it was the only one under way: the worker hands back and exits.
-    ``loads``, ``unloads`` and ``load_failures`` count those of each model; ``failed`` has those that cannot be loaded.
-    ``loaded`` has the measured sizes of the loaded models; ``budget`` is the memory for all of them and their caches
-    (None: no limit), known once a size was asked for or a model loaded; ``memory_limit`` is that with the draft model.
+    ``loads``, ``unloads`` and ``load_failures`` count those of each model; ``failed`` has those that cannot be loaded,
+    ``loaded`` the measured sizes of the loaded models: both are replaced whole. ``budget`` is the memory for all models
+    and their caches (None: no limit), known once a size was asked for or a model loaded; ``memory_limit`` is that with
+    the draft model.
 
     What the weights leave of the budget goes to the engines in equal parts, idle ones included. Parts change when
     models come and go, not with the work; prefixes that no longer fit into a part are dropped. A row larger than a
@@ -80,15 +78,15 @@ class Compute(threading.Thread):
         self._on_finished = on_finished
         self._wake = wake
         self._in_flight, self._unstored = in_flight, unstored
-        self._quarantine = Isolation()
+        self._quarantine = Quarantine()
         self._factory = EngineFactory(settings)
         self.budget = self.memory_limit = settings.memory_limit
-        self.loaded: Mapping[Group, Size] = MappingProxyType({})
-        self._sizes: dict[Group, Size] = {}
+        self.loaded: Mapping[Group, WeightSize] = {}
+        self._sizes: dict[Group, WeightSize] = {}
         self._engines: dict[Group, Engine] = {}
         self._served: dict[Group, ServedModel] = {}
         self._past = dict.fromkeys(COUNTED, 0)
-        self.failed: Mapping[Group, LoadFailure] = MappingProxyType({})
+        self.failed: Mapping[Group, LoadFailure] = {}
         self._commands: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._snapshot_at = 0.0
         self._pending: dict[Group, int] = {}
@@ -98,14 +96,15 @@ class Compute(threading.Thread):
 
     def load(self, group: Group) -> Future[ServedModel]:
         """Ask for a model; the future fails with ModelLoadError when it cannot be loaded."""
-        future: Future[ServedModel] = Future()
-        self._commands.put(lambda: self._attempt(group, future, self._load))
-        return future
+        return self._ask(group, self._load)
 
-    def size(self, group: Group) -> Future[Size]:
+    def size(self, group: Group) -> Future[WeightSize]:
         """Ask for the size of a model's weights, going by its files; fails with ModelLoadError when it has none."""
-        future: Future[Size] = Future()
-        self._commands.put(lambda: self._attempt(group, future, self._estimate))
+        return self._ask(group, self._estimate)
+
+    def _ask(self, group: Group, work: Callable[[Group], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._commands.put(lambda: self._attempt(group, future, work))
         return future
 
     def unload(self, group: Group) -> None:
@@ -114,21 +113,27 @@ class Compute(threading.Thread):
         self._commands.put(lambda: self._unload(group))
 
     def add(
-        self, group: Group, line: Any, quarantine: Quarantine = Quarantine.NONE, *, after_s: float = 0.0, tries: int = 0
+        self,
+        group: Group,
+        line: Any,
+        level: QuarantineLevel = QuarantineLevel.NONE,
+        *,
+        after_s: float = 0.0,
+        tries: int = 0,
     ) -> None:
-        """Queue a prepared line on its model's engine. In ``quarantine`` it runs with nothing beside it, ``after_s``
+        """Queue a prepared line on its model's engine. In quarantine it runs with nothing beside it, ``after_s``
         seconds from now at the earliest, those that failed less often first."""
-        if quarantine is Quarantine.NONE:
+        if level is QuarantineLevel.NONE:
             self._commands.put(lambda: self._add(group, line))
         else:
-            trial = quarantine is Quarantine.TRIAL
+            trial = level is QuarantineLevel.TRIAL
             self._commands.put(lambda: self._quarantine.add(group, line, after_s, tries, trial=trial))
 
     def look(self) -> None:
         """See whether lines may begin that waited for something other than this thread."""
         self._commands.put(lambda: None)
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: NoteReply) -> None:
         """What became of what the in-flight log was asked to note."""
         self._commands.put(lambda: self._answered(answer))
 
@@ -255,7 +260,7 @@ class Compute(threading.Thread):
         """Lines begin on an engine; those that shall not."""
         return self._in_flight.begun(cast("list[LineKey]", keys))
 
-    def _answered(self, answer: Answer) -> None:
+    def _answered(self, answer: NoteReply) -> None:
         self._in_flight.answered(answer)
         for key in answer.refused:  # of shards that are another's by now
             self._cancel(key)
@@ -289,16 +294,16 @@ class Compute(threading.Thread):
         self.loading = None
         others = {other: known for other, known in self.failed.items() if other != group}
         if failure is None:
-            self.failed = MappingProxyType(others)
+            self.failed = others
             future.set_result(result)
         else:
             again = failed_again(failed, failure, time.monotonic(), self.settings.load_patience_s)
-            self.failed = MappingProxyType({**others, group: again})
+            self.failed = {**others, group: again}
             self.load_failures[group] += 1
             free_memory()
             future.set_exception(failure)
 
-    def _estimate(self, group: Group) -> Size:
+    def _estimate(self, group: Group) -> WeightSize:
         from worker.engine.loading.mlx_models import memory_budget, weight_bytes
 
         if group in self.loaded:
@@ -309,7 +314,7 @@ class Compute(threading.Thread):
             self.budget -= self._factory.draft_bytes
         if group not in self._sizes:  # the hub is not asked again for every load
             found = weight_bytes(group.model, revision=settings.revision, adapter_path=group.adapter_path)
-            self._sizes[group] = Size(*found)
+            self._sizes[group] = WeightSize(*found)
         refuse_too_large(group, self._sizes[group], self.budget, given=settings.memory_limit is not None)
         return self._sizes[group]
 
@@ -327,8 +332,8 @@ class Compute(threading.Thread):
             base = self._engines[group].model.weight_bytes
             shared = any(other.model == group.model for other in self.loaded)
             own = max(0, active_memory() - before - (0 if shared else base))
-            self._sizes[group] = Size(base, own)
-            self.loaded = MappingProxyType({**self.loaded, group: self._sizes[group]})
+            self._sizes[group] = WeightSize(base, own)
+            self.loaded = {**self.loaded, group: self._sizes[group]}
             self._share_memory()
             self.loads[group] += 1
             log.info("loaded %s in %.1f s", group.key, time.monotonic() - started, extra={"action": "model_loaded"})
@@ -347,7 +352,7 @@ class Compute(threading.Thread):
         del engine
         free_memory()
         after = active_memory()
-        self.loaded = MappingProxyType({other: size for other, size in self.loaded.items() if other != group})
+        self.loaded = {other: size for other, size in self.loaded.items() if other != group}
         self._share_memory()
         self.unloads[group] += 1
         message = "unloaded %s: freed %s, %s still in use"

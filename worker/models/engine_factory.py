@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from jobs.app.worker_options import EngineSettings
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from worker.engine.loading.model import LoadedModel
     from worker.engine.prompts.prepare import Preparer
     from worker.engine.text.completion import TextAssembler
-
-__all__ = ["EngineFactory", "ServedModel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +54,8 @@ class EngineFactory:
         settings = self._settings
         if settings.wired_limit is not None:
             set_wired_limit(settings.wired_limit)
-        modes = UnbatchedModes(
-            max_kv_size=settings.max_kv_size,
-            kv_bits=settings.kv_bits,
-            kv_group_size=settings.kv_group_size,
-            quantized_kv_start=settings.quantized_kv_start,
-            num_draft_tokens=settings.num_draft_tokens,
-        )
+        # Its fields are settings of the same names.
+        modes = UnbatchedModes(**{row.name: getattr(settings, row.name) for row in fields(UnbatchedModes)})
         return load_model(
             group.model,
             revision=settings.revision,

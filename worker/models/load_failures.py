@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from worker.rq.worker import ShardWorker
     from worker.shards.claimed import HeldShard
 
-__all__ = ["LoadFailure", "LoadFailures", "failed_again", "published_failures"]
-
 log = logging.getLogger("promptmill.worker")
 
 LEAST_TRIES = 3

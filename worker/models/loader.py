@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from jobs.shard import Group
     from worker.models.compute import Compute
     from worker.models.engine_factory import ServedModel
-    from worker.models.residency import Size
-
-__all__ = ["ModelLoader"]
+    from worker.models.residency import WeightSize
 
 
 class ModelLoader:
@@ -36,7 +34,7 @@ class ModelLoader:
         self._compute = compute
         self._groups = groups
         self._clock = clock
-        self._asked: dict[Group, Future[Size]] = {}
+        self._asked: dict[Group, Future[WeightSize]] = {}
         self._loading: dict[Group, Future[ServedModel]] = {}
         self._unknown: set[Group] = set()
         self._victims: dict[Group, list[Group]] = {}
@@ -48,7 +46,7 @@ class ModelLoader:
             return True
         return bool(self.residency.sizes) and self.residency.budget is None
 
-    def ask(self, group: Group) -> Future[Size]:
+    def ask(self, group: Group) -> Future[WeightSize]:
         """The size of a group's weights, which may have to be fetched from the hub for that."""
         if group not in self._asked:
             self._asked[group] = self._compute.size(group)

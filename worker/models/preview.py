@@ -17,8 +17,6 @@ import orjson
 from jobs.errors import LineError, PromptmillError
 from jobs.lines.line import Defaults, check_line
 
-__all__ = ["main", "previewed"]
-
 PREVIEWS = 3
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from jobs.errors import ModelLoadError
 from jobs.shard import Group
 
-__all__ = ["HURRY", "STARVATION_S", "Residency", "Size", "left_for_caches", "readable", "refuse_too_large", "share_out"]
-
 STARVATION_S = 120.0
 """A model with work waits this long for others that have as much, and what is loaded is safe from it as long; so it
 waits at most twice as long until the others must make room."""
@@ -20,14 +18,14 @@ CACHES_PART = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class WeightSize:
     """Bytes of the weights of a group: ``base`` are the model's, shared by all its adapters; ``own`` the group's."""
 
     base: int
     own: int = 0
 
 
-def share_out(sizes: Mapping[Group, Size]) -> dict[Group, int]:
+def share_out(sizes: Mapping[Group, WeightSize]) -> dict[Group, int]:
     """Bytes of each group; a base that several of them share counts with the first."""
     seen: set[str] = set()
     found = {}
@@ -37,7 +35,7 @@ def share_out(sizes: Mapping[Group, Size]) -> dict[Group, int]:
     return found
 
 
-def left_for_caches(budget: int, sizes: Mapping[Group, Size]) -> int:
+def left_for_caches(budget: int, sizes: Mapping[Group, WeightSize]) -> int:
     """Bytes of a budget that the weights of these groups leave."""
     return max(0, budget - sum(share_out(sizes).values()))
 
@@ -47,7 +45,7 @@ def readable(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def refuse_too_large(group: Group, size: Size, budget: int | None, *, given: bool) -> None:
+def refuse_too_large(group: Group, size: WeightSize, budget: int | None, *, given: bool) -> None:
     """Check that a group fits at least alone; ``given`` says that the user set the budget.
 
     Raises:
@@ -75,7 +73,7 @@ class Residency:
 
     def __init__(self, *, bound: float = STARVATION_S) -> None:
         self.budget: int | None = None
-        self.sizes: dict[Group, Size] = {}
+        self.sizes: dict[Group, WeightSize] = {}
         """Of every group whose size is known: from its files, and once it was loaded measured."""
         self.loaded: dict[Group, float] = {}
         """The loaded groups and since when, the least recently used first."""
@@ -128,7 +126,7 @@ class Residency:
                 left[other] = self.sizes[other]
         return [other for other in gone if other not in left]
 
-    def _fits(self, sizes: Mapping[Group, Size]) -> bool:
+    def _fits(self, sizes: Mapping[Group, WeightSize]) -> bool:
         if self.budget is None:
             return True
         caches = self.budget // CACHES_PART if len(sizes) > 1 else 0

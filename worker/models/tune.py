@@ -21,9 +21,7 @@ from jobs.errors import PromptmillError
 from jobs.shard import Group
 from worker.models.autotune import FILE, Choice, TunedFile, Tuning, choose
 from worker.models.engine_factory import EngineFactory
-from worker.models.residency import Size, left_for_caches, refuse_too_large
-
-__all__ = ["main", "tuned"]
+from worker.models.residency import WeightSize, left_for_caches, refuse_too_large
 
 
 def tuned(request: Mapping[str, Any], file: TunedFile, say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -37,7 +35,7 @@ def tuned(request: Mapping[str, Any], file: TunedFile, say: Callable[[dict[str, 
     from worker.engine.tuning.measure import fingerprint
 
     settings, group = EngineSettings(**request["settings"]), Group(request["model"], request["adapter_path"])
-    size = Size(*weight_bytes(group.model, revision=settings.revision, adapter_path=group.adapter_path))
+    size = WeightSize(*weight_bytes(group.model, revision=settings.revision, adapter_path=group.adapter_path))
     budget = memory_budget(settings.memory_limit)
     refuse_too_large(group, size, budget, given=settings.memory_limit is not None)
     model = EngineFactory(settings).load(group)

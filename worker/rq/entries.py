@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import orjson
 from rq.job import Job
@@ -22,8 +22,6 @@ from jobs.store.keys import BatchKeys
 
 if TYPE_CHECKING:
     from redis import Redis
-
-__all__ = ["ShardJob", "is_listed", "read_job", "short_field"]
 
 MAX_DATA_BYTES = 1024
 """Of a job's data, packed and unpacked: ours has a hundred."""
@@ -74,19 +72,15 @@ def read_job(connection: Redis, queue: str, job_id: str) -> ShardJob | None:
 def _check(data: bytes, batch_id: str, digits: str) -> None:
     """See that a job's data, as RQ packs it, names the shard of its id."""
     try:
-        call: Any = orjson.loads(_inflated(data))
-        function, instance, arguments, keywords = call
-        named, number, lines = arguments
+        function, instance, (named, number, lines), keywords = orjson.loads(_inflated(data))
     except (TypeError, ValueError):
         raise RefusedError("its data is not a shard's") from None
     if function != JOB_FUNCTION:
         raise RefusedError(f"its function is {str(function)[:80]!r}, not promptmill's")
-    if instance is not None or keywords != {} or type(number) is not int or type(lines) is not int:
+    if type(number) is not int or type(lines) is not int or (instance, keywords) != (None, {}):
         raise RefusedError("its arguments are not a shard's")
-    if named != batch_id or not 0 <= number <= MAX_INDEX or not 0 < lines <= MAX_SHARD_LINES:
+    if (named, str(number)) != (batch_id, digits) or number > MAX_INDEX or not 0 < lines <= MAX_SHARD_LINES:
         raise RefusedError("its arguments are not its shard's")
-    if str(number) != digits:
-        raise RefusedError("its id is not its shard's")
 
 
 def _inflated(data: bytes) -> bytes:

@@ -12,7 +12,6 @@ import logging
 import os
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +48,8 @@ if TYPE_CHECKING:
 __all__ = [
     "LEASE_S",
     "MAINTENANCE_S",
-    "ORPHAN_S",
     "RENEW_S",
+    "UNBEGUN_S",
     "UNWATCHED_S",
     "Lease",
     "ShardJob",
@@ -71,7 +70,7 @@ renewed every 10 s, and last 30."""
 RECOVERY_LOCK_MS = 10_000
 MOST_CLEANED = 1000
 """Entries of a registry that are looked at in one go: a pool has a handful."""
-ORPHAN_S = 15.0
+UNBEGUN_S = 15.0
 """A job that was dequeued but not begun for this long lost its worker in between."""
 
 
@@ -95,8 +94,15 @@ class Lease:
         return str(self.job.id)
 
     @property
-    def executions_key(self) -> str:
-        return f"rq:executions:{self.job_id}"
+    def keys(self) -> list[str]:
+        """What all steps with a lease change: the registry of leases, the job, the execution, the job's executions."""
+        executions = f"rq:executions:{self.job_id}"
+        return [self.job.started_job_registry.key, self.job.key, self.execution.key, executions]
+
+    @property
+    def entry(self) -> str:
+        """Its entry in the registry."""
+        return str(self.execution.composite_key)
 
 
 class ShardWorker(BaseWorker):
@@ -106,14 +112,11 @@ class ShardWorker(BaseWorker):
         super().__init__(list(queues), name=name, connection=store.connection, serializer=JSONSerializer, worker_ttl=60)
         self.store = store
         self.instance = instance or f"{name}/{uuid.uuid4().hex}"
-        self._renew_leases = step(store.connection, "worker.rq.lua", "renew")
-        self._recover_leases = step(store.connection, "worker.rq.lua", "recover")
-        self._acknowledge = step(store.connection, "worker.rq.lua", "acknowledge")
-        self._hand_back = step(store.connection, "worker.rq.lua", "hand_back")
-        self._begin = step(store.connection, "worker.rq.lua", "lease")
-        self._clean = step(store.connection, "worker.rq.lua", "clean")
-        self._mark_failed = step(store.connection, "worker.rq.lua", "mark_failed")
         self._unsound: set[str] = set()
+
+    def _step(self, name: str, keys: Sequence[str], args: Iterable[Any] = (), client: Redis | None = None) -> Any:
+        """Do a step of the folder ``worker/rq/lua``."""
+        return step(self.connection, "worker.rq.lua", name)(keys=keys, args=args, client=client)
 
     # --- registration ---
 
@@ -189,7 +192,7 @@ class ShardWorker(BaseWorker):
                 log.warning("refused job %.80r of queue %s: %s", job_id, queue, error, extra={"action": "refuse_job"})
                 self._drop(queue, job_id)
                 with contextlib.suppress(ResponseError):  # it may be no hash at all
-                    self._mark_failed(keys=[f"rq:job:{job_id}"])
+                    self._step("mark_failed", [f"rq:job:{job_id}"])
                 continue
             if shard is not None:
                 return shard
@@ -199,37 +202,30 @@ class ShardWorker(BaseWorker):
     def _read(self, queue: str, job_id: str) -> ShardJob | None:
         """The shard of a queue's entry, also where its job was lost; None where there is no such shard to run."""
         shard = read_job(self.connection, queue, job_id)
-        if shard is not None:
-            return shard
         batch_id, _, number = job_id.rpartition("-")
-        return (
-            read_job(self.connection, queue, job_id) if remake_job(self.store, batch_id, int(number), queue) else None
-        )
+        if shard is None and remake_job(self.store, batch_id, int(number), queue):
+            shard = read_job(self.connection, queue, job_id)
+        return shard
 
     def begin(self, shard: ShardJob) -> Lease | None:
         """Take the lease: from now on a lost worker's shard comes back by itself. None: it was given to another since
         it was taken, as when this worker slept in between."""
         job, queue = shard.job, Queue(shard.queue, connection=self.connection)
         lease = Lease(job, Execution(uuid.uuid4().hex, job.id, self.connection, self.name))
-        keys = [job.started_job_registry.key, queue.intermediate_queue_key, job.key]
-        keys += [lease.execution.key, lease.executions_key]
-        arguments = [lease.execution.composite_key, lease.execution.id, job.id, LEASE_S, self.name, utcformat(now())]
-        if self._begin(keys=keys, args=arguments):
+        arguments = [lease.entry, lease.execution.id, job.id, LEASE_S, self.name, utcformat(now())]
+        if self._step("lease", [*lease.keys, queue.intermediate_queue_key], arguments):
             return lease
         log.info("%s was given to another worker meanwhile", job.id, extra={"action": "not_begun"})
         return None
 
     def renew(self, leases: Iterable[Lease], connection: Redis) -> None:
         """Renew each lease, on the connection of a thread that never touches MLX."""
-        by_registry: dict[str, list[Lease]] = defaultdict(list)
+        keys, arguments = list[str](), [str(LEASE_S)]
         for lease in leases:
-            by_registry[lease.job.started_job_registry.key].append(lease)
-        for registry, held in by_registry.items():
-            keys, arguments = [registry], [str(LEASE_S)]
-            for lease in held:
-                keys += [lease.execution.key, lease.executions_key]
-                arguments += [lease.execution.composite_key, lease.execution.id]
-            self._renew_leases(keys=keys, args=arguments, client=connection)
+            keys += lease.keys
+            arguments += [lease.entry, lease.execution.id]
+        if keys:
+            self._step("renew", keys, arguments, connection)
 
     def show_alive(self, connection: Redis) -> None:
         """Renew the registration. A server that has forgotten this worker, as after FLUSHALL, gets to know it again."""
@@ -243,10 +239,8 @@ class ShardWorker(BaseWorker):
 
     def acknowledge(self, lease: Lease, seconds: float) -> None:
         """The shard is done: its job leaves RQ. ``seconds`` is how long it was held."""
-        job, execution = lease.job, lease.execution
         # Not RQ's own delete(): it stumbles over the executions that dead workers left behind.
-        keys = [job.started_job_registry.key, job.key, execution.key, lease.executions_key]
-        acknowledged = self._acknowledge(keys=keys, args=[execution.composite_key])
+        acknowledged = self._step("acknowledge", lease.keys, [lease.entry])
         # What a server that is full refuses is for RQ's tools only.
         with contextlib.suppress(OutOfMemoryError), self.connection.pipeline() as pipe:
             if acknowledged:
@@ -257,9 +251,8 @@ class ShardWorker(BaseWorker):
     def hand_back(self, lease: Lease, queue: str, *, front: bool = True) -> None:
         """Give a shard back at once, to its queue or to where its batch is held back; nothing happens when the lease
         was taken back already."""
-        job, execution = lease.job, lease.execution
-        keys = [job.started_job_registry.key, f"rq:queue:{queue}", job.key, execution.key, lease.executions_key]
-        self._hand_back(keys=keys, args=[execution.composite_key, lease.job_id, "LPUSH" if front else "RPUSH"])
+        keys = [*lease.keys, f"rq:queue:{queue}"]
+        self._step("hand_back", keys, [lease.entry, lease.job_id, "LPUSH" if front else "RPUSH"])
 
     def _drop(self, queue: str, job_id: str) -> None:
         Queue(queue, connection=self.connection).intermediate_queue.remove(job_id)
@@ -297,12 +290,12 @@ class ShardWorker(BaseWorker):
     def _recover(self, queue: Queue, alive: Callable[[int], bool]) -> None:
         registry = StartedJobRegistry(queue.name, connection=self.connection, serializer=JSONSerializer, job_class=Job)
         self.connection.llen(queue.key)  # which fails where it is no list
-        for entry in self._clean(keys=[registry.key, queue.intermediate_queue_key], args=[MOST_CLEANED]):
+        for entry in self._step("clean", [registry.key, queue.intermediate_queue_key], [MOST_CLEANED]):
             log.warning("refused entry %.80r of RQ's registries", entry, extra={"action": "refuse_job"})
         dead = self._locally_dead(registry, alive)
         keys = [registry.key, queue.key, queue.intermediate_queue_key, f"{PREFIX}dequeued:{queue.name}"]
         keys.append(f"{PREFIX}watch:{queue.name}")
-        for job_id in self._recover_leases(keys=keys, args=["rq:job:", ORPHAN_S, LEASE_S, UNWATCHED_S, *dead]):
+        for job_id in self._step("recover", keys, ["rq:job:", UNBEGUN_S, LEASE_S, UNWATCHED_S, *dead]):
             log.info("%s is nobody's any more; queued again", job_id.decode(), extra={"action": "recover"})
 
     def _locally_dead(self, registry: StartedJobRegistry, alive: Callable[[int], bool]) -> list[bytes]:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from jobs.store.store import FinishedLine
     from worker.rq.worker import Lease
 
-__all__ = ["End", "HeldShard", "HeldShards", "LineKey", "Quarantine", "State"]
-
 KEPT_BYTES = 4 << 20
 """Most bytes of a shard's records that are kept until it is compacted."""
 
@@ -52,7 +50,7 @@ class End(enum.Enum):
     """Its lease went to another worker, and whatever this one still does for it is void."""
 
 
-class Quarantine(enum.Enum):
+class QuarantineLevel(enum.Enum):
     """Whether a line runs with nothing beside it: see :mod:`worker.faults.quarantine`."""
 
     NONE = "none"
@@ -178,15 +176,15 @@ class HeldShard:
         given up for what ran beside a line that kills."""
         return self.attempt.failures(index) >= self.max_attempts and index in self.attempt.alone
 
-    def quarantine(self, index: int) -> Quarantine:
+    def quarantine(self, index: int) -> QuarantineLevel:
         """How far a line is from the others. Two deaths of its worker make it a suspect, and one where two are all it
         gets, so that the last is its own; a model that failed with the line among others does so at once. That costs a
         trial: only from the third death on does the line run alone to its end, whatever it gets."""
         attempt, enough = self.attempt, 2 if self.max_attempts > 2 else 1
         deaths, suspicions = attempt.deaths.get(index, 0), attempt.suspicions.get(index, 0)
         if deaths > 2 or suspicions > 1 or attempt.own_failures(index) > 0:
-            return Quarantine.ALONE
-        return Quarantine.TRIAL if deaths >= enough or suspicions else Quarantine.NONE
+            return QuarantineLevel.ALONE
+        return QuarantineLevel.TRIAL if deaths >= enough or suspicions else QuarantineLevel.NONE
 
     def key(self, index: int) -> LineKey:
         return (self.job_id, self.taken_under, index)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from worker.rq.entries import ShardJob
     from worker.rq.worker import Lease, ShardWorker
 
-__all__ = ["ShardClaimer"]
-
 log = logging.getLogger("promptmill.worker")
 
 

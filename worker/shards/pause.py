@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from worker.shards.claimed import HeldShard
     from worker.shards.writer import Writer
 
-__all__ = ["PauseWatch"]
-
 log = logging.getLogger("promptmill.worker")
 
 

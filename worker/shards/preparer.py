@@ -14,10 +14,8 @@ from jobs.errors import LineError, ModelLoadError
 from jobs.shard import Group, ShardLine
 from worker.models.compute import Compute
 from worker.models.engine_factory import ServedModel
-from worker.shards.claimed import HeldShard, Quarantine
+from worker.shards.claimed import HeldShard, QuarantineLevel
 from worker.shards.writer import Writer
-
-__all__ = ["ShardPreparer"]
 
 log = logging.getLogger("promptmill.worker")
 
@@ -56,15 +54,13 @@ class ShardPreparer(threading.Thread):
         self._unprepared: Counter[Group] = Counter()
         self._count_lock = threading.Lock()
 
-    def put(self, held: HeldShard, loading: Future[ServedModel]) -> None:
-        work = Work(held, loading)
+    def put(
+        self, held: HeldShard, loading: Future[ServedModel], *, again: int | None = None, after_s: float = 0.0
+    ) -> None:
+        """Prepare a shard, or try one line of it ``again``."""
+        work = Work(held, loading, again, after_s)
         self._count(held.group, len(work.todo()))
         self._queue.put(work)
-
-    def put_again(self, held: HeldShard, loading: Future[ServedModel], index: int, after_s: float) -> None:
-        """Try a line once more."""
-        self._count(held.group, 1)
-        self._queue.put(Work(held, loading, index, after_s))
 
     def stop(self) -> None:
         """Take nothing more; lines not yet prepared stay with their shard."""
@@ -95,7 +91,7 @@ class ShardPreparer(threading.Thread):
                 self._count(held.group, -1)
 
     def _turn(self, held: HeldShard, line: ShardLine) -> tuple[bool, int]:
-        free = held.quarantine(line.index) is Quarantine.NONE
+        free = held.quarantine(line.index) is QuarantineLevel.NONE
         return free, 0 if free else held.attempt.failures(line.index)
 
     def _prepare(self, held: HeldShard, served: ServedModel, line: ShardLine, after_s: float) -> None:
@@ -115,8 +111,8 @@ class ShardPreparer(threading.Thread):
             log.exception("line %d of %s cannot be prepared", line.line, held.attempt.batch_id)
             self._writer.fail(held, line, LineError("internal_error", None, f"the prompt cannot be prepared: {error}"))
         else:
-            quarantine, tries = held.quarantine(line.index), held.attempt.failures(line.index)
-            self._compute.add(held.group, prepared, quarantine=quarantine, after_s=after_s, tries=tries)
+            level, tries = held.quarantine(line.index), held.attempt.failures(line.index)
+            self._compute.add(held.group, prepared, level=level, after_s=after_s, tries=tries)
 
     def unprepared(self, group: Group) -> int:
         """Lines taken for a model and not yet with its engine."""

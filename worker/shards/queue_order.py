@@ -13,8 +13,6 @@ from jobs.batch import PRIORITIES, queue_name
 from jobs.shard import Group
 from worker.models.loader import ModelLoader
 
-__all__ = ["PATIENCE_S", "QueueOrder", "queues_of"]
-
 PATIENCE_S = (float("inf"), 120.0, 600.0)
 PATIENCE_SHARDS = (0, 4, 16)
 """For how long a queue with work lets others go before it, and for how many of their shards: high, normal, low."""

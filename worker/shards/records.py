@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from worker.engine.sequence import Sequence
     from worker.models.engine_factory import ServedModel
 
-__all__ = ["EndedLine", "Observer", "record_of", "run_stats", "waiting_form"]
-
 LONGEST_VALUE = 512 * 2**20 - 1
 """What a server takes in one value as it is set up (``proto-max-bulk-len``)."""
 

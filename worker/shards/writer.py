@@ -29,8 +29,6 @@ from worker.faults.spool import Spool
 from worker.shards.claimed import End, HeldShard, State
 from worker.shards.records import EndedLine, Observer, record_of, waiting_form
 
-__all__ = ["Writer"]
-
 T = TypeVar("T")
 
 log = logging.getLogger("promptmill.worker")

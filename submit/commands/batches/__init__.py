@@ -1,1 +1,1 @@
-"""Commands that name batches: status, results, cancel, retry, priority, pause, resume, purge."""
+"""Commands that name batches: results, cancel, retry, priority, pause, resume, purge."""

@@ -37,8 +37,10 @@ def pause(names: tuple[str, ...], workers: tuple[str, ...], listed: bool, redis_
     Exit statuses: 0 done, 2 a batch is over, is still being submitted, or is unknown.
     """
     from jobs.store.pause import pause
+    from submit.status.pool_pause import pause_pool, pause_workers
+    from submit.status.workers import Workers
 
-    _check_what(names, workers)
+    _check_targets(names, workers)
     if listed and (names or workers):
         raise RefusedError("--list shows all that is paused: give neither batches nor --worker with it")
     with open_store(redis_url) as store:
@@ -46,17 +48,20 @@ def pause(names: tuple[str, ...], workers: tuple[str, ...], listed: bool, redis_
             _list(store, as_json)
             return 0
         if workers:
-            _pause_workers(store, workers)
+            live = {state.name for state in Workers(store.connection).read()}
+            live |= {name.rpartition(".")[0] for name in live}
+            paused = pause_workers(store, workers)
+            for name in workers:
+                state = "is paused" if name in paused else "was paused already"
+                absent = "" if name in live else "; none of this name is there now, it holds for one that comes"
+                click.echo(f"worker {name} {state}{absent}", err=True)
         elif not names:
-            from submit.status.pool_pause import pause_pool
-
             click.echo("the pool is paused" if pause_pool(store) else "the pool was paused already", err=True)
 
-        def hold(batch: Batch) -> str:
-            now = pause(store, batch.id)
-            return f"{called(batch)} {'is paused' if now else 'was paused already'}"
+        def pause_one(batch: Batch) -> str:
+            return f"{called(batch)} {'is paused' if pause(store, batch.id) else 'was paused already'}"
 
-        return each_batch(store, names, hold, as_json=as_json)
+        return each_batch(store, names, pause_one, as_json=as_json)
 
 
 def _list(store: Store, as_json: bool) -> None:
@@ -65,19 +70,19 @@ def _list(store: Store, as_json: bool) -> None:
     pool, workers = pool_paused(store), paused_workers(store)
     batches = [batch for batch in store.batches() if batch.paused]
     if as_json:
-        held = [{"id": batch.id, "name": batch.name} for batch in batches]
-        click.echo(orjson.dumps({"pool": pool, "workers": workers, "batches": held}).decode())
+        shown = [{"id": batch.id, "name": batch.name} for batch in batches]
+        click.echo(orjson.dumps({"pool": pool, "workers": workers, "batches": shown}).decode())
         return
-    said = [("the pool", "promptmill resume")] if pool else []
-    said += [(f"worker {printable(name)}", f"promptmill resume --worker {printable(name)}") for name in workers]
-    said += [(called(batch), f"promptmill resume {batch.id}") for batch in batches]
-    for what, remedy in said:
-        click.echo(f"{what} is paused: `{remedy}`")
-    if not said:
+    paused = [("the pool", "")] if pool else []
+    paused += [(f"worker {printable(name)}", f" --worker {printable(name)}") for name in workers]
+    paused += [(called(batch), f" {batch.id}") for batch in batches]
+    for what, arguments in paused:
+        click.echo(f"{what} is paused: `promptmill resume{arguments}`")
+    if not paused:
         click.echo("nothing is paused")
 
 
-def _check_what(names: tuple[str, ...], workers: tuple[str, ...]) -> None:
+def _check_targets(names: tuple[str, ...], workers: tuple[str, ...]) -> None:
     """Refuse batches and workers in one command.
 
     Raises:
@@ -85,18 +90,6 @@ def _check_what(names: tuple[str, ...], workers: tuple[str, ...]) -> None:
     """
     if names and workers:
         raise RefusedError("give batches or --worker, not both: they are paused and resumed one by one")
-
-
-def _pause_workers(store: Store, names: tuple[str, ...]) -> None:
-    from submit.status.pool_pause import pause_workers
-    from submit.status.workers import Workers
-
-    live = {name for state in Workers(store.connection).read() for name in (state.name, state.name.rpartition(".")[0])}
-    paused = pause_workers(store, names)
-    for name in names:
-        said = "is paused" if name in paused else "was paused already"
-        absent = "" if name in live else "; none of this name is there now, it holds for one that comes"
-        click.echo(f"worker {name} {said}{absent}", err=True)
 
 
 @click.command("resume", short_help="Let the pool, workers or batches go on.")
@@ -116,38 +109,31 @@ def resume(names: tuple[str, ...], workers: tuple[str, ...], redis_url: str | No
     Exit statuses: 0 done, 2 a batch is over, is still being submitted, or is unknown.
     """
     from jobs.store.pause import resume_batch
+    from submit.status.pool_pause import paused_workers, resume_pool, resume_workers
 
-    _check_what(names, workers)
+    _check_targets(names, workers)
     with open_store(redis_url) as store:
         if workers:
-            _resume_workers(store, workers)
+            resumed, still_paused = resume_workers(store, workers), paused_workers(store)
+            for name in workers:
+                # One process may be paused by its own name, and by that of all of its host.
+                host = name.rpartition(".")[0]
+                others = [other for other in still_paused if other == host or other.startswith(f"{name}.")]
+                note = f"; still paused: {', '.join(others)}" if others else ""
+                click.echo(f"worker {name} {'goes on' if name in resumed else 'was not paused'}{note}", err=True)
         elif not names:
-            _resume_pool(store)
+            click.echo("the pool goes on" if resume_pool(store) else "the pool was not paused", err=True)
+            _warn_of_rest(store, paused_workers(store))
 
-        def release(batch: Batch) -> str:
-            now = resume_batch(store, batch.id)
-            return f"{called(batch)} {'goes on' if now else 'was not paused'}"
+        def resume_one(batch: Batch) -> str:
+            return f"{called(batch)} {'goes on' if resume_batch(store, batch.id) else 'was not paused'}"
 
-        return each_batch(store, names, release, as_json=as_json)
-
-
-def _resume_workers(store: Store, names: tuple[str, ...]) -> None:
-    from submit.status.pool_pause import paused_workers, resume_workers
-
-    resumed = resume_workers(store, names)
-    left = paused_workers(store)
-    for name in names:
-        # One process may be paused by its own name, and by that of all of its host.
-        others = [other for other in left if other == name.rpartition(".")[0] or other.startswith(f"{name}.")]
-        still = f"; still paused: {', '.join(others)}" if others else ""
-        click.echo(f"worker {name} {'goes on' if name in resumed else 'was not paused'}{still}", err=True)
+        return each_batch(store, names, resume_one, as_json=as_json)
 
 
-def _resume_pool(store: Store) -> None:
-    from submit.status.pool_pause import paused_workers, resume_pool
-
-    click.echo("the pool goes on" if resume_pool(store) else "the pool was not paused", err=True)
-    if workers := paused_workers(store):
+def _warn_of_rest(store: Store, workers: list[str]) -> None:
+    """Name the workers and batches that are paused by themselves while the pool goes on."""
+    if workers:
         click.echo(f"still paused: {plural(len(workers), 'worker')}: {', '.join(workers)}", err=True)
     if batches := [called(batch).removeprefix("batch ") for batch in store.batches() if batch.paused]:
         shown = ", ".join(batches[:10]) + (", ..." if len(batches) > 10 else "")

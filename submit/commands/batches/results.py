@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
 
 from jobs.errors import BatchNotFoundError, RefusedError
+from submit.commands.follow import follow_with_progress
 from submit.commands.options import Duration, json_option, keep_cut_option, open_store, redis_option
-from submit.input.feedback import going_on_if_interrupted
-from submit.results.formats import FORMATS, TRAINING, check_keep_cut
+from submit.results.destination import FORMATS, Destination
 from submit.status.text import plural
 
 if TYPE_CHECKING:
+    from jobs.batch import Batch
     from jobs.store.store import Store
     from submit.results.summary import Tally
 
@@ -91,90 +90,68 @@ def command(
     Exit statuses: 0 all lines succeeded, 1 some failed or are missing, 4 not done within --timeout.
     """
     from submit.results.follow import write_results
-    from submit.results.output import STDOUT, errors_written
-    from submit.results.summary import Tally, exit_status, summary
-    from submit.status.progress import Progress
+    from submit.results.summary import exit_status, summary
 
-    out = None if out == STDOUT else out
-    check_keep_cut(fmt, keep_cut=keep_cut)
+    destination = Destination(out, errors, fmt, keep_cut)
     if timeout is not None and not follow:
         raise RefusedError("--timeout goes with --follow: without it nothing is waited for")
-    if as_json and out is None:
+    if as_json and destination.out is None:
         raise RefusedError("--json prints a summary on stdout: give the results a file with -o")
     if more and not spools:
         raise RefusedError(f"'{more[0]}' is one argument too many: folders come after --from-spool")
     if spools:
         if follow:
             raise RefusedError("--follow goes with Redis: a spool holds what is finished already")
-        return _from_spools(name, [*spools, *more], out, errors, fmt, as_json)
-    begun, tally = time.monotonic(), Tally(fmt, keep_cut)
+        return _from_spools(name, [*spools, *more], destination, as_json)
+    begun = time.monotonic()
     with open_store(redis_url, patient=follow) as store:
-        batch_id = _found(store, name)
-        # Records on the same terminal would tear the bar to pieces.
-        progress = Progress() if follow and not (out is None and sys.stdout.isatty()) else None
-        try:
-            with going_on_if_interrupted(batch_id, out) if follow else contextlib.nullcontext():
-                batch = write_results(
-                    store,
-                    batch_id,
-                    out,
-                    errors=errors,
-                    follow=follow,
-                    fmt=fmt,
-                    keep_cut=keep_cut,
-                    progress=progress,
-                    timeout=timeout,
-                    observe=tally.add,
-                )
-        finally:
-            if progress is not None:
-                progress.close()
+        batch_id = _find(store, name)
+        if follow:
+            batch, tally = follow_with_progress(store, batch_id, destination, timeout)
+        else:
+            batch, tally = write_results(store, batch_id, destination)
         now = store.now()
-    failed = sum(tally.failures.values())
-    shown_errors = errors_written(out, errors, fmt, failed)
     missing = max(batch.total - tally.lines, 0)
     if as_json:
-        counts = {
-            "written": tally.lines,
-            "missing": missing,
-            "failed_by_code": dict(tally.failures),
-            "unanswered": tally.noted["unanswered"],
-            "left_out": dict(tally.left_out),
-        }
-        paths = {"results": str(out), "errors": None if shown_errors is None else str(shown_errors)}
-        click.echo(orjson.dumps({**batch.as_dict(now), **counts, **paths}).decode())
+        counts = {"unanswered": tally.noted["unanswered"], "left_out": dict(tally.left_out)}
+        _print_json(tally, {**batch.as_dict(now), "written": tally.lines, "missing": missing, **counts})
     elif follow:
-        seconds = time.monotonic() - begun
-        for line in summary(batch, tally, out=out, errors=shown_errors, seconds=seconds, now=now):
-            click.echo(line, err=True)
+        _report(summary(batch, tally, seconds=time.monotonic() - begun, now=now))
     else:
-        if out is not None:
-            _say_written(tally, out, shown_errors)
-        for text in tally.notes(batch.defaults):
-            click.echo(text, err=True)
-        _say(batch.id, batch.status, missing, failed, fmt, shown_errors)
+        _report_written(batch, tally, missing)
     return exit_status(batch, tally)
 
 
-def _from_spools(name: str, folders: list[Path], out: Path | None, errors: Path | None, fmt: str, as_json: bool) -> int:
+def _report_written(batch: Batch, tally: Tally, missing: int) -> None:
+    """What a reader of the results should know that is not in them."""
+    if tally.destination.out is not None:
+        # Where the records of failed lines are in the same file, they count too.
+        together = tally.errors_file is None and not tally.destination.training
+        written = plural(tally.lines if together else tally.written, "line")
+        _report([f"{written} written to {tally.destination.out}"])
+    _report(tally.notes(batch.defaults))
+    if batch.status == "validating":
+        _report([f"batch {batch.id} is still being submitted"])
+    elif missing:
+        remedy = "; --follow waits for them" if batch.status == "in_progress" else ""
+        verb = "is" if missing == 1 else "are"
+        _report([f"{plural(missing, 'line')} {verb} missing: batch {batch.id} is {batch.status}{remedy}"])
+    _report_failed(tally)
+
+
+def _from_spools(name: str, folders: list[Path], destination: Destination, as_json: bool) -> int:
     from submit.results.from_spool import write_spooled
-    from submit.results.output import errors_written
-    from submit.results.summary import Tally
 
-    tally = Tally()
-    found = write_spooled(name, folders, out, errors=errors, fmt=fmt, observe=tally.add)
-    failed = sum(tally.failures.values())
-    shown_errors = errors_written(out, errors, fmt, failed)
+    found = write_spooled(name, folders, destination)
+    tally = found.tally
     if as_json:
-        paths = {"results": str(out), "errors": None if shown_errors is None else str(shown_errors)}
-        click.echo(orjson.dumps({**found.as_dict(), "failed_by_code": dict(tally.failures), **paths}).decode())
-    for text in (*found.notes(), *tally.notes({})):
-        click.echo(text, err=True)
-    _say_failed(failed, fmt, shown_errors)
-    return 0 if found.complete and not failed else 1
+        _print_json(tally, found.as_dict())
+    _report([*found.notes(), *tally.notes({})])
+    _report_failed(tally)
+    return 0 if found.complete and not tally.failed else 1
 
 
-def _found(store: Store, name: str) -> str:
+def _find(store: Store, name: str) -> str:
     try:
         return store.find(name).id
     except BatchNotFoundError as error:
@@ -182,25 +159,21 @@ def _found(store: Store, name: str) -> str:
         raise BatchNotFoundError(f"{error}; {lost}") from None
 
 
-def _say_written(tally: Tally, out: Path, errors: Path | None) -> None:
-    together = errors is None and tally.fmt not in TRAINING
-    click.echo(f"{plural(tally.lines if together else tally.written, 'line')} written to {out}", err=True)
+def _print_json(tally: Tally, shown: dict[str, Any]) -> None:
+    errors = tally.errors_file
+    paths = {"results": str(tally.destination.out), "errors": None if errors is None else str(errors)}
+    click.echo(orjson.dumps({**shown, "failed_by_code": dict(tally.failures), **paths}).decode())
 
 
-def _say(batch_id: str, status: str, missing: int, failed: int, fmt: str, errors: Path | None) -> None:
-    """What a reader of the results should know that is not in them."""
-    if status == "validating":
-        click.echo(f"batch {batch_id} is still being submitted", err=True)
-    elif missing:
-        remedy = "; --follow waits for them" if status == "in_progress" else ""
-        verb = "is" if missing == 1 else "are"
-        click.echo(f"{plural(missing, 'line')} {verb} missing: batch {batch_id} is {status}{remedy}", err=True)
-    _say_failed(failed, fmt, errors)
+def _report(lines: list[str]) -> None:
+    for line in lines:
+        click.echo(line, err=True)
 
 
-def _say_failed(failed: int, fmt: str, errors: Path | None) -> None:
-    if failed:
-        where = f"their records are in {errors}" if errors is not None else "their records are with the others"
-        if fmt in TRAINING:
+def _report_failed(tally: Tally) -> None:
+    if tally.failed:
+        errors = tally.errors_file
+        where = "their records are with the others" if errors is None else f"their records are in {errors}"
+        if tally.destination.training:
             where = "they are left out"
-        click.echo(f"{plural(failed, 'line')} failed: {where}", err=True)
+        _report([f"{plural(tally.failed, 'line')} failed: {where}"])

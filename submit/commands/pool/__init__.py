@@ -1,1 +1,1 @@
-"""Commands of the pool: worker, workers, scheduler."""
+"""Commands that are processes of the pool: worker, scheduler."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 from pathlib import Path
 
 import click
 
-from jobs.app.logs import set_up_logging
+from jobs.app.logs import FILE_HELP, FORMAT_HELP, FORMATS, set_up_logging
 from jobs.app.process_name import process_name
 from jobs.app.settings import read_settings
 from submit.commands import all_flags
-from submit.commands.options import log_options, redis_option, webhook_options
+from submit.commands.options import open_store, redis_option
 
 log = logging.getLogger("promptmill.scheduler")
 
 REDIS_TIMEOUT_S = 5.0
-"""A scheduler must hear of an outage before its lock is another's."""
+"""Shorter than the lease of its lock: a scheduler notices an outage before another takes over."""
 
 
 def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
@@ -39,9 +37,19 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     help="Folder of the files that `schedule add --read-at-fire` names: no others are read. May be given several "
     "times.  [default: none is read]",
 )  # fmt: skip
-@webhook_options
+@click.option(
+    "--webhook-secret", envvar="PROMPTMILL_WEBHOOK_SECRET", metavar="SECRET",
+    help="What webhooks are signed with: whsec_ and base64, or several separated by spaces. Give it in "
+    "PROMPTMILL_WEBHOOK_SECRET or the settings file: flags can be seen by every user of the machine.",
+)  # fmt: skip
+@click.option(
+    "--webhook-hosts", multiple=True, metavar="PATTERN",
+    help="Hosts that webhooks may go to, such as *.example.com; may be given several times.  "
+    "[default: any but this machine's own and link-local addresses]",
+)  # fmt: skip
 @redis_option
-@log_options
+@click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help=FORMAT_HELP)
+@click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=FILE_HELP)
 @click.option("--verbose", "-v", is_flag=True, help="Log more.")
 @click.option(
     "--check", is_flag=True, hidden=True, help="See that all flags are right, and end: for `promptmill deploy`."
@@ -66,21 +74,15 @@ def command(
     if check:
         return 0
 
-    from jobs.embedded.server import data_folder, embedded_server
-    from jobs.redis.connect import connect_patiently, translated
-    from jobs.store.store import Store
     from submit.schedule.daemon import SchedulerDaemon
     from submit.webhooks.sender import WebhookSender
 
     about = {"scheduler": process_name(name)}
     set_up_logging(log_format, verbose=verbose, file=log_file, fields=about)
-    with contextlib.ExitStack() as stack:
-        url = redis_url or stack.enter_context(embedded_server(data_folder(os.environ), say=log.warning))
-        stack.enter_context(translated(url))
-        connection = connect_patiently(url, log.warning, timeout_s=REDIS_TIMEOUT_S, retries=1)
-        stack.callback(connection.close)
-        store = Store(connection)
+    with open_store(redis_url, patient=True, say=log.warning, timeout_s=REDIS_TIMEOUT_S, retries=1) as store:
         sender = WebhookSender(store, webhook_secret, hosts=webhook_hosts)
-        stack.callback(sender.stop)
         sender.start()
-        return SchedulerDaemon(store, name=name, read_from=read_from).run()
+        try:
+            return SchedulerDaemon(store, name=name, read_from=read_from).run()
+        finally:
+            sender.stop()

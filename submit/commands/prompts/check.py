@@ -39,7 +39,7 @@ def command(file: str, as_json: bool, control_tokens: bool, **flags: Any) -> int
     from submit.input.reader import PromptFile
     from submit.upload.submit_notes import notes
 
-    with json_errors(as_json) as answer:
+    with json_errors(as_json) as output:
         defaults = defaults_from(flags)
         with PromptFile(file) as prompts:
             found = _check(prompts, defaults, control_tokens)
@@ -52,7 +52,7 @@ def command(file: str, as_json: bool, control_tokens: bool, **flags: Any) -> int
             click.echo(orjson.dumps(found.as_dict(prompts.name)).decode())
         else:
             found.show(prompts.name)
-        answer.given = True
+        output.printed = True
         if found.bad_lines:
             raise InputError(prompts.name, found.problems, found.bad_lines, checked_only=True)
     return 0
@@ -67,11 +67,11 @@ class _Checked:
 
     @property
     def bad_lines(self) -> int:
-        return self.findings.rejected + (self.previewed.problems.count if self.previewed else 0)
+        return self.findings.rejected + (self.previewed.rejected if self.previewed else 0)
 
     @property
     def problems(self) -> list[ProblemLine]:
-        found = [*self.findings.problems, *(self.previewed.problems.kept if self.previewed else ())]
+        found = [*self.findings.problems, *(self.previewed.problems if self.previewed else ())]
         return sorted(found, key=lambda problem: problem.line)
 
     def as_dict(self, source: str) -> dict[str, Any]:

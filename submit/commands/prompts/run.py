@@ -20,7 +20,7 @@ from submit.commands.options import (
     parameter_options,
     redis_option,
 )
-from submit.results.formats import FORMATS
+from submit.results.destination import FORMATS, Destination
 
 RUN_OPTIONS = tuple(row for row in WORKER_OPTIONS if row.in_run)
 
@@ -120,12 +120,9 @@ def command(
     worker_flags = _worker_flags(flags)
     request = RunRequest(
         source=file,
-        out=out,
-        errors=errors,
+        destination=Destination(out, errors, fmt, keep_cut),
         defaults=defaults_from(flags),
         on_bad_line=on_bad_line,
-        fmt=fmt,
-        keep_cut=keep_cut,
         name=name,
         redis_url=redis_url,
         restart=restart,

@@ -9,6 +9,7 @@ import click
 import orjson
 
 from jobs.errors import RefusedError
+from submit.commands.each_batch import for_each
 from submit.commands.options import (
     Duration,
     json_option,
@@ -175,19 +176,15 @@ def remove(names: tuple[str, ...], redis_url: str | None) -> int:
     from submit.schedule.model import no_schedule
     from submit.schedule.store import Schedules
 
-    status = 0
     with open_store(redis_url) as store:
         schedules = Schedules(store.connection)
-        for name in dict.fromkeys(names):
-            try:
-                if not schedules.remove(name):
-                    raise no_schedule(name)
-            except RefusedError as error:
-                click.echo(f"promptmill: {error}", err=True)
-                status = error.exit_status
-            else:
-                click.echo(f"schedule {name} is removed", err=True)
-    return status
+
+        def remove_one(name: str) -> None:
+            if not schedules.remove(name):
+                raise no_schedule(name)
+            click.echo(f"schedule {name} is removed", err=True)
+
+        return for_each(names, remove_one)
 
 
 @command.command("run", short_help="Run a schedule now; prints the batch id.")

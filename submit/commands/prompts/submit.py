@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from jobs.app.units import parse_moment
 from jobs.errors import RefusedError
+from submit.commands.follow import follow_with_progress
 from submit.commands.options import (
     Duration,
     given_by,
@@ -23,8 +24,9 @@ from submit.commands.options import (
     parameter_options,
     redis_option,
 )
-from submit.input.feedback import going_on_if_interrupted, json_errors, read_display
+from submit.input.feedback import json_errors, read_display
 from submit.input.problem_summary import listed
+from submit.results.destination import Destination
 from submit.status.text import plural
 
 if TYPE_CHECKING:
@@ -83,10 +85,11 @@ def command(
     4 not done within --timeout (the batch goes on), 5 all lines failed because their model cannot be loaded.
     """
     from submit.input.reader import PromptFile
+    from submit.results.summary import exit_status, summary
     from submit.upload.submitter import submit
 
     begun = time.monotonic()
-    with json_errors(as_json) as answer:
+    with json_errors(as_json) as output:
         _check_waiting(file, wait=wait, out=out, timeout=timeout)
         order = order_from(flags, name=name)
         if start_in is not None:
@@ -97,9 +100,14 @@ def command(
             with read_display(prompts.size) as progress:
                 submitted = submit(store, prompts, order, progress=progress)
             _print(submitted, prompts.name, as_json=as_json)
-            answer.given = True
+            output.printed = True
             _say_notes(store, submitted, order)
-            return _follow(store, submitted.batch_id, out, timeout, begun) if wait else 0
+            if not wait:
+                return 0
+            batch, tally = follow_with_progress(store, submitted.batch_id, Destination(out), timeout)
+            for line in summary(batch, tally, seconds=time.monotonic() - begun, now=store.now()):
+                click.echo(line, err=True)
+            return exit_status(batch, tally)
 
 
 def _check_waiting(file: str, *, wait: bool, out: Path | None, timeout: float | None) -> None:
@@ -135,12 +143,12 @@ def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
 
 
 def _say_notes(store: Store, submitted: Submitted, order: Order) -> None:
-    """When the batch begins and ends, as far as that was said, and whether it will have to wait for a worker."""
+    """When the batch begins and ends, as far as flags say, and whether it will have to wait for a worker."""
     from submit.upload.submit_notes import notes, times, waits_for
 
     now = store.server_time()
     source = click.get_current_context().get_parameter_source("keep")
-    said = times(
+    dates = times(
         now,
         begins=None if order.start_in is None else now + order.start_in,
         expires_in=order.expires_in,
@@ -148,29 +156,6 @@ def _say_notes(store: Store, submitted: Submitted, order: Order) -> None:
         keep_given=source is not ParameterSource.DEFAULT,
     )
     lines = notes(submitted.own_models, submitted.after_answer, order.defaults)
-    for text in (said, *lines, *waits_for(store.connection, submitted.models)):
+    for text in (dates, *lines, *waits_for(store.connection, submitted.models)):
         if text is not None:
             click.echo(text, err=True)
-
-
-def _follow(store: Store, batch_id: str, out: Path | None, timeout: float | None, begun: float) -> int:
-    """Write the results as they come, and say what the batch came to; ``begun`` is when the user began to wait."""
-    from submit.results.follow import write_results
-    from submit.results.output import STDOUT, errors_written
-    from submit.results.summary import Tally, exit_status, summary
-    from submit.status.progress import Progress
-
-    tally, progress = Tally(), Progress()
-    try:
-        with going_on_if_interrupted(batch_id, out):
-            batch = write_results(
-                store, batch_id, out, follow=True, progress=progress, timeout=timeout, observe=tally.add
-            )
-    finally:
-        progress.close()
-    shown = None if out == STDOUT else out
-    errors = errors_written(shown, None, "native", len(tally.failures))
-    seconds = time.monotonic() - begun
-    for line in summary(batch, tally, out=shown, errors=errors, seconds=seconds, now=store.now()):
-        click.echo(line, err=True)
-    return exit_status(batch, tally)

@@ -16,8 +16,6 @@ import orjson
 from tests.e2e.faults.engine import answer
 from tests.mixed import audit as audit_files, records
 
-__all__ = ["Audit", "Event", "audit", "begun_since", "events", "in_flight", "recovery_s"]
-
 ON_THE_WAY_S = 0.2
 """A line that ended so shortly before its worker did was in flight still: its record was on the way to Redis."""
 

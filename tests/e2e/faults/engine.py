@@ -24,8 +24,6 @@ import orjson
 from jobs.errors import SickModelError
 from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, Sequence, sequences_of
 
-__all__ = ["HARM_AT", "StubEngine", "answer", "install"]
-
 HARM_AT = 2
 """Tokens after which a line that does harm does it."""
 DIGEST = hashlib.sha256().digest_size * 2

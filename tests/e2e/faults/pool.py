@@ -25,8 +25,6 @@ from tests.e2e.faults.auditor import Event, events
 from tests.servers import Server
 from worker.rq.worker import LEASE_S
 
-__all__ = ["MODEL", "ROOT", "UNSAVED_S", "Pool", "Submitted", "Worker", "job_lines"]
-
 ROOT = Path(__file__).parents[3]
 MODEL = "stub"
 AOF = "appendonlydir"

@@ -19,8 +19,6 @@ from typing import Any
 
 from tests.e2e.faults.engine import Log, install
 
-__all__ = ["ACTIONS", "PHASES", "main"]
-
 PHASES = ("dequeued", "claimed", "begun", "mid_shard", "written", "compacting", "compacted")
 """After the shard's job was taken; after its claim; after lines began, before the first token; after some lines of it
 ended; after a record was stored; before and after the shard is compacted, and not yet acknowledged."""
@@ -104,7 +102,7 @@ def hurry(lease: int) -> None:
         "LEASE_S": lease,
         "RENEW_S": lease / 3,
         "MAINTENANCE_S": lease / 6,
-        "ORPHAN_S": lease / 2,
+        "UNBEGUN_S": lease / 2,
         "UNWATCHED_S": lease / 2,
     }
     set_everywhere("worker", {**values, "RECOVERY_LOCK_MS": lease * 333})

@@ -16,8 +16,6 @@ import orjson
 from tests.e2e.faults.auditor import Audit, audit
 from tests.e2e.faults.pool import Pool, Submitted
 
-__all__ = ["Case", "append"]
-
 ROWS = "FAULTS_TABLE"
 COLUMNS = ("fault", "phase", "lines", "records", "duplicates", "generated again", "at most", "seconds to recovery")
 HEAD = """# The fault matrix, as it ran

@@ -15,11 +15,11 @@ from jobs.store.cancel import cancel, current, expire_due
 from jobs.store.keys import EXPIRING, BatchKeys
 from jobs.store.maintenance import upkeep
 from jobs.store.store import NewBatch, Store
-from submit.results.follow import write_results
-from submit.results.formats import make_format
+from submit.results.destination import Destination
+from submit.results.follow import follow_results
+from submit.results.formats import renderer
 from submit.results.output import Output
 from submit.results.read import finished_records, ordered_records
-from submit.results.summary import Tally
 from tests.pool import MODEL, make_batch, prompts, work
 
 QUEUE = queue_name(MODEL, "normal")
@@ -140,10 +140,8 @@ def test_following_ends_with_the_batch(store: Store, tmp_path: Path) -> None:
     """A batch cancelled while it is followed: the files end up with every line, the summary with the codes."""
     batch_id = make_batch(store, prompts(3))
     steps = iter([lambda: work(store, batch_id, only=[1]), lambda: cancel(store, batch_id)])
-    tally, out = Tally(), tmp_path / "out.jsonl"
-    batch = write_results(
-        store, batch_id, out, follow=True, observe=tally.add, sleep=lambda _seconds: next(steps)() and None
-    )
+    out = tmp_path / "out.jsonl"
+    batch, tally = follow_results(store, batch_id, Destination(out), sleep=lambda _seconds: next(steps)() and None)
     assert (batch.status, tally.lines, tally.failures) == ("cancelled", 3, {"cancelled": 2})
     assert len(out.read_bytes().splitlines()) == batch.completed == 1
     assert len((tmp_path / "out.errors.jsonl").read_bytes().splitlines()) == batch.failed == 2
@@ -159,10 +157,10 @@ def test_openai_envelopes_name_the_reason(store: Store, status: str, code: str) 
     else:
         cancel(store, batch_id)
     stream = io.BytesIO()
-    output = Output(None, None, make_format("openai", store, store.batch(batch_id)), stream)
-    for record in ordered_records(store.connection, batch_id):
-        output.put(record)
-    output.close()
+    destination = Destination(fmt="openai")
+    with Output(destination, renderer(destination, store, store.batch(batch_id)), stream) as output:
+        for record in ordered_records(store.connection, batch_id):
+            output.put(record)
     wrapped = orjson.loads(stream.getvalue())
     assert (wrapped["custom_id"], wrapped["response"], wrapped["error"]["code"]) == ("q", None, code)
 

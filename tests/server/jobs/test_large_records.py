@@ -26,9 +26,9 @@ from jobs.store.retention import memory, purge
 from jobs.store.retry import retry
 from jobs.store.store import FinishedLine, Store
 from submit import Client
-from submit.results.follow import write_results
+from submit.results.destination import Destination
+from submit.results.follow import follow_results, write_results
 from submit.results.read import finished_records, ordered_records
-from submit.results.summary import Tally
 from tests.pool import full, make_batch, prompts, work
 from tests.proxy import Proxy
 
@@ -112,23 +112,23 @@ def test_a_shard_whose_records_have_more_than_128_mib_is_read_back(
     expected = b"".join(records[index] + b"\n" for index in range(45))
     del records
     for name in ("running", "done"):
-        out, tally = tmp_path / f"{name}.jsonl", Tally()
+        out = tmp_path / f"{name}.jsonl"
         with flat():
-            write_results(store, batch_id, out, observe=tally.add)
+            _, tally = write_results(store, batch_id, Destination(out))
         assert out.read_bytes() == expected
         assert (tally.stops["eos"], tally.failures["timeout"]) == (45, 1)
         if name == "running":
             with flat():
                 assert store.finish(attempt, 46)
     with flat():
-        write_results(store, batch_id, tmp_path / "live.jsonl", follow=True)
+        follow_results(store, batch_id, Destination(tmp_path / "live.jsonl"))
     assert len((tmp_path / "live.jsonl").read_bytes()) == len(expected)
     with Client(server_url) as client, flat():
         assert sum(len(line["text"]) for line in client.batch(batch_id).results()) > 128 * MIB
     with flat():
         assert retry(store, batch_id) == 1
     work(store, batch_id)
-    write_results(store, batch_id, tmp_path / "retried.jsonl")
+    write_results(store, batch_id, Destination(tmp_path / "retried.jsonl"))
     assert (tmp_path / "retried.jsonl").read_bytes().startswith(expected)
 
 
@@ -142,7 +142,7 @@ def test_records_are_the_same_before_and_after(store: Store, part_bytes: int, pi
     batch_id, attempt, records = small(store)
     for _ in range(2):
         for chunk, held_bytes in ((7, 1), (1000, 3000), (1000, MIB)):
-            assert read(store, batch_id, part_bytes=part_bytes, chunk=chunk, held_bytes=held_bytes) == records
+            assert read(store, batch_id, part_bytes=part_bytes, chunk=chunk, early_bytes=held_bytes) == records
         assert store.finish(attempt, len(records), piece_bytes=piece_bytes)
     assert store.connection.zcard(BatchKeys(batch_id).compacted(0)) > 1
     assert left(store, batch_id) == {"s", "d"}

@@ -15,7 +15,7 @@ from jobs.attempt import Attempt
 from jobs.batch import queue_name
 from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
 from jobs.redis.connect import connect
-from jobs.shard import Group, ShardLine, encode_lines
+from jobs.shard import Group, ShardLine
 from jobs.store.keys import UPLOADING, BatchKeys
 from jobs.store.store import UPLOAD_LEASE_S, FinishedLine, NewBatch, Store, UploadedShard
 from submit.results.read import finished_records, ordered_records
@@ -33,8 +33,8 @@ def new_batch(name: str = "b_1", **fields: Any) -> NewBatch:
 def shard(number: int, lines: int = 2, group: Group = MODEL, group_number: int = 0) -> UploadedShard:
     """Shard ``number`` of shards of ``lines`` lines each."""
     first = number * lines
-    payload = encode_lines(ShardLine(index, index + 1, b'{"prompt":"x"}') for index in range(first, first + lines))
-    return UploadedShard(number, group_number, group, first, lines, payload)
+    raw = [ShardLine(index, index + 1, b'{"prompt":"x"}') for index in range(first, first + lines)]
+    return UploadedShard(number, group_number, group, raw)
 
 
 def upload(store: Store, batch: NewBatch, shards: int = 2, lines: int = 2) -> None:

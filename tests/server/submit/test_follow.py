@@ -19,8 +19,9 @@ from jobs.lines.line import Job
 from jobs.record import Choice
 from jobs.store.store import Store
 from submit.results import follow
-from submit.results.follow import write_results
-from submit.results.formats import make_format
+from submit.results.destination import Destination
+from submit.results.follow import follow_results, write_results
+from submit.results.formats import renderer
 from submit.results.output import Output
 from submit.status.workers import Workers
 from tests.pool import echo, make_batch, prompts, publish, work
@@ -74,7 +75,7 @@ def test_results_are_in_the_order_of_the_input(store: Store, tmp_path: Path) -> 
     batch_id = make_batch(store, lines)
     work(store, batch_id, only=reversed(range(200)), answer=odd_fail)
     out = tmp_path / "results.jsonl"
-    batch = write_results(store, batch_id, out)
+    batch, _ = write_results(store, batch_id, Destination(out))
     assert indices(out) == list(range(0, 200, 2))
     assert indices(tmp_path / "results.errors.jsonl") == list(range(1, 200, 2))
     assert (batch.completed, batch.failed) == (100, 100)
@@ -85,7 +86,7 @@ def test_rejected_lines_are_among_the_errors(store: Store, tmp_path: Path) -> No
     bad = {"id": "bad", "prompt": "x", "temperature": -1}
     batch_id = make_batch(store, [*prompts(2), bad, {"id": "last", "prompt": "x"}], on_bad_line="skip")
     work(store, batch_id)
-    write_results(store, batch_id, tmp_path / "out.jsonl")
+    write_results(store, batch_id, Destination(tmp_path / "out.jsonl"))
     assert indices(tmp_path / "out.jsonl") == [0, 1, 3]
     assert indices(tmp_path / "out.errors.jsonl") == [2]
 
@@ -103,7 +104,7 @@ def test_following_writes_lines_as_they_finish(store: Store, tmp_path: Path) -> 
         return act
 
     steps = Steps(step(4, 2), step(9), step(), step(0, 1, 3, 5, 6, 7, 8))
-    batch = write_results(store, batch_id, out, follow=True, clock=steps.clock, sleep=steps.sleep)
+    batch, _ = follow_results(store, batch_id, Destination(out), clock=steps.clock, sleep=steps.sleep)
     assert seen == [[], [4, 2], [4, 2], [4, 2]]
     assert indices(out) == [4, 2, 0, 6, 8]
     assert indices(tmp_path / "out.errors.jsonl") == [9, 1, 3, 5, 7]
@@ -117,7 +118,7 @@ def test_following_again_starts_over_from_redis(store: Store, tmp_path: Path) ->
     out = tmp_path / "out.jsonl"
     out.write_bytes(b'{"index": 2}\n{"ind')
     steps = Steps(lambda: work(store, batch_id, only=[3, 1]))
-    write_results(store, batch_id, out, follow=True, clock=steps.clock, sleep=steps.sleep)
+    follow_results(store, batch_id, Destination(out), clock=steps.clock, sleep=steps.sleep)
     assert indices(out) == [2, 0, 3, 1]
 
 
@@ -127,8 +128,8 @@ def test_waiting_ends_with_the_timeout(store: Store, tmp_path: Path) -> None:
     work(store, batch_id, only=[1])
     steps = Steps()
     with pytest.raises(WaitTimeoutError, match="not done after 30s: 1 of 3 lines"):
-        write_results(
-            store, batch_id, tmp_path / "out.jsonl", follow=True, timeout=30, clock=steps.clock, sleep=steps.sleep
+        follow_results(
+            store, batch_id, Destination(tmp_path / "out.jsonl"), timeout=30, clock=steps.clock, sleep=steps.sleep
         )
     assert steps.now == pytest.approx(30, abs=0.5)
     assert indices(tmp_path / "out.jsonl") == [1]
@@ -141,10 +142,10 @@ def test_a_file_of_errors_is_written_only_for_errors(store: Store, tmp_path: Pat
     work(store, batch_id)
     stale = tmp_path / "out.errors.jsonl"
     stale.write_text("old\n")
-    write_results(store, batch_id, tmp_path / "out.jsonl")
+    write_results(store, batch_id, Destination(tmp_path / "out.jsonl"))
     assert not stale.exists()
     stale.write_text("old\n")
-    write_results(store, batch_id, tmp_path / "out.jsonl", follow=True)
+    follow_results(store, batch_id, Destination(tmp_path / "out.jsonl"))
     assert not stale.exists()
 
 
@@ -155,7 +156,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(store: Store, tmp_path: P
     out = tmp_path / "train.jsonl"
     out.write_text("old\n")
     with pytest.raises(RefusedError, match="--format chat"):
-        write_results(store, batch_id, out, fmt="completions")
+        write_results(store, batch_id, Destination(out, fmt="completions"))
     assert out.read_text() == "old\n"
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
@@ -168,7 +169,7 @@ def test_links_and_permissions_are_kept(store: Store, tmp_path: Path) -> None:
     real.write_text("old\n")
     real.chmod(0o640)
     link.symlink_to(real)
-    write_results(store, batch_id, link)
+    write_results(store, batch_id, Destination(link))
     assert link.is_symlink()
     assert indices(real) == [0]
     assert stat.S_IMODE(real.stat().st_mode) == 0o640
@@ -182,7 +183,7 @@ def test_devices_are_written_not_replaced(store: Store, tmp_path: Path) -> None:
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        write_results(store, batch_id, pipe)
+        write_results(store, batch_id, Destination(pipe))
         assert len(os.read(reader, 1 << 16).splitlines()) == 3
     finally:
         os.close(reader)
@@ -193,25 +194,24 @@ def test_stdout_gets_errors_too_unless_they_have_a_file(store: Store, tmp_path: 
     """Without OUT no record is lost: errors go to stdout with the others, or to the file given for them."""
     batch_id = make_batch(store, prompts(4))
     work(store, batch_id, answer=odd_fail)
-    shape = make_format("native", store, store.batch(batch_id))
     for errors, expected in ((None, [0, 1, 2, 3]), (tmp_path / "errors.jsonl", [0, 2])):
         stream = io.BytesIO()
-        output = Output(None, errors, shape, stream)
-        for record in follow.finished_records(store.connection, batch_id):
-            output.put(record)
-        output.close()
+        destination = Destination(errors=errors)
+        with Output(destination, renderer(destination, store, store.batch(batch_id)), stream) as output:
+            for record in follow.finished_records(store.connection, batch_id):
+                output.put(record)
         assert [orjson.loads(line)["index"] for line in stream.getvalue().splitlines()] == expected
     assert indices(tmp_path / "errors.jsonl") == [1, 3]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
-@pytest.mark.parametrize("live", [False, True])
-def test_a_full_disk_is_a_clear_error(store: Store, live: bool) -> None:
+@pytest.mark.parametrize("write", [write_results, follow_results])
+def test_a_full_disk_is_a_clear_error(store: Store, write: Callable[..., Any]) -> None:
     """The message names the file and says that nothing is lost."""
     batch_id = make_batch(store, prompts(3))
     work(store, batch_id)
     with pytest.raises(PromptmillError, match=r"/dev/full cannot be written: No space left on device; nothing is lost"):
-        write_results(store, batch_id, Path("/dev/full"), follow=live)
+        write(store, batch_id, Destination(Path("/dev/full")))
 
 
 @pytest.mark.parametrize(("path", "reason"), [("missing/out.jsonl", "No such file"), (".", "Is a directory")])
@@ -219,16 +219,16 @@ def test_a_path_that_cannot_be_written_is_refused(store: Store, tmp_path: Path, 
     """A folder that is missing, or is no file, is the user's to change: exit status 2."""
     batch_id = make_batch(store, prompts(1))
     with pytest.raises(RefusedError, match=f"cannot be written: {reason}.*give another path"):
-        write_results(store, batch_id, tmp_path / path)
+        write_results(store, batch_id, Destination(tmp_path / path))
 
 
 def test_errors_in_the_place_of_results_are_refused(store: Store, tmp_path: Path) -> None:
     """OUT and ERR cannot be one file, and formats without a file of errors take none."""
     batch_id = make_batch(store, prompts(1))
     with pytest.raises(RefusedError, match="give --errors another path"):
-        write_results(store, batch_id, tmp_path / "a", errors=tmp_path / "x" / ".." / "a")
+        write_results(store, batch_id, Destination(tmp_path / "a", errors=tmp_path / "x" / ".." / "a"))
     with pytest.raises(RefusedError, match="--errors goes with --format native"):
-        write_results(store, batch_id, tmp_path / "a", errors=tmp_path / "b", fmt="openai")
+        write_results(store, batch_id, Destination(tmp_path / "a", errors=tmp_path / "b", fmt="openai"))
 
 
 def test_a_purged_batch_ends_following(store: Store, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_purged_batch_ends_following(store: Store, tmp_path: Path) -> None:
     batch_id = make_batch(store, prompts(3))
     steps = Steps(lambda: store.discard(batch_id))
     with pytest.raises(BatchNotFoundError, match=batch_id):
-        write_results(store, batch_id, tmp_path / "out.jsonl", follow=True, clock=steps.clock, sleep=steps.sleep)
+        follow_results(store, batch_id, Destination(tmp_path / "out.jsonl"), clock=steps.clock, sleep=steps.sleep)
 
 
 def test_redis_may_go_away_and_come_back(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +258,7 @@ def test_redis_may_go_away_and_come_back(store: Store, tmp_path: Path, monkeypat
     monkeypatch.setattr(follow, "finished_records", failing)
     told, steps = Told(), Steps(lambda: None, lambda: work(store, batch_id))
     out = tmp_path / "out.jsonl"
-    write_results(store, batch_id, out, follow=True, progress=told, clock=steps.clock, sleep=steps.sleep)
+    follow_results(store, batch_id, Destination(out), progress=told, clock=steps.clock, sleep=steps.sleep)
     assert indices(out) == [0, 1, 2, 3, 4, 5]
     assert told.notes == ["Redis is away; waiting for it to come back", "Redis is back"]
 
@@ -273,7 +273,7 @@ def test_an_outage_is_not_waited_out_for_ever(store: Store, tmp_path: Path, monk
     monkeypatch.setattr(follow, "finished_records", failing)
     steps = Steps()
     with pytest.raises(redis.exceptions.ConnectionError):
-        write_results(store, batch_id, tmp_path / "out.jsonl", follow=True, clock=steps.clock, sleep=steps.sleep)
+        follow_results(store, batch_id, Destination(tmp_path / "out.jsonl"), clock=steps.clock, sleep=steps.sleep)
     assert 300 <= steps.now < 310
 
 
@@ -291,11 +291,10 @@ def test_progress_hears_why_a_batch_waits(store: Store, tmp_path: Path) -> None:
         lambda: work(store, batch_id),
     )
     told = Told()
-    write_results(
+    follow_results(
         store,
         batch_id,
-        tmp_path / "out.jsonl",
-        follow=True,
+        Destination(tmp_path / "out.jsonl"),
         progress=told,
         poll_s=1.0,
         clock=steps.clock,

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
-import os
 import signal
 import socket
 import subprocess
@@ -27,7 +26,8 @@ from jobs.redis.connect import connect, connect_patiently
 from jobs.store.store import Store
 from submit.cli import main
 from submit.results import follow
-from submit.results.follow import OUTAGE_S, write_results
+from submit.results.destination import Destination
+from submit.results.follow import OUTAGE_S, follow_results
 from submit.run.run import RunRequest, run
 from submit.status.progress import Progress
 from tests.pool import make_batch, prompts, work
@@ -157,7 +157,7 @@ def test_run_waits_until_its_server_has_loaded(
     finisher = loading.finish_when(lambda: "is still loading its data" in stderr.getvalue())
     request = RunRequest(
         source=str(source),
-        out=tmp_path / "out.jsonl",
+        destination=Destination(tmp_path / "out.jsonl"),
         defaults=Defaults({"model": "pocket"}),
         redis_url=loading.url,
         worker=(sys.executable, "-P", "-m", "tests.stub_worker"),
@@ -200,7 +200,7 @@ def test_the_embedded_server_is_waited_for_and_this_is_said(loading: Loading) ->
     assert try_lock(supervisor, fcntl.LOCK_EX)
     with embedded_server(folder, say=said.append, clock=lambda: now[0], sleep=sleep) as url:
         assert url == loading.url
-    os.close(supervisor)
+    supervisor.close()
     [only] = said
     assert "is still loading its data (" in only
     assert only.endswith("; waiting for it")
@@ -245,7 +245,7 @@ def test_following_waits_as_long_as_redis_loads(store: Store, tmp_path: Path, mo
 
     monkeypatch.setattr(follow, "current", current)
     out = tmp_path / "out.jsonl"
-    write_results(store, batch_id, out, follow=True, progress=told, clock=lambda: now[0], sleep=sleep)
+    follow_results(store, batch_id, Destination(out), progress=told, clock=lambda: now[0], sleep=sleep)
     assert now[0] > 3 * OUTAGE_S
     assert len(out.read_bytes().splitlines()) == 2
     assert told.notes == [

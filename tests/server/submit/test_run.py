@@ -22,6 +22,7 @@ from jobs.errors import InputError, ModelLoadError, PromptmillError, RedisError,
 from jobs.lines.line import Defaults
 from jobs.record import Choice
 from jobs.store.store import Store
+from submit.results.destination import Destination
 from submit.run.lock import identity_of
 from submit.run.run import RunRequest, run
 from submit.run.worker_process import MOST_DEATHS, WorkerProcess
@@ -56,7 +57,7 @@ def start(server_url: str, tmp_path: Path, said: io.StringIO) -> Run:
     def go(**options: Any) -> int:
         request = RunRequest(
             source=str(tmp_path / "in.jsonl"),
-            out=tmp_path / "out.jsonl",
+            destination=Destination(tmp_path / "out.jsonl"),
             defaults=Defaults({"model": "pocket"}),
             redis_url=server_url,
             worker=STUB,
@@ -188,7 +189,7 @@ def test_the_prompts_themselves_are_no_place_for_results(start: Run, tmp_path: P
     source = write(tmp_path / "in.jsonl", prompts(1))
     for out, message in ((source, "is the file of prompts"), (Path("-"), "needs a file"), (tmp_path, "Is a directory")):
         with pytest.raises(RefusedError, match=message):
-            start(out=out, restart=True)
+            start(destination=Destination(out), restart=True)
     assert ids(source) == ["row-0"]
 
 
@@ -199,8 +200,8 @@ def test_two_runs_do_not_share_an_out(start: Run, tmp_path: Path) -> None:
     lock = open_lock(tmp_path / "data" / "runs" / f"{identity_of(tmp_path / 'out.jsonl')}.lock")
     assert try_lock(lock, fcntl.LOCK_EX)
     with pytest.raises(RefusedError, match="another `promptmill run` is writing"):
-        start(out=tmp_path / "data" / ".." / "out.jsonl")
-    os.close(lock)
+        start(destination=Destination(tmp_path / "data" / ".." / "out.jsonl"))
+    lock.close()
     assert start() == 0
 
 
@@ -324,7 +325,7 @@ def test_a_model_that_cannot_be_loaded_is_5(start: Run, tmp_path: Path) -> None:
 def test_other_formats_are_written_from_the_start(start: Run, tmp_path: Path) -> None:
     """OUT holds the format that was asked for; the same run can be written in another one later."""
     write(tmp_path / "in.jsonl", prompts(2))
-    assert start(fmt="completions") == 0
+    assert start(destination=Destination(tmp_path / "out.jsonl", fmt="completions")) == 0
     lines = [orjson.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
     assert lines == [{"prompt": "Once upon a time", "completion": f"answer to row-{n}"} for n in range(2)]
     assert start() == 0

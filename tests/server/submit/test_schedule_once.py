@@ -17,8 +17,7 @@ from submit.schedule.dispatch import LATE_S
 from submit.schedule.model import Run, RunOutcome
 from submit.schedule.rq_jobs import QUEUE
 from submit.schedule.run_by_hand import BY_HAND_S, run_schedule
-from submit.schedule.run_store import RunStore
-from submit.schedule.store import KEPT_RUNS, Schedules
+from submit.schedule.store import KEPT_RUNS, RunStore, Schedules
 from tests.night import EVENING, MINUTE, TWO, Crash, Night, lines_in
 
 DAY = 86400
@@ -232,7 +231,7 @@ def test_a_run_behind_another_waits_and_is_on_time(night: Night) -> None:
     the run was due."""
     night.add(allow_overlap=True)
     night.hash_set("run", Run(int(EVENING)).encoded())
-    refused = night.dispatcher(clock=lambda: 0.0, attended=lambda due: due >= EVENING)
+    refused = night.dispatcher(clock=lambda: 0.0, scheduler_was_there=lambda due: due >= EVENING)
     refused._tried[night.schedules.get("nightly").id] = 0.0  # as if Redis had just refused that run's upload
     for later in (0, 1, 10 * MINUTE):
         night.at(TWO + later, refused)
@@ -249,7 +248,7 @@ def test_a_run_that_redis_was_too_full_for_is_run_late(night: Night) -> None:
     night.add()
     night.add("other", cron="30 1 * * *")
     night.now = TWO + 50 * MINUTE  # from TWO on nothing could be written
-    night.at(night.now, night.dispatcher(attended=lambda due: due >= TWO - 3600))
+    night.at(night.now, night.dispatcher(scheduler_was_there=lambda due: due >= TWO - 3600))
     assert states(night) == ["submitted"]
     assert states(night, "other") == ["skipped"]
     assert night.runs("other")[0].why == "for more than an hour Redis was away or full, or an earlier run in its way"

@@ -22,7 +22,6 @@ from jobs.store.keys import SCHEDULER, SCHEDULES, UPLOADING, ScheduleKeys
 from jobs.store.store import Store
 from submit.schedule.daemon import SchedulerDaemon
 from submit.schedule.dispatch import Dispatcher
-from submit.schedule.misfire import Attendance
 from submit.schedule.rq_jobs import LOCK_S, QUEUE, Lock
 from submit.schedule.store import Schedules
 from tests.night import TWO, Night, lines_in
@@ -181,9 +180,10 @@ def test_what_is_in_the_way_is_said_once(store: Store, caplog: pytest.LogCapture
     done: list[str] = []
 
     def stumbles(_store: Store) -> None:
+        done.append("tended")
         raise RefusedError("something else is there")
 
-    scheduler = SchedulerDaemon(store, name="mini", tend=[stumbles, lambda _: done.append("tended")])
+    scheduler = SchedulerDaemon(store, name="mini", upkeep=stumbles)
     with caplog.at_level(logging.INFO, "promptmill.scheduler"):
         for _ in range(3):
             scheduler.tick()
@@ -232,9 +232,7 @@ def test_a_run_that_was_due_while_redis_refused_is_run(store: Store, monkeypatch
     night = Night(store)
     night.add()
     wall = [0.0]
-    scheduler = SchedulerDaemon(night.store, name="mini")
-    scheduler._attendance = attendance = Attendance(lambda: wall[0])
-    scheduler._dispatcher._attended = attendance.covers
+    scheduler = SchedulerDaemon(night.store, name="mini", wall=lambda: wall[0])
     night.now = TWO - 5
     scheduler.tick()
 
@@ -253,23 +251,20 @@ def test_a_run_that_was_due_while_redis_refused_is_run(store: Store, monkeypatch
     assert [run.state for run in night.runs()] == ["submitted"]
 
 
-def test_a_scheduler_that_slept_was_not_there() -> None:
+def test_a_scheduler_that_slept_was_not_there(store: Store) -> None:
     """Nor was one that has only just begun."""
-    wall = [1000.0]
-    attendance = Attendance(lambda: wall[0])
-    attendance.trying()
-    assert not attendance.covers(1e9)
-    attendance.reached(5000.0)
-    assert attendance.covers(5000.0)
-    assert not attendance.covers(4999.0)
-    wall[0] += 59
-    attendance.trying()
-    attendance.reached(5059.0)
-    assert attendance.covers(5000.0)
-    wall[0] += 61
-    attendance.trying()
-    attendance.reached(5120.0)
-    assert not attendance.covers(5100.0)
+    wall, night = [1000.0], Night(store, 5000.0)
+    scheduler = SchedulerDaemon(night.store, name="mini", wall=lambda: wall[0])
+    assert not scheduler.was_there(1e9)
+    scheduler.tick()
+    assert scheduler.was_there(5000.0)
+    assert not scheduler.was_there(4999.0)
+    for seconds in (59, 61):
+        wall[0] += seconds
+        night.now += seconds
+        scheduler.tick()
+        assert scheduler.was_there(5000.0) == (seconds == 59)
+    assert not scheduler.was_there(5100.0)
 
 
 def test_the_lock_is_short(store: Store) -> None:

@@ -25,7 +25,7 @@ from submit.schedule.dispatch import GRACE_S, TRY_AGAIN_S
 from submit.schedule.model import ScheduleNotFoundError
 from submit.schedule.rq_jobs import AGAIN_S, QUEUE, RqMirror
 from submit.schedule.run_by_hand import run_schedule
-from submit.schedule.run_store import RunStore
+from submit.schedule.store import RunStore
 from submit.upload.submitter import Order
 from tests.night import EVENING, MINUTE, TWO, Crash, Night, lines_in
 from tests.pool import MODEL, prompts

@@ -11,7 +11,7 @@ from jobs.shard import Group
 from jobs.store.store import Store
 from submit.status import workers as module
 from submit.status.pool_pause import pause_pool, pool_known_paused
-from submit.status.waiting import why_waiting
+from submit.status.waiting import BatchOutlook
 from submit.status.worker_state import WorkerState, parse_state
 from submit.status.workers import Workers
 from tests.pool import MODEL, make_batch, prompts, publish
@@ -29,7 +29,7 @@ def two_models(store: Store) -> str:
 def why(store: Store, batch: str) -> str | None:
     workers = Workers(store.connection)
     states = workers.read()
-    return why_waiting(store.batch(batch), workers.queues_of(batch, states), states)
+    return BatchOutlook(store.batch(batch), workers.queues_of(batch, states), states).why_waiting
 
 
 def test_a_model_that_nobody_serves_is_said_on_a_busy_pool(store: Store) -> None:

@@ -22,6 +22,7 @@ from jobs.store.keys import EXPIRING, WEBHOOKS, BatchKeys
 from jobs.store.retry import retry
 from jobs.store.store import Store
 from submit.status.batch_view import BatchView
+from submit.status.waiting import BatchOutlook
 from submit.webhooks.http import HttpAnswer
 from submit.webhooks.sender import RETRY_AFTER_S, WebhookSender, deliver_due
 from submit.webhooks.signature import Signer
@@ -74,7 +75,7 @@ def done_batch(store: Store, url: str, **order: object) -> str:
 
 def shown(store: Store, batch_id: str) -> str:
     """What `status` says of the webhook."""
-    lines = BatchView(store.server_time(), store.batch(batch_id), [], frozenset()).text()
+    lines = BatchView(store.server_time(), BatchOutlook(store.batch(batch_id), frozenset(), [])).text()
     [line] = [line for line in lines if line.startswith("webhook")]
     return line.removeprefix("webhook").strip()
 

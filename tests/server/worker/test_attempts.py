@@ -20,7 +20,7 @@ from worker.engine.sequence import Failure
 from worker.faults.crash_loop import TROUBLE_LIMIT, note_failure, note_trouble, without_trouble
 from worker.rq.worker import machine
 from worker.service import Service
-from worker.shards.claimed import HeldShard, Quarantine
+from worker.shards.claimed import HeldShard, QuarantineLevel
 from worker.shards.records import EndedLine
 
 
@@ -86,12 +86,12 @@ def held_by(service: Service) -> HeldShard:
     return held
 
 
-def prepare_all(service: Service) -> list[tuple[int, Quarantine]]:
-    """Let the preparer prepare what it has: (index, its quarantine) of each line the engine gets."""
-    given: list[tuple[int, Quarantine]] = []
+def prepare_all(service: Service) -> list[tuple[int, QuarantineLevel]]:
+    """Let the preparer prepare what it has: (index, its level of quarantine) of each line the engine gets."""
+    given: list[tuple[int, QuarantineLevel]] = []
     preparer = SimpleNamespace(prepare=lambda job, key, rank: SimpleNamespace(key=key))
     loaded: Any = SimpleNamespace(result=lambda: SimpleNamespace(preparer=preparer))
-    compute: Any = SimpleNamespace(add=lambda group, line, quarantine, **_: given.append((line.key[2], quarantine)))
+    compute: Any = SimpleNamespace(add=lambda group, line, level, **_: given.append((line.key[2], level)))
     while not service.preparer._queue.empty():
         work = service.preparer._queue.get()
         assert work is not None
@@ -115,7 +115,7 @@ def dies(store: Store, batch: str, under_way: list[int], *, alone: bool = False)
     store.begin(attempt, [] if alone else under_way, life, store.connection, alone=under_way if alone else [])
 
 
-def begins(store: Store, service: Service, batch: str, most: int = 3) -> dict[int, Quarantine]:
+def begins(store: Store, service: Service, batch: str, most: int = 3) -> dict[int, QuarantineLevel]:
     """How each line of the shard begins here that does; the others get their records."""
     service.claimer._max_attempts = most
     for held in list(service.held):
@@ -132,7 +132,7 @@ def failed(store: Store, batch: str) -> dict[str, Any]:
     return {record["id"]: (record["error"]["code"], record["attempt"]) for record in raw}
 
 
-NONE, TRIAL, ALONE = Quarantine.NONE, Quarantine.TRIAL, Quarantine.ALONE
+NONE, TRIAL, ALONE = QuarantineLevel.NONE, QuarantineLevel.TRIAL, QuarantineLevel.ALONE
 
 
 def test_one_death_puts_nobody_into_quarantine(store: Store, service: Service) -> None:

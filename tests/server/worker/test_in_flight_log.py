@@ -17,7 +17,7 @@ from jobs.store.store import Store
 from tests.pool import make_batch, prompts
 from tests.waiting import until
 from worker.faults import in_flight_log
-from worker.faults.in_flight_log import QUIET_S, Answer, InFlightLog, Note
+from worker.faults.in_flight_log import QUIET_S, InFlightLog, Note, NoteReply
 from worker.service import Service
 from worker.shards.claimed import HeldShard, LineKey
 
@@ -49,7 +49,7 @@ class FakeEngine:
 class Rounds:
     """What the compute thread does with the log, round by round; answers wait until the next one."""
 
-    def __init__(self, log: InFlightLog, engine: FakeEngine, answers: list[Answer]) -> None:
+    def __init__(self, log: InFlightLog, engine: FakeEngine, answers: list[NoteReply]) -> None:
         self.log, self.engine, self.answers = log, engine, answers
 
     def round(self, only: frozenset[Hashable] | None = None) -> None:
@@ -67,12 +67,12 @@ Make = Callable[..., InFlightLog]
 
 
 @pytest.fixture
-def answers() -> list[Answer]:
+def answers() -> list[NoteReply]:
     return []
 
 
 @pytest.fixture
-def make_log(store: Store, service: Service, answers: list[Answer]) -> Iterator[Make]:
+def make_log(store: Store, service: Service, answers: list[NoteReply]) -> Iterator[Make]:
     """Logs of a worker of the life ``one``; their threads end with the test."""
     made: list[InFlightLog] = []
 
@@ -110,7 +110,7 @@ def ask(log: InFlightLog) -> None:
 
 
 def test_the_next_wave_is_noted_before_it_begins(
-    store: Store, service: Service, make_log: Make, answers: list[Answer]
+    store: Store, service: Service, make_log: Make, answers: list[NoteReply]
 ) -> None:
     """One wave ahead and no further; nothing begins before Redis has it."""
     make_batch(store, prompts(10))
@@ -127,7 +127,7 @@ def test_the_next_wave_is_noted_before_it_begins(
 
 
 def test_lines_of_a_higher_priority_are_noted_beside_those_that_are(
-    store: Store, service: Service, make_log: Make, answers: list[Answer]
+    store: Store, service: Service, make_log: Make, answers: list[NoteReply]
 ) -> None:
     """They begin first, as if nothing had been noted ahead."""
     make_batch(store, prompts(10))
@@ -142,7 +142,7 @@ def test_lines_of_a_higher_priority_are_noted_beside_those_that_are(
 
 
 def test_what_was_noted_ahead_is_taken_back_before_a_suspect_begins(
-    store: Store, service: Service, make_log: Make, answers: list[Answer]
+    store: Store, service: Service, make_log: Make, answers: list[NoteReply]
 ) -> None:
     """Its worker's death charges nobody else, and is known for one that it had alone."""
     batch = make_batch(store, prompts(6))
@@ -169,7 +169,7 @@ def test_what_was_noted_ahead_is_taken_back_before_a_suspect_begins(
 
 
 def test_a_line_that_begins_anew_is_noted_anew(
-    store: Store, service: Service, make_log: Make, answers: list[Answer]
+    store: Store, service: Service, make_log: Make, answers: list[NoteReply]
 ) -> None:
     """After its trial it is no longer alone: until that is noted it counts as unsettled, and does not begin."""
     make_batch(store, prompts(2))
@@ -205,7 +205,7 @@ class Flaky(Store):
 
 
 def test_lines_that_begin_in_an_outage_are_noted_after_it(
-    store: Store, service: Service, make_log: Make, answers: list[Answer]
+    store: Store, service: Service, make_log: Make, answers: list[NoteReply]
 ) -> None:
     """They do not wait for a Redis that is out, which is not asked again within seconds; suspects do wait."""
     batch = make_batch(store, prompts(3))
@@ -234,7 +234,7 @@ def test_lines_that_begin_in_an_outage_are_noted_after_it(
 
 
 def test_lines_of_a_shard_that_is_anothers_do_not_begin(
-    store: Store, service: Service, make_log: Make, answers: list[Answer]
+    store: Store, service: Service, make_log: Make, answers: list[NoteReply]
 ) -> None:
     """A worker that wakes up finds out before it generates anything more, and lets the shard go."""
     batch = make_batch(store, prompts(2))
@@ -242,12 +242,12 @@ def test_lines_of_a_shard_that_is_anothers_do_not_begin(
     log, key = make_log(), held.key(0)
     assert store.claim(batch, 0, "two") is not None
     log._take({key: Note.NEXT})
-    assert answers == [Answer(frozenset(), frozenset(), frozenset({key}), out=False)]
+    assert answers == [NoteReply(frozenset(), frozenset(), frozenset({key}), out=False)]
     assert (list(service.held), held.ended, log.begun([key])) == ([], True, {key})
 
 
 def test_lines_of_a_shard_that_is_taken_up_again_are_noted_under_the_new_attempt(
-    store: Store, service: Service, make_log: Make, answers: list[Answer]
+    store: Store, service: Service, make_log: Make, answers: list[NoteReply]
 ) -> None:
     """The old one is stale in the midst of it, and the shard is this worker's all the time."""
     batch = make_batch(store, prompts(2))
@@ -263,12 +263,12 @@ def test_lines_of_a_shard_that_is_taken_up_again_are_noted_under_the_new_attempt
 
     assert held.renew(held.lease, claim)
     taking.join(60)
-    assert answers == [Answer(frozenset({key}), frozenset(), frozenset(), out=False)]
+    assert answers == [NoteReply(frozenset({key}), frozenset(), frozenset(), out=False)]
     assert (noted(store, held), list(service.held)) == ({0: "one"}, [held])
 
 
 def test_lines_do_not_wait_long_for_a_shard_that_is_being_taken_up_again(
-    store: Store, service: Service, make_log: Make, answers: list[Answer], monkeypatch: pytest.MonkeyPatch
+    store: Store, service: Service, make_log: Make, answers: list[NoteReply], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim may take as long as an outage: they begin as in one, and are noted after it."""
     monkeypatch.setattr(in_flight_log, "CLAIM_S", 0.01)
@@ -280,7 +280,7 @@ def test_lines_do_not_wait_long_for_a_shard_that_is_being_taken_up_again(
     def claim() -> Attempt | None:
         attempt = store.claim(batch, 0, "one")
         log._take({key: Note.NEXT})
-        assert answers == [Answer(frozenset({key}), frozenset(), frozenset(), out=True)]
+        assert answers == [NoteReply(frozenset({key}), frozenset(), frozenset(), out=True)]
         return attempt
 
     assert held.renew(held.lease, claim)
@@ -291,7 +291,7 @@ def test_lines_do_not_wait_long_for_a_shard_that_is_being_taken_up_again(
 
 
 def test_a_server_that_hangs_is_waited_for_by_the_log_alone(
-    server_url: str, store: Store, service: Service, make_log: Make, answers: list[Answer]
+    server_url: str, store: Store, service: Service, make_log: Make, answers: list[NoteReply]
 ) -> None:
     """Whoever asks which lines may begin is answered at once, with those that were noted."""
     make_batch(store, prompts(2))

@@ -14,12 +14,12 @@ from jobs.attempt import Attempt, Verdict
 from jobs.batch import new_batch_id, queue_name
 from jobs.errors import RefusedError, StaleAttemptError
 from jobs.redis.connect import connect
-from jobs.shard import Group, ShardLine, encode_lines
+from jobs.shard import Group, ShardLine
 from jobs.store.keys import PREFIX
 from jobs.store.store import FinishedLine, NewBatch, Store, UploadedShard
 from tests.pool import watched
 from tests.proxy import Proxy
-from worker.rq.worker import ORPHAN_S, Lease, ShardJob, ShardWorker, machine
+from worker.rq.worker import UNBEGUN_S, Lease, ShardJob, ShardWorker, machine
 
 MODEL = Group("pocket")
 QUEUE = queue_name(MODEL.key, "normal")
@@ -42,7 +42,7 @@ def live_batch(store: Store, shards: int = 1, lines: int = 2, priority: str = "n
     for number in range(shards):
         first = number * lines
         raw = [ShardLine(first + step, first + step + 1, b'{"prompt":"a"}') for step in range(lines)]
-        store.upload(batch, [UploadedShard(number, 0, MODEL, first, lines, encode_lines(raw))])
+        store.upload(batch, [UploadedShard(number, 0, MODEL, raw)])
     assert store.commit(batch.id, total=shards * lines, shards=shards, groups=[MODEL])
     return batch.id
 
@@ -132,7 +132,7 @@ def test_a_lease_whose_reply_is_lost_is_taken_once(store: Store, server_url: str
             worker = ShardWorker(Store(connection), [QUEUE], "mini.1")
             shard = worker.take([QUEUE])
             assert shard is not None
-            worker._begin(keys=["a", "b", "c", "d", "e"], args=["", "", "", 1, "", ""])  # the script is known there
+            worker._step("lease", ["a", "b", "c", "d", "e"], ["", "", "", 1, "", ""])  # the script is known there
             proxy.lose_next_reply()
             lease = worker.begin(shard)
             assert proxy.lost == 1
@@ -152,7 +152,7 @@ def test_a_job_given_to_another_meanwhile_is_not_begun(store: Store, make_worker
     assert shard is not None
     watched(store)
     other.recover()
-    store.connection.hset(f"{PREFIX}dequeued:{QUEUE}", shard.job.id, store.server_time() - ORPHAN_S - 1)
+    store.connection.hset(f"{PREFIX}dequeued:{QUEUE}", shard.job.id, store.server_time() - UNBEGUN_S - 1)
     watched(store)
     other.recover()
     again = other.take([QUEUE])
@@ -316,7 +316,7 @@ def test_a_job_dequeued_and_never_begun_comes_back(store: Store, make_worker: Ca
     watched(store)
     worker.recover()
     assert worker.take([QUEUE]) is None
-    store.connection.hset(f"{PREFIX}dequeued:{QUEUE}", shard.job.id, store.server_time() - ORPHAN_S - 1)
+    store.connection.hset(f"{PREFIX}dequeued:{QUEUE}", shard.job.id, store.server_time() - UNBEGUN_S - 1)
     watched(store)
     worker.recover()
     assert worker.take([QUEUE]) is not None

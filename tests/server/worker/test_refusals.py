@@ -18,12 +18,12 @@ from jobs.store.keys import BatchKeys
 from jobs.store.retry import retry
 from jobs.store.store import Store
 from submit.results.read import ordered_records
-from submit.status.waiting import why_waiting
+from submit.status.waiting import BatchOutlook
 from submit.status.workers import Workers
 from tests.pool import MODEL, make_batch, prompts
 from worker.engine.sequence import Failure
 from worker.faults.refused_shards import PAUSES_S, UNSTORED_S
-from worker.models.residency import Size
+from worker.models.residency import WeightSize
 from worker.service import Service, ServiceSettings
 from worker.shards.records import EndedLine
 
@@ -48,7 +48,7 @@ def make_service(store: Store, server_url: str, clock: SimpleNamespace, opened: 
         groups = tuple(map(Group, (MODEL, *models)))
         service = Service(store.connection, opened(server_url), ServiceSettings(groups, name=name))
         service.order._clock = service.refusals._clock = lambda: clock.now
-        service.models.residency.sizes[groups[0]] = Size(1)  # there is no limit, so all fit
+        service.models.residency.sizes[groups[0]] = WeightSize(1)  # there is no limit, so all fit
         service.rq._register()
         return service
 
@@ -189,7 +189,7 @@ def test_a_shard_whose_lines_nobody_can_name_stays_and_the_status_says_why(
     service.heartbeat._beat()
     workers = Workers(store.connection)
     states = workers.read()
-    said = why_waiting(store.batch(batch), workers.queues_of(batch, states), states)
+    said = BatchOutlook(store.batch(batch), workers.queues_of(batch, states), states).why_waiting
     why = "a payload is not a zstd frame: error when determining content size"
     assert said == f"waiting: {service.name} refuses it: {why}"
     store.connection.set(keys.payload(number), payload)

@@ -27,7 +27,7 @@ from worker.engine.sequence import Failure
 from worker.health.snapshot import Snapshot
 from worker.models.engine_factory import ServedModel
 from worker.models.load_failures import LoadFailure
-from worker.models.residency import Size
+from worker.models.residency import WeightSize
 from worker.rq.worker import LEASE_S, UNWATCHED_S
 from worker.service import Service, ServiceSettings
 from worker.shards import claimed
@@ -267,7 +267,7 @@ def test_a_model_with_much_ahead_holds_off_no_other(store: Store, server_url: st
     make_batch(store, prompts(50))
     make_batch(store, prompts(50), defaults={"model": other.model})
     service = Service(store.connection, opened(server_url), ServiceSettings((Group(MODEL), other), name="mini"))
-    service.models.residency.sizes[other] = Size(1)  # there is no limit, so both fit
+    service.models.residency.sizes[other] = WeightSize(1)  # there is no limit, so both fit
     service.preparer._count(Group(MODEL), 1000)
     assert service._take_one()
     assert [held.group for held in service.held] == [other]

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
-from deploy.host import DeployError, Done, Host, User
+from deploy.host import DeployError, Host, User
 from deploy.init import launchd, systemd
 from deploy.init.service import Account
 from deploy.install import install, record_file, show, uninstall
@@ -219,15 +220,15 @@ class Machine:
         self.failing = failing
         self.now = 0.0
 
-    def run(self, command: Sequence[str], _timeout_s: float | None) -> Done:
+    def run(self, command: Sequence[str], _timeout_s: float | None) -> CompletedProcess[str]:
         self.commands.append(" ".join(command))
         word = command[1] if len(command) > 1 else command[0]
         if " ".join(command) in self.prints:
-            return Done(0, self.prints[" ".join(command)])
+            return CompletedProcess((), 0, self.prints[" ".join(command)], "")
         if self.failing.get(word, 0) > 0:
             self.failing[word] -= 1
-            return Done(5, "Input/output error")
-        return Done(0, "")
+            return CompletedProcess((), 5, "Input/output error", "")
+        return CompletedProcess((), 0, "", "")
 
     def host(self, platform: str = sys.platform, is_mount: Callable[[Path], bool] = os.path.ismount) -> Host:
         def sleep(seconds: float) -> None:
@@ -278,7 +279,7 @@ def test_a_failure_has_its_remedy() -> None:
     """Over SSH macOS may refuse even root to make a user."""
     steps = launchd.user_steps(Account("promptmill", "promptmill", Path("/opt/x")), 351)
     with pytest.raises(DeployError, match=r"14120.*Allow full disk access for remote users"):
-        Host(runner=lambda *_: Done(40, "eDSPermissionError (-14120)")).run(steps[0])
+        Host(runner=lambda *_: CompletedProcess((), 40, "eDSPermissionError (-14120)", "")).run(steps[0])
 
 
 POWER_SHOWN = """Battery Power:

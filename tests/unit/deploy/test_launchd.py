@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from deploy.deployment import Deployment
 from deploy.init import launchd
-from deploy.init.service import Account
+from deploy.init.service import Account, Deployment
 from deploy.plan import File, Plan
 from deploy.pool import WorkerFlags, scheduler_plan, worker_plan
 from deploy.server import ServerFlags, server_plan

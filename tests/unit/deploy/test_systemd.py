@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.deployment import Deployment
-from deploy.init.service import Account, ServiceSpec
+from deploy.init.service import Account, Deployment, ServiceSpec
 from deploy.init.systemd import quoted, unit, user_steps
 from deploy.plan import Plan
 from deploy.pool import WorkerFlags, scheduler_plan, worker_plan
@@ -110,9 +109,9 @@ def test_words_are_quoted_for_systemd(word: str, written: str) -> None:
 
 def test_a_dollar_in_an_assignment_stays() -> None:
     """systemd replaces variables in commands only."""
-    service = ServiceSpec("x", "x", ("/bin/true",), ACCOUNT, {"A": "$b %c d"}, 1)
+    service = ServiceSpec(SERVER, "x", ("/bin/true",), {"A": "$b %c d"}, 1)
     assert 'Environment="A=$b %%c d"' in unit(service).files[0].text.splitlines()
-    service = ServiceSpec("x", "x", ("/bin/true",), ACCOUNT, {}, 1, writable=(Path("/srv/$a %b"), Path("/srv/a$$b")))
+    service = ServiceSpec(SERVER, "x", ("/bin/true",), {}, 1, writable=(Path("/srv/$a %b"), Path("/srv/a$$b")))
     lines = unit(service).files[0].text.splitlines()
     assert 'ReadWritePaths="/srv/$a %%b"' in lines
     assert "ReadWritePaths=/srv/a$$b" in lines

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from jobs.app.logs import JsonFormatter
-from submit.commands.options import log_options
+from submit.commands.pool.scheduler import command as scheduler_command
 from worker.cli import command as worker_command
 
 ROOT = Path(__file__).parents[3]
@@ -160,19 +160,14 @@ def test_a_terminals_or_pipes_stderr_stays(tmp_path: Path) -> None:
 
 
 def test_both_sides_commands_have_the_same_flags() -> None:
-    """The worker cannot import the submitter's options: they are declared twice."""
-
-    @click.command()
-    @log_options
-    def other(**_flags: object) -> None:
-        """Nothing."""
+    """The worker cannot import the scheduler's options: they are declared twice."""
 
     def described(command: click.Command) -> list[dict[str, Any]]:
         found = [option.to_info_dict() for option in command.params if (option.name or "").startswith("log_")]
         return sorted(found, key=lambda option: str(option["name"]))
 
-    assert len(described(other)) == 2
-    assert described(other) == described(worker_command)
+    assert len(described(scheduler_command)) == 2
+    assert described(scheduler_command) == described(worker_command)
 
 
 @pytest.mark.parametrize("flags", [["--log-format", "json"], ["--log-file", "w.log"], []])

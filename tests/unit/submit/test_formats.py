@@ -14,7 +14,8 @@ from jobs.lines.line import Job
 from jobs.record import Choice
 from jobs.store.store import Store
 from submit.results import prompts as inputs
-from submit.results.formats import make_format
+from submit.results.destination import Destination
+from submit.results.formats import renderer
 from submit.results.read import ordered_records
 from submit.results.summary import Tally
 from tests.pool import NOON, echo, make_batch, prompts, work
@@ -24,8 +25,8 @@ CHAT = [{"role": "user", "content": "Hello"}]
 
 def written(store: Store, batch_id: str, fmt: str) -> list[dict[str, Any]]:
     """All lines of a batch's results in a format."""
-    shape = make_format(fmt, store, store.batch(batch_id))
-    data = b"".join(shape.render(record) for record in ordered_records(store.connection, batch_id))
+    render = renderer(Destination(fmt=fmt), store, store.batch(batch_id))
+    data = b"".join(render(record) for record in ordered_records(store.connection, batch_id))
     return [orjson.loads(line) for line in data.splitlines()]
 
 
@@ -340,11 +341,12 @@ def test_training_data_leaves_out_cut_and_empty_answers(store: Store) -> None:
             (False, 1, "2 cut by max_tokens or the context (--keep-cut keeps them), 2 empty"),
             (True, 3, "2 empty"),
         ):
-            shape = make_format(fmt, store, store.batch(batch_id), keep_cut=keep_cut)
-            tally = Tally(fmt, keep_cut)
+            destination = Destination(fmt=fmt, keep_cut=keep_cut)
+            render = renderer(destination, store, store.batch(batch_id))
+            tally = Tally(destination)
             data = b""
             for record in ordered_records(store.connection, batch_id):
-                data += shape.render(record)
+                data += render(record)
                 tally.add(record)
             assert data.count(b"\n") == tally.written == kept
             assert tally.notes({"max_tokens": 512}) == [

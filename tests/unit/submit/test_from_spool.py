@@ -15,6 +15,7 @@ from jobs.spool import OFFERED, SUFFIX, SpoolEntry
 from jobs.store.store import FinishedLine
 from submit.cli import main
 from submit.results import from_spool
+from submit.results.destination import Destination
 from worker.faults.spool import Spool
 
 
@@ -189,4 +190,4 @@ def test_a_folder_that_cannot_be_listed_is_said(tmp_path: Path, monkeypatch: pyt
     closed.mkdir()
     monkeypatch.setattr("os.access", lambda path, mode: path != closed)
     with pytest.raises(RefusedError, match="b_1 cannot be read: you may not"):
-        from_spool.write_spooled("b_1", [tmp_path], tmp_path / "out.jsonl")
+        from_spool.write_spooled("b_1", [tmp_path], Destination(tmp_path / "out.jsonl"))

@@ -42,7 +42,7 @@ def test_prompts_tokens_and_problems_come_back() -> None:
     said = previewed(ECHO, ["aa", "bad", "c"])
     assert said.prompts == {1: "m:aa", 3: "m:c"}
     assert (said.lines, said.summary) == (2, {"prompt_tokens": 3, "longest": 1, "context_length": 99})
-    assert [(p.line, p.code, p.field) for p in said.problems.kept] == [(2, "context_length_exceeded", "prompt")]
+    assert [(p.line, p.code, p.field) for p in said.problems] == [(2, "context_length_exceeded", "prompt")]
 
 
 def test_long_inputs_do_not_block_either_side() -> None:

@@ -15,7 +15,7 @@ from submit.status.batch_view import BatchView
 from submit.status.pool_view import PoolView
 from submit.status.rates import BatchRates
 from submit.status.text import cells
-from submit.status.waiting import why_waiting
+from submit.status.waiting import BatchOutlook
 from submit.status.worker_state import LineInFlight, WorkerState
 
 NOW = 1_790_000_300.0
@@ -52,7 +52,7 @@ def batch_table(batches: Sequence[Batch], *, width: int | None = None, **known: 
 
 def detail(batch: Batch, workers: Sequence[WorkerState], queues: frozenset[str] = QUEUES, **known: Any) -> list[str]:
     """What `status BATCH` prints."""
-    return BatchView(NOW, batch, workers, queues, **known).text()
+    return BatchView(NOW, BatchOutlook(batch, queues, workers, **known)).text()
 
 
 def test_the_list_has_a_row_per_batch() -> None:
@@ -139,7 +139,7 @@ def test_a_batch_that_is_done_has_the_rate_of_all_its_time() -> None:
 def test_the_json_object_has_the_lines_in_flight() -> None:
     """The contract's fields, and each line in flight with its worker."""
     shown = orjson.loads(
-        orjson.dumps(BatchView(NOW, RUNNING, [worker("busy", DECODING)], QUEUES, memory=4096).as_json())
+        orjson.dumps(BatchView(NOW, BatchOutlook(RUNNING, QUEUES, [worker("busy", DECODING)]), memory=4096).as_json())
     )
     assert shown["id"] == RUNNING.id
     assert shown["request_counts"] == {"total": 1000, "completed": 590, "failed": 10}
@@ -165,12 +165,14 @@ def test_a_batch_waits_for_the_adapter_that_nobody_serves() -> None:
     """It is said first, however busy the workers at hand are; while other lines run, that some of them wait."""
     queues = QUEUES | {"promptmill:normal:org/pocket+lora"}
     for state in (worker("idle"), worker("busy", OTHERS), worker("loading")):
-        assert why_waiting(RUNNING, queues, [state]) == "waiting: no worker serves org/pocket+lora"
-    assert why_waiting(RUNNING, queues, [worker("busy", DECODING)]) is None
+        assert BatchOutlook(RUNNING, queues, [state]).why_waiting == "waiting: no worker serves org/pocket+lora"
+    assert BatchOutlook(RUNNING, queues, [worker("busy", DECODING)]).why_waiting is None
     shown = detail(RUNNING, [worker("busy", DECODING)], queues)
     assert "status    in_progress, some of its lines wait: no worker serves org/pocket+lora" in shown
     assert [line for line in shown if line.startswith("rate")] == ["rate      200 tok/s"]  # no time left is known
-    assert BatchView(NOW, RUNNING, [worker("busy", DECODING)], queues).as_json()["unserved"] == ["org/pocket+lora"]
+    assert BatchView(NOW, BatchOutlook(RUNNING, queues, [worker("busy", DECODING)])).as_json()["unserved"] == [
+        "org/pocket+lora"
+    ]
 
 
 def test_a_paused_pool_is_said() -> None:

@@ -8,15 +8,16 @@ import orjson
 import pytest
 
 from jobs.batch import Batch, Usage
+from submit.results.destination import Destination
 from submit.results.read import StoredRecord
 from submit.results.summary import Tally, exit_status, summary
 
 NOW = 1_790_000_300.0
 
 
-def tally(*codes: str | None) -> Tally:
+def tally(*codes: str | None, out: str | None = None) -> Tally:
     """A tally of lines that failed with these codes; None succeeded."""
-    counted = Tally()
+    counted = Tally(Destination(None if out is None else Path(out)))
     for index, code in enumerate(codes):
         fields = {"text": "a", "stop_reason": "eos"} if code is None else {"error": {"code": code}}
         counted.add(StoredRecord(index, orjson.dumps({"index": index, **fields}), shard=0))
@@ -48,8 +49,8 @@ def test_the_summary_counts_what_happened() -> None:
         "b_1", "cancelled", total=1500, completed=3, failed=3, usage=Usage(12_000, 34_000, 1_000),
         times={"started": NOW - 80, "cancelled": NOW},
     )  # fmt: skip
-    counted = tally(None, None, None, "internal_error", "timeout", "internal_error")
-    lines = summary(batch, counted, out=Path("o.jsonl"), errors=Path("o.errors.jsonl"), seconds=90, now=NOW + 5)
+    counted = tally(None, None, None, "internal_error", "timeout", "internal_error", out="o.jsonl")
+    lines = summary(batch, counted, seconds=90, now=NOW + 5)
     assert lines == [
         "1,500 lines: 3 succeeded, 3 failed (2 internal_error, 1 timeout), 1,494 not run (cancelled)",
         "ended by: 3 eos",
@@ -64,12 +65,12 @@ def test_the_rate_of_a_short_batch_has_its_time() -> None:
     """Also one of less than a second is said over what it was measured; one that still runs has its rate until now."""
     times = {"started": NOW, "completed": NOW + 0.25}
     batch = Batch("b_1", "completed", total=1, completed=1, usage=Usage(5, 10), times=times)
-    lines = summary(batch, tally(None), out=None, errors=None, seconds=3, now=NOW + 60)
+    lines = summary(batch, tally(None), seconds=3, now=NOW + 60)
     assert lines[-1] == (
         "tokens: 5 prompt, 10 generated; 40.0 tok/s over 0.25s from the first line's start to its end; 3s in all"
     )
     running = Batch("b_1", "in_progress", total=2, completed=1, usage=Usage(5, 10), times={"started": NOW})
-    lines = summary(running, tally(None), out=None, errors=None, seconds=20, now=NOW + 20)
+    lines = summary(running, tally(None), seconds=20, now=NOW + 20)
     assert "; 0.50 tok/s over 20s from the first line's start to now; 20s in all" in lines[-1]
 
 
@@ -83,12 +84,12 @@ def ended(max_tokens: int, *stops: str) -> StoredRecord:
 
 def test_the_summary_says_how_many_lines_the_default_cap_cut() -> None:
     """A line counts once, whatever its completions; ends of other kinds and other caps do not count."""
-    counted = Tally()
+    counted = Tally(Destination(Path("o")))
     several = ended(512, "eos", "max_tokens", "max_tokens")
     for record in (ended(512, "max_tokens"), several, ended(512, "eos"), ended(9, "max_tokens")):
         counted.add(record)
     batch = Batch("b_1", "completed", total=4, completed=4)
-    lines = summary(batch, counted, out=Path("o"), errors=None, seconds=1, now=NOW)
+    lines = summary(batch, counted, seconds=1, now=NOW)
     assert lines[-2:] == ["2 lines were cut at 512 tokens, the default of max_tokens: give --max-tokens", "results: o"]
 
 
@@ -97,4 +98,4 @@ def test_a_cap_that_the_batch_gave_is_no_default() -> None:
     counted = Tally()
     counted.add(ended(512, "max_tokens"))
     batch = Batch("b_1", "completed", total=1, completed=1, defaults={"max_tokens": 512})
-    assert not any("cut by" in line for line in summary(batch, counted, out=None, errors=None, seconds=1, now=NOW))
+    assert not any("cut by" in line for line in summary(batch, counted, seconds=1, now=NOW))

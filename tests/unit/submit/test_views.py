@@ -16,6 +16,7 @@ from submit.status.batch_view import BatchView
 from submit.status.pool_view import PoolView, in_order
 from submit.status.rates import BatchRates
 from submit.status.text import cells
+from submit.status.waiting import BatchOutlook
 from submit.status.widgets import sparkline
 from submit.status.worker_state import LineInFlight, ModelInMemory, WorkerState
 from submit.status.workers import LostWorker
@@ -125,7 +126,7 @@ def test_lines_that_were_not_run_are_not_drawn_as_done() -> None:
         NIGHTLY, status="cancelled", completed=390, failed=610, unrun=600,
         times={**NIGHTLY.times, "cancelled": NOW - 60},
     )  # fmt: skip
-    drawn = BatchView(NOW, ended, [], frozenset()).draw(79, 23)
+    drawn = BatchView(NOW, BatchOutlook(ended, frozenset(), [])).draw(79, 23)
     (progress,) = (line for line in drawn if "1,000" in line.plain)
     assert progress.plain.endswith(" 40%   400 of 1,000 lines   10 failed   600 not run")
     assert progress.plain.count("█") == int((79 - len(progress.plain.lstrip("█░"))) * 0.4)
@@ -140,8 +141,11 @@ def test_a_paused_pool_is_in_the_heads_of_the_views() -> None:
     said = "the pool is paused: `promptmill resume` lets it go on"
     assert seen(pool(pool_paused=True).draw(79, 23))[1] == said
     assert seen(WorkersView(NOW, [PAUSED], pool_paused=True).draw(79, 23))[1] == said
-    assert seen(BatchView(NOW, NIGHTLY, [MINI], frozenset({QUEUE}), pool_paused=True).draw(79, 23))[1] == said
-    assert said not in seen(BatchView(NOW, DONE, [], frozenset(), pool_paused=True).draw(79, 23))
+    assert (
+        seen(BatchView(NOW, BatchOutlook(NIGHTLY, frozenset({QUEUE}), [MINI], pool_paused=True)).draw(79, 23))[1]
+        == said
+    )
+    assert said not in seen(BatchView(NOW, BatchOutlook(DONE, frozenset(), [], pool_paused=True)).draw(79, 23))
 
 
 def test_a_batch_whose_time_is_to_come_says_when() -> None:
@@ -178,7 +182,7 @@ def test_a_batch_that_does_not_run_says_so_in_a_word(why: str, word: str) -> Non
 
 def test_a_batch_has_its_workers_and_lines() -> None:
     """Progress, speed, what it is, who serves it, what is worked on."""
-    scene = BatchView(NOW, NIGHTLY, [MINI], frozenset({QUEUE}), BatchRates(4.0, 10.0, 50.0))
+    scene = BatchView(NOW, BatchOutlook(NIGHTLY, frozenset({QUEUE}), [MINI]), BatchRates(4.0, 10.0, 50.0))
     shown = seen(scene.draw(79, 23))
     text = "\n".join(shown)
     assert shown[0].startswith(f"nightly   {NIGHTLY.id}   in_progress")
@@ -196,7 +200,7 @@ def test_a_batch_has_its_workers_and_lines() -> None:
 
 def test_a_batch_that_waits_says_why() -> None:
     """In words, and without a time left."""
-    shown = "\n".join(seen(BatchView(NOW, NIGHTLY, [], frozenset({QUEUE})).draw(79, 23)))
+    shown = "\n".join(seen(BatchView(NOW, BatchOutlook(NIGHTLY, frozenset({QUEUE}), [])).draw(79, 23)))
     assert "waiting: no worker serves org/pocket" in shown
     assert " left" not in shown
 
@@ -230,7 +234,7 @@ def test_every_view_fits_every_terminal(width: int, height: int, unicode: bool) 
     batches = [replace(NIGHTLY, id=f"{NIGHTLY.id[:-2]}{number:02}", name=None) for number in range(50)]
     views = [
         pool(batches=batches, workers=crowd).draw(width, height, unicode=unicode),
-        BatchView(NOW, NIGHTLY, crowd, frozenset({QUEUE})).draw(width, height, unicode=unicode),
+        BatchView(NOW, BatchOutlook(NIGHTLY, frozenset({QUEUE}), crowd)).draw(width, height, unicode=unicode),
         WorkersView(NOW, crowd).draw(width, height, unicode=unicode),
     ]
     for lines in views:
@@ -249,7 +253,7 @@ def test_names_are_neither_markup_nor_control_codes() -> None:
     batch = replace(NIGHTLY, name=evil, source=evil, metadata={"k": evil})
     views = [
         pool(batches=[batch], workers=[state]).draw(199, 30),
-        BatchView(NOW, batch, [state], frozenset({QUEUE})).draw(199, 30),
+        BatchView(NOW, BatchOutlook(batch, frozenset({QUEUE}), [state])).draw(199, 30),
         WorkersView(NOW, [state], [LostWorker(evil, 30.0)], {batch.id: evil}).draw(199, 30),
     ]
     for lines in views:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-from types import SimpleNamespace
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from worker.health.keep_awake import SleepAssertion, prevent_idle_sleep, way_to_stay_awake
+from tests.waiting import until
+from worker.health.keep_awake import SleepAssertion, caffeinate, way_to_stay_awake
 
 
 class Machine:
@@ -60,50 +62,29 @@ def test_only_a_mac_is_kept_awake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "linux")
     assert way_to_stay_awake() is None
     monkeypatch.setattr("sys.platform", "darwin")
-    assert way_to_stay_awake() is prevent_idle_sleep
+    assert way_to_stay_awake() is caffeinate
 
 
-class Function:
-    """A function of a system library: notes its calls, and answers."""
+def test_caffeinate_holds_it_for_this_process(tmp_path: Path) -> None:
+    """macOS' own program is asked to prevent idle sleep as long as this process lives; it ends at the release, also
+    where SIGTERM is held back, as in the heartbeat's thread."""
+    program, asked = tmp_path / "caffeinate", tmp_path / "asked"
+    program.write_text(f'#!/bin/sh\necho $$ "$@" > {asked}.part && mv {asked}.part {asked}\nexec sleep 60\n')
+    program.chmod(0o755)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        release = caffeinate(str(program))
+        until(asked.exists)
+        release()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    pid, *flags = asked.read_text().split()
+    assert flags == ["-i", "-w", str(os.getpid())]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
 
-    def __init__(self, answer: Any) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-        self._answer = answer
 
-    def __call__(self, *arguments: Any) -> Any:
-        self.calls.append(arguments)
-        return self._answer(*arguments)
-
-
-@pytest.mark.parametrize("status", [0, -536870206])
-def test_what_macos_is_asked(status: int) -> None:
-    """An assertion against idle sleep with our reason, by its number released; strings are given back, and a refusal
-    is an error with its status."""
-
-    def create(kind: bytes, level: int, reason: bytes, number: Any) -> int:
-        number._obj.value = 77
-        assert (kind, level, reason) == (
-            b"PreventUserIdleSystemSleep",
-            255,
-            b"promptmill: lines are under way",
-        )
-        return status
-
-    core = SimpleNamespace(
-        CFStringCreateWithCString=Function(lambda _allocator, text, _encoding: text), CFRelease=Function(lambda _: None)
-    )
-    power = SimpleNamespace(
-        IOPMAssertionCreateWithName=Function(create), IOPMAssertionRelease=Function(lambda number: 0)
-    )
-    libraries = {
-        "/System/Library/Frameworks/IOKit.framework/IOKit": power,
-        "/System/Library/Frameworks/CoreFoundation.framework/CoreFoundation": core,
-    }
-    if status:
-        with pytest.raises(OSError, match="0xe00002c2"):
-            prevent_idle_sleep(libraries.__getitem__)
-    else:
-        prevent_idle_sleep(libraries.__getitem__)()
-        ((number,),) = power.IOPMAssertionRelease.calls
-        assert (type(number), number.value) == (ctypes.c_uint32, 77)
-    assert len(core.CFRelease.calls) == 2
+def test_a_machine_without_caffeinate_refuses(tmp_path: Path) -> None:
+    """That is an OSError, as of any refusal."""
+    with pytest.raises(OSError):
+        caffeinate(str(tmp_path / "caffeinate"))

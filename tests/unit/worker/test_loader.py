@@ -10,7 +10,7 @@ import pytest
 from jobs.errors import ModelLoadError
 from jobs.shard import Group
 from worker.models.loader import ModelLoader
-from worker.models.residency import STARVATION_S, Size
+from worker.models.residency import STARVATION_S, WeightSize
 
 A, B = Group("a"), Group("b")
 NORMAL = 1
@@ -21,7 +21,7 @@ class Answers:
 
     def __init__(self, budget: int | None) -> None:
         self.budget = budget
-        self.loaded: dict[Group, Size] = {}
+        self.loaded: dict[Group, WeightSize] = {}
         self.asked: list[tuple[str, Group]] = []
         self.futures: dict[tuple[str, Group], Future[Any]] = {}
 
@@ -41,10 +41,10 @@ class Answers:
         return self.futures[what, group]
 
     def tell(self, group: Group, size: int) -> None:
-        self.futures["size", group].set_result(Size(size))
+        self.futures["size", group].set_result(WeightSize(size))
 
     def bring(self, group: Group, size: int) -> None:
-        self.loaded[group] = Size(size)
+        self.loaded[group] = WeightSize(size)
         self.futures["load", group].set_result(None)
 
 
@@ -91,7 +91,7 @@ def test_what_must_go_is_unloaded_first(models: ModelLoader, compute: Answers) -
 def test_measured_sizes_count(models: ModelLoader, compute: Answers) -> None:
     """What a load took is what the next decision goes by, not the size of the files."""
     loaded(models, compute, A, 40)
-    compute.loaded[A] = Size(70)
+    compute.loaded[A] = WeightSize(70)
     models.takeable({B: NORMAL}, {A})
     compute.tell(B, 40)
     assert models.takeable({A: NORMAL, B: NORMAL}, {A}) == {A}

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.shard import Group
 from worker.engine.sequence import InFlight
-from worker.faults.quarantine import TRIAL_TOKENS, Isolation
+from worker.faults.quarantine import TRIAL_TOKENS, Quarantine
 
 ONE, OTHER = Group("one"), Group("other")
 
@@ -52,7 +52,7 @@ def line(key: str) -> Any:
     return SimpleNamespace(key=key)
 
 
-def rounds(isolation: Isolation, *engines: FakeEngine, unsettled: int | None = 0) -> None:
+def rounds(isolation: Quarantine, *engines: FakeEngine, unsettled: int | None = 0) -> None:
     """One round of all engines, named in order."""
     only = isolation.arrange(dict(zip((ONE, OTHER), engines, strict=False)), unsettled)
     for engine in engines:
@@ -61,7 +61,7 @@ def rounds(isolation: Isolation, *engines: FakeEngine, unsettled: int | None = 0
 
 def test_a_suspect_waits_for_those_under_way_and_holds_off_all_others() -> None:
     """It begins when everything has ended, on any engine; meanwhile and beside it nothing else does."""
-    isolation, first, second = Isolation(), FakeEngine(), FakeEngine()
+    isolation, first, second = Quarantine(), FakeEngine(), FakeEngine()
     first.add(line("a"))
     second.add(line("b"))
     rounds(isolation, first, second)
@@ -84,7 +84,7 @@ def test_a_suspect_waits_for_those_under_way_and_holds_off_all_others() -> None:
 
 def test_suspects_run_one_after_another() -> None:
     """In the order they came, each by itself."""
-    isolation, engine = Isolation(), FakeEngine()
+    isolation, engine = Quarantine(), FakeEngine()
     isolation.add(ONE, line("a"))
     isolation.add(ONE, line("b"))
     seen = []
@@ -98,7 +98,7 @@ def test_suspects_run_one_after_another() -> None:
 def test_a_line_to_be_tried_later_holds_off_nothing_until_then() -> None:
     """A retry's pause is no pause for the others; due_in says how long it is."""
     now = [100.0]
-    isolation, engine = Isolation(clock=lambda: now[0]), FakeEngine()
+    isolation, engine = Quarantine(clock=lambda: now[0]), FakeEngine()
     isolation.add(ONE, line("later"), 5.0)
     engine.add(line("a"))
     rounds(isolation, engine)
@@ -114,7 +114,7 @@ def test_a_line_to_be_tried_later_holds_off_nothing_until_then() -> None:
 
 def test_a_suspect_that_is_due_waits_for_what_happens_and_not_for_a_time() -> None:
     """Nobody has to look again and again whether the records of others are stored."""
-    isolation, engine = Isolation(), FakeEngine()
+    isolation, engine = Quarantine(), FakeEngine()
     isolation.add(ONE, line("suspect"))
     rounds(isolation, engine, unsettled=1)
     assert isolation.due_in() is None
@@ -126,7 +126,7 @@ def test_a_suspect_that_is_due_waits_for_what_happens_and_not_for_a_time() -> No
 
 def test_a_line_on_trial_goes_among_the_others_when_its_first_tokens_are_there() -> None:
     """Each of them is taken out of the engine then, to be queued anew, and the next has its trial."""
-    isolation, engine = Isolation(), FakeEngine()
+    isolation, engine = Quarantine(), FakeEngine()
     for key in ("a", "b"):
         isolation.add(ONE, line(key), trial=True)
     passed = []
@@ -146,7 +146,7 @@ def test_a_line_on_trial_goes_among_the_others_when_its_first_tokens_are_there()
 
 def test_a_trial_that_comes_to_its_own_end_is_no_trial_any_more() -> None:
     """A line that ends, fails or is cancelled in it is reported as any other."""
-    isolation, engine = Isolation(), FakeEngine()
+    isolation, engine = Quarantine(), FakeEngine()
     isolation.add(ONE, line("short"), trial=True)
     rounds(isolation, engine)
     engine.running.clear()
@@ -166,7 +166,7 @@ def test_a_trial_that_comes_to_its_own_end_is_no_trial_any_more() -> None:
 
 def test_what_is_dropped_is_never_begun() -> None:
     """One by its key, or all."""
-    isolation, engine = Isolation(), FakeEngine()
+    isolation, engine = Quarantine(), FakeEngine()
     for key in ("a", "b", "c"):
         isolation.add(ONE, line(key))
     assert isolation.drop(lambda key: key == "b") == ["b"]
@@ -178,7 +178,7 @@ def test_what_is_dropped_is_never_begun() -> None:
 
 def test_a_suspect_of_a_model_that_is_not_loaded_holds_off_nothing() -> None:
     """Its turn comes with its engine."""
-    isolation, engine = Isolation(), FakeEngine()
+    isolation, engine = Quarantine(), FakeEngine()
     isolation.add(OTHER, line("suspect"))
     engine.add(line("a"))
     rounds(isolation, engine)
@@ -187,7 +187,7 @@ def test_a_suspect_of_a_model_that_is_not_loaded_holds_off_nothing() -> None:
 
 def test_an_engine_that_comes_meanwhile_waits_too() -> None:
     """A model loaded while a suspect runs begins nothing beside it."""
-    isolation, first, second = Isolation(), FakeEngine(), FakeEngine()
+    isolation, first, second = Quarantine(), FakeEngine(), FakeEngine()
     isolation.add(ONE, line("suspect"))
     rounds(isolation, first)
     second.add(line("b"))
@@ -197,7 +197,7 @@ def test_an_engine_that_comes_meanwhile_waits_too() -> None:
 
 def test_a_suspect_waits_for_the_records_of_others() -> None:
     """What has ended and is not stored would be taken for under way, should the suspect bring the worker down."""
-    isolation, engine = Isolation(), FakeEngine()
+    isolation, engine = Quarantine(), FakeEngine()
     isolation.add(ONE, line("suspect"))
     engine.add(line("a"))
     rounds(isolation, engine, unsettled=2)
@@ -208,7 +208,7 @@ def test_a_suspect_waits_for_the_records_of_others() -> None:
 
 def test_suspects_hold_off_nothing_while_redis_is_out() -> None:
     """Nothing can be stored then, and the others go on."""
-    isolation, engine = Isolation(), FakeEngine()
+    isolation, engine = Quarantine(), FakeEngine()
     isolation.add(ONE, line("suspect"))
     engine.add(line("a"))
     rounds(isolation, engine, unsettled=None)

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.errors import ModelLoadError
 from jobs.shard import Group
-from worker.models.residency import HURRY, STARVATION_S, Residency, Size, refuse_too_large, share_out
+from worker.models.residency import HURRY, STARVATION_S, Residency, WeightSize, refuse_too_large, share_out
 
 A, B, C = Group("a"), Group("b"), Group("c")
 TUNED, RETUNED = Group("a", "lora"), Group("a", "lora-2")
@@ -18,7 +18,7 @@ NORMAL, LOW, HIGH = 1, 2, 0
 LONG = 100 * STARVATION_S
 
 
-def policy(budget: int | None, sizes: dict[Group, Size], *loaded: Group) -> Residency:
+def policy(budget: int | None, sizes: dict[Group, WeightSize], *loaded: Group) -> Residency:
     """A policy that knows ``sizes`` and has loaded some groups at time 0, the least recently used first."""
     warm = Residency()
     warm.budget = budget
@@ -33,7 +33,7 @@ def opened(warm: Residency, work: dict[Group, int], busy: Set[Group], now: float
     return set(warm.takeable(work, busy, now))
 
 
-SIXTIES = {A: Size(60), B: Size(60), C: Size(20)}
+SIXTIES = {A: WeightSize(60), B: WeightSize(60), C: WeightSize(20)}
 
 
 def test_a_cold_model_that_fits_is_taken_at_once() -> None:
@@ -52,7 +52,7 @@ def test_without_a_limit_everything_fits() -> None:
 
 def test_the_least_recently_used_idle_model_goes() -> None:
     """Use is having shards in hand, not the order of loading."""
-    warm = policy(100, {A: Size(30), B: Size(30), C: Size(60)}, A, B)
+    warm = policy(100, {A: WeightSize(30), B: WeightSize(30), C: WeightSize(60)}, A, B)
     warm.takeable({}, {A}, 1.0)
     assert warm.takeable({C: NORMAL}, set(), 2.0) == {A: [], C: [B]}
     warm.load(C, [B], 2.0)
@@ -61,20 +61,20 @@ def test_the_least_recently_used_idle_model_goes() -> None:
 
 def test_no_more_is_unloaded_than_must_be() -> None:
     """A small model that was used longest ago stays when its going would not help."""
-    warm = policy(200, {A: Size(10), B: Size(90), C: Size(160)}, A, B)
+    warm = policy(200, {A: WeightSize(10), B: WeightSize(90), C: WeightSize(160)}, A, B)
     assert warm.victims(C) == [B]
 
 
 def test_room_is_left_for_caches_beside_others_only() -> None:
     """Two models may take nine tenths of the budget, one all of it."""
-    assert policy(100, {A: Size(45), B: Size(45)}, A).victims(B) == []
-    assert policy(100, {A: Size(45), B: Size(46)}, A).victims(B) == [A]
-    assert policy(100, {A: Size(100)}).victims(A) == []
+    assert policy(100, {A: WeightSize(45), B: WeightSize(45)}, A).victims(B) == []
+    assert policy(100, {A: WeightSize(45), B: WeightSize(46)}, A).victims(B) == [A]
+    assert policy(100, {A: WeightSize(100)}).victims(A) == []
 
 
 def test_a_model_too_large_for_the_budget_displaces_nobody() -> None:
     """It is let through for its load to fail: its lines must be told."""
-    warm = policy(100, {**SIXTIES, B: Size(101)}, A)
+    warm = policy(100, {**SIXTIES, B: WeightSize(101)}, A)
     assert warm.takeable({A: NORMAL, B: NORMAL}, {A}, 1.0) == {A: [], B: []}
 
 
@@ -82,14 +82,14 @@ def test_a_model_too_large_for_the_budget_displaces_nobody() -> None:
 def test_a_refusal_names_both_sizes_and_the_flag(given: bool, whose: str) -> None:
     """Weights and limit for a person, whichever limit it is; what fits alone, or has no limit, is not refused."""
     with pytest.raises(ModelLoadError, match=rf"'a' has 3\.5 GiB of weights, and {whose} is 2\.0 GiB: raise --memory-"):
-        refuse_too_large(A, Size(3 << 30, 1 << 29), 2 << 30, given=given)
-    refuse_too_large(A, Size(2 << 30), 2 << 30, given=given)
-    refuse_too_large(A, Size(2 << 30), None, given=given)
+        refuse_too_large(A, WeightSize(3 << 30, 1 << 29), 2 << 30, given=given)
+    refuse_too_large(A, WeightSize(2 << 30), 2 << 30, given=given)
+    refuse_too_large(A, WeightSize(2 << 30), None, given=given)
 
 
 def test_adapters_share_their_base() -> None:
     """A base counts once: its adapters fit beside it where a second copy would not, whichever was loaded first."""
-    sizes = {A: Size(60), TUNED: Size(60, 5), RETUNED: Size(60, 5), B: Size(60)}
+    sizes = {A: WeightSize(60), TUNED: WeightSize(60, 5), RETUNED: WeightSize(60, 5), B: WeightSize(60)}
     warm = policy(100, sizes, TUNED, A)
     assert warm.victims(RETUNED) == []
     warm.load(RETUNED, [], 1.0)
@@ -154,7 +154,7 @@ def test_higher_priority_hurries_and_lower_waits_for_the_higher() -> None:
 
 def test_of_two_that_wait_the_higher_and_then_the_older_goes_first() -> None:
     """One is loaded at a time."""
-    sizes = {A: Size(60), B: Size(60), C: Size(60)}
+    sizes = {A: WeightSize(60), B: WeightSize(60), C: WeightSize(60)}
     warm = policy(100, sizes, A)
     warm.takeable({A: NORMAL, C: NORMAL}, {A}, 0.0)
     assert opened(warm, {B: NORMAL, C: NORMAL}, set(), 1.0) == {C}
@@ -173,7 +173,7 @@ def test_a_small_model_is_not_held_up_by_a_large_one_that_waits() -> None:
 def test_small_models_in_rotation_do_not_hold_off_a_large_one() -> None:
     """All have work without end, and one of the small ones is always new: the large one's time comes all the same."""
     large, *small = groups = [Group(name) for name in ("large", "s1", "s2", "s3", "s4")]
-    warm = policy(100, {group: Size(90 if group is large else 40) for group in groups})
+    warm = policy(100, {group: WeightSize(90 if group is large else 40) for group in groups})
     warm.load(small[0], [], 0.0)
     warm.load(small[1], [], STARVATION_S / 2)
     work = dict.fromkeys(groups, NORMAL)
@@ -188,13 +188,13 @@ def test_small_models_in_rotation_do_not_hold_off_a_large_one() -> None:
 
 def test_what_has_work_is_kept_before_what_is_idle() -> None:
     """A model whose next shard waits in its queue is not the one to go, though it was used longest ago."""
-    warm = policy(100, {A: Size(30), B: Size(30), C: Size(60)}, A, B)
+    warm = policy(100, {A: WeightSize(30), B: WeightSize(30), C: WeightSize(60)}, A, B)
     assert warm.takeable({A: NORMAL, C: NORMAL}, set(), 1.0) == {A: [], C: [B]}
 
 
 def test_a_model_of_unknown_size_waits() -> None:
     """It is not known what must go for it."""
-    warm = policy(100, {A: Size(60)}, A)
+    warm = policy(100, {A: WeightSize(60)}, A)
     assert opened(warm, {B: NORMAL}, set(), LONG) == {A}
 
 
@@ -203,9 +203,9 @@ def test_the_budget_holds_and_everyone_is_served(seed: int) -> None:
     """Models of random sizes and random work: the loaded ones fit, what is busy stays, and no wait is endless."""
     draw = random.Random(seed)
     groups = [Group(f"m{number}", draw.choice([None, "x", "y"])) for number in range(5)]
-    sizes = {group: Size(draw.randint(10, 80), draw.randint(0, 5)) for group in groups}
+    sizes = {group: WeightSize(draw.randint(10, 80), draw.randint(0, 5)) for group in groups}
     base = {group.model: sizes[group].base for group in groups}
-    warm = policy(100, {group: Size(base[group.model], sizes[group].own) for group in groups})
+    warm = policy(100, {group: WeightSize(base[group.model], sizes[group].own) for group in groups})
     queued = dict.fromkeys(warm.sizes, 0)
     held: dict[Group, float] = {}
     waited = dict.fromkeys(queued, 0.0)

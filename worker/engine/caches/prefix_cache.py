@@ -14,8 +14,6 @@ from typing import Any
 
 from worker.engine.scheduler import SequenceGroup
 
-__all__ = ["Prefix", "PrefixCache", "PromptTree", "prefix_budget"]
-
 LEAST_TOKENS = 32
 """A prefix is this much longer than the next shorter one that is kept, at least."""
 LEAST_SAVED = 64

@@ -13,27 +13,6 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-__all__ = [
-    "Cache",
-    "announce",
-    "arrays",
-    "duplicate",
-    "extend",
-    "finalize",
-    "fork",
-    "keep",
-    "leaves",
-    "new_batch",
-    "pack",
-    "prepare",
-    "recurrent",
-    "repeat",
-    "shorten",
-    "size",
-    "trim",
-    "trimmable",
-]
-
 Cache = Any
 """A cache of one layer: mlx-lm gives its caches no common typed base."""
 

@@ -13,8 +13,6 @@ import mlx.core as mx
 
 from worker.engine.caches.prompt_cache import Cache, leaves
 
-__all__ = ["columns_in_use", "fill_slots"]
-
 GROWING, WINDOW, STATE = "BatchKVCache", "BatchRotatingKVCache", "ArraysCache"
 
 

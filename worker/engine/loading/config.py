@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Experts", "configured", "context_length_of", "experts_of"]
-
 SECTIONS = ("text_config", "ffn_config")
 """Parts of a config in which a model of text, or of experts, may be described."""
 CONTEXT_KEYS = (

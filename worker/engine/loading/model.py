@@ -10,8 +10,6 @@ import mlx.core as mx
 
 from worker.engine.caches.prompt_cache import Cache
 
-__all__ = ["CacheCost", "LoadedModel"]
-
 
 @dataclass(frozen=True, slots=True)
 class CacheCost:

@@ -15,8 +15,6 @@ from worker.engine.loading.model import CacheCost, LoadedModel
 from worker.engine.prefill import PrefillBatch
 from worker.engine.scheduler import SequenceGroup
 
-__all__ = ["cache_cost", "try_batching", "try_prefixes", "try_trimming"]
-
 LENGTHS = (9, 4, 6, 0)
 """Tokens to prefill of the trial's rows: more than a chunk, exactly one, something in between, and none. Beside rows
 with a state, some recurrent layers mistake the zeros of a row without one."""

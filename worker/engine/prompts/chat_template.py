@@ -9,8 +9,6 @@ import orjson
 
 from jobs.errors import LineError
 
-__all__ = ["ChatTemplate", "source_of"]
-
 SET_HERE = frozenset(
     {
         *("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "padding"),

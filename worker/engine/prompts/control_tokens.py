@@ -19,8 +19,6 @@ from typing import Any
 
 from jobs.errors import LineError
 
-__all__ = ["ControlTokens", "Marked", "mark_for"]
-
 BRACKETED = re.compile(r"<[|\uff5c].*>|<.*[|\uff5c]>", re.DOTALL)
 """How models write control tokens that no list calls special and that templates may put together from pieces."""
 MARKS = tuple(map(chr, range(0xE000, 0xE040)))

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from jobs.lines.line import Job
     from worker.engine.loading.model import LoadedModel
 
-__all__ = ["Preparer"]
-
 
 class Preparer:
     """Prepares lines for one loaded model. ``max_context`` overrides the context length of its config. With

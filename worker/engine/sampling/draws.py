@@ -7,8 +7,6 @@ import math
 
 import mlx.core as mx
 
-__all__ = ["UNIFORMS", "draw_dense", "exp", "mass", "pick", "uniforms_of"]
-
 BLOCKS = 64
 """Members of a block of a long sum."""
 ROUND = 1.5 * 2.0**23

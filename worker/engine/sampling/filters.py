@@ -13,8 +13,6 @@ import mlx.core as mx
 from jobs.params import PARAMETERS
 from worker.engine.sampling.draws import exp, mass, pick
 
-__all__ = ["CANDIDATES", "best", "draw_filtered", "redraw_full", "survivors"]
-
 CANDIDATES = 256
 """How many of the best tokens the filters look at. A constant: a row's tokens must not depend on its batch."""
 FILTER_ARRAYS = frozenset(

@@ -21,8 +21,6 @@ from worker.engine.sampling.filters import CANDIDATES
 from worker.engine.sampling.sampler import Features
 from worker.engine.sequence import PreparedLine, Sequence
 
-__all__ = ["COLDEST", "BatchArrays", "build", "build_ahead", "draw_key"]
-
 COLDEST = 1e-6
 """Temperatures below it draw as this one does, which is the best token: in float32 they might become 0."""
 UNLIMITED = 2**30

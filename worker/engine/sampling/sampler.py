@@ -24,8 +24,6 @@ from worker.engine.sampling.draws import draw_dense, uniforms_of
 from worker.engine.sampling.filters import CANDIDATES, best, draw_filtered, redraw_full
 from worker.engine.sequence import NO_TOKEN
 
-__all__ = ["Features", "Sampled", "Sampler", "adjust", "drawable", "sample", "suited"]
-
 TOP_LOGPROBS = 20
 """The most alternatives a line can ask for; always that many are computed, so that the number makes no new graph."""
 

@@ -9,8 +9,6 @@ from worker.engine.sequence import Sequence
 from worker.engine.text.detokenizer import Detokenizer
 from worker.engine.text.thinking import split_thinking
 
-__all__ = ["LEAST_LOGPROB", "TextAssembler"]
-
 LEAST_LOGPROB = -9999.0
 """What stands for the log-probability of what cannot come, as in OpenAI's API: JSON has no infinity."""
 

@@ -13,8 +13,6 @@ import re
 from collections.abc import Callable, Sequence as Items
 from typing import Any, Protocol
 
-__all__ = ["REPLACEMENT", "Detokenizer", "TextStream"]
-
 REPLACEMENT = "\ufffd"
 WORD_START = "\u2581"
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")

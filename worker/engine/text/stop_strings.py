@@ -8,8 +8,6 @@ from jobs.params import Sampling
 from worker.engine.text.detokenizer import TextStream
 from worker.engine.text.thinking import AnswerParts
 
-__all__ = ["StopMatcher", "stop_matcher"]
-
 
 class StopMatcher:
     """Finds the first stop string in the text of one row, however the text was tokenised.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["AnswerParts", "split_thinking"]
-
 
 def split_thinking(
     raw: str, markers: tuple[str, str], *, inside: bool, continues: bool = False

@@ -17,8 +17,6 @@ from worker.engine.scheduler import SequenceGroup
 from worker.engine.tuning.limit import Limit
 from worker.engine.tuning.measure import random_tokens
 
-__all__ = ["limit_of", "weights_read"]
-
 COPIED, COPIED_ON_CPU = 256 * 2**20, 64 * 2**20
 """Bytes: more than the caches of such a device hold."""
 COPIES = 4

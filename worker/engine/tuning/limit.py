@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from worker.engine.loading.config import Experts
 
-__all__ = ["Limit"]
-
 
 @dataclass(frozen=True, slots=True)
 class Limit:

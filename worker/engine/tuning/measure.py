@@ -33,8 +33,6 @@ from worker.engine.scheduler import SequenceGroup
 from worker.engine.sequence import PreparedLine, Sequence
 from worker.engine.tuning.policy import Curve, climb, landmarks
 
-__all__ = ["PROMPT_TOKENS", "TUNE_S", "fingerprint", "most_rows", "random_tokens", "row_tokens", "tune"]
-
 log = logging.getLogger(__name__)
 
 PROMPT_TOKENS = 512

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from worker.engine.loading.config import Experts
 
-__all__ = ["Curve", "climb", "landmarks"]
-
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 GOOD_ENOUGH = 0.97
 """A number of rows within this of the best is as good: the smaller one leaves memory, and rows end sooner."""

@@ -17,8 +17,6 @@ from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import LoadedModel
 from worker.engine.loading.probe import cache_cost, try_trimming
 
-__all__ = ["BATCHED", "Quantisation", "UnbatchedModes", "fitted"]
-
 RING = 8
 """Tokens of the rings that a model is tried with, and CHUNKS the forwards that fill them and go round."""
 CHUNKS = (6, 4, 1, 1)

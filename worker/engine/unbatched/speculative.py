@@ -22,8 +22,6 @@ from worker.engine.sampling import row_params
 from worker.engine.sampling.sampler import Sampler
 from worker.engine.sequence import SampledToken, Sequence
 
-__all__ = ["DraftBatch", "batch_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Round(StepResult):

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from deploy.doctor.finding import Finding, FindingState
 from deploy.doctor.mac import POWER_CHECKS, Mac, WiredAtBoot, ask_mac, check_power
-from deploy.doctor.machine import Machine, check_macos, check_processor, check_python
-from deploy.doctor.memory import check_wired_limit
+from deploy.doctor.machine import Machine, check_macos, check_processor, check_python, check_wired_limit
 from deploy.gpu_limit import least_left, most_wired
-from deploy.host import Done, Host
+from deploy.host import Host
 from deploy.init.launchd import wired_limit
 
 SYSCTL = """\
@@ -76,9 +76,9 @@ def tools(
     """The facts of a Mac whose tools print this."""
     answers = {"sysctl": sysctl, "custom": custom, "ps": source, "status": vault, "-productVersion": version}
 
-    def run(command: Sequence[str], _timeout_s: float | None) -> Done:
+    def run(command: Sequence[str], _timeout_s: float | None) -> CompletedProcess[str]:
         said = next(text for word, text in answers.items() if word in (command[-1], command[0].rpartition("/")[2]))
-        return Done(0, said)
+        return CompletedProcess((), 0, said, "")
 
     return ask_mac(Host(runner=run), daemons)
 

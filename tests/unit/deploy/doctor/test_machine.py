@@ -12,11 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from deploy.doctor.device import SIZE, Device, ask_device, check_device
 from deploy.doctor.disk import check_data_folder, check_disks, check_room
 from deploy.doctor.finding import FindingState
 from deploy.doctor.mac import Mac
-from deploy.doctor.machine import Machine, Package, ask_machine, bounds, check_package
+from deploy.doctor.machine import (
+    SIDE,
+    Device,
+    Machine,
+    Package,
+    ask_device,
+    ask_machine,
+    bounds,
+    check_device,
+    check_package,
+)
 from deploy.host import Host
 
 MAC = Machine("Darwin", "arm64", (3, 12, 0), 2**36, Mac(version=(15, 5)))
@@ -93,7 +102,7 @@ def test_the_device_at_hand_computes() -> None:
         (python("import os; os.abort()"), "ended by signal 6"),
         (python("print('hello')"), "it answered 'hello'"),
         (python("print('[]')"), "it answered"),
-        (answer("Device(gpu, 0)", SIZE**3 - 1), "is right"),
+        (answer("Device(gpu, 0)", SIDE**3 - 1), "is right"),
         (["/nonexistent/python"], "No such file"),
     ],
 )
@@ -113,11 +122,11 @@ def test_an_mlx_that_hangs_is_not_waited_for() -> None:
 def test_a_mac_computes_on_its_gpu() -> None:
     """What the device recommends is read; a build without Metal is warned of."""
     info = '{"device_name": "Apple M4", "max_recommended_working_set_size": 11453251584}'
-    device = ask_device(answer("Device(gpu, 0)", SIZE**3, info))
+    device = ask_device(answer("Device(gpu, 0)", SIDE**3, info))
     assert device == Device("Apple M4", gpu=True, recommended=11453251584)
     assert check_device(MAC, device).state is FindingState.OK
     assert "10.7 GiB" in check_device(MAC, device).reason
-    assert check_device(MAC, ask_device(answer("Device(cpu, 0)", SIZE**3))).state is FindingState.WARN
+    assert check_device(MAC, ask_device(answer("Device(cpu, 0)", SIDE**3))).state is FindingState.WARN
 
 
 def test_disks_are_named_once_with_all_that_lies_there(tmp_path: Path) -> None:

@@ -8,12 +8,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from deploy.doctor.device import Device
 from deploy.doctor.finding import Finding, FindingState
 from deploy.doctor.mac import Mac
-from deploy.doctor.machine import Machine
-from deploy.doctor.memory import check_memory
-from deploy.doctor.models import ModelFiles, check_model, find_model, hub_cache
+from deploy.doctor.machine import Device, Machine
+from deploy.doctor.models import ModelFiles, check_memory, check_model, find_model, hub_cache
 
 POCKET = Path(__file__).parents[4] / "examples" / "pocket" / "model"
 NAME = "mlx-community/Qwen3-4B-4bit"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deploy.doctor.finding import Section, failed, good, skipped, unsure
-from deploy.doctor.report import as_object, lines, summary
+from deploy.doctor.finding import Section, as_object, failed, good, lines, skipped, summary, unsure
 
 SECTION = Section(
     "redis",

@@ -19,8 +19,6 @@ from jobs.params import PARAMETERS
 from submit.cli import cli
 from submit.commands.options import parameter_options
 
-__all__ = ["command_reference", "parameter_table", "worker_table"]
-
 WIDTH = 98
 """Columns of the help texts, whatever terminal they are made on."""
 MARGIN = 2
