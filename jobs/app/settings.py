@@ -26,6 +26,7 @@ COMMANDS = (
     "purge",
     "worker",
     "workers",
+    "tune",
     "schedule",
     "scheduler",
     "doctor",

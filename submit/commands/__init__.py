@@ -28,6 +28,7 @@ MODULES = {
     "purge": "submit.commands.batches.actions:purge",
     "worker": "submit.commands.pool.worker",
     "workers": "submit.commands.views:workers",
+    "tune": "submit.commands.pool.tune",
     "scheduler": "submit.commands.pool.scheduler",
     "deploy": "deploy.commands.deploy",
     "doctor": "deploy.commands.doctor",

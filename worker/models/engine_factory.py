@@ -46,22 +46,17 @@ class EngineFactory:
         if self._draft is None and settings.draft_model is not None:
             self._draft = load_draft(settings.draft_model, trust_remote_code=settings.trust_remote_code)
 
-    def make(self, group: Group, memory: int | None, others: Sequence[LoadedModel]) -> tuple[Engine, ServedModel]:
-        """Load a model whose caches may have so much ``memory`` (None: no limit); it shares the weights of ``others``,
-        which are the same model with other adapters."""
-        from worker.engine.engine import Engine
+    def load(self, group: Group, others: Sequence[LoadedModel] = ()) -> LoadedModel:
+        """Load a model; it shares the weights of ``others``, which are the same model with other adapters."""
         from worker.engine.loading.mlx_models import load_model, set_wired_limit
-        from worker.engine.prompts.prepare import Preparer
-        from worker.engine.text.completion import TextAssembler
         from worker.engine.unbatched.modes import UnbatchedModes
-        from worker.models.autotune import TunedFile, tuned_rows
 
         settings = self._settings
         if settings.wired_limit is not None:
             set_wired_limit(settings.wired_limit)
         # Its fields are settings of the same names.
         modes = UnbatchedModes(**{row.name: getattr(settings, row.name) for row in fields(UnbatchedModes)})
-        model: LoadedModel = load_model(
+        return load_model(
             group.model,
             revision=settings.revision,
             adapter_path=group.adapter_path,
@@ -70,6 +65,16 @@ class EngineFactory:
             draft=self._draft,
             share=max(others, key=lambda other: len(other.weights), default=None),
         )
+
+    def make(self, group: Group, memory: int | None, others: Sequence[LoadedModel]) -> tuple[Engine, ServedModel]:
+        """Load a model as :meth:`load`, and make its engine, whose caches may have so much ``memory`` (None: no
+        limit)."""
+        from worker.engine.engine import Engine
+        from worker.engine.prompts.prepare import Preparer
+        from worker.engine.text.completion import TextAssembler
+        from worker.models.autotune import TunedFile, tuned_rows
+
+        settings, model = self._settings, self.load(group, others)
         rows = settings.decode_concurrency
         if settings.autotune is not None:
             rows = tuned_rows(model, settings, memory, TunedFile(settings.autotune))

@@ -159,7 +159,7 @@ class DecodeCaches:
         come = [index for part in parts for number, index in part if number == joins]
         more = prompt_cache.fork([other], [new.rows[index] for index in come]) if new is not None and come else []
         if not stay:
-            vars(own).update(vars(more[0]))
+            own.__dict__.update(more[0].__dict__)
             return
         if stay != list(range(self.layout.slots)):
             own.filter(stay)

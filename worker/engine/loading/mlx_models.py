@@ -10,7 +10,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from mlx_lm.utils import (
 from jobs.errors import ModelLoadError
 from worker.engine.caches import prompt_cache
 from worker.engine.caches.growing import in_parts
+from worker.engine.loading.config import configured, context_length_of
 from worker.engine.loading.model import LoadedModel
 from worker.engine.loading.probe import cache_cost, try_batching, try_buckets, try_prefixes
 from worker.engine.sampling.sampler import drawable
@@ -55,14 +56,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-CONTEXT_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_sequence_length",
-    "max_seq_len",
-    "seq_length",
-    "n_ctx",
-)
 HUB_NAME = re.compile(r"(?P<repository>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>\S+))?")
 TOKENIZER_PATTERNS = [pattern for pattern in DEFAULT_ALLOW_PATTERNS if not pattern.endswith(".safetensors")]
 ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors")
@@ -225,9 +218,9 @@ def _described(name: str, model: Any, tokenizer: Any, config: Mapping[str, Any])
         model=model,
         tokenizer=tokenizer,
         config=config,
-        vocab_size=_configured(config, ("vocab_size",)) or 0,
+        vocab_size=configured(config, ("vocab_size",)) or 0,
         eos=frozenset(int(token) for token in tokenizer.eos_token_ids),
-        context_length=_configured(config, CONTEXT_KEYS),
+        context_length=context_length_of(config),
         make_cache=make_prompt_cache,
     )
 
@@ -263,7 +256,7 @@ def _tried(model: LoadedModel, modes: UnbatchedModes, draft: LoadedModel | None)
 
 def share_attention(model: Any) -> None:
     """Let a model's attention take rows in parts: mlx-lm's models call one function for it, by a name of their own."""
-    common = base.scaled_dot_product_attention
+    common: Callable[..., mx.array] = base.scaled_dot_product_attention
     for name in {type(module).__module__ for module in model.modules()} if hasattr(model, "modules") else ():
         if getattr(sys.modules[name], "scaled_dot_product_attention", None) is common:
             sys.modules[name].scaled_dot_product_attention = in_parts(common)  # type: ignore[attr-defined]
@@ -331,16 +324,6 @@ def end_thread() -> None:
     """Give back this thread's MLX streams, as its last use of MLX: a process that ends with them open aborts."""
     mx.synchronize()
     mx.clear_streams()
-
-
-def _configured(config: Mapping[str, Any], keys: Sequence[str]) -> int | None:
-    """The first positive number under one of ``keys``, in the config or in its part about text."""
-    for section in (config, config.get("text_config") or {}):
-        for key in keys:
-            value = section.get(key)
-            if isinstance(value, int) and value > 0:
-                return value
-    return None
 
 
 def _locate(name: str, revision: str | None, patterns: list[str] = DEFAULT_ALLOW_PATTERNS) -> tuple[Path, str | None]:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from worker.engine.tuning.policy import SIZES, Curve, climb
+from worker.engine.loading.config import Experts
+from worker.engine.tuning.limit import Limit
+from worker.engine.tuning.policy import SIZES, Curve, climb, landmarks
 
 
 class Speed:
@@ -17,8 +19,9 @@ class Speed:
         self.tried: list[int] = []
         self.now = 0.0
 
-    def climb(self, most: int = 256, within_s: float = 10.0) -> Curve:
-        return climb(self._measure, most, within_s=within_s, clock=lambda: self.now)
+    def climb(self, most: int = 256, within_s: float = 10.0, experts: Experts | None = None) -> Curve:
+        always = landmarks(experts)
+        return climb(self._measure, most, within_s=within_s, always=always, clock=lambda: self.now)
 
     def _measure(self, rows: int) -> float | None:
         self.tried.append(rows)
@@ -56,10 +59,56 @@ def test_a_dip_of_slow_kernels_is_climbed_through() -> None:
 
 
 def test_falling_throughput_ends_the_climb_early() -> None:
-    """Where every row costs a step of its own, batches bring nothing: one row, and few sizes tried."""
+    """Where every row costs a step of its own, batches bring nothing: one row, and few sizes tried, but for those at
+    which faster kernels begin."""
     speed = Speed(lambda rows: 0.01 * rows**1.1)
     assert speed.climb().choose(256) == 1
-    assert speed.tried == [1, 2, 4, 8, 12]
+    assert speed.tried == [1, 2, 4, 8, 12, 32, 64]
+
+
+def test_a_plateau_before_faster_kernels_is_climbed_over() -> None:
+    """Nothing is gained from 4 rows on, until at 64 rows a step costs what it cost with 8: the climb goes on there."""
+    speed = Speed(lambda rows: 0.01 * max(rows, 4) if rows < 64 else max(0.08, 0.0008 * rows))
+    curve = speed.climb()
+    assert speed.tried == [1, 2, 4, 8, 12, 16, 24, 32, 64, 96, 128, 192, 256]
+    assert curve.choose(256) == 128
+
+
+@pytest.mark.parametrize(
+    ("experts", "expected"),
+    [
+        (None, (32, 64)),
+        (Experts(128, 8), (32, 64, 128)),
+        (Experts(256, 8), (32, 64, 128, 256)),
+        (Experts(32, 4), (32, 64)),
+        (Experts(60, 4), (32, 60, 64, 120)),
+        (Experts(512, 10), (32, 64, 205, 410)),
+    ],
+)
+def test_faster_kernels_begin_at_known_sizes(experts: Experts | None, expected: tuple[int, ...]) -> None:
+    """At 32 and 64 rows for all models; for experts from four rows each, and at twice as many again."""
+    assert landmarks(experts) == expected
+
+
+def test_experts_pay_only_from_their_kernel_on() -> None:
+    """With 256 experts, 8 per token, each row reads its experts alone up to 128 rows: the sizes from there are tried
+    after a plateau, and after the time is up."""
+    experts = Experts(256, 8)
+    seconds = lambda rows: 0.02 * rows if rows < 128 else 0.5  # noqa: E731
+    curve = Speed(seconds).climb(experts=experts)
+    assert curve.choose(256) == 256
+    late = Speed(seconds, costs=3.0)
+    assert late.climb(experts=experts, within_s=11.0).choose(256) == 256
+    assert late.tried == [1, 2, 4, 8, 32, 64, 128, 256]
+
+
+def test_a_plateau_below_the_experts_kernel_says_nothing_about_more_memory() -> None:
+    """Where their kernel needs more rows than there is room for, more room is a reason to measure again."""
+    experts = Experts(256, 8)
+    curve = Speed(lambda rows: 0.02 * rows).climb(most=96, experts=experts)
+    assert curve.covers(96)
+    assert not curve.covers(128)
+    assert Speed(lambda rows: 0.02 * rows).climb(most=256, experts=experts).covers(512)
 
 
 def test_noise_neither_ends_the_climb_nor_wins() -> None:
@@ -79,10 +128,11 @@ def test_no_more_rows_are_tried_than_there_is_room_for() -> None:
 
 
 def test_the_time_is_limited() -> None:
-    """A huge model is measured with few sizes: no further one begins after the limit, and the first always does."""
+    """A huge model is measured with few sizes: after the limit only those begin that are always tried, after twice the
+    limit none, and the first always does."""
     speed = Speed(weights_bound, costs=4.0)
-    assert speed.climb(within_s=10.0).choose(256) == 4
-    assert speed.tried == [1, 2, 4]
+    assert speed.climb(within_s=10.0).choose(256) == 64
+    assert speed.tried == [1, 2, 4, 32, 64]
     slow = Speed(weights_bound, costs=40.0)
     assert slow.climb(within_s=10.0).choose(256) == 1
 
@@ -107,3 +157,20 @@ def test_a_curve_that_was_cut_by_its_bound_tells_nothing_beyond() -> None:
 def test_a_curve_is_shown_as_rates_by_rows() -> None:
     """Whole numbers, but for the slowest."""
     assert str(Curve({1: 4.125, 8: 31.9, 24: 610.2}, None)) == "1: 4.1, 8: 32, 24: 610"
+
+
+def test_the_limit_has_two_sides() -> None:
+    """Few rows are bound by what a step reads, at the speed of a copy; many by what a token costs in a prompt."""
+    limit = Limit(bandwidth=100e9, prefill=1500.0, weights=2 * 10**9, row_bytes=10**8)
+    assert limit.at(1) == pytest.approx(100 / 2.1)
+    assert limit.at(20) == pytest.approx(500)
+    assert limit.at(200) == pytest.approx(200 / 22 * 100)
+    assert Limit(bandwidth=100e9, prefill=1500.0, weights=2 * 10**9, row_bytes=0).at(64) == 1500.0
+
+
+def test_a_step_reads_the_experts_that_its_rows_go_through() -> None:
+    """One row reads its own ones, many unlike rows come to read them all."""
+    limit = Limit(1e9, 1e9, weights=100, row_bytes=0, expert_weights=3200, experts=Experts(32, 4))
+    assert limit.step_bytes(1) == pytest.approx(100 + 400)
+    assert limit.step_bytes(2) == pytest.approx(100 + 3200 * (1 - (28 / 32) ** 2))
+    assert limit.step_bytes(256) == pytest.approx(3300)
