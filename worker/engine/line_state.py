@@ -24,8 +24,6 @@ class EngineStats:
     decode_steps: int = 0
     decode_rows: int = 0
     decode_slots: int = 0
-    decode_columns: int = 0
-    needed_columns: int = 0
     prompt_tokens: int = 0
     prefilled_tokens: int = 0
     cached_tokens: int = 0
@@ -38,6 +36,8 @@ class EngineStats:
     recoveries: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    decode_columns: int = 0
+    needed_columns: int = 0
 
     def count(self, result: StepResult, slots: int) -> None:
         """A decode step was computed, with room for ``slots`` rows."""
