@@ -23,13 +23,13 @@ class Snapshot:
     in_flight: tuple[InFlight, ...] = ()
     decode_rows: int = 0
     decode_slots: int = 0
-    preempted_rows: int = 0
     completion_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     finished_lines: int = 0
     memory_bytes: int = 0
     prefix_bytes: int = 0
+    preempted_rows: int = 0
 
 
 COUNTED = (
