@@ -13,7 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -276,7 +276,7 @@ def install(modules: dict[str, Any], log: Log, reached: Callable[..., None], ste
         return StubEngine(model, log, reached, step_s, **flags)
 
     modules["worker.engine.engine"] = SimpleNamespace(Engine=make_engine)
-    modules["worker.engine.unbatched.modes"] = SimpleNamespace(UnbatchedModes=SimpleNamespace)
+    modules["worker.engine.unbatched.modes"] = SimpleNamespace(UnbatchedModes=make_dataclass("Modes", ()))
     modules["worker.engine.loading.mlx_models"] = SimpleNamespace(
         load_model=load_model,
         load_draft=load_model,

@@ -163,23 +163,24 @@ def test_a_killed_retry_is_gone_on_with(
     work(store, batch_id, only=range(150 if status == "completed" else 120), answer=failing(2, 70, 110))
     if status == "cancelled":
         cancel(store, batch_id)
-    real, left = retrying._run, steps
+    real, left = Store.step, steps
 
-    def dying(*arguments: Any) -> int:
+    def dying(store: Store, name: str, *arguments: Any) -> Any:
         nonlocal left
-        if left == 0:
-            raise DiedError
-        left -= 1
-        return real(*arguments)
+        if name.startswith("retry."):
+            if left == 0:
+                raise DiedError
+            left -= 1
+        return real(store, name, *arguments)
 
-    monkeypatch.setattr(retrying, "_run", dying)
+    monkeypatch.setattr(Store, "step", dying)
     try:
         retry(store, batch_id)
         finished = True
     except DiedError:
         finished = False
     assert finished == (steps >= (8 if status == "completed" else 7))
-    monkeypatch.setattr(retrying, "_run", real)
+    monkeypatch.setattr(Store, "step", real)
     records = agreed(store, batch_id)
     assert len(records) + store.batch(batch_id).total - store.batch(batch_id).finished == 150
     assert queued(store) == ([f"{batch_id}-{number}" for number in range(3)] if finished else [])
