@@ -307,9 +307,9 @@ def test_a_step_that_fails_with_nothing_under_way_does_not_fail_for_ever(
     engine = Engine(markov())
     engine.add(line_of("a", [1, 2], max_tokens=3))
 
-    def broken(_running: int) -> None:
+    def broken() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(engine._staging, "advance", broken)
+    monkeypatch.setattr(engine._staging, "start", broken)
     with pytest.raises(ZeroDivisionError):
         engine.step()

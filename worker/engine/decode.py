@@ -33,10 +33,12 @@ class NotFiniteError(ArithmeticError):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One token for each row, being computed: the rows by slot. ``drafted`` is how many tokens a draft model proposed
-    besides. ``columns`` of attention were computed, over all rows, of which they ``needed`` these."""
+    """One token for each row, being computed: the rows by slot. ``spent`` are those that need no further step, and
+    ``drafted`` is how many tokens a draft model proposed besides. ``columns`` of attention were computed, over all
+    rows, of which they ``needed`` these."""
 
     rows: dict[int, Sequence]
+    spent: list[Sequence]
     sampled: Sampled
     drafted: int = 0
     columns: int = 0
@@ -65,10 +67,10 @@ def read_tokens(sampled: Sampled, rows: Iterable[tuple[int, Sequence]]) -> list[
 class DecodeBatch:
     """Rows, their caches and the logits of their next tokens.
 
-    A step has two halves. :meth:`sample` starts to draw a token per row from the logits, and :meth:`advance` starts the
-    model on these tokens. Between the two the tokens are read: MLX writes new keys and values into the arrays of the
-    step before only when that step is done, and copies all of the caches otherwise. Then rows that end with their token
-    :meth:`retire` and others :meth:`join`; what else follows from the tokens is done while the device is busy.
+    A step has three parts. :meth:`sample` starts to draw a token per row from the logits; after it rows may
+    :meth:`join`. :meth:`advance` makes the graph of the model's next run on these tokens. When the tokens are read
+    :meth:`launch` starts it: earlier, MLX could not write new keys and values into the arrays of the run before, which
+    would be in use, and would copy all of the caches. What follows from the tokens is done while the device is busy.
 
     A row that ended leaves its slot idle: it is computed along until another row takes the slot, or until that has cost
     as much as making the batch smaller.
@@ -104,14 +106,11 @@ class DecodeBatch:
         arrays.steps_left -= 1
         self._inputs, self._logits = sampled.inputs, None
         rows = {slot: row for slot, row in enumerate(self._rows) if row is not None}
-        return StepResult(rows, sampled, columns=self._caches.layout.columns, needed=self._caches.layout.needed)
-
-    def retire(self, drawn: Iterable[SampledToken]) -> list[Sequence]:
-        """Take out the rows that end with these tokens, those with stop strings apart; the rows."""
-        ending = [token.row for token in drawn if token.last]
-        if ending:
-            self._retire(ending.__contains__)
-        return ending
+        columns, needed = self._caches.layout.columns, self._caches.layout.needed
+        spent = [row for row in rows.values() if len(row.tokens) + 1 >= row.limit]
+        if spent:
+            self._retire(spent.__contains__)
+        return StepResult(rows, spent, sampled, columns=columns, needed=needed)
 
     def join(self, rows: Items[Sequence], prefilled: Prefilled, inputs: Items[int]) -> None:
         """Add rows with their prefilled caches and the last token of each prompt, before :meth:`advance`."""
@@ -123,7 +122,7 @@ class DecodeBatch:
         self._reorder(self._caches.join(prefilled))
 
     def advance(self) -> None:
-        """Start computing the logits of the next tokens."""
+        """Make the graph of the next logits, to be started by :meth:`launch`."""
         if self._inputs is None or not len(self):
             self.clear()
             return
@@ -132,6 +131,11 @@ class DecodeBatch:
         self._logits = self._model.forward(self._inputs[:, None], self._caches.caches)[:, -1]
         self._caches.grow()
         self._steps += 1
+
+    def launch(self) -> None:
+        """Start computing the next logits, once the tokens before them are read."""
+        if self._logits is None:
+            return
         mx.async_eval(self._logits, self._settled())
         if self._steps % CLEAR_EVERY == 0:
             mx.clear_cache()

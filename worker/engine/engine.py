@@ -245,15 +245,10 @@ class Engine:
         began = self._clock()
         cramped = self._make_room()
         result = self._decode_batch.sample()
-        sampled = self._clock()
         running = 0 if result is None else len(result.rows)
-        tokens = self._staging.advance(running)  # the device is busy with it while rows are exchanged
-        prefilled = self._clock()
-        drawn: Iterable[SampledToken] = ()
         if result is not None:
             self.stats.count(result, self.capacity)
-            drawn = result.read()
-            for row in self._decode_batch.retire(drawn):
+            for row in result.spent:
                 self._scheduler.ended(row)
         if cramped:
             self._decode_batch.compact()
@@ -262,14 +257,19 @@ class Engine:
             self._decode_batch.join(rows, caches, inputs)
         self._decode_batch.advance()
         self._weigh()
+        advanced = self._clock()
+        tokens = self._staging.advance(len(self._decode_batch))
+        prefilled = self._clock()
+        drawn = result.read() if result is not None else ()
+        self._decode_batch.launch()
         self._collect(drawn)
         ended = self._clock()
-        if running:
+        if running and len(self._decode_batch):
             self._staging.pace.step(tokens, ended - began)
         else:
             self._staging.pace.stopped()
-        self.stats.prefill_s += prefilled - sampled
-        self.stats.decode_s += ended - prefilled + sampled - began
+        self.stats.prefill_s += prefilled - advanced
+        self.stats.decode_s += ended - prefilled + advanced - began
 
     def _make_room(self) -> bool:
         """Take the rows out for whose next step the memory has no room. Whether it is short."""
@@ -331,7 +331,7 @@ class Engine:
         row.append(drawn, self._clock())
         self.stats.completion_tokens += 1
         self.stats.accepted_tokens += drawn.drafted
-        if row.ends_with(token):
+        if token in row.line.eos and not row.sampling.ignore_eos:
             self._end(row, "eos")
         elif row.sampling.stop and self._stops(row, token):
             self._end(row, "stop_string")

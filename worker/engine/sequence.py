@@ -133,10 +133,6 @@ class Sequence:
         if drawn.drafted:
             self.accepted_draft_tokens = (self.accepted_draft_tokens or 0) + 1
 
-    def ends_with(self, token: int) -> bool:
-        """Whether the token is one that ends the text."""
-        return token in self.line.eos and not self.line.sampling.ignore_eos
-
     def takes(self, drawn: SampledToken) -> bool:
         """Whether the token drawn counts: where the candidates did not cover the row's filters, it does if the
         vocabulary was sorted too. In that case it will be for the next ``FULL_STEPS`` steps."""
@@ -166,13 +162,6 @@ class SampledToken:
     def finite(self) -> bool:
         """Whether there is a token at all."""
         return self.token != NO_TOKEN
-
-    @property
-    def last(self) -> bool:
-        """Whether the row ends with this token whatever its text is."""
-        if not self.finite or not (self.covered or self.row.full):
-            return False
-        return len(self.row.tokens) + 1 >= self.row.limit or self.row.ends_with(self.token)
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,9 +139,9 @@ class _Trial:
         read_at: list[float] = []
         batch.advance()
         while len(read_at) <= WARM_STEPS + TIMED_STEPS and (result := batch.sample()) is not None:
-            drawn = result.read()
-            batch.retire(drawn)
             batch.advance()
+            drawn = result.read()
+            batch.launch()
             for token in drawn:
                 token.row.tokens.append(token.token)
             read_at.append(clock())

@@ -8,7 +8,7 @@ in the same way from the other model's logits, because equal draws agree most of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence as Items
+from collections.abc import Iterator, Sequence as Items
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -86,7 +86,7 @@ class DraftBatch:
         self._rounds += 1
         if self._rounds % CLEAR_EVERY == 0:
             mx.clear_cache()
-        return Round({0: row}, sampled, proposals.size, batch=self, proposals=proposals)
+        return Round({0: row}, [], sampled, proposals.size, batch=self, proposals=proposals)
 
     def settle(self, proposals: list[int], accepted: int, token: int) -> None:
         """After a round: forget the proposals from ``accepted`` on; ``token`` follows those before."""
@@ -107,11 +107,10 @@ class DraftBatch:
         self._caches, self._draft_caches = self._model.split(prefilled.caches)
         self._unread = [*inputs]
 
-    def retire(self, drawn: Iterable[SampledToken]) -> list[Sequence]:
-        """Nobody yet: the tokens of a round are taken in one by one."""
-        return []
-
     def advance(self) -> None:
+        """Nothing is left to make."""
+
+    def launch(self) -> None:
         """Nothing is left to start."""
 
     def leave(self, row: Sequence) -> None:
