@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from bench.realtext.reads import HostReads, counted
-from bench.realtext.task import TextTask
+from bench.realtext.task import WARM_LINES, WARM_TOKENS, TextTask
 from bench.task import Measured
 from bench.work import CONCURRENCY
 from jobs.lines.line import Defaults, check_line
@@ -19,9 +19,6 @@ from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import load_model
 from worker.engine.prompts.prepare import Preparer
 from worker.engine.sequence import PreparedLine, Sequence
-
-WARM_LINES = 8
-WARM_TOKENS = 4
 
 
 def engine(task: TextTask) -> list[Measured]:

@@ -8,18 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.endtoend import through_worker
 from bench.models import ROOT
 from bench.realtext.sides import SIDES, run_side
 from bench.realtext.smollm2 import obtained
-from bench.realtext.task import Lengths, TextTask
+from bench.realtext.task import WARM_LINES, WARM_TOKENS, Lengths, TextTask
 from bench.record import Measurement
 from bench.task import Measured
 
 LINES = 96
 NEW_TOKENS = 160
 POCKET = ROOT / "examples" / "pocket" / "model"
-WARM_LINES = 8
-WARM_TOKENS = 4
 QUICK_LINES = 4
 QUICK_TOKENS = 8
 THROUGH_WORKER = "worker"
@@ -89,8 +88,6 @@ def measure(run: str, work: Work, sides: Sequence[str] | None, repeats: int) -> 
 def _measured(side: str, task: TextTask) -> Measured:
     if side != THROUGH_WORKER:
         return run_side(side, task)
-    from bench.endtoend import through_worker
-
     warm = task.warm_up(WARM_LINES, WARM_TOKENS)
     return through_worker("promptmill_worker", Path(task.folder), warm.job_lines(), task.job_lines())
 

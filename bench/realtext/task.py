@@ -17,6 +17,8 @@ Lengths = tuple[tuple[int, int], ...]
 """Prompt and output tokens of lines."""
 
 TEMPERATURES = (0.3, 1.2)
+WARM_LINES, WARM_TOKENS = 8, 4
+"""What our sides answer before they are measured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ NOTES = """\
   {lines}.
 - Every side ran in a process of its own with {blas}, 32 rows at a time, after a short warm-up with
   other values. The server was measured with the small model only. What takes minutes was measured in one round only
-  (no ±). Promptmill's sampling is compiled, as it is on a GPU; end to end the worker and the engine beside it run as
-  they do on this machine, which is uncompiled on a CPU.
+  (no ±). Promptmill's sampling is compiled, as it is on a GPU; end to end the worker and the engine beside it sample as
+  they do on this machine: on a CPU only large vocabularies are compiled, where there is a compiler.
 - "Cold": no value was seen before. mlx-lm compiles its filters anew for each, here with the C++ compiler. "Compiled
   before": the same process does the same lines a second time. "One at a time" is compiled before too.
   Promptmill's values were never seen before.

@@ -77,6 +77,8 @@ def measure(
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
         try:
             said = _listen(process, request, say)
+        except BrokenPipeError:  # it ended before it had read the request
+            said = {}
         except BaseException:
             process.kill()
             raise

@@ -172,7 +172,7 @@ def test_texts_to_the_contexts_end_run_together(markov: Any, line_of: Any) -> No
     assert {(row.stop_reason, row.completion_tokens, row.limit) for row in ended.values()} == {
         ("context_length", 37, 37)
     }
-    assert engine.stats.rows_per_step == 8
+    assert engine.stats.decode_rows == 8 * engine.stats.decode_steps
 
 
 def test_a_text_without_end_ends_where_no_context_is_known(line_of: Any) -> None:

@@ -30,8 +30,6 @@ from worker.engine.text.detokenizer import Detokenizer
 from worker.engine.text.stop_strings import stop_matcher
 from worker.engine.unbatched.speculative import batch_of
 
-__all__ = ["Engine", "EngineStats"]
-
 log = logging.getLogger(__name__)
 
 
@@ -43,8 +41,8 @@ class Engine:
     where that matters, both concurrencies of 1 and ``prefix_memory`` 0 run every line by itself.
 
     ``decode_concurrency`` is the most rows that decode together, ``prompt_concurrency`` the most prompts prefilled
-    together, ``prefill_step_size`` the most prompt tokens computed between two decode steps: while rows decode it is
-    what takes about as long as a few steps. ``max_context`` overrides the model's context length. ``memory_limit`` are
+    together, ``prefill_step_size`` the most prompt tokens computed between two decode steps, fewer while rows decode:
+    see :class:`Pace`. ``max_context`` overrides the model's context length. ``memory_limit`` are
     the bytes that caches may take (None: what the device recommends, less the model), ``prefix_memory`` those of them
     that keep what prompts have in common (None: a tenth, or 512 MiB where there is no limit; 0: every prompt is
     computed in full). ``compile`` says whether sampling is compiled (None: as suits the device and the

@@ -48,10 +48,6 @@ class EngineStats:
         self.needed_columns += result.needed
         self.drafted_tokens += result.drafted
 
-    @property
-    def rows_per_step(self) -> float:
-        return self.decode_rows / self.decode_steps if self.decode_steps else 0.0
-
 
 @dataclass(slots=True, eq=False)
 class LineState:

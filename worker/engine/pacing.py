@@ -18,8 +18,8 @@ RECENT = 9
 class Pace:
     """Measures decode steps and prompts, and makes a chunk of prompts take about as long as a few steps.
 
-    On a device the tokens of a step are read while the next step and a chunk are queued. So a chunk delays the step
-    after the one it was queued in, and what chunks cost is what steps with and just after them took in excess.
+    A chunk is queued between the draws of a step and the forward of the next one. So it delays the next step's tokens,
+    not its own step's: what chunks cost is what steps with and just after them took in excess.
     """
 
     def __init__(self, most: int) -> None:

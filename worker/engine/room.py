@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from worker.engine.sequence import WITHOUT_CONTEXT, PreparedLine, Sequence
 from worker.engine.text_lengths import TextLengths
 
-GROWTH, ROWS = 256, 2
-"""Columns that there may be more than are in use: so many, or a quarter of that and an eighth of those in use; and the
-multiple that rows are rounded up to."""
+GROWTH = 256
+"""Spare columns that a cache may have. A long one may have more: a quarter of this and an eighth of its columns."""
+ROWS = 2
+"""A cache has places for a multiple of so many rows."""
 
 
 @dataclass(frozen=True, slots=True)

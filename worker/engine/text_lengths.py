@@ -8,10 +8,11 @@ from collections.abc import Iterable
 FIRST_GUESS = 256
 """Tokens that a text is expected to get while few have ended."""
 ENOUGH = 8
+"""After so many ended texts the first guess no longer counts."""
 HISTORY = 256
-"""From so many ended texts on they are what counts, and the latest of them are remembered."""
+"""Ended texts that are remembered, the latest ones."""
 OF_TEN = 9
-"""So many of ten texts are no longer than what is expected of the next one."""
+"""Nine of ten texts are no longer than what is expected of the next one."""
 MORE_PARTS, LEAST_MORE = 4, 16
 """A text that is longer than most is expected to get a quarter longer still, and this many tokens at least."""
 

@@ -154,8 +154,8 @@ def choose(
     from worker.engine.tuning.device import limit_of
     from worker.engine.tuning.measure import PROMPT_TOKENS, TUNE_S, fingerprint, most_rows, row_tokens, tune
 
-    kept = prefix_budget(settings.prefix_memory, memory) if model.prefixes else 0
-    caches = None if memory is None else memory - kept
+    prefixes = prefix_budget(settings.prefix_memory, memory) if model.prefixes else 0
+    caches = None if memory is None else memory - prefixes
     key = fingerprint(model, settings.wired_limit)
     tuned = None if tuning.again else file.find(key)
     prompt_tokens = tuning.prompt_tokens or (tuned.prompt_tokens if tuned is not None else PROMPT_TOKENS)

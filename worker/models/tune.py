@@ -11,7 +11,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import IO, Any
 
 import orjson
 
@@ -19,6 +20,7 @@ from jobs.app.worker_options import EngineSettings
 from jobs.embedded.server import data_folder
 from jobs.errors import PromptmillError
 from jobs.shard import Group
+from worker.allocator import glibc_mallopt, keep_large_arrays
 from worker.models.autotune import FILE, Choice, TunedFile, Tuning, choose
 from worker.models.engine_factory import EngineFactory
 from worker.models.residency import WeightSize, left_for_caches, refuse_too_large
@@ -89,23 +91,25 @@ def _described(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _say(said: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(orjson.dumps(said) + b"\n")
-    sys.stdout.buffer.flush()
+def _say(output: IO[bytes], said: dict[str, Any]) -> None:
+    output.write(orjson.dumps(said) + b"\n")
 
 
 def main() -> int:
     """Read standard input, write standard output; the exit status."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    keep_large_arrays(os.environ, glibc_mallopt())  # as in the workers that take the result
     logging.basicConfig(format="promptmill: %(message)s", level=logging.WARNING)
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # where a model's own code may print
+    say = partial(_say, output)
     try:
         request = orjson.loads(sys.stdin.buffer.read())
-        _say({"result": tuned(request, TunedFile(data_folder(os.environ) / FILE), _say)})
+        say({"result": tuned(request, TunedFile(data_folder(os.environ) / FILE), say)})
     except PromptmillError as error:
-        _say({"error": str(error)})
+        say({"error": str(error)})
         return error.exit_status
     except BrokenPipeError:  # who asked is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 

@@ -1,1 +1,1 @@
-"""Commands that are processes of the pool: worker, scheduler."""
+"""Commands of the machines of a pool: worker, scheduler, tune."""

@@ -59,7 +59,7 @@ class _Size(click.ParamType[int]):
     type=click.FloatRange(1),
     default=60.0,
     show_default=True,
-    help="After this long only sizes are tried at which faster kernels begin.",
+    help="After this long only sizes are tried at which faster kernels begin, after twice as long none.",
 )
 @click.option("--again", is_flag=True, help="Measure though the result is remembered.")
 @click.option(

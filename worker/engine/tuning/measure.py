@@ -40,7 +40,7 @@ PROMPT_TOKENS = 512
 """Tokens that a typical row holds half-way, which decide what its attention costs. At its end it holds twice as many:
 no more rows are tried than memory has room for such."""
 OWN_TOKENS = 8
-"""Of those the last ones are a row's own."""
+"""The last tokens of a row are its own; those before them are computed once for all rows."""
 CHUNK = 2048
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, ignore_eos=True)
 WARM_STEPS, TIMED_STEPS, FEWEST_TIMED = 3, 8, 3
