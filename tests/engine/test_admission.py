@@ -248,3 +248,37 @@ def test_the_thread_sleeps_until_something_happens(compute: Any, line_of: Any) -
     assert waits[0] == (True, None)
     made._step()
     assert {line.key for line in made._engines[group].snapshot()} == {"suspect"}
+
+
+def test_a_failure_where_lines_begin_loses_none(markov: Any, line_of: Any) -> None:
+    """The prompts of a wave were chosen, and who is told of them raises: the lines begin with the next wave."""
+    engine = Engine(markov(), decode_concurrency=4)
+    engine.add(line_of("running", [1], max_tokens=30))
+    engine.step()
+    failures = [OSError("nobody there")]
+
+    def begin(_: Any) -> frozenset[Any]:
+        if failures:
+            raise failures.pop()
+        return frozenset()
+
+    engine.on_begin = begin
+    engine.add(line_of("new", range(1, 6), max_tokens=5))
+    ended = {}
+    for _ in range(200):
+        ended |= {finished.key: finished.error for finished in engine.step()}
+    assert ended == {"running": None, "new": None}
+
+
+def test_a_closed_engine_is_empty(markov: Any, line_of: Any) -> None:
+    """Lines that waited are forgotten too: the engine can be used anew."""
+    engine = Engine(markov(), decode_concurrency=1, prompt_concurrency=1)
+    for index in range(4):
+        engine.add(line_of(index, [1, 2], max_tokens=3))
+    engine.step()
+    engine.close()
+    engine.add(line_of("x", [1, 2], max_tokens=3))
+    ended: list[Any] = []
+    while engine.has_work:
+        ended += [finished.key for finished in engine.step()]
+    assert ended == ["x"]

@@ -132,3 +132,20 @@ def test_less_memory_from_one_step_to_the_next(tiny: Any, line_of: Any, run: Any
             assert engine._scheduler.running <= 4
     assert engine.stats.preempted_rows == 2
     assert {key: told(line) for key, line in ended.items()} == alone
+
+
+def test_idle_places_count_too(tiny: Any, line_of: Any) -> None:
+    """Places of rows that ended take memory until they are given back: neither rows that join beside them nor caches
+    that grow by their next columns take more than there may be."""
+    model = tiny("qwen3")
+    limit = 7700 * model.cache_cost(1)
+    engine = Engine(model, decode_concurrency=8, prompt_concurrency=8, memory_limit=limit, prefix_memory=0)
+    lines = [line_of(key, prompt_of(key, 20), max_tokens=874 if key < 2 else 950, eos=[]) for key in range(8)]
+    for _ in steps(engine, lines):
+        assert held(engine) <= limit
+    limit = 9_500_000
+    engine = Engine(model, decode_concurrency=8, prompt_concurrency=8, memory_limit=limit, prefix_memory=0)
+    lines = [line_of(key, prompt_of(key, 1500), max_tokens=40 if key else 60, eos=[]) for key in range(8)]
+    lines.append(line_of("choices", prompt_of(9, 1000), max_tokens=30, n=7, temperature=1.0, eos=[]))
+    for _ in steps(engine, lines):
+        assert held(engine) <= limit

@@ -198,7 +198,7 @@ def test_the_command_and_workers_share_what_is_remembered(tiny: Callable[..., Lo
 
     def ask(**asked: Any) -> Choice:
         told.clear()
-        return choose(tiny(), settings, None, file, Tuning(2, **asked), told=lambda rows, rate: told.append(rows))
+        return choose(tiny(), settings, None, file, Tuning(2, **asked), on_speed=lambda rows, rate: told.append(rows))
 
     tuned_rows(tiny(), settings, None, file)
     assert ask().remembered

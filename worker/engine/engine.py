@@ -226,9 +226,12 @@ class Engine:
         self._prefixes.limit(kept)
         self._scheduler.room.memory = None if memory is None else memory - kept
         self._scheduler.room.most = None if most is None else most - kept
+        self._scheduler.room.decoding = 0  # not weighed since
 
     def close(self) -> None:
         """Forget all lines and give the caches' memory back. Nothing more is reported of the lines."""
+        for line in self._lines.values():
+            self._scheduler.drop(*line.groups)
         self._reset()
         self._prefixes.clear()
         self._begun = 0

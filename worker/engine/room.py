@@ -92,8 +92,12 @@ class Room:
         return self.sizes.decoding([len(row.prompt) + len(row.tokens) + 1 for row in rows])
 
     def has(self, *needs: int) -> bool:
-        """Whether there are so many bytes; where not, it is ``cramped`` from now on."""
-        fits = self.memory is None or sum(needs) <= self.memory
+        """Whether there are so many bytes."""
+        return self.memory is None or sum(needs) <= self.memory
+
+    def has_now(self, *needs: int) -> bool:
+        """The same for what is about to be taken: where there are not, it is ``cramped`` from now on."""
+        fits = self.has(*needs)
         self.cramped = self.cramped or not fits
         return fits
 

@@ -173,10 +173,10 @@ class Scheduler:
             self._blocked = not self._may_begin([*wave, group])
             if self._blocked:
                 break
-            self._waiting.remove(group)
             wave.append(group)
             rows += group.rows
         self._assign(wave)
+        self._waiting = deque(group for group in self._waiting if group not in wave)
         batches = self._batches(wave)
         self._staged += [Staged(list(batch), [len(group.tokens) for group in batch]) for batch in batches]
         return batches
@@ -266,7 +266,11 @@ class Scheduler:
         self.prompt_concurrency = max(1, self.prompt_concurrency // 2)
 
     def clear(self) -> None:
-        """Forget everything that is under way; what waits goes on waiting."""
+        """Forget everything that is under way. What waits goes on waiting, with prompts whose computation was not
+        noted yet."""
+        for group in reversed([group for batch in self._staged for group in batch.groups if group.rows]):
+            group.prefix, group.length, group.cached = None, len(group.tokens) - 1, 0
+            self._waiting.appendleft(group)
         self._staged.clear()
         self._running.clear()
         self.room.decoding = 0
@@ -291,10 +295,11 @@ class Scheduler:
 
     def _fits_now(self, running: list[Sequence], batches: list[Staged]) -> bool:
         """Whether there is room for the next step of these rows, beside these batches."""
-        needed = self.room.needed(running)
+        needed, held = self.room.needed(running), self._held(batches)
         if len(running) == self.running and self.room.decoding:
+            self.room.has_now(self.room.decoding, held)  # idle places may be what is too much
             needed = min(needed, self.room.decoding)
-        return self.room.has(needed, self._held(batches))
+        return self.room.has_now(needed, held)
 
     def _may_begin(self, wave: list[SequenceGroup]) -> bool:
         """Whether there is room for the prompts of a wave, now and when their rows run. Alone there always is."""
@@ -327,15 +332,20 @@ class Scheduler:
             return count
         held = self._held(self._staged)
         ends = self.room.ends([*self._running, *rows], self._running)
-        if count == len(rows) and self._room_for(ends, held - self._held([batch])):
+        now = [len(row.prompt) + len(row.tokens) for row in rows]
+        if count == len(rows) and self._room_for(ends, now, held - self._held([batch])):
             return count
         for fewer in range(min(count, len(rows) - 1), 0, -1):
-            if self._room_for(ends[: self.running + fewer], held):
+            if self._room_for(ends[: self.running + fewer], now[:fewer], held):
                 return fewer
         return int(not self._running and self._fits_now(rows[:1], self._staged))
 
-    def _room_for(self, ends: list[int], held: int) -> bool:
-        return self.room.has(max(self.room.decoding, self.room.sizes.decoding(ends)), held)
+    def _room_for(self, ends: list[int], starting: list[int], held: int) -> bool:
+        """Whether there is room for rows that come to ``ends``, and now for those that are ``starting`` beside what the
+        others take, idle places included."""
+        sizes, decoding = self.room.sizes, self.room.decoding
+        taken = decoding + sizes.decoding(starting) if self._running else 0
+        return self.room.has(sizes.decoding(ends), held) and self.room.has_now(taken, held)
 
     def _batches(self, wave: list[SequenceGroup]) -> list[list[SequenceGroup]]:
         batches: list[list[SequenceGroup]] = []

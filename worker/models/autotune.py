@@ -145,11 +145,11 @@ def choose(
     file: TunedFile,
     tuning: Tuning,
     *,
-    told: Callable[[int, float], None] = lambda rows, rate: None,
+    on_speed: Callable[[int, float], None] = lambda rows, rate: None,
     today: Callable[[], str] = lambda: time.strftime("%Y-%m-%d"),
 ) -> Choice:
     """How many rows of a loaded model to decode together: by what is remembered, else measured now. ``memory`` are the
-    bytes for caches (None: no limit); ``told`` gets each speed that is measured."""
+    bytes for caches (None: no limit); ``on_speed`` gets each speed that is measured."""
     from worker.engine.caches.prefix_cache import prefix_budget
     from worker.engine.tuning.device import limit_of
     from worker.engine.tuning.measure import PROMPT_TOKENS, TUNE_S, fingerprint, most_rows, row_tokens, tune
@@ -169,7 +169,7 @@ def choose(
         prompt_tokens=prompt_tokens,
         context=context,
         within_s=tuning.within_s or TUNE_S,
-        told=told,
+        on_speed=on_speed,
     )
     limit = limit_of(model, row_tokens(prompt_tokens, context), context)
     tuned = Tuned(curve, limit, prompt_tokens, today())

@@ -50,7 +50,7 @@ def tuned(request: Mapping[str, Any], file: TunedFile, say: Callable[[dict[str, 
             memory,
             file,
             Tuning(**request["tuning"]),
-            told=lambda rows, rate: say({"rows": rows, "tokens_per_s": rate}),
+            on_speed=lambda rows, rate: say({"rows": rows, "tokens_per_s": rate}),
         )
     except Exception as error:
         raise PromptmillError(f"model '{group.model}' cannot be measured: {type(error).__name__}: {error}") from error

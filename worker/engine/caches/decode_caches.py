@@ -84,7 +84,11 @@ class DecodeCaches:
 
     def tidy(self) -> list[int] | None:
         """Copy what costs more than the copy; the new order, None where there was nothing to do."""
-        return self._arrange(None) if self.layout.due else None
+        if not self.layout.due:
+            return None
+        order = self._arrange(None)
+        self._positions.change()
+        return order
 
     def compact(self) -> list[int] | None:
         """Copy whatever has idle places or columns that no row uses; the new order, None where there was nothing."""
@@ -149,7 +153,6 @@ class DecodeCaches:
         firsts = [*(first for first, _ in self.layout.starts()), self.layout.slots]
         order = [firsts[number] + index for part in parts for number, index in part]
         self.layout.arrange(parts, joining)
-        self._positions.change()
         return order
 
     def _refill(self, own: Cache, other: Cache, parts: Sequence[Sequence[Source]], new: Prefilled | None) -> None:

@@ -99,7 +99,7 @@ ARRAYS: Mapping[str, BatchArray] = {
 """The arrays with an entry per row, but for the masks of the paths. A parameter of the table with a stage is here as
 lines give it; ``min_p`` is in logarithms, as what it is compared with."""
 
-DEAR_PATHS = {"wide": "wide_rows", "full": "full_rows"}
+COSTLY_PATHS = {"wide": "wide_rows", "full": "full_rows"}
 """Features that do not linger: a sort for no row costs more than a graph. With the arrays that have their rows."""
 
 
@@ -136,7 +136,7 @@ def build(
     params = {
         name: array.build(name, rows, vocab_size, sizes) for name, array in ARRAYS.items() if array.feature in features
     } | _path_arrays(features, paths, [row.full > 0 for row in rows])
-    features |= {name for name, array in DEAR_PATHS.items() if array in params}
+    features |= {name for name, array in COSTLY_PATHS.items() if array in params}
     state = {"generated": mx.array([len(row.tokens) for row in rows], dtype=mx.int32)}
     steps_left = min((row.full for row in rows if row.full), default=math.inf)
     if "window" in features:
@@ -210,10 +210,10 @@ def _features_of(rows: Iterable[tuple[frozenset[str], str]]) -> Features:
     """What rows need of the sampler together, given the parameters that each uses and its path."""
     features: set[str] = set()
     for used, path in rows:
-        features |= ({path} - DEAR_PATHS.keys()) | (used - FILTERS)
+        features |= ({path} - COSTLY_PATHS.keys()) | (used - FILTERS)
         if path != "greedy":
             features.add("draws")
-        if path == "candidates" or path in DEAR_PATHS:
+        if path == "candidates" or path in COSTLY_PATHS:
             features |= COMMON_FILTERS | (used & FILTERS)
         if path == "candidates" and used & MASS_FILTERS:
             features.add("mass")

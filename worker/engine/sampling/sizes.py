@@ -28,7 +28,7 @@ class GrownSizes:
         self._members: frozenset[str] = frozenset()
 
     def grown(self, name: str, needed: int) -> int:
-        """The size of this name now. What is ``needed`` is so until the next call says otherwise."""
+        """The size of this name now; the need stands until the next call."""
         size, before, used = self._kept.get(name, (0, 0, self.step))
         if before == size:
             used = self.step

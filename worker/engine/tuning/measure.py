@@ -32,7 +32,7 @@ from worker.engine.prefill import PrefillBatch
 from worker.engine.sampling.sampler import suited
 from worker.engine.scheduler import SequenceGroup
 from worker.engine.sequence import PreparedLine, Sequence
-from worker.engine.tuning.policy import Curve, climb, landmarks
+from worker.engine.tuning.policy import Curve, climb, kernel_sizes
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +83,11 @@ def tune(
     prompt_tokens: int = PROMPT_TOKENS,
     context: int | None = None,
     within_s: float = TUNE_S,
-    told: Callable[[int, float], None] = lambda rows, rate: None,
+    on_speed: Callable[[int, float], None] = lambda rows, rate: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Curve:
     """Measure a model with up to ``most`` rows of ``prompt_tokens`` tokens; ``context`` is the most tokens a row may
-    hold. ``told`` gets each number of rows with its tokens per second.
+    hold. ``on_speed`` gets each number of rows with its tokens per second.
 
     Raises:
         Exception: whatever the model raises with a single row; more rows that fail count as too many.
@@ -105,10 +105,10 @@ def tune(
             return None
         finally:
             mx.clear_cache()
-        told(rows, rate)
+        on_speed(rows, rate)
         return rate
 
-    return climb(measure, most, within_s=within_s, always=landmarks(experts_of(model.config)), clock=clock)
+    return climb(measure, most, within_s=within_s, always=kernel_sizes(experts_of(model.config)), clock=clock)
 
 
 def row_tokens(prompt_tokens: int, context: int | None) -> int:

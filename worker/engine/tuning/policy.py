@@ -13,7 +13,7 @@ GOOD_ENOUGH = 0.97
 """A number of rows within this of the best is as good: the smaller one leaves memory, and rows end sooner."""
 PATIENCE = 4
 """So many sizes in a row without a gain end the climb; fewer could end it in a dip, such as slow kernels at 9 to 16."""
-DENSE_LANDMARKS = (32, 64)
+DENSE_KERNEL_SIZES = (32, 64)
 """Matrix kernels take 32 rows at a time, on the newest chips 64."""
 GROUPED = 4
 """MLX has a kernel that reads an expert once for all its rows, and takes it from so many rows per expert on."""
@@ -41,13 +41,13 @@ class Curve:
         return ", ".join(f"{rows}: {rate:.{1 if rate < 10 else 0}f}" for rows, rate in self.rates.items())
 
 
-def landmarks(experts: Experts | None) -> tuple[int, ...]:
+def kernel_sizes(experts: Experts | None) -> tuple[int, ...]:
     """The numbers of rows from which on faster kernels run, so that no plateau before them says anything; with experts
     also twice the number, by which their kernel has come to pay."""
     if experts is None:
-        return DENSE_LANDMARKS
+        return DENSE_KERNEL_SIZES
     grouped = -(-GROUPED * experts.count // experts.per_token)
-    return tuple(sorted({*DENSE_LANDMARKS, grouped, 2 * grouped}))
+    return tuple(sorted({*DENSE_KERNEL_SIZES, grouped, 2 * grouped}))
 
 
 def climb(
@@ -55,7 +55,7 @@ def climb(
     most: int,
     *,
     within_s: float,
-    always: tuple[int, ...] = DENSE_LANDMARKS,
+    always: tuple[int, ...] = DENSE_KERNEL_SIZES,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Curve:
     """Measure growing numbers of rows up to ``most``, until more rows bring nothing or the time is up.

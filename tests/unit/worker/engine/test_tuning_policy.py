@@ -8,7 +8,7 @@ import pytest
 
 from worker.engine.loading.config import Experts
 from worker.engine.tuning.limit import Limit
-from worker.engine.tuning.policy import SIZES, Curve, climb, landmarks
+from worker.engine.tuning.policy import SIZES, Curve, climb, kernel_sizes
 
 
 class Speed:
@@ -20,7 +20,7 @@ class Speed:
         self.now = 0.0
 
     def climb(self, most: int = 256, within_s: float = 10.0, experts: Experts | None = None) -> Curve:
-        always = landmarks(experts)
+        always = kernel_sizes(experts)
         return climb(self._measure, most, within_s=within_s, always=always, clock=lambda: self.now)
 
     def _measure(self, rows: int) -> float | None:
@@ -87,7 +87,7 @@ def test_a_plateau_before_faster_kernels_is_climbed_over() -> None:
 )
 def test_faster_kernels_begin_at_known_sizes(experts: Experts | None, expected: tuple[int, ...]) -> None:
     """At 32 and 64 rows for all models; for experts from four rows each, and at twice as many again."""
-    assert landmarks(experts) == expected
+    assert kernel_sizes(experts) == expected
 
 
 def test_experts_pay_only_from_their_kernel_on() -> None:
