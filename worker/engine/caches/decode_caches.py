@@ -19,7 +19,7 @@ from worker.engine.caches.growing import GrowingCache, RowPositions
 from worker.engine.caches.prompt_cache import Cache, leaves
 from worker.engine.caches.slots import fill_slot, fits
 
-CPU_COLUMNS, GPU_COLUMNS = 128, 4096
+CPU_COLUMNS, GPU_COLUMNS = 256, 4096
 """What one bucket more costs a step, in columns of attention of one row."""
 
 
