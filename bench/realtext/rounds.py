@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.endtoend import through_worker
+from bench.engine import measurement
 from bench.models import ROOT
 from bench.realtext.sides import SIDES, run_side
 from bench.realtext.smollm2 import obtained
 from bench.realtext.task import WARM_LINES, WARM_TOKENS, Lengths, TextTask
 from bench.record import Measurement
-from bench.task import Measured
+from bench.task import Measured, Task
 
 LINES = 96
 NEW_TOKENS = 160
@@ -102,16 +103,5 @@ def _compare(item: Measured, lengths: Lengths) -> None:
 def _measurement(run: str, work: Work, number: int, item: Measured) -> Measurement:
     extra = {name: value for name, value in item.extra.items() if name != "lengths"}
     measured = dataclasses.replace(item, extra={**extra, "source": work.prompts.name if work.prompts else ""})
-    return Measurement(
-        run=run,
-        bench="realtext",
-        model=work.folder.name,
-        side=measured.side,
-        round=number,
-        lines=measured.lines,
-        new_tokens=work.new_tokens,
-        tokens=measured.tokens,
-        seconds=measured.seconds,
-        occupancy=measured.occupancy,
-        extra=measured.extra,
-    )
+    task = Task(work.folder.name, measured.lines, work.new_tokens, number)
+    return measurement("realtext", run, task, number, measured)
