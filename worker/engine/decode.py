@@ -9,7 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from worker.engine.caches.decode_caches import DecodeCaches, Prefilled, RowCaches, bucket_columns
+from worker.engine.caches.decode_caches import DecodeCaches, RowCaches, bucket_columns
+from worker.engine.caches.prompt_cache import Prefilled
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sampling import row_params
 from worker.engine.sampling.row_params import BatchArrays

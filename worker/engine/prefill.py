@@ -5,9 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 
 from worker.engine.caches import prompt_cache
-from worker.engine.caches.decode_caches import Prefilled
 from worker.engine.caches.prefix_cache import Prefix
-from worker.engine.caches.prompt_cache import Cache
+from worker.engine.caches.prompt_cache import Cache, Prefilled
 from worker.engine.loading.model import LoadedModel
 from worker.engine.scheduler import SequenceGroup
 

@@ -9,8 +9,8 @@ from itertools import chain
 import mlx.core as mx
 
 from worker.engine.caches import prompt_cache
-from worker.engine.caches.decode_caches import Prefilled
 from worker.engine.caches.prefix_cache import PrefixCache
+from worker.engine.caches.prompt_cache import Prefilled
 from worker.engine.line_state import EngineStats
 from worker.engine.loading.model import LoadedModel
 from worker.engine.pacing import LEAST_CHUNK, Pace

@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import mlx.core as mx
 
 from worker.engine.caches import prompt_cache
 from worker.engine.caches.buckets import Bucket, Layout, Place, Source
 from worker.engine.caches.growing import GrowingCache, RowPositions
-from worker.engine.caches.prompt_cache import Cache, leaves
+from worker.engine.caches.prompt_cache import NOBODY, Cache, Prefilled, leaves
 from worker.engine.caches.slots import fill_slot, fits
 
 CPU_COLUMNS, GPU_COLUMNS = 256, 4096
@@ -26,17 +26,6 @@ CPU_COLUMNS, GPU_COLUMNS = 256, 4096
 def bucket_columns() -> int:
     """What one bucket more costs on this device: a GPU computes columns faster than it starts kernels."""
     return CPU_COLUMNS if mx.default_device() == mx.cpu else GPU_COLUMNS
-
-
-@dataclass(frozen=True, slots=True)
-class Prefilled:
-    """Rows whose prompts are computed: the ``rows`` of batch ``caches``, with the ``lengths`` of tokens in them. The
-    caches may have other rows, and must stay as they are unless they are ``spare``."""
-
-    caches: list[Cache]
-    rows: list[int]
-    lengths: list[int]
-    spare: bool = False
 
 
 class DecodeCaches:
@@ -140,14 +129,13 @@ class DecodeCaches:
     def _arrange(self, new: Prefilled | None, *, fresh: bool = False) -> list[int]:
         """Copy rows into the buckets where they should be; the new order. ``fresh``: only layers in buckets lack
         them."""
-        joining = new.lengths if new is not None else []
+        joining = (new or NOBODY).lengths
         parts = self.layout.rearranged(joining)
         if parts is None:
             return list(range(self.layout.slots))
         for own, other in self._pairs(new):
             if isinstance(own, GrowingCache):
-                rows = new.rows if new is not None else []
-                own.arrange(parts, other, rows, joining, spare=new is not None and new.spare)
+                own.arrange(parts, other, new or NOBODY)
             elif not fresh:
                 self._refill(own, other, parts, new)
         firsts = [*(first for first, _ in self.layout.starts()), self.layout.slots]

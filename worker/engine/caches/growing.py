@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from worker.engine.caches.buckets import Layout, Place, Source
+from worker.engine.caches.prompt_cache import Prefilled
 
 COLUMNS = 128
 """Columns that a bucket grows by."""
@@ -168,17 +169,9 @@ class GrowingCache:
             array[place.index : place.index + 1, :, : bucket.width] = mx.pad(columns, padding)
             stored[place.bucket] = array
 
-    def arrange(
-        self,
-        parts: Sequence[list[Source]],
-        other: Any,
-        rows: Sequence[int],
-        joining: Sequence[int],
-        *,
-        spare: bool = False,
-    ) -> None:
-        """Copy rows into the buckets of :meth:`Layout.rearranged`, before the layout takes them on. Rows that join are
-        the ``rows`` of a prefilled cache, ``joining`` tokens long; where it is ``spare`` its arrays may be taken."""
+    def arrange(self, parts: Sequence[list[Source]], other: Any, joining: Prefilled) -> None:
+        """Copy rows into the buckets of :meth:`Layout.rearranged`, before the layout takes them on. Rows that are
+        ``joining`` are in the prefilled cache ``other``, whose arrays may be taken where they are spare."""
         layout = self.positions.layout
         for stored, new in self._pairs(other):
             made = []
@@ -186,10 +179,10 @@ class GrowingCache:
                 number = layout.whole(part)
                 if number is not None:
                     made.append(stored[number])
-                elif spare and new is not None and _is_all_of(part, len(layout.buckets), new, other, rows, joining):
+                elif new is not None and joining.spare and _is_all_of(part, len(layout.buckets), new, other, joining):
                     made.append(new)
                 else:
-                    made.append(self._copied(part, stored, new, other, rows, joining))
+                    made.append(self._copied(part, stored, new, other, joining))
             stored[:] = made
 
     def _pairs(self, other: Any) -> list[tuple[list[mx.array | None], mx.array | None]]:
@@ -204,8 +197,7 @@ class GrowingCache:
         stored: Sequence[mx.array | None],
         new: mx.array | None,
         other: Any,
-        rows: Sequence[int],
-        joining: Sequence[int],
+        joining: Prefilled,
     ) -> mx.array | None:
         buckets = self.positions.layout.buckets
         sample = next((array for array in (*stored, new) if array is not None), None)
@@ -219,7 +211,10 @@ class GrowingCache:
                 chosen, longest = places, max(lengths[place] or 0 for place in places)
             else:
                 array, width = new, 0 if new is None else other._idx
-                chosen, longest = [rows[place] for place in places], max(joining[place] for place in places)
+                chosen, longest = (
+                    [joining.rows[place] for place in places],
+                    max(joining.lengths[place] for place in places),
+                )
             if array is None:
                 pieces.append((mx.zeros((len(chosen), sample.shape[1], 0, sample.shape[3]), dtype=sample.dtype), 0))
                 continue
@@ -230,12 +225,10 @@ class GrowingCache:
         return _roomy(mx.concatenate(padded), len(part), width, columns=width + 1)
 
 
-def _is_all_of(
-    part: Sequence[Source], joins: int, new: mx.array, other: Any, rows: Sequence[int], joining: Sequence[int]
-) -> bool:
+def _is_all_of(part: Sequence[Source], joins: int, new: mx.array, other: Any, joining: Prefilled) -> bool:
     """Whether a part is all rows of a prefilled cache, in their order, and as wide."""
-    chosen = [rows[place] for number, place in part if number == joins]
-    longest = max((joining[place] for number, place in part if number == joins), default=0)
+    chosen = [joining.rows[place] for number, place in part if number == joins]
+    longest = max((joining.lengths[place] for number, place in part if number == joins), default=0)
     return len(chosen) == len(part) and chosen == list(range(len(new))) and longest == other._idx
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +18,21 @@ Cache = Any
 """A cache of one layer: mlx-lm gives its caches no common typed base."""
 GROWING = "BatchKVCache"
 """mlx-lm's cache of a batch whose layer keeps all tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """Rows whose prompts are computed: the ``rows`` of batch ``caches``, with the ``lengths`` of tokens in them. The
+    caches may have other rows, and must stay as they are unless they are ``spare``."""
+
+    caches: list[Cache]
+    rows: list[int]
+    lengths: list[int]
+    spare: bool = False
+
+
+NOBODY = Prefilled([], [], [])
+"""No rows."""
 
 
 def new_batch(rows: Sequence[Sequence[Cache]]) -> list[Cache]:

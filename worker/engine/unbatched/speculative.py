@@ -15,8 +15,7 @@ from typing import cast
 import mlx.core as mx
 
 from worker.engine.caches import prompt_cache
-from worker.engine.caches.decode_caches import Prefilled
-from worker.engine.caches.prompt_cache import Cache
+from worker.engine.caches.prompt_cache import Cache, Prefilled
 from worker.engine.decode import CLEAR_EVERY, DecodeBatch, StepResult, read_tokens
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sampling import row_params
