@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from jobs.errors import LineError, raise_all
+from jobs.guided.constraint import Constraint
 from jobs.lines.fields import gather, lacks_prompt, no_prompt
 from jobs.lines.foreign_names import is_empty
 from jobs.lines.foreign_rows import cure_of_row
@@ -98,6 +99,12 @@ class Job:
     sampling: Sampling
     endpoint: str | None
     """``/v1/chat/completions`` or ``/v1/completions`` for OpenAI lines, None for native ones."""
+    constraint: Constraint | None = None
+    thinking_budget: int | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_choice: str | dict[str, Any] = "auto"
+    parallel_tool_calls: bool = True
+    return_token_ids: bool = False
 
     @property
     def turn(self) -> dict[str, Any] | None:
