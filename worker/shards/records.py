@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from jobs.errors import LineError
@@ -121,7 +122,7 @@ def _result(line: EndedLine, worker: str) -> FinishedLine:
     ended_at = max(sequence.finished_at or 0.0 for sequence in sequences)
     record = result_record(
         job,
-        map(served.assembler.assemble, sequences),
+        map(partial(served.assembler.assemble, token_ids=job.return_token_ids), sequences),
         stats,
         batch_id=held.attempt.batch_id,
         model_revision=served.revision,
@@ -129,6 +130,7 @@ def _result(line: EndedLine, worker: str) -> FinishedLine:
         attempt=held.attempt_at(line.index),
         created_at=line.at - (ended_at - (first.prefill_started or ended_at)),
         finished_at=line.at,
+        prompt_token_ids=first.prompt if job.return_token_ids else None,
     )
     return FinishedLine(line.index, True, stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens, record)
 

@@ -21,8 +21,9 @@ class TextAssembler:
         start, end = tokenizer.think_start, tokenizer.think_end
         self._markers = (start, end) if start is not None and end is not None else None
 
-    def assemble(self, seq: Sequence) -> Choice:
-        """The choice of a sequence; one still growing gives its text so far."""
+    def assemble(self, seq: Sequence, *, token_ids: bool = False) -> Choice:
+        """The choice of a sequence; one still growing gives its text so far. With ``token_ids`` it has all its tokens,
+        and log-probabilities of all of them."""
         raw = seq.text if seq.text is not None else self._detokenizer.text(seq.output, seq.prompt)
         text, reasoning, line = raw, None, seq.line
         if self._markers is not None:
@@ -36,12 +37,15 @@ class TextAssembler:
             reasoning=reasoning,
             stop_reason=seq.stop_reason or "cancelled",
             stop_string=seq.stop_string,
-            logprobs=self._logprobs(seq, len(raw)) if seq.sampling.logprobs else None,
+            logprobs=self._logprobs(seq, seq.tokens if token_ids else self._shown(seq, len(raw)))
+            if seq.sampling.logprobs
+            else None,
+            token_ids=seq.tokens if token_ids else None,
         )
 
-    def _logprobs(self, seq: Sequence, text_length: int) -> list[dict[str, Any]]:
+    def _logprobs(self, seq: Sequence, tokens: list[int]) -> list[dict[str, Any]]:
         entries = []
-        for position, token in enumerate(self._shown(seq, text_length)):
+        for position, token in enumerate(tokens):
             entry = self._entry(token, seq.token_logprobs[position])
             best = seq.top_logprobs[position] if seq.top_logprobs else []
             entry["top_logprobs"] = [self._entry(other, value) for other, value in best]
