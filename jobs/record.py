@@ -25,7 +25,8 @@ class Choice:
     """What a user gets of one completion.
 
     ``logprobs``, where asked for, has an entry per token of the text (so none for EOS), in OpenAI's names, with the
-    token's ``id`` besides; a token that is part of a character is shown as ``bytes:\\xf0\\x9f``.
+    token's ``id`` besides; a token that is part of a character is shown as ``bytes:\\xf0\\x9f``. ``valid`` says of a
+    line with a constraint whether the text is complete; None of one without.
     """
 
     index: int
@@ -34,6 +35,7 @@ class Choice:
     stop_string: str | None = None
     reasoning: str | None = None
     logprobs: list[dict[str, Any]] | None = None
+    valid: bool | None = None
 
     @property
     def finish_reason(self) -> str | None:
@@ -48,6 +50,8 @@ class Choice:
         }
         if self.reasoning is not None:
             fields["reasoning"] = self.reasoning
+        if self.valid is not None:
+            fields["valid"] = self.valid
         if self.logprobs is not None:
             fields["logprobs"] = self.logprobs
         return fields
