@@ -32,11 +32,12 @@ class TextAssembler:
         return Choice(
             index=seq.choice,
             # The space that tokenizers put before the first word of a text.
-            text=text if line.continues else text.removeprefix(" "),
+            text=text if line.continues or line.constrained else text.removeprefix(" "),
             reasoning=reasoning,
             stop_reason=seq.stop_reason or "cancelled",
             stop_string=seq.stop_string,
             logprobs=self._logprobs(seq, len(raw)) if seq.sampling.logprobs else None,
+            valid=seq.valid,
         )
 
     def _logprobs(self, seq: Sequence, text_length: int) -> list[dict[str, Any]]:
