@@ -16,15 +16,26 @@ import mlx.core as mx
 from jobs.errors import SickModelError
 from worker.engine.caches import prompt_cache
 from worker.engine.caches.prefix_cache import PrefixCache, prefix_budget
-from worker.engine.decode import NotFiniteError
-from worker.engine.line_state import EngineStats, LineState, check_tokens, in_flight, internal_error
+from worker.engine.decode import not_drawn
+from worker.engine.guided.ends import ends_text, is_valid
+from worker.engine.guided.masks import GuideError
+from worker.engine.line_state import EngineStats, LineState, check_tokens, failure_of, in_flight
 from worker.engine.loading.mlx_models import cache_budget, compiler_present
 from worker.engine.loading.model import LoadedModel
 from worker.engine.recovery import Suspects, try_model
 from worker.engine.room import CacheBytes
 from worker.engine.sampling.sampler import suited
 from worker.engine.scheduler import Scheduler, SequenceGroup
-from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, SampledToken, Sequence, sequences_of
+from worker.engine.sequence import (
+    NONE_ALLOWED,
+    Failure,
+    Finished,
+    InFlight,
+    PreparedLine,
+    SampledToken,
+    Sequence,
+    sequences_of,
+)
 from worker.engine.staging import Staging
 from worker.engine.text.detokenizer import Detokenizer
 from worker.engine.text.stop_strings import stop_matcher
@@ -264,6 +275,8 @@ class Engine:
         drawn = result.read() if result is not None else ()
         self._decode_batch.launch()
         self._collect(drawn)
+        for row in self._decode_batch.foresee():
+            self._fail(self._lines[row.key], failure_of(GuideError(row)))
         ended = self._clock()
         if running and len(self._decode_batch):
             self._staging.pace.step(tokens, ended - began)
@@ -316,9 +329,10 @@ class Engine:
             if row.ended:  # with its line, by another choice
                 continue
             if not drawn.finite:
-                try_model(self.model, self._sampler)  # which may be to blame
-                self._prefixes.forget()  # and so may the one that the line went on from
-                self._fail(self._lines[row.key], internal_error(NotFiniteError()))
+                if drawn.token != NONE_ALLOWED:
+                    try_model(self.model, self._sampler)  # which may be to blame
+                    self._prefixes.forget()  # and so may the one that the line went on from
+                self._fail(self._lines[row.key], failure_of(not_drawn(drawn)))
             elif row.takes(drawn):
                 self._accept(drawn)
             else:
@@ -332,7 +346,7 @@ class Engine:
         row.append(drawn, self._clock())
         self.stats.completion_tokens += 1
         self.stats.accepted_tokens += drawn.drafted
-        if token in row.line.eos and not row.sampling.ignore_eos:
+        if ends_text(row, token):
             self._end(row, "eos")
         elif row.sampling.stop and self._stops(row, token):
             self._end(row, "stop_string")
@@ -356,6 +370,7 @@ class Engine:
                 reason = "stop_string"
             row.text, row.stop_string = row.stop_matcher.text, row.stop_matcher.match
         row.end(reason, self._clock())
+        row.valid = is_valid(row, self.model.think_markers)
         self._scheduler.ended(row)
         line = self._lines[row.key]
         if not line.unfinished:
@@ -376,7 +391,7 @@ class Engine:
                     self._end(row, reason)
             except Exception as error:  # of a tokenizer, closing the text of a row with stop strings
                 log.exception("line %r cannot be closed", key, extra={"action": "line_failed"})
-                self._fail(line, internal_error(error))
+                self._fail(line, failure_of(error))
         self._cancelled.clear()
 
     def _fail(self, line: LineState, failure: Failure) -> None:
@@ -428,7 +443,7 @@ class Engine:
         if error is not None:
             try_model(self.model, self._sampler)
             log.error("line %r fails by itself", line.line.key, exc_info=error, extra={"action": "line_failed"})
-            self._fail(line, internal_error(error))
+            self._fail(line, failure_of(error))
         if self._suspects.untried:
             return
         if not self._suspects.guilty_found:

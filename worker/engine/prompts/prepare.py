@@ -6,7 +6,10 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import LineError
-from worker.engine.prompts.chat_template import ChatTemplate, source_of
+from worker.engine.guided.grammars import GrammarError
+from worker.engine.guided.guide import GuidePlan, Phase
+from worker.engine.guided.maker import BytelessTokenizerError, GuideMaker
+from worker.engine.prompts.chat_template import SHOWN, ChatTemplate, source_of
 from worker.engine.prompts.control_tokens import ControlTokens, Marked, mark_for
 from worker.engine.sequence import PreparedLine
 
@@ -15,17 +18,27 @@ if TYPE_CHECKING:
     from worker.engine.loading.model import LoadedModel
 
 
+FIELDS = {
+    "json": "response_format",
+    "regex": "guided_regex",
+    "choice": "guided_choice",
+    "grammar": "guided_grammar",
+}
+"""The fields of a line that ask for a constraint, by its kind."""
+
+
 class Preparer:
     """Prepares lines for one loaded model. ``max_context`` overrides the context length of its config. With
     ``control_tokens``, those in messages are control tokens, which is for files that are trusted, and else text.
 
-    May be used from several threads at once: it holds nothing that changes.
+    May be used from several threads at once, but not from the one that computes: grammars take time.
     """
 
     def __init__(self, model: LoadedModel, *, max_context: int | None = None, control_tokens: bool = False) -> None:
         self._tokenizer: Any = model.tokenizer
         self._template = ChatTemplate(self._tokenizer)
         self._control = None if control_tokens else ControlTokens(self._tokenizer, source_of(self._tokenizer))
+        self._guides = GuideMaker(self._tokenizer, model.vocab_size, source_of(self._tokenizer))
         self._thinking = (self._tokenizer.think_start, self._tokenizer.think_end)
         self._vocab_size = model.vocab_size
         self._eos = model.eos
@@ -38,7 +51,8 @@ class Preparer:
 
         Raises:
             LineError: ``unsupported`` or ``out_of_range`` for what this model cannot do, ``context_length_exceeded``
-                for a prompt that leaves no room for one token.
+                for a prompt that leaves no room for one token, ``invalid_schema`` for a grammar that cannot be
+                compiled.
         """
         sampling = job.sampling
         for token in sampling.logit_bias:
@@ -60,6 +74,7 @@ class Preparer:
                 "shorten it, or raise --max-context if the model can do more"
             )
             raise LineError("context_length_exceeded", field, message)
+        reasoning_open = self._reasoning_open(job, rendered, prompt)
         return PreparedLine(
             key=job.id if key is None else key,
             prompt=tuple(prompt),
@@ -67,9 +82,35 @@ class Preparer:
             rank=rank,
             eos=eos,
             xtc_exempt=tuple(dict.fromkeys([*self._newline, *sorted(eos)])),
-            reasoning_open=self._reasoning_open(job, rendered, prompt),
+            reasoning_open=reasoning_open,
             continues=job.continues,
+            guide=self._guide(job, self._phase(job, rendered, reasoning_open=reasoning_open), eos),
         )
+
+    def _guide(self, job: Job, phase: Phase, eos: frozenset[int]) -> GuidePlan | None:
+        """What guides the line's texts, which begin in ``phase``; None where all tokens may come."""
+        constraint, budget = job.constraint, job.thinking_budget
+        if budget is not None and self._guides.thinking is None:
+            message = "the model's tokenizer marks no thinking: leave it out, or limit all of a text with 'max_tokens'"
+            raise LineError("unsupported", "thinking_budget", message)
+        if constraint is None and budget is None:
+            return None
+        grammar = None if constraint is None else constraint.grammar()
+        field = "thinking_budget" if constraint is None else FIELDS[constraint.kind]
+        try:
+            return self._guides.plan(grammar, phase, job.sampling, eos, budget=budget, field=field)
+        except GrammarError as error:
+            raise LineError("invalid_schema", field, str(error)[:SHOWN]) from error
+        except BytelessTokenizerError as error:
+            raise LineError("unsupported", field, f"cannot be enforced: {error}") from error
+
+    def _phase(self, job: Job, rendered: Marked, *, reasoning_open: bool) -> Phase:
+        """Where in its text a line begins."""
+        if reasoning_open:
+            return Phase.THINKING
+        begun = job.turn is not None and job.turn["content"].strip()
+        closed = self._tokenizer.has_thinking and rendered.text.rstrip().endswith(self._tokenizer.think_end)
+        return Phase.ANSWER if begun or closed else Phase.OPENING
 
     def render(self, job: Job) -> str:
         """The text of the prompt, chat template applied; special tokens that encoding adds are not in it.

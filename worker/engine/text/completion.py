@@ -33,7 +33,7 @@ class TextAssembler:
         return Choice(
             index=seq.choice,
             # The space that tokenizers put before the first word of a text.
-            text=text if line.continues else text.removeprefix(" "),
+            text=text if line.continues or line.constrained else text.removeprefix(" "),
             reasoning=reasoning,
             stop_reason=seq.stop_reason or "cancelled",
             stop_string=seq.stop_string,
@@ -41,6 +41,7 @@ class TextAssembler:
             if seq.sampling.logprobs
             else None,
             token_ids=seq.tokens if token_ids else None,
+            valid=seq.valid,
         )
 
     def _logprobs(self, seq: Sequence, tokens: list[int]) -> list[dict[str, Any]]:
