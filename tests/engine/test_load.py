@@ -25,7 +25,8 @@ def test_what_is_known_of_a_model(pocket: LoadedModel) -> None:
     assert pocket.context_length == config["max_position_embeddings"]
     assert pocket.eos == {config["eos_token_id"]}
     assert pocket.cache_cost(100) == 100 * per_token
-    assert pocket.think_markers == ("<think>", "</think>")
+    thinking = markup_of(pocket.tokenizer).thinking
+    assert (thinking.start, thinking.end) == ("<think>", "</think>") if thinking else False
     assert pocket.batchable
     assert pocket.padded_prefill
     assert pocket.revision is None

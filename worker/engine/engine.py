@@ -38,6 +38,7 @@ from worker.engine.sequence import (
 )
 from worker.engine.staging import Staging
 from worker.engine.text.detokenizer import Detokenizer
+from worker.engine.text.markup import markup_of
 from worker.engine.text.stop_strings import stop_matcher
 from worker.engine.unbatched.speculative import batch_of
 
@@ -103,6 +104,7 @@ class Engine:
             model, self._scheduler, self._prefixes, self.stats, self._begin, prefill_step_size, self._clock
         )
         self._detokenizer = Detokenizer(model.tokenizer)
+        self._markup = markup_of(model.tokenizer)
         self._suspects = Suspects()
 
     # -- what callers see ---------------------------------------------------------------------------------------------
@@ -348,19 +350,22 @@ class Engine:
         self.stats.accepted_tokens += drawn.drafted
         if ends_text(row, token):
             self._end(row, "eos")
-        elif row.sampling.stop and self._stops(row, token):
-            self._end(row, "stop_string")
+        elif (row.sampling.stop or row.line.one_call) and self._stops(row, token):
+            self._end(row, "eos" if row.stop_matcher is not None and row.stop_matcher.called else "stop_string")
         elif len(row.tokens) >= row.limit:
             self._end(row, row.limit_reason)
         if row.ended:
             self._scheduler.room.texts.add(len(row.tokens))
 
     def _stops(self, row: Sequence, token: int) -> bool:
-        """Whether a token completes a stop string of its row."""
+        """Whether a token completes a stop string of its row, or the one call that it may make."""
         if row.stop_matcher is None:
-            stream, markers = self._detokenizer.stream(row.prompt), self.model.think_markers
-            row.stop_matcher = stop_matcher(row.sampling, stream, markers, reasoning_open=row.line.reasoning_open)
-        return row.stop_matcher.add(token)
+            line, stream = row.line, self._detokenizer.stream(row.prompt)
+            row.stop_matcher = stop_matcher(
+                row.sampling, stream, self._markup, line.begins, calls=bool(line.tools), one_call=line.one_call
+            )
+        matcher = row.stop_matcher
+        return matcher.add(token) or matcher.called
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
@@ -370,7 +375,7 @@ class Engine:
                 reason = "stop_string"
             row.text, row.stop_string = row.stop_matcher.text, row.stop_matcher.match
         row.end(reason, self._clock())
-        row.valid = is_valid(row, self.model.think_markers)
+        row.valid = is_valid(row, self._markup)
         self._scheduler.ended(row)
         line = self._lines[row.key]
         if not line.unfinished:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Sequence as Items
 from dataclasses import dataclass, field
+from typing import Any
 
 from jobs.params import Sampling
 from worker.engine.guided.guide import Guide, GuidePlan
+from worker.engine.text.markup import State
 from worker.engine.text.stop_strings import StopMatcher
 
 NO_TOKEN = -1
@@ -27,10 +29,10 @@ class PreparedLine:
 
     ``key`` is the caller's identity of the line and opaque here. ``prompt`` holds at least one token id.
     ``sampling`` has its seed filled in. ``eos`` are the ids that end a text: the model's and the line's own.
-    ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``reasoning_open`` says that the prompt ends inside
-    a thinking block, ``continues`` that the text goes on from the prompt's last word: its first space is part of it.
+    ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``begins`` is the part
+    of an answer that the prompt ends in, such as a thought, ``continues`` that the text goes on from the prompt's last word: its first space is part of it.
     Lines of a lower ``rank`` begin before those of a higher one. ``guide`` has the line's constraint and how much it
-    may think, where it says anything of either.
+    may think, where it says anything of either. ``tools`` are those that it may call.
     """
 
     key: Hashable
@@ -38,10 +40,22 @@ class PreparedLine:
     sampling: Sampling
     eos: frozenset[int]
     xtc_exempt: tuple[int, ...] = ()
-    reasoning_open: bool = False
+    begins: State = "answer"
     continues: bool = False
     rank: int = 0
     guide: GuidePlan | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    parallel_tool_calls: bool = True
+
+    @property
+    def reasoning_open(self) -> bool:
+        """Whether its texts begin within a thought."""
+        return self.begins == "reasoning"
+
+    @property
+    def one_call(self) -> bool:
+        """Whether a text is over with the first call of a tool."""
+        return bool(self.tools) and not self.parallel_tool_calls
 
     @property
     def constrained(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from worker.engine.sequence import Sequence
-from worker.engine.text.thinking import split_thinking
+from worker.engine.text.markup import Markup
+from worker.engine.text.parts import split_thinking
 
 
 def ends_text(row: Sequence, token: int) -> bool:
@@ -17,15 +18,12 @@ def ends_text(row: Sequence, token: int) -> bool:
     return guide is not None and guide.exhausted
 
 
-def is_valid(row: Sequence, markers: tuple[str, str] | None) -> bool | None:
-    """Whether the text of a row that ended is what its constraint asks for; None without one. ``markers`` are those of
-    the model's thinking, where it has any."""
+def is_valid(row: Sequence, markup: Markup) -> bool | None:
+    """Whether the text of a row that ended is what its constraint asks for; None without one."""
     guide = row.guided() if row.line.constrained else None
     if guide is None:
         return None
     if row.stop_reason != "stop_string":
         return guide.complete
-    text = row.text or ""
-    if markers is not None:
-        text, _ = split_thinking(text, markers, inside=row.line.reasoning_open, continues=row.line.continues)
+    text, _ = split_thinking(row.text or "", markup, row.line.begins, continues=row.line.continues)
     return guide.plan.matches(text)
