@@ -141,7 +141,7 @@ class GuidedModel:
         eos: Iterable[int] | None = None,
         **given: Any,
     ) -> PreparedLine:
-        """A line of this model, at temperature 1 unless said otherwise; without a constraint and a budget it is free."""
+        """A line of this model, at temperature 1 unless said otherwise; without constraint and budget it is free."""
         sampling = Sampling(**{"seed": crc32(str(key).encode()), "max_tokens": 120, "temperature": 1.0, **given})
         ends = self.model.eos if eos is None else frozenset(eos)
         free = constraint is None and budget is None

@@ -1,4 +1,4 @@
-"""Guided rows: texts that are what their constraint asks for, whatever else a line wants and whoever shares its batch."""
+"""Guided rows: texts are what their constraint asks for, whatever else a line wants and whoever shares its batch."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_every_text_is_of_its_schema(guided: GuidedModel, run: Any) -> None:
     log-probabilities, with several choices, where a text shall be longer than its value, and where it shall not end."""
     done = run(guided.model, mixed(guided), decode_concurrency=7)
     assert_valid(guided, done)
-    assert len({text for text in guided.texts(done["choices"].sequences)}) > 1
+    assert len(set(guided.texts(done["choices"].sequences))) > 1
 
 
 def test_no_neighbour_changes_a_row(guided: GuidedModel, run: Any) -> None:
@@ -183,7 +183,8 @@ def test_whitespace_has_an_end(guided: GuidedModel, run: Any) -> None:
         if finished.sequences[0].valid:
             json.loads(text)
         outside = "_".join(text.split('"')[::2])
-        assert "  " not in outside and "\n" not in outside
+        assert "  " not in outside
+        assert "\n" not in outside
 
 
 def test_a_forbidden_key_never_comes(of_json: GuidedModel, run: Any) -> None:
