@@ -113,4 +113,4 @@ class Lookahead:
             else:
                 guide.follow(self._tokens)
                 self._guide = None if guide.error is not None else guide
-        self.masks += masks_of([self._guide], self._width)
+        self.masks.extend(masks_of([self._guide], self._width))
