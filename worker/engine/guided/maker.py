@@ -10,6 +10,8 @@ from worker.engine.guided.guide import GuidePlan, Phase, ThinkingTokens
 from worker.engine.guided.vocabulary import Vocabulary
 from worker.engine.prompts.control_tokens import ControlTokens
 from worker.engine.text.detokenizer import Detokenizer
+from worker.engine.text.markup import markup_of
+from worker.engine.tools.lark import Spelling
 
 if TYPE_CHECKING:
     from jobs.params import Sampling
@@ -34,6 +36,7 @@ class GuideMaker:
         self._grammars: Grammars | None = None
         self._vocabulary: Vocabulary | None = None
         self.thinking = thinking_tokens(tokenizer)
+        self.spelling = Spelling(tokenizer, special_ids(tokenizer, template))
 
     def plan(
         self,
@@ -83,7 +86,7 @@ def vocabulary_of(tokenizer: Any, width: int, template: str = "") -> Vocabulary:
     detokenizer = Detokenizer(tokenizer)
     if not detokenizer.exact:
         raise BytelessTokenizerError
-    special = set(ControlTokens(tokenizer, template).ids) | set(getattr(tokenizer, "all_special_ids", ()))
+    special = special_ids(tokenizer, template)
     return Vocabulary(
         [detokenizer.bytes_of(token) for token in range(width)],
         [token for token in special if token < width],
@@ -91,9 +94,14 @@ def vocabulary_of(tokenizer: Any, width: int, template: str = "") -> Vocabulary:
     )
 
 
+def special_ids(tokenizer: Any, template: str = "") -> frozenset[int]:
+    """The tokens that are no text: a grammar gets them only by name."""
+    return ControlTokens(tokenizer, template).ids | frozenset(getattr(tokenizer, "all_special_ids", ()))
+
+
 def thinking_tokens(tokenizer: Any) -> ThinkingTokens | None:
     """How the models of a tokenizer think; None where they do not, or nobody knows how."""
-    if not tokenizer.has_thinking:
+    thinking = markup_of(tokenizer).thinking
+    if thinking is None:
         return None
-    start, end = tuple(tokenizer.think_start_tokens), tuple(tokenizer.think_end_tokens)
-    return ThinkingTokens(start, end, tokenizer.think_start, tokenizer.think_end)
+    return ThinkingTokens(thinking.start_tokens, thinking.end_tokens, thinking.start, thinking.end)
