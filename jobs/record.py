@@ -114,10 +114,8 @@ def result_record(
     created_at: float,
     finished_at: float,
     prompt_token_ids: Sequence[int] | None = None,
-    warnings: Sequence[str] = (),
 ) -> bytes:
     """The JSON of a line that was generated; ``created_at`` and ``finished_at`` are seconds since the epoch.
-    ``warnings`` are what the user should know of how the line was understood.
 
     Each choice becomes JSON before the next one is taken: objects of many log-probabilities take ten times as much.
     """
@@ -137,8 +135,8 @@ def result_record(
         record["choices"] = [orjson.Fragment(orjson.dumps(fields)) for fields in shown]
     if prompt_token_ids is not None:
         record["prompt_token_ids"] = prompt_token_ids
-    if warnings:
-        record["warnings"] = warnings
+    if job.warnings:
+        record["warnings"] = job.warnings
     record["usage"] = stats.usage()
     record["stats"] = stats.stats()
     record["sampling"] = {**job.sampling.as_dict(), **_guidance(job)}

@@ -175,10 +175,11 @@ def _content(where: str, role: str, content: Any) -> str:
     parts = []
     for part in content:
         if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else None
-            remedy = TOOL_PARTS.get(kind) if isinstance(kind, str) else None
             message = "only parts of type 'text' are supported"
-            raise LineError("unsupported", where, f"{message}; {remedy}" if remedy else message)
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind in TOOL_PARTS:
+                message += f"; {TOOL_PARTS[kind]}"
+            raise LineError("unsupported", where, message)
         parts.append(part["text"])
     return "".join(parts)
 
