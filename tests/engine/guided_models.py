@@ -20,6 +20,7 @@ from worker.engine.guided.maker import GuideMaker
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sequence import PreparedLine
 from worker.engine.text.completion import TextAssembler
+from worker.engine.text.markup import State
 
 CORPUS = [
     '{"name": "Ann", "age": 31, "tags": ["a", "b"], "ok": true, "none": null, "of": {"x": 1.5e3}}',
@@ -146,7 +147,8 @@ class GuidedModel:
         ends = self.model.eos if eos is None else frozenset(eos)
         free = constraint is None and budget is None
         guide = None if free else self.plan(constraint, sampling, eos=ends, phase=phase, budget=budget)
-        return PreparedLine(key, tuple(prompt), sampling, ends, reasoning_open=phase is Phase.THINKING, guide=guide)
+        begins: State = "reasoning" if phase is Phase.THINKING else "answer"
+        return PreparedLine(key, tuple(prompt), sampling, ends, begins=begins, guide=guide)
 
     def texts(self, sequences: Iterable[Any]) -> list[str]:
         """The texts that a user gets."""
