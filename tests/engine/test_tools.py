@@ -101,11 +101,11 @@ def test_calls_that_nobody_could_read_are_refused() -> None:
         ("qwen3_coder", "<parameter=n>\n3\n</parameter>"),
         ("mistral", 'count[ARGS]{"n": 3}'),
         ("harmony", 'to=functions.count<|channel|>commentary json<|message|>{"n": 3}<|call|>'),
-        ("null_only", 'count{"n": 3}'),
+        ("silent", 'count{"n": 3}'),
     ],
 )
 def test_calls_in_messages_are_in_the_form_of_the_template(name: str, shown: str) -> None:
-    """Arguments as text or as an object, a null content, ids of nine letters: each template gets what it wants."""
+    """Arguments as text or as an object, ids of nine letters: each template gets what it wants."""
     arguments = json.dumps(CALL["function"]["arguments"])  # type: ignore[index]
     as_text = {**CALLED, "tool_calls": [{**CALL, "function": {"name": "count", "arguments": arguments}}]}
     prompts = preparer(name)
@@ -123,7 +123,7 @@ def test_calls_that_a_template_loses_are_refused() -> None:
         preparer("harmony").render(job(messages=[USER, both, ANSWER], tools=FLAT))
     assert caught.value.field == "messages[1].tool_calls[1]"
     with pytest.raises(LineError) as caught:
-        preparer("null_only").render(job(messages=[USER, {**CALLED, "content": "Well."}, ANSWER], tools=FLAT))
+        preparer("silent").render(job(messages=[USER, {**CALLED, "content": "Well."}, ANSWER], tools=FLAT))
     assert caught.value.field == "messages[1].tool_calls[0]"
 
 

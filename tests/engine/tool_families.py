@@ -90,12 +90,14 @@ HARMONY = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}
 """
-NULL_ONLY = """{%- for message in messages %}
-    {%- if message.role == 'assistant' and message.content is none %}
-        {%- for call in message.tool_calls %}{{- '<tool_call>' + call.function.name + call.function.arguments }}{%- endfor %}
-    {%- else %}{{- '<|' + message.role + '|>' + message.content }}{%- endif %}
+SILENT = """{%- for message in messages %}
+    {{- '<|' + message.role + '|>' + message.content }}
+    {%- if message.tool_calls and not message.content %}
+        {%- for call in message.tool_calls %}{{- call.function.name + (call.function.arguments | tojson) }}{%- endfor %}
+    {%- endif %}
 {%- endfor %}{%- for tool in tools or [] %}{{- tool.function.name }}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"""
+"""It shows calls only where nothing is said besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ TOOL_FAMILIES = {
     "glm47": ToolFamily(
         TOOLS_FIRST.replace("CALL", XML_CALL), (*CHATML, "<arg_key>", "</arg_key>", *CHATML_ENDS), "glm47"
     ),
-    "null_only": ToolFamily(NULL_ONLY, ("<tool_call>", "</tool_call>", *CHATML_ENDS), "json_tools"),
+    "silent": ToolFamily(SILENT, ("<tool_call>", "</tool_call>", *CHATML_ENDS), "json_tools"),
     "unread": ToolFamily(TOOLS_FIRST.replace("CALL", JSON_CALL), CHATML_ENDS, None),
 }
 ENFORCED = ("json_tools", "qwen3_coder", "mistral", "mistral_list", "gemma4", "function_gemma", "harmony")

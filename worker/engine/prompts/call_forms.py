@@ -1,7 +1,7 @@
 """Calls of tools in messages, in the form that a chat template wants them in. No MLX.
 
-Templates differ in what they do with a call: some want its arguments as an object and some as text, some look at calls
-only where the content is null, and some take ids of nine letters and digits and no others.
+Templates differ in what they do with a call: some want its arguments as an object and some as text, and some take ids of
+nine letters and digits and no others.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ KEY, VALUE, NAME = "qkeyzj", "qvalzj", "qnamezj"
 
 @dataclass(frozen=True, slots=True)
 class CallForm:
-    """How messages with calls are written for one template: ``text``: the arguments are their JSON text; ``null``: the
-    content of a message of calls alone is null; ``short``: ids are nine letters and digits."""
+    """How messages with calls are written for one template: ``text``: the arguments are their JSON text;
+    ``short``: ids are nine letters and digits."""
 
     text: bool = False
-    null: bool = False
     short: bool = False
 
     def apply(self, messages: list[Message]) -> list[Message]:
@@ -45,8 +44,6 @@ class CallForm:
                 calls = [self._call(call, f"{place}:{number}") for number, call in enumerate(message["tool_calls"])]
                 waiting = [call["id"] for call in calls if "id" in call]
                 formed["tool_calls"] = calls
-                if self.null and not message["content"]:
-                    formed["content"] = None
             elif message["role"] == "tool" and self.short:
                 known = message.get("tool_call_id")
                 formed["tool_call_id"] = _short(known) if known else (waiting.pop(0) if waiting else _short("none"))
@@ -64,8 +61,8 @@ class CallForm:
 
 def form_for(render: Render) -> CallForm | None:
     """The form of calls that a template writes down whole, the plainest of those; None where it takes none."""
-    for text, null, short in sorted(itertools.product((False, True), repeat=3), key=sum):
-        form = CallForm(text, null, short)
+    for text, short in sorted(itertools.product((False, True), repeat=2), key=sum):
+        form = CallForm(text, short)
         if _kept(render, form):
             return form
     return None

@@ -21,7 +21,7 @@ BOUNDS = OF_NUMBERS - {"type", "format"}
 INTEGER = "-?(0|[1-9][0-9]{0,14})"
 """Parsers read numbers by way of floats, which hold all integers of fifteen digits and no infinite ones."""
 NUMBER = INTEGER + r"(\.[0-9]{1,15})?"
-XML_TEXT = r"([^<]|<+[^\/<]|<+\/([^pft<]|p[^a<]|f[^u<]|t[^o<]))*"
+XML_TEXT = r"([^<]|<+[^\/<]|<+\/([^pft<]|p[^a<]|f[^u<]|t[^o<]))*<*"
 """A text that holds the end of no element of a call. Parsers look for the first one there is."""
 NAME = re.compile(r"\w+", re.ASCII)
 

@@ -30,12 +30,23 @@ class Property:
 
 
 def narrowed(schema: Schema | None) -> dict[str, Any]:
-    """The parameters of a tool as an object that has no properties but its own, where nothing speaks against that:
-    whatever is one of these is one of those that the schema allows."""
-    given = {"type": "object", **(schema or {})}
+    """The parameters of a tool as an object that has no properties but its own, where nothing speaks against that, and
+    so on within it: whatever is one of these is one of those that the schema allows."""
+    return _narrow({"type": "object", **(schema or {})}, 0)
+
+
+def _narrow(schema: Any, depth: int) -> Any:
+    if not isinstance(schema, Mapping) or depth > DEEPEST:
+        return schema
+    given = dict(schema)
     known = given.get("properties", {})
-    plain = given.keys() <= OF_OBJECTS | ANNOTATIONS and set(given.get("required", ())) <= known.keys()
-    return {**given, "additionalProperties": False} if plain and "additionalProperties" not in given else given
+    if isinstance(known, Mapping) and known:
+        given["properties"] = {name: _narrow(value, depth + 1) for name, value in known.items()}
+    if "items" in given:
+        given["items"] = _narrow(given["items"], depth + 1)
+    plain = given.keys() <= OF_OBJECTS | ANNOTATIONS and set(given.get("required", ())) <= set(known)
+    own = given.get("type") == "object" and (known or depth == 0)
+    return {**given, "additionalProperties": False} if own and plain and "additionalProperties" not in given else given
 
 
 class SchemaReader:
