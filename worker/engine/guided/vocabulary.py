@@ -62,10 +62,8 @@ class Vocabulary:
         self.width = width
         self.words = -(-width // WORD)
         self._text_tokens = encode
-        self.tokens = [
-            *(data if len(data) <= LONGEST else b"" for data in tokens),
-            COMPLETE,
-        ]  # under the names that the library looks for
+        # Under the names that the library looks for.
+        self.tokens = [*(data if len(data) <= LONGEST else b"" for data in tokens), COMPLETE]
         self.eos_token_id = width
         self.special_token_ids = sorted({*special, width})
         self._remembered = lru_cache(REMEMBERED)(self._encode)
