@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ class Constraint:
     kind: Kind
     text: str
     lenient: bool = False
+    field: str = dataclasses.field(default="", compare=False)
+    """The field of the line that gives it, for messages."""
 
     def grammar(self) -> str:
         """The constraint as llguidance takes it: a JSON object with one grammar, always the same for equal ones."""
@@ -44,13 +47,13 @@ class Constraint:
         return orjson.dumps({"grammars": [rule]}).decode()
 
 
-def json_constraint(schema: Mapping[str, Any], *, lenient: bool = False) -> Constraint:
+def json_constraint(schema: Mapping[str, Any], *, lenient: bool = False, field: str = "") -> Constraint:
     """The text is one JSON value of ``schema``.
 
     Raises:
         ValueError: it is nested deeper than JSON is written (254 levels).
     """
-    return Constraint("json", orjson.dumps(schema).decode(), lenient)
+    return Constraint("json", orjson.dumps(schema).decode(), lenient, field)
 
 
 def _quoted(text: str) -> str:

@@ -231,7 +231,7 @@ MEANT: Mapping[str, tuple[tuple[Any, ...], Any]] = {
     "adapter_path": (("",), None),
     "model": (("",), ABSENT),
     "response_format": (("", [], {}, "text"), {"type": "text"}),
-    **dict.fromkeys(("guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), (("", [], {}), None)),
+    **dict.fromkeys(("guided_regex", "guided_grammar", "structured_outputs"), (("", [], {}), None)),
     "guided_json": (("", []), None),
     "thinking_budget": (("", [], {}, -1), None),
     "tools": (("", {}), ()),

@@ -68,13 +68,13 @@ def _constraint(name: str, value: Any) -> Constraint:
         return _of_format(value)
     if name == "structured_outputs":
         kind: Kind = next(kind for kind in _KINDS if kind in value)
-        return _KINDS[kind]("structured_outputs", value[kind], value.get("lenient", False))
+        return _KINDS[kind](f"structured_outputs.{kind}", value[kind], value.get("lenient", False))
     return next(_KINDS[kind](name, value, False) for kind in _KINDS if name == f"guided_{kind}")
 
 
 def _of_format(value: Mapping[str, Any]) -> Constraint:
     if value["type"] == "json_object":
-        return json_constraint({"type": "object"})
+        return json_constraint({"type": "object"}, field="response_format")
     wanted = value["json_schema"]
     return _of_schema("response_format.json_schema.schema", wanted["schema"], bool(wanted.get("lenient")))
 
@@ -88,7 +88,7 @@ def _of_schema(field: str, schema: Any, lenient: bool) -> Constraint:
     if not isinstance(schema, dict):
         raise LineError("invalid_type", field, f"must be a JSON schema, an object, not {json_kind(schema)}")
     try:
-        return json_constraint(schema, lenient=lenient)
+        return json_constraint(schema, lenient=lenient, field=field)
     except ValueError:
         raise LineError("invalid_schema", field, "is nested too deeply; use '$defs' and '$ref'") from None
 
@@ -103,13 +103,13 @@ def _of_choices(field: str, choices: Any, _lenient: bool) -> Constraint:
         if not choice:
             raise LineError("out_of_range", f"{field}[{number}]", "must not be empty: a choice is the whole text")
     if not choices:
-        raise LineError("out_of_range", field, "must hold at least one string")
-    return Constraint("choice", orjson.dumps(list(dict.fromkeys(choices))).decode())
+        raise LineError("out_of_range", field, "must hold at least one string; null is no choice at all")
+    return Constraint("choice", orjson.dumps(list(dict.fromkeys(choices))).decode(), field=field)
 
 
 def _of_text(kind: Kind) -> Callable[[str, Any, bool], Constraint]:
     def check(field: str, value: Any, _lenient: bool) -> Constraint:
-        return Constraint(kind, check_text(field, value))
+        return Constraint(kind, check_text(field, value), field=field)
 
     return check
 

@@ -18,6 +18,7 @@ STATUS_CODES = {
     "conflicting_fields": 400,
     "duplicate_custom_id": 400,
     "unsupported": 400,
+    "invalid_schema": 400,
     "context_length_exceeded": 400,
     "model_load_failed": 503,
 }

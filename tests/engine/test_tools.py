@@ -65,7 +65,9 @@ def test_a_template_without_tools_is_refused(name: str) -> None:
     from tests.engine.chat_families import tokenizer_of
 
     tokenizer = replace_parser(tokenizer_of(name))
-    model: Any = type("Model", (), {"tokenizer": tokenizer, "vocab_size": 9999, "eos": frozenset(), "context_length": 0})
+    model: Any = type(
+        "Model", (), {"tokenizer": tokenizer, "vocab_size": 9999, "eos": frozenset(), "context_length": 0}
+    )
     model.context_length = None
     with pytest.raises(LineError) as caught:
         Preparer(model).prepare(job(tools=FLAT))
@@ -241,7 +243,11 @@ def test_a_call_within_a_thought() -> None:
         ("<|channel|>analysis<|message|>2+2<|end|><|start|>assistant<|channel|>final<|message|>Four.", "Four.", "2+2"),
         ("<|channel|>analysis<|message|>2+2", "", "2+2"),
         ("<|channel|>analysis<|message|>2+2<|end|><|start|>assistant<|channel|>fi", "", "2+2"),
-        ("<|channel|>commentary<|message|>So.<|end|><|start|>assistant<|channel|>final<|message|>Four.", "So.\nFour.", None),
+        (
+            "<|channel|>commentary<|message|>So.<|end|><|start|>assistant<|channel|>final<|message|>Four.",
+            "So.\nFour.",
+            None,
+        ),
         ('<|channel|>final <|constrain|>json<|message|>{"a": 4}', '{"a": 4}', None),
         ("No header at all.", "No header at all.", None),
     ],
@@ -319,7 +325,7 @@ def test_a_random_model_calls_what_it_must(name: str, tiny: Any, run: Any) -> No
                 assert len(calls) == 1
 
 
-def test_a_text_is_over_after_its_one_call(markov: Any, run: Any) -> None:
+def test_a_text_is_over_after_its_one_call() -> None:
     """Without parallel calls a free text ends with its first call, whatever the model goes on to say."""
     tokenizer = tools_tokenizer("json_tools")
     raw = f"Well.\n{TEXTS['json_tools']}\nAnd more, {TEXTS['json_tools']}"
@@ -331,11 +337,11 @@ def test_a_text_is_over_after_its_one_call(markov: Any, run: Any) -> None:
 
     stream = Detokenizer(tokenizer).stream()
     matcher = stop_matcher(line.sampling, stream, markup_of(tokenizer), line.begins, calls=True, one_call=line.one_call)
-    for place, token in enumerate(tokens):
-        matcher.add(token)
-        if matcher.called:
-            break
-    assert tokenizer.decode(tokens[: place + 1]) == f"Well.\n{TEXTS['json_tools']}"
+    written: list[int] = []
+    while not matcher.called:
+        written.append(tokens[len(written)])
+        matcher.add(written[-1])
+    assert tokenizer.decode(written) == f"Well.\n{TEXTS['json_tools']}"
 
 
 @pytest.mark.parametrize(("name", "stop"), [("json_tools", "count"), ("harmony", "4")])

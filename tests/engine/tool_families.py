@@ -33,7 +33,7 @@ TOOLS_FIRST = """
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
 JSON_CALL = (
-    "'\\n<tool_call>\\n{\"name\": \"' + tool_call.name + '\", \"arguments\": ' + (tool_call.arguments | tojson) "
+    '\'\\n<tool_call>\\n{"name": "\' + tool_call.name + \'", "arguments": \' + (tool_call.arguments | tojson) '
     "+ '}\\n</tool_call>'"
 )
 XML_CALL = (
@@ -63,24 +63,28 @@ MISTRAL = """{{- bos_token }}
 {%- endfor %}"""
 ARGS_CALL = "'[TOOL_CALLS]' + call.function.name + '[ARGS]' + call.function.arguments"
 LIST_CALL = (
-    "'[TOOL_CALLS] [{\"name\": \"' + call.function.name + '\", \"arguments\": ' + "
+    '\'[TOOL_CALLS] [{"name": "\' + call.function.name + \'", "arguments": \' + '
     "(call.function.arguments | tojson) + '}]'"
 )
 HARMONY = """
 {%- if messages[0].role == 'system' or tools %}
     {{- '<|start|>developer<|message|>' + (messages[0].content if messages[0].role == 'system' else '') }}
-    {%- for tool in tools or [] %}{{- '\\ntype ' + tool.function.name + ' // ' + tool.function.description }}{%- endfor %}
+    {%- for tool in tools or [] %}
+        {{- '\\ntype ' + tool.function.name + ' // ' + tool.function.description }}
+    {%- endfor %}
     {{- '<|end|>' }}
 {%- endif %}
 {%- for message in messages %}
     {%- if message.role == 'user' %}{{- '<|start|>user<|message|>' + message.content + '<|end|>' }}
     {%- elif message.role == 'tool' %}
-        {{- '<|start|>functions to=assistant<|channel|>commentary<|message|>' + (message.content | tojson) + '<|end|>' }}
+        {{- '<|start|>functions to=assistant<|channel|>commentary<|message|>' }}
+        {{- (message.content | tojson) + '<|end|>' }}
     {%- elif message.role == 'assistant' and 'tool_calls' in message %}
         {%- if message.content and message.thinking %}{{- raise_exception('not both') }}{%- endif %}
         {%- set call = message.tool_calls[0].function %}
         {%- if message.thinking or message.content %}
-            {{- '<|start|>assistant<|channel|>analysis<|message|>' + (message.thinking or message.content) + '<|end|>' }}
+            {{- '<|start|>assistant<|channel|>analysis<|message|>' }}
+            {{- (message.thinking or message.content) + '<|end|>' }}
         {%- endif %}
         {{- '<|start|>assistant to=functions.' + call.name + '<|channel|>commentary json<|message|>' }}
         {{- (call.arguments | tojson) + '<|call|>' }}
@@ -102,7 +106,7 @@ SILENT = """{%- for message in messages %}
 
 @dataclass(frozen=True, slots=True)
 class ToolFamily:
-    """A family's template and added tokens, the last one of them EOS; ``parser`` is mlx-lm's, None where it has none."""
+    """A family's template and added tokens, the last one of them EOS; ``parser`` is mlx-lm's, if it has one."""
 
     template: str
     added: tuple[str, ...]

@@ -6,16 +6,12 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
-from worker.engine.guided.vocabulary import Vocabulary
+from worker.engine.guided.vocabulary import GrammarError, Vocabulary, no_panics
 
 MOST_BYTES = 64 * 2**20
 """What compiled grammars may take together, by an estimate."""
 LEAST_BYTES, BYTES_PER_CHARACTER = 64 * 1024, 64
 """What one takes, as far as its text tells: automata grow with use."""
-
-
-class GrammarError(ValueError):
-    """A grammar that cannot be compiled, or is too much for the library."""
 
 
 class Grammars:
@@ -53,7 +49,8 @@ class Grammars:
     def _compile(self, grammar: str) -> Any:
         from llguidance import LLMatcher
 
-        found = LLMatcher(self._vocabulary.table, grammar, log_level=0)
+        with no_panics():
+            found = LLMatcher(self._vocabulary.table, grammar, log_level=0)
         if not found.is_error():
             self._vocabulary.compute([found])
         if found.is_error():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence as Items
+from collections.abc import Callable, Iterable, Iterator, Sequence as Items
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, cast
 
@@ -19,8 +20,29 @@ COMPLETE = b"<complete>"
 LONGEST_BLANK = 4
 """Bytes of a token that may stand between a thought and the value after it."""
 BLANKS = b" \t\r\n"
+LONGEST = 255
+"""Bytes of a token that the library takes; longer ones, of which some models have a few, never come in a value."""
 REMEMBERED = 4096
 """Texts whose tokens are kept: what grammars leave no choice about is tokenised in every step."""
+
+
+class GrammarError(ValueError):
+    """A grammar that cannot be compiled, or is too much for the library."""
+
+
+@contextmanager
+def no_panics() -> Iterator[None]:
+    """What the library does not expect of itself becomes an error like any other: it would end the thread.
+
+    Raises:
+        GrammarError: it happened.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise GrammarError(f"the grammar library fails: {error}") from error
 
 
 class Vocabulary:
@@ -40,7 +62,8 @@ class Vocabulary:
         self.width = width
         self.words = -(-width // WORD)
         self._text_tokens = encode
-        self.tokens = [*tokens, COMPLETE]  # under the names that the library looks for
+        # Under the names that the library looks for.
+        self.tokens = [*(data if len(data) <= LONGEST else b"" for data in tokens), COMPLETE]
         self.eos_token_id = width
         self.special_token_ids = sorted({*special, width})
         self._remembered = lru_cache(REMEMBERED)(self._encode)
@@ -49,7 +72,8 @@ class Vocabulary:
             for token, data in enumerate(tokens)
             if 0 < len(data) <= LONGEST_BLANK and not data.strip(BLANKS) and token not in self.special_token_ids
         )
-        self.table: Any = LLTokenizer(cast("Any", self), n_vocab=width + 1, eos_token=width)
+        with no_panics():
+            self.table: Any = LLTokenizer(cast("Any", self), n_vocab=width + 1, eos_token=width)
         self._executor = LLExecutor()
 
     def __call__(self, text: str) -> list[int]:
@@ -75,11 +99,16 @@ class Vocabulary:
     def compute(self, matchers: Items[Any]) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
         """What each grammar allows next, ``[matchers, words]``, and ``[matchers]``, whether a text is complete there.
 
-        Other threads of Python run meanwhile."""
+        Other threads of Python run meanwhile.
+
+        Raises:
+            GrammarError: the library fails.
+        """
         from llguidance.numpy import fill_next_token_bitmask_par
 
         found = np.zeros((len(matchers), -(-(self.width + 1) // WORD)), dtype=np.int32)
-        fill_next_token_bitmask_par(self._executor, [(one, index) for index, one in enumerate(matchers)], found)
+        with no_panics():
+            fill_next_token_bitmask_par(self._executor, [(one, index) for index, one in enumerate(matchers)], found)
         bits = found.view(np.uint32)
         word, bit = divmod(self.width, WORD)
         own = np.uint32(1 << bit)

@@ -1,7 +1,7 @@
 """Calls of tools in messages, in the form that a chat template wants them in. No MLX.
 
-Templates differ in what they do with a call: some want its arguments as an object and some as text, and some take ids of
-nine letters and digits and no others.
+Templates differ in what they do with a call: some want its arguments as an object and some as text, and some take no
+ids but those of nine letters and digits.
 """
 
 from __future__ import annotations

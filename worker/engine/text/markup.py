@@ -45,7 +45,7 @@ class Markup:
     """What ends a part of an answer is in ``edges``, ``begins`` is what an answer begins with that nobody has begun.
 
     ``thinking`` is None of a model that does not think. ``calls`` is the name of the format that calls of tools are
-    written in (those of mlx-lm's parsers, or ``harmony``), between ``call_start`` and ``call_end``, which is empty where
+    written in (those of mlx-lm's parsers, or ``harmony``), between ``call_start`` and ``call_end``; that is empty where
     the next call or the end of the text ends one; None: nobody knows one. ``ends`` are tokens that end a text besides
     those that the tokenizer names.
     """

@@ -77,7 +77,13 @@ class StopMatcher:
 
 
 def stop_matcher(
-    sampling: Sampling, stream: TextStream, markup: Markup, begins: State, *, calls: bool = False, one_call: bool = False
+    sampling: Sampling,
+    stream: TextStream,
+    markup: Markup,
+    begins: State,
+    *,
+    calls: bool = False,
+    one_call: bool = False,
 ) -> StopMatcher:
     """A matcher of a row's stop strings in its answer, unless it asks for them in its reasoning too. ``begins`` is the
     part that the text begins in, ``calls`` as in :class:`AnswerParts`."""

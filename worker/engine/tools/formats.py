@@ -120,7 +120,9 @@ def _gemma(rules: Rules, tools: list[Tool], style: Any, start: str, end: str, sh
     for tool in tools:
         if shown == "function_gemma" and not WORD.fullmatch(tool.name):
             where = tool.where.replace("parameters", "name")
-            message = f"has other characters than letters, digits and '_': the model's format of calls ({shown}) has none"
+            message = (
+                f"has other characters than letters, digits and '_': the model's format of calls ({shown}) has none"
+            )
             raise LineError("unsupported", where, f"{message}; give the tool another name")
         writer = Writer(rules, style, SchemaReader(tool.parameters, tool.where, shown))
         bodies.append(f"{spell(f'{start}call:{tool.name}')} {writer.members(tool.parameters)} {spell(end)}")

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from worker.engine.tools.lark import Rules, one_of, quoted
-from worker.engine.tools.schemas import DEEPEST, OF_OBJECTS, Property, Schema, SchemaReader
+from worker.engine.tools.schemas import DEEPEST, Property, Schema, SchemaReader
 
 OF_NUMBERS = frozenset(
     {"type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "format"}

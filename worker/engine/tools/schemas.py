@@ -128,4 +128,6 @@ class SchemaReader:
     def unsupported(self, where: str, message: str) -> LineError:
         rest = "cannot be enforced" if message.endswith("that") else "and so cannot be enforced"
         remedy = "leave it out, or give 'tool_choice': \"auto\""
-        return LineError("unsupported", where, f"{message} {rest} in the model's format of calls ({self._shown}); {remedy}")
+        return LineError(
+            "unsupported", where, f"{message} {rest} in the model's format of calls ({self._shown}); {remedy}"
+        )

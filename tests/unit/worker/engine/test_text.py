@@ -14,9 +14,9 @@ from jobs.params import Sampling
 from worker.engine.sequence import PreparedLine, Sequence, choice_seed
 from worker.engine.text.completion import TextAssembler
 from worker.engine.text.detokenizer import Detokenizer, TextStream
-from worker.engine.text.stop_strings import StopMatcher
 from worker.engine.text.markup import Markup, Thinking
 from worker.engine.text.parts import AnswerParts, split_thinking
+from worker.engine.text.stop_strings import StopMatcher
 
 THINK = Markup(
     {"answer": (("<think>", "reasoning"),), "reasoning": (("</think>", "answer"),)},
