@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
+from jobs.guided.check import parser_limits
 from worker.engine.guided.vocabulary import GrammarError, Vocabulary, no_panics
 
 MOST_BYTES = 64 * 2**20
@@ -50,7 +51,7 @@ class Grammars:
         from llguidance import LLMatcher
 
         with no_panics():
-            found = LLMatcher(self._vocabulary.table, grammar, log_level=0)
+            found = LLMatcher(self._vocabulary.table, grammar, log_level=0, limits=parser_limits())
         if not found.is_error():
             self._vocabulary.compute([found])
         if found.is_error():
