@@ -26,8 +26,8 @@ STATUS_CODES = {
 UNANSWERED = {"cancelled": "batch_cancelled", "expired": "batch_expired", "timeout": "request_timeout"}
 """Failures without a response, under OpenAI's codes."""
 
-UNLIKE_OPENAI = ("valid", "tool_call_error", "token_ids")
-"""What a choice says that OpenAI's have no field for; the last is vLLM's name."""
+UNLIKE_OPENAI = ("valid", "tool_call_error", "prompt_token_ids", "token_ids")
+"""What a choice says that OpenAI's have no field for; the last two are vLLM's names."""
 
 
 def choices_of(record: dict[str, Any]) -> list[dict[str, Any]]:
