@@ -27,7 +27,8 @@ class Choice:
 
     ``valid``, of a line with a constraint, says whether the text meets it. ``tool_calls``, of a line with tools, are
     OpenAI's, with the arguments as JSON text; ``tool_call_error`` says why a call was left in the text.
-    ``token_ids``, where asked for, are all tokens that were generated: the EOS too, and those of a stop string.
+    ``token_ids``, where asked for, are all tokens that were generated: the EOS too, and those of a stop string;
+    ``prompt_token_ids`` are those of the choice's prompt, where the line has several.
     ``logprobs``, where asked for, has an entry for each of ``token_ids``, or without those for each token of the text
     (so none for EOS). It has OpenAI's names, with the token's ``id`` besides; a token that is part of a character is
     shown as ``bytes:\\xf0\\x9f``.
@@ -43,6 +44,7 @@ class Choice:
     tool_calls: Sequence[dict[str, Any]] | None = None
     tool_call_error: str | None = None
     token_ids: list[int] | None = None
+    prompt_token_ids: Sequence[int] | None = None
 
     @property
     def finish_reason(self) -> str | None:
@@ -60,6 +62,7 @@ class Choice:
             "valid": self.valid,
             "tool_calls": self.tool_calls,
             "tool_call_error": self.tool_call_error,
+            "prompt_token_ids": self.prompt_token_ids,
             "token_ids": self.token_ids,
             "logprobs": self.logprobs,
         }

@@ -61,12 +61,13 @@ def _body(record: dict[str, Any], name: str, url: str) -> dict[str, Any]:
     # OpenAI has no fields for these. vLLM has one for the prompt's tokens: beside a chat's choices, in a completion's.
     beside, prompt = _present(record, "adapter_path", "warnings"), _present(record, "prompt_token_ids")
     beside, own = (beside | prompt, {}) if chat else (beside, prompt)
+    names = UNLIKE_OPENAI if chat else ("prompt_token_ids", *UNLIKE_OPENAI)
     return {
         "id": f"chatcmpl-{name}" if chat else f"cmpl-{name}",
         "object": "chat.completion" if chat else "text_completion",
         "created": int(datetime.fromisoformat(record["created_at"]).timestamp()),
         "model": record["model"],
-        "choices": [{**choice(each), **own, **_present(each, *UNLIKE_OPENAI)} for each in choices_of(record)],
+        "choices": [{**choice(each), **own, **_present(each, *names)} for each in choices_of(record)],
         "usage": record["usage"],
         "system_fingerprint": record.get("model_revision"),
         **beside,

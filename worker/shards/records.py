@@ -120,9 +120,10 @@ def _result(line: EndedLine, worker: str) -> FinishedLine:
     if job.sampling.max_tokens is None:  # a text to the context's end had that for its cap
         job = replace(job, sampling=replace(job.sampling, max_tokens=first.limit))
     ended_at = max(sequence.finished_at or 0.0 for sequence in sequences)
+    ids, one_prompt = job.return_token_ids, all(sequence.line is first.line for sequence in sequences)
     record = result_record(
         job,
-        map(partial(served.assembler.assemble, token_ids=job.return_token_ids), sequences),
+        map(partial(served.assembler.assemble, token_ids=ids, prompt_ids=ids and not one_prompt), sequences),
         stats,
         batch_id=held.attempt.batch_id,
         model_revision=served.revision,
@@ -130,7 +131,7 @@ def _result(line: EndedLine, worker: str) -> FinishedLine:
         attempt=held.attempt_at(line.index),
         created_at=line.at - (ended_at - (first.prefill_started or ended_at)),
         finished_at=line.at,
-        prompt_token_ids=first.prompt if job.return_token_ids else None,
+        prompt_token_ids=first.prompt if ids and one_prompt else None,
     )
     return FinishedLine(line.index, True, stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens, record)
 

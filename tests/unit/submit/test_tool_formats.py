@@ -97,6 +97,7 @@ def test_what_openai_has_no_field_for_stands_where_vllm_has_it(store: Store) -> 
     body = orjson.loads(chat)["response"]["body"]
     assert body["prompt_token_ids"] == [1, 2, 3]
     assert shown.items() <= body["choices"][0].items()
+    assert "prompt_token_ids" not in body["choices"][0]
     body = orjson.loads(text)["response"]["body"]
     assert "prompt_token_ids" not in body
     assert {**shown, "prompt_token_ids": [1, 2, 3]}.items() <= body["choices"][0].items()

@@ -23,9 +23,9 @@ class TextAssembler:
         self._markup = markup_of(tokenizer)
         self._calls = CallReader(tokenizer, self._markup)
 
-    def assemble(self, seq: Sequence, *, token_ids: bool = False) -> Choice:
+    def assemble(self, seq: Sequence, *, token_ids: bool = False, prompt_ids: bool = False) -> Choice:
         """The choice of a sequence; one still growing gives its text so far. With ``token_ids`` it has all its tokens,
-        and log-probabilities of all of them."""
+        and log-probabilities of all of them, with ``prompt_ids`` those of its prompt."""
         raw = seq.text if seq.text is not None else self._detokenizer.text(seq.output, seq.prompt)
         line = seq.line
         segments = segments_of(raw, self._markup, line.begins, calls=bool(line.tools))
@@ -48,8 +48,9 @@ class TextAssembler:
             if seq.sampling.logprobs
             else None,
             token_ids=seq.tokens if token_ids else None,
+            prompt_token_ids=seq.prompt if prompt_ids else None,
             valid=seq.valid,
-            tool_calls=read.calls or None,
+            tool_calls=read.calls if line.tools else None,
             tool_call_error=read.error,
         )
 
