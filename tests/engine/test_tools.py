@@ -197,7 +197,7 @@ def test_several_calls_are_read(name: str) -> None:
 def test_what_is_no_call_stays_in_the_text(raw: str, reason: str, error: str) -> None:
     """A call that cannot be used is kept as the model wrote it, with the reason."""
     found = written("json_tools", f"Well.\n{raw}", reason=reason)
-    assert found.tool_calls is None
+    assert not found.tool_calls
     assert found.text == f"Well.\n{raw}"
     assert error in (found.tool_call_error or "")
     assert found.finish_reason == ("stop" if reason == "eos" else "length")
@@ -228,7 +228,7 @@ def test_a_call_within_a_thought() -> None:
     """A thought may speak of calls; one that never ends is over where a call begins."""
     thought = f"<think>I write {TEXTS['json_tools']} now.</think>\n\nDone."
     found = written("json_tools", thought)
-    assert (found.text, found.tool_calls) == ("Done.", None)
+    assert (found.text, found.tool_calls) == ("Done.", [])
     found = written("json_tools", f"<think>So.\n{TEXTS['json_tools']}")
     assert (found.reasoning, functions(found)) == ("So.", [("count", {"n": 3})])
 
@@ -264,7 +264,7 @@ def test_a_call_of_harmony_with_its_recipient_first() -> None:
     found = written("harmony", f'{thought} to=functions.count<|channel|>commentary json<|message|>{{"n": 3}}')
     assert (functions(found), found.reasoning, found.text) == ([("count", {"n": 3})], "hm", "")
     found = written("harmony", "<|channel|>analysis to=python code<|message|>1+1")
-    assert found.tool_calls is None
+    assert not found.tool_calls
     assert "no call of a function" in (found.tool_call_error or "")
     assert "1+1" in found.text
 
