@@ -60,6 +60,7 @@ def test_json_is_one_object(good: Path) -> None:
         "without_model": 1,
         "own_models": {},
         "after_answer": 0,
+        "unchecked_constraints": 0,
         "problems": [],
     }
     assert orjson.loads(check(good, "--json").stdout) == {"source": str(good), **expected}
