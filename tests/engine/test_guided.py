@@ -243,12 +243,15 @@ def test_logprobs_are_the_models_own(of_json: GuidedModel, run: Any) -> None:
     assert any(token not in dict(best) for token, best in zip(row.tokens, row.top_logprobs, strict=True))
 
 
-def test_bits_to_logits() -> None:
-    """One bit per token, also where the vocabulary is no multiple of a word."""
-    logits = mx.random.normal((3, 77))
+@pytest.mark.parametrize("kind", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+def test_bits_to_logits(kind: mx.Dtype) -> None:
+    """One bit per token, also where the vocabulary is no multiple of a word; in the logits' own precision."""
+    logits = mx.random.normal((3, 77)).astype(kind)
     allowed = np.array([[0, 0xFFFFFFFF, 1], [0x80000001, 0, 1 << 12], [0xFFFFFFFF] * 3], dtype=np.uint32)
     expected = [set(range(32, 65)), {0, 31, 76}, set(range(77))]
-    found = np.array(allowed_only(logits, mx.array(allowed)))
+    masked = allowed_only(logits, mx.array(allowed))
+    assert masked.dtype == kind
+    found, logits = np.array(masked.astype(mx.float32)), logits.astype(mx.float32)
     for row, tokens in enumerate(expected):
         assert {int(token) for token in np.nonzero(found[row] > -np.inf)[0]} == tokens
         assert all(found[row, token] == logits[row, token].item() for token in tokens)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-WORD = 32
+SIGN, INFINITY = 1 << 31, 0x7F800000
+"""Bits of a float32: its sign, and those of infinity."""
 
 
 def allowed_only(logits: mx.array, allowed: mx.array) -> mx.array:
-    """``logits [rows, vocab]`` with -infinity where a bit of ``allowed [rows, words]`` (uint32) is not set."""
+    """``logits [rows, vocab]`` with -infinity where a bit of ``allowed [rows, words]`` (uint32) is not set.
+
+    Each bit becomes the sign of an infinity, and the lesser of that and the logit is taken: few simple operations,
+    several times as quick on a CPU as a choice between two arrays.
+    """
     rows, width = logits.shape
-    places = mx.arange(WORD, dtype=mx.uint32)
-    bits = mx.bitwise_and(mx.right_shift(allowed[:, :, None], places), 1).reshape(rows, -1)[:, :width]
-    return mx.where(bits.astype(mx.bool_), logits, mx.array(-mx.inf, dtype=logits.dtype))
+    places = mx.arange(31, -1, -1, dtype=mx.uint32)
+    signs = mx.bitwise_and(mx.left_shift(mx.bitwise_invert(allowed)[:, :, None], places), SIGN)
+    bounds = mx.bitwise_or(signs, INFINITY).view(mx.float32).reshape(rows, -1)[:, :width]
+    return mx.minimum(logits, bounds.astype(logits.dtype))
