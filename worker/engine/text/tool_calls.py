@@ -37,9 +37,8 @@ class CallReader:
 
     def __init__(self, tokenizer: Any, markup: Markup) -> None:
         self._markup = markup
-        self._parse: Callable[[str, list[Any]], Any] = (
-            parse_harmony if markup.harmony else getattr(tokenizer, "tool_parser", None)
-        )
+        parser: Any = getattr(tokenizer, "tool_parser", None)  # there wherever the markup has calls
+        self._parse: Callable[[str, list[Any]], Any] = parse_harmony if markup.harmony else parser
 
     def read(
         self,
