@@ -70,7 +70,7 @@ def form_for(render: Render) -> CallForm | None:
 
 def _kept(render: Render, form: CallForm) -> bool:
     call = {"id": "call_qidzj", "type": "function", "function": {"name": NAME, "arguments": {KEY: VALUE}}}
-    messages: list[dict[str, Any]] = [
+    messages: list[Message] = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "b", "name": NAME, "tool_call_id": "call_qidzj"},

@@ -37,8 +37,8 @@ class CallReader:
 
     def __init__(self, tokenizer: Any, markup: Markup) -> None:
         self._markup = markup
-        parser: Any = getattr(tokenizer, "tool_parser", None)  # there wherever the markup has calls
-        self._parse: Callable[[str, list[Any]], Any] = parse_harmony if markup.harmony else parser
+        self._parse: Any = parse_harmony if markup.harmony else getattr(tokenizer, "tool_parser", None)
+        """``parse(text, tools)``: a call, or a list of calls."""
 
     def read(
         self,

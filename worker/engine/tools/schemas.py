@@ -32,8 +32,8 @@ class Property:
 def narrowed(schema: Schema | None) -> dict[str, Any]:
     """The parameters of a tool as an object that has no properties but its own, where nothing speaks against that, and
     so on within it: whatever is one of these is one of those that the schema allows."""
-    narrow: dict[str, Any] = _narrow({"type": "object", **(schema or {})}, 0)
-    return narrow
+    found: dict[str, Any] = _narrow({"type": "object", **(schema or {})}, 0)
+    return found
 
 
 def _narrow(schema: Any, depth: int) -> Any:
