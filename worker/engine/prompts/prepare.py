@@ -44,7 +44,8 @@ class Preparer:
         self._markup = markup_of(self._tokenizer)
         self._guides = GuideMaker(self._tokenizer, model.vocab_size, source_of(self._tokenizer))
         thinking = self._markup.thinking
-        self._thinking = () if thinking is None else (thinking.start, thinking.end)
+        # Harmony's are in messages of their own, and never in a content.
+        self._thinking = () if thinking is None or self._markup.harmony else (thinking.start, thinking.end)
         self._vocab_size = model.vocab_size
         self._eos = model.eos | self._markup.ends
         self._context = max_context if max_context is not None else model.context_length

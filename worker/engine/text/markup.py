@@ -123,5 +123,8 @@ def _harmony(tokenizer: Any) -> Markup:
 def _has(tokenizer: Any, name: str) -> bool:
     """Whether a tokenizer has a token of this name."""
     find = getattr(tokenizer, "convert_tokens_to_ids", None)
-    token = None if find is None else find(name)
+    try:
+        token = None if find is None else find(name)
+    except Exception:  # of code that came with a model
+        return False
     return token is not None and token != getattr(tokenizer, "unk_token_id", None)
