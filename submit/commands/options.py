@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -197,7 +197,9 @@ parameter_options = in_this_order(
         for name, (metavar, text) in _GUIDED_JSON.items()
     ),
     *(click.option(f"--{name.replace('_', '-')}", name, help=text) for name, text in _GUIDED_TEXTS),
-    click.option("--guided-choice", multiple=True, help="A text that is right; give it once for each."),
+    click.option(
+        "--guided-choice", multiple=True, help="A text that is right; give it once for each, or all as a JSON array."
+    ),
     click.option("--tool-choice", help="none, auto, required, or the name of the function to call."),
     click.option("--parallel-tool-calls/--no-parallel-tool-calls", default=None, help="Allow several calls at once."),
     click.option("--thinking-budget", type=_Integer(), help="Most tokens of thinking; then the answer begins."),
@@ -244,6 +246,14 @@ order_options = in_this_order(
 """What commands that make batches ask of a batch as a whole, for :func:`order_from`."""
 
 
+def _choices(given: Sequence[str]) -> list[Any]:
+    """The choices of ``--guided-choice``: one for each time it was given, or all of them in one JSON array."""
+    if len(given) == 1 and given[0].lstrip().startswith("["):
+        choices: list[Any] = _json_flag("guided_choice", given[0])
+        return choices
+    return list(given)
+
+
 def defaults_from(flags: Mapping[str, Any]) -> Defaults:
     """The batch's defaults: flags over the ``--defaults`` file.
 
@@ -260,7 +270,7 @@ def defaults_from(flags: Mapping[str, Any]) -> Defaults:
     names = (*PARAMETERS, "model", *_JOB_FIELDS, *_GUIDED_FIELDS)
     asked = {name: value for name in names if (value := flags.get(name)) not in (None, ())}
     if "guided_choice" in asked:
-        asked["guided_choice"] = list(asked["guided_choice"])
+        asked["guided_choice"] = _choices(asked["guided_choice"])
     if choice := flags.get("tool_choice"):
         asked["tool_choice"] = choice if choice in CHOICES else {"type": "function", "function": {"name": choice}}
     in_json = ("logit_bias", *_GUIDED_JSON)
