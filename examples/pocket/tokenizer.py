@@ -31,7 +31,8 @@ CHAT_TEMPLATE = r"""{%- if tools %}
 {{- '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') }}
 {%- for tool_call in message['tool_calls'] or [] %}
 {%- set tool_call = tool_call.function or tool_call %}
-{{- '\n<tool_call>\n{"name": "' + tool_call.name + '", "arguments": ' + tool_call.arguments | tojson + '}\n</tool_call>' }}
+{{- '\n<tool_call>\n{"name": "' + tool_call.name + '", "arguments": ' }}
+{{- tool_call.arguments | tojson + '}\n</tool_call>' }}
 {%- endfor %}
 {{- '<|im_end|>\n' }}
 {%- endfor %}
