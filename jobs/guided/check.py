@@ -30,7 +30,7 @@ KEPT_BYTES = 32 << 20
 MOST_TRIES = 400
 """How many sub-schemas are tried to find the one at fault."""
 MOST_WARNINGS = 20
-LENIENT = '"lenient": true beside the schema makes a warning of it'
+LENIENT = "\"lenient\": true beside the schema in 'json_schema' or 'structured_outputs' makes a warning of it"
 
 Outcome = tuple[str, ...] | LineError
 

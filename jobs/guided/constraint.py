@@ -11,7 +11,6 @@ from typing import Any, Literal
 import orjson
 
 Kind = Literal["json", "regex", "choice", "grammar"]
-KINDS: tuple[Kind, ...] = ("json", "regex", "choice", "grammar")
 
 WHITESPACE = " "
 """What may stand between the tokens of JSON, once: without a bound a model may write blanks until max_tokens."""
@@ -39,7 +38,7 @@ class Constraint:
                 comma = "" if before == "{" else ","
                 rule = {"json_schema": orjson.Fragment(f'{before}{comma}"x-guidance":{said}}}')}
             case "choice":
-                rule = {"lark_grammar": "start: CHOICE\nCHOICE: " + " | ".join(map(_quoted, orjson.loads(self.text)))}
+                rule = {"lark_grammar": "start: CHOICE\nCHOICE: " + " | ".join(map(quoted, orjson.loads(self.text)))}
             case "regex":
                 rule = {"lark_grammar": f"start: /{_slashed(self.text)}/"}
             case "grammar":
@@ -56,7 +55,7 @@ def json_constraint(schema: Mapping[str, Any], *, lenient: bool = False, field: 
     return Constraint("json", orjson.dumps(schema).decode(), lenient, field)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A text as a string of a Lark grammar, which are JSON's."""
     return orjson.dumps(text).decode()
 

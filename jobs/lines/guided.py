@@ -159,13 +159,13 @@ def _check_json_schema(field: str, wanted: Any) -> None:
     for key in ("name", "schema"):
         if wanted.get(key) is None:
             raise LineError("missing_field", f"{field}.{key}", f"a response format of a schema needs '{key}'")
-    check_function_name(f"{field}.name", wanted["name"])
+    check_openai_name(f"{field}.name", wanted["name"])
     for key in ("strict", "lenient"):
         if wanted.get(key) is not None:
             check_flag(f"{field}.{key}", wanted[key])
 
 
-def check_function_name(field: str, name: Any) -> str:
+def check_openai_name(field: str, name: Any) -> str:
     """The name of a schema or of a function, as OpenAI has it."""
     if not isinstance(name, str):
         raise LineError("invalid_type", field, f"must be a string, not {json_kind(name)}")

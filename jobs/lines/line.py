@@ -23,7 +23,7 @@ from jobs.lines.guided import CONSTRAINTS, constraint_of, unfit_constraints
 from jobs.lines.line_id import MAX_ID_LENGTH, usable_id
 from jobs.lines.messages import CHAT_FIELDS, unfit_defaults
 from jobs.lines.openai_envelope import CHAT_URL, COMPLETIONS_URL, open_envelope
-from jobs.lines.tools import TOOL_FIELDS, check_calls_together, unfit_tools
+from jobs.lines.tools import TOOL_FIELDS, check_tools_together, unfit_tools
 from jobs.lines.values import MAX_DEPTH, json_kind
 from jobs.params import OPENAI_DEFAULTS, PARAMETERS, Sampling
 
@@ -157,7 +157,7 @@ class CheckedLine:
                 raises.
         """
         fields = self._filled(defaults)
-        check_calls_together(fields)
+        check_tools_together(fields)
         model = defaults.model_of(self)
         if model is None:
             raise no_model()
@@ -197,7 +197,7 @@ class CheckedLine:
         if GUIDING.isdisjoint(self.fields) and not defaults.guides:
             return None
         fields = self._filled(defaults)
-        check_calls_together(fields)
+        check_tools_together(fields)
         return constraint_of(fields)
 
     def begins_after_answer(self, defaults: Defaults) -> bool:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from jobs.errors import LineError
-from jobs.lines.guided import CONSTRAINTS, FREE, check_function_name
+from jobs.lines.guided import CONSTRAINTS, FREE, check_openai_name
 from jobs.lines.values import check_flag, check_object, json_kind
 from jobs.params import SHOWN_NAME, did_you_mean, shown
 
@@ -65,7 +65,7 @@ def _check_function(where: str, function: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in function.items() if value is not None}
     if "name" not in given:
         raise LineError("missing_field", f"{where}.name", "a function needs a name")
-    check_function_name(f"{where}.name", given["name"])
+    check_openai_name(f"{where}.name", given["name"])
     description = given.get("description")
     if description is not None and not isinstance(description, str):
         raise LineError("invalid_type", f"{where}.description", f"must be a string, not {json_kind(description)}")
@@ -102,11 +102,11 @@ def check_tool_choice(value: Any) -> str | dict[str, Any]:
     function = value.get("function")
     if not isinstance(function, dict) or "name" not in function:
         raise LineError("missing_field", "tool_choice.function.name", "names the function that is to be called")
-    name = check_function_name("tool_choice.function.name", function["name"])
+    name = check_openai_name("tool_choice.function.name", function["name"])
     return {"type": "function", "function": {"name": name}}
 
 
-def check_calls_together(fields: Mapping[str, Any]) -> None:
+def check_tools_together(fields: Mapping[str, Any]) -> None:
     """See that what a line says about tools goes together, and with its constraint.
 
     Raises:

@@ -152,11 +152,11 @@ _JOB_FLAGS = (
     ("adapter_path", "Adapter on the model, as a worker of the pool knows it."),
 )
 _JOB_FIELDS = (*dict(_JOB_FLAGS), "continue_final_message")
-_GUIDED_JSON = {
-    "response_format": ("JSON", "Shape of the texts, as OpenAI has it; a line's own says otherwise."),
-    "guided_json": ("JSON", "JSON schema that texts are values of."),
-    "tools": ("JSON", "Functions that the model may call, as OpenAI has them."),
-}
+_GUIDED_JSON = (
+    ("response_format", "Shape of the texts, as OpenAI has it; a line's own says otherwise."),
+    ("guided_json", "JSON schema that texts are values of."),
+    ("tools", "Functions that the model may call, as OpenAI has them."),
+)
 _GUIDED_TEXTS = (
     ("guided_regex", "Regular expression that texts match as a whole."),
     ("guided_grammar", "Lark grammar that texts derive from."),
@@ -192,10 +192,7 @@ parameter_options = in_this_order(
         help="TOML file with values for lines that do not say them; flags win over it.",
     ),
     *(click.option(f"--{name.replace('_', '-')}", name, help=text) for name, text in _JOB_FLAGS),
-    *(
-        click.option(f"--{name.replace('_', '-')}", name, metavar=metavar, help=text)
-        for name, (metavar, text) in _GUIDED_JSON.items()
-    ),
+    *(click.option(f"--{name.replace('_', '-')}", name, metavar="JSON", help=text) for name, text in _GUIDED_JSON),
     *(click.option(f"--{name.replace('_', '-')}", name, help=text) for name, text in _GUIDED_TEXTS),
     click.option(
         "--guided-choice", multiple=True, help="A text that is right; give it once for each, or all as a JSON array."
@@ -273,10 +270,9 @@ def defaults_from(flags: Mapping[str, Any]) -> Defaults:
         asked["guided_choice"] = _choices(asked["guided_choice"])
     if choice := flags.get("tool_choice"):
         asked["tool_choice"] = choice if choice in CHOICES else {"type": "function", "function": {"name": choice}}
-    in_json = ("logit_bias", *_GUIDED_JSON)
-    for name, field in (*zip(in_json, in_json, strict=True), ("chat_template_config", "chat_template_kwargs")):
+    for name in ("logit_bias", "chat_template_config", *dict(_GUIDED_JSON)):
         if flags.get(name):
-            asked[field] = _json_flag(name, flags[name])
+            asked["chat_template_kwargs" if name == "chat_template_config" else name] = _json_flag(name, flags[name])
     if flags.get("override_model"):
         asked["override_model"] = True
     with _naming(_flag_of):

@@ -192,7 +192,7 @@ def test_a_users_marker_at_the_end_does_not_open_a_thought() -> None:
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     backend = tokenizer_of("chatml").backend_tokenizer
     tokenizer = wrapped(PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template))
-    assert not preparer(tokenizer).prepare(job([{"role": "user", "content": "what is <think>"}])).reasoning_open
+    assert preparer(tokenizer).prepare(job([{"role": "user", "content": "what is <think>"}])).begins == "answer"
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -397,7 +397,7 @@ def test_a_continued_message_may_be_within_a_thought(begun: str, inside: bool) -
     """Whether the text goes on thinking is read from the message that it goes on from."""
     messages = [USER, {"role": "assistant", "content": begun}]
     line = preparer(tokenizer_of("chatml")).prepare(job(messages, continue_final_message=True))
-    assert line.reasoning_open is inside
+    assert (line.begins == "reasoning") is inside
 
 
 def test_a_line_brings_no_template_of_its_own() -> None:

@@ -102,7 +102,7 @@ def test_a_model_that_does_not_think(tiny: Any) -> None:
 
 def test_a_grammar_that_cannot_be_compiled(chat: LoadedModel) -> None:
     """Whatever slipped through the check of the line ends it with its field, and not the worker."""
-    broken = replace(job(), constraint=Constraint("grammar", "start: nothing_of_this_name"))
+    broken = replace(job(), constraint=Constraint("grammar", "start: nothing_of_this_name", field="guided_grammar"))
     with pytest.raises(LineError, match="nothing_of_this_name") as refused:
         Preparer(chat).prepare(broken)
     assert (refused.value.code, refused.value.field) == ("invalid_schema", "guided_grammar")

@@ -18,7 +18,7 @@ from worker.engine.guided.guide import Guide
 from worker.engine.prompts.prepare import Preparer
 from worker.engine.text.markup import markup_of
 from worker.engine.text.parts import segments_of
-from worker.engine.text.tool_calls import CallReader, ids_of
+from worker.engine.text.tool_calls import CallReader, call_ids
 
 USER = {"role": "user", "content": "Do it."}
 CLOSERS = ("\n</parameter>\n", '"', "<escape>", '<|"|>')
@@ -100,7 +100,7 @@ def read(name: str, line: Any, raw: str) -> list[dict[str, Any]]:
     """The calls of a whole text."""
     markup = markup_of(tools_tokenizer(name))
     segments = segments_of(raw, markup, line.begins, calls=True)
-    found = CallReader(tools_tokenizer(name), markup).read(raw, segments, line.tools, ids_of(1, line.prompt))
+    found = CallReader(tools_tokenizer(name), markup).read(raw, segments, line.tools, call_ids(1, line.prompt))
     assert (found.error, found.text) == (None, ""), raw
     return found.calls
 

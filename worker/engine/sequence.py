@@ -29,11 +29,10 @@ class PreparedLine:
 
     ``key`` is the caller's identity of the line and opaque here. ``prompt`` holds at least one token id.
     ``sampling`` has its seed filled in. ``eos`` are the ids that end a text: the model's and the line's own.
-    ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``begins`` is the part of an
-    answer that the prompt ends in, such as a thought, ``continues`` that the text goes on from the prompt's last word:
-    its first space is part of it.
-    Lines of a lower ``rank`` begin before those of a higher one. ``guide`` has the line's constraint and how much it
-    may think, where it says anything of either. ``tools`` are those that it may call.
+    ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``begins`` is the part of an answer that the prompt
+    ends in, such as a thought; ``continues`` says that the text goes on from the prompt's last word: its first space
+    is part of it. Lines of a lower ``rank`` begin before those of a higher one. ``guide`` has the line's constraint
+    and how much it may think, where it says anything of either. ``tools`` are those that it may call.
     """
 
     key: Hashable
@@ -47,11 +46,6 @@ class PreparedLine:
     guide: GuidePlan | None = None
     tools: tuple[dict[str, Any], ...] = ()
     parallel_tool_calls: bool = True
-
-    @property
-    def reasoning_open(self) -> bool:
-        """Whether its texts begin within a thought."""
-        return self.begins == "reasoning"
 
     @property
     def one_call(self) -> bool:

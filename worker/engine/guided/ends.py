@@ -8,8 +8,11 @@ from worker.engine.text.parts import split_thinking
 
 
 def ends_text(row: Sequence, token: int) -> bool:
-    """Whether ``token``, the row's last, ends its text. Where a constraint leaves nothing else that also holds of a row
-    that ignores EOS, or has none."""
+    """Whether ``token``, the row's last, ends its text.
+
+    A constrained row ends at an EOS even if it ignores EOS: it is drawn then only where nothing else may come. One that
+    has no EOS ends where its value can only end.
+    """
     if not row.line.constrained:
         return token in row.line.eos and not row.sampling.ignore_eos
     if token in row.line.eos:

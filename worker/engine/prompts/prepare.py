@@ -12,22 +12,12 @@ from worker.engine.guided.vocabulary import GrammarError
 from worker.engine.prompts.chat_template import SHOWN, ChatTemplate, source_of
 from worker.engine.prompts.control_tokens import ControlTokens, Marked, mark_for
 from worker.engine.sequence import PreparedLine
-from worker.engine.text.markup import State, markup_of
-from worker.engine.tools.forced_calls import check_calls, forced_calls, in_final_channel
+from worker.engine.text.markup import HARMONY_TURN, State, markup_of
+from worker.engine.tools.forced_calls import check_readable, forced_calls, in_final_channel
 
 if TYPE_CHECKING:
     from jobs.lines.line import Job
     from worker.engine.loading.model import LoadedModel
-
-
-FIELDS = {
-    "json": "response_format",
-    "regex": "guided_regex",
-    "choice": "guided_choice",
-    "grammar": "guided_grammar",
-}
-"""The fields of a line that ask for a constraint, by its kind."""
-TURN_OF_HARMONY = "<|start|>assistant"
 
 
 class Preparer:
@@ -106,7 +96,7 @@ class Preparer:
         field = "thinking_budget" if budget is not None else None
         grammar = None
         if constraint is not None:
-            grammar, field = constraint.grammar(), FIELDS[constraint.kind]
+            grammar, field = constraint.grammar(), constraint.field
         elif calls is not None:
             grammar, field = calls, "tools"
         if grammar is not None and begins == "header" and not self._markup.harmony:
@@ -153,7 +143,7 @@ class Preparer:
         if swallowed is not None:
             raise _left_out(job, *swallowed, messages[swallowed[0]]["role"])
         if tools:
-            check_calls(self._markup)
+            check_readable(self._markup)
             template.check_tools(messages, kwargs, text, continues=job.continues, tools=tools)
         if self._control is None:
             return Marked((text,))
@@ -225,7 +215,7 @@ class Preparer:
             return self._markup.begins
         if thinking is not None and begun.rfind(thinking.start) > begun.rfind(thinking.end):
             return "reasoning"
-        ends_in_header = job.messages is None and begun.rstrip().endswith(TURN_OF_HARMONY)
+        ends_in_header = job.messages is None and begun.rstrip().endswith(HARMONY_TURN)
         return "header" if ends_in_header and self._markup.harmony else "answer"
 
 

@@ -9,7 +9,7 @@ from worker.engine.sequence import Sequence
 from worker.engine.text.detokenizer import Detokenizer
 from worker.engine.text.markup import markup_of
 from worker.engine.text.parts import segments_of, thoughts_of
-from worker.engine.text.tool_calls import CallReader, ids_of
+from worker.engine.text.tool_calls import CallReader, call_ids
 
 LEAST_LOGPROB = -9999.0
 """What stands for the log-probability of what cannot come, as in OpenAI's API: JSON has no infinity."""
@@ -33,7 +33,7 @@ class TextAssembler:
             raw,
             segments,
             line.tools,
-            ids_of(seq.seed, seq.prompt),
+            call_ids(seq.seed, seq.prompt),
             one=not line.parallel_tool_calls,
             continues=line.continues,
         )

@@ -17,6 +17,7 @@ Edges = Mapping[State, tuple[tuple[str, State], ...]]
 STATES: Mapping[str, State] = {"normal": "answer", "tool": "call", "reasoning": "reasoning", "header": "header"}
 """mlx-lm's names of states."""
 HARMONY_TOKENS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")
+HARMONY_TURN = "<|start|>assistant"
 HARMONY_ENDS = ("<|return|>", "<|call|>")
 HARMONY_EDGES: Edges = {
     "header": (
@@ -24,9 +25,9 @@ HARMONY_EDGES: Edges = {
         (" to=", "call"),
         ("<|message|>", "answer"),
     ),
-    "reasoning": (("<|end|>", "header"), ("<|start|>assistant", "header")),
-    "answer": (("<|end|>", "header"), ("<|start|>assistant", "header")),
-    "call": (("<|end|>", "header"), ("<|call|>", "header"), ("<|start|>assistant", "header")),
+    "reasoning": (("<|end|>", "header"), (HARMONY_TURN, "header")),
+    "answer": (("<|end|>", "header"), (HARMONY_TURN, "header")),
+    "call": (("<|end|>", "header"), ("<|call|>", "header"), (HARMONY_TURN, "header")),
 }
 
 
@@ -42,7 +43,7 @@ class Thinking:
 
 @dataclass(frozen=True, slots=True)
 class Markup:
-    """What ends a part of an answer is in ``edges``, ``begins`` is what an answer begins with that nobody has begun.
+    """``edges`` has the markers that end a part of an answer, ``begins`` is the part that a new answer begins with.
 
     ``thinking`` is None of a model that does not think. ``calls`` is the name of the format that calls of tools are
     written in (those of mlx-lm's parsers, or ``harmony``), between ``call_start`` and ``call_end``; that is empty where

@@ -87,7 +87,7 @@ class CallReader:
         return [_checked(call, names, new_id(before + place)) for place, call in enumerate(found)]
 
 
-def ids_of(seed: int, prompt: Items[int]) -> Callable[[int], str]:
+def call_ids(seed: int, prompt: Items[int]) -> Callable[[int], str]:
     """Ids for the calls of a text by their place: the same whenever the line is run, others in each text."""
     start = hashlib.blake2b(seed.to_bytes(8, "little") + array("q", prompt).tobytes(), digest_size=16).digest()
 

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from jobs.errors import LineError
-from worker.engine.text.markup import Markup, State
+from worker.engine.text.markup import HARMONY_TURN, Markup, State
 from worker.engine.tools.formats import FORMATS, tools_of
 from worker.engine.tools.lark import Rules, Spelling
 
 if TYPE_CHECKING:
     from jobs.lines.line import Job
 
-HARMONY_TURN = "<|start|>assistant"
 
-
-def check_calls(markup: Markup) -> None:
+def check_readable(markup: Markup) -> None:
     """See that calls of a model can be read.
 
     Raises:
@@ -37,7 +35,7 @@ def forced_calls(job: Job, markup: Markup, spelling: Spelling, template: str, be
     choice = job.tool_choice
     if not job.tools or choice in ("none", "auto"):
         return None
-    check_calls(markup)
+    check_readable(markup)
     found = FORMATS.get(markup.calls or "")
     if found is None:
         message = f"calls cannot be enforced in the model's format of calls ({markup.calls}); write 'auto'"

@@ -6,17 +6,15 @@ the parser of that format reads, and gives arguments of the tool's schema. No ML
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import LineError
-from worker.engine.tools.lark import Rules, one_of, quoted
-from worker.engine.tools.plain_values import GEMMA4, GEMMA_FLAT, XML, Writer
+from jobs.guided.constraint import quoted
+from worker.engine.tools.lark import Rules, one_of
+from worker.engine.tools.plain_values import GEMMA4, GEMMA_FLAT, NAME, XML, Style, Writer
 from worker.engine.tools.schemas import Schema, SchemaReader, narrowed
-
-WORD = re.compile(r"\w+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +113,11 @@ def _named_objects(rules: Rules, tools: list[Tool]) -> str:
     return rules.rule(one_of(bodies))
 
 
-def _gemma(rules: Rules, tools: list[Tool], style: Any, start: str, end: str, shown: str) -> str:
+def _gemma(rules: Rules, tools: list[Tool], style: Style, start: str, end: str, shown: str) -> str:
     spell, bodies = rules.spelling.of, []
     for tool in tools:
-        if shown == "function_gemma" and not WORD.fullmatch(tool.name):
-            where = tool.where.replace("parameters", "name")
+        if style.flat and not NAME.fullmatch(tool.name):
+            where = tool.where.removesuffix("parameters") + "name"
             message = (
                 f"has other characters than letters, digits and '_': the model's format of calls ({shown}) has none"
             )

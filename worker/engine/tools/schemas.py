@@ -30,8 +30,8 @@ class Property:
 
 
 def narrowed(schema: Schema | None) -> dict[str, Any]:
-    """The parameters of a tool as an object that has no properties but its own, where nothing speaks against that, and
-    so on within it: whatever is one of these is one of those that the schema allows."""
+    """The parameters of a tool, with ``additionalProperties: false`` in each object that only lists its properties.
+    What this allows, the schema allows."""
     found: dict[str, Any] = _narrow({"type": "object", **(schema or {})}, 0)
     return found
 

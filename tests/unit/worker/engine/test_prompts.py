@@ -120,7 +120,7 @@ def test_template_options_reach_the_template() -> None:
 )
 def test_open_thinking_is_noticed(fields: dict[str, Any], inside: bool) -> None:
     """Whether the answer starts within a thought is known from the assistant's turn, not from what users write."""
-    assert preparer().prepare(job(**fields)).reasoning_open is inside
+    assert (preparer().prepare(job(**fields)).begins == "reasoning") is inside
 
 
 def test_ends_of_a_line() -> None:
