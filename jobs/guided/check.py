@@ -165,6 +165,7 @@ def _with_lenient(place: Place, constraint: Constraint) -> str:
 
 
 _GBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
+_OPEN_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\\Z")
 _AT = re.compile(r"^(?:at )?(\d+)\((\d+)\): ")
 _OF_TEXTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.DOTALL), said)
@@ -194,6 +195,8 @@ def _said(constraint: Constraint, message: str) -> str:
     """What is wrong with a regular expression, choices or a grammar."""
     if constraint.kind == "grammar" and _GBNF.search(constraint.text):
         return 'is GBNF; write Lark, as in start: "yes" | "no"'
+    if constraint.kind == "regex" and _OPEN_ESCAPE.search(constraint.text):
+        return "ends in a backslash that escapes nothing; write two for one of the text, or remove it"
     found = _AT.match(message) if constraint.kind == "grammar" else None
     place = f"line {found[1]}, column {found[2]}: " if found else ""
     for pattern, said in _OF_TEXTS:

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from jobs.guided.constraint import WHITESPACE
+from jobs.guided.constraint import WHITESPACE, quoted
 
 NEVER = re.compile("(?!)")
 
@@ -72,11 +72,6 @@ class Rules:
             self._names[body] = f"{kind}{len(self._names)}"
             self._lines.append(f"{self._names[body]}: {body}")
         return self._names[body]
-
-
-def quoted(text: str) -> str:
-    """A text as a string of a Lark grammar, which are JSON's."""
-    return orjson.dumps(text).decode()
 
 
 def one_of(bodies: Iterable[str]) -> str:

@@ -89,6 +89,7 @@ def test_keywords_of_other_drafts_are_not_ignored() -> None:
         (Constraint("regex", r"(a)\1"), "back-references"), (Constraint("regex", r"a\bb"), "\\b is not supported"),
         (Constraint("regex", "a$b"), "whole text is matched"), (Constraint("regex", "[a"), "unclosed character class"),
         (Constraint("regex", "(" * 1000 + "a" + ")" * 1000), "nested"),
+        (Constraint("regex", "a\\"), "ends in a backslash"), (Constraint("regex", r"a\\"), ""),
         (Constraint("grammar", "start: foo"), "line 1, column 8: 'foo' is not defined"),
         (Constraint("grammar", 'start: "a"\nb: C'), ""), (Constraint("grammar", 'a: "b"'), "no rule 'start'"),
         (Constraint("grammar", 'root ::= "a"'), "is GBNF; write Lark"), (Constraint("grammar", 'start: "a'), "line 1"),
