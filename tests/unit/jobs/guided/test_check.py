@@ -128,6 +128,7 @@ HOSTILE = {
     "cases added": json_constraint({"allOf": [{"properties": {f"p{i}": {"type": "string"}}} for i in range(5000)]}),
     "lexer": Constraint("grammar", "start: A\nA: /.*a.{30}/ & /.*b.{30}/ & /.*c.{30}/"),
     "no end": Constraint("grammar", 'start: "a" start'),
+    "counts of counts": Constraint("regex", "a?{500}a{500}"),
     "one long choice": Constraint("choice", json.dumps(["a" * 900_000])),
     "long regex": Constraint("regex", "ab" * 500_000),
     "long grammar": Constraint("grammar", 'start: "a"\n' + "// x\n" * 100_000),
@@ -143,7 +144,7 @@ def test_hostile_constraints_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "constraint",
     [
-        Constraint("regex", "(x+x+)+y"), Constraint("regex", "a?{500}a{500}"), Constraint("regex", "(a|b)*a(a|b){200}"),
+        Constraint("regex", "(x+x+)+y"), Constraint("regex", "(a|b)*a(a|b){200}"),
         json_constraint({"type": "array", "items": {"type": "integer"}, "minItems": 1_000_000_000}),
         json_constraint({"type": "string", "maxLength": 1_000_000_000}),
         json_constraint({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1000)}}),
@@ -153,7 +154,7 @@ def test_hostile_constraints_are_refused(name: str) -> None:
         json_constraint({"$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(30)}
                          | {"d30": {"type": "string"}}, "$ref": "#/$defs/d0"}),
     ],
-    ids=range(10),
+    ids=range(9),
 )  # fmt: skip
 def test_what_only_looks_hostile_is_taken(constraint: Constraint) -> None:
     """Recursion that ends, and numbers that the matcher counts, cost nothing."""
