@@ -50,7 +50,8 @@ class TextAssembler:
             else None,
             token_ids=seq.tokens if token_ids else None,
             prompt_token_ids=seq.prompt if prompt_ids else None,
-            valid=seq.valid,
+            # A call that holds its own end marker as text is of its grammar, and no parser can read it.
+            valid=seq.valid and read.error is None,
             tool_calls=read.calls if line.tools else None,
             tool_call_error=read.error,
         )

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import LineError
-from worker.engine.tools.lark import Rules, one_of, quoted
+from jobs.guided.constraint import quoted
+from worker.engine.tools.lark import Rules, one_of
 from worker.engine.tools.plain_values import GEMMA4, GEMMA_FLAT, XML, Writer
 from worker.engine.tools.schemas import Schema, SchemaReader, narrowed
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import orjson
 
-from worker.engine.tools.lark import Rules, one_of, quoted
+from jobs.guided.constraint import quoted
+from worker.engine.tools.lark import Rules, one_of
 from worker.engine.tools.schemas import DEEPEST, Property, Schema, SchemaReader
 
 OF_NUMBERS = frozenset(
