@@ -30,16 +30,20 @@ KEPT_BYTES = 32 << 20
 MOST_TRIES = 400
 """How many sub-schemas are tried to find the one at fault."""
 MOST_WARNINGS = 20
+ALL_BYTES = (1 << 256) - 1
+PROBED = 3
+"""How many bytes of a text are written to see that a constraint can be followed."""
 LENIENT = "\"lenient\": true beside the schema in 'json_schema' or 'structured_outputs' makes a warning of it"
 
 Outcome = tuple[str, ...] | LineError
 
 
 def parser_limits() -> LLParserLimits:
-    """What compiling and walking one grammar may take; the library's own numbers, where nothing else is measured."""
+    """What compiling and walking one grammar may take; the library's own numbers, where nothing else is measured. An
+    object has four items in a row for each property that may be missing."""
     from llguidance import LLParserLimits
 
-    return LLParserLimits(max_lexer_states=100_000, verbose_errors=False)
+    return LLParserLimits(max_lexer_states=100_000, max_items_in_row=10_000, verbose_errors=False)
 
 
 class Checker:
@@ -108,11 +112,16 @@ class Checker:
         failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, None, limits=limits)
         if failed:
             return messages[0], ()
-        # What a lexer and a first mask need shows only where they are made; the tokens here are the bytes.
+        # What a lexer and masks need shows only where they are made; the tokens here are the bytes.
         self._table = self._table or LLTokenizer("byte")
         matcher = LLMatcher(self._table, grammar, log_level=0, limits=limits)
-        if not matcher.is_error():
-            matcher.compute_bitmask()
+        for _ in range(PROBED):
+            if matcher.is_error():
+                break
+            allowed = int.from_bytes(matcher.compute_bitmask(), "little") & ALL_BYTES
+            if not allowed:
+                break
+            matcher.consume_token((allowed & -allowed).bit_length() - 1)
         return (matcher.get_error() if matcher.is_error() else None), messages
 
     def _ignored(self, root: Mapping[str, Any], messages: Sequence[str]) -> list[Place]:
@@ -165,6 +174,7 @@ def _with_lenient(place: Place, constraint: Constraint) -> str:
 
 
 _GBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
+_OPEN_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\\Z")
 _AT = re.compile(r"^(?:at )?(\d+)\((\d+)\): ")
 _OF_TEXTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.DOTALL), said)
@@ -183,7 +193,7 @@ _OF_TEXTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (r"failed to compile JSON schema: ([^\n]*)", "a schema in %json cannot be compiled: {0}"),
         (r"too deeply nested|nest limit", "is nested too deeply; write rules of their own"),
-        (r"too big|fuel exhausted|too large|limit", "is too complex; write less"),
+        (r"too big|fuel exhausted|too large|[Tt]oo many|limit|max is \d", "is too complex; write less"),
         (r"NoExtension", "no text is right by it; let some text end"),
     )
 )
@@ -194,6 +204,8 @@ def _said(constraint: Constraint, message: str) -> str:
     """What is wrong with a regular expression, choices or a grammar."""
     if constraint.kind == "grammar" and _GBNF.search(constraint.text):
         return 'is GBNF; write Lark, as in start: "yes" | "no"'
+    if constraint.kind == "regex" and _OPEN_ESCAPE.search(constraint.text):
+        return "ends in a backslash that escapes nothing; write two for one of the text, or remove it"
     found = _AT.match(message) if constraint.kind == "grammar" else None
     place = f"line {found[1]}, column {found[2]}: " if found else ""
     for pattern, said in _OF_TEXTS:

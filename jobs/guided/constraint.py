@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,16 +34,14 @@ class Constraint:
         match self.kind:
             case "json":
                 # Whatever the schema itself says to the library gives way: the last of equal names counts.
-                said = orjson.dumps({"whitespace_pattern": WHITESPACE, "lenient": self.lenient}).decode()
-                before = self.text.removesuffix("}")
-                comma = "" if before == "{" else ","
-                rule = {"json_schema": orjson.Fragment(f'{before}{comma}"x-guidance":{said}}}')}
+                said = {"whitespace_pattern": WHITESPACE, "lenient": self.lenient}
+                rule = {"json_schema": orjson.Fragment(_told(self.text, said))}
             case "choice":
                 rule = {"lark_grammar": "start: CHOICE\nCHOICE: " + " | ".join(map(quoted, orjson.loads(self.text)))}
             case "regex":
                 rule = {"lark_grammar": f"start: /{_slashed(self.text)}/"}
             case "grammar":
-                rule = {"lark_grammar": self.text}
+                rule = {"lark_grammar": _with_bounded_blanks(self.text)}
         return orjson.dumps({"grammars": [rule]}).decode()
 
 
@@ -56,8 +55,38 @@ def json_constraint(schema: Mapping[str, Any], *, lenient: bool = False, field: 
 
 
 def quoted(text: str) -> str:
-    """A text as a string of a Lark grammar, which are JSON's."""
-    return orjson.dumps(text).decode()
+    """A text as a string of a Lark grammar, which are JSON's without DEL."""
+    return orjson.dumps(text).decode().replace("\x7f", "\\u007f")
+
+
+def _told(schema: str, said: Mapping[str, Any]) -> str:
+    """The JSON text of a schema that tells the library what is ``said``."""
+    before = schema.removesuffix("}")
+    comma = "" if before.strip() == "{" else ","
+    return f'{before}{comma}"x-guidance":{orjson.dumps(said).decode()}}}'
+
+
+_OF_LARK = re.compile(r'"(?:\\.|[^"\\\n])*"?|//[^\n]*|/(?:\\.|[^/\\\n])*/?|(%json\s*)')
+"""What a schema in a grammar begins with, and what only looks like it: strings, comments and regular expressions."""
+
+
+def _with_bounded_blanks(grammar: str) -> str:
+    """A Lark grammar whose schemas bound the blanks in JSON as others do, where they say nothing of it themselves."""
+    pieces, at, kept = [], 0, 0
+    while (found := _OF_LARK.search(grammar, at)) is not None:
+        at = found.end()
+        if found[1] is None:
+            continue
+        try:
+            schema, end = json.JSONDecoder().raw_decode(grammar, at)
+        except (ValueError, RecursionError):  # the library says what is wrong with it
+            break
+        if schema is True or (isinstance(schema, dict) and "x-guidance" not in schema):
+            text = "{}" if schema is True else grammar[at:end]
+            pieces += [grammar[kept:at], _told(text, {"whitespace_pattern": WHITESPACE})]
+            kept = end
+        at = end
+    return "".join([*pieces, grammar[kept:]])
 
 
 _TO_ESCAPE = re.compile(r"\\.|/|\n", re.DOTALL)

@@ -172,7 +172,8 @@ _MESSAGES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
         (r"invalid multiple of", "multipleOf", "must be above 0", "write a larger number"),
         (r"schema too large|stack level exceeded", "allOf", "and 'anyOf' multiply to too many cases",
          "write fewer cases"),
-        (r"too big|fuel exhausted|too large|limit", "", "is too complex", "write a smaller schema"),
+        (r"too big|fuel exhausted|too large|[Tt]oo many|limit|max is \d", "", "is too complex",
+         "write a smaller schema"),
     )
 )  # fmt: skip
 """What the library says, the keyword, what is wrong with it, and the remedy."""

@@ -9,7 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from jobs.guided.constraint import Constraint
+from jobs.guided.check import Checker
+from jobs.guided.constraint import Constraint, json_constraint
 from tests.engine.conftest import LetterTokenizer, build
 from tests.engine.guided_models import FLAG, PERSON, SCHEMAS, TAGS, GuidedModel, of_bytes
 from worker.engine.engine import Engine
@@ -205,3 +206,11 @@ def test_an_error_within_the_library_is_seen(guided: GuidedModel) -> None:
     assert sound.error is None
     assert (masks[1] == 0xFFFFFFFF).all()
     assert (masks[2] == masks_of([Guide(plan)], guided.model.vocab_size)[0]).all()
+
+
+def test_an_object_of_many_properties_is_followed(guided: GuidedModel, run: Any) -> None:
+    """As many as the check takes, none of which must be there."""
+    many = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1000)}}
+    assert Checker().check(json_constraint(many)) == ()
+    finished = run(guided.model, [guided.line("a", json_constraint(many), max_tokens=4)])["a"]
+    assert finished.error is None

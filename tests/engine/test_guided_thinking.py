@@ -189,3 +189,19 @@ def test_a_value_may_begin_as_a_marker_does(guided: GuidedModel) -> None:
     assert follow(guided, in_pieces(guided, either, phase=Phase.OPENING), "[", "[", "x")[-1] == {"<|im_end|>"}
     thinking = follow(guided, in_pieces(guided, either, phase=Phase.OPENING), "[", "[", "a", "q", "]", "]", "b", "[")
     assert thinking[-1] == {"["}
+
+
+@pytest.mark.parametrize("phase", [Phase.ANSWER, Phase.OPENING, Phase.THINKING])
+@pytest.mark.parametrize("text", ["<think>a</think>b", "</think>", " b ", "\nb", "a<|im_end|>b"])
+def test_a_value_is_text_as_it_stands(
+    text: str, phase: Phase, guided: GuidedModel, markers: tuple[int, int], run: Any
+) -> None:
+    """Markers and control tokens that a value spells are its text, and so are the blanks at its ends."""
+    only = Constraint("choice", json.dumps([text]))
+    line = guided.line("a", only, phase=phase, budget=4, logit_bias={markers[0]: 50.0})
+    ((answer, _),) = parts(guided, run(guided.model, [line])["a"])
+    assert answer == text
+    stopped = guided.line("a", only, phase=phase, budget=4, logit_bias={markers[0]: 50.0}, stop=["\u65e5"])
+    finished = run(guided.model, [stopped])["a"]
+    assert finished.sequences[0].valid
+    assert parts(guided, finished)[0][0] == text

@@ -16,6 +16,8 @@ from jobs.lines.line import Defaults, Job, check_line
 from tests.engine.tool_families import ENFORCED, tools_tokenizer
 from worker.engine.guided.guide import Guide
 from worker.engine.prompts.prepare import Preparer
+from worker.engine.sequence import Sequence
+from worker.engine.text.completion import TextAssembler
 from worker.engine.text.markup import markup_of
 from worker.engine.text.parts import segments_of
 from worker.engine.text.tool_calls import CallReader, call_ids
@@ -227,3 +229,12 @@ def test_a_value_of_harmony_is_in_the_final_channel() -> None:
     assert takes(f"<|channel|>analysis<|message|>So, {{.<|end|><|start|>assistant{final}")
     assert not takes('{"a": 1}')
     assert not takes('<|channel|>commentary<|message|>{"a": 1}')
+
+
+def test_a_call_that_no_parser_reads_is_not_valid() -> None:
+    """Its arguments hold the marker that ends a call, as text."""
+    line = prepared("json_tools", [tool("t", {"a": {"const": "</tool_call>"}}, "a")])
+    row = Sequence(line, 0, 1, 4000, text=walk("json_tools", line, 1), stop_reason="eos", valid=True)
+    choice = TextAssembler(tools_tokenizer("json_tools")).assemble(row)
+    assert choice.tool_call_error is not None
+    assert (choice.tool_calls, choice.valid) == ([], False)

@@ -375,7 +375,7 @@ class Engine:
                 reason = "stop_string"
             row.text, row.stop_string = row.stop_matcher.text, row.stop_matcher.match
         row.end(reason, self._clock())
-        row.valid = is_valid(row, self._markup)
+        row.valid = is_valid(row, self._markup, self._detokenizer)
         self._scheduler.ended(row)
         line = self._lines[row.key]
         if not line.unfinished:

@@ -73,6 +73,8 @@ class Guide:
         self._matcher: Any = plan.matcher.deep_copy() if plan.constrained else None
         self._phase = plan.phase
         self._seen = 0
+        self.value_at: int | None = None if plan.phase is Phase.THINKING else 0
+        """How many tokens stand before the value; None within a thought."""
         self._matching = plan.phase is not Phase.THINKING
         """Whether the text so far is the beginning of a value."""
         self._place = 0
@@ -141,6 +143,8 @@ class Guide:
         while self._seen < len(tokens) and self.error is None:
             self._take(tokens[self._seen])
             self._seen += 1
+            if self._phase is Phase.BLANK:
+                self.value_at = self._seen
 
     def _take(self, token: int) -> None:
         plan, thinking = self.plan, self.plan.thinking
@@ -181,6 +185,7 @@ class Guide:
             raise ValueError("the model does not think")
         if self._phase is not Phase.THINKING:
             self._phase, self._matching, self._thought, self._tail = Phase.THINKING, False, [], b""
+            self.value_at = None
         if self._thought and self._wrote(self._thought[-1], thinking.end, thinking.end_text):
             self._answer()
         elif plan.budget is not None and self._thoughts >= plan.budget:

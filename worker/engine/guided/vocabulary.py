@@ -65,24 +65,26 @@ class Vocabulary:
         # Under the names that the library looks for.
         self.tokens = [*(data if len(data) <= LONGEST else b"" for data in tokens), COMPLETE]
         self.eos_token_id = width
-        self.special_token_ids = sorted({*special, width})
+        self._special = frozenset({*special, width})
+        self.special_token_ids = sorted(self._special)
         self._remembered = lru_cache(REMEMBERED)(self._encode)
         self.blanks = self.mask_of(
             token
             for token, data in enumerate(tokens)
-            if 0 < len(data) <= LONGEST_BLANK and not data.strip(BLANKS) and token not in self.special_token_ids
+            if 0 < len(data) <= LONGEST_BLANK and not data.strip(BLANKS) and token not in self._special
         )
         with no_panics():
             self.table: Any = LLTokenizer(cast("Any", self), n_vocab=width + 1, eos_token=width)
         self._executor = LLExecutor()
 
     def __call__(self, text: str) -> list[int]:
-        """The tokens of a text; whatever the tokenizer makes of it, their bytes are the text's."""
+        """The tokens of a text: their bytes are the text's, and none is special, whatever the tokenizer makes of it."""
         return self._remembered(text)
 
     def _encode(self, text: str) -> list[int]:
         tokens = self._text_tokens(text)
-        if b"".join(self.tokens[token] for token in tokens) == text.encode():
+        plain = not any(token in self._special for token in tokens)
+        if plain and b"".join(self.tokens[token] for token in tokens) == text.encode():
             return tokens
         return self.greedy(text)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.record import Choice
+from worker.engine.guided.ends import value_start
 from worker.engine.sequence import Sequence
 from worker.engine.text.detokenizer import Detokenizer
 from worker.engine.text.markup import markup_of
-from worker.engine.text.parts import segments_of, thoughts_of
+from worker.engine.text.parts import Segment, segments_of, thoughts_of
 from worker.engine.text.tool_calls import CallReader, call_ids
 
 LEAST_LOGPROB = -9999.0
@@ -28,7 +29,7 @@ class TextAssembler:
         and log-probabilities of all of them, with ``prompt_ids`` those of its prompt."""
         raw = seq.text if seq.text is not None else self._detokenizer.text(seq.output, seq.prompt)
         line = seq.line
-        segments = segments_of(raw, self._markup, line.begins, calls=bool(line.tools))
+        segments = self._segments(seq, raw)
         read = self._calls.read(
             raw,
             segments,
@@ -49,10 +50,20 @@ class TextAssembler:
             else None,
             token_ids=seq.tokens if token_ids else None,
             prompt_token_ids=seq.prompt if prompt_ids else None,
-            valid=seq.valid,
+            # A call that holds its own end marker as text is of its grammar, and no parser can read it.
+            valid=seq.valid and read.error is None,
             tool_calls=read.calls if line.tools else None,
             tool_call_error=read.error,
         )
+
+    def _segments(self, seq: Sequence, raw: str) -> list[Segment]:
+        """The parts of a text. A value that a constraint asked for is one part, whatever it holds."""
+        start = value_start(seq, self._markup, self._detokenizer)
+        if start is None:
+            return segments_of(raw, self._markup, seq.line.begins, calls=bool(seq.line.tools))
+        before = segments_of(raw[:start], self._markup, seq.line.begins)
+        value = Segment("answer", start, start, len(raw), len(raw), closed=False, marked=False)
+        return [*(one for one in before if one.state == "reasoning"), value]
 
     def _logprobs(self, seq: Sequence, tokens: list[int]) -> list[dict[str, Any]]:
         entries = []

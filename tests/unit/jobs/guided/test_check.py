@@ -89,6 +89,7 @@ def test_keywords_of_other_drafts_are_not_ignored() -> None:
         (Constraint("regex", r"(a)\1"), "back-references"), (Constraint("regex", r"a\bb"), "\\b is not supported"),
         (Constraint("regex", "a$b"), "whole text is matched"), (Constraint("regex", "[a"), "unclosed character class"),
         (Constraint("regex", "(" * 1000 + "a" + ")" * 1000), "nested"),
+        (Constraint("regex", "a\\"), "ends in a backslash"), (Constraint("regex", r"a\\"), ""),
         (Constraint("grammar", "start: foo"), "line 1, column 8: 'foo' is not defined"),
         (Constraint("grammar", 'start: "a"\nb: C'), ""), (Constraint("grammar", 'a: "b"'), "no rule 'start'"),
         (Constraint("grammar", 'root ::= "a"'), "is GBNF; write Lark"), (Constraint("grammar", 'start: "a'), "line 1"),
@@ -126,6 +127,9 @@ HOSTILE = {
     ),
     "cases added": json_constraint({"allOf": [{"properties": {f"p{i}": {"type": "string"}}} for i in range(5000)]}),
     "lexer": Constraint("grammar", "start: A\nA: /.*a.{30}/ & /.*b.{30}/ & /.*c.{30}/"),
+    "no end": Constraint("grammar", 'start: "a" start'),
+    "counts of counts": Constraint("regex", "a?{500}a{500}"),
+    "one long choice": Constraint("choice", json.dumps(["a" * 900_000])),
     "long regex": Constraint("regex", "ab" * 500_000),
     "long grammar": Constraint("grammar", 'start: "a"\n' + "// x\n" * 100_000),
 }
@@ -140,15 +144,17 @@ def test_hostile_constraints_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "constraint",
     [
-        Constraint("regex", "(x+x+)+y"), Constraint("regex", "a?{500}a{500}"), Constraint("regex", "(a|b)*a(a|b){200}"),
+        Constraint("regex", "(x+x+)+y"), Constraint("regex", "(a|b)*a(a|b){200}"),
         json_constraint({"type": "array", "items": {"type": "integer"}, "minItems": 1_000_000_000}),
         json_constraint({"type": "string", "maxLength": 1_000_000_000}),
+        json_constraint({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(1000)}}),
+        Constraint("grammar", 'start: one | one "," start\none: /[a-z]+/'),
         json_constraint({"type": "object", "properties": {"c": {"type": "array", "items": {"$ref": "#"}}}}),
         json_constraint({"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "string"}]}}, "$ref": "#/$defs/a"}),
         json_constraint({"$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(30)}
                          | {"d30": {"type": "string"}}, "$ref": "#/$defs/d0"}),
     ],
-    ids=range(8),
+    ids=range(9),
 )  # fmt: skip
 def test_what_only_looks_hostile_is_taken(constraint: Constraint) -> None:
     """Recursion that ends, and numbers that the matcher counts, cost nothing."""

@@ -21,7 +21,7 @@ def takes(constraint: Constraint, text: str) -> bool:
     return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
 
 
-@pytest.mark.parametrize("choice", ["yes", "yes please", 'a "b"\n', "é😀", "a/b\\c", "{}", "|"])
+@pytest.mark.parametrize("choice", ["yes", "yes please", 'a "b"\n', "é😀", "a/b\\c", "{}", "|", "a\x7f\x00b"])
 def test_a_choice_is_a_plain_text(choice: str) -> None:
     """Not a JSON string of it, and also where another choice begins with it."""
     constraint = Constraint("choice", json.dumps([choice, "yes", "no"]))
@@ -81,3 +81,19 @@ def test_equal_constraints_have_one_grammar_wherever_they_stand() -> None:
     assert hash(one) == hash(other)
     assert one.grammar() == other.grammar()
     assert one != json_constraint(SCHEMA, lenient=True)
+
+
+@pytest.mark.parametrize("schema", ['{"type":"object"}', '{\n "type": "object"\n}', "true", "{}", "{ }"])
+def test_json_in_a_grammar_has_single_blanks_too(schema: str) -> None:
+    """Else a model may write blanks until the limit. What only looks like a schema is left alone."""
+    constraint = Constraint("grammar", f'start: "%json {{" b a // %json {{\na: %json {schema}\nb: /%json \\{{/ "x"\n')
+    for value in ("{}", '{"a": [1, 2]}', '{ "a":1 }'):
+        assert takes(constraint, "%json {%json {x" + value), value
+    for value in ("{  }", '{"a":\n1}', '{"a":  1}'):
+        assert not takes(constraint, "%json {%json {x" + value), value
+
+
+def test_a_grammar_may_say_itself_which_blanks_there_are() -> None:
+    """What its author tells the library stands."""
+    own = 'start: %json {"type": "object", "x-guidance": {"whitespace_pattern": " {0,3}"}}'
+    assert takes(Constraint("grammar", own), "{   }")
