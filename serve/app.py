@@ -16,6 +16,7 @@ from serve.batches.routes import BatchRoutes
 from serve.errors import ApiError
 from serve.files.routes import FileRoutes
 from serve.http.guard import App, Guard
+from serve.http.metrics import Metrics
 from serve.http.reading import Json
 from serve.pool.routes import ModelRoutes
 from serve.requests.desk import Desk
@@ -31,6 +32,7 @@ class Api:
     batches: BatchRoutes
     models: ModelRoutes
     desk: Desk
+    metrics: Metrics
 
     def routes(self) -> list[Route]:
         """Every path of the API, without a version before it."""
@@ -48,8 +50,9 @@ def make_app(
     """The application. ``more`` are routes beside the API, such as those of a page."""
     plain = api.routes()
     versioned = [Route(f"/v1{route.path}", route.endpoint, methods=_methods(route)) for route in plain]
-    router = Router([*versioned, *plain, Route("/health", health, methods=["GET"]), *more], redirect_slashes=False)
-    app: App = Guard(_explained(router), gate, limits)
+    beside = [Route("/health", health, methods=["GET"]), api.metrics.route(), *more]
+    router = Router([*versioned, *plain, *beside], redirect_slashes=False)
+    app: App = Guard(_explained(router), gate, limits, answered=api.metrics.answered)
     if origins:
         from starlette.middleware.cors import CORSMiddleware
 

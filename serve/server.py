@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,19 @@ from serve.files.results import Results
 from serve.files.routes import FileRoutes
 from serve.files.store import Files
 from serve.http.guard import App
+from serve.http.metrics import Metrics
 from serve.http.protocol import limited_protocol
 from serve.intake.orders import Orders
 from serve.pool.models import Models
 from serve.pool.routes import ModelRoutes
 from serve.requests.desk import Desk
-from serve.settings import ServeSettings
+from serve.settings import Limits, ServeSettings
 
 log = logging.getLogger("promptmill.serve")
 
 BACKLOG = 2048
+OTHER_FILES = 256
+"""Files that are open beside connections."""
 TIDY_FILES_S = 60.0
 END_S = 10.0
 INTAKE_PAUSE_S = 1.0
@@ -60,6 +65,7 @@ class ServerParts:
             BatchRoutes(store, orders, book),
             ModelRoutes(self.models),
             self.desk,
+            Metrics(lambda: self.desk.count),
         )
         keys = None if settings.keys is None else KeyRing(settings.keys, say=log.error)
         self.gate = Gate(keys)
@@ -129,6 +135,7 @@ def run_server(store: Store, settings: ServeSettings, redis_url: str, say: Calla
     Raises:
         RefusedError: the address cannot be served, or a file that was named cannot be used.
     """
+    settings = replace(settings, limits=_with_room(settings.limits, say))
     with contextlib.ExitStack() as stack:
         try:
             parts = ServerParts(store, settings)
@@ -147,6 +154,22 @@ def run_server(store: Store, settings: ServeSettings, redis_url: str, say: Calla
         server = Server(_config(parts, settings), parts.desk, ready)
         server.run(sockets=[listening])
     return 0
+
+
+def _with_room(limits: Limits, say: Callable[[str], object]) -> Limits:
+    """The limits, with as many connections as the system lets this process have open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.connections + OTHER_FILES
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < most:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    found = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if found == resource.RLIM_INFINITY or found >= wanted:
+        return limits
+    connections = max(found - OTHER_FILES, 1)
+    say(f"this process may have {found} files open: at most {connections} connections are taken (see `ulimit -n`)")
+    return replace(limits, connections=connections)
 
 
 def _config(parts: ServerParts, settings: ServeSettings) -> uvicorn.Config:

@@ -25,6 +25,7 @@ Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
+Answered = Callable[[str, str, int, float, int], object]
 
 OPEN_PATHS = frozenset({"/health", "/healthz"})
 """What needs no key: that the process answers."""
@@ -33,16 +34,25 @@ FORM_BYTES = 1 << 20
 
 
 class Guard:
-    """An ASGI application around another."""
+    """An ASGI application around another. ``answered`` is told of each answer when its head is sent: the path, the
+    method, the status, the seconds it took, the bytes of the request's body."""
 
-    def __init__(self, app: App, gate: Gate, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._app, self._gate, self._limits, self._clock = app, gate, limits, clock
+    def __init__(
+        self,
+        app: App,
+        gate: Gate,
+        limits: Limits,
+        *,
+        answered: Answered = lambda path, method, status, seconds, received: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._app, self._gate, self._limits, self._answered, self._clock = app, gate, limits, answered, clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self._limits, self._clock)
+        exchange = _Exchange(scope, receive, send, self._limits, self._answered, self._clock)
         try:
             headers = dict(scope["headers"])
             if scope["path"] not in OPEN_PATHS:
@@ -56,8 +66,17 @@ class Guard:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        limits: Limits,
+        answered: Answered,
+        clock: Callable[[], float],
+    ) -> None:
         self._receive, self._send, self._limits, self._clock = receive, send, limits, clock
+        self._answered, self._path, self._method = answered, scope["path"], scope["method"]
         self._id = f"req_{uuid.uuid4().hex}"
         scope["request_id"] = self._id
         file = scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/files")
@@ -105,6 +124,8 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._started = True
+            elapsed = self._clock() - self._begun
+            self._answered(self._path, self._method, message["status"], elapsed, self._size)
             headers = [*message.get("headers", ()), (b"x-request-id", self._id.encode())]
             headers.append((b"x-content-type-options", b"nosniff"))
             message = {**message, "headers": headers}

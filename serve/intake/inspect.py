@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from jobs.errors import ProblemLine
+from jobs.lines.line import CHAT_URL
 from jobs.lines.line_id import readable_id
 from submit.input.validate import BadLine, Chunk, GoodLine
 
@@ -72,12 +74,22 @@ class Inspector:
 
     def _judged(self, line: BadLine) -> BadLine:
         """A bad line, with the one problem that OpenAI would name where that hides the others."""
-        first = line.problems[0]
+        number = line.problems[0].line
         for problem in line.problems:
-            if problem.field in ENVELOPE and problem.code in ("missing_field", "unsupported"):
-                named = _mismatch(first.line) if problem.field == "url" else _missing(problem.field, first.line)
-                return BadLine(line.index, line.id, (named,))
-        return line
+            if problem.field == "url":
+                return BadLine(line.index, line.id, (_mismatch(number),))
+            if problem.field in ENVELOPE and problem.code == "missing_field":
+                return BadLine(line.index, line.id, (_missing(problem.field, number),))
+        if self._endpoint != CHAT_URL:
+            return line
+        # What is missing where there is no prompt at all.
+        named = (
+            replace(problem, field="messages")
+            if (problem.code, problem.field) == ("missing_field", "prompt")
+            else problem
+            for problem in line.problems
+        )
+        return BadLine(line.index, line.id, tuple(named))
 
 
 class TooManyLinesError(Exception):
