@@ -82,14 +82,7 @@ class Inspector:
                 return BadLine(line.index, line.id, (_missing(problem.field, number),))
         if self._endpoint != CHAT_URL:
             return line
-        # What is missing where there is no prompt at all.
-        named = (
-            replace(problem, field="messages")
-            if (problem.code, problem.field) == ("missing_field", "prompt")
-            else problem
-            for problem in line.problems
-        )
-        return BadLine(line.index, line.id, tuple(named))
+        return BadLine(line.index, line.id, tuple(map(_of_chat, line.problems)))
 
 
 class TooManyLinesError(Exception):
@@ -97,6 +90,12 @@ class TooManyLinesError(Exception):
 
     def __init__(self, most: int) -> None:
         super().__init__(f"The file has more than {most:,} lines, the most that are taken: split it.")
+
+
+def _of_chat(problem: ProblemLine) -> ProblemLine:
+    """A problem of a chat line: where there is no prompt at all, messages are what is missing."""
+    lacks_prompt = (problem.code, problem.field) == ("missing_field", "prompt")
+    return replace(problem, field="messages") if lacks_prompt else problem
 
 
 def _lacking(envelope: _Envelope, number: int) -> ProblemLine | None:
