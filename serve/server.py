@@ -19,6 +19,7 @@ from typing import Any
 
 import uvicorn
 
+from jobs.app.process_name import process_name
 from jobs.errors import RefusedError
 from jobs.store.store import Store
 from serve.access.access import Gate
@@ -34,6 +35,7 @@ from serve.http.metrics import Metrics
 from serve.http.protocol import limited_protocol
 from serve.intake.orders import Orders
 from serve.pool.models import Models
+from serve.pool.presence import SAID_S, Presence
 from serve.pool.routes import ModelRoutes
 from serve.requests.desk import Desk
 from serve.settings import Limits, ServeSettings
@@ -59,7 +61,9 @@ class ServerParts:
         orders = Orders(store.connection)
         book = BatchBook(store, orders)
         results = Results(store, strict=settings.strict_openai)
-        self.desk = Desk(store, self.models, settings.limits, also=[Every(TIDY_FILES_S, self.files.tidy)])
+        self.presence = Presence(store, process_name(None))
+        chores = [Every(TIDY_FILES_S, self.files.tidy), Every(SAID_S, self.presence.say)]
+        self.desk = Desk(store, self.models, settings.limits, also=chores)
         self.api = Api(
             FileRoutes(self.files, book, results, settings.limits),
             BatchRoutes(store, orders, book),
@@ -148,8 +152,12 @@ def run_server(store: Store, settings: ServeSettings, redis_url: str, say: Calla
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
 
+        url = f"{scheme}://{shown}:{port}/v1"
+        parts.presence.at(url)
+        stack.callback(parts.presence.leave)
+
         def ready() -> None:
-            say(f"serving at {scheme}://{shown}:{port}/v1")
+            say(f"serving at {url}")
 
         server = Server(_config(parts, settings), parts.desk, ready)
         server.run(sockets=[listening])

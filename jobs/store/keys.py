@@ -23,6 +23,11 @@ WEBHOOKS = PREFIX + "webhooks"
 """Sorted set of batches whose end is to be delivered to a webhook, by the time of the next try (of Redis' clock)."""
 ORPHANS_LOOK = PREFIX + "orphans"
 """String: somebody has just looked for orphans (see :mod:`jobs.store.orphans`); gone when it is time to look again."""
+SERVERS = PREFIX + "servers"
+"""Sorted set of HTTP servers, each ``name url``, by when they last said that they are there (of Redis' clock)."""
+INTAKE = PREFIX + "intake"
+"""Sorted set of batches whose files an HTTP server is to check, by the time (of Redis' clock) until which one is at
+it."""
 PAUSED = PREFIX + "paused"
 """Hash: name of a worker, or of all workers so named on a host -> when it was paused."""
 

@@ -20,7 +20,7 @@ from submit.results.read import StoredRecord, finished_records
 RESULT_ID = re.compile(r"file-(b_[0-9A-Z]{26})-(output|error)")
 BLOCK = 64 << 10
 SIZE_KEPT_S = 30 * 86400
-SIZED_AT_ONCE = 20_000
+SIZED_AT_ONCE = 200
 """Of a batch with more lines the size is found only when its file is asked for by itself."""
 
 

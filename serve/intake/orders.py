@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from jobs.store.keys import PREFIX
+from jobs.store.keys import INTAKE, PREFIX
 from jobs.store.retention import KEEP_S
 from jobs.store.steps import step
 
 if TYPE_CHECKING:
     from redis import Redis
 
-ORDERS = PREFIX + "intake"
-"""Sorted set of the ids of ordered batches, by the time (of Redis' clock) until which a process holds them."""
 WAKE = PREFIX + "intake:wake"
 """List, gone soon: an entry for each new order. The processes wait for one."""
 HELD_S = 60.0
@@ -72,7 +70,7 @@ class Orders:
         """Place an order; a process is woken for it."""
         with self._connection.pipeline() as pipe:
             pipe.set(_key(order.batch_id), msgspec.json.encode(order))
-            pipe.zadd(ORDERS, {order.batch_id: 0})
+            pipe.zadd(INTAKE, {order.batch_id: 0})
             pipe.zadd(owned_key(order.owner), {order.batch_id: order.created_at})
             pipe.rpush(WAKE, "1")
             pipe.expire(WAKE, WAKE_S)
@@ -88,7 +86,7 @@ class Orders:
 
     def ids(self) -> list[str]:
         """The ids of the ordered batches."""
-        return [item.decode(errors="replace") for item in cast("list[bytes]", self._connection.zrange(ORDERS, 0, -1))]
+        return [item.decode(errors="replace") for item in cast("list[bytes]", self._connection.zrange(INTAKE, 0, -1))]
 
     def cancel(self, batch_id: str) -> None:
         """Have the batch cancelled: by the process that works on its order, once it sees this."""
@@ -99,17 +97,17 @@ class Orders:
 
     def take(self) -> str | None:
         """The id of an order that nobody holds; it is held from now on."""
-        taken = step(self._connection, "serve.lua", "take_order")(keys=[ORDERS], args=[HELD_S])
+        taken = step(self._connection, "serve.lua", "take_order")(keys=[INTAKE], args=[HELD_S])
         return None if taken is None else cast("bytes", taken).decode(errors="replace")
 
     def hold(self, batch_id: str) -> None:
         """Go on holding an order."""
-        step(self._connection, "serve.lua", "hold_order")(keys=[ORDERS], args=[batch_id, HELD_S])
+        step(self._connection, "serve.lua", "hold_order")(keys=[INTAKE], args=[batch_id, HELD_S])
 
     def done(self, batch_id: str) -> None:
         """The order's batch is live, or has failed."""
         with self._connection.pipeline() as pipe:
-            pipe.zrem(ORDERS, batch_id)
+            pipe.zrem(INTAKE, batch_id)
             pipe.delete(_key(batch_id), _cancelled_key(batch_id))
             pipe.execute()
 

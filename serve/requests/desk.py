@@ -90,7 +90,7 @@ class Desk:
         """Send away those who wait still: the server ends."""
         self._closing = True
         inside = list(self._inside)
-        self.waiting.fail(inside, closing())
+        self.waiting.fail(inside, closing)
         for waiter in inside:
             if self._janitor is not None and waiter.once is None:
                 self._janitor.cancel(waiter)

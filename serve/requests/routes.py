@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from starlette.routing import Route
 
+from jobs.errors import PromptmillError
 from jobs.lines.line import CHAT_URL, COMPLETIONS_URL
 from jobs.store.shard_records import ShardRecords, loaded
 from serve.errors import ApiError
@@ -126,7 +127,7 @@ def _sent_before(desk: Desk, once: str) -> tuple[str, int, int] | None:
     parts = [] if raw is None else raw.decode(errors="replace").split()
     if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
         return None
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(PromptmillError):
         if desk.store.batch(parts[0]).status in ("in_progress", "completed"):
             return parts[0], int(parts[1]), int(parts[2])
     return None

@@ -94,7 +94,7 @@ class Sender(threading.Thread):
             self._send_batch(priority, waiters)
         except (redis.exceptions.RedisError, PromptmillError) as error:
             log.warning("requests cannot be queued: %s", error, extra={"action": "not_queued"})
-            self._loop.call_soon_threadsafe(self._waiting.fail, waiters, unavailable())
+            self._loop.call_soon_threadsafe(self._waiting.fail, waiters, unavailable)
 
     def _send_batch(self, priority: str, waiters: Sequence[Waiter]) -> None:
         kept = any(waiter.once is not None for waiter in waiters)

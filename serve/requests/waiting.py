@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from serve.errors import ApiError
@@ -65,11 +65,11 @@ class Waiting:
                 waiter.answer.set_result(record)
             self._close(batch)
 
-    def fail(self, waiters: Iterable[Waiter], error: ApiError) -> None:
-        """Tell those who wait that there will be no record."""
+    def fail(self, waiters: Iterable[Waiter], error: Callable[[], ApiError]) -> None:
+        """Tell each of those who wait that there will be no record."""
         for waiter in waiters:
             if not waiter.answer.done():
-                waiter.answer.set_exception(error)
+                waiter.answer.set_exception(error())
             self.leave(waiter)
 
     def leave(self, waiter: Waiter) -> None:

@@ -13,9 +13,10 @@ from jobs.errors import LineError
 from jobs.lines.line import Job
 from jobs.record import Choice
 from jobs.store.cancel import cancel_line
+from jobs.store.keys import INTAKE
 from jobs.store.store import Store
 from serve.files.store import Files
-from serve.intake.orders import ORDERS, Orders
+from serve.intake.orders import Orders
 from serve.intake.process import Intake
 from serve.settings import Limits
 from submit.upload.submitter import Order, new_batch
@@ -95,13 +96,13 @@ def test_an_order_whose_process_died_is_taken_up(client_of: Client, store: Store
     assert orders.take() == batch_id
     store.create(new_batch("x.jsonl", Order(batch_id=batch_id)))  # it died while it uploaded
     assert not intake.work()  # it is held still
-    store.connection.zadd(ORDERS, {batch_id: 1.0})
+    store.connection.zadd(INTAKE, {batch_id: 1.0})
     assert intake.work()
     batch = store.batch(batch_id)
     assert (batch.status, batch.total) == ("in_progress", 4)
     assert orders.ids() == []
     # And one that died after it: nothing is made twice.
-    store.connection.zadd(ORDERS, {batch_id: 1.0})
+    store.connection.zadd(INTAKE, {batch_id: 1.0})
     assert intake.work()
     assert store.batch(batch_id) == batch
 
