@@ -147,8 +147,9 @@ class Janitor(threading.Thread):
 
     # --- answers that were missed ---
 
-    def _look(self, batches: Sequence[SentBatch]) -> None:
+    def _look(self, sent: Sequence[SentBatch]) -> None:
         """Find records that are there and were not heard of, and lines that will have none."""
+        batches = [batch for batch in sent if batch.live]
         with self._store.connection.pipeline(transaction=False) as pipe:
             for batch in batches:
                 pipe.hmget(BatchKeys(batch.id).info, "status", "completed", "failed")

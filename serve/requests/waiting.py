@@ -35,6 +35,8 @@ class SentBatch:
     queues: frozenset[str]
     kept: bool = False
     """A client may ask for its records again."""
+    live: bool = False
+    """It was committed: from then on it is in Redis."""
     answered: int = 0
     lines: int = field(init=False)
 
