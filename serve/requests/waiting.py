@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from serve.errors import ApiError
 from serve.requests.line import RequestLine
@@ -38,10 +38,6 @@ class SentBatch:
     live: bool = False
     """It was committed: from then on it is in Redis."""
     answered: int = 0
-    lines: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.lines = len(self.waiters)
 
 
 class Waiting:

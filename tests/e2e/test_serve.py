@@ -361,7 +361,7 @@ def test_a_server_that_is_stopped_answers_first(redis_url: str, tmp_path: Path) 
                 target=lambda: answers.append(client.completions.create(model="late/two", prompt="x").choices[0].text)
             )
             asking.start()
-            until(lambda: connection.zcard("promptmill:requests"), "the request waits")
+            until(lambda: connection.zcard("promptmill:requests") >= 2, "the request waits, beside that of `known`")
             server.process.terminate()
             with quick_worker(redis_url, "late/two"):
                 asking.join(30)
