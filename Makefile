@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo
-PACKAGES := $(wildcard promptmill jobs submit worker deploy)
+PACKAGES := $(wildcard promptmill jobs submit serve worker deploy)
 
 .PHONY: help demo check test docs faults night bench dist lock clean
 

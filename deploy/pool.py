@@ -24,6 +24,8 @@ from jobs.errors import RefusedError
 STOP_MARGIN_S = 30
 """Seconds a worker has after its drain limit, to hand back what is left, before it is killed."""
 SCHEDULER_STOP_S = 30
+SERVE_STOP_S = 60
+"""Above what requests that wait are given, and the answers under way after it."""
 _SECRET: Key = ("scheduler", "webhook-secret")
 _PRIVATE = (Path("/tmp"), Path("/var/tmp"))
 """Each service of systemd has folders of its own in the place of these."""
@@ -41,6 +43,11 @@ _WORKER_REFUSED = {
     **_REFUSED,
     **dict.fromkeys(("--model", "--name", "--drain"), _OWN),
     **dict.fromkeys((row.flag for row in WORKER_OPTIONS if row.ends), _ENDS_BY_ITSELF),
+}
+_SERVE_REFUSED = {
+    **_REFUSED,
+    "--files": _OWN,
+    "--model": ": a daemon's models are those of `promptmill deploy worker`; leave it out",
 }
 _SCHEDULER_REFUSED = {
     **_REFUSED,
@@ -145,6 +152,31 @@ def scheduler_plan(deployment: Deployment, secret: str | None = None, extra: tup
         reads_homes=True,
     )
     return _plan(service, {} if secret is None else {_SECRET: secret})
+
+
+def serve_plan(deployment: Deployment, files: Path, extra: tuple[str, ...] = ()) -> Plan:
+    """The daemon of an HTTP server, which keeps uploaded ``files``; ``extra`` goes to it.
+
+    Raises:
+        RefusedError: something does not fit.
+    """
+    _check_extra(extra, _SERVE_REFUSED, "server")
+    command = (*deployment.promptmill, *serve_words(files, extra))
+    service = ServiceSpec(
+        deployment,
+        about="promptmill serve",
+        command=command,
+        environment=_environment(deployment, "SERVE"),
+        stop_s=SERVE_STOP_S,
+        writable=() if files.is_relative_to(deployment.account.home) else (files,),
+        reads_homes=True,
+    )
+    return _plan(service)
+
+
+def serve_words(files: Path, extra: Sequence[str]) -> tuple[str, ...]:
+    """The command of an HTTP server and all its flags, as they follow the program."""
+    return ("serve", "--files", str(files), *extra)
 
 
 def read_folders(extra: Sequence[str]) -> tuple[Path, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from docs.reference import command_reference, parameter_table, worker_table
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("promptmill", "jobs", "submit", "worker", "deploy", "bench")
+PACKAGES = ("promptmill", "jobs", "submit", "serve", "worker", "deploy", "bench")
 PAGES = {
     "docs/lines.md": ("parameters", parameter_table),
     "docs/workers.md": ("options", worker_table),

@@ -103,6 +103,8 @@ class Batch:
     """What became of that, where there is such a URL."""
     keep_s: float | None = None
     """Seconds for which it is kept once it is done; None: until it is purged."""
+    answers: str | None = None
+    """Who waits for its records, where somebody does."""
     unrun: int = 0
     """Lines of ``failed`` that were not finished when the batch was cancelled or expired: none has a stored record."""
     carried: int = 0

@@ -6,7 +6,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("jobs", "submit", "worker", "deploy")
+PACKAGES = ("jobs", "submit", "serve", "worker", "deploy")
 REFUSED = 2
 
 

@@ -249,10 +249,18 @@ def serve(url: str, settings: ServiceSettings) -> int:
         settings = replace(settings, groups=without_trouble(connection, machine(), settings.groups))
         in_flight = connect(url, timeout_s=IN_FLIGHT_TIMEOUT_S, retries=1)
         heartbeat = connect(url, timeout_s=REDIS_TIMEOUT_S, retries=1)
+        nudges = connect(url, timeout_s=REDIS_TIMEOUT_S, retries=1)
         metrics = None if settings.metrics is None else PrometheusMetrics(settings.groups)
         # Before RQ tries what its own way of telling would be a Python warning.
         check_permissions(connection, process_name(settings.name))
-        service = Service(connection, heartbeat, settings, in_flight_connection=in_flight, observer=metrics)
+        service = Service(
+            connection,
+            heartbeat,
+            settings,
+            in_flight_connection=in_flight,
+            nudge_connection=nudges,
+            observer=metrics,
+        )
         if metrics is None or settings.metrics is None:
             return service.run()
         with metrics.serving(service.readings, service.heartbeat, *settings.metrics):

@@ -9,6 +9,7 @@
 | scribe | makes records of lines that ended, and spools them |
 | writer | stores records in Redis, finishes shards |
 | heartbeat | renews leases, publishes the state; it waits for none of the others |
+| nudges | hears of new shards while there is nothing to take |
 
 Each class, or method, says "Thread: main." for the one that may call it, "Threads: any; holds the lock." for more.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -36,6 +38,7 @@ from jobs.redis.connect import refusing
 from jobs.shard import Group
 from jobs.store.maintenance import upkeep
 from jobs.store.store import Store
+from worker.engine.sequence import Failure
 from worker.faults.crash_loop import note_failure
 from worker.faults.in_flight_log import InFlightLog, NoteReply
 from worker.faults.refused_shards import Refusals
@@ -48,6 +51,7 @@ from worker.models.compute import Compute
 from worker.models.load_failures import LoadFailures
 from worker.models.loader import ModelLoader
 from worker.models.residency import STARVATION_S
+from worker.rq.nudges import Nudges
 from worker.rq.worker import MAINTENANCE_S, ShardWorker, machine
 from worker.shards.claimed import End, HeldShard, HeldShards, LineKey
 from worker.shards.claiming import ShardClaimer
@@ -97,6 +101,7 @@ class Service:
         settings: ServiceSettings,
         *,
         in_flight_connection: Redis | None = None,
+        nudge_connection: Redis | None = None,
         observer: Observer | None = None,
         stay_awake: Take | None = None,
         now: Callable[[], float] = time.time,
@@ -165,8 +170,18 @@ class Service:
             SleepAssertion(None if settings.allow_sleep else stay_awake or way_to_stay_awake()),
             state=self.readings.published,
             abandon=self.abandon,
+            drop=self.drop,
         )
-        self._threads = (self.compute, self.in_flight, self.writer, self.preparer, self.heartbeat)
+        self._threads: tuple[threading.Thread, ...] = (
+            self.compute,
+            self.in_flight,
+            self.writer,
+            self.preparer,
+            self.heartbeat,
+        )
+        self.nudges = None if nudge_connection is None else Nudges(nudge_connection, wake)
+        if self.nudges is not None:
+            self._threads += (self.nudges,)
 
     @property
     def draining(self) -> bool:
@@ -309,6 +324,8 @@ class Service:
         queues = self.order.choose({held.group for held in self.held})
         shard = self.rq.take(queues) if queues else None
         if shard is None:
+            if self.nudges is not None:
+                self.nudges.listen(queues)
             return False
         group, rank = self.order.group_of(shard.queue), self.order.taken(shard.queue)
         held = self.claimer.claim(shard, group, rank)
@@ -377,6 +394,14 @@ class Service:
             log.info("%s is no longer this worker's; its lines are dropped", held.job_id, extra={"action": "abandoned"})
             self._shard_ended(held, End.LOST)
 
+    def drop(self, held: HeldShard, indices: set[int]) -> None:
+        """End lines of a shard that were cancelled one by one: their records are stored already. Thread: heartbeat."""
+        held.dropped |= indices
+        for index in indices:
+            self.compute.cancel(held.key(index))
+            failure = Failure("cancelled", "nobody waits for this line any more")
+            self.writer.put(EndedLine(held, index, self._now(), failure))
+
     def _return(self, held: HeldShard, *, front: bool = True) -> bool:
         """Hand a shard back, unless it has ended. False: Redis is out, and the lease expires by itself. Threads: main,
         preparer."""
@@ -432,6 +457,8 @@ class Service:
         if self._stops.count:
             log.info("stopping: lines that were begun are finished first", extra={"action": "drain"})
         self.preparer.stop()
+        if self.nudges is not None:
+            self.nudges.stop()
         self._drain()
         self.compute.stop()
         # MLX must not be in use while the interpreter goes down: the process would abort. A load is not waited for:

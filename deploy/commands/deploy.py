@@ -10,7 +10,7 @@ import click
 
 from deploy.checks import check_program, folder_problem, memory_problem, model_problem
 from deploy.init.service import INITS, SERVERS, default_home
-from deploy.pool import WorkerFlags, read_folders, scheduler_plan, worker_plan, worker_words
+from deploy.pool import WorkerFlags, read_folders, scheduler_plan, serve_plan, serve_words, worker_plan, worker_words
 from deploy.request import Request
 from deploy.server import ServerFlags, server_plan
 from jobs.app.units import parse_size
@@ -77,7 +77,7 @@ pool_options = in_this_order(
 )  # fmt: skip
 
 
-@click.group("deploy", short_help="Daemons of a pool: workers, the scheduler, the Redis server.")
+@click.group("deploy", short_help="Daemons of a pool: workers, the scheduler, the HTTP and Redis servers.")
 def command() -> None:
     """Set up the daemons of a pool, on macOS (launchd) and Linux (systemd).
 
@@ -166,6 +166,34 @@ def scheduler(**flags: Any) -> int:
     for folder in read_folders(extra):
         request.object_to(folder_problem(folder, request.user))
     request.check_flags(deployment, ("scheduler", *extra))
+    return request.carry_out(plan)
+
+
+@command.command("serve", short_help="The HTTP server of a pool: OpenAI's files, batches and completions.")
+@click.option(
+    "--files", type=click.Path(path_type=Path), metavar="DIR",
+    help="Folder of the uploaded files.  [default: files in --home]",
+)  # fmt: skip
+@pool_options
+@_machine_options("promptmill-serve", "promptmill")
+@click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- SERVE FLAGS]")
+def serve(**flags: Any) -> int:
+    """The daemon that serves OpenAI's API over HTTP. One machine of the pool is enough; several share --files.
+
+    \b
+      promptmill deploy serve --redis-file worker.url --ca ca.crt
+      sudo promptmill deploy serve ... --install -- --host 0.0.0.0 --keys /etc/promptmill/keys.json
+
+    What follows `--` goes to `promptmill serve` (see its --help). The daemon's user must be able to read the files of
+    keys and certificates that it names.
+    """
+    request = Request(flags)
+    if request.uninstalled():
+        return 0
+    deployment, files = request.of_pool(), flags["files"]
+    files = deployment.account.home / "files" if files is None else check_program(files, "--files")
+    plan = serve_plan(deployment, files, flags["extra"])
+    request.check_flags(deployment, serve_words(files, flags["extra"]))
     return request.carry_out(plan)
 
 

@@ -13,11 +13,11 @@ from redis.exceptions import ResponseError
 
 from deploy.doctor.finding import Finding, good, skipped, some, unsure
 from jobs.errors import RefusedError
-from jobs.store.keys import PREFIX
+from jobs.store.keys import INTAKE, PREFIX, SERVERS
 from jobs.store.store import Store
 from submit.schedule.store import Schedules
 from submit.status.pool_pause import paused_workers, pool_paused
-from submit.status.text import duration, plural
+from submit.status.text import duration, plural, printable
 from submit.status.worker_state import WorkerState
 from submit.status.workers import SCAN_STEP, LostWorker, Workers, read_lost_workers, served_by
 from submit.webhooks.store import due
@@ -29,6 +29,8 @@ TROUBLE = re.compile(PREFIX + r"trouble:[0-9a-f]{12}(?:pid:\[\d+\])?:(?P<group>.
 REASON = ":reason"
 PRIVATE = re.compile(r"promptmill:\w+:b_[0-9A-Z]{26}:")
 """The queues of a `promptmill run` on the embedded server, which are its own worker's."""
+SERVER_S = 15.0
+"""A server says three times in so long that it is there."""
 SHOWN, MOST = 3, 1000
 """More than a pool has of workers, queues or models in trouble; no more are looked at."""
 
@@ -51,6 +53,10 @@ class Pool:
     scheduler: str | None = None
     schedules: int = 0
     webhooks: int = 0
+    servers: tuple[str, ...] = ()
+    """HTTP servers, each with its URL."""
+    unchecked: int = 0
+    """Batches made over HTTP whose files are not checked yet."""
 
 
 def ask_pool(connection: Redis) -> Pool:
@@ -77,6 +83,8 @@ def ask_pool(connection: Redis) -> Pool:
         scheduler=schedules.active_scheduler(),
         schedules=_answer(lambda: len(schedules.names()), 0),
         webhooks=_answer(lambda: due(store), 0),
+        servers=tuple(_answer(lambda: _servers(store), list[str]()))[:MOST],
+        unchecked=_answer(lambda: connection.zcard(INTAKE), 0),
     )
 
 
@@ -96,6 +104,7 @@ def check_pool(pool: Pool) -> Iterator[Finding]:
         yield _silent(pool.silent)
     yield from _waiting(pool)
     yield from _scheduler(pool)
+    yield from _http(pool)
     for model, (times, why) in sorted(pool.trouble.items()):
         reason = f"it ended its worker {plural(times, 'time')} within the hour, the last time by: {why[:200]}"
         remedy = "read that worker's log; a model that does so again and again is not served there for an hour"
@@ -126,6 +135,22 @@ def _scheduler(pool: Pool) -> Iterator[Finding]:
         verb = "waits" if pool.schedules + pool.webhooks == 1 else "wait"
         reason = f"none is active, and {' and '.join(waits)} {verb} for one"
         yield unsure("scheduler", reason, "promptmill scheduler, or `promptmill deploy scheduler` for good")
+
+
+def _servers(store: Store) -> list[str]:
+    """The HTTP servers that were there just now: their names and URLs."""
+    known = cast("list[bytes]", store.connection.zrangebyscore(SERVERS, store.server_time() - SERVER_S, "+inf"))
+    return [printable(item.decode(errors="replace")) for item in known]
+
+
+def _http(pool: Pool) -> Iterator[Finding]:
+    """Servers of the API over HTTP: a pool without one lacks nothing, unless batches wait for one."""
+    if pool.servers:
+        yield good("http", f"{plural(len(pool.servers), 'server')}: {some(pool.servers, SHOWN)}")
+    elif pool.unchecked:
+        count = "1 batch waits" if pool.unchecked == 1 else f"{pool.unchecked:,} batches wait"
+        reason = f"no server is there, and {count} for one to check its file"
+        yield unsure("http", reason, "promptmill serve, or `promptmill deploy serve` for good")
 
 
 def _waiting(pool: Pool) -> Iterator[Finding]:

@@ -29,6 +29,8 @@ COMMANDS = (
     "tune",
     "schedule",
     "scheduler",
+    "serve",
+    "key",
     "doctor",
     "deploy",
 )

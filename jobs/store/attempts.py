@@ -162,6 +162,17 @@ class Attempts(Steps):
             for info, fence, attempt in zip(found[::2], found[1::2], attempts, strict=True)
         ]
 
+    def dropped(self, attempts: Sequence[Attempt], connection: Redis) -> list[set[int]]:
+        """The lines of each attempt's shard that were cancelled one by one; ``connection`` is the calling thread's."""
+        with connection.pipeline(transaction=False) as pipe:
+            for attempt in attempts:
+                pipe.smembers(BatchKeys(attempt.batch_id).dropped)
+            found = replies(pipe)
+        return [
+            _indices(members, attempt.number) if isinstance(members, set) else set()
+            for attempt, members in zip(attempts, found, strict=True)
+        ]
+
     def write(self, attempt: Attempt, lines: Sequence[FinishedLine]) -> None:
         """Store records of finished lines. Many or long ones take several steps; sent again, none is stored twice.
 
@@ -216,6 +227,12 @@ class Attempts(Steps):
             pipe.exists(keys.compacted(attempt.number))
             fence, done = pipe.execute()
         return _holds(attempt, fence) and not done
+
+
+def _indices(places: set[bytes], number: int) -> set[int]:
+    """The indices of those of some places, ``number:index``, that are in the shard of this number."""
+    split = (place.partition(b":") for place in places)
+    return {int(index) for shard, _, index in split if shard == b"%d" % number and index.isdigit()}
 
 
 def _holds(attempt: Attempt, fence: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from jobs.batch import Batch
 from jobs.errors import RefusedError
+from jobs.redis.connect import refusing
 from jobs.store.keys import EXPIRING, STARTING, UPLOADING, BatchKeys
 from jobs.store.store import Store
 
@@ -27,6 +28,15 @@ def cancel(store: Store, batch_id: str) -> bool:
     if before == "validating":
         raise RefusedError(f"batch {batch_id} is still being submitted; stop its submit instead")
     raise RefusedError(f"batch {batch_id} is {before} already: there is nothing to cancel")
+
+
+def cancel_line(store: Store, batch_id: str, number: int, index: int, record: bytes) -> bool:
+    """Cancel one line, of shard ``number``: ``record`` is its error record. The worker that has it hears of it within a
+    second or two. False: it has a record already, or the batch has ended."""
+    keys = BatchKeys(batch_id)
+    wanted = [keys.info, keys.compacted(number), keys.records(number), keys.finished, keys.dropped]
+    with refusing(f"batch '{batch_id}'"):
+        return bool(store.step("batch.drop_line", wanted, [number, index, record]))
 
 
 def expire_due(store: Store) -> list[str]:

@@ -10,6 +10,9 @@ BATCHES = PREFIX + "batches"
 """Sorted set of batch ids by creation time."""
 UPLOADING = PREFIX + "uploading"
 """Sorted set of batches being uploaded or retried, by the last sign of life of who does it."""
+REQUESTS = PREFIX + "requests"
+"""Sorted set of batches whose lines are requests that somebody waits for, by creation time: they are on no other
+list."""
 EXPIRING = PREFIX + "expiring"
 """Sorted set of batches that end by themselves, by the time at which they do (of Redis' clock)."""
 STARTING = PREFIX + "starting"
@@ -20,6 +23,11 @@ WEBHOOKS = PREFIX + "webhooks"
 """Sorted set of batches whose end is to be delivered to a webhook, by the time of the next try (of Redis' clock)."""
 ORPHANS_LOOK = PREFIX + "orphans"
 """String: somebody has just looked for orphans (see :mod:`jobs.store.orphans`); gone when it is time to look again."""
+SERVERS = PREFIX + "servers"
+"""Sorted set of HTTP servers, each ``name url``, by when they last said that they are there (of Redis' clock)."""
+INTAKE = PREFIX + "intake"
+"""Sorted set of batches whose files an HTTP server is to check, by the time (of Redis' clock) until which one is at
+it."""
 PAUSED = PREFIX + "paused"
 """Hash: name of a worker, or of all workers so named on a host -> when it was paused."""
 
@@ -49,6 +57,17 @@ def trouble_key(machine: str, group: str) -> str:
 def run_key(digest: str) -> str:
     """Hash: the batch that ``promptmill run`` made for an output file, and the file's path."""
     return f"{PREFIX}run:{digest}"
+
+
+def answers_key(waiter: str) -> str:
+    """List, gone soon after its reader: each record of the batches that a ``waiter`` waits for, behind its batch's id
+    and its index."""
+    return f"{PREFIX}answers:{waiter}"
+
+
+def nudge_key(queue: str) -> str:
+    """List, gone in a moment: an entry for each shard that has just come into a queue. Idle workers wait for one."""
+    return f"{PREFIX}nudge:{queue}"
 
 
 class _OfBatch:
@@ -91,6 +110,12 @@ class BatchKeys:
     """Hash: number of a shard that is in no queue -> when that was first seen (of Redis' clock)."""
     retried = _OfBatch(":again")
     """Hash: ``number:index`` of lines run again -> length of :attr:`finished` then: earlier places are void."""
+    problems = _OfBatch(":bad")
+    """JSON of what is wrong with a batch that was refused (see :meth:`jobs.store.upload.Uploads.refuse`)."""
+    hidden = _OfBatch(":hide")
+    """Set: which of the batch's files, ``output`` and ``error``, were deleted by who fetches them over HTTP."""
+    dropped = _OfBatch(":drop")
+    """Set: ``number:index`` of lines that were cancelled one by one."""
     compacted_prefix = _OfBatch(":d:")
     """What stands before the shard's number in :attr:`compacted`, for scripts that look at many."""
 

@@ -46,7 +46,8 @@ def common_keys(connection: Redis, batch_id: str) -> list[str]:
     keys = BatchKeys(batch_id)
     queues = cast("set[bytes]", connection.smembers(keys.queues))
     pending = [keys.pending(queue.decode()) for queue in queues]
-    return [keys.info, keys.table, keys.queues, keys.fences, keys.finished, keys.retried, keys.orphans, *pending]
+    rare = [keys.dropped, keys.problems, keys.hidden]
+    return [keys.info, keys.table, keys.queues, keys.fences, keys.finished, keys.retried, keys.orphans, *rare, *pending]
 
 
 def shard_keys(batch_id: str, number: int) -> list[str]:

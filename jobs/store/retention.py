@@ -41,7 +41,7 @@ def purge_due(store: Store) -> list[str]:
     """Remove the batches that were kept for as long as they should be; their ids."""
 
     def remove(batch_id: str) -> bool:
-        if _take_off(store, batch_id, only_due=True) not in ("completed", "cancelled", "expired"):
+        if _take_off(store, batch_id, only_due=True) not in ("completed", "cancelled", "expired", "failed"):
             return False
         store.discard(batch_id)
         return True

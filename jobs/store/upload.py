@@ -15,7 +15,7 @@ from jobs.redis.connect import refusing
 from jobs.redis.rq_jobs import RqJobs
 from jobs.shard import COMPRESSION_LEVEL, Group, ShardLine, encode_lines
 from jobs.store.attempts import FinishedLine
-from jobs.store.keys import BATCHES, EXPIRING, KEEPING, STARTING, UPLOADING, WEBHOOKS, BatchKeys
+from jobs.store.keys import BATCHES, EXPIRING, KEEPING, REQUESTS, STARTING, UPLOADING, WEBHOOKS, BatchKeys
 from jobs.store.read_batch import MAX_GIVEN_BYTES, keys_of
 from jobs.store.shard_records import pieces_of, stored
 from jobs.store.shard_table import REJECTED_GROUP, ShardRow
@@ -42,6 +42,8 @@ class NewBatch:
     schedule: str | None = None
     webhook: str | None = None
     keep_s: float | None = None
+    answers: str | None = None
+    """Who waits for its records: each goes there when it is stored, and the batch is on no list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,34 +74,55 @@ class Uploads(Steps):
         Raises:
             RefusedError: its defaults and metadata are too large.
         """
+        with self.connection.pipeline() as pipe:
+            pipe.hset(BatchKeys(batch.id).info, mapping=self._fields(batch, "validating"))
+            pipe.zadd(UPLOADING, {batch.id: self.server_time()})
+            pipe.execute()
+
+    def refuse(
+        self, batch: NewBatch, total: int, problems: Sequence[Mapping[str, Any]], *, status: str = "failed"
+    ) -> None:
+        """Keep a batch that failed, or was cancelled, before it began: with what is wrong with it, in place of an
+        upload.
+
+        Raises:
+            RefusedError: as :meth:`create`.
+        """
         keys, now = BatchKeys(batch.id), self.now()
+        with self.connection.pipeline() as pipe:
+            pipe.hset(keys.info, mapping=self._fields(batch, status) | {"total": total, f"{status}_at": repr(now)})
+            pipe.set(keys.problems, orjson.dumps(list(problems)))
+            pipe.zrem(UPLOADING, batch.id)
+            pipe.zadd(BATCHES, {batch.id: now})
+            if batch.keep_s is not None:
+                pipe.zadd(KEEPING, {batch.id: self.server_time() + batch.keep_s})
+            pipe.execute()
+
+    def _fields(self, batch: NewBatch, status: str) -> dict[Any, Any]:
+        """The hash of a new batch."""
         defaults, metadata = orjson.dumps(dict(batch.defaults)), orjson.dumps(dict(batch.metadata))
         if len(defaults) + len(metadata) > MAX_GIVEN_BYTES:
             raise RefusedError(
                 f"the batch's defaults and metadata have {len(defaults) + len(metadata)} bytes; at most "
                 f"{MAX_GIVEN_BYTES} are taken: give in the lines what is so long"
             )
-        with self.connection.pipeline() as pipe:
-            pipe.hset(
-                keys.info,
-                mapping={
-                    "status": "validating",
-                    "name": batch.name or "",
-                    "source": batch.source,
-                    "priority": batch.priority,
-                    "pool": batch.pool or "",
-                    "schedule": batch.schedule or "",
-                    "webhook": batch.webhook or "",
-                    "keep_s": "" if batch.keep_s is None else repr(batch.keep_s),
-                    "defaults": defaults,
-                    "metadata": metadata,
-                    "shards_done": 0,
-                    "created_at": repr(now),
-                    "validating_at": repr(now),
-                },
-            )
-            pipe.zadd(UPLOADING, {batch.id: self.server_time()})
-            pipe.execute()
+        now = repr(self.now())
+        return {
+            "status": status,
+            "name": batch.name or "",
+            "source": batch.source,
+            "priority": batch.priority,
+            "pool": batch.pool or "",
+            "schedule": batch.schedule or "",
+            "webhook": batch.webhook or "",
+            "keep_s": "" if batch.keep_s is None else repr(batch.keep_s),
+            "answers": batch.answers or "",
+            "defaults": defaults,
+            "metadata": metadata,
+            "shards_done": 0,
+            "created_at": now,
+            "validating_at": now,
+        }
 
     def upload(self, batch: NewBatch, shards: Sequence[UploadedShard]) -> None:
         """Pack and store shards and their RQ jobs; the jobs stay out of the queues until :meth:`commit`.
@@ -145,17 +168,19 @@ class Uploads(Steps):
         digest: str = "",
         start_at: float | None = None,
         expires_in: float | None = None,
+        listed: str = BATCHES,
     ) -> bool:
         """Make an uploaded batch live, all of it in one step. False: it was swept meanwhile.
 
         It begins ``start_at`` a time of the server's clock, or at once, and ends ``expires_in`` seconds from then.
+        ``listed`` is the list that it goes to: :data:`jobs.store.keys.REQUESTS` where somebody waits for its records.
         """
         keys, now = BatchKeys(batch_id), self.now()
         fields: list[str | bytes | int] = ["total", total, "shards", shards, "digest", digest]
         fields += ["models", orjson.dumps(sorted({group.model for group in groups}))]
         times = ["" if seconds is None else repr(seconds) for seconds in (start_at, expires_in)]
         arguments = [batch_id, repr(now), keys.pending(""), *times, *fields]
-        wanted = [keys.info, UPLOADING, keys.queues, "rq:queues", BATCHES, EXPIRING, STARTING]
+        wanted = [keys.info, UPLOADING, keys.queues, "rq:queues", listed, EXPIRING, STARTING]
         return bool(self._commit(keys=wanted, args=arguments))
 
     def discard(self, batch_id: str, shards: int = 0) -> None:
@@ -167,7 +192,7 @@ class Uploads(Steps):
         # Should the client die in between, what is left is still listed, and the table still names it.
         doomed = list(keys_of(self.connection, batch_id, shards))[::-1]
         with self.connection.pipeline(transaction=False) as pipe:
-            for listed in (BATCHES, EXPIRING, STARTING, KEEPING, WEBHOOKS):
+            for listed in (BATCHES, REQUESTS, EXPIRING, STARTING, KEEPING, WEBHOOKS):
                 pipe.zrem(listed, batch_id)
             for start in range(0, len(doomed), 500):
                 pipe.unlink(*doomed[start : start + 500])

@@ -30,12 +30,14 @@ MODULES = {
     "workers": "submit.commands.views:workers",
     "tune": "submit.commands.pool.tune",
     "scheduler": "submit.commands.pool.scheduler",
+    "serve": "serve.commands.serve",
+    "key": "serve.commands.key",
     "deploy": "deploy.commands.deploy",
     "doctor": "deploy.commands.doctor",
 }
 """The module of each command, and its name there where that is not ``command``.
 
-Those of ``deploy`` are named here and imported nowhere: ``deploy`` stands above."""
+Those of ``serve`` and ``deploy`` are named here and imported nowhere: both stand above."""
 
 
 def load(name: str) -> click.Command:

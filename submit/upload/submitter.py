@@ -17,7 +17,7 @@ from jobs.store.maintenance import upkeep
 from jobs.store.retention import KEEP_S
 from jobs.store.store import UPLOAD_LEASE_S, NewBatch, Store
 from submit.input.reader import Prompts
-from submit.input.validate import Findings, checked
+from submit.input.validate import Chunk, Findings, checked
 from submit.upload.sharding import Packing
 from submit.upload.uploader import Uploader
 
@@ -81,7 +81,7 @@ def check_order(order: Order) -> None:
     Raises:
         RefusedError: it makes no sense.
     """
-    _new_batch("", order)
+    new_batch("", order)
 
 
 def check(prompts: Prompts, order: Order, *, progress: ReadSoFar = lambda lines, size: None) -> Findings:
@@ -105,21 +105,23 @@ def submit(
     order: Order,
     *,
     progress: ReadSoFar = lambda lines, size: None,
+    inspect: Callable[[Chunk], Chunk] = lambda chunk: chunk,
     now: Callable[[], float] = time.time,
 ) -> Submitted:
-    """Check all of ``prompts`` and make a batch of them, or leave nothing in Redis.
+    """Check all of ``prompts`` and make a batch of them, or leave nothing in Redis. ``inspect`` may find more wrong
+    with checked lines.
 
     Raises:
         InputError: bad lines (with ``on_bad_line="reject"``), or no lines at all; all problems are counted.
         RefusedError: the input cannot be read, or the order makes no sense.
         RedisError: the upload was silent for too long and was given up.
     """
-    batch = _new_batch(prompts.name, order)
+    batch = new_batch(prompts.name, order)
     upkeep(store, orphans=False)
     start_at = None if order.start_in is None else store.server_time() + order.start_in
     packing, findings = Packing(batch.id, now), Submitted(batch_id=batch.id)
     with Uploader(store, batch) as uploader:
-        for chunk in checked(prompts, order.defaults):
+        for chunk in map(inspect, checked(prompts, order.defaults)):
             findings.add(chunk)
             progress(findings.total, prompts.bytes_read)
             if findings.rejected and order.on_bad_line == "reject":
@@ -157,7 +159,12 @@ def _refuse(prompts: Prompts, findings: Findings, order: Order) -> None:
         raise InputError(prompts.name, findings.problems, findings.rejected, what=what)
 
 
-def _new_batch(source: str, order: Order) -> NewBatch:
+def new_batch(source: str, order: Order) -> NewBatch:
+    """What the store is told of a batch made by this order, of prompts from ``source``.
+
+    Raises:
+        RefusedError: the order makes no sense.
+    """
     for value, known, what in (
         (order.priority, PRIORITIES, "priority"),
         (order.on_bad_line, ON_BAD_LINE, "on_bad_line"),

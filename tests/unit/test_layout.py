@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MLX_LM_MODULE = Path("worker/engine/loading/mlx_models.py")
 
-PACKAGES = ("jobs", "submit", "worker", "deploy", "promptmill", "bench")
+PACKAGES = ("jobs", "submit", "serve", "worker", "deploy", "promptmill", "bench")
 MOST_MODULES = 15
 
 CHECK_OF_PACKAGES = "promptmill.packages"
@@ -47,10 +47,11 @@ def forbidden_imports(package: str, *roots: str) -> list[str]:
 @pytest.mark.parametrize(
     ("package", "roots"),
     [
-        ("jobs", ("mlx", "mlx_lm", "click", "submit", "worker", "deploy", "promptmill")),
-        ("submit", ("mlx", "mlx_lm", "worker", "deploy", "promptmill", "transformers")),
-        ("worker", ("submit", "deploy", "promptmill")),
-        ("deploy", ("mlx", "mlx_lm", "worker", "promptmill", "transformers")),
+        ("jobs", ("mlx", "mlx_lm", "click", "submit", "serve", "worker", "deploy", "promptmill")),
+        ("submit", ("mlx", "mlx_lm", "worker", "serve", "deploy", "promptmill", "transformers")),
+        ("serve", ("mlx", "mlx_lm", "worker", "deploy", "promptmill", "transformers")),
+        ("worker", ("submit", "serve", "deploy", "promptmill")),
+        ("deploy", ("mlx", "mlx_lm", "worker", "serve", "promptmill", "transformers")),
         ("promptmill", ("mlx", "mlx_lm", "worker", "deploy", "jobs")),
     ],
 )
@@ -187,5 +188,5 @@ def test_jobs_holds_what_both_sides_use() -> None:
     graph = import_graph()
     packages = {name.rpartition(".")[0] for name in graph}
     ours = {name for name in graph if name.split(".")[0] == "jobs"} - packages - {"jobs"} - NAMED_BY_STRING
-    for side in (("worker",), ("submit", "deploy")):
+    for side in (("worker",), ("submit", "serve", "deploy")):
         assert sorted(ours - reached_from(*side)) == []

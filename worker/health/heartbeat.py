@@ -34,7 +34,8 @@ class Heartbeat(threading.Thread):
     """Beats every second on a connection of its own, and waits for no other thread: no long write can delay a lease.
     Thread: heartbeat; the attributes are for any to read.
 
-    ``state()`` is what is published, ``abandon(held, attempt)`` drops a shard that is no longer ours.
+    ``state()`` is what is published, ``abandon(held, attempt)`` drops a shard that is no longer ours,
+    ``drop(held, indices)`` lines of one that nobody waits for any more.
     ``answered_at`` is when Redis took the last beat, in seconds since the epoch, ``outages`` how often it stopped to.
     """
 
@@ -48,12 +49,13 @@ class Heartbeat(threading.Thread):
         *,
         state: Callable[[], dict[str, Any]],
         abandon: Callable[[HeldShard, Attempt], None],
+        drop: Callable[[HeldShard, set[int]], None] = lambda held, indices: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self._connection, self._store, self._rq = connection, store, rq
         self._held, self._assertion = held, assertion
-        self._state, self._abandon, self._now = state, abandon, now
+        self._state, self._abandon, self._drop, self._now = state, abandon, drop, now
         self._stopped = threading.Event()
         self._renewed_at = 0.0
         self._answering = True
@@ -119,3 +121,11 @@ class Heartbeat(threading.Thread):
                 self._abandon(shard, attempt)
             elif found is Standing.PAUSED:
                 shard.withdraw()
+        self._check_lines([shard for shard in held if shard.batch.answers is not None])
+
+    def _check_lines(self, held: list[HeldShard]) -> None:
+        """Drop lines of requests whose clients have gone."""
+        dropped = self._store.dropped([shard.attempt for shard in held], self._connection) if held else []
+        for shard, indices in zip(held, dropped, strict=True):
+            if indices & shard.remaining:
+                self._drop(shard, indices & shard.remaining)

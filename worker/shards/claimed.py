@@ -66,8 +66,8 @@ class HeldShard:
     ``remaining`` are the indices without a stored record; the writer alone takes from it. ``rank`` is what its lines
     go by: those of a lower one begin first. ``lease`` and ``attempt`` are the last that this worker took of it: it
     takes its own shard up again after an outage or a sleep. ``refused`` are lines that no live worker takes: they are
-    not to be prepared. ``records`` are those that the writer has stored, for the shard's compaction: as many as fit
-    into :data:`KEPT_BYTES`.
+    not to be prepared. ``dropped`` are lines that were cancelled one by one. ``records`` are those that the writer has
+    stored, for the shard's compaction: as many as fit into :data:`KEPT_BYTES`.
     """
 
     lease: Lease
@@ -85,6 +85,7 @@ class HeldShard:
     jobs: dict[int, Job] = field(default_factory=dict)
     records: dict[int, bytes] = field(default_factory=dict)
     refused: dict[int, LineError] = field(default_factory=dict)
+    dropped: set[int] = field(default_factory=set)
     taken_under: int = field(init=False)
     state: State = field(default=State.RUNNING, init=False)
     _kept_bytes: int = field(default=0, init=False, repr=False)
@@ -208,7 +209,8 @@ class HeldShard:
         for line in lines:
             self.remaining.discard(line.index)
             self._kept_bytes += len(line.record)
-            if self._kept_bytes <= KEPT_BYTES:
+            # Of one that was cancelled by itself another record is stored.
+            if self._kept_bytes <= KEPT_BYTES and line.index not in self.dropped:
                 self.records[line.index] = line.record
 
     @property

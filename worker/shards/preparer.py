@@ -89,7 +89,8 @@ class ShardPreparer(threading.Thread):
             for line in sorted(todo, key=lambda line: self._turn(held, line)):
                 if self._stopped.is_set():
                     return
-                if held.running:  # else it is, or will be, another's, or over
+                # Else it is, or will be, another's, or over.
+                if held.running and line.index not in held.dropped:
                     self._prepare(held, served, line, work.after_s)
                 self._count(held.group, -1)
 

@@ -34,7 +34,7 @@ T = TypeVar("T")
 log = logging.getLogger("promptmill.worker")
 
 GATHER_S = 0.05
-"""How long records may wait for others, so that one round trip stores many."""
+"""How long records may wait for others, so that one round trip stores many; not where somebody waits for them."""
 SPOOLED_BYTES = 4 << 20
 """So many bytes of records are spooled at a time, for all lines of a shard may end in one step: or a longer one."""
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -192,6 +192,8 @@ class Writer(threading.Thread):
             pairs = [self._written.get()]
             deadline = time.monotonic() + GATHER_S
             while pairs[-1] is not None:
+                if pairs[-1][0].batch.answers is not None:
+                    deadline = 0.0
                 try:
                     pairs.append(self._written.get(timeout=max(deadline - time.monotonic(), 0)))
                 except queue.Empty:

@@ -12,7 +12,7 @@ from jobs.store.steps import load
 from jobs.store.store import Store
 
 ROOT = Path(__file__).parents[3]
-FILES = [path for folder in ("jobs", "submit", "worker") for path in sorted((ROOT / folder).rglob("*.lua"))]
+FILES = [path for folder in ("jobs", "submit", "serve", "worker") for path in sorted((ROOT / folder).rglob("*.lua"))]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

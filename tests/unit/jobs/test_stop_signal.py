@@ -43,7 +43,7 @@ def calls(function: ast.FunctionDef, known: dict[str, ast.FunctionDef]) -> Itera
                 yield from calls(inner, known)
 
 
-@pytest.mark.parametrize("package", ["jobs", "submit", "worker", "deploy", "bench", "tests"])
+@pytest.mark.parametrize("package", ["jobs", "submit", "serve", "worker", "deploy", "bench", "tests"])
 def test_no_signal_handler_takes_a_lock(package: str) -> None:
     """Each is a function of its module that counts, rings, writes to a pipe or raises, and does nothing else; a lambda
     is none, and an Event, which has a lock, is not touched."""
@@ -108,7 +108,7 @@ def test_a_short_wait_ends_after_any_number_of_rings() -> None:
     wakeup.wait(1e5)
 
 
-@pytest.mark.parametrize("package", ["jobs", "submit", "worker"])
+@pytest.mark.parametrize("package", ["jobs", "submit", "serve", "worker"])
 def test_no_simple_queue_is_waited_at_for_a_time(package: str) -> None:
     """Its ``get`` with a timeout that is over before it waits, waits for ever (CPython 3.11, at least)."""
     found = []

@@ -6,7 +6,8 @@
 local clock = require("jobs.store.lua.shared.clock")
 
 local status = redis.call('HGET', KEYS[1], 'status')
-if status ~= 'completed' and status ~= 'cancelled' and status ~= 'expired' then
+local refused = status == 'failed' and redis.call('ZSCORE', KEYS[4], ARGV[1])
+if status ~= 'completed' and status ~= 'cancelled' and status ~= 'expired' and not refused then
   if status ~= 'validating' and ARGV[2] == '1' then redis.call('ZREM', KEYS[4], ARGV[1]) end
   return status
 end

@@ -37,7 +37,7 @@ return function(keys, argv)
     redis.call('HSET', info, 'starts_at', at)
     redis.call('ZADD', starting, at, batch_id)
   else
-    enqueue(queues, known, prefix)
+    enqueue(queues, known, prefix, redis.call('HGET', info, 'answers'))
   end
   return 1
 end

@@ -226,3 +226,13 @@ def test_dead_workers_and_models_in_trouble_are_said() -> None:
     assert findings["trouble org/x"].state is FindingState.WARN
     assert "2 times" in findings["trouble org/x"].reason
     assert findings["trouble org/x"].reason.isprintable()
+
+
+def test_a_batch_that_waits_for_an_http_server_is_warned_of() -> None:
+    """Nobody checks its file; servers that are there are named, and a pool without either lacks nothing."""
+    found = pool(unchecked=2)["http"]
+    assert (found.state, "2 batches wait" in found.reason) == (FindingState.WARN, True)
+    assert "promptmill serve" in (found.remedy or "")
+    there = pool(unchecked=2, servers=("mini.7 http://mini:8577/v1",))["http"]
+    assert (there.state, "http://mini:8577/v1" in there.reason) == (FindingState.OK, True)
+    assert "http" not in pool()

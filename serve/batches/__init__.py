@@ -1,0 +1,1 @@
+"""Batches as OpenAI shows them, made over HTTP or not."""

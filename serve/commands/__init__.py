@@ -1,0 +1,1 @@
+"""The commands `promptmill serve` and `promptmill key`."""

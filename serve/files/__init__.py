@@ -1,0 +1,1 @@
+"""Files: uploaded ones on disk, and the results of batches as files."""

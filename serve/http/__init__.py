@@ -1,0 +1,1 @@
+"""HTTP itself: how connections are limited, bodies read, errors written, requests let in."""

@@ -1,0 +1,1 @@
+"""The pool, as the server sees it: models that are served."""

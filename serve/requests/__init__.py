@@ -1,0 +1,1 @@
+"""Requests that somebody waits for: gathered into shards, and answered as soon as records are there."""

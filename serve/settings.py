@@ -1,0 +1,55 @@
+"""What `promptmill serve` was told: where it listens, where files lie, and its limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may ask of the server; bytes and seconds."""
+
+    file_bytes: int = 512 * MEBIBYTE
+    file_lines: int = 1_000_000
+    header_bytes: int = 64 << 10
+    connections: int = 4096
+    head_s: float = 15.0
+    """A client has so long for the head of a request, from its first byte on."""
+    quiet_s: float = 30.0
+    """A body may stand still for so long, and so may a reader of an answer."""
+    slowest: int = 1024
+    """Bytes per second that a body must come with, once it has come for :attr:`quiet_s`."""
+    keep_alive_s: float = 75.0
+    waiting: int = 10_000
+    """Requests that wait for an answer at once."""
+    request_s: float = 600.0
+    """A request is given up after so long."""
+    drain_s: float = 30.0
+    """Requests that wait have so long to be answered when the server ends."""
+    gather_s: float = 0.003
+    """A request waits so long for others that share its shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """The flags of the command, checked."""
+
+    files: Path
+    host: str = "127.0.0.1"
+    port: int = 8577
+    keys: Path | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+    origins: tuple[str, ...] = ()
+    """Web pages of these origins may call the server from a browser."""
+    strict_openai: bool = False
+    limits: Limits = Limits()
+
+    @property
+    def local(self) -> bool:
+        """Whether it listens on a loopback address."""
+        return self.host in LOOPBACK or self.host.startswith("127.")
