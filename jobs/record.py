@@ -17,7 +17,7 @@ def finish_reason(stop_reason: str) -> str | None:
     """OpenAI's word for a stop reason: ``stop``, ``length``, or None where the text was cut off from outside."""
     if stop_reason in ("eos", "stop_string"):
         return "stop"
-    return "length" if stop_reason in ("max_tokens", "context_length") else None
+    return "length" if stop_reason in ("max_tokens", "context_length", "scored") else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class Choice:
     """What a user gets of one completion.
 
     ``logprobs``, where asked for, has an entry per token of the text (so none for EOS), in OpenAI's names, with the
-    token's ``id`` besides; a token that is part of a character is shown as ``bytes:\\xf0\\x9f``.
+    token's ``id`` besides; a token that is part of a character is shown as ``bytes:\\xf0\\x9f``. ``prompt_logprobs``
+    and ``score`` are those of the prompt and of a continuation.
     """
 
     index: int
@@ -34,6 +35,8 @@ class Choice:
     stop_string: str | None = None
     reasoning: str | None = None
     logprobs: list[dict[str, Any]] | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
+    score: dict[str, Any] | None = None
 
     @property
     def finish_reason(self) -> str | None:
@@ -50,6 +53,10 @@ class Choice:
             fields["reasoning"] = self.reasoning
         if self.logprobs is not None:
             fields["logprobs"] = self.logprobs
+        if self.prompt_logprobs is not None:
+            fields["prompt_logprobs"] = self.prompt_logprobs
+        if self.score is not None:
+            fields["score"] = self.score
         return fields
 
 
@@ -114,7 +121,7 @@ def result_record(
     }
     if job.adapter_path is not None:
         record["adapter_path"] = job.adapter_path
-    if job.sampling.n == 1:
+    if job.sampling.n == 1 and len(job.prompts) < 2:
         record |= next(iter(choices)).as_dict()
     else:
         shown = ({"index": choice.index, **choice.as_dict()} for choice in choices)

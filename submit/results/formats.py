@@ -54,7 +54,7 @@ def renderer(destination: Destination, store: Store, batch: Batch) -> Render:
     if destination.training:
         example = _chat if destination.fmt == "chat" else _completion
         return partial(_examples, inputs=inputs, example=example, keep_cut=destination.keep_cut)
-    return plain_renderer(destination, lambda record: endpoint_of(inputs.job(record).prompt))
+    return plain_renderer(destination, lambda record: endpoint_of(inputs.job(record)))
 
 
 def plain_renderer(destination: Destination, endpoint: Callable[[StoredRecord], str]) -> Render:

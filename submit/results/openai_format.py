@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from jobs.lines.line import CHAT_URL, COMPLETIONS_URL
+from jobs.lines.line import CHAT_URL, COMPLETIONS_URL, Job
 
 STATUS_CODES = {
     "invalid_json_line": 400,
@@ -139,6 +139,6 @@ def _bytes_of(entry: dict[str, Any]) -> bytes:
     return entry["token"].encode() if data is None else bytes(data)
 
 
-def endpoint_of(prompt: str | None) -> str:
+def endpoint_of(job: Job) -> str:
     """The endpoint that a native line would have gone to."""
-    return CHAT_URL if prompt is None else COMPLETIONS_URL
+    return COMPLETIONS_URL if job.messages is None else CHAT_URL

@@ -24,6 +24,9 @@ from worker.engine.recovery import Suspects, try_model
 from worker.engine.room import CacheBytes
 from worker.engine.sampling.sampler import suited
 from worker.engine.scheduler import Scheduler, SequenceGroup
+from worker.engine.scoring.item import Item
+from worker.engine.scoring.scoring import Scoring
+from worker.engine.scoring.task import Scores
 from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, SampledToken, Sequence, sequences_of
 from worker.engine.staging import Staging
 from worker.engine.text.detokenizer import Detokenizer
@@ -91,6 +94,9 @@ class Engine:
         self._staging = Staging(
             model, self._scheduler, self._prefixes, self.stats, self._begin, prefill_step_size, self._clock
         )
+        self._scoring = Scoring(
+            model, self._scheduler, self._prefixes, self.stats, self._begin_scoring, prefill_step_size
+        )
         self._detokenizer = Detokenizer(model.tokenizer)
         self._suspects = Suspects()
 
@@ -112,8 +118,9 @@ class Engine:
 
     @property
     def active(self) -> int:
-        """Rows that decode, and rows whose prompts are being computed or wait, computed, for a free row."""
-        return self._scheduler.running + self._scheduler.staged
+        """Rows that decode, rows whose prompts are being computed or wait, computed, for a free row, and prompts that
+        are scored."""
+        return self._scheduler.running + self._scheduler.staged + len(self._scoring)
 
     @property
     def capacity(self) -> int:
@@ -132,18 +139,21 @@ class Engine:
         """
         if line.key in self._lines:
             raise ValueError(f"a line with key {line.key!r} is already in the engine")
-        check_tokens(line, self.model.vocab_size)
-        if self.context is not None and len(line.prompt) >= self.context:
-            self._refuse(line, f"the prompt has {len(line.prompt)} tokens and the context {self.context}")
-            return
-        state = LineState(line, sequences_of(line, self._scheduler.room.context_of(line, self.context), self._clock()))
-        group = state.group(list(line.prompt), state.sequences)
-        if (reason := self._scheduler.room.too_large(group.end)) is not None:
-            self._refuse(line, reason)
-            return
+        state, now = LineState(line), self._clock()
+        for part in state.parts:
+            check_tokens(part, self.model.vocab_size)
+            if self.context is not None and len(part.prompt) + part.generates > self.context:
+                self._refuse(line, f"the prompt has {len(part.prompt)} tokens and the context {self.context}")
+                return
+            context = self._scheduler.room.context_of(part, self.context)
+            rows = sequences_of(part, context, now, len(state.sequences))
+            if (reason := self._scheduler.room.too_large(len(part.prompt) + rows[0].limit)) is not None:
+                self._refuse(line, reason)
+                return
+            state.sequences += rows
         self._lines[line.key] = state
-        self._scheduler.add(group)
-        self._prefixes.see(line.prompt)
+        for rows in state.histories():
+            self._queue(state, rows)
 
     def cancel(self, key: Hashable, reason: str = "cancelled") -> None:
         """End a line at the next step, with ``reason`` as its stop reason and the text so far. Unknown keys, such as
@@ -157,7 +167,9 @@ class Engine:
 
     def upcoming(self, only: frozenset[Hashable] | None) -> list[Hashable]:
         """The lines that begin next, in their order, if only these may (None: all): those of one wave of prompts."""
-        return [group.key for group in self._scheduler.upcoming(only) if not group.again]
+        groups, items = self._scheduler.upcoming(only), self._scoring.upcoming(only)
+        keys = [group.key for group in groups if not group.again] + [item.key for item in items if not item.again]
+        return list(dict.fromkeys(keys))
 
     @property
     def runnable(self) -> bool:
@@ -170,7 +182,7 @@ class Engine:
         """Forget the ``chosen`` ones of the lines that have not begun, and report nothing more of them; their keys."""
         dropped = [line for line in self._lines.values() if not line.begun and chosen(line.line.key)]
         for line in dropped:
-            self._scheduler.drop(*line.groups)
+            self._drop(line)
             self._forget(line)
         return [line.line.key for line in dropped]
 
@@ -231,7 +243,7 @@ class Engine:
     def close(self) -> None:
         """Forget all lines and give the caches' memory back. Nothing more is reported of the lines."""
         for line in self._lines.values():
-            self._scheduler.drop(*line.groups)
+            self._drop(line)
         self._reset()
         self._prefixes.clear()
         self._begun = 0
@@ -259,7 +271,7 @@ class Engine:
         self._decode_batch.advance()
         self._weigh()
         advanced = self._clock()
-        tokens = self._staging.advance(len(self._decode_batch))
+        tokens = self._prefill(len(self._decode_batch))
         prefilled = self._clock()
         drawn = result.read() if result is not None else ()
         self._decode_batch.launch()
@@ -271,6 +283,16 @@ class Engine:
             self._staging.pace.stopped()
         self.stats.prefill_s += prefilled - advanced
         self.stats.decode_s += ended - prefilled + advanced - began
+
+    def _prefill(self, running: int) -> int:
+        """Compute prompts, those that are scored too, with so many rows decoding; the tokens they have."""
+        budget = self._staging.pace.chunk(running, self._scheduler.coming)
+        tokens = 0 if self._scoring.makes_prefixes else self._staging.advance(running)
+        scored, found = self._scoring.advance(max(0, budget - tokens) if running else budget)
+        for item, scores in found:
+            if item.key in self._lines:  # not failed meanwhile, with another prompt of its
+                self._scored(item, scores)
+        return tokens + scored
 
     def _make_room(self) -> bool:
         """Take the rows out for whose next step the memory has no room. Whether it is short."""
@@ -291,10 +313,7 @@ class Engine:
 
     def _begin(self, groups: Items[SequenceGroup]) -> frozenset[Hashable]:
         """The prompts of these groups begin; the keys of those that shall not."""
-        fresh = [group.key for group in groups if not group.again]
-        refused = self.on_begin(fresh) if fresh else frozenset()
-        for key in refused:
-            self.cancel(key)
+        refused = self._announce(groups)
         now = self._clock()
         for group in groups:
             if group.key in refused:
@@ -303,12 +322,52 @@ class Engine:
             for row in group.sequences:
                 if row.prefill_started is None:
                     row.prefill_started, row.cached_tokens = now, group.cached
-            line = self._lines[group.key]
-            if not line.begun:
-                line.begun = True
-                self._begun += 1
-                self.stats.prompt_tokens += len(line.line.prompt)
+            self._note_begun(self._lines[group.key])
         return refused
+
+    def _begin_scoring(self, items: Items[Item]) -> frozenset[Hashable]:
+        """The same of prompts that are scored."""
+        refused = self._announce(items)
+        now = self._clock()
+        for item in items:
+            if item.key not in refused:
+                for row in item.rows:
+                    row.prefill_started = now
+                self._note_begun(self._lines[item.key])
+        return refused
+
+    def _announce(self, prompts: Items[SequenceGroup] | Items[Item]) -> frozenset[Hashable]:
+        """Lines are about to begin with these prompts; the keys of those that shall not."""
+        fresh = list(dict.fromkeys(prompt.key for prompt in prompts if not prompt.again))
+        refused = self.on_begin(fresh) if fresh else frozenset()
+        for key in refused:
+            self.cancel(key)
+        return refused
+
+    def _note_begun(self, line: LineState) -> None:
+        if not line.begun:
+            line.begun = True
+            self._begun += 1
+            self.stats.prompt_tokens += sum(len(part.prompt) for part in line.parts)
+            for group in line.groups:
+                group.again = True
+
+    def _scored(self, item: Item, scores: Scores | None) -> None:
+        """The prompt of an item is scored: its texts begin, or it was for the scores alone."""
+        line = self._lines[item.key]
+        if scores is None:
+            self._not_finite(line)
+            return
+        self.stats.scored_tokens += len(scores.logprobs)
+        now = self._clock()
+        for row in item.rows:
+            row.scores, row.cached_tokens = scores, item.cached
+            self.stats.cached_tokens += item.cached
+            if not row.line.generates:
+                row.first_token_at = now
+                self._end(row, "scored")
+        if item.line.generates:
+            self._queue(line, item.rows)
 
     def _collect(self, tokens: Iterable[SampledToken]) -> None:
         for drawn in tokens:
@@ -316,15 +375,18 @@ class Engine:
             if row.ended:  # with its line, by another choice
                 continue
             if not drawn.finite:
-                try_model(self.model, self._sampler)  # which may be to blame
-                self._prefixes.forget()  # and so may the one that the line went on from
-                self._fail(self._lines[row.key], internal_error(NotFiniteError()))
+                self._not_finite(self._lines[row.key])
             elif row.takes(drawn):
                 self._accept(drawn)
             else:
                 self.stats.repeated_rows += 1
                 self._decode_batch.leave(row)
                 self._readmit(self._lines[row.key], [row])
+
+    def _not_finite(self, line: LineState) -> None:
+        try_model(self.model, self._sampler)  # which may be to blame
+        self._prefixes.forget()  # and so may the one that the line went on from
+        self._fail(line, internal_error(NotFiniteError()))
 
     def _accept(self, drawn: SampledToken) -> None:
         """Add a token to its row, and end the row where the token does."""
@@ -370,7 +432,7 @@ class Engine:
     def _cancel_lines(self) -> None:
         for key, reason in list(self._cancelled.items()):
             line = self._lines[key]
-            self._scheduler.drop(*line.groups)
+            self._drop(line)
             try:
                 for row in line.unfinished:
                     self._end(row, reason)
@@ -381,7 +443,7 @@ class Engine:
 
     def _fail(self, line: LineState, failure: Failure) -> None:
         now = self._clock()
-        self._scheduler.drop(*line.groups)
+        self._drop(line)
         for row in line.unfinished:
             row.end("error", now)
             self._scheduler.ended(row)
@@ -398,16 +460,34 @@ class Engine:
 
     # -- rows that must begin again -----------------------------------------------------------------------------------
 
+    def _queue(self, line: LineState, rows: list[Sequence], *, again: bool = False) -> None:
+        """Queue rows of one history: to be scored, or to decode."""
+        part = rows[0].line
+        if part.scoring is not None and rows[0].scores is None:
+            item = Item(part, rows, line.begun)
+            self._scoring.add_first(item) if again else self._scoring.add(item)
+        elif again:
+            self._scheduler.add_first(line.group([*part.prompt, *rows[0].tokens], rows))
+        else:
+            self._scheduler.add(line.group(list(part.prompt), rows))
+            self._prefixes.see(part.prompt)
+
+    def _drop(self, line: LineState) -> None:
+        """Forget the prompts of a line."""
+        self._scheduler.drop(*line.groups)
+        self._scoring.drop(line.line.key)
+
     def _readmit(self, line: LineState, rows: list[Sequence]) -> None:
         """Queue rows of one history again, first of all: prompt and accepted tokens are prefilled anew."""
         for row in rows:
             self._scheduler.ended(row)
-        self._scheduler.add_first(line.group([*rows[0].prompt, *rows[0].tokens], rows))
+        self._queue(line, rows, again=True)
 
     def _reset(self) -> None:
         """Forget everything that is under way on the device."""
         self._decode_batch.clear()
         self._staging.clear()
+        self._scoring.clear()
         self._scheduler.clear()
         self._prefixes.forget()
 
@@ -417,7 +497,7 @@ class Engine:
         self.stats.recoveries += 1
         for line in self._lines.values():
             if line.begun:
-                self._scheduler.drop(*line.groups)
+                self._drop(line)
                 line.groups.clear()
                 self._suspects.add(line)
         self._reset()

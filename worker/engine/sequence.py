@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence as Items
 from dataclasses import dataclass, field
 
 from jobs.params import Sampling
+from worker.engine.scoring.task import Scores, ScoringTask
 from worker.engine.text.stop_strings import StopMatcher
 
 NO_TOKEN = -1
@@ -26,7 +27,9 @@ class PreparedLine:
     ``sampling`` has its seed filled in. ``eos`` are the ids that end a text: the model's and the line's own.
     ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``reasoning_open`` says that the prompt ends inside
     a thinking block, ``continues`` that the text goes on from the prompt's last word: its first space is part of it.
-    Lines of a lower ``rank`` begin before those of a higher one.
+    Lines of a lower ``rank`` begin before those of a higher one. ``scoring`` says what of the prompt is to be scored,
+    ``echo`` is a text that comes before that of the model, and ``others`` are further prompts of the same line, whose
+    choices come after.
     """
 
     key: Hashable
@@ -37,6 +40,14 @@ class PreparedLine:
     reasoning_open: bool = False
     continues: bool = False
     rank: int = 0
+    scoring: ScoringTask | None = None
+    echo: str | None = None
+    others: tuple[PreparedLine, ...] = ()
+
+    @property
+    def generates(self) -> bool:
+        """Whether a text follows the prompt."""
+        return self.scoring is None or self.scoring.generates
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +63,8 @@ class Sequence:
     engine's clock; ``waited_s`` is how long the prompt, computed ahead, waited for a free row.
     ``full`` is for how many steps more its vocabulary is sorted, in case the candidates do not cover its filters.
     ``accepted_draft_tokens`` counts tokens that a draft model had proposed; None where there is none. ``started`` is
-    its place among all rows in the order in which they first started to decode; None: it has not yet.
+    its place among all rows in the order in which they first started to decode; None: it has not yet. ``scores`` are
+    those of its prompt, where they were asked for and are there.
     """
 
     line: PreparedLine
@@ -76,6 +88,7 @@ class Sequence:
     full: int = 0
     accepted_draft_tokens: int | None = None
     started: int | None = None
+    scores: Scores | None = None
 
     @property
     def key(self) -> Hashable:
@@ -203,8 +216,9 @@ def choice_seed(seed: int, choice: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-def sequences_of(line: PreparedLine, context: int | None, now: float) -> list[Sequence]:
-    """The ``n`` sequences of a line; ``context`` is the most tokens a row may hold (None: unknown).
+def sequences_of(line: PreparedLine, context: int | None, now: float, first: int = 0) -> list[Sequence]:
+    """The ``n`` sequences of a prompt, choices of their line from ``first`` on; ``context`` is the most tokens a row
+    may hold (None: unknown).
 
     Raises:
         ValueError: when the line's seed is not filled in, or its prompt is empty or leaves no room in the context.
@@ -217,9 +231,9 @@ def sequences_of(line: PreparedLine, context: int | None, now: float) -> list[Se
         limit = WITHOUT_CONTEXT if context is None else context
     if context is not None and context - len(line.prompt) < limit:
         limit, reason = context - len(line.prompt), "context_length"
-    if limit < 1:
+    if limit < 1 and line.generates:
         raise ValueError(f"the prompt has {len(line.prompt)} tokens: no room in a context of {context}")
     return [
         Sequence(line, choice, choice_seed(sampling.seed, choice), limit, reason, submitted_at=now)
-        for choice in range(sampling.n)
+        for choice in range(first, first + sampling.n)
     ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import LineError
 from worker.engine.prompts.chat_template import ChatTemplate, source_of
 from worker.engine.prompts.control_tokens import ControlTokens, Marked, mark_for
+from worker.engine.prompts.scored import prompts_of, task_of
 from worker.engine.sequence import PreparedLine
 
 if TYPE_CHECKING:
@@ -46,30 +48,66 @@ class Preparer:
                 message = f"token id {token} is not in the model's vocabulary of {self._vocab_size}"
                 raise LineError("out_of_range", "logit_bias", message)
         eos = self._eos | {self._single_token(text) for text in sampling.extra_eos_tokens}
+        fixed = {
+            "key": job.id if key is None else key,
+            "sampling": sampling,
+            "rank": rank,
+            "eos": eos,
+            "xtc_exempt": tuple(dict.fromkeys([*self._newline, *sorted(eos)])),
+            "continues": job.continues,
+        }
+        first, *others = (self._prepared(one, ids, fixed) for one, ids in prompts_of(job))
+        return replace(first, others=tuple(others)) if others else first
+
+    def _prepared(self, job: Job, ids: tuple[int, ...] | None, fixed: dict[str, Any]) -> PreparedLine:
+        """One prompt of a line: of its text or messages, or with these ``ids``; ``fixed`` is what all have alike."""
         rendered = self._rendered(job)
-        prompt = self._encode(job, rendered)
+        prompt = self._encode(job, rendered) if ids is None else list(ids)
+        border = None
+        if job.continuation is not None:
+            prompt, border = self._continued(job, prompt, job.continuation)
         field = "prompt" if job.messages is None else "messages"
         if not prompt:
             raise LineError("out_of_range", field, "gives no tokens at all")
         if max(prompt) >= self._vocab_size:
             message = f"holds token {max(prompt)}, and the model's vocabulary ends at {self._vocab_size}"
             raise LineError("unsupported", field, message)
-        if self._context is not None and len(prompt) >= self._context:
+        if self._context is not None and len(prompt) + job.generates > self._context:
             message = (
                 f"the prompt has {len(prompt)} tokens and the context {self._context}: no room for one token; "
                 "shorten it, or raise --max-context if the model can do more"
             )
             raise LineError("context_length_exceeded", field, message)
         return PreparedLine(
-            key=job.id if key is None else key,
             prompt=tuple(prompt),
-            sampling=sampling,
-            rank=rank,
-            eos=eos,
-            xtc_exempt=tuple(dict.fromkeys([*self._newline, *sorted(eos)])),
-            reasoning_open=self._reasoning_open(job, rendered, prompt),
-            continues=job.continues,
+            reasoning_open=ids is None and self._reasoning_open(job, rendered, prompt),
+            scoring=task_of(job, border),
+            echo=self._echo(job, ids),
+            **fixed,
         )
+
+    def _echo(self, job: Job, ids: tuple[int, ...] | None) -> str | None:
+        """The text that is to come before that of the model."""
+        if not job.echo:
+            return None
+        return job.prompt if ids is None else str(self._tokenizer.decode(list(ids)))
+
+    def _continued(self, job: Job, context: list[int], continuation: str) -> tuple[list[int], int]:
+        """The tokens of a text and its continuation, and where the latter begins: after as many as the text has alone,
+        without blanks at its end (as in lm-evaluation-harness), which are mostly part of the next word's token."""
+        if job.messages is not None:
+            whole = self._encode(job, self._rendered(job, continuation))
+        else:
+            text = job.prompt or ""
+            special = self._takes_special(text)
+            whole = list(self._tokenizer.encode(text + continuation, add_special_tokens=special))
+            if text != text.rstrip():
+                context = list(self._tokenizer.encode(text.rstrip(), add_special_tokens=special))
+        border = min(len(context), len(whole) - 1)  # where the text's last token swallows the continuation
+        if border < 1:
+            message = "has no token before the continuation, which must follow at least one"
+            raise LineError("out_of_range", "prompt", message)
+        return whole, border
 
     def render(self, job: Job) -> str:
         """The text of the prompt, chat template applied; special tokens that encoding adds are not in it.
@@ -80,8 +118,9 @@ class Preparer:
         """
         return self._rendered(job).text
 
-    def _rendered(self, job: Job) -> Marked:
-        """The text of the prompt, and where contents could have written control tokens into it."""
+    def _rendered(self, job: Job, tail: str = "") -> Marked:
+        """The text of the prompt, and where contents could have written control tokens into it; ``tail`` is what
+        follows a conversation."""
         if job.messages is None:
             return Marked((job.prompt or "",))
         template, kwargs = self._template, job.chat_template_kwargs
@@ -91,14 +130,16 @@ class Preparer:
         if swallowed is not None:
             raise _left_out(job, swallowed, messages[swallowed]["role"])
         if self._control is None:
-            return Marked((text,))
-        mark = mark_for(messages, kwargs)
+            return Marked((text + tail,))
+        mark = mark_for(messages, kwargs, tail)
         marked = [self._marked(message, mark) for message in messages]
         # Mostly names that the template compares with its own.
         marked_kwargs = {name: self._control.mark(value, mark, borders=False) for name, value in kwargs.items()}
-        if marked == messages and marked_kwargs == kwargs:
-            return Marked((text,))
-        return self._control.marked(template.render(marked, marked_kwargs, continues=job.continues), mark, text)
+        marked_tail = self._control.mark(tail, mark, self._thinking)
+        if marked == messages and marked_kwargs == kwargs and marked_tail == tail:
+            return Marked((text + tail,))
+        rendered = template.render(marked, marked_kwargs, continues=job.continues)
+        return self._control.marked(rendered + marked_tail, mark, text + tail)
 
     def _marked(self, message: dict[str, Any], mark: str) -> dict[str, Any]:
         """A message with marks in what its author wrote. An assistant's answer may think: models write theirs so."""
@@ -112,11 +153,15 @@ class Preparer:
         """The token ids of the prompt: ``mlx_lm.stream_generate``'s for a ``prompt``, the template's for messages."""
         text, special = rendered.text, False
         if job.messages is None:
-            bos = self._tokenizer.bos_token
-            special = bos is None or not text.startswith(bos)
+            special = self._takes_special(text)
         elif self._control is not None:
             return self._control.encode(rendered)
         return list(self._tokenizer.encode(text, add_special_tokens=special))
+
+    def _takes_special(self, text: str) -> bool:
+        """Whether a plain prompt gets the special tokens of the encoding."""
+        bos = self._tokenizer.bos_token
+        return bos is None or not text.startswith(bos)
 
     def _single_token(self, text: str) -> int:
         tokenizer = self._tokenizer

@@ -7,6 +7,7 @@ from typing import Any
 from jobs.record import Choice
 from worker.engine.sequence import Sequence
 from worker.engine.text.detokenizer import Detokenizer
+from worker.engine.text.scores import echoed_entries, prompt_entries, score_of
 from worker.engine.text.thinking import split_thinking
 
 LEAST_LOGPROB = -9999.0
@@ -29,15 +30,31 @@ class TextAssembler:
             text, reasoning = split_thinking(
                 raw, self._markers, inside=seq.line.reasoning_open, continues=seq.line.continues
             )
+        prompt_logprobs, score, echoed = self._scores(seq)
+        logprobs = self._logprobs(seq, len(raw)) if seq.sampling.logprobs and line.generates else None
         return Choice(
             index=seq.choice,
             # The space that tokenizers put before the first word of a text.
-            text=text if line.continues else text.removeprefix(" "),
+            text=(line.echo or "") + (text if line.continues else text.removeprefix(" ")),
             reasoning=reasoning,
             stop_reason=seq.stop_reason or "cancelled",
             stop_string=seq.stop_string,
-            logprobs=self._logprobs(seq, len(raw)) if seq.sampling.logprobs else None,
+            logprobs=logprobs if echoed is None else [*echoed, *(logprobs or ())],
+            prompt_logprobs=prompt_logprobs,
+            score=score,
         )
+
+    def _scores(self, seq: Sequence) -> tuple[list[Any] | None, dict[str, Any] | None, list[dict[str, Any]] | None]:
+        """Of the prompt's scores ``prompt_logprobs``, ``score``, and what comes before the text's ``logprobs``; None
+        for what is not wanted."""
+        line, task, scores = seq.line, seq.line.scoring, seq.scores
+        if task is None or scores is None:
+            return None, None, None
+        top = seq.sampling.top_logprobs if seq.sampling.logprobs else None
+        args = (line.prompt, scores)
+        listed = None if task.listed is None else prompt_entries(*args, task.listed, self._entry)
+        echoed = None if line.echo is None or top is None else echoed_entries(*args, top, self._entry)
+        return listed, score_of(*args, task, self._entry, top), echoed
 
     def _logprobs(self, seq: Sequence, text_length: int) -> list[dict[str, Any]]:
         entries = []
