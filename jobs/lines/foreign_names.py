@@ -225,6 +225,8 @@ MEANT: Mapping[str, tuple[tuple[Any, ...], Any]] = {
     "adapter_path": (("",), None),
     "model": (("",), ABSENT),
     "response_format": (("", [], {}, "text"), ABSENT),
+    "prompt_logprobs": (("", [], {}, False), ABSENT),
+    "echo": (("", [], {}), False),
 }
 """Fields of ours that are no parameters: what else may stand for "off", and the value that it means."""
 

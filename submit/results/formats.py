@@ -84,6 +84,11 @@ def _examples(
     if not record.ok:
         return b""
     job = inputs.job(record)
+    if job.prompts or job.echo:
+        what = "repeats its prompt ('echo')" if job.echo else "has its prompt as a list"
+        raise RefusedError(
+            f"line {job.line} ('{job.id}') {what}, which training data cannot hold: take --format native"
+        )
     turns = _turns(job, whole(record.raw), keep_cut)
     return b"".join(_line(example(job, text, thought)) for text, thought in turns)
 

@@ -17,7 +17,7 @@ from jobs.errors import SickModelError
 from worker.engine.caches import prompt_cache
 from worker.engine.caches.prefix_cache import PrefixCache, prefix_budget
 from worker.engine.decode import NotFiniteError
-from worker.engine.line_state import EngineStats, LineState, check_tokens, in_flight, internal_error
+from worker.engine.line_state import EngineStats, LineState, in_flight, internal_error
 from worker.engine.loading.mlx_models import cache_budget, compiler_present
 from worker.engine.loading.model import LoadedModel
 from worker.engine.recovery import Suspects, try_model
@@ -27,7 +27,7 @@ from worker.engine.scheduler import Scheduler, SequenceGroup
 from worker.engine.scoring.item import Item
 from worker.engine.scoring.scoring import Scoring
 from worker.engine.scoring.task import Scores
-from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, SampledToken, Sequence, sequences_of
+from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, SampledToken, Sequence
 from worker.engine.staging import Staging
 from worker.engine.text.detokenizer import Detokenizer
 from worker.engine.text.stop_strings import stop_matcher
@@ -94,9 +94,7 @@ class Engine:
         self._staging = Staging(
             model, self._scheduler, self._prefixes, self.stats, self._begin, prefill_step_size, self._clock
         )
-        self._scoring = Scoring(
-            model, self._scheduler, self._prefixes, self.stats, self._begin_scoring, prefill_step_size
-        )
+        self._scoring = Scoring(model, self._scheduler, self._prefixes, self.stats, self._begin, prefill_step_size)
         self._detokenizer = Detokenizer(model.tokenizer)
         self._suspects = Suspects()
 
@@ -139,18 +137,11 @@ class Engine:
         """
         if line.key in self._lines:
             raise ValueError(f"a line with key {line.key!r} is already in the engine")
-        state, now = LineState(line), self._clock()
-        for part in state.parts:
-            check_tokens(part, self.model.vocab_size)
-            if self.context is not None and len(part.prompt) + part.generates > self.context:
-                self._refuse(line, f"the prompt has {len(part.prompt)} tokens and the context {self.context}")
-                return
-            context = self._scheduler.room.context_of(part, self.context)
-            rows = sequences_of(part, context, now, len(state.sequences))
-            if (reason := self._scheduler.room.too_large(len(part.prompt) + rows[0].limit)) is not None:
-                self._refuse(line, reason)
-                return
-            state.sequences += rows
+        state = LineState(line)
+        reason = state.fill(self.model.vocab_size, self._scheduler.room, self.context, self._clock())
+        if reason is not None:
+            self._finish(Finished(line.key, [], Failure("context_length_exceeded", reason)))
+            return
         self._lines[line.key] = state
         for rows in state.histories():
             self._queue(state, rows)
@@ -311,9 +302,12 @@ class Engine:
         if self._scheduler.room.memory is not None:
             self._scheduler.room.decoding = self._decode_batch.held_bytes()
 
-    def _begin(self, groups: Items[SequenceGroup]) -> frozenset[Hashable]:
+    def _begin(self, groups: Items[SequenceGroup | Item]) -> frozenset[Hashable]:
         """The prompts of these groups begin; the keys of those that shall not."""
-        refused = self._announce(groups)
+        fresh = list(dict.fromkeys(group.key for group in groups if not group.again))
+        refused = self.on_begin(fresh) if fresh else frozenset()
+        for key in refused:
+            self.cancel(key)
         now = self._clock()
         for group in groups:
             if group.key in refused:
@@ -322,35 +316,12 @@ class Engine:
             for row in group.sequences:
                 if row.prefill_started is None:
                     row.prefill_started, row.cached_tokens = now, group.cached
-            self._note_begun(self._lines[group.key])
+            line = self._lines[group.key]
+            if not line.begun:
+                line.begin()
+                self._begun += 1
+                self.stats.prompt_tokens += sum(len(part.prompt) for part in line.parts)
         return refused
-
-    def _begin_scoring(self, items: Items[Item]) -> frozenset[Hashable]:
-        """The same of prompts that are scored."""
-        refused = self._announce(items)
-        now = self._clock()
-        for item in items:
-            if item.key not in refused:
-                for row in item.rows:
-                    row.prefill_started = now
-                self._note_begun(self._lines[item.key])
-        return refused
-
-    def _announce(self, prompts: Items[SequenceGroup] | Items[Item]) -> frozenset[Hashable]:
-        """Lines are about to begin with these prompts; the keys of those that shall not."""
-        fresh = list(dict.fromkeys(prompt.key for prompt in prompts if not prompt.again))
-        refused = self.on_begin(fresh) if fresh else frozenset()
-        for key in refused:
-            self.cancel(key)
-        return refused
-
-    def _note_begun(self, line: LineState) -> None:
-        if not line.begun:
-            line.begun = True
-            self._begun += 1
-            self.stats.prompt_tokens += sum(len(part.prompt) for part in line.parts)
-            for group in line.groups:
-                group.again = True
 
     def _scored(self, item: Item, scores: Scores | None) -> None:
         """The prompt of an item is scored: its texts begin, or it was for the scores alone."""
@@ -360,14 +331,19 @@ class Engine:
             return
         self.stats.scored_tokens += len(scores.logprobs)
         now = self._clock()
-        for row in item.rows:
+        self.stats.cached_tokens += item.cached
+        for row in item.sequences:
             row.scores, row.cached_tokens = scores, item.cached
-            self.stats.cached_tokens += item.cached
             if not row.line.generates:
                 row.first_token_at = now
                 self._end(row, "scored")
         if item.line.generates:
-            self._queue(line, item.rows)
+            group = line.group(list(item.tokens), item.sequences)
+            batch = self._scoring.hand_over(item, group)
+            if batch is not None:
+                self._staging.adopt(batch, group)
+            else:
+                self._scheduler.add_first(group)
 
     def _collect(self, tokens: Iterable[SampledToken]) -> None:
         for drawn in tokens:
@@ -449,9 +425,6 @@ class Engine:
             self._scheduler.ended(row)
         self._forget(line)
         self._finish(Finished(line.line.key, line.sequences, failure))
-
-    def _refuse(self, line: PreparedLine, reason: str) -> None:
-        self._finish(Finished(line.key, [], Failure("context_length_exceeded", reason)))
 
     def _finish(self, finished: Finished) -> None:
         self._finished.append(finished)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from worker.engine.decode import StepResult
 from worker.engine.prefill import PrefillBatch
+from worker.engine.room import Room
 from worker.engine.scheduler import SequenceGroup
-from worker.engine.sequence import Failure, InFlight, PreparedLine, Sequence
+from worker.engine.sequence import Failure, InFlight, PreparedLine, Sequence, sequences_of
 
 
 @dataclass(slots=True)
@@ -67,6 +68,28 @@ class LineState:
     def parts(self) -> tuple[PreparedLine, ...]:
         """The prompts of the line, each as a line of its own."""
         return (self.line, *self.line.others)
+
+    def fill(self, vocab_size: int, room: Room, context: int | None, now: float) -> str | None:
+        """Make the sequences; why they can never run, None when they can. ``context`` is the model's.
+
+        Raises:
+            ValueError: as :func:`check_tokens`.
+        """
+        for part in self.parts:
+            check_tokens(part, vocab_size)
+            if context is not None and len(part.prompt) + part.generates > context:
+                return f"the prompt has {len(part.prompt)} tokens and the context {context}"
+            rows = sequences_of(part, room.context_of(part, context), now, len(self.sequences))
+            if (reason := room.too_large(len(part.prompt) + rows[0].limit)) is not None:
+                return reason
+            self.sequences += rows
+        return None
+
+    def begin(self) -> None:
+        """Something of the line begins: what else there is of it need not be asked for any more."""
+        self.begun = True
+        for group in self.groups:
+            group.again = True
 
     def histories(self) -> list[list[Sequence]]:
         """The sequences that have not ended, those that go on from the same tokens together."""

@@ -211,6 +211,10 @@ class Scheduler:
         for batch in self._staged:
             batch.ready = batch.ready or any(group in batch.groups for group in groups)
 
+    def adopt(self, group: SequenceGroup) -> None:
+        """A group's prompt was computed elsewhere: its rows may start."""
+        self._staged.append(Staged([group], [len(group.tokens)], ready=True))
+
     def start(self) -> list[tuple[SequenceGroup, list[Sequence]]]:
         """Groups and the sequences of each whose rows start now."""
         self._forget_started()

@@ -123,6 +123,17 @@ class ScoredBatch(PrefillBatch):
         found = likelihoods(self._split, flat, mx.array(np.concatenate(targets)), self._top, self._logits_bytes)
         self._found.append((parts, found))
 
+    def hand_over(self, row: int, group: SequenceGroup) -> bool:
+        """Have a group go on from a row, all but the last token of which is computed; False: another one does."""
+        if self.groups[row].rows:
+            return False
+        self.groups[row], self._skipped = group, 0
+        return True
+
+    def prefilled(self, group: SequenceGroup) -> int:
+        """All of it, as far as it is known outside of the scoring."""
+        return len(group.tokens)
+
     def forget(self) -> None:
         """Give the caches up; what was found stays."""
         self._caches = []

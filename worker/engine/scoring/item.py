@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One prompt of a ``line``, and the ``rows`` that want its scores. ``again`` says that its line has begun before,
-    ``cached`` how many of its tokens were there already."""
+    """One prompt of a ``line``, and the ``sequences`` that want its scores. ``again`` says that its line has begun
+    before, ``cached`` how many of its tokens were there already."""
 
     line: PreparedLine
-    rows: list[Sequence] = field(default_factory=list)
+    sequences: list[Sequence] = field(default_factory=list)
     again: bool = False
     cached: int = 0
 

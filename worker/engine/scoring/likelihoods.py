@@ -54,6 +54,7 @@ def _chunk(logits: mx.array, targets: mx.array, top: int) -> tuple[mx.array, ...
     greedy = mx.argmax(normalised_as_mlx_lm(logits), axis=-1) == targets
     wide = logits.astype(mx.float32)
     norm = mx.logsumexp(wide, axis=-1, keepdims=True)
+    norm = mx.where(norm < mx.inf, norm, mx.nan)  # infinite logits are no better than NaN
     own = mx.take_along_axis(wide, targets[:, None], axis=-1)
     rank = 1 + (wide > own).sum(axis=-1)
     found = (own - norm)[:, 0], rank.astype(mx.int32), greedy

@@ -57,6 +57,7 @@ class Scoring:
         self._unit: Unit | None = None
         self._computed: list[Unit] = []
         self._blank: list[Item] = []
+        self._read: list[Unit] = []
 
     def __len__(self) -> int:
         """Prompts that wait or are under way."""
@@ -84,12 +85,12 @@ class Scoring:
         for unit in self._under_way():
             for item in unit.items:
                 if item.key == key:
-                    item.rows = []
+                    item.sequences = []
 
     def clear(self) -> None:
         """Forget what is under way. What waits goes on waiting."""
         self._making.clear()
-        self._unit, self._computed, self._blank = None, [], []
+        self._unit, self._computed, self._blank, self._read = None, [], [], []
         self._scheduler.room.lent = 0
 
     def upcoming(self, only: frozenset[Hashable] | None) -> list[Item]:
@@ -116,7 +117,16 @@ class Scoring:
                 self._unit, self._computed = None, [unit]
                 self._scheduler.room.lent = 0
         found += [pair for unit in ready for pair in unit.results()]
-        return tokens, [pair for pair in found if pair[0].rows]
+        self._read = ready
+        return tokens, [pair for pair in found if pair[0].sequences]
+
+    def hand_over(self, item: Item, group: SequenceGroup) -> PrefillBatch | None:
+        """The batch that has the caches of an item that was just scored, for ``group`` to go on from; None where its
+        prompt must be computed again."""
+        if self._model.draft is not None:  # which has read nothing of it
+            return None
+        batches = (unit.hand_over(item, group) for unit in self._read if item in unit.items)
+        return next(batches, None)
 
     def _under_way(self) -> Iterator[Unit]:
         """Units that are not read yet."""
@@ -192,6 +202,8 @@ class Scoring:
         if not self._fits(chosen) and (self._scheduler.running or self._scheduler.staged):
             room.lent = self._needed(chosen)  # rows make room from now on
             return
+        if self._scheduler.staged >= MOST_ROWS and any(item.line.generates for stem in chosen for item in stem.items):
+            return  # whose rows would wait, with caches
         refused = self._begin([item for stem in chosen for item in stem.items])
         taken = {id(item): item.key for stem in chosen for item in stem.items}
         self._queue = deque(item for item in self._queue if id(item) not in taken)

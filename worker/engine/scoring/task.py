@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+LEAST_LOGPROB = -9999.0
+"""What stands for the log-probability of what cannot come, as in OpenAI's API: JSON has no infinity."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScoringTask:
@@ -34,7 +37,7 @@ class Scores:
 
     def total(self, border: int) -> float:
         """The sum of the log-probabilities of the tokens from ``border`` on, without an error that grows."""
-        return math.fsum(self.logprobs[border - self.first :])
+        return math.fsum(max(LEAST_LOGPROB, logprob) for logprob in self.logprobs[border - self.first :])
 
     def is_greedy(self, border: int) -> bool:
         """Whether greedy decoding would have written all tokens from ``border`` on."""

@@ -35,6 +35,7 @@ class Unit:
         self.tokens = 0
         self._model, self._padding, self._rows, self._logits = model, padding, rows, logits
         self._top = max(item.top for item in self.items)
+        self._generating = any(item.line.generates for item in self.items)
         skipped = len(prefix or ())
         self._last = [list(dict.fromkeys(item.tokens[stem.length] for item in stem.items)) for stem in stems]
         self._stems, self._start = stems, [max(skipped, stem.unscored) for stem in stems]
@@ -45,7 +46,7 @@ class Unit:
         groups = [SequenceGroup(list(s.tokens), s.length - skipped, s.length, prefix=prefix) for s in stems]
         self._stem_batch = ScoredBatch(model, groups, wanted, self._top, logits)
         self._batches: deque[ScoredBatch] = deque([self._stem_batch])
-        self._own: list[tuple[list[Item], ScoredBatch]] = []
+        self._own: list[tuple[list[Item | None], ScoredBatch]] = []
         self.tokens += self._stem_batch.tokens
 
     @property
@@ -61,20 +62,33 @@ class Unit:
             self._batches.popleft()
             if batch is self._stem_batch:
                 self._follow()
-            if self.done:
-                self._stem_batch.forget()
-            if batch is not self._stem_batch:
-                batch.forget()
+            if not self._generating:
+                if self.done:
+                    self._stem_batch.forget()
+                if batch is not self._stem_batch:
+                    batch.forget()
         return tokens, arrays
 
     def results(self) -> Iterator[tuple[Item, Scores | None]]:
         """Wait for all of it; None where the model's logits are not finite."""
         pairs = (pair for items, batch in self._own for pair in zip(items, batch.results(), strict=True))
-        own = {id(item): found for item, found in pairs}
+        own = {id(item): found for item, found in pairs}  # of those with tokens of their own
         stems = zip(self._stems, self._start, self._last, self._stem_batch.results(), strict=True)
         for stem, start, last, found in stems:
             for item in stem.items:
                 yield item, _scores(item, [*_of_stem(item, stem, start, last, found), own.get(id(item), ())])
+
+    def hand_over(self, item: Item, group: SequenceGroup) -> ScoredBatch | None:
+        """The batch that has the caches of an item, where ``group`` may go on from them; None where it may not."""
+        for items, batch in [*self._own, (self._ends, self._stem_batch)]:
+            if item in items:
+                return batch if batch.hand_over(items.index(item), group) else None
+        return None
+
+    @property
+    def _ends(self) -> list[Item | None]:
+        """Of each stem the item that ends with it."""
+        return [next((item for item in stem.items if item.length == stem.length), None) for stem in self._stems]
 
     def _follow(self) -> None:
         """Batches of what comes after the stems."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.record import Choice
+from worker.engine.scoring.task import LEAST_LOGPROB
 from worker.engine.sequence import Sequence
 from worker.engine.text.detokenizer import Detokenizer
 from worker.engine.text.scores import echoed_entries, prompt_entries, score_of
 from worker.engine.text.thinking import split_thinking
-
-LEAST_LOGPROB = -9999.0
-"""What stands for the log-probability of what cannot come, as in OpenAI's API: JSON has no infinity."""
 
 
 class TextAssembler:
