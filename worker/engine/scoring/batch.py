@@ -53,7 +53,8 @@ class _Layers:
 
 class ScoredBatch(PrefillBatch):
     """Rows whose tokens are computed, a chunk at a time, with what is ``wanted`` of each. They begin with nothing, with
-    the prefix of their groups, or as copies of the rows ``origins`` of other caches."""
+    the prefix of their groups, or as copies of the rows ``origins`` of other caches. Their own are ``kept`` for those
+    that go on from them."""
 
     def __init__(
         self,
@@ -64,11 +65,13 @@ class ScoredBatch(PrefillBatch):
         logits_bytes: int,
         parents: list[Cache] | None = None,
         origins: list[int] | None = None,
+        *,
+        kept: bool = False,
     ) -> None:
         self._layers = _Layers(model)
         super().__init__(cast("LoadedModel", self._layers), groups)
         self._split, self._wanted, self._top = model, wanted, top
-        self._logits_bytes = logits_bytes
+        self._logits_bytes, self._kept = logits_bytes, kept
         self._parents, self._origins = parents, origins
         self._found: list[tuple[list[tuple[int, int]], Likelihoods]] = []
 
@@ -86,7 +89,8 @@ class ScoredBatch(PrefillBatch):
 
     def started(self) -> list[mx.array]:
         """The arrays of the last chunk, for an evaluation."""
-        return [*self.arrays(), *(self._found[-1][1].arrays if self._found else ())]
+        found = self._found[-1][1].arrays if self._found else ()
+        return [*found, *(() if self.done and not self._kept else self.arrays())]
 
     def results(self) -> list[tuple[NDArray[Any], ...]]:
         """Wait for the likelihoods; of each row those of its ``wanted``, in their order."""
@@ -102,7 +106,7 @@ class ScoredBatch(PrefillBatch):
         if self._parents is None or self._origins is None:
             super()._begin()
             return
-        self._caches = prompt_cache.fork(self._parents, self._origins)
+        self._caches = prompt_cache.fork(self._parents, self._origins, spare=self._longest)
         self._parents = None
         if self._padded:
             prompt_cache.prepare(self._caches, self._lengths)

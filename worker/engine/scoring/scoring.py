@@ -22,9 +22,13 @@ from worker.engine.scoring.unit import Unit
 
 WINDOW = 256
 """Prompts among which those that are scored together are chosen."""
-MOST_STEMS = 32
-MOST_ROWS = 32
+MOST_STEMS = 64
+MOST_ROWS = 64
 """Rows of a batch: of stems, and of what follows them."""
+STEMS_PART = 3
+"""Of the memory stems may have this part: most have more than one text that goes on from them."""
+UNKNOWN_MEMORY = 2 << 30
+"""Bytes for a unit, where there is no limit."""
 LOGITS_PART = 4
 """Of the memory for caches logits may have this part."""
 
@@ -155,21 +159,31 @@ class Scoring:
         found.sort(key=lambda stem: (stem is not first, abs(stem.length - first.length)))
         shared = [min(first.unscored, stem.unscored, common(first.tokens, stem.tokens)) for stem in found]
         most = max(shared[1:], default=0)
-        if most >= LEAST_TOKENS:  # those of other examples would keep these from being computed once
-            found = [stem for stem, same in zip(found, shared, strict=True) if stem is first or 2 * same >= most]
-        return self._fitting(found)
+        if most < LEAST_TOKENS:
+            return self._fitting(found, 0)
+        # Those of other examples would keep these from being computed once.
+        alike = [(stem, same) for stem, same in zip(found, shared, strict=True) if stem is first or 2 * same >= most]
+        return self._fitting([stem for stem, _ in alike], min(same for _, same in alike))
 
-    def _fitting(self, found: list[Stem]) -> list[Stem]:
-        """As many of the stems, in their order, as make a batch and have room; one in any case."""
+    def _fitting(self, found: list[Stem], shared: int) -> list[Stem]:
+        """As many of the stems, in their order, as make a batch and have room; one in any case. They have ``shared``
+        tokens in common that are computed once."""
         chosen: list[Stem] = []
         for stem in found[:MOST_STEMS]:
             lengths = [other.length for other in (*chosen, stem)]
-            alike = similar(min(lengths), max(lengths), padding=self._model.padded_prefill)
-            fits = max(lengths) * len(lengths) <= self._step_size and self._fits([*chosen, stem])
-            if chosen and not (alike and fits):
+            alike = similar(min(lengths) - shared, max(lengths) - shared, padding=self._model.padded_prefill)
+            few = (max(lengths) - shared) * len(lengths) <= self._step_size
+            small = STEMS_PART * self._scheduler.room.sizes.prompts(lengths) <= self._left
+            if chosen and not (alike and few and small):
                 break
             chosen.append(stem)
         return chosen
+
+    @property
+    def _left(self) -> int:
+        """Bytes that a unit may take, unless it is of a single stem."""
+        left = self._scheduler.left
+        return UNKNOWN_MEMORY if left is None else left
 
     def _needed(self, chosen: list[Stem]) -> int:
         """Bytes that the caches of a unit take at most."""
@@ -180,17 +194,13 @@ class Scoring:
 
     def _rows(self, chosen: list[Stem]) -> int:
         """Rows of a batch of what follows the stems: as many as there is room for."""
-        left = self._scheduler.left
-        if left is None:
-            return MOST_ROWS
         sizes = self._scheduler.room.sizes
-        left -= sizes.prompts([stem.length for stem in chosen])
+        left = self._left - sizes.prompts([stem.length for stem in chosen])
         longest = max(stem.longest for stem in chosen)
         return max(1, min(MOST_ROWS, left // max(1, sizes.prompts([longest]))))
 
     def _fits(self, chosen: list[Stem]) -> bool:
-        left = self._scheduler.left
-        return left is None or self._needed(chosen) <= left
+        return self._scheduler.room.memory is None or self._needed(chosen) <= self._left
 
     def _begin_unit(self) -> None:
         chosen = self._next(self._scheduler.only)

@@ -44,7 +44,8 @@ class Unit:
             for stem, start, last in zip(stems, self._start, self._last, strict=True)
         ]
         groups = [SequenceGroup(list(s.tokens), s.length - skipped, s.length, prefix=prefix) for s in stems]
-        self._stem_batch = ScoredBatch(model, groups, wanted, self._top, logits)
+        kept = self._generating or any(item.length > stem.length for stem in stems for item in stem.items)
+        self._stem_batch = ScoredBatch(model, groups, wanted, self._top, logits, kept=kept)
         self._batches: deque[ScoredBatch] = deque([self._stem_batch])
         self._own: list[tuple[list[Item | None], ScoredBatch]] = []
         self.tokens += self._stem_batch.tokens
@@ -115,7 +116,7 @@ class Unit:
             wanted.append(Wanted.of(item.tokens, start, end, item.first - 1, item.tokens[end : end + 1]))
         origins = [row for row, _ in pairs]
         args = (self._top, self._logits, self._stem_batch.caches, origins)
-        batch = ScoredBatch(self._model, groups, wanted, *args)
+        batch = ScoredBatch(self._model, groups, wanted, *args, kept=self._generating)
         self._own.append(([item for _, item in pairs], batch))
         self._batches.append(batch)
         self.tokens += batch.tokens
