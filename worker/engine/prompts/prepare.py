@@ -110,13 +110,18 @@ class Preparer:
         return whole, border
 
     def render(self, job: Job) -> str:
-        """The text of the prompt, chat template applied; special tokens that encoding adds are not in it.
+        """The text of the prompt, chat template applied, with its continuation; special tokens that encoding adds are
+        not in it. Several prompts are on lines of their own.
 
         Raises:
             LineError: ``unsupported`` when the model has no chat template, its template refuses the messages, or it
                 leaves one of them out.
         """
-        return self._rendered(job).text
+        texts = []
+        for one, ids in prompts_of(job):
+            text = self._rendered(one).text if ids is None else str(self._tokenizer.decode(list(ids)))
+            texts.append(text + (job.continuation or ""))
+        return "\n".join(texts)
 
     def _rendered(self, job: Job, tail: str = "") -> Marked:
         """The text of the prompt, and where contents could have written control tokens into it; ``tail`` is what
