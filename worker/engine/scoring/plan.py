@@ -15,7 +15,7 @@ from worker.engine.scheduler import SIMILAR_RATIO, SIMILAR_SLACK
 from worker.engine.scoring.item import Item
 
 ROW_TOKENS = 16
-"""What a row costs beside its tokens, in tokens: a stem of its own must spare that much."""
+"""What a row costs beside its tokens, in tokens: a stem must spare more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -109,7 +109,8 @@ def _best(node: _Node, above: int) -> tuple[int, list[Stem]]:
     """What a node's items cost beyond the ``above`` tokens that are there, and in which stems: one for all of them, or
     those that its children and its own items are best in."""
     items = list(node.all_items())
-    together = ROW_TOKENS + node.depth - above + sum(item.length - node.depth for item in items)
+    own = [item.length - node.depth for item in items if item.length > node.depth]
+    together = ROW_TOKENS + node.depth - above + sum(length + ROW_TOKENS for length in own)
     # Stems do not share with each other, but for a prefix that is worth keeping and after which nothing is scored.
     gain = node.depth - above
     kept = gain >= LEAST_TOKENS and all(item.first - 1 >= node.depth for item in items)
