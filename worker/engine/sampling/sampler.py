@@ -24,7 +24,7 @@ from itertools import chain
 
 import mlx.core as mx
 
-from worker.engine.sampling.draws import draw_dense, mass, uniforms_of
+from worker.engine.sampling.draws import draw_dense, largest, mass, uniforms_of
 from worker.engine.sampling.filters import CANDIDATES, best, draw_filtered, draw_wide, redraw_full
 from worker.engine.sequence import NO_TOKEN
 
@@ -170,7 +170,7 @@ def sample(features: Features, logits: mx.array, state: Arrays, params: Arrays) 
 def drawable(logits: mx.array) -> mx.array:
     """``[rows]``: whether a token can be drawn at all. -infinity is a token that cannot come, which is in order as long
     as another can. One pass: the maximum of numbers with a NaN among them is NaN, in MLX."""
-    most = logits.max(axis=-1)
+    most = largest(logits)[:, 0]
     return (most < mx.inf) & (most > -mx.inf)
 
 
@@ -241,7 +241,7 @@ def _logprobs(
     features: Features, logits: mx.array, tokens: mx.array, ids: mx.array | None, values: mx.array | None
 ) -> dict[str, mx.array]:
     wide = logits.astype(mx.float32)
-    top = wide.max(axis=-1, keepdims=True)
+    top = largest(wide)
     norm = top + mx.log(mass(wide, top))
     found = {"logprobs": (mx.take_along_axis(wide, tokens[:, None], axis=-1) - norm)[:, 0]}
     if "top_logprobs" in features:
