@@ -6,10 +6,9 @@ import sys
 import time
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
-import numpy as np
 
 from bench.scoring.work import ScoringWork
 from bench.sides import print_measured
@@ -25,14 +24,15 @@ from worker.engine.sequence import PreparedLine
 FORWARD_TOKENS = 2048
 """Tokens of a bare forward, as in a chunk of the engine."""
 WARM = 4
-"""Questions or texts that every side has scored before it is measured."""
+WARM_LENGTH = 60
+"""Questions or texts, and tokens of each, that every side has scored before it is measured."""
 
 
 def questions(work: ScoringWork) -> list[Measured]:
     """The engine on questions: lines with a ``continuation``, from their texts on."""
     model = load_model(work.folder)
     engine, preparer = Engine(model), Preparer(model)
-    _scored(engine, _lines(preparer, ScoringWork(work.folder, WARM, work.seed + 1)))
+    _scored(engine, _lines(preparer, _warm(work)))
     before = engine.stats.prefilled_tokens
     began = time.perf_counter()
     lines = _lines(preparer, work)
@@ -48,7 +48,7 @@ def evaluate(work: ScoringWork) -> list[Measured]:
     from mlx_lm.evaluate import MLXLM
 
     peer = MLXLM(work.folder, use_chat_template=False)
-    peer.loglikelihood(_requests(ScoringWork(work.folder, WARM, work.seed + 1)))
+    peer.loglikelihood(_requests(_warm(work)))
     requests = _requests(work)
     began = time.perf_counter()
     scores = peer.loglikelihood(requests)
@@ -61,7 +61,7 @@ def texts(work: ScoringWork) -> list[Measured]:
     """The engine on texts: all log-probabilities of each."""
     model = load_model(work.folder)
     engine = Engine(model)
-    _scored(engine, _text_lines(ScoringWork(work.folder, WARM, work.seed + 1).texts(model.vocab_size)))
+    _scored(engine, _text_lines(_warm(work).texts(model.vocab_size)))
     lines = _text_lines(work.texts(model.vocab_size))
     mx.synchronize()
     mx.reset_peak_memory()
@@ -86,7 +86,7 @@ def limit(work: ScoringWork) -> list[Measured]:
 
 def _bare(side: str, work: ScoringWork, batches_of: Any) -> Measured:
     model = load_model(work.folder)
-    for batch in batches_of(ScoringWork(work.folder, WARM, work.seed + 1).texts(model.vocab_size)):
+    for batch in batches_of(_warm(work).texts(model.vocab_size)):
         _forward(model, batch)
     given = work.texts(model.vocab_size)
     batches = batches_of(given)
@@ -95,6 +95,11 @@ def _bare(side: str, work: ScoringWork, batches_of: Any) -> Measured:
     seconds = time.perf_counter() - began
     extra = {"sums": [sums[id(text)] for text in given]}
     return Measured(side, sum(map(len, given)), seconds, work.count, extra=extra)
+
+
+def _warm(work: ScoringWork) -> ScoringWork:
+    """What is scored before: a few questions, or short texts."""
+    return ScoringWork(work.folder, WARM, work.seed + 1, WARM_LENGTH)
 
 
 def _together(given: Sequence[list[int]]) -> list[list[list[int]]]:
@@ -115,12 +120,12 @@ def _forward(model: Any, batch: list[list[int]]) -> list[float]:
     logits = model.model(padded[:, :-1]).astype(mx.float32)
     logprobs = mx.take_along_axis(logits, padded[:, 1:, None], axis=-1)[..., 0] - mx.logsumexp(logits, axis=-1)
     mask = mx.arange(width - 1)[None] < mx.array([len(text) - 1 for text in batch])[:, None]
-    sums: list[float] = mx.where(mask, logprobs, 0).sum(axis=-1).tolist()
-    return sums
+    return cast("list[float]", mx.where(mask, logprobs, 0).sum(axis=-1).tolist())
 
 
 def _lines(preparer: Preparer, work: ScoringWork) -> list[PreparedLine]:
-    defaults, lines = Defaults({"model": work.folder}), []
+    defaults = Defaults({"model": work.folder})
+    lines: list[PreparedLine] = []
     for context, choices in work.questions():
         for choice in choices:
             checked = CheckedLine(None, check_fields({"prompt": context, "continuation": choice}), None)
@@ -152,11 +157,6 @@ def _scored(engine: Engine, lines: Sequence[PreparedLine]) -> list[tuple[Any, An
                 raise RuntimeError(f"line {finished.key} failed: {finished.error}")
             rows[finished.key] = finished.sequences[0]
     return [(line, rows[line.key]) for line in lines]
-
-
-def apart(one: Sequence[Any], other: Sequence[Any]) -> float:
-    """How far two lists of numbers are from each other at most."""
-    return float(np.abs(np.asarray(one, dtype=float) - np.asarray(other, dtype=float)).max())
 
 
 SIDES = {

@@ -15,8 +15,10 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from worker.engine.caches import prompt_cache
 from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import LoadedModel
+from worker.engine.scoring.forked import ForkedCache
 
 TRIAL = (3, 5, 2)
 """Tokens of the trial."""
@@ -32,6 +34,8 @@ class SplitModel:
     def __init__(self, model: LoadedModel) -> None:
         self._model = replace(model, draft=None)  # whose proposals nobody wants here
         self._place = _found(self._model)
+        self.groups = model.bucketed and model.prefixes and _groups_work(self._model)
+        """Whether rows may go on from shared ones without copies."""
 
     @property
     def batchable(self) -> bool:
@@ -66,6 +70,27 @@ class SplitModel:
         with self._place.swapped(_Stub(self._place.module, states[None])):
             logits: mx.array = self._model.model(mx.zeros((1, states.shape[0]), dtype=mx.int32))
         return logits[0]
+
+
+def _groups_work(model: LoadedModel) -> bool:
+    """Whether attention computes rows in groups behind shared ones: seen with two groups of three and a single row."""
+    shared, own = [[3, 1, 4], [1, 5, 9]], [[2, 6], [5, 3], [5, 8], [9, 7], [9, 3], [2, 3]]
+    shared, own = ([[token % model.vocab_size for token in row] for row in rows] for rows in (shared, own))
+    parents = prompt_cache.new_batch([model.new_cache() for _ in shared])
+    try:
+        model.forward(mx.array(shared), parents)
+        prompt_cache.finalize(parents)
+        caches: list[Cache] = [ForkedCache(parent, [1, 0], 3) for parent in parents]
+        found = model.forward(mx.array(own), caches)
+        alone = [model.model(mx.array([[*shared[1 - row // 3], *own[row]]]))[0, -2:] for row in range(6)]
+        return _near(found, mx.stack(alone))
+    except Exception:  # its attention is not mlx-lm's common one
+        return False
+
+
+def _near(found: mx.array, expected: mx.array) -> bool:
+    distance = mx.linalg.norm((found - expected).astype(mx.float32))
+    return bool((distance <= CLOSE * mx.linalg.norm(expected.astype(mx.float32))).item())
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +176,6 @@ def _splits(model: LoadedModel, place: _Place) -> bool:
             return False
         with place.swapped(_Stub(place.module, states)):
             found = model.model(mx.zeros_like(tokens))
-        distance = mx.linalg.norm((found - expected).astype(mx.float32))
-        return bool((distance <= CLOSE * mx.linalg.norm(expected.astype(mx.float32))).item())
+        return _near(found, expected)
     except Exception:  # the rest of the model wants something else than states
         return False
