@@ -84,8 +84,7 @@ SCORING_CHECKS: Mapping[str, Callable[[Any], Any]] = {
 """Of each field of scoring the function that takes a value and gives it normalised."""
 
 SCORING_FIELDS = frozenset(SCORING_CHECKS)
-NOTHING_ELSE = ("prompt_logprobs", "echo", "continuation")
-_OF_TEXTS = ("n", "stop", "min_tokens", "thinking_budget")
+_OF_TEXTS = ("n", "stop", "min_tokens", "thinking_budget", "guided_regex", "guided_choice", "guided_grammar")
 """What asks for something about a text that is generated."""
 
 

@@ -58,7 +58,7 @@ def stems(items: Items[Item], *, sharing: bool = True) -> list[Stem]:
     """The items in families, so that about as few tokens as possible are computed. Without ``sharing`` each is its
     own."""
     if not sharing:
-        return [_alone(item) for item in items]
+        return [alone(item) for item in items]
     return _best(_tree(sorted(items, key=lambda item: item.tokens)), 0)[1]
 
 
@@ -69,7 +69,8 @@ def similar(shortest: int, length: int, *, padding: bool) -> bool:
     return length <= shortest * SIMILAR_RATIO + SIMILAR_SLACK
 
 
-def _alone(item: Item) -> Stem:
+def alone(item: Item) -> Stem:
+    """The stem of a single item."""
     return Stem([item], item.length)
 
 
@@ -116,7 +117,7 @@ def _best(node: _Node, above: int) -> tuple[int, list[Stem]]:
     kept = gain >= LEAST_TOKENS and all(item.first - 1 >= node.depth for item in items)
     below = node.depth if kept else above
     parts = [_best(child, below) for child in node.children]
-    parts += [(ROW_TOKENS + item.length - below, [_alone(item)]) for item in node.items]
+    parts += [(ROW_TOKENS + item.length - below, [alone(item)]) for item in node.items]
     apart = sum(cost for cost, _ in parts) + (gain if kept else 0)
     if len(items) > 1 and together < apart:
         return together, [Stem(items, node.depth)]

@@ -16,7 +16,7 @@ from worker.engine.scheduler import Scheduler, SequenceGroup
 from worker.engine.scoring.head import SplitModel
 from worker.engine.scoring.item import Item
 from worker.engine.scoring.likelihoods import LOGITS_BYTES
-from worker.engine.scoring.plan import Stem, similar, stems
+from worker.engine.scoring.plan import Stem, alone, similar, stems
 from worker.engine.scoring.task import Scores
 from worker.engine.scoring.unit import Unit
 
@@ -62,6 +62,7 @@ class Scoring:
         self._computed: list[Unit] = []
         self._blank: list[Item] = []
         self._read: list[Unit] = []
+        self._last: list[mx.array] = []
 
     def __len__(self) -> int:
         """Prompts that wait or are under way."""
@@ -95,6 +96,7 @@ class Scoring:
         """Forget what is under way. What waits goes on waiting."""
         self._making.clear()
         self._unit, self._computed, self._blank, self._read = None, [], [], []
+        self._last = []
         self._scheduler.room.lent = 0
 
     def upcoming(self, only: frozenset[Hashable] | None) -> list[Item]:
@@ -115,7 +117,7 @@ class Scoring:
         elif self._unit is not None and most:
             unit = self._unit
             tokens, arrays = unit.advance(most)
-            mx.async_eval(arrays)
+            self._start(arrays)
             if unit.done:
                 self._stats.prefilled_tokens += unit.tokens
                 self._unit, self._computed = None, [unit]
@@ -132,6 +134,12 @@ class Scoring:
         batches = (unit.hand_over(item, group) for unit in self._read if item in unit.items)
         return next(batches, None)
 
+    def _start(self, arrays: list[mx.array]) -> None:
+        """Start a chunk, and wait for the one before: more of them would only hold memory."""
+        mx.async_eval(arrays)
+        mx.eval(self._last)
+        self._last = arrays[:1]
+
     def _under_way(self) -> Iterator[Unit]:
         """Units that are not read yet."""
         yield from self._computed
@@ -146,7 +154,7 @@ class Scoring:
                 if window and item.line.rank != window[0].line.rank:
                     break
                 if item.blank:
-                    return [Stem([item], item.length)]
+                    return [alone(item)]
                 window.append(item)
                 if len(window) == WINDOW:
                     break
@@ -212,6 +220,8 @@ class Scoring:
         if not self._fits(chosen) and (self._scheduler.running or self._scheduler.staged):
             room.lent = self._needed(chosen)  # rows make room from now on
             return
+        if not self._fits(chosen) and len(chosen[0].items) > 1:
+            chosen = [alone(chosen[0].items[0])]  # without copies it has room
         if self._scheduler.staged >= MOST_ROWS and any(item.line.generates for stem in chosen for item in stem.items):
             return  # whose rows would wait, with caches
         refused = self._begin([item for stem in chosen for item in stem.items])
@@ -248,7 +258,8 @@ class Scoring:
     def _prefix_of(self, chosen: list[Stem], unscored: int) -> tuple[Prefix | None, int]:
         """What all stems begin with, if it is worth keeping, and how many tokens of it are computed now."""
         for stem in chosen:
-            self._prefixes.see(stem.tokens[: stem.unscored + 1])
+            if stem.unscored >= LEAST_TOKENS:
+                self._prefixes.see(stem.tokens[: stem.unscored + 1])
         first = chosen[0].tokens
         shared = unscored
         for stem in chosen[1:]:
@@ -265,7 +276,7 @@ class Scoring:
     def _make_prefix(self, most: int) -> int:
         batch = self._making[0]
         tokens = batch.advance(most) if not batch.done else 0
-        mx.async_eval(batch.arrays())
+        self._start(batch.arrays())
         if batch.done and batch.makes is not None:
             self._making.popleft()
             self._stats.prefilled_tokens += batch.tokens
