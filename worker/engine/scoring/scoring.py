@@ -25,6 +25,8 @@ WINDOW = 256
 MOST_STEMS = 64
 MOST_ROWS = 64
 """Rows of a batch: of stems, and of what follows them."""
+MOST_ROWS_BEHIND = 192
+"""The same where rows go on from stems without copies."""
 STEMS_PART = 3
 """Of the memory stems may have this part: most have more than one text that goes on from them."""
 UNKNOWN_MEMORY = 2 << 30
@@ -253,7 +255,8 @@ class Scoring:
             made = 0
         memory = self._scheduler.room.memory
         logits = LOGITS_BYTES if memory is None else min(LOGITS_BYTES, memory // LOGITS_PART)
-        return Unit(model, chosen, prefix, padding=self._model.padded_prefill, rows=self._rows(chosen), logits=logits)
+        rows = MOST_ROWS_BEHIND if model.groups else self._rows(chosen)
+        return Unit(model, chosen, prefix, padding=self._model.padded_prefill, rows=rows, logits=logits)
 
     def _prefix_of(self, chosen: list[Stem], unscored: int) -> tuple[Prefix | None, int]:
         """What all stems begin with, if it is worth keeping, and how many tokens of it are computed now."""
