@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from jobs.errors import LineError
+from jobs.lines.guided import CONSTRAINTS
 from jobs.lines.values import check_flag, check_text, json_kind
 from jobs.params import PARAMETERS, shown
 
@@ -84,7 +85,7 @@ SCORING_CHECKS: Mapping[str, Callable[[Any], Any]] = {
 """Of each field of scoring the function that takes a value and gives it normalised."""
 
 SCORING_FIELDS = frozenset(SCORING_CHECKS)
-_OF_TEXTS = ("n", "stop", "min_tokens", "thinking_budget", "guided_regex", "guided_choice", "guided_grammar")
+_OF_TEXTS = ("n", "stop", "min_tokens", "thinking_budget", *CONSTRAINTS)
 """What asks for something about a text that is generated."""
 
 
@@ -123,6 +124,7 @@ def _check_continuation(fields: Mapping[str, Any]) -> None:
         message = "is text that follows one text: give both as one list of ids with 'prompt_logprobs', or one line each"
         raise LineError("conflicting_fields", "continuation", message)
     for name in _OF_TEXTS:
-        if fields.get(name) not in (None, (), PARAMETERS[name].default if name in PARAMETERS else None):
+        off = PARAMETERS[name].default if name in PARAMETERS else {"type": "text"}
+        if fields.get(name) not in (None, (), off):
             message = f"says how to generate, and a 'continuation' is only scored: remove '{name}'"
             raise LineError("conflicting_fields", name, message)
