@@ -18,7 +18,7 @@ def finish_reason(stop_reason: str, *, calls: bool = False) -> str | None:
     where the text was cut off from outside."""
     if stop_reason in ("eos", "stop_string"):
         return "tool_calls" if calls else "stop"
-    return "length" if stop_reason in ("max_tokens", "context_length") else None
+    return "length" if stop_reason in ("max_tokens", "context_length", "scored") else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class Choice:
     ``prompt_token_ids`` are those of the choice's prompt, where the line has several.
     ``logprobs``, where asked for, has an entry for each of ``token_ids``, or without those for each token of the text
     (so none for EOS). It has OpenAI's names, with the token's ``id`` besides; a token that is part of a character is
-    shown as ``bytes:\\xf0\\x9f``.
+    shown as ``bytes:\\xf0\\x9f``. ``prompt_logprobs`` and ``score`` are
+    those of the prompt and of a continuation.
     """
 
     index: int
@@ -45,6 +46,8 @@ class Choice:
     tool_call_error: str | None = None
     token_ids: list[int] | None = None
     prompt_token_ids: Sequence[int] | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
+    score: dict[str, Any] | None = None
 
     @property
     def finish_reason(self) -> str | None:
@@ -65,6 +68,8 @@ class Choice:
             "prompt_token_ids": self.prompt_token_ids,
             "token_ids": self.token_ids,
             "logprobs": self.logprobs,
+            "prompt_logprobs": self.prompt_logprobs,
+            "score": self.score,
         }
         return fields | {name: value for name, value in asked.items() if value is not None}
 
@@ -131,7 +136,7 @@ def result_record(
     }
     if job.adapter_path is not None:
         record["adapter_path"] = job.adapter_path
-    if job.sampling.n == 1:
+    if job.sampling.n == 1 and len(job.prompts) < 2:
         record |= next(iter(choices)).as_dict()
     else:
         shown = ({"index": choice.index, **choice.as_dict()} for choice in choices)

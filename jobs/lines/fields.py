@@ -11,11 +11,14 @@ from jobs.lines.foreign_names import ABSENT, asks_for_nothing, foreign_field, is
 from jobs.lines.guided import CONSTRAINTS, GUIDED_CHECKS, check_one_constraint
 from jobs.lines.messages import CHAT_FIELDS, check_continuing, check_messages
 from jobs.lines.parameters import CHECKS
+from jobs.lines.scoring import SCORING_CHECKS, SCORING_FIELDS, check_prompt, check_together, checked_max_tokens
 from jobs.lines.tools import TOOL_CHECKS
 from jobs.lines.values import check_flag, check_name, check_object, check_text
 from jobs.params import ALIASES, SHOWN_NAME, did_you_mean
 
-_ALONE = frozenset({"prompt", "top_logprobs", "continue_final_message", "add_generation_prompt", *CONSTRAINTS})
+_ALONE = frozenset({"prompt", "top_logprobs", "continue_final_message", "add_generation_prompt", "max_tokens"}).union(
+    CONSTRAINTS, SCORING_FIELDS
+)
 """Fields that do not go with each other one."""
 
 
@@ -91,21 +94,15 @@ def _check_together(fields: Mapping[str, Any], wrong: set[str], problems: list[L
                 problems.append(LineError("conflicting_fields", name, message))
     if fields.get("top_logprobs") and not fields.get("logprobs") and "logprobs" not in wrong:
         problems.append(LineError("conflicting_fields", "top_logprobs", "needs 'logprobs': true"))
-    for check in (check_continuing, check_one_constraint):
+    for check in (check_continuing, check_one_constraint, check_together):
         try:
             check(fields)
         except LineError as error:
             problems.append(error)
 
 
-def _check_prompt(value: Any) -> str:
-    if isinstance(value, list):
-        raise LineError("invalid_type", "prompt", "must be a string, not an array; one line for each prompt")
-    return check_text("prompt", value)
-
-
 _FIELD_CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "prompt": _check_prompt,
+    "prompt": check_prompt,
     "messages": check_messages,
     "metadata": partial(check_object, "metadata"),
     "chat_template_kwargs": partial(check_object, "chat_template_kwargs"),
@@ -114,10 +111,12 @@ _FIELD_CHECKS: Mapping[str, Callable[[Any], Any]] = {
     **{name: partial(check_text, name) for name in ("system_prompt", "prefill_response")},
     **{name: partial(check_flag, name) for name in ("continue_final_message", "add_generation_prompt")},
     **{name: partial(check_name, name) for name in ("model", "adapter_path")},
+    **SCORING_CHECKS,
 }
+_PARAMETER_CHECKS = {**CHECKS, "max_tokens": checked_max_tokens(CHECKS["max_tokens"])}
 
 _CHECKS_BY_KEY: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    **{name: (name, check) for name, check in (*_FIELD_CHECKS.items(), *CHECKS.items())},
-    **{alias: (name, CHECKS[name]) for alias, name in ALIASES.items()},
+    **{name: (name, check) for name, check in (*_FIELD_CHECKS.items(), *_PARAMETER_CHECKS.items())},
+    **{alias: (name, _PARAMETER_CHECKS[name]) for alias, name in ALIASES.items()},
 }
 """For each key that a line may give: the field it means, and its check."""

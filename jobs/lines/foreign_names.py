@@ -75,9 +75,7 @@ _UNSUPPORTED = (
     _unsupported("nothing is filtered: remove it", "safety_settings"),
     _unsupported("remove it", "anthropic_version"),
     # --- the prompt ---
-    _unsupported(
-        "the prompt is not repeated in the text: put it before the text yourself", echo=False, return_full_text=False
-    ),
+    _unsupported("'echo' puts the prompt before the text: write \"echo\": true", return_full_text=False),
     _unsupported("text is not inserted before a suffix: put both into the prompt", "suffix"),
     _unsupported(
         "a prompt that is too long is an error: shorten it", truncation=("disabled", False), truncate_prompt_tokens=-1
@@ -134,8 +132,7 @@ _UNSUPPORTED = (
     ),
     _unsupported("records hold text: remove it", detokenize=True),
     _unsupported("'logprobs': true gives each token: remove it", details=False),
-    _unsupported("only new tokens have log-probabilities: remove it", "prompt_logprobs", decoder_input_details=False),
-    _unsupported("nothing is scored: remove it", "continuation"),
+    _unsupported("'prompt_logprobs': 0 gives the prompt's tokens: write that instead", decoder_input_details=False),
     _unsupported("write 'return_token_ids': true", return_tokens_as_token_ids=False),
     _unsupported("texts have no watermark: remove it", watermark=False),
     # --- sampling ---
@@ -187,9 +184,9 @@ EXPLAINED: Mapping[str, str] = {
     "contents": "is 'messages' here: [{\"role\": \"user\", \"content\": ...}]; Gemini's role 'model' is 'assistant'",
     "conversations": "is 'messages' here: [{\"role\": \"user\", \"content\": ...}]; ShareGPT's 'from' and 'value' are "
     "'role' and 'content', its 'human' and 'gpt' are 'user' and 'assistant'",
-    "prompts": "is 'prompt' here, one line for each",
-    "prompt_token_ids": "is no text: a line gives 'prompt' or 'messages'",
-    "input_ids": "is no text: a line gives 'prompt' or 'messages'",
+    "prompts": "is 'prompt' here: one line for each, or a list of them",
+    "prompt_token_ids": "is 'prompt' here, a list of ids",
+    "input_ids": "is 'prompt' here, a list of ids",
     "question": 'goes into \'messages\': [{"role": "user", "content": ...}], or is \'prompt\' here',
     "instruction": 'goes into \'messages\': [{"role": "user", "content": ...}], or is \'prompt\' here',
     "max_completion_tokens": "is 'max_tokens' here",
@@ -230,6 +227,8 @@ MEANT: Mapping[str, tuple[tuple[Any, ...], Any]] = {
     "prefill_response": (("", [], {}), ""),
     "adapter_path": (("",), None),
     "model": (("",), ABSENT),
+    "prompt_logprobs": (("", [], {}, False), None),
+    "echo": (("", [], {}), False),
     "response_format": (("", [], {}, "text"), {"type": "text"}),
     **dict.fromkeys(("guided_regex", "guided_grammar", "structured_outputs"), (("", [], {}), None)),
     "guided_json": (("", []), None),

@@ -23,6 +23,7 @@ from jobs.lines.guided import CONSTRAINTS, constraint_of, unfit_constraints
 from jobs.lines.line_id import MAX_ID_LENGTH, usable_id
 from jobs.lines.messages import CHAT_FIELDS, unfit_defaults
 from jobs.lines.openai_envelope import CHAT_URL, COMPLETIONS_URL, open_envelope
+from jobs.lines.scoring import Prompt, unfit_beside_scoring
 from jobs.lines.tools import TOOL_FIELDS, check_tools_together, unfit_tools
 from jobs.lines.values import MAX_DEPTH, json_kind
 from jobs.params import OPENAI_DEFAULTS, PARAMETERS, Sampling
@@ -114,6 +115,32 @@ class Job:
     tool_choice: str | dict[str, Any] = "auto"
     parallel_tool_calls: bool = True
     return_token_ids: bool = False
+    prompts: tuple[Prompt, ...] = ()
+    """Prompts that are no single text: ids of tokens, or several, whose choices come in their order."""
+    prompt_logprobs: int | None = None
+    continuation: str | None = None
+    echo: bool = False
+
+    @property
+    def inputs(self) -> tuple[Prompt, ...]:
+        """All prompts of a line without messages."""
+        return self.prompts or ((self.prompt,) if self.prompt is not None else ())
+
+    @property
+    def scored(self) -> bool:
+        """Whether what is there already gets log-probabilities."""
+        return self.prompt_logprobs is not None or self.continuation is not None or self.echoes_logprobs
+
+    @property
+    def echoes_logprobs(self) -> bool:
+        """Whether a prompt comes back in the text, with log-probabilities."""
+        return self.echo and self.sampling.logprobs
+
+    @property
+    def generates(self) -> bool:
+        """Whether any text is generated."""
+        return self.continuation is None and self.sampling.max_tokens != 0
+
     warnings: tuple[str, ...] = ()
     """What the record says of the line besides its result."""
 
@@ -165,13 +192,19 @@ class CheckedLine:
         if self.endpoint is not None:
             given = {**OPENAI_DEFAULTS, **given}
         given.setdefault("seed", derived_seed(batch_id, index))
+        if "continuation" in fields:
+            given["max_tokens"] = 0
+        prompt = fields.get("prompt")
+        prompts: tuple[Prompt, ...] = prompt if isinstance(prompt, tuple) else ()
+        if len(prompts) == 1 and isinstance(prompts[0], str):
+            prompt, prompts = prompts[0], ()
         return Job(
             id=self.id_at(line),
             index=index,
             line=line,
             model=model,
             adapter_path=fields.get("adapter_path"),
-            prompt=fields.get("prompt"),
+            prompt=None if prompts else prompt,
             messages=fields.get("messages"),
             system_prompt=fields.get("system_prompt") or None,
             prefill_response=fields.get("prefill_response") or None,
@@ -180,6 +213,10 @@ class CheckedLine:
             metadata=fields.get("metadata", {}),
             sampling=Sampling(**given),
             endpoint=self.endpoint,
+            prompts=prompts,
+            prompt_logprobs=fields.get("prompt_logprobs"),
+            continuation=fields.get("continuation"),
+            echo=fields.get("echo", False),
             constraint=constraint_of(fields),
             thinking_budget=fields.get("thinking_budget"),
             tools=tuple(fields.get("tools", ())),
@@ -211,6 +248,7 @@ class CheckedLine:
         no top_logprobs alone."""
         given, filling = self.fields, dict(defaults.fields)
         unfit = list(CHAT_FIELDS) if "messages" not in given else unfit_defaults(given)
+        unfit += unfit_beside_scoring(given)
         if given.get("logprobs") is False:
             unfit.append("top_logprobs")
         if not GUIDING.isdisjoint(given) or defaults.guides:

@@ -62,7 +62,7 @@ def renderer(destination: Destination, store: Store, batch: Batch) -> Render:
     if destination.training:
         example = _chat if destination.fmt == "chat" else _completion
         return partial(_examples, inputs=inputs, example=example, keep_cut=destination.keep_cut)
-    return plain_renderer(destination, lambda record: endpoint_of(inputs.job(record).prompt))
+    return plain_renderer(destination, lambda record: endpoint_of(inputs.job(record)))
 
 
 def plain_renderer(destination: Destination, endpoint: Callable[[StoredRecord], str]) -> Render:
@@ -92,6 +92,11 @@ def _examples(
     if not record.ok:
         return b""
     job = inputs.job(record)
+    if job.prompts or job.echo:
+        what = "repeats its prompt ('echo')" if job.echo else "has its prompt as a list"
+        raise RefusedError(
+            f"line {job.line} ('{job.id}') {what}, which training data cannot hold: take --format native"
+        )
     turns = _turns(job, record.raw, keep_cut)
     return b"".join(_line(example(job, turn)) for turn in turns)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from jobs.lines.line import CHAT_URL, COMPLETIONS_URL
+from jobs.lines.line import CHAT_URL, COMPLETIONS_URL, Job
 
 STATUS_CODES = {
     "invalid_json_line": 400,
@@ -93,6 +93,7 @@ def _chat_choice(choice: dict[str, Any]) -> dict[str, Any]:
         "message": message,
         "logprobs": None if entries is None else {"content": entries, "refusal": None},
         "finish_reason": choice["finish_reason"],
+        **_scores(choice),
     }
 
 
@@ -103,10 +104,16 @@ def _text_choice(choice: dict[str, Any]) -> dict[str, Any]:
         "index": choice["index"],
         "logprobs": None if entries is None else _text_logprobs(entries, choice["text"]),
         "finish_reason": choice["finish_reason"],
+        **_scores(choice),
     }
     if "reasoning" in choice:
         shown["reasoning_content"] = choice["reasoning"]
     return shown
+
+
+def _scores(choice: dict[str, Any]) -> dict[str, Any]:
+    """Scores of texts that were there, which OpenAI has no fields for; vLLM has the first."""
+    return {name: choice[name] for name in ("prompt_logprobs", "score") if name in choice}
 
 
 def _text_logprobs(entries: list[dict[str, Any]], text: str) -> dict[str, Any]:
@@ -118,7 +125,8 @@ def _text_logprobs(entries: list[dict[str, Any]], text: str) -> dict[str, Any]:
     """
     written, offsets = _offsets([_bytes_of(entry) for entry in entries])
     before = 0 if written.startswith(text) else max(written.rfind(text), 0)
-    tops = [_by_token(entry.get("top_logprobs") or []) for entry in entries]
+    alternatives = [entry.get("top_logprobs", []) for entry in entries]  # null beside a first token of an echo
+    tops = [None if found is None else _by_token(found) for found in alternatives]
     return {
         "tokens": [entry["token"] for entry in entries],
         "token_logprobs": [entry["logprob"] for entry in entries],
@@ -154,6 +162,6 @@ def _bytes_of(entry: dict[str, Any]) -> bytes:
     return entry["token"].encode() if data is None else bytes(data)
 
 
-def endpoint_of(prompt: str | None) -> str:
+def endpoint_of(job: Job) -> str:
     """The endpoint that a native line would have gone to."""
-    return CHAT_URL if prompt is None else COMPLETIONS_URL
+    return COMPLETIONS_URL if job.messages is None else CHAT_URL

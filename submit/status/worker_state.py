@@ -65,8 +65,9 @@ class WorkerState:
     ``refused`` has, by batch id, why shards of batches went back. ``tokens_per_second`` counts new
     tokens of the last second, ``speeds`` those of each second of the last minute, and ``occupancy`` (0..1) is how full
     the batch was. ``cached_share`` (0..1) is the part of the last minute's prompt tokens that came from the prefix
-    cache. ``lines_done``, ``prompt_tokens``, ``cached_tokens`` and ``completion_tokens`` are totals since
-    ``started_at`` (seconds since the epoch), and ``lines_in_flight`` counts those beyond what ``in_flight`` lists too.
+    cache. ``lines_done``, ``prompt_tokens``, ``cached_tokens``, ``completion_tokens`` and
+    ``scored_tokens`` (of texts that were there) are totals since ``started_at`` (seconds since the epoch), and
+    ``scored_per_second`` is of the last minute; ``lines_in_flight`` counts those beyond what ``in_flight`` lists too.
     """
 
     name: str
@@ -91,6 +92,8 @@ class WorkerState:
     prompt_tokens: Count = 0
     cached_tokens: Count = 0
     completion_tokens: Count = 0
+    scored_tokens: Count = 0
+    scored_per_second: Number | None = None
     hostname: str | None = None
     version: str | None = None
     started_at: Moment | None = None
@@ -119,6 +122,7 @@ class WorkerState:
             "paused": self.paused,
             "tokens_per_second": self.tokens_per_second,
             "lines_per_second": self.lines_per_second,
+            "scored_per_second": self.scored_per_second,
             "occupancy": self.occupancy,
             "cached_share": self.cached_share,
             "memory_bytes": self.memory_bytes,
@@ -129,6 +133,7 @@ class WorkerState:
                 "prompt_tokens": self.prompt_tokens,
                 "cached_tokens": self.cached_tokens,
                 "completion_tokens": self.completion_tokens,
+                "scored_tokens": self.scored_tokens,
             },
             "started_at": None if self.started_at is None else timestamp(self.started_at),
             "hostname": self.hostname,
@@ -167,12 +172,15 @@ def _cleaned(value: Any) -> Any:
     return value
 
 
+TOTALS = ("prompt_tokens", "cached_tokens", "completion_tokens", "scored_tokens")
+
+
 def _as_fields(published: dict[str, Any]) -> dict[str, Any]:
     """A published state with the names that :class:`WorkerState` has for its fields."""
     totals = published.get("totals", {})
     return {
         **published,
-        **{name: totals.get(name, 0) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")},
+        **{name: totals.get(name, 0) for name in TOTALS},
         "lines_done": totals.get("lines", 0),
         "loaded": [{"name": item["model"], "size": item["bytes"]} for item in published.get("loaded", ())],
         "failing": [{**item, "name": item["model"]} for item in published.get("failing", ())],

@@ -150,15 +150,18 @@ def heading(title: str, workers: Sequence[WorkerState], now: float, width: int, 
 
 
 def throughput(workers: Sequence[WorkerState], spark: int, unicode: bool) -> list[Text]:
-    """Tokens per second of all workers, now and as a sparkline of the last minute, and lines per second."""
+    """Tokens per second of all workers, now and as a sparkline of the last minute, lines per second, and
+    where texts are scored their tokens."""
     longest = max((len(worker.speeds) for worker in workers), default=0)
     summed = [
         sum(worker.speeds[-back] for worker in workers if len(worker.speeds) >= back) for back in range(longest, 0, -1)
     ]
     tokens = sum(worker.tokens_per_second or 0.0 for worker in workers)
     lines = sum(worker.lines_per_second or 0.0 for worker in workers)
+    scored = sum(worker.scored_per_second or 0.0 for worker in workers)
     minute = sparkline(summed, spark, unicode=unicode)
-    return [text(f"{rate(tokens)} tok/s ", "bold").append_text(minute), text(f"{rate(lines)} lines/s")]
+    shown = [text(f"{rate(tokens)} tok/s ", "bold").append_text(minute), text(f"{rate(lines)} lines/s")]
+    return [*shown, text(f"{rate(scored)} scored tok/s")] if scored else shown
 
 
 def state_text(worker: WorkerState) -> str:

@@ -82,7 +82,8 @@ def test_the_readme_is_short() -> None:
 def test_lines_shown_are_lines_that_run(line: str) -> None:
     """Each prompt line shown as an example keeps the contract."""
     checked = check_line(line.encode())
-    assert checked.job(index=0, line=1, batch_id="b_x", defaults=Defaults({"model": "m"})).sampling.max_tokens >= 1
+    job = checked.job(index=0, line=1, batch_id="b_x", defaults=Defaults({"model": "m"}))
+    assert job.generates or job.scored
 
 
 @pytest.mark.parametrize("code", SNIPPETS)

@@ -16,26 +16,20 @@ import mlx.core as mx
 from jobs.errors import SickModelError
 from worker.engine.caches import prompt_cache
 from worker.engine.caches.prefix_cache import PrefixCache, prefix_budget
-from worker.engine.decode import not_drawn
+from worker.engine.decode import NotFiniteError, not_drawn
 from worker.engine.guided.ends import ends_text, is_valid
 from worker.engine.guided.masks import GuideError
-from worker.engine.line_state import EngineStats, LineState, check_tokens, failure_of, in_flight
+from worker.engine.line_state import EngineStats, LineState, failure_of, in_flight
 from worker.engine.loading.mlx_models import cache_budget, compiler_present
 from worker.engine.loading.model import LoadedModel
 from worker.engine.recovery import Suspects, try_model
 from worker.engine.room import CacheBytes
 from worker.engine.sampling.sampler import suited
 from worker.engine.scheduler import Scheduler, SequenceGroup
-from worker.engine.sequence import (
-    NONE_ALLOWED,
-    Failure,
-    Finished,
-    InFlight,
-    PreparedLine,
-    SampledToken,
-    Sequence,
-    sequences_of,
-)
+from worker.engine.scoring.item import Item
+from worker.engine.scoring.scoring import Scoring
+from worker.engine.scoring.task import Scores
+from worker.engine.sequence import NONE_ALLOWED, Failure, Finished, InFlight, PreparedLine, SampledToken, Sequence
 from worker.engine.staging import Staging
 from worker.engine.text.detokenizer import Detokenizer
 from worker.engine.text.markup import markup_of
@@ -103,6 +97,7 @@ class Engine:
         self._staging = Staging(
             model, self._scheduler, self._prefixes, self.stats, self._begin, prefill_step_size, self._clock
         )
+        self._scoring = Scoring(model, self._scheduler, self._prefixes, self.stats, self._begin, prefill_step_size)
         self._detokenizer = Detokenizer(model.tokenizer)
         self._markup = markup_of(model.tokenizer)
         self._suspects = Suspects()
@@ -125,8 +120,8 @@ class Engine:
 
     @property
     def active(self) -> int:
-        """Rows that decode, and rows whose prompts are being computed or wait, computed, for a free row."""
-        return self._scheduler.running + self._scheduler.staged
+        """Rows that decode, rows whose prompts are computed or wait for a free row, and prompts that are scored."""
+        return self._scheduler.running + self._scheduler.staged + len(self._scoring)
 
     @property
     def capacity(self) -> int:
@@ -145,18 +140,14 @@ class Engine:
         """
         if line.key in self._lines:
             raise ValueError(f"a line with key {line.key!r} is already in the engine")
-        check_tokens(line, self.model.vocab_size)
-        if self.context is not None and len(line.prompt) >= self.context:
-            self._refuse(line, f"the prompt has {len(line.prompt)} tokens and the context {self.context}")
-            return
-        state = LineState(line, sequences_of(line, self._scheduler.room.context_of(line, self.context), self._clock()))
-        group = state.group(list(line.prompt), state.sequences)
-        if (reason := self._scheduler.room.too_large(group.end)) is not None:
-            self._refuse(line, reason)
+        state = LineState(line)
+        reason = state.fill(self.model.vocab_size, self._scheduler.room, self.context, self._clock())
+        if reason is not None:
+            self._finish(Finished(line.key, [], Failure("context_length_exceeded", reason)))
             return
         self._lines[line.key] = state
-        self._scheduler.add(group)
-        self._prefixes.see(line.prompt)
+        for rows in state.histories():
+            self._queue(state, rows)
 
     def cancel(self, key: Hashable, reason: str = "cancelled") -> None:
         """End a line at the next step, with ``reason`` as its stop reason and the text so far. Unknown keys, such as
@@ -170,7 +161,8 @@ class Engine:
 
     def upcoming(self, only: frozenset[Hashable] | None) -> list[Hashable]:
         """The lines that begin next, in their order, if only these may (None: all): those of one wave of prompts."""
-        return [group.key for group in self._scheduler.upcoming(only) if not group.again]
+        prompts: list[SequenceGroup | Item] = [*self._scheduler.upcoming(only), *self._scoring.upcoming(only)]
+        return list(dict.fromkeys(prompt.key for prompt in prompts if not prompt.again))
 
     @property
     def runnable(self) -> bool:
@@ -183,7 +175,7 @@ class Engine:
         """Forget the ``chosen`` ones of the lines that have not begun, and report nothing more of them; their keys."""
         dropped = [line for line in self._lines.values() if not line.begun and chosen(line.line.key)]
         for line in dropped:
-            self._scheduler.drop(*line.groups)
+            self._drop(line)
             self._forget(line)
         return [line.line.key for line in dropped]
 
@@ -244,7 +236,7 @@ class Engine:
     def close(self) -> None:
         """Forget all lines and give the caches' memory back. Nothing more is reported of the lines."""
         for line in self._lines.values():
-            self._scheduler.drop(*line.groups)
+            self._drop(line)
         self._reset()
         self._prefixes.clear()
         self._begun = 0
@@ -272,7 +264,7 @@ class Engine:
         self._decode_batch.advance()
         self._weigh()
         advanced = self._clock()
-        tokens = self._staging.advance(len(self._decode_batch))
+        tokens = self._prefill(len(self._decode_batch))
         prefilled = self._clock()
         drawn = result.read() if result is not None else ()
         self._decode_batch.launch()
@@ -286,6 +278,16 @@ class Engine:
             self._staging.pace.stopped()
         self.stats.prefill_s += prefilled - advanced
         self.stats.decode_s += ended - prefilled + advanced - began
+
+    def _prefill(self, running: int) -> int:
+        """Compute prompts, those that are scored too, with so many rows decoding; the tokens they have."""
+        budget = self._staging.pace.chunk(running, self._scheduler.coming)
+        tokens = 0 if self._scoring.makes_prefixes else self._staging.advance(running)
+        scored, found = self._scoring.advance(max(0, budget - tokens) if running else budget)
+        for item, scores in found:
+            if item.key in self._lines:  # not failed meanwhile, with another prompt of its
+                self._scored(item, scores)
+        return tokens + scored
 
     def _make_room(self) -> bool:
         """Take the rows out for whose next step the memory has no room. Whether it is short."""
@@ -304,9 +306,9 @@ class Engine:
         if self._scheduler.room.memory is not None:
             self._scheduler.room.decoding = self._decode_batch.held_bytes()
 
-    def _begin(self, groups: Items[SequenceGroup]) -> frozenset[Hashable]:
+    def _begin(self, groups: Items[SequenceGroup | Item]) -> frozenset[Hashable]:
         """The prompts of these groups begin; the keys of those that shall not."""
-        fresh = [group.key for group in groups if not group.again]
+        fresh = list(dict.fromkeys(group.key for group in groups if not group.again))
         refused = self.on_begin(fresh) if fresh else frozenset()
         for key in refused:
             self.cancel(key)
@@ -320,10 +322,29 @@ class Engine:
                     row.prefill_started, row.cached_tokens = now, group.cached
             line = self._lines[group.key]
             if not line.begun:
-                line.begun = True
+                line.begin()
                 self._begun += 1
-                self.stats.prompt_tokens += len(line.line.prompt)
+                self.stats.prompt_tokens += sum(len(part.prompt) for part in line.parts)
         return refused
+
+    def _scored(self, item: Item, scores: Scores | None) -> None:
+        """The prompt of an item is scored: its texts begin, or it was for the scores alone."""
+        line = self._lines[item.key]
+        if scores is None:
+            self._doubt_model()
+            self._fail(line, failure_of(NotFiniteError()))
+            return
+        self.stats.scored_tokens += len(scores.logprobs)
+        now = self._clock()
+        self.stats.cached_tokens += item.cached
+        for row in item.sequences:
+            row.scores, row.cached_tokens = scores, item.cached
+            if not row.line.generates:
+                row.first_token_at = now
+                self._end(row, "scored")
+        if item.line.generates:
+            group = line.group(list(item.tokens), item.sequences)
+            self._staging.adopt(self._scoring.hand_over(item, group), group)
 
     def _collect(self, tokens: Iterable[SampledToken]) -> None:
         for drawn in tokens:
@@ -332,8 +353,7 @@ class Engine:
                 continue
             if not drawn.finite:
                 if drawn.token != NONE_ALLOWED:
-                    try_model(self.model, self._sampler)  # which may be to blame
-                    self._prefixes.forget()  # and so may the one that the line went on from
+                    self._doubt_model()
                 self._fail(self._lines[row.key], failure_of(not_drawn(drawn)))
             elif row.takes(drawn):
                 self._accept(drawn)
@@ -341,6 +361,10 @@ class Engine:
                 self.stats.repeated_rows += 1
                 self._decode_batch.leave(row)
                 self._readmit(self._lines[row.key], [row])
+
+    def _doubt_model(self) -> None:
+        try_model(self.model, self._sampler)  # which may be to blame
+        self._prefixes.forget()  # and so may the one that the line went on from
 
     def _accept(self, drawn: SampledToken) -> None:
         """Add a token to its row, and end the row where the token does."""
@@ -390,7 +414,7 @@ class Engine:
     def _cancel_lines(self) -> None:
         for key, reason in list(self._cancelled.items()):
             line = self._lines[key]
-            self._scheduler.drop(*line.groups)
+            self._drop(line)
             try:
                 for row in line.unfinished:
                     self._end(row, reason)
@@ -401,15 +425,12 @@ class Engine:
 
     def _fail(self, line: LineState, failure: Failure) -> None:
         now = self._clock()
-        self._scheduler.drop(*line.groups)
+        self._drop(line)
         for row in line.unfinished:
             row.end("error", now)
             self._scheduler.ended(row)
         self._forget(line)
         self._finish(Finished(line.line.key, line.sequences, failure))
-
-    def _refuse(self, line: PreparedLine, reason: str) -> None:
-        self._finish(Finished(line.key, [], Failure("context_length_exceeded", reason)))
 
     def _finish(self, finished: Finished) -> None:
         self._finished.append(finished)
@@ -418,16 +439,34 @@ class Engine:
 
     # -- rows that must begin again -----------------------------------------------------------------------------------
 
+    def _queue(self, line: LineState, rows: list[Sequence], *, again: bool = False) -> None:
+        """Queue rows of one history: to be scored, or to decode."""
+        part = rows[0].line
+        if part.scoring is not None and rows[0].scores is None:
+            item = Item(part, rows, line.begun)
+            self._scoring.add_first(item) if again else self._scoring.add(item)
+        elif again:
+            self._scheduler.add_first(line.group([*part.prompt, *rows[0].tokens], rows))
+        else:
+            self._scheduler.add(line.group(list(part.prompt), rows))
+            self._prefixes.see(part.prompt)
+
+    def _drop(self, line: LineState) -> None:
+        """Forget the prompts of a line."""
+        self._scheduler.drop(*line.groups)
+        self._scoring.drop(line.line.key)
+
     def _readmit(self, line: LineState, rows: list[Sequence]) -> None:
         """Queue rows of one history again, first of all: prompt and accepted tokens are prefilled anew."""
         for row in rows:
             self._scheduler.ended(row)
-        self._scheduler.add_first(line.group([*rows[0].prompt, *rows[0].tokens], rows))
+        self._queue(line, rows, again=True)
 
     def _reset(self) -> None:
         """Forget everything that is under way on the device."""
         self._decode_batch.clear()
         self._staging.clear()
+        self._scoring.clear()
         self._scheduler.clear()
         self._prefixes.forget()
 
@@ -437,7 +476,7 @@ class Engine:
         self.stats.recoveries += 1
         for line in self._lines.values():
             if line.begun:
-                self._scheduler.drop(*line.groups)
+                self._drop(line)
                 line.groups.clear()
                 self._suspects.add(line)
         self._reset()

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from worker.engine.decode import StepResult
 from worker.engine.guided.masks import GuideError
 from worker.engine.prefill import PrefillBatch
+from worker.engine.room import Room
 from worker.engine.scheduler import SequenceGroup
-from worker.engine.sequence import Failure, InFlight, PreparedLine, Sequence
+from worker.engine.sequence import Failure, InFlight, PreparedLine, Sequence, sequences_of
 
 
 @dataclass(slots=True)
@@ -20,7 +21,7 @@ class EngineStats:
     candidates did not cover and that went on by the full path; times are seconds. ``prefilled_tokens`` were computed
     by prefills, shared prefixes included and padding not, ``cached_tokens`` were taken from prefixes that were there:
     rows that begin again count again in both. ``drafted_tokens`` were proposed by a draft model, and
-    ``accepted_tokens`` of them became part of a text."""
+    ``accepted_tokens`` of them became part of a text. ``scored_tokens`` of prompts got log-probabilities."""
 
     decode_steps: int = 0
     decode_rows: int = 0
@@ -39,6 +40,7 @@ class EngineStats:
     accepted_tokens: int = 0
     decode_columns: int = 0
     needed_columns: int = 0
+    scored_tokens: int = 0
 
     def count(self, result: StepResult, slots: int) -> None:
         """A decode step was computed, with room for ``slots`` rows."""
@@ -55,13 +57,47 @@ class LineState:
     """A line in the engine: its sequences, and the groups of those that have not ended."""
 
     line: PreparedLine
-    sequences: list[Sequence]
+    sequences: list[Sequence] = field(default_factory=list)
     groups: list[SequenceGroup] = field(default_factory=list)
     begun: bool = False
 
     @property
     def unfinished(self) -> list[Sequence]:
         return [seq for seq in self.sequences if not seq.ended]
+
+    @property
+    def parts(self) -> tuple[PreparedLine, ...]:
+        """The prompts of the line, each as a line of its own."""
+        return (self.line, *self.line.others)
+
+    def fill(self, vocab_size: int, room: Room, context: int | None, now: float) -> str | None:
+        """Make the sequences; why they can never run, None when they can. ``context`` is the model's.
+
+        Raises:
+            ValueError: as :func:`check_tokens`.
+        """
+        for part in self.parts:
+            check_tokens(part, vocab_size)
+            if context is not None and len(part.prompt) + part.generates > context:
+                return f"the prompt has {len(part.prompt)} tokens and the context {context}"
+            rows = sequences_of(part, room.context_of(part, context), now, len(self.sequences))
+            if (reason := room.too_large(len(part.prompt) + rows[0].limit)) is not None:
+                return reason
+            self.sequences += rows
+        return None
+
+    def begin(self) -> None:
+        """Something of the line begins: what else there is of it need not be asked for any more."""
+        self.begun = True
+        for group in self.groups:
+            group.again = True
+
+    def histories(self) -> list[list[Sequence]]:
+        """The sequences that have not ended, those that go on from the same tokens together."""
+        together: dict[object, list[Sequence]] = {}
+        for seq in self.unfinished:
+            together.setdefault(seq if seq.tokens else id(seq.line), []).append(seq)
+        return list(together.values())
 
     def group(self, tokens: list[int], sequences: list[Sequence]) -> SequenceGroup:
         """A group for rows of one history, these tokens."""
@@ -92,7 +128,7 @@ def check_tokens(line: PreparedLine, vocab_size: int) -> None:
 
 def in_flight(state: LineState, places: dict[SequenceGroup, PrefillBatch]) -> InFlight:
     """Where a line under way is; ``places`` has the batches that compute or hold the prompts of groups."""
-    size = len(state.line.prompt)
+    size = sum(len(part.prompt) for part in state.parts)
     decoding = any(seq.tokens for seq in state.sequences) or any(group.running for group in state.groups)
     under_way = [places[group].prefilled(group) for group in state.groups if group in places]
     return InFlight(

@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 from jobs.errors import SickModelError
 from jobs.params import Sampling
-from worker.engine.decode import not_drawn
+from worker.engine.decode import NotFiniteError, not_drawn
 from worker.engine.line_state import LineState
 from worker.engine.loading.model import LoadedModel
 from worker.engine.prefill import PrefillBatch
 from worker.engine.sampling.sampler import Sampler
 from worker.engine.scheduler import SequenceGroup
+from worker.engine.scoring.unit import score_alone
 from worker.engine.sequence import PreparedLine, SampledToken, Sequence, sequences_of
 from worker.engine.unbatched.speculative import batch_of
 
@@ -39,9 +40,7 @@ class Suspects:
         """The rows of the cleared lines, those of one history together, in their old order."""
         found = []
         for line in self.cleared:
-            if fresh := [row for row in line.unfinished if not row.tokens]:
-                found.append((line, fresh))
-            found += [(line, [row]) for row in line.unfinished if row.tokens]
+            found += [(line, rows) for rows in line.histories()]
         return found
 
     def try_next(
@@ -49,10 +48,8 @@ class Suspects:
     ) -> tuple[LineState, Exception | None]:
         """Try the next line by itself; it, and the error if it is guilty. ``accept`` gets each token."""
         line = self.untried.popleft()
-        rows = line.unfinished
-        fresh = [row for row in rows if not row.tokens][:1]  # those that had not started are all alike
         try:
-            for row in [row for row in rows if row.tokens] + fresh:
+            for row, *_ in line.histories():  # others of the same history are alike
                 try_alone(model, sampler, row, step_size, accept)
         except Exception as error:
             self.guilty_found = True
@@ -70,6 +67,10 @@ def try_alone(
         Exception: whatever the model, MLX or ``accept`` raises: the row is to blame.
     """
     tokens = [*row.prompt, *row.tokens]
+    if row.line.scoring is not None and row.scores is None:
+        if score_alone(model, row.line, step_size) is None:
+            raise NotFiniteError
+        return
     batch = PrefillBatch(model, [SequenceGroup(tokens, len(tokens) - 1, len(tokens))])
     batch.complete(step_size)
     decode_batch = batch_of(model, sampler)

@@ -55,6 +55,8 @@ class Room:
         self.decoding = 0
         """Bytes that the caches of the rows that decode really take, the next step included; idle slots and unused
         columns may make it more than the rows themselves need."""
+        self.lent = 0
+        """Bytes that others than rows take of the memory: prompts that are scored."""
         self.cramped = False
         """Whether something did not fit since this was last reset."""
         self.texts = TextLengths()
@@ -93,7 +95,7 @@ class Room:
 
     def has(self, *needs: int) -> bool:
         """Whether there are so many bytes."""
-        return self.memory is None or sum(needs) <= self.memory
+        return self.memory is None or sum(needs) + self.lent <= self.memory
 
     def has_now(self, *needs: int) -> bool:
         """The same for what is about to be taken: where there are not, it is ``cramped`` from now on."""

@@ -139,6 +139,15 @@ class Scheduler:
         """Rows that will take free slots as soon as their prompts are computed."""
         return min(self.free, self.staged + (0 if self._blocked else self.waiting))
 
+    @property
+    def left(self) -> int | None:
+        """Bytes that rows and prompts leave, when rows have grown as expected; None: there is no limit."""
+        room = self.room
+        if room.memory is None:
+            return None
+        rows = max(room.decoding, room.sizes.decoding(room.ends(self._running, self._running)))
+        return max(0, room.memory - rows - self._held(self._staged))
+
     def add(self, group: SequenceGroup) -> None:
         """Queue a group behind all others of its rank, and of higher ones that were overtaken often enough."""
         place = len(self._waiting)
@@ -201,6 +210,10 @@ class Scheduler:
         """The prompts of a batch are computed: rows of these groups may start."""
         for batch in self._staged:
             batch.ready = batch.ready or any(group in batch.groups for group in groups)
+
+    def adopt(self, group: SequenceGroup) -> None:
+        """A group's prompt was computed elsewhere: its rows may start."""
+        self._staged.append(Staged([group], [len(group.tokens)], ready=True))
 
     def start(self) -> list[tuple[SequenceGroup, list[Sequence]]]:
         """Groups and the sequences of each whose rows start now."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.params import Sampling
 from worker.engine.guided.guide import Guide, GuidePlan
+from worker.engine.scoring.task import Scores, ScoringTask
 from worker.engine.text.markup import State
 from worker.engine.text.stop_strings import StopMatcher
 
@@ -29,10 +30,13 @@ class PreparedLine:
 
     ``key`` is the caller's identity of the line and opaque here. ``prompt`` holds at least one token id.
     ``sampling`` has its seed filled in. ``eos`` are the ids that end a text: the model's and the line's own.
-    ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``begins`` is the part of an answer that the prompt
-    ends in, such as a thought; ``continues`` says that the text goes on from the prompt's last word: its first space
-    is part of it. Lines of a lower ``rank`` begin before those of a higher one. ``guide`` has the line's constraint
-    and how much it may think, where it says anything of either. ``tools`` are those that it may call.
+    ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``begins`` is the part of an
+    answer that the prompt ends in, such as a thought; ``continues`` says that the text goes on from the prompt's last word:
+    its first space is part of it.
+    Lines of a lower ``rank`` begin before those of a higher one. ``guide`` has the line's constraint and how much it
+    may think, where it says anything of either. ``tools`` are those that it may call. ``scoring`` says what of the
+    prompt is to be scored, ``echo`` is a text that comes before that of the model, and ``others`` are further prompts
+    of the same line, whose choices come after.
     """
 
     key: Hashable
@@ -46,6 +50,14 @@ class PreparedLine:
     guide: GuidePlan | None = None
     tools: tuple[dict[str, Any], ...] = ()
     parallel_tool_calls: bool = True
+    scoring: ScoringTask | None = None
+    echo: str | None = None
+    others: tuple[PreparedLine, ...] = ()
+
+    @property
+    def generates(self) -> bool:
+        """Whether a text follows the prompt."""
+        return self.scoring is None or self.scoring.generates
 
     @property
     def one_call(self) -> bool:
@@ -73,7 +85,8 @@ class Sequence:
     ``accepted_draft_tokens`` counts tokens that a draft model had proposed; None where there is none. ``started`` is
     its place among all rows in the order in which they first started to decode; None: it has not yet. ``guide`` is the
     state of its line's guide once it decodes; ``valid``, of one with a constraint that ended, whether its text is
-    complete.
+    complete. ``scores`` are
+    those of its prompt, where they were asked for and are there.
     """
 
     line: PreparedLine
@@ -99,6 +112,7 @@ class Sequence:
     started: int | None = None
     guide: Guide | None = None
     valid: bool | None = None
+    scores: Scores | None = None
 
     @property
     def key(self) -> Hashable:
@@ -237,8 +251,9 @@ def choice_seed(seed: int, choice: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-def sequences_of(line: PreparedLine, context: int | None, now: float) -> list[Sequence]:
-    """The ``n`` sequences of a line; ``context`` is the most tokens a row may hold (None: unknown).
+def sequences_of(line: PreparedLine, context: int | None, now: float, first: int = 0) -> list[Sequence]:
+    """The ``n`` sequences of a prompt, choices of their line from ``first`` on; ``context`` is the most tokens a row
+    may hold (None: unknown).
 
     Raises:
         ValueError: when the line's seed is not filled in, or its prompt is empty or leaves no room in the context.
@@ -251,9 +266,9 @@ def sequences_of(line: PreparedLine, context: int | None, now: float) -> list[Se
         limit = WITHOUT_CONTEXT if context is None else context
     if context is not None and context - len(line.prompt) < limit:
         limit, reason = context - len(line.prompt), "context_length"
-    if limit < 1:
+    if limit < 1 and line.generates:
         raise ValueError(f"the prompt has {len(line.prompt)} tokens: no room in a context of {context}")
     return [
         Sequence(line, choice, choice_seed(sampling.seed, choice), limit, reason, submitted_at=now)
-        for choice in range(sampling.n)
+        for choice in range(first, first + sampling.n)
     ]

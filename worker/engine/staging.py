@@ -56,6 +56,16 @@ class Staging:
         self._prefilling.clear()
         self._ready.clear()
 
+    def adopt(self, batch: PrefillBatch | None, group: SequenceGroup) -> None:
+        """Have a group's rows start from a batch that was computed elsewhere; None: it must be computed again."""
+        if batch is None:
+            self._scheduler.add_first(group)
+            return
+        self._scheduler.adopt(group)
+        if batch not in self._ready:
+            batch.ready_at = self._clock()
+            self._ready.append(batch)
+
     def start(self) -> Iterator[tuple[list[Sequence], Prefilled, list[int]]]:
         """Rows that start now, with their caches and the last tokens of their prompts."""
         self._purge()

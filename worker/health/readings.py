@@ -78,6 +78,7 @@ class WorkerReadings:
                 "prompt_tokens": shot.prompt_tokens,
                 "cached_tokens": shot.cached_tokens,
                 "completion_tokens": shot.completion_tokens,
+                "scored_tokens": shot.scored_tokens,
             },
             "lines_in_flight": len(shot.in_flight),
             "in_flight": [self._line(line) for line in shot.in_flight[:SHOWN_LINES]],

@@ -30,6 +30,7 @@ class Snapshot:
     memory_bytes: int = 0
     prefix_bytes: int = 0
     preempted_rows: int = 0
+    scored_tokens: int = 0
 
 
 COUNTED = (
@@ -40,6 +41,7 @@ COUNTED = (
     "prompt_tokens",
     "cached_tokens",
     "finished_lines",
+    "scored_tokens",
 )
 """What a snapshot sums over the engines there are and were."""
 
@@ -86,5 +88,6 @@ class Rates:
             "speeds": list(self._speeds),
             "occupancy": round((shot.decode_rows - last.decode_rows) / stepped, 3) if stepped > 0 else None,
             "cached_share": round(cached / read, 3) if read > 0 else None,
+            "scored_per_second": round((shot.scored_tokens - oldest.scored_tokens) / max(now - since, 1e-6), 1),
             "lines_per_second": round((shot.finished_lines - oldest.finished_lines) / max(now - since, 1e-6), 3),
         }

@@ -37,7 +37,8 @@ def previewed(header: dict[str, Any], lines: Iterable[dict[str, Any]]) -> Iterat
         number = line["line"]
         try:
             job = check_line(line["raw"].encode()).job(index=number - 1, line=number, batch_id="", defaults=defaults)
-            tokens = len(preparer.prepare(job).prompt)
+            prepared = preparer.prepare(job)
+            tokens = sum(len(part.prompt) for part in (prepared, *prepared.others))
             if shown < PREVIEWS:
                 yield {"line": number, "preview": preparer.render(job)}
                 shown += 1

@@ -140,12 +140,13 @@ def run_stats(line: EndedLine) -> RunStats:
     """The line's statistics; with n > 1 tokens are summed and times are those of the longest choice."""
     held, sequences = line.held, line.sequences
     first = sequences[0]
+    prompts = {id(sequence.line): sequence for sequence in reversed(sequences)}.values()
     accepted = [seq.accepted_draft_tokens for seq in sequences if seq.accepted_draft_tokens is not None]
     begun = first.prefill_started if first.prefill_started is not None else first.submitted_at
     return RunStats(
-        prompt_tokens=first.prompt_tokens,
+        prompt_tokens=sum(sequence.prompt_tokens for sequence in prompts),
         completion_tokens=sum(sequence.completion_tokens for sequence in sequences),
-        cached_tokens=first.cached_tokens,
+        cached_tokens=sum(sequence.cached_tokens for sequence in prompts),
         time_to_first_token_s=first.prefill_s or 0.0,
         prefill_s=first.prefill_s or 0.0,
         decode_s=max(sequence.decode_s or 0.0 for sequence in sequences),

@@ -164,7 +164,7 @@ class Writer(threading.Thread):
                 written.append((held, waiting_form(item, record, self._worker_name)))
                 self._observer.line_ended(item, ok=record.ok)
                 job = held.jobs.get(item.index)
-                chat = job is None or job.prompt is None
+                chat = job is None or job.messages is not None
                 entry = SpoolEntry(held.attempt.number, held.attempt.fence, chat, record)
                 entries.setdefault(held.batch.id, (held.batch, []))[1].append(entry)
                 size += len(record.record)

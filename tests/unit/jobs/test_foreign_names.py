@@ -91,7 +91,7 @@ def test_rows_of_other_tools_are_one_problem(line: dict[str, Any], field: str, s
         ({"inputText": "x"}, "is 'prompt' here"),
         ({"contents": [{"role": "user", "parts": [{"text": "x"}]}]}, "is 'messages' here"),
         ({"input": "x"}, "is 'prompt' here"),
-        ({"prompt": ["a", "b"]}, "one line for each prompt"),
+        ({"prompts": ["a", "b"]}, "one line for each, or a list"),
     ],
 )
 def test_other_names_of_the_prompt_name_ours(line: dict[str, Any], said: str) -> None:

@@ -390,3 +390,23 @@ def test_prompts_of_large_shards_are_not_all_kept(store: Store, monkeypatch: pyt
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert held < 1_000_000
+
+
+@pytest.mark.parametrize("line", [{"prompt": ["a", "b"]}, {"prompt": [5, 6]}, {"prompt": "a", "echo": True}])
+def test_training_data_is_not_made_of_prompts_in_other_forms(store: Store, line: dict[str, Any]) -> None:
+    """It would lack the prompt, or have it twice; as envelopes such lines are completions."""
+    batch_id = make_batch(store, [line])
+    work(store, batch_id)
+    for fmt in ("chat", "completions"):
+        with pytest.raises(RefusedError, match="take --format native"):
+            written(store, batch_id, fmt)
+    assert written(store, batch_id, "openai")[0]["response"]["body"]["object"] == "text_completion"
+
+
+def test_scores_are_in_openais_choices(store: Store) -> None:
+    """Beside what OpenAI has, under our names."""
+    batch_id = make_batch(store, [{"prompt": "a", "continuation": "b"}])
+    score = {"logprob": -1.5, "tokens": 1, "is_greedy": True}
+    work(store, batch_id, answer=lambda job: [Choice(0, "", "scored", score=score)])
+    (choice,) = written(store, batch_id, "openai")[0]["response"]["body"]["choices"]
+    assert (choice["score"], choice["finish_reason"], choice["text"]) == (score, "length", "")

@@ -24,11 +24,12 @@ FULL: dict[str, Any] = {
     "occupancy": 0.9,
     "cached_share": 0.41,
     "lines_per_second": 1.5,
+    "scored_per_second": 12.5,
     "failing": [{"model": "org/other", "reason": "the hub\x1b cannot be reached", "retry_s": 40.2, "given_up": False}],
     "refused": [{"batch_id": "b_1", "reason": "'min_p' is not a field of a line"}],
     "memory_bytes": 5 * 2**30,
     "memory_limit_bytes": 20 * 2**30,
-    "totals": {"lines": 12, "prompt_tokens": 100, "cached_tokens": 41, "completion_tokens": 900},
+    "totals": {"lines": 12, "prompt_tokens": 100, "cached_tokens": 41, "completion_tokens": 900, "scored_tokens": 70},
     "lines_in_flight": 300,
     "in_flight": [{"batch_id": "b", "index": 1, "id": "row", "phase": "prefill", "prompt_tokens": 9, "prefilled": 4}],
 }
@@ -44,6 +45,7 @@ def test_all_that_a_worker_publishes_is_read() -> None:
     assert (state.memory_bytes, state.memory_limit_bytes) == (5 * 2**30, 20 * 2**30)
     assert (state.speeds, state.occupancy, state.cached_share) == ((200.0, 230.0), 0.9, 0.41)
     assert (state.lines_done, state.lines_in_flight, len(state.in_flight)) == (12, 300, 1)
+    assert (state.as_dict()["scored_per_second"], state.scored_tokens) == (12.5, 70)
     assert (state.hostname, state.version, state.uptime(1_790_000_060.5)) == ("mini", "0.1.0", 60.0)
     assert state.as_dict()["started_at"] == "2026-09-21T14:13:20.500Z"
     assert state.as_dict()["totals"] == FULL["totals"]

@@ -33,6 +33,12 @@ def test_what_is_older_than_a_minute_does_not_count() -> None:
     assert shown[-1]["speeds"] == [0] * 60
 
 
+def test_tokens_of_texts_that_are_scored_have_a_rate() -> None:
+    """Apart from those that are generated, over the last minute."""
+    shown = Rates(0.0, Snapshot()).add(2.0, Snapshot(scored_tokens=500))
+    assert (shown["scored_per_second"], shown["tokens_per_second"]) == (250.0, 0.0)
+
+
 def test_prefixes_taken_again_do_not_pass_the_whole() -> None:
     """Rows that begin again take their prefixes again: the share stays one."""
     assert Rates(0.0, Snapshot()).add(1.0, Snapshot((), 1, 1, 1, 100, 150, 1))["cached_share"] == 1.0

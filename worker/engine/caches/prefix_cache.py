@@ -81,7 +81,7 @@ class PromptTree:
             if child is None:
                 node.children[prompt[at]] = _Node(prompt[at:], 1)
                 break
-            same = _common(child.edge, prompt[at : at + len(child.edge)])
+            same = common(child.edge, prompt[at : at + len(child.edge)])
             if same < len(child.edge):
                 child = _split(node, child, same)
             child.count += 1
@@ -102,7 +102,7 @@ class PromptTree:
                 yield at, node.count - 1
             if child is None:
                 return
-            same = _common(child.edge, tokens[at : at + len(child.edge)])
+            same = common(child.edge, tokens[at : at + len(child.edge)])
             node, at = child, at + same
             if same < len(child.edge):
                 yield at, child.count
@@ -128,7 +128,7 @@ def _split(node: _Node, child: _Node, at: int) -> _Node:
     return between
 
 
-def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+def common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     """How many tokens two tuples have in common at their beginning, by halving: comparing slices is quick."""
     low, high = 0, min(len(one), len(other))
     while low < high:

@@ -113,8 +113,9 @@ def _joined(state: mx.array | None, other: mx.array | None, rows: int, more: int
     return mx.concatenate([zeros if part is None else part for (part, _), zeros in zip(parts, blank, strict=True)])
 
 
-def fork(caches: Sequence[Cache], rows: list[int]) -> list[Cache]:
-    """New caches with copies of ``rows`` (repeats allowed); ``caches`` stay as they are.
+def fork(caches: Sequence[Cache], rows: list[int], spare: int = 0) -> list[Cache]:
+    """New caches with copies of ``rows`` (repeats allowed); ``caches`` stay as they are. Where there are ``spare``
+    columns behind the used ones they are copied too, and need not be made when they are filled.
 
     A shallow copy suffices, because ``filter`` gathers into new arrays and never writes into the old. That of growing
     caches is left alone: it reads their padding, which waits for the step in flight.
@@ -126,7 +127,8 @@ def fork(caches: Sequence[Cache], rows: list[int]) -> list[Cache]:
             continue
         chosen = mx.array(rows)
         if cache.keys is not None:
-            cache.keys, cache.values = cache.keys[:, :, : cache._idx][chosen], cache.values[:, :, : cache._idx][chosen]
+            end = cache._idx + spare
+            cache.keys, cache.values = cache.keys[:, :, :end][chosen], cache.values[:, :, :end][chosen]
         cache.offset, cache.left_padding = cache.offset[chosen], cache.left_padding[chosen]
     return copies
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import LineError
@@ -11,6 +12,7 @@ from worker.engine.guided.maker import BytelessTokenizerError, GuideMaker
 from worker.engine.guided.vocabulary import GrammarError
 from worker.engine.prompts.chat_template import SHOWN, ChatTemplate, source_of
 from worker.engine.prompts.control_tokens import ControlTokens, Marked, mark_for
+from worker.engine.prompts.scored import prompts_of, task_of
 from worker.engine.sequence import PreparedLine
 from worker.engine.text.markup import HARMONY_TURN, State, markup_of
 from worker.engine.tools.forced_calls import check_readable, forced_calls, in_final_channel
@@ -56,15 +58,31 @@ class Preparer:
                 message = f"token id {token} is not in the model's vocabulary of {self._vocab_size}"
                 raise LineError("out_of_range", "logit_bias", message)
         eos = self._eos | {self._single_token(text) for text in sampling.extra_eos_tokens}
+        fixed = {
+            "key": job.id if key is None else key,
+            "sampling": sampling,
+            "rank": rank,
+            "eos": eos,
+            "xtc_exempt": tuple(dict.fromkeys([*self._newline, *sorted(eos)])),
+            "continues": job.continues,
+        }
+        first, *others = (self._prepared(one, ids, fixed) for one, ids in prompts_of(job))
+        return replace(first, others=tuple(others)) if others else first
+
+    def _prepared(self, job: Job, ids: tuple[int, ...] | None, fixed: dict[str, Any]) -> PreparedLine:
+        """One prompt of a line: of its text or messages, or with these ``ids``; ``fixed`` is what all have alike."""
         rendered = self._rendered(job)
-        prompt = self._encode(job, rendered)
+        prompt = self._encode(job, rendered) if ids is None else list(ids)
+        border = None
+        if job.continuation is not None:
+            prompt, border = self._continued(job, prompt, job.continuation)
         field = "prompt" if job.messages is None else "messages"
         if not prompt:
             raise LineError("out_of_range", field, "gives no tokens at all")
         if max(prompt) >= self._vocab_size:
             message = f"holds token {max(prompt)}, and the model's vocabulary ends at {self._vocab_size}"
             raise LineError("unsupported", field, message)
-        if self._context is not None and len(prompt) >= self._context:
+        if self._context is not None and len(prompt) + job.generates > self._context:
             message = (
                 f"the prompt has {len(prompt)} tokens and the context {self._context}: no room for one token; "
                 "shorten it, or raise --max-context if the model can do more"
@@ -73,18 +91,38 @@ class Preparer:
         begins = self._begins(job, rendered)
         tools = offered(job)
         return PreparedLine(
-            key=job.id if key is None else key,
             prompt=tuple(prompt),
-            sampling=sampling,
-            rank=rank,
-            eos=eos,
-            xtc_exempt=tuple(dict.fromkeys([*self._newline, *sorted(eos)])),
             begins=begins,
-            continues=job.continues,
-            guide=self._guide(job, begins, self._phase(job, rendered, begins), eos),
+            guide=self._guide(job, begins, self._phase(job, rendered, begins), fixed["eos"]),
             tools=tools,
             parallel_tool_calls=job.parallel_tool_calls,
+            scoring=task_of(job, border),
+            echo=self._echo(job, ids),
+            **fixed,
         )
+
+    def _echo(self, job: Job, ids: tuple[int, ...] | None) -> str | None:
+        """The text that is to come before that of the model."""
+        if not job.echo:
+            return None
+        return job.prompt if ids is None else str(self._tokenizer.decode(list(ids)))
+
+    def _continued(self, job: Job, context: list[int], continuation: str) -> tuple[list[int], int]:
+        """The tokens of a text and its continuation, and where the latter begins: after as many as the text has alone,
+        without blanks at its end (as in lm-evaluation-harness), which are mostly part of the next word's token."""
+        if job.messages is not None:
+            whole = self._encode(job, self._rendered(job, continuation))
+        else:
+            text = job.prompt or ""
+            special = self._takes_special(text)
+            whole = list(self._tokenizer.encode(text + continuation, add_special_tokens=special))
+            if text != text.rstrip():
+                context = list(self._tokenizer.encode(text.rstrip(), add_special_tokens=special))
+        border = min(len(context), len(whole) - 1)  # where the text's last token swallows the continuation
+        if border < 1:
+            message = "has no token before the continuation, which must follow at least one"
+            raise LineError("out_of_range", "prompt", message)
+        return whole, border
 
     def _guide(self, job: Job, begins: State, phase: Phase, eos: frozenset[int]) -> GuidePlan | None:
         """What guides the line's texts, which begin in ``phase``; None where all tokens may come."""
@@ -123,16 +161,22 @@ class Preparer:
         return Phase.ANSWER if begun or closed else Phase.OPENING
 
     def render(self, job: Job) -> str:
-        """The text of the prompt, chat template applied; special tokens that encoding adds are not in it.
+        """The text of the prompt, chat template applied, with its continuation; special tokens that encoding adds are
+        not in it. Several prompts are on lines of their own.
 
         Raises:
             LineError: ``unsupported`` when the model has no chat template, its template refuses the messages, or it
                 leaves one of them out.
         """
-        return self._rendered(job).text
+        texts = []
+        for one, ids in prompts_of(job):
+            text = self._rendered(one).text if ids is None else str(self._tokenizer.decode(list(ids)))
+            texts.append(text + (job.continuation or ""))
+        return "\n".join(texts)
 
-    def _rendered(self, job: Job) -> Marked:
-        """The text of the prompt, and where contents could have written control tokens into it."""
+    def _rendered(self, job: Job, tail: str = "") -> Marked:
+        """The text of the prompt, and where contents could have written control tokens into it; ``tail`` is what
+        follows a conversation."""
         if job.messages is None:
             return Marked((job.prompt or "",))
         template, kwargs = self._template, job.chat_template_kwargs
@@ -146,16 +190,17 @@ class Preparer:
             check_readable(self._markup)
             template.check_tools(messages, kwargs, text, continues=job.continues, tools=tools)
         if self._control is None:
-            return Marked((text,))
-        mark = mark_for(messages, kwargs, tools)
+            return Marked((text + tail,))
+        mark = mark_for(messages, kwargs, tools, tail)
         marked = [self._marked(message, mark) for message in messages]
         # Mostly names that the template compares with its own.
         marked_kwargs = {name: self._control.mark(value, mark, borders=False) for name, value in kwargs.items()}
         marked_tools = tuple(self._control.mark([*tools], mark, borders=False))
-        if marked == messages and marked_kwargs == kwargs and marked_tools == tools:
-            return Marked((text,))
+        marked_tail = self._control.mark(tail, mark, self._thinking)
+        if marked == messages and marked_kwargs == kwargs and marked_tools == tools and marked_tail == tail:
+            return Marked((text + tail,))
         rendered = template.render(marked, marked_kwargs, continues=job.continues, tools=marked_tools)
-        return self._control.marked(rendered, mark, text)
+        return self._control.marked(rendered + marked_tail, mark, text + tail)
 
     def _marked(self, message: dict[str, Any], mark: str) -> dict[str, Any]:
         """A message with marks in what its author wrote. An assistant's answer may think: models write theirs so."""
@@ -181,11 +226,15 @@ class Preparer:
         """The token ids of the prompt: ``mlx_lm.stream_generate``'s for a ``prompt``, the template's for messages."""
         text, special = rendered.text, False
         if job.messages is None:
-            bos = self._tokenizer.bos_token
-            special = bos is None or not text.startswith(bos)
+            special = self._takes_special(text)
         elif self._control is not None:
             return self._control.encode(rendered)
         return list(self._tokenizer.encode(text, add_special_tokens=special))
+
+    def _takes_special(self, text: str) -> bool:
+        """Whether a plain prompt gets the special tokens of the encoding."""
+        bos = self._tokenizer.bos_token
+        return bos is None or not text.startswith(bos)
 
     def _single_token(self, text: str) -> int:
         tokenizer = self._tokenizer

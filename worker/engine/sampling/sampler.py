@@ -138,7 +138,7 @@ def sample(features: Features, logits: mx.array, state: Arrays, params: Arrays) 
     found: dict[str, mx.array] = {}
     ids = values = tokens = covered = None
     if "greedy" in features:
-        tokens = mx.argmax(_normalised_as_mlx_lm(logits), axis=-1).astype(mx.int32)
+        tokens = mx.argmax(normalised_as_mlx_lm(logits), axis=-1).astype(mx.int32)
     if "draws" in features:
         uniforms = uniforms_of(params["keys"], state["generated"])
         if "dense" in features:
@@ -241,7 +241,7 @@ def _suffix(penalty: str, state: Arrays, params: Arrays) -> tuple[mx.array, mx.a
     return mx.where(_ages(window) < count[:, None], window, window[:, -1:]), count > 0
 
 
-def _normalised_as_mlx_lm(logits: mx.array) -> mx.array:
+def normalised_as_mlx_lm(logits: mx.array) -> mx.array:
     """What mlx-lm takes the argmax of. In half precision normalising rounds, and may make two tokens equal."""
     if logits.dtype == mx.float32:
         return logits

@@ -6,14 +6,13 @@ from typing import Any
 
 from jobs.record import Choice
 from worker.engine.guided.ends import value_start
+from worker.engine.scoring.task import LEAST_LOGPROB
 from worker.engine.sequence import Sequence
 from worker.engine.text.detokenizer import Detokenizer
 from worker.engine.text.markup import markup_of
 from worker.engine.text.parts import Segment, segments_of, thoughts_of
+from worker.engine.text.scores import echoed_entries, prompt_entries, score_of
 from worker.engine.text.tool_calls import CallReader, call_ids
-
-LEAST_LOGPROB = -9999.0
-"""What stands for the log-probability of what cannot come, as in OpenAI's API: JSON has no infinity."""
 
 
 class TextAssembler:
@@ -38,22 +37,27 @@ class TextAssembler:
             one=not line.parallel_tool_calls,
             continues=line.continues,
         )
+        prompt_logprobs, score, echoed = self._scores(seq)
+        logprobs = None
+        if seq.sampling.logprobs and line.generates:
+            logprobs = self._logprobs(seq, seq.tokens if token_ids else self._shown(seq, len(raw)))
+        text = read.text if line.continues or line.constrained else read.text.removeprefix(" ")
         return Choice(
             index=seq.choice,
             # The space that tokenizers put before the first word of a text.
-            text=read.text if line.continues or line.constrained else read.text.removeprefix(" "),
+            text=(line.echo or "") + text,
             reasoning=thoughts_of(raw, segments, continues=line.continues),
             stop_reason=seq.stop_reason or "cancelled",
             stop_string=seq.stop_string,
-            logprobs=self._logprobs(seq, seq.tokens if token_ids else self._shown(seq, len(raw)))
-            if seq.sampling.logprobs
-            else None,
+            logprobs=logprobs if echoed is None else [*echoed, *(logprobs or ())],
             token_ids=seq.tokens if token_ids else None,
             prompt_token_ids=seq.prompt if prompt_ids else None,
             # A call that holds its own end marker as text is of its grammar, and no parser can read it.
             valid=seq.valid and read.error is None,
             tool_calls=read.calls if line.tools else None,
             tool_call_error=read.error,
+            prompt_logprobs=prompt_logprobs,
+            score=score,
         )
 
     def _segments(self, seq: Sequence, raw: str) -> list[Segment]:
@@ -64,6 +68,18 @@ class TextAssembler:
         before = segments_of(raw[:start], self._markup, seq.line.begins)
         value = Segment("answer", start, start, len(raw), len(raw), closed=False, marked=False)
         return [*(one for one in before if one.state == "reasoning"), value]
+
+    def _scores(self, seq: Sequence) -> tuple[list[Any] | None, dict[str, Any] | None, list[dict[str, Any]] | None]:
+        """Of the prompt's scores ``prompt_logprobs``, ``score``, and what comes before the text's ``logprobs``; None
+        for what is not wanted."""
+        line, task, scores = seq.line, seq.line.scoring, seq.scores
+        if task is None or scores is None:
+            return None, None, None
+        top = seq.sampling.top_logprobs if seq.sampling.logprobs else None
+        args = (line.prompt, scores)
+        listed = None if task.listed is None else prompt_entries(*args, task.listed, self._entry)
+        echoed = None if line.echo is None or top is None else echoed_entries(*args, top, self._entry)
+        return listed, score_of(*args, task, self._entry, top), echoed
 
     def _logprobs(self, seq: Sequence, tokens: list[int]) -> list[dict[str, Any]]:
         entries = []

@@ -1,0 +1,1 @@
+"""Scoring beside mlx-lm's own evaluation, one text at a time, and bare forwards."""

@@ -1,0 +1,322 @@
+"""Scores of prompts are those of one forward of the model alone, whatever is beside them and whatever they share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx import nn
+from mlx.utils import tree_map
+
+from tests.engine.conftest import build
+from tests.engine.families import FAMILIES
+from worker.engine.engine import Engine
+from worker.engine.loading.mlx_models import measure
+from worker.engine.loading.model import LoadedModel
+from worker.engine.scoring.head import SplitModel
+from worker.engine.scoring.likelihoods import likelihoods
+from worker.engine.scoring.task import Scores, ScoringTask
+from worker.engine.unbatched.modes import UnbatchedModes
+
+EXAMPLES = [(7 * i * i + 31 * i) % 255 + 1 for i in range(45)]
+"""What all questions have before them."""
+
+
+def tokens_of(length: int, seed: int) -> list[int]:
+    return [(seed * 37 + i * i * 11 + i * 5) % 255 + 1 for i in range(length)]
+
+
+def alone(model: LoadedModel, prompt: list[int]) -> np.ndarray[Any, Any]:
+    """Log-probabilities ``[tokens, vocab]`` of one forward of the model's own, in float32 from the logits on."""
+    logits = model.model(mx.array([prompt]), cache=model.new_cache())[0].astype(mx.float32)
+    return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+
+
+class Scorer:
+    """An engine, lines that are scored by it, and others that generate meanwhile."""
+
+    def __init__(self, model: LoadedModel, line_of: Any, **options: Any) -> None:
+        self.engine = Engine(model, **{"decode_concurrency": 3, "prefill_step_size": 256, **options})
+        self.model, self._line_of = model, line_of
+        self._given: dict[int, tuple[list[int], ScoringTask]] = {}
+        self.done: dict[Any, Any] = {}
+
+    def add(self, prompt: list[int], first: int = 1, top: int = 0, **given: Any) -> None:
+        task = ScoringTask(first, top, border=first, generates=bool(given))
+        key = len(self._given)
+        line = self._line_of(key, prompt, **{"max_tokens": 0, **given})
+        self.engine.add(replace(line, scoring=task))
+        self._given[key] = (prompt, task)
+
+    def generate(self, key: str, prompt: list[int], **given: Any) -> None:
+        self.engine.add(self._line_of(key, prompt, **given))
+
+    def finish(self) -> None:
+        while self.engine.has_work:
+            self.done |= {finished.key: finished for finished in self.engine.step()}
+        assert self.engine.stats.recoveries == 0
+
+    def compare(self, close: float = 1e-4) -> None:
+        """Each score is that of a forward alone, within ``close``."""
+        for key, (prompt, task) in self._given.items():
+            finished = self.done[key]
+            assert finished.error is None
+            expected = alone(self.model, prompt)
+            scores: Scores = finished.sequences[0].scores
+            targets = prompt[task.first :]
+            rows = expected[task.first - 1 : -1]
+            own = rows[np.arange(len(targets)), targets]
+            about = f"line {key}: {len(prompt)} tokens from {task.first} on"
+            np.testing.assert_allclose(scores.logprobs, own, atol=close, rtol=0, err_msg=about)
+            assert math.isclose(scores.total(task.first), math.fsum(own), abs_tol=close * max(1, len(own)))
+            likelier = (rows > own[:, None] + 2 * close).sum(axis=-1), (rows > own[:, None] - 2 * close).sum(axis=-1)
+            ranks = np.array(scores.ranks) - 1
+            assert (likelier[0] <= ranks).all(), about
+            assert (ranks <= likelier[1]).all(), about
+            best = np.sort(rows, axis=-1)[:, ::-1][:, : task.top]
+            np.testing.assert_allclose(np.array(scores.top_logprobs).reshape(best.shape), best, atol=close, rtol=0)
+            for place, ids in enumerate(scores.top_ids):
+                np.testing.assert_allclose(rows[place, ids], best[place], atol=close, rtol=0)
+
+
+def a_mixture(scorer: Scorer) -> None:
+    """Questions with choices behind the same examples, texts of their own, and rows that generate meanwhile."""
+    scorer.generate("before", tokens_of(9, 1), max_tokens=12, eos=[])
+    for question in range(3):
+        asked = [*EXAMPLES, *tokens_of(20 + 3 * question, 10 + question)]
+        for choice, length in enumerate((1, 1, 4, 6)):
+            scorer.add([*asked, *tokens_of(length, 100 + 10 * question + choice)], len(asked), top=choice)
+    for length in (2, 3, 17, 40, 58):
+        scorer.add(tokens_of(length, 200 + length), top=2)
+    scorer.generate("beside", tokens_of(30, 2), max_tokens=5)
+    scorer.add([*tokens_of(17, 217), 5, 9], 7)
+    scorer.add(tokens_of(21, 3), top=1, max_tokens=4, eos=[])
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_family_scores_as_alone(kind: str, tiny: Any, line_of: Any) -> None:
+    """Questions, choices and texts of many lengths at once have, in every family, the scores they have alone."""
+    scorer = Scorer(tiny(kind), line_of)
+    a_mixture(scorer)
+    scorer.finish()
+    scorer.compare()
+    assert SplitModel(scorer.model).split
+    assert len(scorer.done["before"].sequences[0].tokens) == 12
+    assert scorer.done[18].sequences[0].completion_tokens == 4
+    assert scorer.engine._scheduler.room.lent == 0
+
+
+def converted(model: LoadedModel, change: Any) -> LoadedModel:
+    change(model.model)
+    mx.eval(model.model.parameters())
+    return measure(model.name, model.model, model.tokenizer, model.config)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "qwen3_moe", "lfm2"])
+def test_quantised_models_score_as_alone(kind: str, tiny: Any, line_of: Any) -> None:
+    """Weights of four bits, those of the head among them, change nothing about it."""
+    model = converted(tiny(kind, hidden_size=64), lambda inner: nn.quantize(inner, group_size=32, bits=4))
+    scorer = Scorer(model, line_of)
+    a_mixture(scorer)
+    scorer.finish()
+    scorer.compare(1e-3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "olmo3", "gemma3_text", "lfm2"])
+def test_half_precision_scores_as_alone(kind: str, tiny: Any, line_of: Any) -> None:
+    """A model in float16 has its own scores: what is rounded is its logits, and nothing after them."""
+    half = tree_map(lambda array: array.astype(mx.float16), tiny(kind).model.parameters())
+    scorer = Scorer(converted(tiny(kind, rms_norm_eps=1e-5), lambda inner: inner.update(half)), line_of)
+    a_mixture(scorer)
+    scorer.finish()
+    scorer.compare(1e-3)
+
+
+def test_what_texts_share_is_computed_once(tiny: Any, line_of: Any) -> None:
+    """Of questions behind the same examples, with four choices each, only the first computes the examples, and each
+    question is computed once: so little is left to compute."""
+    scorer = Scorer(tiny("qwen3"), line_of)
+    for question in range(8):
+        asked = [*EXAMPLES, *tokens_of(20, 10 + question)]
+        for choice in range(4):
+            scorer.add([*asked, *tokens_of(3, 100 + 4 * question + choice)], len(asked))
+    scorer.finish()
+    scorer.compare()
+    stats = scorer.engine.stats
+    assert stats.prefilled_tokens == len(EXAMPLES) + 8 * 20 + 8 * 4 * 2
+    assert stats.prompt_tokens == 8 * 4 * (len(EXAMPLES) + 20 + 3)
+    assert stats.cached_tokens == stats.prompt_tokens - stats.prefilled_tokens - 8 * 4
+    assert stats.scored_tokens == 8 * 4 * 3
+
+
+def test_texts_go_on_from_what_was_scored(tiny: Any, line_of: Any) -> None:
+    """A prompt that is scored and then continued is computed once, whether others begin with it or not, and its text
+    is the one it has without scores."""
+    model = tiny("qwen3")
+    scorer, plain = Scorer(model, line_of), Engine(model, decode_concurrency=3)
+    prompts = [tokens_of(40, 7), [*tokens_of(40, 7), *tokens_of(9, 8)], [*tokens_of(40, 7), *tokens_of(4, 9)]]
+    prompts += [tokens_of(length, length) for length in (2, 11, 60)]
+    for key, prompt in enumerate(prompts):
+        scorer.add(prompt, max_tokens=7, eos=[], n=2)
+        plain.add(line_of(key, prompt, max_tokens=7, eos=[], n=2))
+    scorer.finish()
+    scorer.compare()
+    texts = {}
+    while plain.has_work:
+        texts |= {finished.key: [row.tokens for row in finished.sequences] for finished in plain.step()}
+    assert {key: [row.tokens for row in ended.sequences] for key, ended in scorer.done.items()} == texts
+    assert scorer.engine.stats.prefilled_tokens < sum(map(len, prompts)) - 60
+    assert scorer.engine.pending == scorer.engine.active == 0
+
+
+def test_ties_are_broken_as_greedy_decoding_does(markov: Any, line_of: Any) -> None:
+    """Of equal logits the first is the one that decoding takes, and the others are of the same rank."""
+    table = mx.zeros((256, 256))
+    table[:, 7] = 5.0
+    table[:, 9] = 5.0
+    scorer = Scorer(markov(table), line_of)
+    for token in (7, 9, 3):
+        scorer.add([4, token])
+    scorer.finish()
+    scores = [scorer.done[key].sequences[0].scores for key in range(3)]
+    assert [one.greedy for one in scores] == [[True], [False], [False]]
+    assert [one.ranks for one in scores] == [[1], [1], [3]]
+
+
+def test_a_first_token_follows_nothing(tiny: Any, line_of: Any) -> None:
+    """A prompt of one token has nothing that could be scored, and is done at once."""
+    scorer = Scorer(tiny("qwen3"), line_of)
+    scorer.add([5])
+    scorer.add([6], max_tokens=3, eos=[])
+    scorer.finish()
+    assert scorer.done[0].sequences[0].scores.logprobs == []
+    assert scorer.done[0].sequences[0].stop_reason == "scored"
+    assert len(scorer.done[1].sequences[0].tokens) == 3
+
+
+def test_logits_go_in_parts(tiny: Any) -> None:
+    """Whatever the memory for logits, the likelihoods are the same."""
+    split, tokens = SplitModel(tiny("qwen3")), tokens_of(30, 3)
+    states = split.states(mx.array([tokens[:-1]]), split.new_cache())[0]
+    whole, parts = (
+        likelihoods(split, states, mx.array(tokens[1:]), 3, budget).read() for budget in (1 << 30, 7 * 4 * 256)
+    )
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_sums_do_not_drift(tiny: Any, line_of: Any) -> None:
+    """The sum of thousands of log-probabilities is exact to the last digits of its terms."""
+    scorer = Scorer(tiny("qwen3"), line_of)
+    prompt = tokens_of(4000, 3)
+    scorer.add(prompt)
+    scorer.finish()
+    scores = scorer.done[0].sequences[0].scores
+    assert scores.total(1) == math.fsum(scores.logprobs)
+    assert abs(scores.total(1) - alone(scorer.model, prompt)[range(3999), prompt[1:]].astype(np.float64).sum()) < 0.05
+
+
+def test_memory_is_kept_to(tiny: Any, line_of: Any) -> None:
+    """Under a tight limit texts are scored beside rows that decode, and one that never fits fails at once."""
+    model = tiny("qwen3")
+    limit = 3 * model.cache_cost(512)
+    scorer = Scorer(model, line_of, memory_limit=limit, prefix_memory=0)
+    room, most = scorer.engine._scheduler.room, 0
+    scorer.generate("text", tokens_of(20, 1), max_tokens=60, eos=[])
+    for length in (300, 40, 41, 310, 42):
+        scorer.add(tokens_of(length, length))
+    scorer.engine.add(replace(line_of("long", tokens_of(3000, 5), max_tokens=0), scoring=ScoringTask(1)))
+    while scorer.engine.has_work:
+        most = max(most, room.lent + room.decoding)
+        scorer.done |= {finished.key: finished for finished in scorer.engine.step()}
+    assert 0 < most <= limit
+    assert scorer.done.pop("long").error.code == "context_length_exceeded"
+    assert len(scorer.done["text"].sequences[0].tokens) == 60
+    scorer.compare()
+
+
+def test_cancelled_texts_end(tiny: Any, line_of: Any) -> None:
+    """A line that is cancelled while it waits, or while it is scored, ends so; its neighbours have their scores."""
+    scorer = Scorer(tiny("qwen3"), line_of, prefill_step_size=32)
+    for length in (50, 60, 70, 20):
+        scorer.add(tokens_of(length, length))
+    scorer.engine.step()
+    scorer.engine.cancel(0)
+    scorer.engine.cancel(3)
+    scorer.finish()
+    reasons = [scorer.done[key].sequences[0].stop_reason for key in range(4)]
+    assert reasons == ["cancelled", "scored", "scored", "cancelled"]
+
+
+def test_a_text_that_breaks_the_model_fails_alone(markov: Any, line_of: Any) -> None:
+    """Where a text makes a step fail, it alone fails, and what was beside it is scored."""
+    engine = Engine(markov(poison=66))
+    for key, prompt in enumerate([[1, 2, 3], [1, 2, 66, 4], [5, 6, 7]]):
+        engine.add(replace(line_of(key, prompt, max_tokens=0), scoring=ScoringTask(1)))
+    done = {}
+    while engine.has_work:
+        done |= {finished.key: finished for finished in engine.step()}
+    assert [done[key].error is None for key in range(3)] == [True, False, True]
+    assert engine.stats.recoveries == 1
+
+
+def test_logits_that_are_no_numbers_are_found(markov: Any, line_of: Any) -> None:
+    """NaN or infinite logits are no score: the line fails with a reason that may pass."""
+    table = mx.zeros((256, 256))
+    table[9] = mx.nan
+    table[10, 5] = mx.inf
+    engine = Engine(markov(table))
+    for key, prompt in enumerate([[1, 2, 3], [9, 2], [10, 2], [4, 9]]):
+        engine.add(replace(line_of(key, prompt, max_tokens=0), scoring=ScoringTask(1)))
+    done = {}
+    while engine.has_work:
+        done |= {finished.key: finished for finished in engine.step()}
+    assert [done[key].error is None for key in range(4)] == [True, False, False, True]
+    assert done[1].error.passing
+
+
+@pytest.mark.parametrize("options", [{"max_kv_size": 64}, {"kv_bits": 8, "kv_group_size": 32}])
+def test_modes_of_one_row_score_too(options: dict[str, int], line_of: Any) -> None:
+    """Lines are scored one at a time where rows run so, with the caches of that mode."""
+    made = build("qwen3", head_dim=32)
+    model = measure("qwen3", made.model, made.tokenizer, made.config, modes=UnbatchedModes(**options))
+    scorer = Scorer(model, line_of)
+    for length in (12, 33):
+        scorer.add(tokens_of(length, length), top=2)
+    scorer.add(tokens_of(20, 4), max_tokens=3, eos=[])
+    scorer.finish()
+    scorer.compare()
+    assert len(scorer.done[2].sequences[0].tokens) == 3
+
+
+def test_a_draft_model_changes_no_score(tiny: Any, line_of: Any) -> None:
+    """With a draft model lines are scored by the model itself, and those that generate too go on with both."""
+    made, draft = build("qwen3"), tiny("llama")
+    model = measure("qwen3", made.model, made.tokenizer, made.config, draft=draft)
+    scorer = Scorer(model, line_of)
+    scorer.add(tokens_of(30, 2), top=2)
+    scorer.add(tokens_of(20, 4), max_tokens=5, eos=[])
+    scorer.finish()
+    scorer.compare()
+    assert len(scorer.done[1].sequences[0].tokens) == 5
+
+
+def test_several_prompts_of_one_line(tiny: Any, line_of: Any) -> None:
+    """Prompts of one line are choices in their order, scored or not, whatever their lengths."""
+    prompts = [tokens_of(length, length) for length in (30, 3, 17)]
+    engine = Engine(tiny("qwen3"), decode_concurrency=2)
+    for key, task in (("scored", ScoringTask(1, generates=True)), ("plain", None)):
+        parts = [replace(line_of(key, prompt, max_tokens=4, eos=[], n=2), scoring=task) for prompt in prompts]
+        engine.add(replace(parts[0], others=tuple(parts[1:])))
+    done = {}
+    while engine.has_work:
+        done |= {finished.key: finished for finished in engine.step()}
+    scored, plain = (done[key].sequences for key in ("scored", "plain"))
+    assert [row.choice for row in scored] == list(range(6))
+    assert [list(row.prompt) for row in scored] == [prompt for prompt in prompts for _ in range(2)]
+    assert [row.tokens for row in scored] == [row.tokens for row in plain]
+    assert [len(row.scores.logprobs) for row in scored] == [29, 29, 2, 2, 16, 16]

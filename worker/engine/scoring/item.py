@@ -1,0 +1,48 @@
+"""A prompt in the queue of those to be scored, and its place in what was computed. No tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worker.engine.sequence import PreparedLine, Sequence
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One prompt of a ``line``, and the ``sequences`` that want its scores. ``again`` says that its line has begun
+    before, ``cached`` how many of its tokens were there already."""
+
+    line: PreparedLine
+    sequences: list[Sequence] = field(default_factory=list)
+    again: bool = False
+    cached: int = 0
+
+    @property
+    def key(self) -> Hashable:
+        return self.line.key
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.line.prompt
+
+    @property
+    def first(self) -> int:
+        """The first token that is scored."""
+        return self.line.scoring.first if self.line.scoring is not None else 1
+
+    @property
+    def top(self) -> int:
+        return self.line.scoring.top if self.line.scoring is not None else 0
+
+    @property
+    def blank(self) -> bool:
+        """Whether it has no token to score: a first token follows nothing."""
+        return self.first >= len(self.tokens)
+
+    @property
+    def length(self) -> int:
+        """Tokens that are computed: nothing follows the last."""
+        return len(self.line.prompt) - 1
