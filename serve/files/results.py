@@ -105,7 +105,7 @@ class Results:
         inputs = Inputs(self._store, batch)
 
         def render(record: StoredRecord) -> bytes:
-            shown = envelope(whole(record.raw), lambda: endpoint_of(inputs.job(record).prompt))
+            shown = envelope(whole(record.raw), lambda: endpoint_of(inputs.job(record)))
             if not self._strict:
                 name_error(shown)
             return orjson.dumps(shown, option=orjson.OPT_APPEND_NEWLINE)
