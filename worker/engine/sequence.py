@@ -32,10 +32,10 @@ class PreparedLine:
     ``sampling`` has its seed filled in. ``eos`` are the ids that end a text: the model's and the line's own.
     ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``begins`` is the part of an answer that the prompt
     ends in, such as a thought; ``continues`` says that the text goes on from the prompt's last word: its first space
-    is part of it. Lines of a lower ``rank`` begin before those of a higher one. ``guide`` has the line's constraint and how much it
-    may think, where it says anything of either. ``tools`` are those that it may call. ``scoring`` says what of the
-    prompt is to be scored, ``echo`` is a text that comes before that of the model, and ``others`` are further prompts
-    of the same line, whose choices come after.
+    is part of it. Lines of a lower ``rank`` begin before those of a higher one. ``guide`` has the line's constraint
+    and how much it may think, where it says anything of either. ``tools`` are those that it may call. ``scoring`` says
+    what of the prompt is to be scored, ``echo`` is a text that comes before that of the model, and ``others`` are
+    further prompts of the same line, whose choices come after.
     """
 
     key: Hashable
