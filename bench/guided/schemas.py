@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 MOST_OF_A_REASON = 100
-_PLACE = re.compile(r"^\S*: ")
-_OWN = re.compile(r"'[^']*'|\"[^\"]*\"|\d+|/\S*")
+_PLACE = re.compile(r'^at "(?:[^"\\]|\\.)*": ')
+_OWN = re.compile(r'"(?:[^"\\]|\\.)*"|\d+')
 
 
 @dataclass(slots=True)
@@ -186,9 +186,8 @@ def side(task: GuidedTask) -> list[Measured]:
 
 
 def reason_of(message: str) -> str:
-    """The kind of a refusal, without what is the schema's own."""
-    line = _PLACE.sub("", message.splitlines()[0])
-    return _OWN.sub("...", line)[:MOST_OF_A_REASON]
+    """The kind of a refusal: without place, remedy and what is the schema's own."""
+    return _OWN.sub("...", _PLACE.sub("", message.splitlines()[0])).split(";")[0][:MOST_OF_A_REASON]
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 FILE = "tokenizer.json"
+END = "<|end|>"
+"""The last token of a cut tokenizer, which ends a text."""
 ENOUGH = 0.95
 """The least share of a model's logits that have a token."""
 
@@ -26,15 +28,14 @@ def loaded(folder: Path, vocab: int) -> Any:
 
     fields = json.loads((folder / FILE).read_text(encoding="utf-8"))
     if _size(folder) > vocab:
-        _cut(fields, vocab)
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    eos = config["eos_token"]
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(fields)), clean_up_tokenization_spaces=False
-    )
-    eos = eos["content"] if isinstance(eos, dict) else eos
-    # Where it is one of those that were cut off, the model has none.
-    made.eos_token = eos if eos in made.get_vocab() else made.convert_ids_to_tokens(0)
+        _cut(fields, vocab - 1)
+        eos = END
+    else:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        eos = config["eos_token"]
+    tokenizer = Tokenizer.from_str(json.dumps(fields))
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+    made.add_special_tokens({"eos_token": eos["content"] if isinstance(eos, dict) else eos})
     return TokenizerWrapper(made)
 
 
@@ -51,7 +52,7 @@ def _vocabulary(fields: dict[str, Any]) -> dict[str, int]:
 
 
 def _cut(fields: dict[str, Any], vocab: int) -> None:
-    """Leave a byte-level BPE its first tokens: ids are in the order in which it learnt them."""
+    """Leave a byte-level BPE its first ``vocab`` tokens: ids are in the order in which it learnt them."""
     model = fields["model"]
     kept = {token: place for token, place in model["vocab"].items() if place < vocab}
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
