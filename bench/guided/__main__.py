@@ -29,7 +29,7 @@ from bench.record import Measurement, append
 from bench.task import Task
 
 MODELS = ("small", "wide")
-TURNS = {"nano": 24, "small": 24, "wide": 12}
+TURNS = {"nano": 24, "small": 24, "wide": 8}
 TEXTS, TEXT_TOKENS = 200, 200
 PAIRS = 40
 QUICK_LINES, QUICK_TURNS = 4, 2

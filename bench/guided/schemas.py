@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MOST_OF_A_REASON = 100
 _PLACE = re.compile(r'^at "(?:[^"\\]|\\.)*": ')
-_OWN = re.compile(r'"(?:[^"\\]|\\.)*"|\d+')
+_OWN = re.compile(r'"(?:[^"\\]|\\.)*"|\d+|https?://\S+|(?<=format: )\S+')
 
 
 @dataclass(slots=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence as Items
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from worker.engine.guided.masks import Masks
 from worker.engine.loading.mlx_models import measure
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sampling.constraint import allowed_only
-from worker.engine.sequence import PreparedLine
+from worker.engine.sequence import PreparedLine, Sequence
 
 STEPS = 8
 """Steps of one side before it is the other's turn."""
@@ -133,18 +134,15 @@ def _timed_masks() -> Iterator[list[float]]:
     taken: list[float] = []
     original = Masks.foresee
 
-    def foresee(masks: Masks, slots: Any) -> Any:
+    def foresee(masks: Masks, slots: Items[Sequence | None]) -> list[Sequence]:
         began = time.perf_counter()
         try:
             return original(masks, slots)
         finally:
             taken.append(time.perf_counter() - began)
 
-    Masks.foresee = foresee  # type: ignore[method-assign]
-    try:
+    with patch.object(Masks, "foresee", foresee):
         yield taken
-    finally:
-        Masks.foresee = original  # type: ignore[method-assign]
 
 
 def _apply_ms(model: LoadedModel) -> float:

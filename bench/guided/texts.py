@@ -36,7 +36,7 @@ def side(task: GuidedTask) -> list[Measured]:
     """``extra`` counts texts: ``complete`` ones (``valid`` is true), of those the ``accepted``, those accepted with
     formats asserted too (``with_formats``), ``cut`` ones, and ``failed`` lines; ``wrong`` names what is not accepted.
     """
-    from jsonschema import FormatChecker
+    from jsonschema import FormatChecker  # type: ignore[import-untyped]
 
     model = load_model(task.folder)
     preparer, engine = Preparer(model), Engine(model, decode_concurrency=CONCURRENCY)
@@ -108,7 +108,7 @@ def job_of(row: dict[str, Any], name: str, *, schema: dict[str, Any] | None, **f
 def _said(schema: dict[str, Any], text: str, formats: Any = None) -> str | None:
     """What the validator says against a text, None where it takes it."""
     from jsonschema import Draft202012Validator
-    from jsonschema.validators import validator_for
+    from jsonschema.validators import validator_for  # type: ignore[import-untyped]
 
     validator = validator_for(schema, default=Draft202012Validator)(schema, format_checker=formats)
     try:

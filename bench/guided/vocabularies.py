@@ -41,7 +41,7 @@ def loaded(folder: Path, vocab: int) -> Any:
 
 def _size(folder: Path) -> int:
     fields = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    return 1 + max([*_vocabulary(fields).values(), *(token["id"] for token in fields["added_tokens"])])
+    return 1 + max([*_vocabulary(fields).values(), *(int(token["id"]) for token in fields["added_tokens"])])
 
 
 def _vocabulary(fields: dict[str, Any]) -> dict[str, int]:

@@ -85,7 +85,8 @@ def _busy(number: int) -> Any:
 
 def _run(engine: Engine, shared: Bench) -> list[tuple[float, float]]:
     """Steps until no more lines come: their times."""
-    steps, give_up = [], time.perf_counter() + DEADLINE_S
+    steps: list[tuple[float, float]] = []
+    give_up = time.perf_counter() + DEADLINE_S
     while time.perf_counter() < give_up:
         try:
             while True:
