@@ -46,6 +46,7 @@ class Work:
     lines: int = TEXTS
     skip: int = 0
     models: tuple[str, ...] = MODELS
+    turns: int | None = None
     quick: bool = False
 
     @classmethod
@@ -82,7 +83,7 @@ class Work:
             if folder is None:
                 _say(f"guided speed, {name}, left out: no tokenizer of {SHAPES[name].vocab} tokens among those given")
             else:
-                turns = QUICK_TURNS if self.quick else TURNS[name]
+                turns = self.turns or (QUICK_TURNS if self.quick else TURNS[name])
                 yield GuidedTask(str(folder.resolve()), model=name, turns=turns)
 
 
@@ -111,12 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, help="an instruct model's folder  [default: SmolLM2-135M-Instruct]")
     parser.add_argument("--parts", nargs="+", choices=SIDES, metavar="PART", help=f"of {', '.join(SIDES)}")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="NAME", help="of speed  [default: small wide]")
+    parser.add_argument("--turns", type=int, help=f"of speed  [default: {TURNS['small']}, wide: {TURNS['wide']}]")
     parser.add_argument("--lines", type=int, help=f"of texts  [default: {TEXTS}, quick: {QUICK_LINES}]")
     parser.add_argument("--skip", type=int, default=0, help="schemas of the file to leave out before")
     add_options(parser)
     options = parser.parse_args(arguments)
     work = Work.usual(options.schemas, options.tokenizer, options.model, quick=options.quick)
-    changes = {"lines": options.lines, "models": options.shapes and tuple(options.shapes), "skip": options.skip}
+    models = tuple(options.shapes) if options.shapes else None
+    changes = {"lines": options.lines, "models": models, "skip": options.skip, "turns": options.turns}
     work = replace(work, **{name: value for name, value in changes.items() if value})
     run, path = opened(options)
     for item in measure(run, work, options.parts):

@@ -24,7 +24,7 @@ Instances of the file's schemas, valid and invalid ones, walked token by token t
 Those of a refused schema count as not accepted. "Bare" is the grammar library with its own defaults and tokenizer."""
 SPEED_NOTE = """\
 Steps of 32 rows in turns of 8 in one process, no end of text, another schema for each row: arrays of records with
-strings, numbers, enums, formats, patterns and nested records. Shares are medians over the turns, with the quartiles.
+strings, numbers, enums, formats, patterns and nested records. Shares are medians over {turns} turns, with the quartiles.
 "Masks" is what the host needs for 32 masks, while the device runs the forward; "applying" what the device needs to get
 and apply them. On a CPU both take from the same cores."""
 WAITS_NOTE = """\
@@ -51,7 +51,11 @@ def render_guided(run: Run) -> str | None:
     if texts:
         parts += ["## Texts of a real model", _texts(texts)]
     if speed:
-        parts += ["## Steps with and without constraints, ms", _speed(speed), SPEED_NOTE]
+        parts += [
+            "## Steps with and without constraints, ms",
+            _speed(speed),
+            SPEED_NOTE.format(turns=speed[0].extra["turns"]),
+        ]
     if waits:
         parts += ["## The first token of a new schema, ms", _waits(waits)]
     return "\n\n".join(parts) + "\n"

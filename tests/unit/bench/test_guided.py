@@ -30,7 +30,7 @@ TALLY = {
 }  # fmt: skip
 SPEED = {
     "free": 10.0, "guided": 11.0, "mixed": 10.2, "ratio_guided": 0.91, "ratio_mixed": 0.94,
-    "spread_guided": [0.9, 0.92], "spread_mixed": [0.93, 0.95], "masks_ms": 0.5, "apply_ms": 0.2,
+    "spread_guided": [0.9, 0.92], "spread_mixed": [0.93, 0.95], "masks_ms": 0.5, "apply_ms": 0.2, "turns": 6,
 }  # fmt: skip
 TEXTS = {"complete": 20, "accepted": 20, "with_formats": 19, "cut": 9, "failed": 1, "wrong": ["b: too much"]}
 
