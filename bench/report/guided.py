@@ -24,9 +24,9 @@ Instances of the file's schemas, valid and invalid ones, walked token by token t
 Those of a refused schema count as not accepted. "Bare" is the grammar library with its own defaults and tokenizer."""
 SPEED_NOTE = """\
 Steps of 32 rows in turns of 8 in one process, no end of text, another schema for each row: arrays of records with
-strings, numbers, enums, formats, patterns and nested records. Shares are medians over {turns} turns, with the quartiles.
-"Masks" is what the host needs for 32 masks, while the device runs the forward; "applying" what the device needs to get
-and apply them. On a CPU both take from the same cores."""
+strings, numbers, enums, formats, patterns and nested records. Shares are medians over {turns} turns, with the
+quartiles. "Masks" is what the host needs for 32 masks, while the device runs the forward; "applying" what the device
+needs to get and apply them. On a CPU both take from the same cores."""
 WAITS_NOTE = """\
 {pairs} lines with a schema never seen and as many without, in turns, beside {rows} rows that decode: checked and
 prepared on a thread of their own, as a worker does it. {refused} schemas that the check refuses were passed over.
