@@ -7,9 +7,11 @@ apart.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,49 +38,63 @@ def side(task: GuidedTask) -> list[Measured]:
     """``extra`` counts texts: ``complete`` ones (``valid`` is true), of those the ``accepted``, those accepted with
     formats asserted too (``with_formats``), ``cut`` ones, and ``failed`` lines; ``wrong`` names what is not accepted.
     """
-    from jsonschema import FormatChecker  # type: ignore[import-untyped]
-
     model = load_model(task.folder)
     preparer, engine = Preparer(model), Engine(model, decode_concurrency=CONCURRENCY)
-    assembler = TextAssembler(model.tokenizer)
-    schemas: dict[Any, tuple[str, dict[str, Any]]] = {}
+    assembler, found = TextAssembler(model.tokenizer), Verdicts()
+    rows = [*islice(accepted(Path(task.schemas)), task.skip, task.skip + task.lines)]
+    by_key: dict[Any, dict[str, Any]] = {}
     lines = []
-    for number, row in enumerate(islice(accepted(Path(task.schemas)), task.skip, task.skip + task.lines)):
-        seed = task.skip + number
-        job = job_of(row, f"row-{seed}", schema=row["schema"], seed=seed, max_tokens=task.new_tokens)
-        schemas[job.id] = row["name"], row["schema"]
-        lines.append(preparer.prepare(job))
-    counts: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    wrong: list[str] = []
-    tokens = 0
+    for number, row in enumerate(rows, task.skip):
+        job = job_of(row, f"row-{number}", schema=row["schema"], seed=number, max_tokens=task.new_tokens)
+        by_key[job.id] = row
+        try:
+            lines.append(preparer.prepare(job))
+        except LineError as error:
+            found.fail(row, str(error))
     began = time.perf_counter()
     for line in lines:
         engine.add(line)
     while engine.has_work:
         for finished in engine.step():
-            name, schema = schemas[finished.key]
+            row = by_key[finished.key]
             if finished.error is not None:
-                counts["failed"] += 1
-                wrong.append(f"{name}: {finished.error.message}")
+                found.fail(row, finished.error.message)
                 continue
             sequence = finished.sequences[0]
-            tokens += len(sequence.tokens)
-            reasons[str(sequence.stop_reason)] += 1
-            if not sequence.valid:
-                counts["cut"] += 1
-                continue
-            text = assembler.assemble(sequence).text
-            counts["complete"] += 1
-            if (said := _said(schema, text)) is not None:
-                wrong.append(f"{name}: {said}")
-                continue
-            counts["accepted"] += 1
-            counts["with_formats"] += _said(schema, text, FormatChecker()) is None
+            found.tokens += len(sequence.tokens)
+            if sequence.valid:
+                found.judge(row, assembler.assemble(sequence).text)
+            else:
+                found.counts["cut"] += 1
     seconds = time.perf_counter() - began
-    names = ("complete", "accepted", "with_formats", "cut", "failed")
-    extra = {**{name: counts[name] for name in names}, "reasons": dict(reasons), "wrong": wrong, "skip": task.skip}
-    return [Measured("texts", tokens, seconds, len(lines), extra=extra)]
+    counts = {name: found.counts[name] for name in ("complete", "accepted", "with_formats", "cut", "failed")}
+    extra = {**counts, "wrong": found.wrong, "skip": task.skip}
+    return [Measured("texts", found.tokens, seconds, len(rows), extra=extra)]
+
+
+@dataclass(slots=True)
+class Verdicts:
+    """What became of the lines."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    tokens: int = 0
+
+    def fail(self, row: dict[str, Any], reason: str) -> None:
+        self.counts["failed"] += 1
+        self.wrong.append(f"{row['name']}: {reason}")
+
+    def judge(self, row: dict[str, Any], text: str) -> None:
+        """Count a complete text."""
+        from jsonschema import FormatChecker  # type: ignore[import-untyped]
+
+        self.counts["complete"] += 1
+        said = _said(row["schema"], text)
+        if said is not None:
+            self.wrong.append(f"{row['name']}: {said}")
+            return
+        self.counts["accepted"] += 1
+        self.counts["with_formats"] += _said(row["schema"], text, FormatChecker()) is None
 
 
 def accepted(path: Path) -> Iterator[dict[str, Any]]:
@@ -113,6 +129,6 @@ def _said(schema: dict[str, Any], text: str, formats: Any = None) -> str | None:
     validator = validator_for(schema, default=Draft202012Validator)(schema, format_checker=formats)
     try:
         error = next(iter(validator.iter_errors(json.loads(text))), None)
-    except ValueError as broken:
-        return f"is no JSON: {broken}"
+    except (ValueError, re.error) as broken:  # no JSON, or a pattern that Python does not read
+        return f"cannot be judged: {broken}"
     return None if error is None else str(error.message)[:200]

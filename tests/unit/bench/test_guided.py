@@ -12,7 +12,7 @@ import pytest
 from bench.guided.__main__ import Work
 from bench.guided.schemas import Judge, bare, ours, reason_of, tally
 from bench.guided.task import GuidedTask
-from bench.guided.texts import accepted, job_of
+from bench.guided.texts import Verdicts, accepted, job_of
 from bench.guided.vocabularies import fitting, loaded
 from bench.guided.work import schema_of
 from bench.models import ROOT
@@ -144,3 +144,15 @@ def test_the_page_of_guided_lines_has_the_goals(tmp_path: Path) -> None:
     write(Run(MACHINE, tuple(items)), tmp_path)
     assert (tmp_path / "guided.md").read_text() == page
     assert "(guided.md)" in (tmp_path / "README.md").read_text()
+
+
+def test_a_validator_judges_complete_texts() -> None:
+    """What a schema forbids is named, and a format is asserted only where formats are."""
+    row = {"name": "day", "schema": {"type": "object", "properties": {"on": {"type": "string", "format": "date"}}}}
+    found = Verdicts()
+    for text in ('{"on": "2026-01-02"}', '{"on": "soon"}', "[]", "{"):
+        found.judge(row, text)
+    assert found.counts == {"complete": 4, "accepted": 2, "with_formats": 1}
+    assert [said.split(":")[0] for said in found.wrong] == ["day", "day"]
+    found.fail(row, "too much")
+    assert found.counts["failed"] == 1
