@@ -31,6 +31,8 @@ BUSY_ROWS = 16
 FIRST_TOKENS = 2
 """Tokens of the lines whose first is waited for."""
 WARM_PAIRS = 2
+MOST_S = 120.0
+"""After that no more lines are begun."""
 DEADLINE_S = 180.0
 
 
@@ -120,8 +122,8 @@ def _prepare(task: GuidedTask, preparer: Preparer, shared: Bench) -> None:
 def _waits(task: GuidedTask, preparer: Preparer, shared: Bench) -> Iterator[Wait]:
     checker = Checker()
     rows = islice(rows_of(Path(task.schemas)), task.skip, None)
-    pairs = 0
-    while pairs < task.lines + WARM_PAIRS and (row := next(rows, None)) is not None:
+    pairs, enough = 0, time.perf_counter() + MOST_S
+    while pairs < task.lines + WARM_PAIRS and time.perf_counter() < enough and (row := next(rows, None)) is not None:
         try:
             guided = _wait(row, checker, preparer, shared, guided=True)
         except LineError:
