@@ -73,9 +73,11 @@ night: $(READY)  ## A pool on this machine for MINUTES (15), audited at the end
 	$(BIN)/python -m tests.e2e.night --minutes $(or $(MINUTES),15) --folder $(NIGHT)
 
 # All benchmarks, about two hours on two cores: let nothing else run beside them. PROMPTS is a file of questions, JSON lines
-# with question, prompt or messages, for the one of real text.
+# with question, prompt or messages, for the one of real text. Those of guided lines need SCHEMAS, MaskBench's rows, and
+# TOKENIZERS, folders with a tokenizer.json; what is not there is left out.
 bench: $(READY)  ## All benchmarks, about two hours on two cores; PROMPTS=FILE for questions of your own
-	$(BIN)/python -m bench $(if $(PROMPTS),--prompts $(PROMPTS))
+	$(BIN)/python -m bench $(if $(PROMPTS),--prompts $(PROMPTS)) $(if $(SCHEMAS),--schemas $(SCHEMAS)) \
+	  $(if $(TOKENIZERS),--tokenizer $(TOKENIZERS))
 
 # By way of the sdist, as an installer without a wheel would; then the wheel is installed away from here.
 dist: $(READY)  ## A wheel and an sdist in dist/, checked, and the demo run by the installed wheel

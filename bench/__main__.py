@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import endtoend, engine, prefixes, profile
+from bench.guided import __main__ as guided
 from bench.models import ROOT, SHAPES
 from bench.realtext import rounds
 from bench.record import append, read
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", nargs="+", choices=SHAPES, metavar="NAME", help="nano, small, wide  [default: all]")
     parser.add_argument("--prompts", type=Path, help="of real text, for bench.realtext  [default: those of our own]")
+    guided.add_guided_options(parser)
     engine.add_options(parser)
     options = parser.parse_args(arguments)
     run, path = engine.opened(options)
@@ -50,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for model in models:
         for item in endtoend.measure(run, model, options.repeats, quick=options.quick):
             append(path, [item])
+    _step("guided lines", began)
+    guided_work = guided.Work.usual(options.schemas, options.tokenizer, quick=options.quick)
+    for item in guided.measure(run, guided_work):
+        append(path, [item])
     whole = quick if options.quick else prefixes.MODEL
     _step("shared prefixes", began)
     for item in prefixes.measure(run, whole, 1 if options.quick else min(options.repeats, 2), quick=options.quick):

@@ -2,7 +2,7 @@
 
     python -m bench.guided.schemas FILE --tokenizer DIR [--refused]
 
-FILE is JSONL of MaskBench's rows: ``{"name", "schema", "tests": [{"valid", "data"}]}``. Each schema is checked and
+FILE is JSONL of MaskBench's rows. Each schema is checked and
 compiled as for a line; each instance is written as models write JSON, tokenised, and walked token by token. Beside it
 stands the grammar library alone, with its own defaults.
 """
@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,19 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from bench.guided.task import GuidedTask, rows_of
+from bench.task import Measured
 from jobs.errors import LineError
 from jobs.guided.check import Checker
 from jobs.guided.constraint import json_constraint
 
 if TYPE_CHECKING:
-    from llguidance import LLTokenizer
     from tokenizers import Tokenizer
+
+
+MOST_OF_A_REASON = 100
+_PLACE = re.compile(r'^at "(?:[^"\\]|\\.)*": ')
+_OWN = re.compile(r'"(?:[^"\\]|\\.)*"|\d+|https?://\S+|(?<=format: )\S+')
 
 
 @dataclass(slots=True)
@@ -58,16 +65,17 @@ class Tally:
 
 
 class Judge:
-    """Walks texts through grammars, in the tokens of one model."""
+    """Walks texts through grammars, in the tokens of one model: with the tables that guided lines have, or ``bare``
+    with the library's own."""
 
-    def __init__(self, folder: Path) -> None:
-        from llguidance.hf import from_tokenizer
+    def __init__(self, folder: Path, *, bare: bool = False) -> None:
         from tokenizers import Tokenizer
         from transformers import PreTrainedTokenizerFast
 
         fast = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
         self._tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._table: LLTokenizer = from_tokenizer(fast)
+        self._matcher = _bare_matchers(fast) if bare else _matchers(fast)
+        self.tokens = 0
 
     def lets_through(self, grammar: str, texts: Sequence[str]) -> list[bool]:
         """For each of ``texts`` whether the grammar takes it as a whole.
@@ -75,16 +83,39 @@ class Judge:
         Raises:
             ValueError: the grammar cannot be compiled.
         """
-        from llguidance import LLMatcher
-
-        matcher = LLMatcher(self._table, grammar, log_level=0)
-        if matcher.is_error():
-            raise ValueError(matcher.get_error())
+        matcher = self._matcher(grammar)
         return [self._walk(matcher.deep_copy(), text) for text in texts]
 
     def _walk(self, matcher: Any, text: str) -> bool:
         tokens = self._tokenizer.encode(text, add_special_tokens=False).ids
+        self.tokens += len(tokens)
         return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
+
+
+def _matchers(fast: Any) -> Callable[[str], Any]:
+    """What makes matchers of grammars as the worker does."""
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    from worker.engine.guided.grammars import Grammars
+    from worker.engine.guided.maker import vocabulary_of
+
+    grammars = Grammars(vocabulary_of(TokenizerWrapper(fast), len(fast)))
+    return grammars.matcher
+
+
+def _bare_matchers(fast: Any) -> Callable[[str], Any]:
+    from llguidance import LLMatcher
+    from llguidance.hf import from_tokenizer
+
+    table = from_tokenizer(fast)
+
+    def matcher(grammar: str) -> Any:
+        found = LLMatcher(table, grammar, log_level=0)
+        if found.is_error():
+            raise ValueError(found.get_error())
+        return found
+
+    return matcher
 
 
 def ours(schema: dict[str, Any], checker: Checker) -> str:
@@ -113,7 +144,12 @@ def bare(schema: dict[str, Any]) -> str:
     return grammar
 
 
-def tally(rows: Iterator[dict[str, Any]], judge: Judge, compiled: Callable[[dict[str, Any]], str]) -> Tally:
+def ways() -> dict[str, Callable[[dict[str, Any]], str]]:
+    """The two, by name."""
+    return {"ours": partial(ours, checker=Checker()), "bare": bare}
+
+
+def tally(rows: Iterable[dict[str, Any]], judge: Judge, compiled: Callable[[dict[str, Any]], str]) -> Tally:
     """What ``compiled``, one of the two above, takes of ``rows``."""
     found = Tally()
     for row in rows:
@@ -135,9 +171,23 @@ def tally(rows: Iterator[dict[str, Any]], judge: Judge, compiled: Callable[[dict
     return found
 
 
-def rows_of(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as lines:
-        yield from map(orjson.loads, lines)
+def side(task: GuidedTask) -> list[Measured]:
+    """Both, each with its tally as ``extra`` and the ``reasons`` why schemas were refused, with how many."""
+    rows = [*rows_of(Path(task.schemas))]
+    measured = []
+    for name, compiled in ways().items():
+        judge = Judge(Path(task.folder), bare=name == "bare")
+        began = time.perf_counter()
+        found = tally(rows, judge, compiled)
+        reasons = Counter(map(reason_of, found.refused.values()))
+        extra = {**found.as_dict(), "reasons": dict(reasons.most_common()), "wrong": found.wrong}
+        measured.append(Measured(name, judge.tokens, time.perf_counter() - began, len(rows), extra=extra))
+    return measured
+
+
+def reason_of(message: str) -> str:
+    """The kind of a refusal: without place, remedy and what is the schema's own."""
+    return _OWN.sub("...", _PLACE.sub("", message.splitlines()[0])).split(";")[0][:MOST_OF_A_REASON]
 
 
 def main() -> None:
@@ -146,8 +196,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with a tokenizer.json")
     parser.add_argument("--refused", action="store_true", help="list refused schemas and wrong instances")
     options = parser.parse_args()
-    judge = Judge(options.tokenizer)
-    for name, compiled in (("ours", partial(ours, checker=Checker())), ("bare", bare)):
+    for name, compiled in ways().items():
+        judge = Judge(options.tokenizer, bare=name == "bare")
         found = tally(rows_of(options.file), judge, compiled)
         print(f"{name:5}", orjson.dumps(found.as_dict()).decode())
         if options.refused:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from bench.models import SHAPES
 from bench.profile import PARTS
 from bench.record import Measurement, Run
+from bench.report.guided import FILE as GUIDED
 from bench.report.realtext import text_goals, text_part
 from bench.report.summary import GOALS, LABELS, WHOLE_GOALS, Summary, summarise
 from bench.report.table import NOTHING, goal, occupancy, table
@@ -61,6 +62,8 @@ def render(run: Run) -> str:
     prefixes = summarise(run.measurements, "prefixes")
     goals = [*_engine_goals(engine, models), *text_goals(run), *_whole_goals(run, whole)]
     goals += _prefix_goals(run, prefixes)
+    if any(item.bench == "guided" for item in run.measurements):
+        parts.append(f"Guided lines have [a page of their own]({GUIDED}).")
     parts += text_part(run)
     if whole:
         parts += ["## End to end: `submit` to records in Redis", _whole(run, whole)]

@@ -165,7 +165,8 @@ def sample(features: Features, logits: mx.array, state: Arrays, params: Arrays) 
         found |= _logprobs(features, own, tokens, ids, values)
     finite = drawable(own)
     if "guided" in features:
-        possible = drawable(logits)
+        # Looking at one number a row is enough: a token that may not come is drawn only where none may.
+        possible = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] > -mx.inf
         tokens = mx.where(possible, tokens, NONE_ALLOWED)
         inputs = mx.where(finite & possible, tokens, 0)
     else:
