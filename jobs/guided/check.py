@@ -10,6 +10,7 @@ import importlib.util
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -31,8 +32,24 @@ MOST_TRIES = 400
 """How many sub-schemas are tried to find the one at fault."""
 MOST_WARNINGS = 20
 LENIENT = "\"lenient\": true beside the schema in 'json_schema' or 'structured_outputs' makes a warning of it"
+AUTO = "give 'tool_choice': \"auto\", which enforces nothing"
 
-Outcome = tuple[str, ...] | LineError
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What is wrong with a constraint; ``lenient``: a warning could be made of it."""
+
+    code: str
+    message: str
+    lenient: bool = False
+
+    def error(self, constraint: Constraint) -> LineError:
+        """The error of the line with this constraint."""
+        other = AUTO if constraint.of_call else LENIENT if self.lenient else ""
+        return LineError(self.code, constraint.field or None, self.message + (f"; or {other}" if other else ""))
+
+
+Outcome = tuple[str, ...] | Refusal
 
 
 def parser_limits() -> LLParserLimits:
@@ -61,8 +78,8 @@ class Checker:
         if outcome is None:
             outcome = self._outcome(constraint)
             self._remember(constraint, outcome)
-        if isinstance(outcome, LineError):
-            raise LineError(outcome.code, constraint.field or None, outcome.message)
+        if isinstance(outcome, Refusal):
+            raise outcome.error(constraint)
         return outcome
 
     def _remember(self, constraint: Constraint, outcome: Outcome) -> None:
@@ -75,29 +92,30 @@ class Checker:
     def _outcome(self, constraint: Constraint) -> Outcome:
         size, most = len(constraint.text.encode()), LONGEST[constraint.kind]
         if size > most:
-            return LineError("out_of_range", None, f"has {size} bytes; at most {most} are taken")
+            return Refusal("out_of_range", f"has {size} bytes; at most {most} are taken")
         if constraint.kind == "json":
             return self._schema(constraint)
         if not self.available:
             return ()
         message, _ = self._compiled(constraint.grammar())
-        return () if message is None else LineError("invalid_schema", None, _said(constraint, message))
+        return () if message is None else Refusal("invalid_schema", _said(constraint, message))
 
     def _schema(self, constraint: Constraint) -> Outcome:
         schema = orjson.loads(constraint.text)
         if (depth := depth_of(schema)) > DEEPEST:
             message = f"is nested {depth} levels deep; at most {DEEPEST} are taken: use '$defs' and '$ref'"
-            return LineError("invalid_schema", None, message)
+            return Refusal("invalid_schema", message)
         if (place := too_large(schema)) is not None:
-            return LineError("invalid_schema", None, str(place))
+            return Refusal("invalid_schema", str(place))
         if not self.available:
             return ()
         said, warnings = self._compiled(constraint.grammar())
         if said is not None:
-            return LineError("invalid_schema", None, _with_lenient(self._place(schema, said), constraint))
+            place = self._place(schema, said)
+            return Refusal("invalid_schema", str(place), place.lenient and not constraint.lenient)
         places = [str(place) for place in self._ignored(schema, warnings)]
         if places and not constraint.lenient:
-            return LineError("invalid_schema", None, f"{places[0]}; or {LENIENT}")
+            return Refusal("invalid_schema", places[0], lenient=True)
         return tuple(places[:MOST_WARNINGS])
 
     def _compiled(self, grammar: str) -> tuple[str | None, Sequence[str]]:
@@ -158,10 +176,6 @@ class Checker:
 
 def _first_line(message: str) -> str:
     return message.split("\n", 1)[0]
-
-
-def _with_lenient(place: Place, constraint: Constraint) -> str:
-    return f"{place}; or {LENIENT}" if place.lenient and not constraint.lenient else str(place)
 
 
 _GBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
