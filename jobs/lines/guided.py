@@ -34,8 +34,13 @@ OTHER_OUTPUTS: Mapping[str, str] = {
     "whitespace_pattern": "between the parts of JSON there is one blank or none",
 }
 """What vLLM's structured outputs have besides."""
-OUTPUTS_OFF = frozenset({"disable_fallback", "disable_any_whitespace", "disable_additional_properties", "backend"})
+OUTPUTS_OFF = frozenset({"disable_fallback", "backend"})
 """What changes nothing about which texts are right."""
+OUTPUT_FLAGS: Mapping[str, str] = {
+    "disable_any_whitespace": "between the parts of JSON there is one blank or none: remove it",
+    "disable_additional_properties": 'write "additionalProperties": false into each object of the schema',
+}
+"""What vLLM takes, and may only be false here."""
 
 
 def check_one_constraint(fields: Mapping[str, Any]) -> None:
@@ -182,7 +187,10 @@ def _check_outputs(value: Any) -> Any:
     for key in given:
         if key in OTHER_OUTPUTS:
             raise LineError("unsupported", f"{field}.{key}", f"is not supported: {OTHER_OUTPUTS[key]}")
-        if key not in _KINDS and key not in ("lenient", *OUTPUTS_OFF):
+        if key in OUTPUT_FLAGS:
+            if check_flag(f"{field}.{key}", given[key]):
+                raise LineError("unsupported", f"{field}.{key}", f"is not supported: {OUTPUT_FLAGS[key]}")
+        elif key not in _KINDS and key not in ("lenient", *OUTPUTS_OFF):
             hint = did_you_mean(key, _KINDS) or "; give one of json, regex, choice and grammar"
             raise LineError("unknown_field", f"{field}.{key[:SHOWN_NAME]}", f"is not known here{hint}")
     kinds = [kind for kind in _KINDS if kind in given]
