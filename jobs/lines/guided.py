@@ -22,6 +22,8 @@ FREE: Mapping[str, str] = {"type": "text"}
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 """OpenAI's names of schemas and functions."""
 
+NO_SCHEMA = "is about keywords of a schema, and there is none: remove it"
+
 OTHER_FORMATS: Mapping[str, str] = {
     "regex": "a regular expression goes into 'guided_regex'",
     "grammar": "a grammar goes into 'guided_grammar', written in Lark",
@@ -146,6 +148,9 @@ def _check_response_format(value: Any) -> Any:
             'goes with "type": "json_schema": {"type": "json_schema", "json_schema": {"name": ..., "schema": ...}}'
         )
         raise LineError("unsupported", f"{field}.schema", message)
+    if value.get("lenient"):
+        message = "stands beside a schema: write it into 'json_schema'" if kind == "json_schema" else NO_SCHEMA
+        raise LineError("unsupported", f"{field}.lenient", message)
     if kind == "json_schema":
         _check_json_schema(f"{field}.json_schema", value.get("json_schema"))
     _of_format(value)
@@ -200,6 +205,9 @@ def _check_outputs(value: Any) -> Any:
     if not kinds:
         raise LineError("missing_field", field, "needs one of json, regex, choice and grammar")
     lenient = check_flag(f"{field}.lenient", given.get("lenient", False))
+    if lenient and kinds[0] != "json":
+        message = f"is about keywords of a schema, and '{kinds[0]}' has none: remove it"
+        raise LineError("conflicting_fields", f"{field}.lenient", message)
     _KINDS[kinds[0]](f"{field}.{kinds[0]}", given[kinds[0]], lenient)
     return {kinds[0]: given[kinds[0]], **({"lenient": True} if lenient else {})}
 
