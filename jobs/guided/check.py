@@ -18,10 +18,11 @@ import orjson
 from jobs.errors import LineError
 from jobs.guided.constraint import Constraint, Kind, json_constraint
 from jobs.guided.keywords import Place, blamed, formats, keywords_in, reference_to, remedy_of, too_large, unenforced
+from jobs.guided.library import GrammarError, no_panics, parser_limits
 from jobs.guided.places import alone, children, depth_of
 
 if TYPE_CHECKING:
-    from llguidance import LLParserLimits, LLTokenizer
+    from llguidance import LLTokenizer
 
 LONGEST: Mapping[Kind, int] = {"json": 1 << 20, "regex": 1 << 16, "choice": 1 << 20, "grammar": 1 << 18}
 """The longest texts of constraints, in bytes."""
@@ -52,13 +53,6 @@ class Refusal:
 Outcome = tuple[str, ...] | Refusal
 
 
-def parser_limits() -> LLParserLimits:
-    """What compiling and walking one grammar may take; the library's own numbers, where nothing else is measured."""
-    from llguidance import LLParserLimits
-
-    return LLParserLimits(max_lexer_states=100_000, verbose_errors=False)
-
-
 class Checker:
     """Checks constraints, each text once as long as it is remembered. Threads: one."""
 
@@ -76,7 +70,12 @@ class Checker:
         """
         outcome = self._outcomes.get(constraint)
         if outcome is None:
-            outcome = self._outcome(constraint)
+            try:
+                with no_panics():
+                    outcome = self._outcome(constraint)
+            except GrammarError as error:
+                self._table = None
+                outcome = Refusal("invalid_schema", f"{_first_line(str(error))[:200]}; write it in another way")
             self._remember(constraint, outcome)
         if isinstance(outcome, Refusal):
             raise outcome.error(constraint)

@@ -50,8 +50,8 @@ class GuideMaker:
         header: str = "",
     ) -> GuidePlan:
         """The plan of a line whose answer ``grammar`` constrains (None: nothing does), and which may think ``budget``
-        tokens (None: any number). Its text begins in ``phase``; ``header`` stands before the value in the grammar, and is no
-        part of it.
+        tokens (None: any number). Its text begins in ``phase``; ``header`` stands before the value in the grammar, and
+        is no part of it.
 
         Raises:
             GrammarError: the grammar cannot be compiled.

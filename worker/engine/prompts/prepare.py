@@ -6,9 +6,9 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import LineError
+from jobs.guided.library import GrammarError
 from worker.engine.guided.guide import GuidePlan, Phase
 from worker.engine.guided.maker import BytelessTokenizerError, GuideMaker
-from worker.engine.guided.vocabulary import GrammarError
 from worker.engine.prompts.chat_template import SHOWN, ChatTemplate, source_of
 from worker.engine.prompts.control_tokens import ControlTokens, Marked, mark_for
 from worker.engine.sequence import PreparedLine
