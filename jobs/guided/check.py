@@ -10,6 +10,7 @@ import importlib.util
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -17,10 +18,11 @@ import orjson
 from jobs.errors import LineError
 from jobs.guided.constraint import Constraint, Kind, json_constraint
 from jobs.guided.keywords import Place, blamed, formats, keywords_in, reference_to, remedy_of, too_large, unenforced
+from jobs.guided.library import GrammarError, no_panics, parser_limits
 from jobs.guided.places import alone, children, depth_of
 
 if TYPE_CHECKING:
-    from llguidance import LLParserLimits, LLTokenizer
+    from llguidance import LLTokenizer
 
 LONGEST: Mapping[Kind, int] = {"json": 1 << 20, "regex": 1 << 16, "choice": 1 << 20, "grammar": 1 << 18}
 """The longest texts of constraints, in bytes."""
@@ -34,16 +36,24 @@ ALL_BYTES = (1 << 256) - 1
 PROBED = 3
 """How many bytes of a text are written to see that a constraint can be followed."""
 LENIENT = "\"lenient\": true beside the schema in 'json_schema' or 'structured_outputs' makes a warning of it"
+AUTO = "give 'tool_choice': \"auto\", which enforces nothing"
 
-Outcome = tuple[str, ...] | LineError
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What is wrong with a constraint; ``lenient``: a warning could be made of it."""
+
+    code: str
+    message: str
+    lenient: bool = False
+
+    def error(self, constraint: Constraint) -> LineError:
+        """The error of the line with this constraint."""
+        other = AUTO if constraint.of_call else LENIENT if self.lenient else ""
+        return LineError(self.code, constraint.field or None, self.message + (f"; or {other}" if other else ""))
 
 
-def parser_limits() -> LLParserLimits:
-    """What compiling and walking one grammar may take; the library's own numbers, where nothing else is measured. An
-    object has four items in a row for each property that may be missing."""
-    from llguidance import LLParserLimits
-
-    return LLParserLimits(max_lexer_states=100_000, max_items_in_row=10_000, verbose_errors=False)
+Outcome = tuple[str, ...] | Refusal
 
 
 class Checker:
@@ -63,10 +73,15 @@ class Checker:
         """
         outcome = self._outcomes.get(constraint)
         if outcome is None:
-            outcome = self._outcome(constraint)
+            try:
+                with no_panics():
+                    outcome = self._outcome(constraint)
+            except GrammarError as error:
+                self._table = None
+                outcome = Refusal("invalid_schema", f"{_first_line(str(error))[:200]}; write it in another way")
             self._remember(constraint, outcome)
-        if isinstance(outcome, LineError):
-            raise LineError(outcome.code, constraint.field or None, outcome.message)
+        if isinstance(outcome, Refusal):
+            raise outcome.error(constraint)
         return outcome
 
     def _remember(self, constraint: Constraint, outcome: Outcome) -> None:
@@ -79,29 +94,30 @@ class Checker:
     def _outcome(self, constraint: Constraint) -> Outcome:
         size, most = len(constraint.text.encode()), LONGEST[constraint.kind]
         if size > most:
-            return LineError("out_of_range", None, f"has {size} bytes; at most {most} are taken")
+            return Refusal("out_of_range", f"has {size} bytes; at most {most} are taken")
         if constraint.kind == "json":
             return self._schema(constraint)
         if not self.available:
             return ()
         message, _ = self._compiled(constraint.grammar())
-        return () if message is None else LineError("invalid_schema", None, _said(constraint, message))
+        return () if message is None else Refusal("invalid_schema", _said(constraint, message))
 
     def _schema(self, constraint: Constraint) -> Outcome:
         schema = orjson.loads(constraint.text)
         if (depth := depth_of(schema)) > DEEPEST:
             message = f"is nested {depth} levels deep; at most {DEEPEST} are taken: use '$defs' and '$ref'"
-            return LineError("invalid_schema", None, message)
+            return Refusal("invalid_schema", message)
         if (place := too_large(schema)) is not None:
-            return LineError("invalid_schema", None, str(place))
+            return Refusal("invalid_schema", str(place))
         if not self.available:
             return ()
         said, warnings = self._compiled(constraint.grammar())
         if said is not None:
-            return LineError("invalid_schema", None, _with_lenient(self._place(schema, said), constraint))
+            place = self._place(schema, said)
+            return Refusal("invalid_schema", str(place), place.lenient and not constraint.lenient)
         places = [str(place) for place in self._ignored(schema, warnings)]
         if places and not constraint.lenient:
-            return LineError("invalid_schema", None, f"{places[0]}; or {LENIENT}")
+            return Refusal("invalid_schema", places[0], lenient=True)
         return tuple(places[:MOST_WARNINGS])
 
     def _compiled(self, grammar: str) -> tuple[str | None, Sequence[str]]:
@@ -167,10 +183,6 @@ class Checker:
 
 def _first_line(message: str) -> str:
     return message.split("\n", 1)[0]
-
-
-def _with_lenient(place: Place, constraint: Constraint) -> str:
-    return f"{place}; or {LENIENT}" if place.lenient and not constraint.lenient else str(place)
 
 
 _GBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)

@@ -27,6 +27,8 @@ class Constraint:
     lenient: bool = False
     field: str = dataclasses.field(default="", compare=False)
     """The field of the line that gives it, for messages."""
+    of_call: bool = dataclasses.field(default=False, compare=False)
+    """Whether it is of the arguments of a call that must be made, and not of the text."""
 
     def grammar(self) -> str:
         """The constraint as llguidance takes it: a JSON object with one grammar, always the same for equal ones."""

@@ -162,6 +162,7 @@ _MESSAGES: tuple[tuple[re.Pattern[str], str, str, str], ...] = tuple(
          "write a simpler pattern, and its length into the pattern"),
         (r"Invalid type: (.*)", "type", "{0} is no type",
          "write one of null, boolean, number, integer, string, array, object"),
+        (r"Expected (.*) for '(.*)' item, got (.*)", "{1}", "must hold a {0}, not {2}", "write it so"),
         (r"Expected (.*) for '(.*)', got (.*)", "{1}", "must be a {0}, not {2}", "write it so"),
         (r"(\S+) must be (an? .*)", "{0}", "must be {1}", "write it so"),
         (r"Unsatisfiable schema: minimum", "minimum", "is above the maximum", "let it be below"),

@@ -22,6 +22,8 @@ FREE: Mapping[str, str] = {"type": "text"}
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 """OpenAI's names of schemas and functions."""
 
+NO_SCHEMA = "is about keywords of a schema, and there is none: remove it"
+
 OTHER_FORMATS: Mapping[str, str] = {
     "regex": "a regular expression goes into 'guided_regex'",
     "grammar": "a grammar goes into 'guided_grammar', written in Lark",
@@ -34,8 +36,13 @@ OTHER_OUTPUTS: Mapping[str, str] = {
     "whitespace_pattern": "between the parts of JSON there is one blank or none",
 }
 """What vLLM's structured outputs have besides."""
-OUTPUTS_OFF = frozenset({"disable_fallback", "disable_any_whitespace", "disable_additional_properties", "backend"})
+OUTPUTS_OFF = frozenset({"disable_fallback", "backend"})
 """What changes nothing about which texts are right."""
+OUTPUT_FLAGS: Mapping[str, str] = {
+    "disable_any_whitespace": "between the parts of JSON there is one blank or none: remove it",
+    "disable_additional_properties": 'write "additionalProperties": false into each object of the schema',
+}
+"""What vLLM takes, and may only be false here."""
 
 
 def check_one_constraint(fields: Mapping[str, Any]) -> None:
@@ -141,6 +148,9 @@ def _check_response_format(value: Any) -> Any:
             'goes with "type": "json_schema": {"type": "json_schema", "json_schema": {"name": ..., "schema": ...}}'
         )
         raise LineError("unsupported", f"{field}.schema", message)
+    if value.get("lenient"):
+        message = "stands beside a schema: write it into 'json_schema'" if kind == "json_schema" else NO_SCHEMA
+        raise LineError("unsupported", f"{field}.lenient", message)
     if kind == "json_schema":
         _check_json_schema(f"{field}.json_schema", value.get("json_schema"))
     _of_format(value)
@@ -182,7 +192,10 @@ def _check_outputs(value: Any) -> Any:
     for key in given:
         if key in OTHER_OUTPUTS:
             raise LineError("unsupported", f"{field}.{key}", f"is not supported: {OTHER_OUTPUTS[key]}")
-        if key not in _KINDS and key not in ("lenient", *OUTPUTS_OFF):
+        if key in OUTPUT_FLAGS:
+            if check_flag(f"{field}.{key}", given[key]):
+                raise LineError("unsupported", f"{field}.{key}", f"is not supported: {OUTPUT_FLAGS[key]}")
+        elif key not in _KINDS and key not in ("lenient", *OUTPUTS_OFF):
             hint = did_you_mean(key, _KINDS) or "; give one of json, regex, choice and grammar"
             raise LineError("unknown_field", f"{field}.{key[:SHOWN_NAME]}", f"is not known here{hint}")
     kinds = [kind for kind in _KINDS if kind in given]
@@ -192,6 +205,9 @@ def _check_outputs(value: Any) -> Any:
     if not kinds:
         raise LineError("missing_field", field, "needs one of json, regex, choice and grammar")
     lenient = check_flag(f"{field}.lenient", given.get("lenient", False))
+    if lenient and kinds[0] != "json":
+        message = f"is about keywords of a schema, and '{kinds[0]}' has none: remove it"
+        raise LineError("conflicting_fields", f"{field}.lenient", message)
     _KINDS[kinds[0]](f"{field}.{kinds[0]}", given[kinds[0]], lenient)
     return {kinds[0]: given[kinds[0]], **({"lenient": True} if lenient else {})}
 

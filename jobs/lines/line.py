@@ -24,7 +24,7 @@ from jobs.lines.line_id import MAX_ID_LENGTH, usable_id
 from jobs.lines.messages import CHAT_FIELDS, unfit_defaults
 from jobs.lines.openai_envelope import CHAT_URL, COMPLETIONS_URL, open_envelope
 from jobs.lines.scoring import Prompt, unfit_beside_scoring
-from jobs.lines.tools import TOOL_FIELDS, check_tools_together, unfit_tools
+from jobs.lines.tools import TOOL_FIELDS, all_constraints, check_tools_together, unfit_tools
 from jobs.lines.values import MAX_DEPTH, json_kind
 from jobs.params import OPENAI_DEFAULTS, PARAMETERS, Sampling
 
@@ -145,6 +145,11 @@ class Job:
     """What the record says of the line besides its result."""
 
     @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """What the text must be, or the arguments of the calls that the line demands."""
+        return all_constraints(self.constraint, self.tools, self.tool_choice)
+
+    @property
     def turn(self) -> dict[str, Any] | None:
         """The assistant's message that the model goes on with; None where it begins one of its own."""
         if self.continue_final_message and self.messages is not None:
@@ -180,7 +185,7 @@ class CheckedLine:
         """The job of this line within a batch.
 
         Raises:
-            LineError: ``missing_field`` when neither the line nor the batch names a model; what :meth:`constraint`
+            LineError: ``missing_field`` when neither the line nor the batch names a model; what :meth:`constraints`
                 raises.
         """
         fields = self._filled(defaults)
@@ -225,17 +230,17 @@ class CheckedLine:
             return_token_ids=fields.get("return_token_ids", False),
         )
 
-    def constraint(self, defaults: Defaults) -> Constraint | None:
-        """What the text of this line must be within a batch; None where it is free.
+    def constraints(self, defaults: Defaults) -> tuple[Constraint, ...]:
+        """What the text of this line must be within a batch, or the arguments of its calls.
 
         Raises:
             LineError: what the line and the batch say of the text and of calls does not go together.
         """
         if GUIDING.isdisjoint(self.fields) and not defaults.guides:
-            return None
+            return ()
         fields = self._filled(defaults)
         check_tools_together(fields)
-        return constraint_of(fields)
+        return constraints_in(fields)
 
     def begins_after_answer(self, defaults: Defaults) -> bool:
         """Whether the last message is the assistant's, and the model is to begin a new turn after it all the same."""
@@ -263,6 +268,11 @@ class CheckedLine:
                 **given["chat_template_kwargs"],
             }
         return filled
+
+
+def constraints_in(fields: Mapping[str, Any]) -> tuple[Constraint, ...]:
+    """What these fields, which are checked, say that a text must be, or the arguments of the calls that they demand."""
+    return all_constraints(constraint_of(fields), fields.get("tools", ()), fields.get("tool_choice", "auto"))
 
 
 def derived_seed(batch_id: str, index: int) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import orjson
+
 from jobs.errors import LineError
+from jobs.guided.constraint import Constraint
 from jobs.lines.guided import CONSTRAINTS, FREE, check_openai_name
 from jobs.lines.values import check_flag, check_object, json_kind
 from jobs.params import SHOWN_NAME, did_you_mean, shown
@@ -129,6 +132,22 @@ def check_tools_together(fields: Mapping[str, Any]) -> None:
     if constraint is not None and choice != "none":
         message = "leaves no room for calls of 'tools'; give 'tool_choice': 'none', or one of both"
         raise LineError("conflicting_fields", constraint, message)
+
+
+def all_constraints(
+    of_text: Constraint | None, tools: Iterable[Mapping[str, Any]], choice: str | Mapping[str, Any]
+) -> tuple[Constraint, ...]:
+    """The constraint of a text, and those of the arguments of calls that the choice demands."""
+    of_calls = () if choice in ("none", "auto") else _of_calls(tools, choice)
+    return (*of_calls,) if of_text is None else (of_text, *of_calls)
+
+
+def _of_calls(tools: Iterable[Mapping[str, Any]], choice: str | Mapping[str, Any]) -> Iterator[Constraint]:
+    for number, tool in enumerate(tools):
+        function = tool["function"]
+        if isinstance(choice, str) or choice["function"]["name"] == function["name"]:
+            schema = orjson.dumps({"type": "object", **function.get("parameters", {})}).decode()
+            yield Constraint("json", schema, field=f"tools[{number}].function.parameters", of_call=True)
 
 
 def unfit_tools(fields: Mapping[str, Any]) -> tuple[str, ...]:

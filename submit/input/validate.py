@@ -11,8 +11,7 @@ import orjson
 
 from jobs.errors import LineError, ProblemLine, RefusedError
 from jobs.guided.check import Checker
-from jobs.lines.guided import constraint_of
-from jobs.lines.line import CheckedLine, Defaults, check_line, no_model
+from jobs.lines.line import CheckedLine, Defaults, check_line, constraints_in, no_model
 from jobs.lines.line_id import readable_id
 from jobs.shard import Group, ShardLine
 from submit.input.duplicate_ids import UsedIds
@@ -115,9 +114,8 @@ def checked(prompts: Prompts, defaults: Defaults, *, need_model: bool = True) ->
 
 
 def _check_default(groups: _Groups) -> None:
-    constraint = constraint_of(groups.defaults.fields)
     try:
-        if constraint is not None:
+        for constraint in constraints_in(groups.defaults.fields):
             groups.checker.check(constraint)
     except LineError as error:
         raise RefusedError(f"the batch's '{error.field}': {error.message}") from None
@@ -166,12 +164,12 @@ class _Groups:
             group = self._known[model, adapter] = Group(model, adapter)
         return group
 
-    def check_constraint(self, line: CheckedLine) -> None:
-        """See that what the text of a line must be can be enforced, as far as that is known here."""
-        constraint = line.constraint(self.defaults)
-        if constraint is not None:
+    def check_constraints(self, line: CheckedLine) -> None:
+        """See that what the text or the calls of a line must be can be enforced, as far as that is known here."""
+        constraints = line.constraints(self.defaults)
+        for constraint in constraints:
             self.checker.check(constraint)
-            self.unchecked += not self.checker.available
+        self.unchecked += bool(constraints) and not self.checker.available
 
     def lacks_model(self, raw: bytes | LineError) -> bool:
         """Whether no model is named for a bad line, besides what else is wrong with it."""
@@ -215,7 +213,7 @@ def _check_line(
         if isinstance(raw, LineError):
             raise raw
         line = check_line(raw)
-        groups.check_constraint(line)
+        groups.check_constraints(line)
         after = line.begins_after_answer(groups.defaults)
         return line.id, GoodLine(ShardLine(index, number, raw), groups.of(line), line.endpoint, after)
     except LineError as error:

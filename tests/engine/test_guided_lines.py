@@ -12,6 +12,7 @@ import pytest
 
 from jobs.errors import LineError
 from jobs.guided.constraint import Constraint
+from jobs.guided.library import GrammarError, no_panics
 from jobs.lines.line import Defaults, Job, check_line
 from tests.engine.chat_families import tokenizer_of
 from tests.engine.guided_models import PERSON, GuidedModel, of_bytes, of_pieces
@@ -20,7 +21,7 @@ from worker.engine.engine import Engine
 from worker.engine.guided.grammars import Grammars
 from worker.engine.guided.guide import Phase
 from worker.engine.guided.maker import GuideMaker, vocabulary_of
-from worker.engine.guided.vocabulary import GrammarError, Vocabulary, no_panics
+from worker.engine.guided.vocabulary import Vocabulary
 from worker.engine.loading.model import LoadedModel
 from worker.engine.prompts.prepare import Preparer
 from worker.engine.text.completion import TextAssembler

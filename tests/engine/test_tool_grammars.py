@@ -14,6 +14,7 @@ import pytest
 from jobs.errors import LineError
 from jobs.lines.line import Defaults, Job, check_line
 from tests.engine.tool_families import ENFORCED, tools_tokenizer
+from worker.engine.guided.ends import is_valid
 from worker.engine.guided.guide import Guide
 from worker.engine.prompts.prepare import Preparer
 from worker.engine.sequence import Sequence
@@ -238,3 +239,26 @@ def test_a_call_that_no_parser_reads_is_not_valid() -> None:
     choice = TextAssembler(tools_tokenizer("json_tools")).assemble(row)
     assert choice.tool_call_error is not None
     assert (choice.tool_calls, choice.valid) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("raw", "valid"),
+    [
+        ("<|channel|>final<|message|>12 END", True),
+        ("<|channel|>analysis<|message|>So END.<|end|><|start|>assistant<|channel|>final<|message|>1 END", True),
+        ("<|channel|>final<|message|> END", False),
+    ],
+)
+def test_a_value_of_harmony_that_a_stop_string_ends(raw: str, valid: bool) -> None:
+    """What is behind the header and before the stop string is judged, and so is a turn that goes on."""
+    line, markup = (
+        preparer("harmony").prepare(job(guided_regex="[0-9]+( END)?", stop=[" END"])),
+        markup_of(tools_tokenizer("harmony")),
+    )
+    row = Sequence(line, choice=0, seed=1, limit=100)
+    row.text, row.stop_reason = raw.removesuffix(" END"), "stop_string"
+    row.guide = Guide(line.guide)
+    assert is_valid(row, markup) is valid
+    begun = preparer("harmony").prepare(job(guided_regex="[0-9]+( END)?", prefill_response="It is "))
+    assert begun.guide.matches("12")
+    assert not begun.guide.matches("12 ")

@@ -121,14 +121,12 @@ class ShardPreparer(threading.Thread):
             self._compute.add(held.group, prepared, level=level, after_s=after_s, tries=tries)
 
     def _checked(self, job: Job) -> Job:
-        """The job with the warnings of its constraint, which is checked here, wherever it was checked before.
+        """The job with the warnings of its constraints, which are checked here, wherever they were checked before.
 
         Raises:
-            LineError: it cannot be enforced.
+            LineError: one cannot be enforced.
         """
-        if job.constraint is None:
-            return job
-        warnings = self._checker.check(job.constraint)
+        warnings = tuple(warning for constraint in job.constraints for warning in self._checker.check(constraint))
         return replace(job, warnings=warnings) if warnings else job
 
     def unprepared(self, group: Group) -> int:

@@ -6,8 +6,8 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
-from jobs.guided.check import parser_limits
-from worker.engine.guided.vocabulary import GrammarError, Vocabulary, no_panics
+from jobs.guided.library import GrammarError, no_panics, parser_limits
+from worker.engine.guided.vocabulary import Vocabulary
 
 MOST_BYTES = 64 * 2**20
 """What compiled grammars may take together, by an estimate."""

@@ -42,7 +42,8 @@ class GuidePlan:
     ``matcher`` is what its texts must match, at its beginning (None: nothing), ``thinking`` how the model thinks
     (None: it does not), ``budget`` the most tokens of that (None: no limit). A text begins in ``phase``. ``eos`` ends
     it, where it is complete: not before ``least`` tokens (None: never), unless nothing else may come there.
-    ``field`` of the line is what asks for the constraint.
+    ``field`` of the line is what asks for the constraint. ``header`` are tokens that the matcher wants before the value
+    and that are no part of the text.
     """
 
     vocabulary: Vocabulary
@@ -53,6 +54,7 @@ class GuidePlan:
     least: int | None = 0
     budget: int | None = None
     field: str | None = None
+    header: tuple[int, ...] = ()
 
     @property
     def constrained(self) -> bool:
@@ -60,7 +62,7 @@ class GuidePlan:
 
     def matches(self, text: str) -> bool:
         """Whether a whole text is what the constraint asks for."""
-        matcher, tokens = self.matcher.deep_copy(), self.vocabulary.greedy(text)
+        matcher, tokens = self.matcher.deep_copy(), [*self.header, *self.vocabulary.greedy(text)]
         return matcher.try_consume_tokens(tokens) == len(tokens) and bool(matcher.is_accepting())
 
 

@@ -47,9 +47,11 @@ class GuideMaker:
         *,
         budget: int | None = None,
         field: str | None = None,
+        header: str = "",
     ) -> GuidePlan:
         """The plan of a line whose answer ``grammar`` constrains (None: nothing does), and which may think ``budget``
-        tokens (None: any number). Its text begins in ``phase``.
+        tokens (None: any number). Its text begins in ``phase``; ``header`` stands before the value in the grammar, and
+        is no part of it.
 
         Raises:
             GrammarError: the grammar cannot be compiled.
@@ -67,6 +69,7 @@ class GuideMaker:
             least=None if sampling.ignore_eos else sampling.min_tokens,
             budget=budget,
             field=field,
+            header=tuple(self._tokenizer.encode(header, add_special_tokens=False)) if header else (),
         )
 
     def _tables(self) -> tuple[Vocabulary, Grammars]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence as Items
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence as Items
 from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from jobs.guided.library import no_panics
 
 Mask = NDArray[np.uint32]
 """``[words]``: a bit per token, the lowest of word 0 for token 0; set: the token may be drawn."""
@@ -24,25 +25,6 @@ LONGEST = 255
 """Bytes of a token that the library takes; longer ones, of which some models have a few, never come in a value."""
 REMEMBERED = 4096
 """Texts whose tokens are kept: what grammars leave no choice about is tokenised in every step."""
-
-
-class GrammarError(ValueError):
-    """A grammar that cannot be compiled, or is too much for the library."""
-
-
-@contextmanager
-def no_panics() -> Iterator[None]:
-    """What the library does not expect of itself becomes an error like any other: it would end the thread.
-
-    Raises:
-        GrammarError: it happened.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise GrammarError(f"the grammar library fails: {error}") from error
 
 
 class Vocabulary:

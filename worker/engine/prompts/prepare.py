@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import LineError
+from jobs.guided.library import GrammarError
 from worker.engine.guided.guide import GuidePlan, Phase
 from worker.engine.guided.maker import BytelessTokenizerError, GuideMaker
-from worker.engine.guided.vocabulary import GrammarError
 from worker.engine.prompts.chat_template import SHOWN, ChatTemplate, source_of
 from worker.engine.prompts.control_tokens import ControlTokens, Marked, mark_for
 from worker.engine.prompts.scored import prompts_of, task_of
 from worker.engine.sequence import PreparedLine
 from worker.engine.text.markup import HARMONY_TURN, State, markup_of
-from worker.engine.tools.forced_calls import check_readable, forced_calls, in_final_channel
+from worker.engine.tools.forced_calls import FINAL_HEADER, check_readable, forced_calls, in_final_channel
 
 if TYPE_CHECKING:
     from jobs.lines.line import Job
@@ -132,7 +132,7 @@ class Preparer:
             raise LineError("unsupported", "thinking_budget", message)
         calls = forced_calls(job, self._markup, self._guides.spelling, source_of(self._tokenizer), begins)
         field = "thinking_budget" if budget is not None else None
-        grammar = None
+        grammar, header = None, ""
         if constraint is not None:
             grammar, field = constraint.grammar(), constraint.field
         elif calls is not None:
@@ -141,11 +141,11 @@ class Preparer:
             message = "cannot be enforced: the model's answers begin with headers of a kind that is not known here"
             raise LineError("unsupported", field, message)
         if constraint is not None and grammar is not None and self._markup.harmony and begins != "answer":
-            grammar = in_final_channel(grammar, self._guides.spelling)
+            grammar, header = in_final_channel(grammar, self._guides.spelling), FINAL_HEADER
         if grammar is None and budget is None:
             return None
         try:
-            return self._guides.plan(grammar, phase, job.sampling, eos, budget=budget, field=field)
+            return self._guides.plan(grammar, phase, job.sampling, eos, budget=budget, field=field, header=header)
         except GrammarError as error:
             raise LineError("invalid_schema", field, str(error)[:SHOWN]) from error
         except BytelessTokenizerError as error:

@@ -14,6 +14,9 @@ from worker.engine.tools.lark import Rules, Spelling
 if TYPE_CHECKING:
     from jobs.lines.line import Job
 
+FINAL_HEADER = "<|channel|>final<|message|>"
+"""What begins harmony's final channel."""
+
 
 def check_readable(markup: Markup) -> None:
     """See that calls of a model can be read.
@@ -53,7 +56,7 @@ def forced_calls(job: Job, markup: Markup, spelling: Spelling, template: str, be
 def in_final_channel(grammar: str, spelling: Spelling) -> str:
     """A constraint's grammar, behind the header of harmony's final channel."""
     (value,) = orjson.loads(grammar)["grammars"]
-    lark = f"start: ({spelling.of(HARMONY_TURN)})? {spelling.of('<|channel|>final<|message|>')} @value\n"
+    lark = f"start: ({spelling.of(HARMONY_TURN)})? {spelling.of(FINAL_HEADER)} @value\n"
     return orjson.dumps({"grammars": [{"lark_grammar": lark}, {"name": "value", **value}]}).decode()
 
 

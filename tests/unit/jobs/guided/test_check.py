@@ -185,3 +185,24 @@ def test_without_the_library_only_limits_are_checked(monkeypatch: pytest.MonkeyP
     assert checker.check(Constraint("regex", "(?=a)")) == ()
     with pytest.raises(LineError, match="at most 100"):
         checker.check(json_constraint(nested(60)))
+
+
+class PanicException(BaseException):
+    """As the library raises it."""
+
+
+def test_a_panic_of_the_library_is_an_error_of_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no Exception: a submission would end in a traceback, and a worker's thread would be over."""
+    checker = Checker()
+
+    def panics(grammar: str) -> None:
+        raise PanicException("assertion failed\nat some place")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checker, "_compiled", panics)
+        for constraint in (json_constraint({}, field="guided_json"), Constraint("regex", "a", field="guided_regex")):
+            with pytest.raises(LineError) as caught:
+                checker.check(constraint)
+            assert (caught.value.code, caught.value.field) == ("invalid_schema", constraint.field)
+            assert caught.value.message.startswith("the grammar library fails: assertion failed; write it")
+    assert checker.check(Constraint("regex", "b")) == ()
