@@ -128,3 +128,8 @@ _CHECKS_BY_KEY: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     **{alias: (name, CHECKS[name]) for alias, name in ALIASES.items()},
 }
 """For each key that a line may give: the field it means, and its check."""
+
+
+def is_field(name: str) -> bool:
+    """Whether a line may have a field of this name, or alias."""
+    return name in _CHECKS_BY_KEY

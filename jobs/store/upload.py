@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
@@ -42,6 +42,8 @@ class NewBatch:
     schedule: str | None = None
     webhook: str | None = None
     keep_s: float | None = None
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    """What it is to remember of the table its lines are made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +75,12 @@ class Uploads(Steps):
             RefusedError: its defaults and metadata are too large.
         """
         keys, now = BatchKeys(batch.id), self.now()
-        defaults, metadata = orjson.dumps(dict(batch.defaults)), orjson.dumps(dict(batch.metadata))
-        if len(defaults) + len(metadata) > MAX_GIVEN_BYTES:
+        given = {"defaults": batch.defaults, "metadata": batch.metadata, "dataset": batch.dataset}
+        written = {name: orjson.dumps(dict(value)) for name, value in given.items() if value or name != "dataset"}
+        if (size := sum(map(len, written.values()))) > MAX_GIVEN_BYTES:
             raise RefusedError(
-                f"the batch's defaults and metadata have {len(defaults) + len(metadata)} bytes; at most "
-                f"{MAX_GIVEN_BYTES} are taken: give in the lines what is so long"
+                f"the batch's defaults and metadata have {size} bytes; at most {MAX_GIVEN_BYTES} are taken: give in "
+                "the lines what is so long"
             )
         with self.connection.pipeline() as pipe:
             pipe.hset(
@@ -91,8 +94,7 @@ class Uploads(Steps):
                     "schedule": batch.schedule or "",
                     "webhook": batch.webhook or "",
                     "keep_s": "" if batch.keep_s is None else repr(batch.keep_s),
-                    "defaults": defaults,
-                    "metadata": metadata,
+                    **written,
                     "shards_done": 0,
                     "created_at": repr(now),
                     "validating_at": repr(now),

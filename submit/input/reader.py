@@ -17,7 +17,7 @@ import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import orjson
 import zstandard
@@ -46,6 +46,8 @@ class PromptFile:
     Raises:
         RefusedError: it cannot be opened, or, while it is read, cannot be unpacked or is not UTF-8.
     """
+
+    dataset: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, path: str | os.PathLike[str], *, stdin: int = STDIN) -> None:
         given = os.fspath(path)
@@ -171,6 +173,8 @@ def digest_of(path: str | os.PathLike[str]) -> str:
 class PromptObjects:
     """Lines made of Python dicts: what cannot be written as JSON becomes a problem of its line."""
 
+    dataset: ClassVar[Mapping[str, Any]] = {}
+
     def __init__(self, items: Iterable[Any], name: str = "the prompts given") -> None:
         self.name = name
         self.bytes_read = 0
@@ -205,8 +209,26 @@ class PromptObjects:
             yield raw + b"\n"
 
 
-Prompts = PromptFile | PromptObjects
-"""What is submitted: lines to iterate over once, with a name for messages."""
+class Prompts(Protocol):
+    """What is submitted: lines to iterate over once, with a name for messages, as those of :class:`PromptFile`.
+
+    ``dataset`` is what a batch remembers of the table that they were made of; empty where there was none.
+    """
+
+    name: str
+
+    @property
+    def bytes_read(self) -> int: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def dataset(self) -> Mapping[str, Any]: ...
+
+    def __iter__(self) -> Iterator[Line]: ...
+
+    def blocks(self) -> Iterator[bytes]: ...
 
 
 @contextlib.contextmanager

@@ -114,7 +114,7 @@ def submit(
         RefusedError: the input cannot be read, or the order makes no sense.
         RedisError: the upload was silent for too long and was given up.
     """
-    batch = _new_batch(prompts.name, order)
+    batch = _new_batch(prompts.name, order, prompts.dataset)
     upkeep(store, orphans=False)
     start_at = None if order.start_in is None else store.server_time() + order.start_in
     packing, findings = Packing(batch.id, now), Submitted(batch_id=batch.id)
@@ -157,7 +157,7 @@ def _refuse(prompts: Prompts, findings: Findings, order: Order) -> None:
         raise InputError(prompts.name, findings.problems, findings.rejected, what=what)
 
 
-def _new_batch(source: str, order: Order) -> NewBatch:
+def _new_batch(source: str, order: Order, dataset: Mapping[str, Any] | None = None) -> NewBatch:
     for value, known, what in (
         (order.priority, PRIORITIES, "priority"),
         (order.on_bad_line, ON_BAD_LINE, "on_bad_line"),
@@ -182,6 +182,7 @@ def _new_batch(source: str, order: Order) -> NewBatch:
         schedule=order.schedule,
         webhook=None if order.webhook is None else check_webhook(order.webhook),
         keep_s=order.keep_s,
+        dataset=_as_json(dataset or {}, "the table's order"),
     )
 
 

@@ -20,6 +20,7 @@ from submit.commands.options import (
     parameter_options,
     redis_option,
 )
+from submit.commands.prompts.table_flags import table_options, table_order
 from submit.results.destination import FORMATS, Destination
 
 RUN_OPTIONS = tuple(row for row in WORKER_OPTIONS if row.in_run)
@@ -80,6 +81,7 @@ def _worker_flags(flags: dict[str, Any]) -> tuple[str, ...]:
     help="What OUT holds, as with `promptmill results`.",
 )
 @keep_cut_option
+@table_options("--keep")
 @click.option("--restart", is_flag=True, help="Forget what an earlier run for OUT has done, and run all lines.")
 @redis_option
 @in_this_order(*map(_worker_option, RUN_OPTIONS))
@@ -118,10 +120,12 @@ def command(
         if flags[field] is not None:
             flags[field] = local_model_name(flags[field])
     worker_flags = _worker_flags(flags)
+    table = table_order(flags)
     request = RunRequest(
         source=file,
         destination=Destination(out, errors, fmt, keep_cut),
         defaults=defaults_from(flags),
+        table=table,
         on_bad_line=on_bad_line,
         name=name,
         redis_url=redis_url,

@@ -1,0 +1,207 @@
+"""Lines of a table: each row through the template, with the columns that come back as its metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from jobs.errors import InputError, LineError, RefusedError
+from submit.data.extras import require
+from submit.data.keep import Keeper
+from submit.data.order import TableOrder
+from submit.data.select import Passes, selected
+from submit.data.table import Row, Table
+from submit.templates.fields import field_value
+from submit.templates.values import is_gap, plain
+
+if TYPE_CHECKING:
+    from submit.templates.line import LineTemplate
+    from submit.templates.sandbox import Sandbox
+
+Line = tuple[int, bytes | LineError]
+
+LINE_FIELDS = frozenset(("prompt", "messages", "body"))
+PROMPT_COLUMNS = ("question", "instruction", "prompt", "text", "input", "query", "problem", "sentence", "article")
+"""Columns that a prompt is likely made of, the likeliest first."""
+CHAT_COLUMNS = ("messages", "conversations", "conversation", "chat")
+
+
+class TableLines:
+    """What is submitted of a table: lines to iterate over once, as those of a file of prompts.
+
+    Raises:
+        RefusedError: the template is none, or does not fit the table's columns; or there is none, and the columns are
+            no fields of a line.
+    """
+
+    def __init__(self, table: Table, order: TableOrder) -> None:
+        self.name = table.name
+        self.size = table.size
+        self.order = order
+        self.table = table
+        self.kept = Keeper(order.keep, table.columns, getattr(table, "binary", frozenset()))
+        self._template: LineTemplate | None = None
+        self._passes: Passes | None = None
+        self._digest: str | None = None
+        if order.template is not None or order.where is not None:
+            self._compile(order)
+        if order.template is None and table.columns is not None:
+            _see_that_they_are_lines(table)
+        if order.id_column is not None and table.columns is not None and order.id_column not in table.columns:
+            raise RefusedError(f"--id-column: '{order.id_column}' is no column of {table.name}")
+
+    def __enter__(self) -> TableLines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.table.close()
+
+    @property
+    def bytes_read(self) -> int:
+        return self.table.bytes_read
+
+    @property
+    def digest(self) -> str:
+        """Names the table's content; what is made of it is in :attr:`dataset`."""
+        if self._digest is None:
+            self._digest = self.table.digest()
+        return self._digest
+
+    @property
+    def dataset(self) -> dict[str, Any]:
+        """What a batch remembers of its table: the order, and the types of its columns."""
+        import base64
+
+        types = self.table.types
+        shown = {"order": self.order.as_dict(), "columns": list(self.table.columns or ())}
+        return shown if types is None else {**shown, "types": base64.b64encode(types).decode()}
+
+    def __iter__(self) -> Iterator[Line]:
+        repeat = self.order.repeat
+        for number, row in selected(self.table, self.order, self._passes):
+            line = self._line(number, row)
+            if repeat == 1:
+                yield number, line if isinstance(line, LineError) else _encoded(line)
+                continue
+            for turn in range(1, repeat + 1):
+                if isinstance(line, LineError):
+                    yield number, LineError(line.code, line.field, line.message, line_id=f"line-{number}#{turn}")
+                else:
+                    name = "custom_id" if "body" in line else "id"
+                    yield number, _encoded({**line, name: f"{line.get(name, f'line-{number}')}#{turn}"})
+
+    def blocks(self) -> Iterator[bytes]:
+        """The lines as a file would hold them.
+
+        Raises:
+            InputError: a row makes none.
+        """
+        for number, raw in self:
+            if isinstance(raw, LineError):
+                raise InputError(self.name, [raw.at(number)])
+            yield raw + b"\n"
+
+    # --- rows to lines ---
+
+    def _line(self, number: int, row: dict[str, Any] | LineError) -> dict[str, Any] | LineError:
+        if isinstance(row, LineError):
+            return row
+        if self._template is None:
+            return self._own_line(row)
+        from submit.templates.sandbox import RowError
+
+        try:
+            line = self._template.line(row)
+        except RowError as error:
+            return LineError("template_error", error.column, str(error), line_id=self._id_of(row))
+        line["metadata"] = {**self.kept.of(row), **line.get("metadata", {})}
+        if "id" not in line and (given := self._id_of(row)) is not None:
+            line["id"] = given
+        return line
+
+    def _own_line(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The line of a row whose columns are fields of lines: an empty cell is no field."""
+        line = {name: given for name, value in row.items() if not is_gap(given := field_value(name, value))}
+        if (given := self._id_of(row)) is not None:
+            line["custom_id" if "body" in line else "id"] = given
+        return line
+
+    def _id_of(self, row: Mapping[str, Any]) -> str | None:
+        if self.order.id_column is None or (value := row.get(self.order.id_column)) is None:
+            return None
+        return str(value)
+
+    # --- templates ---
+
+    def _compile(self, order: TableOrder) -> None:
+        require("jinja2", "a template")
+        from submit.templates.line import LineTemplate
+        from submit.templates.sandbox import Sandbox
+
+        sandbox = Sandbox()
+        if order.template is not None:
+            self._template = LineTemplate(order.template, sandbox, order.named)
+            if self.table.columns is not None:
+                self._template.fits(self.table.columns, self.table.name)
+        if order.where is not None:
+            self._passes = self._condition(order.where, sandbox)
+
+    def _condition(self, source: str, sandbox: Sandbox) -> Passes:
+        from submit.templates.line import LineTemplate
+        from submit.templates.sandbox import RowError
+
+        if "{{" in source or "{%" in source:
+            raise RefusedError("--where is an expression without braces, such as: question | length > 20")
+        condition = LineTemplate({"prompt": [f"{{{{ {source} }}}}"]}, sandbox, "--where")
+        if self.table.columns is not None:
+            condition.fits(self.table.columns, self.table.name)
+
+        def passes(row: dict[str, Any]) -> bool:
+            try:
+                return bool(condition.line(row)["prompt"][0])
+            except RowError as error:
+                raise LineError("template_error", error.column, f"--where: {error}") from None
+
+        return passes
+
+
+def _encoded(line: dict[str, Any]) -> bytes | LineError:
+    try:
+        return orjson.dumps(line, default=plain, option=orjson.OPT_NON_STR_KEYS)
+    except (orjson.JSONEncodeError, TypeError) as error:
+        return LineError("invalid_type", None, f"cannot be written as JSON: {error!s:.200}")
+
+
+def _see_that_they_are_lines(table: Table) -> None:
+    """Refuse a table whose columns are no fields of a line, with the command that would work."""
+    columns = table.columns or ()
+    if LINE_FIELDS & set(columns) and all(is_line_field(name) for name in columns):
+        return
+    raise RefusedError(no_template(table.name, columns))
+
+
+def no_template(name: str, columns: tuple[str, ...]) -> str:
+    """What to say of a table that nothing says how to make lines of."""
+    shown = ", ".join(columns[:30]) + (", ..." if len(columns) > 30 else "")
+    return f"{name} is a table (columns {shown}): say what to ask of each row, such as {example_flag(columns)}"
+
+
+def example_flag(columns: tuple[str, ...]) -> str:
+    """The flag that makes lines of rows with these columns."""
+    import shlex
+
+    lower = {name.lower(): name for name in columns}
+    if (chat := next((lower[name] for name in CHAT_COLUMNS if name in lower), None)) is not None:
+        return f"--template FILE.toml with messages = \"{{{{ {chat} }}}}\""
+    name = next((lower[name] for name in PROMPT_COLUMNS if name in lower), columns[0] if columns else "text")
+    text = f"{{{{ {name} }}}}" if name.isidentifier() else f"{{{{ row[{name!r}] }}}}"
+    return f"--user {shlex.quote(text)}"
+
+
+def is_line_field(name: str) -> bool:
+    """Whether a line may have a field of this name."""
+    from jobs.lines.fields import is_field
+
+    return name in ("id", "custom_id", "method", "url", "body") or is_field(name)
