@@ -12,7 +12,7 @@ import click
 import orjson
 
 from jobs.app.settings import origin, read_toml
-from jobs.app.units import parse_duration
+from jobs.app.units import parse_duration, parse_size
 from jobs.batch import PRIORITIES
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import Defaults, check_defaults
@@ -92,6 +92,31 @@ keep_cut_option = click.option(
     is_flag=True,
     help="With --format chat and completions: write texts that max_tokens or the context cut, too.",
 )
+
+
+
+
+class Size(click.ParamType[int]):
+    """Bytes, of ``512M``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else parse_size(str(value))
+        except RefusedError as error:
+            self.fail(str(error), param, ctx)
+
+
+table_out_options = in_this_order(
+    click.option(
+        "--shard-size",
+        type=Size(),
+        metavar="SIZE",
+        help="With Parquet: files of about this size, such as 512M, called OUT-00000-of-00002.",
+    ),
+)
+"""How tables of results are written."""
 
 
 @contextlib.contextmanager

@@ -273,8 +273,10 @@ class _Run:
     def _work(self, batch: Batch, worker: WorkerProcess) -> None:
         worker.start()
         try:
+            # What is whole or nothing is written once, in _finish().
+            destination = self.request.destination
             done, _ = follow_results(
-                self.store, batch.id, self.request.destination, progress=self, on_poll=worker.check
+                self.store, batch.id, destination, progress=self, on_poll=worker.check, at_end=False
             )
             self.progress.close(done)
         except KeyboardInterrupt:

@@ -19,9 +19,10 @@ from submit.commands.options import (
     on_bad_line_option,
     parameter_options,
     redis_option,
+    table_out_options,
 )
 from submit.commands.prompts.table_flags import table_options, table_order
-from submit.results.destination import FORMATS, Destination
+from submit.results.destination import FORMATS, Destination, format_for
 
 RUN_OPTIONS = tuple(row for row in WORKER_OPTIONS if row.in_run)
 
@@ -76,11 +77,10 @@ def _worker_flags(flags: dict[str, Any]) -> tuple[str, ...]:
     "--format",
     "fmt",
     type=click.Choice(FORMATS),
-    default="native",
-    show_default=True,
-    help="What OUT holds, as with `promptmill results`.",
+    help="What OUT holds, as with `promptmill results`.  [default: by its suffix, else native]",
 )
 @keep_cut_option
+@table_out_options
 @table_options("--keep")
 @click.option("--restart", is_flag=True, help="Forget what an earlier run for OUT has done, and run all lines.")
 @redis_option
@@ -92,7 +92,7 @@ def command(
     errors: Path | None,
     name: str | None,
     on_bad_line: str,
-    fmt: str,
+    fmt: str | None,
     keep_cut: bool,
     restart: bool,
     redis_url: str | None,
@@ -123,7 +123,7 @@ def command(
     table = table_order(flags)
     request = RunRequest(
         source=file,
-        destination=Destination(out, errors, fmt, keep_cut),
+        destination=Destination(out, errors, format_for(out, fmt), keep_cut, shard_bytes=flags.pop("shard_size")),
         defaults=defaults_from(flags),
         table=table,
         on_bad_line=on_bad_line,

@@ -1,0 +1,116 @@
+"""A record as cells: the columns of its row, kept as the line's metadata, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+import orjson
+
+RESULT = (
+    "completion", "reasoning", "stop_reason", "prompt_tokens", "completion_tokens", "seed", "model", "valid",
+    "tool_calls", "score", "error", "id",
+)  # fmt: skip
+"""The columns beside those of the row, in this order."""
+JUDGED = ("passed", "tries")
+"""Those of a batch whose texts are judged."""
+CHOICE = "choice"
+"""That of a batch whose lines have several texts: a row for each."""
+
+
+class _Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Sampling(msgspec.Struct, frozen=True):
+    seed: int | None = None
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: str = ""
+    message: str = ""
+
+
+class _Judged(msgspec.Struct, frozen=True):
+    passed: bool | None = None
+    tries: int | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    text: str = ""
+    stop_reason: str | None = None
+    reasoning: str | None = None
+    valid: bool | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    score: dict[str, Any] | None = None
+    judged: _Judged | None = None
+
+
+class TableRecord(msgspec.Struct, frozen=True):
+    """Of a record what tables hold; all else is passed over."""
+
+    id: str = ""
+    model: str | None = None
+    text: str = ""
+    stop_reason: str | None = None
+    reasoning: str | None = None
+    valid: bool | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    score: dict[str, Any] | None = None
+    judged: _Judged | None = None
+    choices: list[_Choice] | None = None
+    usage: _Usage = _Usage()
+    sampling: _Sampling = _Sampling()
+    error: _Error | None = None
+    metadata: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+_DECODER = msgspec.json.Decoder(TableRecord)
+read_record = _DECODER.decode
+"""The :class:`TableRecord` of a record's bytes."""
+
+
+def result_cells(record: TableRecord) -> Iterator[tuple[Any, ...]]:
+    """What came of a line, a tuple for each of its texts: the columns of RESULT, of JUDGED and CHOICE.
+
+    Tokens are those of the line as a whole, and stand with its first text.
+    """
+    if record.error is not None:
+        error = f"{record.error.code}: {record.error.message}"
+        yield (None, None, None, None, None, None, record.model, None, None, None, error, record.id, None, None, None)
+        return
+    usage, seed = record.usage, record.sampling.seed
+    tokens: tuple[int | None, int | None] = (usage.prompt_tokens, usage.completion_tokens)
+    choices: list[Any] = [record] if record.choices is None else list(record.choices)
+    for number, choice in enumerate(choices):
+        judged = choice.judged or record.judged or _NOT_JUDGED
+        yield (
+            choice.text, choice.reasoning, choice.stop_reason, *tokens, seed, record.model, choice.valid,
+            choice.tool_calls, choice.score, None, record.id, judged.passed, judged.tries, number,
+        )  # fmt: skip
+        tokens = (None, None)
+
+
+_NOT_JUDGED = _Judged()
+ALL = (*RESULT, *JUDGED, CHOICE)
+"""The names of what :func:`result_cells` gives."""
+
+
+def row_cells(record: TableRecord) -> dict[str, Any]:
+    """The columns of the row that a line was made of."""
+    cells: dict[str, Any] = orjson.loads(memoryview(record.metadata))
+    return cells
+
+
+def result_names(columns: Mapping[str, Any] | frozenset[str], *, judged: bool, choices: bool) -> dict[str, str]:
+    """The columns of results that a table has, and their names in it: a row's own column keeps its name."""
+    names = (*RESULT, *(JUDGED if judged else ()), *((CHOICE,) if choices else ()))
+    return {name: _free(name, columns) for name in names if not (name == "id" and "id" in columns)}
+
+
+def _free(name: str, taken: Mapping[str, Any] | frozenset[str]) -> str:
+    while name in taken:
+        name = f"result_{name}"
+    return name

@@ -1,0 +1,176 @@
+"""Results as Parquet: written beside their place and moved there whole, in one file or in shards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.errors import RefusedError
+from submit.results.destination import Destination
+from submit.results.output import explained
+from submit.results.summary import Tally
+from submit.results.tables.cells import ALL, read_record, result_cells, row_cells
+from submit.results.tables.restore import array_of
+
+if TYPE_CHECKING:
+    from submit.results.read import StoredRecord
+
+BATCH_ROWS = 5000
+BATCH_BYTES = 16 << 20
+GROUP_BYTES = 64 << 20
+"""Of a row group, as it lies in memory."""
+
+TOOL_CALLS = pa.list_(
+    pa.struct([("id", pa.string()), ("type", pa.string()),
+               ("function", pa.struct([("name", pa.string()), ("arguments", pa.string())]))])
+)  # fmt: skip
+SCORE = pa.struct([("logprob", pa.float64()), ("tokens", pa.int64()), ("is_greedy", pa.bool_())])
+TYPES: dict[str, pa.DataType] = {
+    "completion": pa.string(), "reasoning": pa.string(), "stop_reason": pa.string(), "prompt_tokens": pa.int64(),
+    "completion_tokens": pa.int64(), "seed": pa.uint64(), "model": pa.string(), "valid": pa.bool_(),
+    "tool_calls": TOOL_CALLS, "score": SCORE, "error": pa.string(), "id": pa.string(), "passed": pa.bool_(),
+    "tries": pa.int64(), "choice": pa.int64(),
+}  # fmt: skip
+"""Of the columns of results."""
+
+
+class ParquetOutput:
+    """Where records go. Used as :class:`submit.results.output.Output`; nothing shows before the end of the block.
+
+    ``rows`` are the types of the columns that rows keep, ``names`` the names of those of results by what they hold.
+    """
+
+    def __init__(self, destination: Destination, rows: dict[str, pa.DataType], names: dict[str, str]) -> None:
+        assert destination.out is not None
+        self.tally = Tally(destination)
+        self._rows, self._names = rows, names
+        fields = [*rows.items(), *((shown, TYPES[name]) for name, shown in names.items())]
+        self.schema = pa.schema(fields)
+        self._places = [(name, ALL.index(name)) for name in names]
+        self._files = _Shards(destination.out, destination.shard_bytes, self.schema)
+        self._cells: list[dict[str, Any]] = []
+        self._results: list[tuple[Any, ...]] = []
+        self._size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        try:
+            if kind is None:
+                self._write()
+                self._files.finish()
+        finally:
+            self._files.abandon()
+
+    def flush(self) -> None:
+        """Nothing shows before the end: a file of Parquet is whole or none."""
+
+    def put(self, record: StoredRecord) -> None:
+        """Write one record, and count it."""
+        self.tally.add(record)
+        read = read_record(record.raw)
+        cells = row_cells(read)
+        for result in result_cells(read):
+            self._cells.append(cells)
+            self._results.append(result)
+        self._size += len(record.raw)
+        if len(self._results) >= BATCH_ROWS or self._size >= BATCH_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._results:
+            return
+        columns = [self._column(name, kind) for name, kind in self._rows.items()]
+        by_place = list(zip(*self._results, strict=True))
+        columns += [pa.array(by_place[place], TYPES[name]) for name, place in self._places]
+        self._cells, self._results, self._size = [], [], 0
+        self._files.write(pa.RecordBatch.from_arrays(columns, schema=self.schema))
+
+    def _column(self, name: str, kind: pa.DataType) -> pa.Array:
+        values = [cells.get(name) for cells in self._cells]
+        try:
+            return array_of(values, kind)
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+            raise RefusedError(f"the column '{name}' came back with a value that is no {kind}: {error!s:.200}") from None
+
+
+class _Shards:
+    """The files of a table: one, or as many as their size says, named when all are written."""
+
+    def __init__(self, out: Path, most: int | None, schema: pa.Schema) -> None:
+        self._real = Path(os.path.realpath(out))
+        self._most, self._schema = most, schema
+        self._hidden: list[Path] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._stream: Any = None
+        self._group: list[pa.RecordBatch] = []
+        self._group_bytes = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._group.append(batch)
+        self._group_bytes += batch.nbytes
+        if self._group_bytes >= min(GROUP_BYTES, self._most or GROUP_BYTES):
+            self._end_group()
+
+    def _end_group(self) -> None:
+        with explained(self._real):
+            if self._writer is None:
+                hidden = self._real.with_name(f".{self._real.name}.{os.getpid()}.{len(self._hidden)}.tmp")
+                self._stream = hidden.open("wb")
+                self._hidden.append(hidden)
+                self._writer = pq.ParquetWriter(self._stream, self._schema, compression="zstd")
+            table = pa.Table.from_batches(self._group, self._schema)
+            self._group, self._group_bytes = [], 0
+            self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+            if self._most is not None and self._stream.tell() >= self._most:
+                self._end_file()
+
+    def _end_file(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+            self._writer = None
+
+    def finish(self) -> None:
+        """Move everything to its place; shards of an earlier time go away."""
+        if self._group or not self._hidden:
+            self._end_group()
+        with explained(self._real):
+            self._end_file()
+            if self._most is None:
+                self._hidden.pop().replace(self._real)
+                return
+            count = len(self._hidden)
+            names = [_shard(self._real, number, count) for number in range(count)]
+            for hidden, place in zip(self._hidden, names, strict=True):
+                hidden.replace(place)
+            self._hidden = []
+            for old in earlier_shards(self._real):
+                if old not in names:
+                    old.unlink()
+
+    def abandon(self) -> None:
+        with contextlib.suppress(Exception):  # an error is on its way already
+            self._end_file()
+        for hidden in self._hidden:
+            hidden.unlink(missing_ok=True)
+        self._hidden = []
+
+
+def _shard(out: Path, number: int, count: int) -> Path:
+    return out.with_name(f"{out.stem}-{number:05d}-of-{count:05d}{out.suffix}")
+
+
+def earlier_shards(out: Path) -> list[Path]:
+    """The shards of OUT that lie there."""
+    name = re.compile(re.escape(out.stem) + r"-\d{5}-of-\d{5}" + re.escape(out.suffix))
+    return sorted(path for path in out.parent.iterdir() if name.fullmatch(path.name))
