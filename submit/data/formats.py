@@ -6,6 +6,7 @@ import glob
 from pathlib import Path
 
 from jobs.errors import RefusedError
+from submit.data.extras import require
 from submit.data.order import TableOrder
 from submit.data.table import Table
 
@@ -81,8 +82,11 @@ def table_of_files(paths: list[str], name: str, order: TableOrder) -> Table:
     known = {order.input_format} if order.input_format else {format_of(path) or "jsonl" for path in paths}
     if len(known) > 1:
         raise RefusedError(f"{name}: has files of several formats ({', '.join(sorted(known))}); give one, as in *.csv")
-    match known.pop():
-        case "csv" | "tsv" as fmt:
+    fmt = known.pop()
+    if fmt in ("parquet", "arrow"):
+        require("pyarrow", f"{name}, which is {fmt.capitalize()},")
+    match fmt:
+        case "csv" | "tsv":
             from submit.data.csv_table import CsvTable
 
             return CsvTable(paths, name, "\t" if fmt == "tsv" and order.delimiter is None else order.delimiter,

@@ -24,7 +24,7 @@ class JsonLines:
         self._paths = list(paths)
         self._before = 0
         self._file: PromptFile | None = None
-        self.size = _total(self._paths)
+        self.size = total_size(self._paths)
 
     @property
     def bytes_read(self) -> int:
@@ -68,7 +68,8 @@ def checked_row(row: Any) -> dict[str, Any] | LineError:
     return row
 
 
-def _total(paths: Sequence[str]) -> int | None:
+def total_size(paths: Sequence[str]) -> int | None:
+    """Bytes of files; None where a size is not known."""
     from pathlib import Path
 
     try:

@@ -21,12 +21,13 @@ class Keeper:
     def __init__(self, keep: str | None, columns: tuple[str, ...] | None, binary: frozenset[str] = frozenset()) -> None:
         self.dropped: Counter[str] = Counter()
         self._binary = binary
-        self._names: tuple[str, ...] | None = None
+        self.names: tuple[str, ...] | None = None
+        """Those that are named; None: all."""
         self._bounded = keep is None
         if keep in (None, "all"):
             return
-        self._names = () if keep == "none" else tuple(name.strip() for name in str(keep).split(",") if name.strip())
-        for name in self._names:
+        self.names = () if keep == "none" else tuple(name.strip() for name in str(keep).split(",") if name.strip())
+        for name in self.names:
             if columns is not None and name not in columns:
                 raise RefusedError(
                     f"--keep-columns: '{name}' is no column{did_you_mean(name, columns)} "
@@ -37,8 +38,8 @@ class Keeper:
 
     def of(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The cells of a row that come back."""
-        if self._names is not None:
-            return {name: row[name] for name in self._names if name in row}
+        if self.names is not None:
+            return {name: row[name] for name in self.names if name in row}
         kept = {name: value for name, value in row.items() if name not in self._binary} if self._binary else dict(row)
         if self._bounded:
             for name in [name for name, value in kept.items() if _is_long(value)]:

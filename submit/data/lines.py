@@ -41,14 +41,17 @@ class TableLines:
         self.size = table.size
         self.order = order
         self.table = table
-        self.kept = Keeper(order.keep, table.columns, getattr(table, "binary", frozenset()))
+        self.kept = Keeper(order.keep, table.columns, _binary(table))
         self._template: LineTemplate | None = None
         self._passes: Passes | None = None
         self._digest: str | None = None
+        self._used: set[str | None] = set()
+        self._whole_row = False
         if order.template is not None or order.where is not None:
             self._compile(order)
         if order.template is None and table.columns is not None:
             _see_that_they_are_lines(table)
+        self._narrow()
         if order.id_column is not None and table.columns is not None and order.id_column not in table.columns:
             raise RefusedError(f"--id-column: '{order.id_column}' is no column of {table.name}")
 
@@ -75,7 +78,9 @@ class TableLines:
         import base64
 
         types = self.table.types
-        shown = {"order": self.order.as_dict(), "columns": list(self.table.columns or ())}
+        shown: dict[str, Any] = {"order": self.order.as_dict(), "columns": list(self.table.columns or ())}
+        if binary := _binary(self.table):
+            shown["binary"] = sorted(binary)
         return shown if types is None else {**shown, "types": base64.b64encode(types).decode()}
 
     def __iter__(self) -> Iterator[Line]:
@@ -133,6 +138,18 @@ class TableLines:
             return None
         return str(value)
 
+    # --- columns ---
+
+    def _narrow(self) -> None:
+        """Have a table of Arrow read no columns but those that are used."""
+        order, wanted = self.order, getattr(self.table, "wanted", None)
+        if wanted is None or self._template is None:
+            return
+        if self.kept.names is None or self._whole_row:
+            return
+        used = self._used | set(self.kept.names) | {order.id_column}
+        self.table.wanted = [name for name in wanted if name in used]  # type: ignore[attr-defined]
+
     # --- templates ---
 
     def _compile(self, order: TableOrder) -> None:
@@ -143,10 +160,18 @@ class TableLines:
         sandbox = Sandbox()
         if order.template is not None:
             self._template = LineTemplate(order.template, sandbox, order.named)
-            if self.table.columns is not None:
-                self._template.fits(self.table.columns, self.table.name)
+            self._see_that_it_fits(self._template)
         if order.where is not None:
             self._passes = self._condition(order.where, sandbox)
+
+    def _see_that_it_fits(self, template: LineTemplate) -> None:
+        self._used |= template.names
+        self._whole_row |= template.whole_row
+        if self.table.columns is None:
+            return
+        template.fits(self.table.columns, self.table.name)
+        if shown := sorted(template.names & _binary(self.table)):
+            raise RefusedError(f"{self.order.named}: '{shown[0]}' of {self.table.name} is binary, which no text can show")
 
     def _condition(self, source: str, sandbox: Sandbox) -> Passes:
         from submit.templates.line import LineTemplate
@@ -155,8 +180,7 @@ class TableLines:
         if "{{" in source or "{%" in source:
             raise RefusedError("--where is an expression without braces, such as: question | length > 20")
         condition = LineTemplate({"prompt": [f"{{{{ {source} }}}}"]}, sandbox, "--where")
-        if self.table.columns is not None:
-            condition.fits(self.table.columns, self.table.name)
+        self._see_that_it_fits(condition)
 
         def passes(row: dict[str, Any]) -> bool:
             try:
@@ -165,6 +189,11 @@ class TableLines:
                 raise LineError("template_error", error.column, f"--where: {error}") from None
 
         return passes
+
+
+def _binary(table: Table) -> frozenset[str]:
+    binary: frozenset[str] = getattr(table, "binary", frozenset())
+    return binary
 
 
 def _encoded(line: dict[str, Any]) -> bytes | LineError:

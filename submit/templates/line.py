@@ -34,7 +34,8 @@ class LineTemplate:
             raise RefusedError(f"{source}: has neither 'prompt' nor 'messages'")
         self._fills = [(name, self._field(name, value)) for name, value in fields.items()]
         names = {name for template in self._templates for name in template.names}
-        self._whole_row = ROW in names
+        self.whole_row = ROW in names
+        """Whether it may ask for any column."""
         self.names = frozenset(names - {ROW})
         """The columns it asks for."""
         self.needed = frozenset(name for template in self._templates for name in template.names - template.guarded)
@@ -61,7 +62,7 @@ class LineTemplate:
             RowError: the row does not fit; ``column`` is the one at fault, or the line's field.
             RefusedError: a template asks for more than a row may cost.
         """
-        values = {**row, ROW: row} if self._whole_row and ROW not in row else row
+        values = {**row, ROW: row} if self.whole_row and ROW not in row else row
         line: dict[str, Any] = {}
         for name, fill in self._fills:
             try:
