@@ -213,7 +213,9 @@ def _parsed(batch_id: str, stored: Mapping[bytes, bytes]) -> Batch:
     if text["status"] not in STATUSES or not all(0 <= at <= _YEAR_9999 for at in times.values()):
         raise ValueError("a status or a time that cannot be")
     fields: dict[str, Any] = {name: value for name, value in text.items() if value}  # what is empty was not given
-    fields |= {name: orjson.loads(fields[name]) for name in ("models", "defaults", "metadata", "dataset") if name in fields}
+    fields |= {
+        name: orjson.loads(fields[name]) for name in ("models", "defaults", "metadata", "dataset") if name in fields
+    }
     # Not strict: Redis keeps numbers as text.
     batch = msgspec.convert({**fields, "id": batch_id, "times": times, "usage": fields}, Batch, strict=False)
     return replace(batch, delivery=delivery_of(batch_id, text) if batch.webhook else None)

@@ -76,7 +76,9 @@ class Uploads(Steps):
         """
         keys, now = BatchKeys(batch.id), self.now()
         given = {"defaults": batch.defaults, "metadata": batch.metadata, "dataset": batch.dataset}
-        written = {name: orjson.dumps(dict(value)) for name, value in given.items() if value or name != "dataset"}
+        written: dict[Any, Any] = {
+            name: orjson.dumps(dict(value)) for name, value in given.items() if value or name != "dataset"
+        }
         if (size := sum(map(len, written.values()))) > MAX_GIVEN_BYTES:
             raise RefusedError(
                 f"the batch's defaults and metadata have {size} bytes; at most {MAX_GIVEN_BYTES} are taken: give in "

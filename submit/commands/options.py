@@ -94,8 +94,6 @@ keep_cut_option = click.option(
 )
 
 
-
-
 class Size(click.ParamType[int]):
     """Bytes, of ``512M``."""
 

@@ -57,7 +57,8 @@ class ArrowTable:
                         number += 1
                         yield number, part
                         continue
-                    for number, cells in enumerate(_rows(part, self.wanted), number + 1):
+                    for cells in _rows(part, self.wanted):
+                        number += 1
                         yield number, cells
 
     def digest(self) -> str:
@@ -122,7 +123,8 @@ def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | LineError]:
 
 def _longest(row: pa.RecordBatch) -> str:
     sizes = {name: column.nbytes for name, column in zip(row.schema.names, row.columns, strict=True)}
-    return max(sizes, key=lambda name: sizes[name])
+    longest: str = max(sizes, key=lambda name: sizes[name])
+    return longest
 
 
 def _rows(batch: pa.RecordBatch, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -167,9 +169,7 @@ def _check_footer(path: str) -> None:
 def _parquet_schema(path: str) -> pa.Schema:
     with _open_parquet(path) as file:
         if file.metadata.num_columns > MOST_COLUMNS:
-            raise RefusedError(
-                f"{path}: has {file.metadata.num_columns:,} columns; at most {MOST_COLUMNS:,} are taken"
-            )
+            raise RefusedError(f"{path}: has {file.metadata.num_columns:,} columns; at most {MOST_COLUMNS:,} are taken")
         return file.schema_arrow
 
 
@@ -233,9 +233,7 @@ def _ipc_schema(path: str) -> pa.Schema:
 def _ipc_batches(path: str, columns: list[str], name: str) -> Iterator[tuple[float, pa.RecordBatch]]:
     with _ipc(path) as reader:
         whole = getattr(reader, "num_record_batches", None)
-        batches: Iterable[pa.RecordBatch] = (
-            reader if whole is None else (reader.get_batch(at) for at in range(whole))
-        )
+        batches: Iterable[pa.RecordBatch] = reader if whole is None else (reader.get_batch(at) for at in range(whole))
         for at, batch in enumerate(batches, 1):
             batch.validate(full=False)
             chosen = batch.select(columns)
@@ -255,7 +253,8 @@ def _same_schema(paths: Sequence[str], schema_of: Callable[[str], pa.Schema]) ->
                 (name for name in (*first.names, *schema.names) if _type(first, name) != _type(schema, name)), "?"
             )
             raise RefusedError(
-                f"{path}: the column '{other:.80}' is {_type(schema, other)} there, and {_type(first, other)} in {paths[0]}"
+                f"{path}: the column '{other:.80}' is {_type(schema, other)} there, and {_type(first, other)} in "
+                f"{paths[0]}"
             )
     assert first is not None
     return first

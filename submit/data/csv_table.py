@@ -53,7 +53,8 @@ class CsvTable(JsonLines):
                     f"{path}: has the columns {', '.join(head):.200}, and {self._paths[0]} has "
                     f"{', '.join(self.columns):.200}"
                 )
-            for number, (_, cells) in enumerate(lines, number + 1):
+            for _, cells in lines:
+                number += 1
                 yield number, self._row(cells)
             self._before += self._file.bytes_read if self._file is not None else 0
             self._file = None
@@ -147,7 +148,7 @@ def _bounded(text: io.TextIOWrapper, path: str) -> Iterator[str]:
     """The lines of a text, none of them longer than a line of prompts may be."""
     while line := text.readline(MAX_LINE_BYTES + 1):
         if len(line) > MAX_LINE_BYTES:
-            raise RefusedError(f"{path}: has a line of more than {MAX_LINE_BYTES} characters, longer than a prompt may be")
+            raise RefusedError(f"{path}: has a line of more than {MAX_LINE_BYTES} characters")
         if "\0" in line:
             raise RefusedError(f"{path}: is no text: it has zero bytes")
         yield line

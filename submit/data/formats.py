@@ -119,7 +119,7 @@ def shards(source: str) -> list[str]:
         if path.is_dir():
             found = [str(file) for file in path.iterdir() if file.is_file() and format_of(str(file)) is not None]
         elif not path.exists() and glob.has_magic(source):
-            found = [file for file in glob.glob(source, recursive=True) if Path(file).is_file()]
+            found = [file for file in glob.glob(source, recursive=True) if Path(file).is_file()]  # noqa: PTH207
         else:
             return [source]
     except (OSError, ValueError) as error:

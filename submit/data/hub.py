@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub: ``hf://datasets/NAME[@REVISION][:SPLIT][:CONFIG]``, downloaded by its own library."""
+"""Data sets of the Hugging Face Hub, by its own library: ``hf://datasets/NAME[@REVISION][:SPLIT][:CONFIG]``."""
 
 from __future__ import annotations
 
@@ -119,7 +119,9 @@ def _pick(what: str, asked: str | None, known: dict[str, list[str]], usual: str 
     names = ", ".join(known)
     if asked is not None:
         if asked not in known:
-            raise RefusedError(f"the data set has no {what} '{asked}'{did_you_mean(asked, known)} (it has {names:.300})")
+            raise RefusedError(
+                f"the data set has no {what} '{asked}'{did_you_mean(asked, known)} (it has {names:.300})"
+            )
         return asked
     if len(known) == 1:
         return next(iter(known))

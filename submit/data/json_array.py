@@ -26,7 +26,8 @@ class JsonArrays(JsonLines):
         self._before = number = 0
         for path in self._paths:
             with PromptFile(path) as self._file:
-                for number, value in enumerate(_elements(self._file, path), number + 1):
+                for value in _elements(self._file, path):
+                    number += 1
                     yield number, value if isinstance(value, LineError) else checked_row(value)
             self._before += self._file.bytes_read
             self._file = None

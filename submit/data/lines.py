@@ -10,9 +10,9 @@ import orjson
 from jobs.errors import InputError, LineError, RefusedError
 from submit.data.extras import require
 from submit.data.keep import Keeper
-from submit.data.order import TableOrder
+from submit.data.order import KEEP_BYTES, TableOrder
 from submit.data.select import Passes, selected
-from submit.data.table import Row, Table
+from submit.data.table import Table
 from submit.templates.fields import field_value
 from submit.templates.values import is_gap, plain
 
@@ -36,7 +36,7 @@ class TableLines:
             no fields of a line.
     """
 
-    def __init__(self, table: Table, order: TableOrder) -> None:
+    def __init__(self, table: Table, order: TableOrder, model: str | None = None) -> None:
         self.name = table.name
         self.size = table.size
         self.order = order
@@ -48,10 +48,12 @@ class TableLines:
         self._used: set[str | None] = set()
         self._whole_row = False
         if order.template is not None or order.where is not None:
-            self._compile(order)
+            self._compile(order, model)
         if order.template is None and table.columns is not None:
             _see_that_they_are_lines(table)
         self._narrow()
+        if order.sample is not None and getattr(table, "once", False):
+            raise RefusedError("a sample reads the rows twice: give a list of them, not a generator")
         if order.id_column is not None and table.columns is not None and order.id_column not in table.columns:
             raise RefusedError(f"--id-column: '{order.id_column}' is no column of {table.name}")
 
@@ -108,6 +110,20 @@ class TableLines:
                 raise InputError(self.name, [raw.at(number)])
             yield raw + b"\n"
 
+    def notes(self) -> list[str]:
+        """Which cells do not come back with the results."""
+        from submit.status.text import plural
+
+        said = []
+        if binary := sorted(_binary(self.table)):
+            said.append(f"binary columns do not come back: {', '.join(binary):.200}")
+        for name, count in self.kept.dropped.items():
+            said.append(
+                f"{plural(count, 'cell')} of '{name:.80}' with more than {KEEP_BYTES >> 10} KiB will not come back: "
+                "--keep-columns all brings them"
+            )
+        return said
+
     # --- rows to lines ---
 
     def _line(self, number: int, row: dict[str, Any] | LineError) -> dict[str, Any] | LineError:
@@ -152,12 +168,12 @@ class TableLines:
 
     # --- templates ---
 
-    def _compile(self, order: TableOrder) -> None:
+    def _compile(self, order: TableOrder, model: str | None) -> None:
         require("jinja2", "a template")
         from submit.templates.line import LineTemplate
         from submit.templates.sandbox import Sandbox
 
-        sandbox = Sandbox()
+        sandbox = Sandbox(model)
         if order.template is not None:
             self._template = LineTemplate(order.template, sandbox, order.named)
             self._see_that_it_fits(self._template)
@@ -171,7 +187,9 @@ class TableLines:
             return
         template.fits(self.table.columns, self.table.name)
         if shown := sorted(template.names & _binary(self.table)):
-            raise RefusedError(f"{self.order.named}: '{shown[0]}' of {self.table.name} is binary, which no text can show")
+            raise RefusedError(
+                f"{self.order.named}: '{shown[0]}' of {self.table.name} is binary, which no text can show"
+            )
 
     def _condition(self, source: str, sandbox: Sandbox) -> Passes:
         from submit.templates.line import LineTemplate
@@ -223,7 +241,7 @@ def example_flag(columns: tuple[str, ...]) -> str:
 
     lower = {name.lower(): name for name in columns}
     if (chat := next((lower[name] for name in CHAT_COLUMNS if name in lower), None)) is not None:
-        return f"--template FILE.toml with messages = \"{{{{ {chat} }}}}\""
+        return f'--template FILE.toml with messages = "{{{{ {chat} }}}}"'
     name = next((lower[name] for name in PROMPT_COLUMNS if name in lower), columns[0] if columns else "text")
     text = f"{{{{ {name} }}}}" if name.isidentifier() else f"{{{{ row[{name!r}] }}}}"
     return f"--user {shlex.quote(text)}"

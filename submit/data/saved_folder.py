@@ -27,9 +27,10 @@ def saved_table(folder: Path) -> ArrowFiles:
         raise RefusedError(f"{folder}: holds the splits {', '.join(map(str, names))}; take one of them: {example}")
     state = _json(folder / "state.json")
     if state.get("_indices_data_files"):
-        raise RefusedError(f"{folder}: was saved with an order of its own; save it with dataset.flatten_indices() first")
-    files = [file.get("filename") for file in state.get("_data_files", []) if isinstance(file, dict)]
-    if not files or not all(isinstance(name, str) and Path(name).name == name for name in files):
+        raise RefusedError(f"{folder}: has an order of its own; save it with dataset.flatten_indices() first")
+    listed = [file.get("filename") for file in state.get("_data_files", []) if isinstance(file, dict)]
+    files = [name for name in listed if isinstance(name, str) and Path(name).name == name]
+    if not files or len(files) < len(listed):
         raise RefusedError(f"{folder}/state.json: names no files of data in the folder")
     return arrow_table([str(folder / name) for name in files], str(folder))
 

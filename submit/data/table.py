@@ -63,7 +63,7 @@ def digest_of_files(paths: list[str]) -> str:
         total.update(f"{Path(path).name}\0".encode("utf-8", "surrogateescape"))
         try:
             with open(path, "rb") as file:  # noqa: PTH123 (file_digest takes it)
-                total.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())  # type: ignore[arg-type,return-value]
+                total.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
         except OSError as error:
             raise RefusedError(f"{path}: cannot be read: {error.strerror or error}") from None
     return total.hexdigest()

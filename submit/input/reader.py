@@ -17,7 +17,7 @@ import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import orjson
 import zstandard
@@ -47,12 +47,11 @@ class PromptFile:
         RefusedError: it cannot be opened, or, while it is read, cannot be unpacked or is not UTF-8.
     """
 
-    dataset: ClassVar[Mapping[str, Any]] = {}
-
     def __init__(self, path: str | os.PathLike[str], *, stdin: int = STDIN) -> None:
         given = os.fspath(path)
         # A name that is no text, as file systems allow, is shown and stored as well as text can.
         self.name = "standard input" if given == "-" else os.fsencode(given).decode("utf-8", "replace")
+        self.dataset: Mapping[str, Any] = {}
         self.bytes_read = 0
         """Bytes of the file as it lies on disk, so far."""
         self._begin = b""
@@ -120,6 +119,10 @@ class PromptFile:
             raise RefusedError(f"{self.name} {shape}")
         return ahead
 
+    def notes(self) -> list[str]:
+        """Nothing: lines are taken as they stand."""
+        return []
+
     def blocks(self) -> Iterator[bytes]:
         """The content as it stands, unpacked, in place of its lines."""
         with self._explained():
@@ -173,10 +176,9 @@ def digest_of(path: str | os.PathLike[str]) -> str:
 class PromptObjects:
     """Lines made of Python dicts: what cannot be written as JSON becomes a problem of its line."""
 
-    dataset: ClassVar[Mapping[str, Any]] = {}
-
     def __init__(self, items: Iterable[Any], name: str = "the prompts given") -> None:
         self.name = name
+        self.dataset: Mapping[str, Any] = {}
         self.bytes_read = 0
         self._items = items
         self._hash = hashlib.blake2b(digest_size=16)
@@ -196,6 +198,10 @@ class PromptObjects:
             self._hash.update(b"\n")
             self.bytes_read += len(raw) + 1
             yield number, raw
+
+    def notes(self) -> list[str]:
+        """Nothing: lines are taken as they stand."""
+        return []
 
     def blocks(self) -> Iterator[bytes]:
         """The lines as a file would hold them.
@@ -225,6 +231,10 @@ class Prompts(Protocol):
 
     @property
     def dataset(self) -> Mapping[str, Any]: ...
+
+    def notes(self) -> list[str]:
+        """What to say of them once they are read."""
+        ...
 
     def __iter__(self) -> Iterator[Line]: ...
 

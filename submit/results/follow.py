@@ -83,7 +83,8 @@ def follow_results(
     at_end: bool = True,
 ) -> tuple[Batch, Tally]:
     """Write records in the order of finishing until the batch is done. The files begin with what is finished already
-    and grow; a format that is whole or nothing is written at the end, unless ``at_end`` leaves that to the caller. ``on_poll`` is called with the batch about every ``poll_s`` seconds.
+    and grow; a format that is whole or nothing is written at the end, unless ``at_end`` leaves
+    that to the caller. ``on_poll`` is called with the batch about every ``poll_s`` seconds.
 
     Returns:
         As :func:`write_results`.
@@ -132,7 +133,9 @@ def _too_late(batch_id: str, timeout: float, batch: Batch | None) -> str:
 class _Poller:
     """Takes what is new of a batch. Redis may go away between two polls: reading goes on at the position kept."""
 
-    def __init__(self, store: Store, batch_id: str, output: Sink | None, progress: Watcher | None, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, batch_id: str, output: Sink | None, progress: Watcher | None, clock: Clock
+    ) -> None:
         self._store, self._batch_id, self._output = store, batch_id, output
         self._progress, self._clock = progress, clock
         self._position = 0

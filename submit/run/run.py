@@ -24,10 +24,10 @@ from jobs.lines.line import Defaults
 from jobs.store.keys import PREFIX, BatchKeys, run_key
 from jobs.store.store import Store
 from submit.commands.options import open_store
-from submit.input.feedback import read_display
-from submit.input.problem_summary import listed
 from submit.data.open import input_digest, open_input
 from submit.data.order import TableOrder
+from submit.input.feedback import read_display
+from submit.input.problem_summary import listed
 from submit.results.destination import Destination
 from submit.results.follow import follow_results, write_results
 from submit.results.output import writable
@@ -214,10 +214,12 @@ class _Run:
         try:
             name = "standard input" if request.source == "-" else None
             with (
-                open_input(self.source, request.table, name=name) as prompts,
+                open_input(self.source, request.table, name=name, model=request.defaults.model) as prompts,
                 read_display(prompts.size) as show,
             ):
                 submitted = submit(self.store, prompts, order, progress=show)
+                for note in prompts.notes():
+                    self.note(note)
         except BaseException:
             if self._stored_batch(batch_id) is None:
                 self.store.connection.delete(self.key)

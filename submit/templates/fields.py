@@ -1,4 +1,4 @@
-"""Fields of a line that come as text, from a template or a cell of CSV: which of them are to be numbers, lists, objects."""
+"""Fields of a line that come as text, from templates or cells of CSV: which are to be numbers, lists, objects."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import orjson
 
 from jobs.params import PARAMETERS
 
-TEXTS = frozenset(
+_TEXTS = (
     "id custom_id prompt system_prompt prefill_response continuation model adapter_path guided_regex guided_grammar "
-    "method url".split()
+    "method url"
 )
+TEXTS = frozenset(_TEXTS.split())
 """Fields that are texts, whatever they look like."""
 LISTS = frozenset({name for name, row in PARAMETERS.items() if row.kind == "strings"} | {"guided_choice", "tools"})
 """Fields that are lists of texts, or one text."""

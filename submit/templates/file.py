@@ -21,7 +21,9 @@ def template_of(
     Raises:
         RefusedError: more than one is given, or the file is no template.
     """
-    given = [name for name, value in (("--template", path), ("--prompt", prompt), ("--user", user)) if value is not None]
+    given = [
+        name for name, value in (("--template", path), ("--prompt", prompt), ("--user", user)) if value is not None
+    ]
     if len(given) > 1:
         raise RefusedError(f"{' and '.join(given)} say the same thing: give one of them")
     if system is not None and user is None:
@@ -63,11 +65,11 @@ def _read_yaml(path: Path) -> Any:
         """Without aliases: a few of them make billions of values."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.events.AliasEvent):
+            if self.check_event(yaml.events.AliasEvent):  # type: ignore[no-untyped-call]
                 raise yaml.YAMLError("aliases (*name) are not taken")
-            return super().compose_node(parent, index)
+            return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
 
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 (it is the safe one)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RefusedError(f"{path}: cannot be read as YAML: {error}") from None

@@ -11,11 +11,12 @@ from jinja2.filters import FILTERS
 from submit.templates.budget import Budget, BudgetError, fits, measured
 from submit.templates.values import json_of, text_of
 
-KEPT = (
+_KEPT = (
     "abs batch capitalize center count d default dictsort first float format groupby indent int items last length "
     "list lower map max min reject rejectattr reverse round select selectattr slice sort sum title trim truncate "
     "unique upper urlencode wordcount wordwrap"
-).split()
+)
+KEPT = _KEPT.split()
 """Of Jinja's filters these; others depend on chance, reach into objects, or make HTML."""
 MOST_WIDTH = 10_000
 """Largest width, count or precision that a filter takes."""
@@ -26,12 +27,12 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assist
 """Who speaks in ShareGPT rows, as the roles of messages."""
 
 
-def filters(budget: Budget) -> dict[str, Callable[..., Any]]:
+def filters(budget: Budget, more: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     """All filters of a template, each a step of ``budget``."""
     own: dict[str, Callable[..., Any]] = {
         "tojson": tojson, "fromjson": fromjson, "chat": chat, "join": join, "replace": replace, "string": text_of,
     }  # fmt: skip
-    chosen = {name: FILTERS[name] for name in KEPT} | own
+    chosen = {name: FILTERS[name] for name in KEPT} | own | dict(more)
     return {name: _counted(name, function, budget) for name, function in chosen.items()}
 
 
@@ -78,9 +79,9 @@ def join(values: Iterable[Any], separator: str = "", attribute: str | None = Non
     return text_of(separator).join(parts)
 
 
-def replace(text: Any, old: str, new: str, count: int = -1) -> str:
+def replace(value: Any, old: str, new: str, count: int = -1) -> str:
     """The text with ``new`` in place of ``old``."""
-    text = text_of(text)
+    text = text_of(value)
     found = text.count(old) if count < 0 else min(text.count(old), count)
     fits(len(text) + found * len(new))
     return text.replace(old, new, count)

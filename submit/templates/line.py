@@ -51,8 +51,7 @@ class LineTemplate:
         for name in sorted(self.needed - {ROW} - set(known)):
             where = next(template.where for template in self._templates if name in template.names)
             raise RefusedError(
-                f"{where}: '{name}' is no column of {what}{did_you_mean(name, known)} "
-                f"(columns {', '.join(known):.300})"
+                f"{where}: '{name}' is no column of {what}{did_you_mean(name, known)} (columns {', '.join(known):.300})"
             )
 
     def line(self, row: Row) -> dict[str, Any]:
@@ -120,7 +119,9 @@ class LineTemplate:
             some = self._compiled(value, where)
             return lambda row: _as_messages(some.value(row))
         if not isinstance(value, Mapping):
-            raise RefusedError(f"{where}: a message is a table with 'role' and 'content', or a template that gives some")
+            raise RefusedError(
+                f"{where}: a message is a table with 'role' and 'content', or a template that gives some"
+            )
         fills = [(key, self._part(part, where)) for key, part in value.items()]
         return lambda row: [{key: fill(row) for key, fill in fills}]
 

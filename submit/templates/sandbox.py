@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, Undefined, meta, nodes
 from jinja2.exceptions import SecurityError, UndefinedError
@@ -21,25 +21,28 @@ from jinja2.visitor import NodeTransformer
 from jobs.errors import RefusedError
 from submit.templates.budget import MOST_WIDTH_BITS, Budget, BudgetError, fits, measured
 from submit.templates.filters import check_format, filters, join, replace
+from submit.templates.tokens import Cutter
 from submit.templates.values import text_of
 
 MOST_SOURCE = 1 << 20
 """Characters of a template."""
 
+_OF_TEXTS = (
+    "lower upper strip lstrip rstrip split rsplit splitlines startswith endswith removeprefix removesuffix title "
+    "capitalize casefold swapcase find rfind count index isdigit isalpha isalnum isnumeric isupper islower isspace "
+    "partition rpartition replace join"
+)
+_OF_DATES = "year month day hour minute second microsecond date time isoformat weekday isoweekday"
 METHODS: Mapping[type, frozenset[str]] = {
-    str: frozenset(
-        "lower upper strip lstrip rstrip split rsplit splitlines startswith endswith removeprefix removesuffix title "
-        "capitalize casefold swapcase find rfind count index isdigit isalpha isalnum isnumeric isupper islower isspace "
-        "partition rpartition replace join".split()
-    ),
-    dict: frozenset("keys values items get".split()),
-    list: frozenset("index count".split()),
-    tuple: frozenset("index count".split()),
-    int: frozenset("bit_length".split()),
-    float: frozenset("is_integer".split()),
-    date: frozenset("year month day hour minute second microsecond date time isoformat weekday isoweekday".split()),
-    time: frozenset("hour minute second microsecond isoformat".split()),
-    timedelta: frozenset("days seconds microseconds total_seconds".split()),
+    str: frozenset(_OF_TEXTS.split()),
+    dict: frozenset({"keys", "values", "items", "get"}),
+    list: frozenset({"index", "count"}),
+    tuple: frozenset({"index", "count"}),
+    int: frozenset({"bit_length"}),
+    float: frozenset({"is_integer"}),
+    date: frozenset(_OF_DATES.split()),
+    time: frozenset({"hour", "minute", "second", "microsecond", "isoformat"}),
+    timedelta: frozenset({"days", "seconds", "microseconds", "total_seconds"}),
     Decimal: frozenset(),
 }
 """What templates may use of the values of rows."""
@@ -52,13 +55,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self) -> None:
+    def __init__(self, model: str | None = None) -> None:
         super().__init__(
             undefined=StrictUndefined, autoescape=False, finalize=self._written, keep_trailing_newline=True
         )
         self.budget = Budget()
         self.globals = {name: self.globals[name] for name in GLOBALS}
-        self.filters = filters(self.budget)
+        self.filters = filters(self.budget, {"truncate_tokens": Cutter(model)})
         self.filters |= {"_steps": self._steps, "_concat": self._concat, "_measured": measured}
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -156,8 +159,8 @@ class _Counting(NodeTransformer):
         return node
 
 
-def _filtered(value: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
+def _filtered(value: nodes.Node, name: str) -> nodes.Filter:
+    return nodes.Filter(cast("nodes.Expr", value), name, [], [], None, None, lineno=value.lineno)
 
 
 class RowError(Exception):
@@ -173,7 +176,7 @@ class Compiled:
 
     def __init__(self, sandbox: Sandbox, source: str, where: str) -> None:
         if len(source) > MOST_SOURCE:
-            raise RefusedError(f"{where}: the template has {len(source):,} characters; at most {MOST_SOURCE:,} are taken")
+            raise RefusedError(f"{where}: the template has more than {MOST_SOURCE:,} characters")
         self._sandbox, self.where = sandbox, where
         try:
             tree = sandbox.parse(source)
@@ -211,7 +214,7 @@ class Compiled:
             RowError: the row lacks what it asks for, or has it of another kind.
             RefusedError: it asks for more than a row may cost.
         """
-        return self._run(row, self._render, lambda template, context: "".join(template.root_render_func(context)))
+        return str(self._run(row, self._render, _text))
 
     def value(self, row: Mapping[str, Any]) -> Any:
         """The value of the template's one expression, or else its text.
@@ -224,7 +227,7 @@ class Compiled:
     def _run(self, row: Mapping[str, Any], template: Template, run: Callable[[Template, Context], Any]) -> Any:
         self._sandbox.budget.begin()
         try:
-            return run(template, template.new_context(row))
+            return run(template, template.new_context(cast("dict[str, Any]", row)))
         except UndefinedError as error:
             raise self._unknown(row, error) from None
         except BudgetError as error:
@@ -250,6 +253,10 @@ class Compiled:
 def _columns(row: Iterable[str]) -> str:
     names = ", ".join(row)
     return f" (columns {names:.200})" if names else ""
+
+
+def _text(template: Template, context: Context) -> str:
+    return "".join(template.root_render_func(context))
 
 
 def _result(template: Template, context: Context) -> Any:

@@ -11,11 +11,6 @@ import click
 from submit.commands.options import in_this_order
 from submit.data.order import FORMATS, TableOrder
 
-NAMES = (
-    "template", "prompt", "user", "system", "input_format", "delimiter", "encoding", "where", "offset", "limit",
-    "sample", "sample_seed", "repeat", "id_column", "keep_columns",
-)  # fmt: skip
-
 
 def table_options(*keep_names: str) -> Callable[[Any], Any]:
     """The flags, for :func:`table_order`; ``keep_names`` are further names of ``--keep-columns``."""
@@ -33,7 +28,7 @@ def table_options(*keep_names: str) -> Callable[[Any], Any]:
             help="What the input is.  [default: by its suffix, and what a folder holds]",
         ),
         click.option("--delimiter", metavar="CHAR", help="Of csv: what separates cells.  [default: found]"),
-        click.option("--encoding", metavar="NAME", help="Of csv: such as cp1252.  [default: UTF-8, or UTF-16 by its mark]"),
+        click.option("--encoding", metavar="NAME", help="Of csv: such as cp1252.  [default: UTF-8, UTF-16]"),
         click.option(
             "--where", metavar="EXPR", help="Take rows for which this is true, such as 'text | length > 20 and ok'."
         ),
@@ -56,13 +51,6 @@ def table_order(flags: dict[str, Any]) -> TableOrder:
     Raises:
         RefusedError: they do not go together, or the template's file is none.
     """
-    given = {name: flags.pop(name) for name in NAMES}
-    texts = {name: given.pop(name) for name in ("prompt", "user", "system")}
-    path, keep = given.pop("template"), given.pop("keep_columns")
-    rest = {name: value for name, value in given.items() if value is not None}
-    if path is None and not any(value is not None for value in texts.values()):
-        return TableOrder(keep=keep, **rest)
-    from submit.templates.file import template_of
+    from submit.data.open import order_of
 
-    named = str(path) if path is not None else "--prompt" if texts["prompt"] is not None else "--user"
-    return TableOrder(template=template_of(path, **texts), keep=keep, named=named, **rest)
+    return order_of(flags)

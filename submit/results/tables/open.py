@@ -16,6 +16,7 @@ from submit.results.tables.columns import Facts, facts_of, seen_columns, seen_ty
 from submit.results.tables.text import CsvRenderer, flat_renderer
 
 if TYPE_CHECKING:
+    from submit.results.tables.arrow import ArrowRows
     from submit.results.tables.parquet import ParquetOutput
 
 
@@ -42,11 +43,25 @@ def _parquet(destination: Destination, store: Store, batch: Batch, facts: Facts)
     require("pyarrow", "Parquet")
     from submit.results.tables.parquet import ParquetOutput
 
+    return ParquetOutput(destination, arrow_rows(store, batch, facts))
+
+
+def arrow_rows(store: Store, batch: Batch, facts: Facts | None = None) -> ArrowRows:
+    """What makes batches of Arrow of a batch's records.
+
+    Raises:
+        RefusedError: pyarrow is missing.
+    """
+    require("pyarrow", "a table of Arrow")
+    from submit.results.tables.arrow import ArrowRows
+
+    facts = facts or facts_of(batch)
+    if facts.known is None:
+        facts = seen_columns(ordered_records(store.connection, batch.id), facts)
     columns = facts.known or ()
     stored = stored_types(batch)
     known = {} if stored is None else {field.name: field.type for field in stored}
     rest = [name for name in columns if name not in known]
     seen = seen_types(ordered_records(store.connection, batch.id), rest) if rest else {}
     types = {name: known[name] if name in known else seen[name] for name in columns}
-    names = result_names(types, judged=facts.judged, choices=facts.choices)
-    return ParquetOutput(destination, types, names)
+    return ArrowRows(types, result_names(types, judged=facts.judged, choices=facts.choices))

@@ -11,52 +11,26 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.errors import RefusedError
 from submit.results.destination import Destination
 from submit.results.output import explained
 from submit.results.summary import Tally
-from submit.results.tables.cells import ALL, read_record, result_cells, row_cells
-from submit.results.tables.restore import array_of
+from submit.results.tables.arrow import ArrowRows
 
 if TYPE_CHECKING:
     from submit.results.read import StoredRecord
 
-BATCH_ROWS = 5000
-BATCH_BYTES = 16 << 20
 GROUP_BYTES = 64 << 20
 """Of a row group, as it lies in memory."""
 
-TOOL_CALLS = pa.list_(
-    pa.struct([("id", pa.string()), ("type", pa.string()),
-               ("function", pa.struct([("name", pa.string()), ("arguments", pa.string())]))])
-)  # fmt: skip
-SCORE = pa.struct([("logprob", pa.float64()), ("tokens", pa.int64()), ("is_greedy", pa.bool_())])
-TYPES: dict[str, pa.DataType] = {
-    "completion": pa.string(), "reasoning": pa.string(), "stop_reason": pa.string(), "prompt_tokens": pa.int64(),
-    "completion_tokens": pa.int64(), "seed": pa.uint64(), "model": pa.string(), "valid": pa.bool_(),
-    "tool_calls": TOOL_CALLS, "score": SCORE, "error": pa.string(), "id": pa.string(), "passed": pa.bool_(),
-    "tries": pa.int64(), "choice": pa.int64(),
-}  # fmt: skip
-"""Of the columns of results."""
-
 
 class ParquetOutput:
-    """Where records go. Used as :class:`submit.results.output.Output`; nothing shows before the end of the block.
+    """Where records go. Used as :class:`submit.results.output.Output`; nothing shows before the end of the block."""
 
-    ``rows`` are the types of the columns that rows keep, ``names`` the names of those of results by what they hold.
-    """
-
-    def __init__(self, destination: Destination, rows: dict[str, pa.DataType], names: dict[str, str]) -> None:
+    def __init__(self, destination: Destination, rows: ArrowRows) -> None:
         assert destination.out is not None
         self.tally = Tally(destination)
-        self._rows, self._names = rows, names
-        fields = [*rows.items(), *((shown, TYPES[name]) for name, shown in names.items())]
-        self.schema = pa.schema(fields)
-        self._places = [(name, ALL.index(name)) for name in names]
-        self._files = _Shards(destination.out, destination.shard_bytes, self.schema)
-        self._cells: list[dict[str, Any]] = []
-        self._results: list[tuple[Any, ...]] = []
-        self._size = 0
+        self._rows = rows
+        self._files = _Shards(destination.out, destination.shard_bytes, rows.schema)
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +38,8 @@ class ParquetOutput:
     def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         try:
             if kind is None:
-                self._write()
+                if (batch := self._rows.rest()) is not None:
+                    self._files.write(batch)
                 self._files.finish()
         finally:
             self._files.abandon()
@@ -75,30 +50,8 @@ class ParquetOutput:
     def put(self, record: StoredRecord) -> None:
         """Write one record, and count it."""
         self.tally.add(record)
-        read = read_record(record.raw)
-        cells = row_cells(read)
-        for result in result_cells(read):
-            self._cells.append(cells)
-            self._results.append(result)
-        self._size += len(record.raw)
-        if len(self._results) >= BATCH_ROWS or self._size >= BATCH_BYTES:
-            self._write()
-
-    def _write(self) -> None:
-        if not self._results:
-            return
-        columns = [self._column(name, kind) for name, kind in self._rows.items()]
-        by_place = list(zip(*self._results, strict=True))
-        columns += [pa.array(by_place[place], TYPES[name]) for name, place in self._places]
-        self._cells, self._results, self._size = [], [], 0
-        self._files.write(pa.RecordBatch.from_arrays(columns, schema=self.schema))
-
-    def _column(self, name: str, kind: pa.DataType) -> pa.Array:
-        values = [cells.get(name) for cells in self._cells]
-        try:
-            return array_of(values, kind)
-        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-            raise RefusedError(f"the column '{name}' came back with a value that is no {kind}: {error!s:.200}") from None
+        if (batch := self._rows.put(record)) is not None:
+            self._files.write(batch)
 
 
 class _Shards:

@@ -67,7 +67,7 @@ def _of_struct(kind: pa.StructType) -> Callable[[Any], Any] | None:
     if not inner:
         return None
 
-    def convert(value: dict[str, Any]) -> dict[str, Any]:
+    def restored(value: dict[str, Any]) -> dict[str, Any]:
         return {name: inner[name](part) if name in inner and part is not None else part for name, part in value.items()}
 
-    return convert
+    return restored
