@@ -16,7 +16,6 @@ SUFFIXES = {
 }  # fmt: skip
 PACKED = (".gz", ".zst")
 HUB = "hf://"
-SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")
 
 
 def format_of(path: str) -> str | None:
@@ -56,25 +55,6 @@ def _begins_array(path: Path) -> bool:
         with path.open("rb") as plain:
             start = plain.read(4096)
     return start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-
-
-def open_table(source: str, order: TableOrder) -> Table:
-    """The table of a path, a folder, a glob of shards, or ``hf://datasets/NAME``.
-
-    Raises:
-        RefusedError: there is none, its format is not known, or it cannot be read.
-    """
-    if source.startswith(HUB):
-        from submit.data.hub import open_hub_table
-
-        return open_hub_table(source, order)
-    path = Path(source)
-    if path.is_dir() and (order.input_format == "folder" or any((path / name).exists() for name in SAVED)):
-        from submit.data.saved_folder import saved_table
-
-        return saved_table(path)
-    paths = shards(source)
-    return table_of_files(paths, source, order)
 
 
 def table_of_files(paths: list[str], name: str, order: TableOrder) -> Table:

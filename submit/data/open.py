@@ -36,7 +36,8 @@ def open_input(
     Raises:
         RefusedError: it cannot be opened, or what is said of its rows does not fit them.
     """
-    from submit.data.formats import is_table, open_table
+    from submit.data.formats import is_table
+    from submit.data.sources import open_table
 
     if not is_table(source, order):
         with PromptFile(source) as prompts:
@@ -115,7 +116,8 @@ def input_digest(source: str, order: TableOrder = NO_TABLE) -> str:
     Raises:
         RefusedError: it cannot be read.
     """
-    from submit.data.formats import is_table, open_table
+    from submit.data.formats import is_table
+    from submit.data.sources import open_table
 
     if not is_table(source, order):
         return digest_of(source)

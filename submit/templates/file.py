@@ -70,6 +70,6 @@ def _read_yaml(path: Path) -> Any:
             return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
 
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # type: ignore[no-untyped-call]
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RefusedError(f"{path}: cannot be read as YAML: {error}") from None

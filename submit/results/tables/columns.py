@@ -96,7 +96,7 @@ def _merged(before: pa.DataType, values: list[Any]) -> pa.DataType:
     import pyarrow as pa
 
     try:
-        seen = pa.infer_type(values, from_pandas=False)
+        seen = pa.array(values).type
         fields = [pa.schema([("x", kind)]) for kind in (before, seen)]
         return pa.unify_schemas(fields, promote_options="permissive").field("x").type
     except (pa.ArrowException, TypeError, OverflowError, ValueError):

@@ -1,0 +1,227 @@
+"""Tables through a batch and back: rows become lines, and results come back beside the rows, with their types."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from jobs.errors import LineError, RefusedError
+from jobs.lines.line import Defaults, Job
+from jobs.record import Choice
+from jobs.store.store import Store
+from submit import Client
+from submit.data.order import TableOrder
+from submit.results.destination import Destination
+from submit.results.follow import follow_results, write_results
+from submit.run.run import RunRequest, run
+from submit.status.progress import Progress
+from tests.pool import MODEL, echo, work
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+pytest.importorskip("jinja2")
+
+STUB = (sys.executable, "-P", "-m", "tests.stub_worker")
+USER = {"messages": [{"role": "user", "content": "{{ question }}"}]}
+
+
+@pytest.fixture
+def client(server_url: str) -> Iterator[Client]:
+    with Client(server_url) as opened:
+        yield opened
+
+
+def typed() -> Any:
+    """A table with a column of each kind."""
+    count = 4
+    at = datetime(2024, 5, 6, 7, 8, 9, 123456, UTC)
+    return pa.table(
+        {
+            "question": [f"what is {number}?" for number in range(count)],
+            "n": pa.array(range(count), pa.int64()),
+            "small": pa.array(range(count), pa.uint8()),
+            "half": pa.array([0.5, None, 1.5, 2.0], pa.float32()),
+            "yes": [True, False, None, True],
+            "day": [date(2024, 1, 2)] * count,
+            "at": pa.array([at] * count, pa.timestamp("us", "UTC")),
+            "price": [Decimal("1.50")] * count,
+            "tags": [["a"], [], None, ["b", "c"]],
+            "nested": [{"x": 1, "days": [date(2024, 1, 3)]}] * count,
+            "kind": pa.array(["u", "v", "u", "v"]).dictionary_encode(),
+            "picture": [b"\0\1"] * count,
+        }
+    )
+
+
+def test_columns_come_back_with_their_types(client: Client, store: Store, tmp_path: Path) -> None:
+    """Every kind but binary columns, which are named; and what came of each row stands beside it."""
+    table = typed()
+    pq.write_table(table, tmp_path / "in.parquet")
+    batch = client.submit(tmp_path / "in.parquet", user="{{ question }} {{ day }} {{ nested.x }}", model=MODEL)
+    work(store, batch.id)
+    write_results(store, batch.id, Destination(tmp_path / "out.parquet", fmt="parquet"))
+    found = pq.read_table(tmp_path / "out.parquet")
+    own = [name for name in table.column_names if name != "picture"]
+    assert found.column_names[: len(own)] == own
+    assert [found.schema.field(name).type for name in own] == [table.schema.field(name).type for name in own]
+    for name in own:
+        assert found.column(name).to_pylist() == table.column(name).to_pylist(), name
+    assert found.column_names[len(own) :] == [
+        "completion", "reasoning", "stop_reason", "prompt_tokens", "completion_tokens", "seed", "model", "valid",
+        "tool_calls", "score", "error", "id",
+    ]  # fmt: skip
+    assert found.column("completion").to_pylist() == [record["text"] for record in batch.results()]
+    assert batch.to_arrow().equals(found)
+    assert batch.to_pandas()["n"].tolist() == [0, 1, 2, 3]
+    assert batch.to_polars()["tags"].to_list() == [["a"], [], None, ["b", "c"]]
+
+
+def test_errors_stand_beside_their_rows(client: Client, store: Store, tmp_path: Path) -> None:
+    """A row whose line failed is in its place, with the error and no text; so is one that made no line."""
+    rows = [{"question": "one"}, {"question": ""}, {"question": "three"}]
+
+    def second_fails(job: Job) -> list[Choice]:
+        if job.metadata["question"] == "three":
+            raise LineError("context_length_exceeded", "prompt", "too long")
+        return echo(job)
+
+    batch = client.submit(rows, prompt="{{ question }}", model=MODEL, on_bad_line="skip")
+    work(store, batch.id, answer=second_fails)
+    write_results(store, batch.id, Destination(tmp_path / "out.csv", fmt="csv"))
+    found = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
+    assert [row["question"] for row in found] == ["one", "", "three"]
+    assert [bool(row["completion"]) for row in found] == [True, False, False]
+    assert [row["error"].partition(":")[0] for row in found] == ["", "out_of_range", "context_length_exceeded"]
+
+
+def test_flat_lines_have_the_row_and_the_result(client: Client, store: Store, tmp_path: Path) -> None:
+    """Also while they are followed; a column that has the name of one of the result's keeps it."""
+    batch = client.submit([{"q": "x", "model": "theirs", "deep": {"a": [1]}}], prompt="{{ q }}", model=MODEL)
+    work(store, batch.id)
+    out = tmp_path / "out.jsonl"
+    follow_results(store, batch.id, Destination(out, fmt="flat"))
+    row = orjson.loads(out.read_bytes())
+    assert (row["q"], row["model"], row["deep"], row["result_model"]) == ("x", "theirs", {"a": [1]}, MODEL)
+    assert row["stop_reason"] == "eos"
+
+
+def test_types_are_found_where_rows_have_none(client: Client, store: Store) -> None:
+    """Of JSON lines: integers, floats among integers, lists; a column of unlike values is JSON text."""
+    rows: list[dict[str, Any]] = [
+        {"q": "a", "n": 1, "x": 1, "tags": ["a"], "odd": 1},
+        {"q": "b", "n": 2, "x": 0.5, "tags": [], "odd": "two", "late": True},
+    ]
+    batch = client.submit(rows, prompt="{{ q }}", model=MODEL)
+    work(store, batch.id)
+    found = batch.to_arrow()
+    kinds = [str(found.schema.field(name).type) for name in ("q", "n", "x", "tags", "odd", "late")]
+    assert [kind.replace("item", "element") for kind in kinds] == [
+        "string", "int64", "double", "list<element: string>", "string", "bool",
+    ]  # fmt: skip
+    assert found.column("odd").to_pylist() == ["1", "two"]
+    assert found.column("late").to_pylist() == [None, True]
+
+
+def test_several_texts_are_several_rows(client: Client, store: Store) -> None:
+    """Each with the number of the choice; the line's tokens stand with the first."""
+
+    def two(job: Job) -> list[Choice]:
+        return [Choice(0, "a", "eos"), Choice(1, "b", "eos")]
+
+    batch = client.submit([{"q": "x"}], prompt="{{ q }}", model=MODEL, n=2)
+    work(store, batch.id, answer=two)
+    found = batch.to_arrow()
+    assert found.column("completion").to_pylist() == ["a", "b"]
+    assert found.column("choice").to_pylist() == [0, 1]
+    assert found.column("completion_tokens").to_pylist()[1] is None
+
+
+def test_shards_of_parquet(client: Client, store: Store, tmp_path: Path) -> None:
+    """Files of about a size, numbered; those of an earlier time are gone, and all rows are there, in order."""
+    rows = [{"q": f"{number} {'x' * 400}"} for number in range(300)]
+    batch = client.submit(rows, prompt="{{ q }}", model=MODEL)
+    work(store, batch.id)
+    (tmp_path / "out-00000-of-00099.parquet").write_bytes(b"old")
+    write_results(store, batch.id, Destination(tmp_path / "out.parquet", fmt="parquet", shard_bytes=1))
+    found = sorted(tmp_path.glob("out-*"))
+    assert not (tmp_path / "out-00000-of-00099.parquet").exists()
+    assert [pq.read_table(path).num_rows for path in found]
+    assert sum((pq.read_table(path).column("q").to_pylist() for path in found), []) == [row["q"] for row in rows]
+
+
+def test_a_frame_of_each_library(client: Client, store: Store) -> None:
+    """Data frames of pandas and polars, tables of Arrow and data sets are taken as they are."""
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    datasets = pytest.importorskip("datasets")
+    columns = {"question": ["one", "two"], "n": [1, 2]}
+    frames = [
+        pandas.DataFrame(columns), polars.DataFrame(columns), pa.table(columns), datasets.Dataset.from_dict(columns),
+    ]  # fmt: skip
+    for frame in frames:
+        batch = client.submit(frame, template=USER, where="n > 1", model=MODEL)
+        work(store, batch.id)
+        found = batch.to_arrow()
+        assert found.column("n").to_pylist() == [2], type(frame)
+        assert found.schema.field("n").type == pa.int64()
+
+
+def test_a_table_that_is_no_lines_is_explained(client: Client) -> None:
+    """With its columns, and the flag that would work."""
+    with pytest.raises(RefusedError, match=r"columns question, n.*--user '\{\{ question \}\}'"):
+        client.submit(pa.table({"question": ["x"], "n": [1]}), model=MODEL)
+
+
+# --- run ---
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def start(server_url: str, tmp_path: Path) -> Run:
+    """Run a table into out.parquet with the stub worker; options are the request's."""
+
+    def go(**options: Any) -> int:
+        request = RunRequest(
+            source=str(tmp_path / "in.csv"),
+            destination=Destination(tmp_path / "out.parquet", fmt="parquet"),
+            defaults=Defaults({"model": "pocket"}),
+            table=TableOrder(template=USER),
+            redis_url=server_url,
+            worker=STUB,
+        )
+        environ = {"PROMPTMILL_DATA_DIR": str(tmp_path / "data")}
+        return run(replace(request, **options), environ=environ, progress=Progress(io.StringIO()))
+
+    return go
+
+
+def test_a_run_of_a_table_repeats_nothing(store: Store, start: Run, tmp_path: Path) -> None:
+    """The same table and order are gone on with; a changed row, template or condition is refused by its name."""
+    table = tmp_path / "in.csv"
+    table.write_text("question,n\none,1\ntwo,2\n")
+    assert start() == 0
+    before = pq.read_table(tmp_path / "out.parquet")
+    assert before.column("question").to_pylist() == ["one", "two"]
+    assert start(worker=("false",)) == 0
+    assert pq.read_table(tmp_path / "out.parquet").equals(before)
+    for changed, said in (
+        (TableOrder(template={"prompt": "{{ question }}"}), "the template"),
+        (TableOrder(template=USER, where="n == '1'"), "where"),
+        (TableOrder(template=USER, keep="none"), "keep"),
+    ):
+        with pytest.raises(RefusedError, match=f"have changed: {said}"):
+            start(table=changed)
+    table.write_text("question,n\none,1\nthree,2\n")
+    with pytest.raises(RefusedError, match="the prompts in"):
+        start()
+    assert len(store.batches()) == 1
