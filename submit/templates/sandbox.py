@@ -199,7 +199,7 @@ class Compiled:
             raise RefusedError(f"{where}: line {error.lineno} of the template: {error.message}") from None
         except TemplateError as error:
             raise RefusedError(f"{where}: {error}") from None
-        except RecursionError:
+        except (RecursionError, SyntaxError, MemoryError):  # the last two are Python's about what Jinja makes of it
             raise RefusedError(f"{where}: the template is nested too deeply") from None
 
     def _made(self, tree: nodes.Template) -> Template:
