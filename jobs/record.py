@@ -100,6 +100,7 @@ def result_record(
     attempt: int,
     created_at: float,
     finished_at: float,
+    judged: dict[str, Any] | None = None,
 ) -> bytes:
     """The JSON of a line that was generated; ``created_at`` and ``finished_at`` are seconds since the epoch.
 
@@ -122,6 +123,8 @@ def result_record(
     record["usage"] = stats.usage()
     record["stats"] = stats.stats()
     record["sampling"] = job.sampling.as_dict()
+    if judged is not None:
+        record["judged"] = judged
     if job.endpoint is not None:
         record["endpoint"] = job.endpoint
     record |= {

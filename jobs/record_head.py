@@ -30,6 +30,13 @@ class ChoiceHead(msgspec.Struct, frozen=True):
         return not self.text.strip()
 
 
+class JudgedHead(msgspec.Struct, frozen=True):
+    """Whether a text was as expected, and in how many tries."""
+
+    passed: bool = True
+    tries: int = 1
+
+
 class SamplingHead(msgspec.Struct, frozen=True):
     """Of the values that a line was generated with, the cap of its length."""
 
@@ -50,6 +57,12 @@ class RecordHead(msgspec.Struct, frozen=True):
     reasoning: str | None = None
     choices: list[ChoiceHead] | None = None
     sampling: SamplingHead | None = None
+    judged: JudgedHead | None = None
+
+    @property
+    def unexpected(self) -> bool:
+        """Whether it never was as expected."""
+        return self.judged is not None and not self.judged.passed
 
     @property
     def completions(self) -> list[ChoiceHead]:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from jobs.errors import MOST_PROBLEMS, LineError
+from jobs.expectations.expect import check_expect, check_re_ask
 from jobs.lines.foreign_names import ABSENT, asks_for_nothing, foreign_field, is_column, meant_by_nothing
 from jobs.lines.messages import CHAT_FIELDS, check_continuing, check_messages
 from jobs.lines.parameters import CHECKS
@@ -118,6 +119,8 @@ _FIELD_CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "metadata": partial(check_object, "metadata"),
     "chat_template_kwargs": partial(check_object, "chat_template_kwargs"),
     "response_format": _check_response_format,
+    "expect": check_expect,
+    "re_ask": check_re_ask,
     **{name: partial(check_text, name) for name in ("system_prompt", "prefill_response")},
     **{name: partial(check_flag, name) for name in ("continue_final_message", "add_generation_prompt")},
     **{name: partial(check_name, name) for name in ("model", "adapter_path")},

@@ -105,6 +105,9 @@ class Job:
     tool_choice: str | dict[str, Any] = "auto"
     parallel_tool_calls: bool = True
     return_token_ids: bool = False
+    expect: str | dict[str, Any] | None = None
+    re_ask: int = 0
+    """How often it is asked again while its text is not as expected."""
 
     @property
     def turn(self) -> dict[str, Any] | None:
@@ -167,6 +170,8 @@ class CheckedLine:
             metadata=fields.get("metadata", {}),
             sampling=Sampling(**given),
             endpoint=self.endpoint,
+            expect=fields.get("expect"),
+            re_ask=fields.get("re_ask", 0),
         )
 
     def begins_after_answer(self, defaults: Defaults) -> bool:

@@ -202,6 +202,18 @@ parameter_options = in_this_order(
     ),
     *(click.option(f"--{name.replace('_', '-')}", name, help=text) for name, text in _JOB_FLAGS),
     click.option("--continue-final-message", is_flag=True, default=None, help=_CONTINUE_HELP),
+    click.option(
+        "--expect",
+        metavar="WHAT",
+        help="What texts are to be: json, a file with a JSON schema (FILE.json), regex:EXPR (of the whole text), or "
+        "jinja:EXPR over completion, json, reasoning, stop_reason and the row's columns. Records say judged.",
+    ),
+    click.option(
+        "--re-ask",
+        type=click.IntRange(0, 100),
+        metavar="N",
+        help="Ask a line whose text is not as expected again, with another seed, N times at the most.",
+    ),
     click.option("--chat-template-config", metavar="JSON", help="Arguments for the chat template, as a JSON object."),
     *(_parameter_option(row) for row in PARAMETERS.values()),
 )
@@ -261,6 +273,10 @@ def defaults_from(flags: Mapping[str, Any]) -> Defaults:
     for name, field in (("logit_bias", "logit_bias"), ("chat_template_config", "chat_template_kwargs")):
         if flags.get(name):
             asked[field] = _json_flag(name, flags[name])
+    if flags.get("expect"):
+        asked["expect"] = _expectation(flags["expect"])
+    if flags.get("re_ask"):
+        asked["re_ask"] = flags["re_ask"]
     if flags.get("override_model"):
         asked["override_model"] = True
     with _naming(lambda field: given_by("chat_template_config" if field == "chat_template_kwargs" else field)):
@@ -302,6 +318,21 @@ def _naming(named: Callable[[str], str]) -> Iterator[None]:
         yield
     except LineError as error:
         raise RefusedError(f"{named(error.field or '')} {error.message}") from None
+
+
+def _expectation(text: str) -> Any:
+    """What ``--expect`` says: a schema from its file, anything else as it stands."""
+    if not text.endswith(".json") or text.startswith(("regex:", "jinja:")):
+        return text
+    try:
+        schema = orjson.loads(Path(text).read_bytes())
+    except OSError as error:
+        raise RefusedError(f"--expect: {text}: cannot be read: {error.strerror or error}") from None
+    except orjson.JSONDecodeError as error:
+        raise RefusedError(f"--expect: {text}: is not valid JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise RefusedError(f"--expect: {text}: a JSON schema is an object")
+    return schema
 
 
 def _json_flag(name: str, text: str, what: str = "JSON") -> Any:

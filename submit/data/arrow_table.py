@@ -280,4 +280,6 @@ def explained(name: str) -> Iterator[None]:
             raise
         raise RefusedError(f"{name}: is damaged, or no such file: {error!s:.300}") from None
     except OSError as error:
-        raise RefusedError(f"{name}: cannot be read: {error.strerror or f'{error!s:.300}'}") from None
+        if error.errno is None:  # Arrow's own about what it reads
+            raise RefusedError(f"{name}: is damaged, or no such file: {error!s:.300}") from None
+        raise RefusedError(f"{name}: cannot be read: {error.strerror}") from None

@@ -52,8 +52,8 @@ def _is_long(value: Any) -> bool:
     if isinstance(value, str):
         return len(value) > SHORT and len(value.encode("utf-8", "surrogatepass")) > KEEP_BYTES
     if isinstance(value, list | dict):
-        from submit.templates.budget import BudgetError
-        from submit.templates.values import json_of
+        from jobs.templates.budget import BudgetError
+        from jobs.templates.values import json_of
 
         try:
             return len(json_of(value)) > KEEP_BYTES

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from jobs.errors import InputError, LineError, RefusedError
+from jobs.templates.values import is_gap, plain
 from submit.data.extras import require
 from submit.data.keep import Keeper
 from submit.data.order import KEEP_BYTES, TableOrder
 from submit.data.select import Passes, selected
 from submit.data.table import Table
 from submit.templates.fields import field_value
-from submit.templates.values import is_gap, plain
 
 if TYPE_CHECKING:
+    from jobs.templates.sandbox import Sandbox
     from submit.templates.line import LineTemplate
-    from submit.templates.sandbox import Sandbox
 
 Line = tuple[int, bytes | LineError]
 
@@ -131,7 +131,7 @@ class TableLines:
             return row
         if self._template is None:
             return self._own_line(row)
-        from submit.templates.sandbox import RowError
+        from jobs.templates.sandbox import RowError
 
         try:
             line = self._template.line(row)
@@ -170,10 +170,10 @@ class TableLines:
 
     def _compile(self, order: TableOrder, model: str | None) -> None:
         require("jinja2", "a template")
-        from submit.templates.line import LineTemplate
-        from submit.templates.sandbox import Sandbox
+        from jobs.templates.sandbox import Sandbox
+        from submit.templates.tokens import Cutter
 
-        sandbox = Sandbox(model)
+        sandbox = Sandbox({"truncate_tokens": Cutter(model)})
         if order.template is not None:
             self._template = LineTemplate(order.template, sandbox, order.named)
             self._see_that_it_fits(self._template)
@@ -192,8 +192,8 @@ class TableLines:
             )
 
     def _condition(self, source: str, sandbox: Sandbox) -> Passes:
+        from jobs.templates.sandbox import RowError
         from submit.templates.line import LineTemplate
-        from submit.templates.sandbox import RowError
 
         if "{{" in source or "{%" in source:
             raise RefusedError("--where is an expression without braces, such as: question | length > 20")

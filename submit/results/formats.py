@@ -18,7 +18,7 @@ import orjson
 from jobs.batch import Batch
 from jobs.errors import RefusedError
 from jobs.lines.line import Job
-from jobs.record_head import ChoiceHead, whole
+from jobs.record_head import ChoiceHead, head_of, whole
 from jobs.store.store import Store
 from submit.results.destination import TRAINING, Destination
 from submit.results.openai_format import choices_of, endpoint_of, envelope
@@ -82,6 +82,8 @@ def _examples(
 ) -> bytes:
     """The examples to learn from in a record: one for each choice that is not left out."""
     if not record.ok:
+        return b""
+    if head_of(record.raw).unexpected:
         return b""
     job = inputs.job(record)
     turns = _turns(job, whole(record.raw), keep_cut)

@@ -21,6 +21,7 @@ SOME_FAILED = 1
 LEFT_OUT = (
     ("cut", "cut by max_tokens or the context (--keep-cut keeps them)"),
     ("empty", "empty"),
+    ("unexpected", "not as expected"),
     ("cancelled", "cancelled or expired"),
 )
 SHORT_S = 10.0
@@ -31,9 +32,15 @@ DEFAULT_MAX_TOKENS = PARAMETERS["max_tokens"].default
 
 def _worth_noting(record: RecordHead) -> Iterator[str]:
     """What of a succeeded line the user is notified of: ``unanswered`` (all thought), ``cut_at_default`` (by
-    max_tokens' default)."""
+    max_tokens' default), ``judged``, ``asked_again`` and ``unexpected`` (by what was expected of its text)."""
     if any(choice.reasoning and choice.blank for choice in record.completions):
         yield "unanswered"
+    if record.judged is not None:
+        yield "judged"
+        if record.judged.tries > 1:
+            yield "asked_again"
+        if not record.judged.passed:
+            yield "unexpected"
     limit = None if record.sampling is None else record.sampling.max_tokens
     if limit == DEFAULT_MAX_TOKENS and any(choice.stop_reason == "max_tokens" for choice in record.completions):
         yield "cut_at_default"
@@ -60,6 +67,9 @@ class Tally:
         self.stops.update(choice.stop_reason for choice in head.completions)
         self.noted.update(_worth_noting(head))
         if self.destination.training:
+            if head.unexpected:
+                self.left_out["unexpected"] += len(head.completions)
+                return
             reasons = (left_out(choice, keep_cut=self.destination.keep_cut) for choice in head.completions)
             self.left_out.update(reason for reason in reasons if reason is not None)
 
@@ -92,6 +102,13 @@ class Tally:
             were = "line was" if cut == 1 else "lines were"
             default = f"{DEFAULT_MAX_TOKENS} tokens, the default of max_tokens"
             notes.append(f"{cut:,} {were} cut at {default}: give --max-tokens")
+        if judged := self.noted["judged"]:
+            again, not_passed = self.noted["asked_again"], self.noted["unexpected"]
+            notes.append(
+                f"expected: {judged - not_passed:,} of {plural(judged, 'line')} passed"
+                + (f", {again:,} asked again" if again else "")
+                + (f'; {not_passed:,} did not, and have "passed": false' if not_passed else "")
+            )
         if self.left_out:
             reasons = [f"{self.left_out[reason]:,} {text}" for reason, text in LEFT_OUT if self.left_out[reason]]
             notes.append(f"left out of the training data: {', '.join(reasons)}")

@@ -1,1 +1,1 @@
-"""Templates of lines: Jinja2 in a sandbox with budgets, filters, and the files that templates come in."""
+"""Templates of lines: the fields of a line with templates for texts, and the files that they come in."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from jobs.errors import RefusedError
 from jobs.params import did_you_mean
+from jobs.templates.filters import chat
+from jobs.templates.sandbox import Compiled, RowError, Sandbox
+from jobs.templates.values import is_gap
 from submit.templates.fields import TEXTS, field_value
-from submit.templates.filters import chat
-from submit.templates.sandbox import Compiled, RowError, Sandbox
-from submit.templates.values import is_gap
 
 ROW = "row"
 """The name of the whole row in templates, unless a column has it: ``{{ row['a name'] }}``."""
@@ -80,7 +80,7 @@ class LineTemplate:
         return template
 
     def _field(self, name: str, value: Any) -> Fill:
-        where = f"{self._source}, '{name}'" if name not in self._source else self._source
+        where = self._source if self._source.startswith("--") else f"{self._source}, '{name}'"
         if name == "messages":
             return self._messages(value, where)
         if not isinstance(value, str):

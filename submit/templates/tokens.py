@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RefusedError
-from submit.templates.values import text_of
+from jobs.templates.values import text_of
 
 
 class Cutter:

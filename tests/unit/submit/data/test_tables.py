@@ -200,7 +200,7 @@ def test_a_table_without_a_template_is_explained(tmp_path: Path) -> None:
         ("a.csv", b"q," * 20_000 + b"\n", "at most 10,000"),
         ("a.csv", b"q,n\0\n1,2", "zero bytes"),
         ("a.csv.gz", b"no gzip", "cannot be unpacked"),
-        ("a.json", b"[1", "row 1 is not valid JSON"),
+        ("a.json", b'[{"q"', "row 1 is not valid JSON"),
         ("a.json", b'[{"q": "a"} {"q": "b"}]', "after row 1"),
         ("a.json", b'[{"q": NaN}]', "no NaN"),
         ("a.json", b"[" * 100_000, "row 1 is not valid JSON"),
@@ -211,6 +211,7 @@ def test_a_table_without_a_template_is_explained(tmp_path: Path) -> None:
         ("a.feather", b"ARROW1" + b"x" * 100, "is damaged"),
         ("a.arrow", b"\xff" * 100, "is damaged"),
     ],
+    ids=[str(number) for number in range(18)],
 )
 def test_damaged_tables_are_refused(name: str, content: bytes, said: str, tmp_path: Path) -> None:
     """By a sentence that names the file and what is wrong."""
@@ -297,7 +298,7 @@ def test_data_sets_of_the_hub(tmp_path: Path) -> None:
     assert len(list(open_hub_table("hf://datasets/a/b@v1", order(), hub).rows())) == 7
     for address, said in (
         ("hf://datasets/a/b", "several configurations (main, other)"),
-        ("hf://datasets/a/b:tset:main", "did you mean 'test'"),
+        ("hf://datasets/a/b:tst:main", "did you mean 'test'"),
         ("hf://datasets/a/b@v9", "no revision v9"),
         ("hf://models/a", "an address is hf://datasets/NAME"),
     ):

@@ -13,9 +13,9 @@ from jobs.errors import RefusedError
 
 pytest.importorskip("jinja2")
 
+from jobs.templates.sandbox import Compiled, RowError, Sandbox
 from submit.templates.file import template_of
 from submit.templates.line import LineTemplate
-from submit.templates.sandbox import Compiled, RowError, Sandbox
 
 ROW: dict[str, Any] = {
     "question": "why", "text": "hello there", "parts": [1, {"x": 2}], "deep": {"x": "y"}, "empty": None,

@@ -19,10 +19,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from jobs.errors import RefusedError
-from submit.templates.budget import MOST_WIDTH_BITS, Budget, BudgetError, fits, measured
-from submit.templates.filters import check_format, filters, join, replace
-from submit.templates.tokens import Cutter
-from submit.templates.values import text_of
+from jobs.templates.budget import MOST_WIDTH_BITS, Budget, BudgetError, fits, measured
+from jobs.templates.filters import check_format, filters, join, replace
+from jobs.templates.values import text_of
 
 MOST_SOURCE = 1 << 20
 """Characters of a template."""
@@ -51,17 +50,17 @@ REMOVED = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """The environment of one input's templates. Used by one thread."""
+    """The environment of one input's templates, with ``more`` filters than usual. Used by one thread."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self, model: str | None = None) -> None:
+    def __init__(self, more: Mapping[str, Callable[..., Any]] | None = None) -> None:
         super().__init__(
             undefined=StrictUndefined, autoescape=False, finalize=self._written, keep_trailing_newline=True
         )
         self.budget = Budget()
         self.globals = {name: self.globals[name] for name in GLOBALS}
-        self.filters = filters(self.budget, {"truncate_tokens": Cutter(model)})
+        self.filters = filters(self.budget, more or {})
         self.filters |= {"_steps": self._steps, "_concat": self._concat, "_measured": measured}
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:

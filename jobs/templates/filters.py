@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2.filters import FILTERS
 
-from submit.templates.budget import Budget, BudgetError, fits, measured
-from submit.templates.values import json_of, text_of
+from jobs.templates.budget import Budget, BudgetError, fits, measured
+from jobs.templates.values import json_of, text_of
 
 _KEPT = (
     "abs batch capitalize center count d default dictsort first float format groupby indent int items last length "

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import orjson
 
-from submit.templates.budget import measured
+from jobs.templates.budget import measured
 
 MICROSECOND = timedelta(microseconds=1)
 
