@@ -109,6 +109,9 @@ class Batch:
     """Lines of ``completed`` that were so before the batch was last retried."""
     carried_tokens: int = 0
     """Tokens generated before that."""
+    twins: int = 0
+    """Lines that are not run because earlier ones are equal, whose records they get: ``total`` and the other counts are
+    of those that run."""
     dataset: Mapping[str, Any] = field(default_factory=dict)
     """What is remembered of the table that its lines were made of."""
 
@@ -186,6 +189,7 @@ class Batch:
             "webhook": self.delivery.as_dict(self.webhook) if self.webhook and self.delivery else None,
             **shown,
             "request_counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
+            "twins": self.twins,
             "usage": self.usage.as_dict(),
             "rates": self.rates(now),
             "defaults": dict(self.defaults),

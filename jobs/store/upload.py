@@ -18,8 +18,9 @@ from jobs.store.attempts import FinishedLine
 from jobs.store.keys import BATCHES, EXPIRING, KEEPING, STARTING, UPLOADING, WEBHOOKS, BatchKeys
 from jobs.store.read_batch import MAX_GIVEN_BYTES, keys_of
 from jobs.store.shard_records import pieces_of, stored
-from jobs.store.shard_table import REJECTED_GROUP, ShardRow
+from jobs.store.shard_table import REJECTED_GROUP, TWIN_GROUP, ShardRow
 from jobs.store.steps import Steps, step
+from jobs.twin import Twin
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -137,6 +138,16 @@ class Uploads(Steps):
         for piece in pieces_of((line.index, stored(line.record)) for line in records):
             arguments += piece
         self.step("upload.reject", [keys.info, keys.table, keys.finished, keys.compacted(number)], arguments)
+        self.connection.zadd(UPLOADING, {batch_id: self.server_time()}, xx=True)
+
+    def upload_twins(self, batch_id: str, number: int, twins: Sequence[Twin]) -> None:
+        """Store the places of lines that are not run, as a shard that is done already."""
+        keys = BatchKeys(batch_id)
+        row = ShardRow(number, TWIN_GROUP, twins[0].index, len(twins)).encoded()
+        arguments: list[Any] = [number, row, len(twins)]
+        for piece in pieces_of((twin.index, twin.encoded()) for twin in twins):
+            arguments += piece
+        self.step("upload.twins", [keys.info, keys.table, keys.compacted(number)], arguments)
         self.connection.zadd(UPLOADING, {batch_id: self.server_time()}, xx=True)
 
     def commit(

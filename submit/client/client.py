@@ -105,6 +105,7 @@ class Client:
         expires_in: float | None = None,
         keep: float | None = KEEP_S,
         webhook: str | None = None,
+        dedupe: bool = False,
         **parameters: Any,
     ) -> BatchHandle:
         """Enqueue a file (a path; ``.gz`` and ``.zst`` by suffix, ``-`` is stdin), an iterable of dicts, or a table: a
@@ -121,6 +122,8 @@ class Client:
         moment (a datetime without a zone is a local one) or ``start_in`` seconds from now; ``expires_in`` seconds after
         its beginning it ends: lines not finished by then fail as ``expired``. ``keep`` seconds after its end it is
         removed; None keeps it until it is purged. ``webhook`` is a URL that its end is posted to.
+
+        With ``dedupe`` lines run once that are equal in all but id and metadata and whose text is determined.
 
         What `promptmill submit` says of the lines is logged: that some name another model than ``model``, or end with
         an assistant's message. The handle's ``submitted`` counts them (``own_models``, ``after_answer``).
@@ -145,6 +148,7 @@ class Client:
             expires_in=expires_in,
             keep_s=keep,
             webhook=webhook,
+            dedupe=dedupe,
         )
         with self._session.store() as store:
             if at is not None:

@@ -301,6 +301,7 @@ def order_from(flags: Mapping[str, Any], *, name: str | None) -> Order:
         expires_in=flags["expires_in"],
         keep_s=flags["keep"],
         webhook=flags["webhook"],
+        dedupe=flags.get("dedupe", False),
     )
 
 

@@ -33,6 +33,8 @@ class GoodLine:
     group: Group
     endpoint: str | None
     after_answer: bool = False
+    checked: CheckedLine | None = None
+    """As it was checked, where that is wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +94,16 @@ class Findings:
         return tuple(sorted(self.by_model))
 
 
-def checked(prompts: Prompts, defaults: Defaults, *, need_model: bool = True) -> Iterator[Chunk]:
-    """All lines of ``prompts`` against the contract; memory does not grow with their number.
+def checked(
+    prompts: Prompts, defaults: Defaults, *, need_model: bool = True, with_fields: bool = False
+) -> Iterator[Chunk]:
+    """All lines of ``prompts`` against the contract, ``with_fields`` as they were checked; memory does not grow with
+    their number.
 
     Raises:
         RefusedError: the input cannot be read.
     """
-    groups = _Groups(defaults, need_model=need_model)
+    groups = _Groups(defaults, need_model=need_model, with_fields=with_fields)
     index = 0
     with UsedIds() as used:
         for lines in _chunks(prompts):
@@ -122,8 +127,8 @@ def _chunks(prompts: Prompts) -> Iterator[list[Line]]:
 class _Groups:
     """Which group runs a line: one object for all lines of a model and adapter."""
 
-    def __init__(self, defaults: Defaults, *, need_model: bool) -> None:
-        self.defaults = defaults
+    def __init__(self, defaults: Defaults, *, need_model: bool, with_fields: bool = False) -> None:
+        self.defaults, self.with_fields = defaults, with_fields
         self._model, self._adapter = defaults.model, defaults.adapter_path
         self._override = defaults.override_model
         self._need_model = need_model
@@ -190,7 +195,8 @@ def _check_line(
             raise raw
         line = check_line(raw)
         after = line.begins_after_answer(groups.defaults)
-        return line.id, GoodLine(ShardLine(index, number, raw), groups.of(line), line.endpoint, after)
+        kept = line if groups.with_fields else None
+        return line.id, GoodLine(ShardLine(index, number, raw), groups.of(line), line.endpoint, after, kept)
     except LineError as error:
         problems = error.all_at(number)
         if (error.code, error.field) != NO_MODEL and groups.lacks_model(raw):

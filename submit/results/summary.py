@@ -135,6 +135,8 @@ def summary(batch: Batch, tally: Tally, *, seconds: float, now: float) -> list[s
         head += f", {batch.failed:,} failed ({_counts(tally.failures)})"
     if missing := batch.total - batch.finished:
         head += f", {missing:,} not run ({batch.status})"
+    if batch.twins:
+        head += f"; {plural(batch.twins, 'more line')} equal to some of these, not run again"
     usage = batch.usage
     tokens = f"tokens: {count(usage.prompt_tokens)} prompt"
     if usage.cached_tokens:

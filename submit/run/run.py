@@ -55,6 +55,7 @@ class RunRequest:
     destination: Destination
     defaults: Defaults = field(default_factory=lambda: Defaults({}))
     table: TableOrder = field(default_factory=TableOrder)
+    dedupe: bool = False
     on_bad_line: str = "reject"
     name: str | None = None
     redis_url: str | None = None
@@ -177,6 +178,8 @@ class _Run:
     def _changes(self, batch: Batch) -> list[str]:
         """What the user gave otherwise when the batch was made."""
         changes = _changed_defaults(batch.defaults, self.request.defaults.fields)
+        if self.request.dedupe != batch.dataset.get("dedupe", False):
+            changes.append("dedupe")
         changes += _changed_order(batch.dataset.get("order", {}), self.request.table.as_dict())
         digest = cast("bytes | None", self.store.connection.hget(BatchKeys(batch.id).info, "digest"))
         if input_digest(self.source, self.request.table) != (digest or b"").decode():
@@ -208,6 +211,7 @@ class _Run:
             on_bad_line=request.on_bad_line,
             pool=pool,
             batch_id=batch_id,
+            dedupe=request.dedupe,
         )
         # Before the batch is live: whatever happens from here on, the next run finds it.
         self.store.connection.hset(self.key, mapping={"batch_id": batch_id, "out": str(self.out.absolute())})
@@ -218,6 +222,8 @@ class _Run:
                 read_display(prompts.size) as show,
             ):
                 submitted = submit(self.store, prompts, order, progress=show)
+                if submitted.twins:
+                    self.note(f"{plural(submitted.twins, 'line')} equal to earlier ones: not run again")
                 for note in prompts.notes():
                     self.note(note)
         except BaseException:

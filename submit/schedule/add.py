@@ -45,6 +45,7 @@ class _StoredOrder(msgspec.Struct, forbid_unknown_fields=True):
     expires_in: float | None = None
     keep_s: float | None = KEEP_S
     webhook: str | None = None
+    dedupe: bool = False
     table: dict[str, Any] = {}
     dataset: dict[str, Any] = {}
 

@@ -112,7 +112,7 @@ def command(
         else:
             batch, tally = write_results(store, batch_id, destination)
         now = store.now()
-    missing = max(batch.total - tally.lines, 0)
+    missing = max(batch.total + batch.twins - tally.lines, 0)
     if as_json:
         counts = {"unanswered": tally.noted["unanswered"], "left_out": dict(tally.left_out)}
         _print_json(tally, {**batch.as_dict(now), "written": tally.lines, "missing": missing, **counts})

@@ -21,7 +21,7 @@ from submit.commands.options import (
     redis_option,
     table_out_options,
 )
-from submit.commands.prompts.table_flags import table_options, table_order
+from submit.commands.prompts.table_flags import dedupe_option, table_options, table_order
 from submit.results.destination import FORMATS, Destination, format_for
 
 RUN_OPTIONS = tuple(row for row in WORKER_OPTIONS if row.in_run)
@@ -82,6 +82,7 @@ def _worker_flags(flags: dict[str, Any]) -> tuple[str, ...]:
 @keep_cut_option
 @table_out_options
 @table_options("--keep")
+@dedupe_option
 @click.option("--restart", is_flag=True, help="Forget what an earlier run for OUT has done, and run all lines.")
 @redis_option
 @in_this_order(*map(_worker_option, RUN_OPTIONS))
@@ -126,6 +127,7 @@ def command(
         destination=Destination(out, errors, format_for(out, fmt), keep_cut, shard_bytes=flags.pop("shard_size")),
         defaults=defaults_from(flags),
         table=table,
+        dedupe=flags["dedupe"],
         on_bad_line=on_bad_line,
         name=name,
         redis_url=redis_url,

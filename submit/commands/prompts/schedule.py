@@ -19,7 +19,7 @@ from submit.commands.options import (
     parameter_options,
     redis_option,
 )
-from submit.commands.prompts.table_flags import table_options, table_order
+from submit.commands.prompts.table_flags import dedupe_option, table_options, table_order
 from submit.input.feedback import json_errors, read_display
 from submit.input.problem_summary import listed
 from submit.status.text import plural
@@ -61,6 +61,7 @@ def command() -> None:
 @click.option("--name", "batch_name", help="A name for the batches.  [default: the schedule's]")
 @order_options
 @table_options()
+@dedupe_option
 @parameter_options
 @redis_option
 @json_option

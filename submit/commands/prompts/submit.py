@@ -25,7 +25,7 @@ from submit.commands.options import (
     redis_option,
     table_out_options,
 )
-from submit.commands.prompts.table_flags import table_options, table_order
+from submit.commands.prompts.table_flags import dedupe_option, table_options, table_order
 from submit.input.feedback import json_errors, read_display
 from submit.input.problem_summary import listed
 from submit.results.destination import Destination, format_for
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     help="With --wait: give up waiting after this long (90s, 15m, 2h).",
 )
 @table_options()
+@dedupe_option
 @table_out_options
 @parameter_options
 @redis_option
@@ -150,7 +151,11 @@ def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
         click.echo(f"{source}: {plural(submitted.rejected, 'bad line')}, skipped: each has an error record", err=True)
         for line in listed(submitted.problems):
             click.echo(line, err=True)
-    running = plural(submitted.total - submitted.rejected, "line")
+    running = plural(submitted.total - submitted.rejected - submitted.twins, "line")
+    if submitted.twins:
+        click.echo(
+            f"{plural(submitted.twins, 'line')} equal to earlier ones: not run again, and has their records", err=True
+        )
     click.echo(f"{running} of {source} enqueued for {', '.join(submitted.models) or 'no model'}", err=True)
 
 

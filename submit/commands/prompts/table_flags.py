@@ -11,6 +11,13 @@ import click
 from submit.commands.options import in_this_order
 from submit.data.order import FORMATS, TableOrder
 
+dedupe_option = click.option(
+    "--dedupe",
+    is_flag=True,
+    help="Run lines once that are equal in all but id and metadata and whose text is determined (greedy, or with a "
+    "seed), and give each its record.",
+)
+
 
 def table_options(*keep_names: str) -> Callable[[Any], Any]:
     """The flags, for :func:`table_order`; ``keep_names`` are further names of ``--keep-columns``."""

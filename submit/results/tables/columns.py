@@ -36,7 +36,7 @@ def facts_of(batch: Batch) -> Facts:
     judged = "expect" in batch.defaults or "expect" in template
     several = (batch.defaults.get("n") or 1) > 1 or "n" in template
     columns = tuple(batch.dataset.get("columns", ()))
-    if not batch.dataset or not columns or "metadata" in template or order.template is None:
+    if not columns or "metadata" in template or order.template is None:
         return Facts(None, judged, several)
     return Facts(_kept(columns, order.keep, frozenset(batch.dataset.get("binary", ()))), judged, several)
 

@@ -226,3 +226,59 @@ def test_a_run_of_a_table_repeats_nothing(store: Store, start: Run, tmp_path: Pa
     with pytest.raises(RefusedError, match="the prompts in"):
         start()
     assert len(store.batches()) == 1
+
+
+# --- lines that are equal ---
+
+
+def test_equal_lines_run_once(client: Client, store: Store, tmp_path: Path) -> None:
+    """Each gets the record of the first under its own id, index and metadata, over shards; lines that are drawn are run
+    all."""
+    rows = [{"q": f"question {number % 60}", "n": number} for number in range(200)]
+    batch = client.submit(rows, prompt="{{ q }}", model=MODEL, dedupe=True)
+    assert batch.submitted is not None
+    assert (batch.submitted.total, batch.submitted.twins, batch.status().total) == (200, 140, 60)
+    done: list[int] = []
+
+    def count(job: Job) -> list[Choice]:
+        done.append(job.index)
+        return echo(job)
+
+    work(store, batch.id, answer=count)
+    assert sorted(done) == list(range(60))
+    records = list(batch.results())
+    assert [record["index"] for record in records] == list(range(200))
+    assert [record["id"] for record in records] == [f"line-{number}" for number in range(1, 201)]
+    assert [record["metadata"]["n"] for record in records] == list(range(200))
+    assert all(record["text"] == records[at % 60]["text"] for at, record in enumerate(records))
+    assert batch.to_arrow().column("n").to_pylist() == list(range(200))
+    followed = list(batch.results(follow=True))
+    assert sorted(record["index"] for record in followed) == list(range(200))
+    for fmt in ("chat", "completions", "openai", "native"):
+        write_results(store, batch.id, Destination(tmp_path / fmt, fmt=fmt))
+        assert len((tmp_path / fmt).read_bytes().splitlines()) == 200, fmt
+    drawn = client.submit(rows, prompt="{{ q }}", model=MODEL, dedupe=True, temperature=1.0)
+    assert (drawn.submitted.twins if drawn.submitted else None, drawn.status().total) == (0, 200)
+    seeded = client.submit(rows, prompt="{{ q }}", model=MODEL, dedupe=True, temperature=1.0, seed=1)
+    assert seeded.status().twins == 140
+
+
+def test_equal_lines_fail_together_and_are_retried(client: Client, store: Store) -> None:
+    """Twins of a line that failed have its error; once it is run again they have its result; a purge leaves nothing."""
+
+    def failing(job: Job) -> list[Choice]:
+        raise LineError("internal_error", None, "not today")
+
+    rows = [{"q": "x", "n": number} for number in range(3)]
+    batch = client.submit(rows, prompt="{{ q }}", model=MODEL, dedupe=True)
+    work(store, batch.id, answer=failing)
+    assert [record["metadata"]["n"] for record in batch.errors()] == [0, 1, 2]
+    assert batch.retry() == 1
+    work(store, batch.id)
+    assert [record["metadata"]["n"] for record in batch.results()] == [0, 1, 2]
+    cancelled = client.submit(rows, prompt="{{ q }}", model=MODEL, dedupe=True)
+    cancelled.cancel()
+    assert [record["error"]["code"] for record in cancelled.errors()] == ["cancelled"] * 3
+    for one in (batch, cancelled):
+        one.purge()
+        assert not list(store.connection.scan_iter(f"*{one.id}*"))
