@@ -8,7 +8,7 @@ from pathlib import Path
 from jobs.errors import RefusedError
 from submit.data.extras import require
 from submit.data.order import TableOrder
-from submit.data.table import Table
+from submit.data.tables.table import Table
 
 SUFFIXES = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv",
@@ -67,23 +67,23 @@ def table_of_files(paths: list[str], name: str, order: TableOrder) -> Table:
         require("pyarrow", f"{name}, which is {fmt.capitalize()},")
     match fmt:
         case "csv" | "tsv":
-            from submit.data.csv_table import CsvTable
+            from submit.data.tables.csv_table import CsvTable
 
             return CsvTable(paths, name, "\t" if fmt == "tsv" and order.delimiter is None else order.delimiter,
                             order.encoding)  # fmt: skip
         case "parquet":
-            from submit.data.arrow_table import parquet_table
+            from submit.data.tables.arrow_table import parquet_table
 
             return parquet_table(paths, name)
         case "arrow":
-            from submit.data.arrow_table import arrow_table
+            from submit.data.tables.arrow_table import arrow_table
 
             return arrow_table(paths, name)
         case "json":
-            from submit.data.json_array import JsonArrays
+            from submit.data.tables.json_array import JsonArrays
 
             return JsonArrays(paths, name)
-    from submit.data.json_table import JsonLines
+    from submit.data.tables.json_table import JsonLines
 
     return JsonLines(paths, name)
 

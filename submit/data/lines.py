@@ -13,7 +13,7 @@ from submit.data.extras import require
 from submit.data.keep import Keeper
 from submit.data.order import KEEP_BYTES, TableOrder
 from submit.data.select import Passes, selected
-from submit.data.table import Table
+from submit.data.tables.table import Table
 from submit.templates.fields import field_value
 
 if TYPE_CHECKING:
@@ -171,6 +171,7 @@ class TableLines:
     def _compile(self, order: TableOrder, model: str | None) -> None:
         require("jinja2", "a template")
         from jobs.templates.sandbox import Sandbox
+        from submit.templates.line import LineTemplate
         from submit.templates.tokens import Cutter
 
         sandbox = Sandbox({"truncate_tokens": Cutter(model)})

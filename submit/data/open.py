@@ -62,7 +62,7 @@ def open_any(given: Any, order: TableOrder = NO_TABLE, *, model: str | None = No
         with open_input(os.fspath(given), order, model=model) as prompts:
             yield prompts
         return
-    from submit.data.objects import is_frame, table_of
+    from submit.data.tables.objects import is_frame, table_of
 
     if not is_frame(given) and not order.asks:
         with open_prompts(given) as objects:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.errors import LineError
 from submit.data.order import TableOrder
-from submit.data.table import Row, Table
+from submit.data.tables.table import Row, Table
 
 Passes = Callable[[dict[str, Any]], bool]
 """Whether a row is wanted; raises LineError where that cannot be said."""

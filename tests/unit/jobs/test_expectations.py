@@ -60,7 +60,7 @@ def test_texts_are_judged(expect: Any, good: str, bad: str) -> None:
 )
 def test_expectations_that_are_none(expect: Any, said: str) -> None:
     """Refused before anything runs, with what is wrong."""
-    with pytest.raises(LineError, match="expect|must|stands|patternProperties|most|regular|braces|type") as caught:
+    with pytest.raises(LineError) as caught:
         Defaults({"expect": expect})
     assert said in caught.value.message
 
@@ -72,7 +72,7 @@ def test_a_line_has_its_own_or_that_of_its_batch() -> None:
     assert own.job(index=0, line=1, batch_id="b", defaults=defaults).expect == "regex:a"
     job = check_line(b'{"prompt": "x"}').job(index=0, line=1, batch_id="b", defaults=defaults)
     assert (job.expect, job.re_ask) == ("json", 2)
-    with pytest.raises(LineError, match="0..100"):
+    with pytest.raises(LineError, match=r"0\.\.100"):
         check_line(b'{"prompt": "x", "re_ask": 101}')
 
 

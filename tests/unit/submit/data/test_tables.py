@@ -12,9 +12,9 @@ import orjson
 import pytest
 
 from jobs.errors import LineError, RefusedError
-from submit.data.hub import open_hub_table
 from submit.data.open import input_digest, open_input
 from submit.data.order import TableOrder
+from submit.data.tables.hub import open_hub_table
 
 pytest.importorskip("jinja2")
 pa = pytest.importorskip("pyarrow")

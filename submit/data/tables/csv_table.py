@@ -10,8 +10,8 @@ from typing import Any
 
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import MAX_LINE_BYTES
-from submit.data.json_table import JsonLines
-from submit.data.table import MOST_COLUMNS, Row
+from submit.data.tables.json_table import JsonLines
+from submit.data.tables.table import MOST_COLUMNS, Row
 from submit.input.reader import PromptFile
 
 DELIMITERS = (",", "\t", ";", "|")

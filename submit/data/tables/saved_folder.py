@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RefusedError
-from submit.data.arrow_table import ArrowFiles, arrow_table
 from submit.data.extras import require
+from submit.data.tables.arrow_table import ArrowFiles, arrow_table
 
 MOST_BYTES = 16 << 20
 

@@ -9,7 +9,7 @@ import orjson
 
 from jobs.errors import LineError
 from jobs.lines.values import json_kind
-from submit.data.table import MOST_COLUMNS, Row, digest_of_files
+from submit.data.tables.table import MOST_COLUMNS, Row, digest_of_files
 from submit.input.reader import PromptFile
 
 

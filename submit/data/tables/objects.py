@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.errors import LineError, RefusedError
 from submit.data.extras import require
-from submit.data.json_table import checked_row
-from submit.data.table import Row, Table
+from submit.data.tables.json_table import checked_row
+from submit.data.tables.table import Row, Table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,7 +75,7 @@ def table_of(given: Any) -> Table:
 def _frame(given: Any) -> Table:
     import pyarrow as pa
 
-    from submit.data.arrow_table import ArrowTable, explained
+    from submit.data.tables.arrow_table import ArrowTable, explained
 
     read: Callable[[], Iterator[pa.RecordBatch]]
     with explained(NAME):

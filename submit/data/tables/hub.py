@@ -13,7 +13,7 @@ from jobs.params import did_you_mean
 from submit.data.extras import require
 from submit.data.formats import format_of, table_of_files
 from submit.data.order import TableOrder
-from submit.data.table import Table
+from submit.data.tables.table import Table
 
 CONVERTED = "refs/convert/parquet"
 """Where the Hub keeps a copy in Parquet of most data sets: ``CONFIG/SPLIT/0000.parquet``."""

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import MAX_LINE_BYTES
-from submit.data.arrow_types import cells_of, is_binary
-from submit.data.json_table import total_size
-from submit.data.table import MOST_COLUMNS, Row, digest_of_files
+from submit.data.tables.arrow_types import cells_of, is_binary
+from submit.data.tables.json_table import total_size
+from submit.data.tables.table import MOST_COLUMNS, Row, digest_of_files
 
 BATCH_ROWS = 512
 BATCH_BYTES = 32 << 20

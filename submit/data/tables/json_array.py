@@ -9,8 +9,8 @@ from typing import Any
 
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import MAX_LINE_BYTES
-from submit.data.json_table import JsonLines, checked_row
-from submit.data.table import Row
+from submit.data.tables.json_table import JsonLines, checked_row
+from submit.data.tables.table import Row
 from submit.input.reader import PromptFile
 
 SPACE = " \t\r\n"
