@@ -113,8 +113,25 @@ table_out_options = in_this_order(
         metavar="SIZE",
         help="With Parquet: files of about this size, such as 512M, called OUT-00000-of-00002.",
     ),
+    click.option(
+        "--json-columns",
+        is_flag=True,
+        help="In a table: a column for each key of texts that are JSON objects, after those of the result.",
+    ),
+    click.option(
+        "--card",
+        is_flag=True,
+        help="Write a README.md beside a table, as data sets on the Hub have one: columns, counts, model, parameters, "
+        "template.",
+    ),
 )
-"""How tables of results are written."""
+"""How tables of results are written, for :func:`table_out`."""
+
+
+def table_out(flags: dict[str, Any]) -> dict[str, Any]:
+    """Take the flags of ``table_out_options`` out of a command's, as a Destination has them."""
+    names = {"shard_size": "shard_bytes", "card": "card", "json_columns": "json_columns"}
+    return {field: flags.pop(name) for name, field in names.items()}
 
 
 @contextlib.contextmanager

@@ -31,6 +31,10 @@ class Destination:
     keep_cut: bool = False
     shard_bytes: int | None = None
     """Of Parquet: about so many bytes a file, in files OUT-00000-of-00002."""
+    json_columns: bool = False
+    """Of a table: whether keys of texts that are JSON objects are columns."""
+    card: bool = False
+    """Of a table: whether a README.md is written beside it, as a data set on the Hub has one."""
 
     def __post_init__(self) -> None:
         if self.out == STDOUT:
@@ -39,6 +43,12 @@ class Destination:
             raise RefusedError(f"--keep-cut goes with --format chat or completions: '{self.fmt}' leaves nothing out")
         if self.shard_bytes is not None and self.fmt != "parquet":
             raise RefusedError(f"--shard-size goes with Parquet: '{self.fmt}' is one file")
+        if self.json_columns and not self.table:
+            raise RefusedError(f"--json-columns are columns of a table: '{self.fmt}' has none")
+        if self.card and (self.out is None or not self.table):
+            raise RefusedError(
+                "--card is written beside a table: give -o OUT.parquet, or --format parquet, csv or flat"
+            )
         if self.errors is not None and self.fmt != "native":
             raise RefusedError(f"--errors goes with --format native: '{self.fmt}' has no file of errors")
         if self.errors is not None and self.out is not None and self.errors.resolve() == self.out.resolve():

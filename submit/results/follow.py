@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from jobs.batch import Batch
 from jobs.errors import WaitTimeoutError
@@ -19,6 +19,9 @@ from submit.results.summary import Tally
 from submit.status.text import duration
 from submit.status.waiting import read_outlooks
 from submit.status.workers import Workers
+
+if TYPE_CHECKING:
+    from submit.results.tables.card import Card
 
 POLL_S = 0.2
 LOOK_S = 1.0
@@ -62,11 +65,33 @@ def write_results(store: Store, batch_id: str, destination: Destination) -> tupl
         BatchNotFoundError: there is no such batch, or it was purged meanwhile.
         RefusedError, PromptmillError: a file cannot be written.
     """
+    card = _card(destination)
     with _output(destination, store, store.batch(batch_id)) as output:
         batch = current(store, batch_id)
         for record in ordered_records(store.connection, batch_id):
             output.put(record)
+            if card is not None:
+                card.add(record)
+    if card is not None:
+        from submit.results.tables.open import columns_of, files_of
+
+        card.write(batch, files_of(destination, output), columns_of(store, batch, output), store.now())
     return batch, output.tally
+
+
+def _card(destination: Destination) -> Card | None:
+    """The card of a table, if there is to be one.
+
+    Raises:
+        RefusedError: a README.md is there that is none of ours.
+    """
+    if not destination.card or destination.out is None:
+        return None
+    from submit.results.tables.card import Card
+
+    card = Card(destination.out)
+    card.see_that_it_may_be_written()
+    return card
 
 
 def follow_results(

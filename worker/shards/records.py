@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from jobs.errors import LineError
-from jobs.expectations.judge import Judges
 from jobs.lines.line_id import readable_id
 from jobs.record import RunStats, error_record, result_record
 from jobs.store.shard_records import stored
 from jobs.store.store import FinishedLine
 from worker.engine.sequence import Failure
 from worker.shards.claimed import End, HeldShard
+from worker.shards.judge import Judges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence as Items

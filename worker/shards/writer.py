@@ -20,7 +20,6 @@ import redis.exceptions
 from jobs.attempt import Attempt
 from jobs.batch import Batch
 from jobs.errors import LineError, RefusedError, StaleAttemptError
-from jobs.expectations.judge import Judges
 from jobs.redis.connect import full
 from jobs.shard import ShardLine
 from jobs.spool import SpoolEntry
@@ -28,6 +27,7 @@ from jobs.store.store import FinishedLine, Store
 from worker.engine.sequence import Failure
 from worker.faults.spool import Spool
 from worker.shards.claimed import End, HeldShard, State
+from worker.shards.judge import Judges
 from worker.shards.records import EndedLine, Observer, record_of, waiting_form
 
 T = TypeVar("T")

@@ -11,7 +11,15 @@ import orjson
 
 from jobs.errors import BatchNotFoundError, RefusedError
 from submit.commands.follow import follow_with_progress
-from submit.commands.options import Duration, json_option, keep_cut_option, open_store, redis_option, table_out_options
+from submit.commands.options import (
+    Duration,
+    json_option,
+    keep_cut_option,
+    open_store,
+    redis_option,
+    table_out,
+    table_out_options,
+)
 from submit.results.destination import FORMATS, Destination, format_for
 from submit.status.text import plural
 
@@ -74,11 +82,11 @@ def command(
     follow: bool,
     fmt: str | None,
     keep_cut: bool,
-    shard_size: int | None,
     timeout: float | None,
     spools: tuple[Path, ...],
     redis_url: str | None,
     as_json: bool,
+    **flags: Any,
 ) -> int:
     """Write the results of BATCH (an id, or the name it was given).
 
@@ -93,7 +101,7 @@ def command(
     from submit.results.follow import write_results
     from submit.results.summary import exit_status, summary
 
-    destination = Destination(out, errors, format_for(out, fmt), keep_cut, shard_bytes=shard_size)
+    destination = Destination(out, errors, format_for(out, fmt), keep_cut, **table_out(flags))
     if timeout is not None and not follow:
         raise RefusedError("--timeout goes with --follow: without it nothing is waited for")
     if as_json and destination.out is None:

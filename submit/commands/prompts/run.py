@@ -124,7 +124,9 @@ def command(
     table = table_order(flags)
     request = RunRequest(
         source=file,
-        destination=Destination(out, errors, format_for(out, fmt), keep_cut, shard_bytes=flags.pop("shard_size")),
+        destination=Destination(
+            out, errors, format_for(out, fmt), keep_cut, shard_bytes=flags.pop("shard_size"), card=flags.pop("card")
+        ),
         defaults=defaults_from(flags),
         table=table,
         dedupe=flags["dedupe"],

@@ -23,6 +23,7 @@ from submit.commands.options import (
     order_options,
     parameter_options,
     redis_option,
+    table_out,
     table_out_options,
 )
 from submit.commands.prompts.table_flags import dedupe_option, table_options, table_order
@@ -97,8 +98,8 @@ def command(
     begun = time.monotonic()
     with json_errors(as_json) as output:
         _check_waiting(file, wait=wait, out=out, timeout=timeout)
-        table, shard_size = table_order(flags), flags.pop("shard_size")
-        destination = Destination(out, fmt=format_for(out, None), shard_bytes=shard_size)
+        table = table_order(flags)
+        destination = Destination(out, fmt=format_for(out, None), **table_out(flags))
         order = order_from(flags, name=name)
         if start_in is not None:
             order = replace(order, start_in=start_in)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from jobs.errors import RefusedError
-from submit.results.tables.cells import ALL, read_record, result_cells, row_cells
+from submit.results.tables.cells import ALL, json_cells, json_names, read_record, result_cells, row_cells
 from submit.results.tables.restore import array_of
 
 if TYPE_CHECKING:
@@ -32,12 +32,17 @@ TYPES: dict[str, pa.DataType] = {
 class ArrowRows:
     """Collects records, and gives a batch of them now and then.
 
-    ``rows`` are the types of the columns that rows keep, ``names`` the names of those of results by what they hold.
+    ``rows`` are the types of the columns that rows keep, ``names`` the names of those of results by what they hold,
+    ``keys`` the types of keys of texts that are JSON objects.
     """
 
-    def __init__(self, rows: dict[str, pa.DataType], names: dict[str, str]) -> None:
-        self._rows, self._names = rows, names
-        self.schema = pa.schema([*rows.items(), *((shown, TYPES[name]) for name, shown in names.items())])
+    def __init__(
+        self, rows: dict[str, pa.DataType], names: dict[str, str], keys: dict[str, pa.DataType] | None = None
+    ) -> None:
+        self._rows, self._names, self._keys = rows, names, keys or {}
+        results = {shown: TYPES[name] for name, shown in names.items()}
+        shown_keys = json_names(self._keys, (*rows, *results))
+        self.schema = pa.schema({**rows, **results, **{shown_keys[key]: kind for key, kind in self._keys.items()}})
         self._places = [(name, ALL.index(name)) for name in names]
         self._cells: list[dict[str, Any]] = []
         self._results: list[tuple[Any, ...]] = []
@@ -61,14 +66,17 @@ class ArrowRows:
         """
         if not self._results:
             return None
-        columns = [self._column(name, kind) for name, kind in self._rows.items()]
+        columns = [self._column(name, kind, self._cells) for name, kind in self._rows.items()]
         by_place = list(zip(*self._results, strict=True))
         columns += [pa.array(by_place[place], TYPES[name]) for name, place in self._places]
+        if self._keys:
+            said = [json_cells(text) for text in by_place[0]]
+            columns += [self._column(key, kind, said) for key, kind in self._keys.items()]
         self._cells, self._results, self._size = [], [], 0
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
-    def _column(self, name: str, kind: pa.DataType) -> pa.Array:
-        values = [cells.get(name) for cells in self._cells]
+    def _column(self, name: str, kind: pa.DataType, rows: list[dict[str, Any]]) -> pa.Array:
+        values = [cells.get(name) for cells in rows]
         try:
             return array_of(values, kind)
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -53,6 +53,7 @@ class TableRecord(msgspec.Struct, frozen=True):
 
     id: str = ""
     model: str | None = None
+    model_revision: str | None = None
     text: str = ""
     stop_reason: str | None = None
     reasoning: str | None = None
@@ -102,6 +103,29 @@ def row_cells(record: TableRecord) -> dict[str, Any]:
     """The columns of the row that a line was made of."""
     cells: dict[str, Any] = orjson.loads(memoryview(record.metadata))
     return cells
+
+
+def json_cells(text: str | None) -> dict[str, Any]:
+    """What a text says that is a JSON object; nothing of another."""
+    if text is None or not text.lstrip().startswith("{"):
+        return {}
+    try:
+        cells = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return {}
+    return cells if isinstance(cells, dict) else {}
+
+
+def json_names(keys: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
+    """The columns of the keys of texts, and their names in a table."""
+    used, names = set(taken), dict[str, str]()
+    for key in keys:
+        name = key
+        while name in used:
+            name = f"json_{name}"
+        names[key] = name
+        used.add(name)
+    return names
 
 
 def result_names(columns: Mapping[str, Any] | frozenset[str], *, judged: bool, choices: bool) -> dict[str, str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.batch import Batch
+from jobs.errors import RefusedError
 from submit.data.order import TableOrder
-from submit.results.tables.cells import read_record, row_cells
+from submit.data.tables.table import MOST_COLUMNS
+from submit.results.tables.cells import TableRecord, json_cells, read_record, result_cells, row_cells
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,6 +29,8 @@ class Facts:
     known: tuple[str, ...] | None
     judged: bool
     choices: bool
+    keys: tuple[str, ...] = ()
+    """Of texts that are JSON objects, where these are to be columns."""
 
 
 def facts_of(batch: Batch) -> Facts:
@@ -48,16 +52,27 @@ def _kept(columns: tuple[str, ...], keep: str | None, binary: frozenset[str]) ->
     return tuple(name for name in columns if name in named)
 
 
-def seen_columns(records: Iterable[StoredRecord], facts: Facts) -> Facts:
-    """The same with the columns that the records have, and whether any has several texts."""
+def seen_columns(records: Iterable[StoredRecord], facts: Facts, *, keys: bool = False) -> Facts:
+    """The same with the columns that the records have, and whether any has several texts; also the ``keys`` of texts
+    that are JSON objects.
+
+    Raises:
+        RefusedError: they are too many for a table.
+    """
     names: dict[str, None] = dict.fromkeys(facts.known or ())
+    found: dict[str, None] = {}
     several, judged = facts.choices, facts.judged
     for stored in records:
         record = read_record(stored.raw)
         names |= dict.fromkeys(row_cells(record))
+        if keys:
+            for result in result_cells(record):
+                found |= dict.fromkeys(json_cells(result[0]))
+        if len(names) + len(found) > MOST_COLUMNS:
+            raise RefusedError(f"the table would have more than {MOST_COLUMNS:,} columns: take --format native")
         several |= record.choices is not None
         judged |= record.judged is not None
-    return Facts(tuple(names), judged, several)
+    return Facts(tuple(names), judged, several, tuple(found))
 
 
 def stored_types(batch: Batch) -> pa.Schema | None:
@@ -68,13 +83,15 @@ def stored_types(batch: Batch) -> pa.Schema | None:
     return None if types is None else pa.ipc.read_schema(pa.py_buffer(base64.b64decode(types)))
 
 
-def seen_types(records: Iterable[StoredRecord], names: Iterable[str]) -> dict[str, pa.DataType]:
+def seen_types(
+    records: Iterable[StoredRecord], names: Iterable[str], cells: Callable[[TableRecord], list[dict[str, Any]]]
+) -> dict[str, pa.DataType]:
     """The types of columns by what is in them: one that holds values of unlike kinds is of JSON texts."""
     import pyarrow as pa
 
     found: dict[str, pa.DataType] = dict.fromkeys(names, pa.null())
     for some in _chunks(records):
-        rows = [row_cells(read_record(stored.raw)) for stored in some]
+        rows = [row for stored in some for row in cells(read_record(stored.raw))]
         for name, before in found.items():
             if before != pa.string():
                 found[name] = _merged(before, [row.get(name) for row in rows])

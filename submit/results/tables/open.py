@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from jobs.batch import Batch
 from jobs.errors import RefusedError
@@ -11,7 +12,7 @@ from submit.data.extras import require
 from submit.results.destination import Destination
 from submit.results.output import Output
 from submit.results.read import ordered_records
-from submit.results.tables.cells import result_names
+from submit.results.tables.cells import TableRecord, json_cells, result_cells, result_names, row_cells
 from submit.results.tables.columns import Facts, facts_of, seen_columns, seen_types, stored_types
 from submit.results.tables.text import CsvRenderer, flat_renderer
 
@@ -28,9 +29,10 @@ def table_output(destination: Destination, store: Store, batch: Batch) -> Output
     """
     facts = facts_of(batch)
     if destination.fmt == "flat":
-        return Output(destination, flat_renderer(facts))
-    if facts.known is None:
-        facts = seen_columns(ordered_records(store.connection, batch.id), facts)
+        return Output(destination, flat_renderer(facts, keys=destination.json_columns))
+    if facts.known is None or destination.json_columns:
+        records = ordered_records(store.connection, batch.id)
+        facts = seen_columns(records, facts, keys=destination.json_columns)
     if destination.fmt == "csv":
         render = CsvRenderer(facts)
         return Output(destination, render, head=render.head)
@@ -62,6 +64,32 @@ def arrow_rows(store: Store, batch: Batch, facts: Facts | None = None) -> ArrowR
     stored = stored_types(batch)
     known = {} if stored is None else {field.name: field.type for field in stored}
     rest = [name for name in columns if name not in known]
-    seen = seen_types(ordered_records(store.connection, batch.id), rest) if rest else {}
+    records = partial(ordered_records, store.connection, batch.id)
+    seen = seen_types(records(), rest, lambda record: [row_cells(record)]) if rest else {}
     types = {name: known[name] if name in known else seen[name] for name in columns}
-    return ArrowRows(types, result_names(types, judged=facts.judged, choices=facts.choices))
+    keys = seen_types(records(), facts.keys, _json_rows) if facts.keys else {}
+    return ArrowRows(types, result_names(types, judged=facts.judged, choices=facts.choices), keys)
+
+
+def _json_rows(record: TableRecord) -> list[dict[str, Any]]:
+    return [json_cells(result[0]) for result in result_cells(record)]
+
+
+def files_of(destination: Destination, output: object) -> list[str]:
+    """The names of the files that a table was written to."""
+    assert destination.out is not None
+    names: list[str] = getattr(output, "files", [destination.out.name])
+    return names
+
+
+def columns_of(store: Store, batch: Batch, output: object) -> list[tuple[str, str]]:
+    """The columns of a table that was written, with their types where it has any."""
+    schema = getattr(output, "schema", None)
+    if schema is not None:
+        return [(field.name, str(field.type)) for field in schema]
+    facts = facts_of(batch)
+    if facts.known is None:
+        facts = seen_columns(ordered_records(store.connection, batch.id), facts)
+    own = facts.known or ()
+    names = result_names(frozenset(own), judged=facts.judged, choices=facts.choices)
+    return [(name, "") for name in (*own, *names.values())]

@@ -29,7 +29,7 @@ class ParquetOutput:
     def __init__(self, destination: Destination, rows: ArrowRows) -> None:
         assert destination.out is not None
         self.tally = Tally(destination)
-        self._rows = rows
+        self._rows, self.schema = rows, rows.schema
         self._files = _Shards(destination.out, destination.shard_bytes, rows.schema)
 
     def __enter__(self) -> Self:
@@ -43,6 +43,11 @@ class ParquetOutput:
                 self._files.finish()
         finally:
             self._files.abandon()
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the files, once they are written."""
+        return self._files.names
 
     def flush(self) -> None:
         """Nothing shows before the end: a file of Parquet is whole or none."""
@@ -65,6 +70,7 @@ class _Shards:
         self._stream: Any = None
         self._group: list[pa.RecordBatch] = []
         self._group_bytes = 0
+        self.names = [self._real.name]
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._group.append(batch)
@@ -107,6 +113,7 @@ class _Shards:
             for hidden, place in zip(self._hidden, names, strict=True):
                 hidden.replace(place)
             self._hidden = []
+            self.names = [place.name for place in names]
             for old in earlier_shards(self._real):
                 if old not in names:
                     old.unlink()

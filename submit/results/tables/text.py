@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from submit.results.tables.cells import ALL, read_record, result_cells, result_names, row_cells
+from submit.results.tables.cells import ALL, json_cells, json_names, read_record, result_cells, result_names, row_cells
 from submit.results.tables.columns import Facts
 
 if TYPE_CHECKING:
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from submit.results.read import StoredRecord
 
 
-def flat_renderer(facts: Facts) -> Render:
-    """Each row as an object: its columns, then those of the result."""
+def flat_renderer(facts: Facts, *, keys: bool = False) -> Render:
+    """Each row as an object: its columns, then those of the result, and the ``keys`` of a text that is one."""
     names = result_names(frozenset(facts.known or ()), judged=facts.judged, choices=facts.choices)
 
     def render(stored: StoredRecord) -> bytes:
-        return b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in _rows(stored, facts, names))
+        rows = _rows(stored, facts, names, keys)
+        return b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
 
     return render
 
 
-def _rows(stored: StoredRecord, facts: Facts, names: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _rows(stored: StoredRecord, facts: Facts, names: dict[str, str], keys: bool) -> Iterator[dict[str, Any]]:
     record = read_record(stored.raw)
     cells = row_cells(record)
     if facts.known is None:
@@ -36,7 +37,9 @@ def _rows(stored: StoredRecord, facts: Facts, names: dict[str, str]) -> Iterator
         names = result_names(cells, judged=judged, choices=several)
     for result in result_cells(record):
         found = dict(zip(ALL, result, strict=True))
-        yield {**cells, **{shown: found[name] for name, shown in names.items()}}
+        row = {**cells, **{shown: found[name] for name, shown in names.items()}}
+        said = json_cells(result[0]) if keys else {}
+        yield row | {shown: said[key] for key, shown in json_names(said, row).items()}
 
 
 class CsvRenderer:
@@ -46,13 +49,20 @@ class CsvRenderer:
         self._columns = facts.known or ()
         names = result_names(frozenset(self._columns), judged=facts.judged, choices=facts.choices)
         self._places = [ALL.index(name) for name in names]
-        self.head = _csv([(*self._columns, *names.values())])
+        self._keys = facts.keys
+        keys = json_names(self._keys, (*self._columns, *names.values())).values()
+        self.head = _csv([(*self._columns, *names.values(), *keys)])
 
     def __call__(self, stored: StoredRecord) -> bytes:
         record = read_record(stored.raw)
         cells = row_cells(record)
         own = [_cell(cells.get(name)) for name in self._columns]
-        return _csv([*own, *(_cell(result[place]) for place in self._places)] for result in result_cells(record))
+        return _csv(self._row(own, result) for result in result_cells(record))
+
+    def _row(self, own: list[Any], result: tuple[Any, ...]) -> list[Any]:
+        said = json_cells(result[0]) if self._keys else {}
+        found = (*(result[place] for place in self._places), *(said.get(key) for key in self._keys))
+        return [*own, *map(_cell, found)]
 
 
 def _csv(rows: Any) -> bytes:

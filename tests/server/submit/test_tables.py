@@ -282,3 +282,77 @@ def test_equal_lines_fail_together_and_are_retried(client: Client, store: Store)
     for one in (batch, cancelled):
         one.purge()
         assert not list(store.connection.scan_iter(f"*{one.id}*"))
+
+
+# --- columns of JSON texts, and the card ---
+
+
+def saying(*texts: str) -> Callable[[Job], list[Choice]]:
+    """An answer of one of these texts, by the line's index."""
+    return lambda job: [Choice(0, texts[job.index % len(texts)], "eos")]
+
+
+def test_json_columns(client: Client, store: Store, tmp_path: Path) -> None:
+    """Keys of texts that are objects, with their types, after the columns of the result; other texts have none."""
+    batch = client.submit([{"q": "a", "n": 1}, {"q": "b", "n": 2}], prompt="{{ q }}", model=MODEL)
+    work(store, batch.id, answer=saying('{"n": 7, "tags": ["x"]}', "no"))
+    write_results(store, batch.id, Destination(tmp_path / "o.parquet", fmt="parquet", json_columns=True))
+    found = pq.read_table(tmp_path / "o.parquet")
+    assert found.column("n").to_pylist() == [1, 2]
+    assert found.column_names[-2:] == ["json_n", "tags"]
+    assert found.column("json_n").to_pylist() == [7, None]
+    assert found.column("tags").to_pylist() == [["x"], None]
+    write_results(store, batch.id, Destination(tmp_path / "o.csv", fmt="csv", json_columns=True))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "o.csv").read_text())))
+    assert [(row["json_n"], row["tags"]) for row in rows] == [("7", '["x"]'), ("", "")]
+    write_results(store, batch.id, Destination(tmp_path / "o.flat", fmt="flat", json_columns=True))
+    first, second = map(orjson.loads, (tmp_path / "o.flat").read_bytes().splitlines())
+    assert (first["n"], first["json_n"], "json_n" in second) == (1, 7, False)
+
+
+def test_the_card_is_true(client: Client, store: Store, tmp_path: Path) -> None:
+    """Its counts, columns, files, parameters and template are those of the batch; data sets read the folder by it."""
+    datasets = pytest.importorskip("datasets")
+
+    def last_fails(job: Job) -> list[Choice]:
+        if job.metadata["n"] == 2:
+            raise LineError("context_length_exceeded", "prompt", "too long")
+        return echo(job)
+
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = pa.table({"q": ["a", "b", "c"], "n": [0, 1, 2]})
+    batch = client.submit(rows, prompt="Say {{ q }}", model=MODEL, max_tokens=9, name="A | set")
+    work(store, batch.id, answer=last_fails)
+    out = folder / "out.parquet"
+    write_results(store, batch.id, Destination(out, fmt="parquet", card=True, shard_bytes=1 << 20))
+    card = (folder / "README.md").read_text()
+    done = batch.status()
+    for fact in (
+        "3 rows of 3 lines, 1 of which failed", batch.id, f"| model (2 lines) | {MODEL}, revision ",
+        f"| generated tokens | {done.usage.completion_tokens:,} |", "| texts ended by | eos 2 |",
+        "| failed lines | context_length_exceeded 1 |", "| n | int64 |", "| completion | string |",
+        '"max_tokens": 9', "Say {{ q }}", "out-00000-of-00001.parquet",
+    ):  # fmt: skip
+        assert fact in card, fact
+    loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded["n"][:] == [0, 1, 2]
+    write_results(store, batch.id, Destination(out, fmt="parquet", card=True))
+    (folder / "README.md").write_text("mine")
+    with pytest.raises(RefusedError, match="no card of ours"):
+        write_results(store, batch.id, Destination(out, fmt="parquet", card=True))
+
+
+def test_every_library_reads_what_is_written(client: Client, store: Store, tmp_path: Path) -> None:
+    """pandas, polars, DuckDB and datasets see the same rows."""
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    duckdb, datasets = pytest.importorskip("duckdb"), pytest.importorskip("datasets")
+    batch = client.submit(pa.table({"q": ["a", "b"], "n": [1, 2]}), prompt="{{ q }}", model=MODEL)
+    work(store, batch.id)
+    path = str(tmp_path / "out.parquet")
+    write_results(store, batch.id, Destination(Path(path), fmt="parquet"))
+    assert pandas.read_parquet(path)["n"].tolist() == [1, 2]
+    assert polars.read_parquet(path)["n"].to_list() == [1, 2]
+    assert duckdb.sql(f"select n from '{path}' order by n").fetchall() == [(1,), (2,)]
+    loaded = datasets.load_dataset("parquet", data_files=path, split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded["n"][:] == [1, 2]

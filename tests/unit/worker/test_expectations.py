@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jobs.errors import LineError
-from jobs.expectations.judge import Judges, judge_of
 from jobs.lines.line import Defaults, check_line
+from worker.shards.judge import Judges, judge_of
 
 pytest.importorskip("llguidance")
 pytest.importorskip("jinja2")
