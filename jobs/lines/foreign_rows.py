@@ -28,8 +28,8 @@ ROWS = (
     ("question", "a row of questions", "--user '{{ question }}'"),
     ("instruction", "a row of instructions", "--user '{{ instruction }}'"),
 )
-"""Lines that are somebody else's as a whole: the fields they have, what they are, what makes lines of them: the flags of
-a table, or a command of jq."""
+"""Lines that are somebody else's as a whole: the fields they have, what they are, and what makes lines of them: flags
+of a table, or a command of jq."""
 
 
 SHOWN_ROWS = 40

@@ -94,6 +94,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def _written(self, value: Any) -> Any:
+        if type(value) is str:
+            return self.budget.wrote(value)
         return value if isinstance(value, Undefined) else self.budget.wrote(text_of(value))
 
     def _steps(self, values: Iterable[Any]) -> Iterator[Any]:

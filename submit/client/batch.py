@@ -188,13 +188,15 @@ class BatchHandle:
         Raises:
             RefusedError: pyarrow is not installed.
         """
+        from submit.results.tables.cells import read_record
         from submit.results.tables.open import arrow_rows
 
         with self._session.store() as store:
             rows = arrow_rows(store, store.batch(self.id))
             import pyarrow
 
-            full = (rows.put(record) for record in ordered_records(store.connection, self.id))
+            records = ordered_records(store.connection, self.id)
+            full = (rows.put(read_record(record.raw), len(record.raw)) for record in records)
             batches = [batch for batch in full if batch is not None]
         if (rest := rows.rest()) is not None:
             batches.append(rest)

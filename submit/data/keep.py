@@ -42,10 +42,15 @@ class Keeper:
             return {name: row[name] for name in self.names if name in row}
         kept = {name: value for name, value in row.items() if name not in self._binary} if self._binary else dict(row)
         if self._bounded:
-            for name in [name for name, value in kept.items() if _is_long(value)]:
+            for name in [name for name, value in kept.items() if _may_be_long(value) and _is_long(value)]:
                 kept[name] = None
                 self.dropped[name] += 1
         return kept
+
+
+def _may_be_long(value: Any) -> bool:
+    kind = type(value)
+    return len(value) > SHORT if kind is str else kind not in (int, float, bool, type(None))
 
 
 def _is_long(value: Any) -> bool:

@@ -58,14 +58,17 @@ class Tally:
     noted: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def add(self, record: StoredRecord) -> None:
+    def add(self, record: StoredRecord, head: RecordHead | None = None) -> None:
+        """Count a record, whose head may be at hand."""
         self.lines += 1
-        head = head_of(record.raw)
+        head = head or head_of(record.raw)
         if head.error is not None:
             self.failures[head.error.code] += 1
             return
-        self.stops.update(choice.stop_reason for choice in head.completions)
-        self.noted.update(_worth_noting(head))
+        for choice in head.completions:
+            self.stops[choice.stop_reason] += 1
+        for note in _worth_noting(head):
+            self.noted[note] += 1
         if self.destination.training:
             if head.unexpected:
                 self.left_out["unexpected"] += len(head.completions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ def is_binary(kind: pa.DataType) -> bool:
     return any(check(kind) for check in shown)
 
 
+@functools.lru_cache(maxsize=1024)  # a table is read in many batches of the same types
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """The type by which cells are read: extensions as what they are stored as, times to the microsecond, which is what
     Python has."""

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from jobs.errors import RefusedError
-from submit.results.tables.cells import ALL, json_cells, json_names, read_record, result_cells, row_cells
+from submit.results.tables.cells import ALL, TableRecord, json_cells, json_names, result_cells, row_cells
 from submit.results.tables.restore import array_of
 
 if TYPE_CHECKING:
-    from submit.results.read import StoredRecord
+    pass
 
 BATCH_ROWS = 5000
 BATCH_BYTES = 16 << 20
@@ -48,14 +48,13 @@ class ArrowRows:
         self._results: list[tuple[Any, ...]] = []
         self._size = 0
 
-    def put(self, record: StoredRecord) -> pa.RecordBatch | None:
-        """Take in a record; the batch, if it is full."""
-        read = read_record(record.raw)
-        cells = row_cells(read)
-        for result in result_cells(read):
+    def put(self, record: TableRecord, size: int) -> pa.RecordBatch | None:
+        """Take in a record of ``size`` bytes; the batch, if it is full."""
+        cells = row_cells(record)
+        for result in result_cells(record):
             self._cells.append(cells)
             self._results.append(result)
-        self._size += len(record.raw)
+        self._size += size
         return self.rest() if len(self._results) >= BATCH_ROWS or self._size >= BATCH_BYTES else None
 
     def rest(self) -> pa.RecordBatch | None:

@@ -62,7 +62,7 @@ class Card:
         self.models[read.model or "unknown", read.model_revision or "unknown"] += 1
         self.prompt_tokens += read.usage.prompt_tokens
         self.completion_tokens += read.usage.completion_tokens
-        if read.judged is not None and read.judged.passed is not None:
+        if read.judged is not None:
             self.judged += 1
             self.passed += read.judged.passed
 

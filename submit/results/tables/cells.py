@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 import orjson
 
+from jobs.record_head import ChoiceHead, ErrorHead, RecordHead, SamplingHead
+
 RESULT = (
     "completion", "reasoning", "stop_reason", "prompt_tokens", "completion_tokens", "seed", "model", "valid",
     "tool_calls", "score", "error", "id",
@@ -24,46 +26,31 @@ class _Usage(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
 
 
-class _Sampling(msgspec.Struct, frozen=True):
+class _Sampling(SamplingHead, frozen=True):
     seed: int | None = None
 
 
-class _Error(msgspec.Struct, frozen=True):
-    code: str = ""
+class _Error(ErrorHead, frozen=True):
     message: str = ""
 
 
-class _Judged(msgspec.Struct, frozen=True):
-    passed: bool | None = None
-    tries: int | None = None
-
-
-class _Choice(msgspec.Struct, frozen=True):
-    text: str = ""
-    stop_reason: str | None = None
-    reasoning: str | None = None
+class _Choice(ChoiceHead, frozen=True):
     valid: bool | None = None
     tool_calls: list[dict[str, Any]] | None = None
     score: dict[str, Any] | None = None
-    judged: _Judged | None = None
 
 
-class TableRecord(msgspec.Struct, frozen=True):
-    """Of a record what tables hold; all else is passed over."""
+class TableRecord(RecordHead, frozen=True):
+    """Of a record what tables hold, and its head; all else is passed over."""
 
-    id: str = ""
     model: str | None = None
     model_revision: str | None = None
-    text: str = ""
-    stop_reason: str | None = None
-    reasoning: str | None = None
     valid: bool | None = None
     tool_calls: list[dict[str, Any]] | None = None
     score: dict[str, Any] | None = None
-    judged: _Judged | None = None
-    choices: list[_Choice] | None = None
+    choices: list[_Choice] | None = None  # type: ignore[assignment]
     usage: _Usage = _Usage()
-    sampling: _Sampling = _Sampling()
+    sampling: _Sampling | None = None
     error: _Error | None = None
     metadata: msgspec.Raw = msgspec.Raw(b"{}")
 
@@ -82,19 +69,18 @@ def result_cells(record: TableRecord) -> Iterator[tuple[Any, ...]]:
         error = f"{record.error.code}: {record.error.message}"
         yield (None, None, None, None, None, None, record.model, None, None, None, error, record.id, None, None, None)
         return
-    usage, seed = record.usage, record.sampling.seed
+    usage, seed = record.usage, None if record.sampling is None else record.sampling.seed
+    passed, tries = (None, None) if record.judged is None else (record.judged.passed, record.judged.tries)
     tokens: tuple[int | None, int | None] = (usage.prompt_tokens, usage.completion_tokens)
     choices: list[Any] = [record] if record.choices is None else list(record.choices)
     for number, choice in enumerate(choices):
-        judged = choice.judged or record.judged or _NOT_JUDGED
         yield (
             choice.text, choice.reasoning, choice.stop_reason, *tokens, seed, record.model, choice.valid,
-            choice.tool_calls, choice.score, None, record.id, judged.passed, judged.tries, number,
+            choice.tool_calls, choice.score, None, record.id, passed, tries, number,
         )  # fmt: skip
         tokens = (None, None)
 
 
-_NOT_JUDGED = _Judged()
 ALL = (*RESULT, *JUDGED, CHOICE)
 """The names of what :func:`result_cells` gives."""
 

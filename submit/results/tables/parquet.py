@@ -15,6 +15,7 @@ from submit.results.destination import Destination
 from submit.results.output import explained
 from submit.results.summary import Tally
 from submit.results.tables.arrow import ArrowRows
+from submit.results.tables.cells import read_record
 
 if TYPE_CHECKING:
     from submit.results.read import StoredRecord
@@ -54,8 +55,9 @@ class ParquetOutput:
 
     def put(self, record: StoredRecord) -> None:
         """Write one record, and count it."""
-        self.tally.add(record)
-        if (batch := self._rows.put(record)) is not None:
+        read = read_record(record.raw)
+        self.tally.add(record, read)
+        if (batch := self._rows.put(read, len(record.raw))) is not None:
             self._files.write(batch)
 
 

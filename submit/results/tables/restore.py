@@ -23,7 +23,10 @@ def array_of(values: list[Any], kind: pa.DataType) -> pa.Array:
 
     types = pa.types
     if types.is_string(kind) or types.is_large_string(kind):
-        return pa.array([_text(value) for value in values], kind)
+        try:
+            return pa.array(values, kind)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            return pa.array([_text(value) for value in values], kind)
     convert = _converter(kind)
     if convert is not None:
         values = [None if value is None else convert(value) for value in values]

@@ -24,7 +24,7 @@ def read(folder: Path, content: bytes | str) -> list[tuple[int, bytes | LineErro
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (json.dumps(ROWS), "is a JSON array, not one object a line; give it the suffix .json, or say --input-format json"),
+        (json.dumps(ROWS), "is a JSON array, not one object a line; give it the suffix .json, or say"),
         (json.dumps(ROWS, indent=2), "is a JSON array"),
         ("[\n" + LINES.replace("}\n", "},\n") + "]\n", "is a JSON array"),
         ("\n\n[" + "x" * 100, "is a JSON array"),
