@@ -33,6 +33,9 @@ demo: $(READY)  ## A mixed file of prompts, run by a small model that ships with
 	PROMPTMILL_DATA_DIR=$(DEMO)/data $(BIN)/promptmill run examples/prompts.jsonl -o $(DEMO)/results.jsonl --model examples/pocket/model --restart
 	@echo; echo "Results: $(DEMO)/results.jsonl. The first lines:"
 	@$(BIN)/python examples/show.py $(DEMO)/results.jsonl
+	PROMPTMILL_DATA_DIR=$(DEMO)/data $(BIN)/promptmill run examples/questions.csv --user 'What is {{ number }} plus 3?' -o $(DEMO)/answers.csv --model examples/pocket/model --max-tokens 20 --restart
+	@echo; echo "A table: $(DEMO)/answers.csv. Its first columns:"
+	@cut -d, -f1-3 $(DEMO)/answers.csv
 
 # luacheck and actionlint where this machine has them: Debian's lua-check, and `go install` of rhysd/actionlint.
 check: $(READY)  ## Lint, format and types; also the Lua scripts and the workflows, where their linters are installed

@@ -172,7 +172,15 @@ def error_record(
     return orjson.dumps(record)
 
 
-def rejected_record(*, line_id: str, index: int, batch_id: str, problems: Sequence[ProblemLine], now: float) -> bytes:
+def rejected_record(
+    *,
+    line_id: str,
+    index: int,
+    batch_id: str,
+    problems: Sequence[ProblemLine],
+    now: float,
+    metadata: dict[str, Any] | None = None,
+) -> bytes:
     """The error record of a line refused at submission (``--on-bad-line skip``): it never had an attempt.
 
     Its code and field are those of the first of its ``problems``; the message has all of them.
@@ -187,4 +195,5 @@ def rejected_record(*, line_id: str, index: int, batch_id: str, problems: Sequen
         param=first.field,
         attempt=0,
         finished_at=now,
+        metadata=metadata,
     )

@@ -165,11 +165,17 @@ def _filtered(value: nodes.Node, name: str) -> nodes.Filter:
 
 
 class RowError(Exception):
-    """A template does not fit a row: ``column`` is what it asks for, where that is known."""
+    """A template does not fit a row: ``column`` is what it asks for, where that is known; ``missing`` says that the row
+    lacks it."""
 
-    def __init__(self, message: str, column: str | None = None) -> None:
+    def __init__(self, message: str, column: str | None = None, *, missing: bool = False) -> None:
         super().__init__(message)
-        self.column = column
+        self.column, self.missing = column, missing
+
+    @property
+    def code(self) -> str:
+        """What error records call it."""
+        return "missing_field" if self.missing else "invalid_type"
 
 
 class Compiled:
@@ -248,7 +254,7 @@ class Compiled:
         missing = next((name for name in sorted(self.names - self.guarded) if name not in row), None)
         if missing is None:
             return RowError(f"{error!s:.300}")
-        return RowError(f"is no column of this row{did_you_mean(missing, row)}{_columns(row)}", missing)
+        return RowError(f"is no column of this row{did_you_mean(missing, row)}{_columns(row)}", missing, missing=True)
 
 
 def _columns(row: Iterable[str]) -> str:

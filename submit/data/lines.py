@@ -94,7 +94,9 @@ class TableLines:
                 continue
             for turn in range(1, repeat + 1):
                 if isinstance(line, LineError):
-                    yield number, LineError(line.code, line.field, line.message, line_id=f"line-{number}#{turn}")
+                    wrong = LineError(line.code, line.field, line.message, line_id=f"line-{number}#{turn}")
+                    wrong.metadata = line.metadata
+                    yield number, wrong
                 else:
                     name = "custom_id" if "body" in line else "id"
                     yield number, _encoded({**line, name: f"{line.get(name, f'line-{number}')}#{turn}"})
@@ -136,11 +138,22 @@ class TableLines:
         try:
             line = self._template.line(row)
         except RowError as error:
-            return LineError("template_error", error.column, str(error), line_id=self._id_of(row))
+            wrong = LineError(error.code, error.column, str(error), line_id=self._id_of(row))
+            wrong.metadata = self._written(row)
+            return wrong
         line["metadata"] = {**self.kept.of(row), **line.get("metadata", {})}
         if "id" not in line and (given := self._id_of(row)) is not None:
             line["id"] = given
         return line
+
+    def _written(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The cells of a row that come back, as JSON has them; none where one cannot be written."""
+        try:
+            written = orjson.dumps(self.kept.of(row), default=plain, option=orjson.OPT_NON_STR_KEYS)
+        except (orjson.JSONEncodeError, TypeError):
+            return {}
+        cells: dict[str, Any] = orjson.loads(written)
+        return cells
 
     def _own_line(self, row: dict[str, Any]) -> dict[str, Any]:
         """The line of a row whose columns are fields of lines: an empty cell is no field."""
@@ -205,7 +218,7 @@ class TableLines:
             try:
                 return bool(condition.line(row)["prompt"][0])
             except RowError as error:
-                raise LineError("template_error", error.column, f"--where: {error}") from None
+                raise LineError(error.code, error.column, f"--where: {error}") from None
 
         return passes
 

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import Any
 
 import orjson
 
 from jobs.errors import LineError, ProblemLine
 from jobs.lines.line import CheckedLine, Defaults, check_line, no_model
 from jobs.lines.line_id import readable_id
+from jobs.lines.values import check_object
 from jobs.shard import Group, ShardLine
 from submit.input.duplicate_ids import UsedIds
 from submit.input.reader import Line, Prompts
@@ -44,6 +46,8 @@ class BadLine:
     index: int
     id: str
     problems: tuple[ProblemLine, ...]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What the user put into it, as far as that can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +186,20 @@ def _check_chunk(lines: list[Line], start: int, groups: _Groups, used: UsedIds) 
             field = "id" if good is None or good.endpoint is None else "custom_id"
             message = f"'{shown_id}' is the id of line {clashes[number]} already; ids are unique in a file"
             problems += (ProblemLine(number, "duplicate_custom_id", field, message),)
-        chunk.bad.append(BadLine(index, shown_id, problems))
+        raw = lines[index - start][1]
+        chunk.bad.append(BadLine(index, shown_id, problems, _metadata_of(raw)))
     return chunk
+
+
+def _metadata_of(raw: bytes | LineError) -> dict[str, Any]:
+    """The metadata of a bad line: a table's row is told by it."""
+    if isinstance(raw, LineError):
+        return raw.metadata
+    try:
+        given = orjson.loads(raw).get("metadata")
+        return check_object("metadata", given)
+    except (orjson.JSONDecodeError, AttributeError, LineError):
+        return {}
 
 
 def _check_line(

@@ -67,7 +67,7 @@ class LineTemplate:
             try:
                 value = fill(values)
             except RowError as error:
-                raise RowError(str(error), error.column or name) from None
+                raise RowError(str(error), error.column or name, missing=error.missing) from None
             if not is_gap(value):
                 line[name] = value
         return line

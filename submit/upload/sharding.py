@@ -132,7 +132,12 @@ class Packing:
 
     def _reject(self, bad: BadLine) -> None:
         record = rejected_record(
-            line_id=bad.id, index=bad.index, batch_id=self._batch_id, problems=bad.problems, now=self._now()
+            line_id=bad.id,
+            index=bad.index,
+            batch_id=self._batch_id,
+            problems=bad.problems,
+            now=self._now(),
+            metadata=bad.metadata,
         )
         self._rejected.append(FinishedLine(bad.index, False, 0, 0, 0, record))
         if len(self._rejected) == REJECTED_SHARD_LINES:

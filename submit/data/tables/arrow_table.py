@@ -200,6 +200,11 @@ def _batch_rows(group: Any, columns: set[str], name: str) -> int:
                 f"{name}: the column '{column.path_in_schema:.80}' unpacks to {size:,} bytes, more than {BOMB_RATIO:,} "
                 "times what it takes in the file: that is no data"
             )
+        if (average := size // max(group.num_rows, 1)) > MAX_LINE_BYTES:
+            raise RefusedError(
+                f"{name}: the cells of '{column.path_in_schema:.80}' have {average:,} bytes on average; a line takes "
+                f"{MAX_LINE_BYTES:,} at the most"
+            )
         if column.has_dictionary_page and column.physical_type == "BYTE_ARRAY":
             longest = min(size, MAX_LINE_BYTES)
             rows = min(rows, max(WORST_BYTES // max(longest, 1), 1))

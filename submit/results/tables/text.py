@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -13,11 +13,10 @@ from submit.results.tables.cells import ALL, json_cells, json_names, read_record
 from submit.results.tables.columns import Facts
 
 if TYPE_CHECKING:
-    from submit.results.formats import Render
     from submit.results.read import StoredRecord
 
 
-def flat_renderer(facts: Facts, *, keys: bool = False) -> Render:
+def flat_renderer(facts: Facts, *, keys: bool = False) -> Callable[[StoredRecord], bytes]:
     """Each row as an object: its columns, then those of the result, and the ``keys`` of a text that is one."""
     names = result_names(frozenset(facts.known or ()), judged=facts.judged, choices=facts.choices)
 

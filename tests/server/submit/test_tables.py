@@ -88,7 +88,8 @@ def test_columns_come_back_with_their_types(client: Client, store: Store, tmp_pa
 
 def test_errors_stand_beside_their_rows(client: Client, store: Store, tmp_path: Path) -> None:
     """A row whose line failed is in its place, with the error and no text; so is one that made no line."""
-    rows = [{"question": "one"}, {"question": ""}, {"question": "three"}]
+    rows: list[dict[str, Any]] = [{"question": "one", "n": 1}, {"question": "", "n": 2}, {"question": "three", "n": 3}]
+    rows.append({"n": 4})
 
     def second_fails(job: Job) -> list[Choice]:
         if job.metadata["question"] == "three":
@@ -99,9 +100,11 @@ def test_errors_stand_beside_their_rows(client: Client, store: Store, tmp_path: 
     work(store, batch.id, answer=second_fails)
     write_results(store, batch.id, Destination(tmp_path / "out.csv", fmt="csv"))
     found = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
-    assert [row["question"] for row in found] == ["one", "", "three"]
-    assert [bool(row["completion"]) for row in found] == [True, False, False]
-    assert [row["error"].partition(":")[0] for row in found] == ["", "out_of_range", "context_length_exceeded"]
+    assert [(row["question"], row["n"]) for row in found] == [("one", "1"), ("", "2"), ("three", "3"), ("", "4")]
+    assert [bool(row["completion"]) for row in found] == [True, False, False, False]
+    assert [row["error"].partition(":")[0] for row in found] == [
+        "", "out_of_range", "context_length_exceeded", "missing_field",
+    ]  # fmt: skip
 
 
 def test_flat_lines_have_the_row_and_the_result(client: Client, store: Store, tmp_path: Path) -> None:
@@ -356,3 +359,18 @@ def test_every_library_reads_what_is_written(client: Client, store: Store, tmp_p
     assert duckdb.sql(f"select n from '{path}' order by n").fetchall() == [(1,), (2,)]
     loaded = datasets.load_dataset("parquet", data_files=path, split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded["n"][:] == [1, 2]
+
+
+# --- schedules ---
+
+
+def test_a_schedule_keeps_its_table(client: Client, store: Store) -> None:
+    """Lines are made when it is added; what batches remember of the columns is kept with them."""
+    client.add_schedule(
+        "nightly", typed().select(["question", "n", "day"]), cron="0 2 * * *", template=USER, model=MODEL
+    )
+    batch = client.run_schedule("nightly")
+    work(store, batch.id)
+    found = batch.to_arrow()
+    assert found.column("n").to_pylist() == [0, 1, 2, 3]
+    assert str(found.schema.field("day").type) == "date32[day]"
