@@ -31,7 +31,7 @@ SHOWN_ROWS = 3
 @click.option(
     "--control-tokens", is_flag=True, help="With --model: render and count as a worker with --control-tokens does."
 )
-@table_options("--keep")
+@table_options
 @parameter_options
 @json_option
 def command(file: str, as_json: bool, control_tokens: bool, **flags: Any) -> int:

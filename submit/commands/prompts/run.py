@@ -81,7 +81,7 @@ def _worker_flags(flags: dict[str, Any]) -> tuple[str, ...]:
 )
 @keep_cut_option
 @table_out_options
-@table_options("--keep")
+@table_options
 @dedupe_option
 @click.option("--restart", is_flag=True, help="Forget what an earlier run for OUT has done, and run all lines.")
 @redis_option

@@ -60,7 +60,7 @@ def command() -> None:
 @click.option("--replace", "take_place", is_flag=True, help="Take the place of a schedule of this name.")
 @click.option("--name", "batch_name", help="A name for the batches.  [default: the schedule's]")
 @order_options
-@table_options()
+@table_options
 @dedupe_option
 @parameter_options
 @redis_option

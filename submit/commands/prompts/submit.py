@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     metavar="DURATION",
     help="With --wait: give up waiting after this long (90s, 15m, 2h).",
 )
-@table_options()
+@table_options
 @dedupe_option
 @table_out_options
 @parameter_options
