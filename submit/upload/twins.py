@@ -1,7 +1,6 @@
-"""Twins: lines that are equal to an earlier one in all but id and metadata, and whose text is determined. They are not
-run: each gets the record of that line, under its own id.
+"""Twins: lines that are not run because an earlier one is equal, and which get its record under their own ids.
 
-Which lines are equal is found on disk, in memory that does not grow with the file.
+They are equal in all but id and metadata, and their text is determined: it is greedy, or has a seed. Which lines are equal is found on disk, in memory that does not grow with the file.
 """
 
 from __future__ import annotations

@@ -98,7 +98,10 @@ def test_a_model_that_lines_override_is_said(good: Path) -> None:
     [
         (b"", "a.jsonl: there are no prompts in it\n"),
         ("{}".encode("utf-16"), "UTF-16"),
-        (b'[\n{"prompt":"a"},\n{"prompt":"b"}\n]\n', "is a JSON array, not one object a line; make lines of it: jq"),
+        (
+            b'[\n{"prompt":"a"},\n{"prompt":"b"}\n]\n',
+            "is a JSON array, not one object a line; give it the suffix .json",
+        ),
         (None, "cannot be read"),
     ],
 )
