@@ -1,6 +1,7 @@
 """Twins: lines that are not run because an earlier one is equal, and which get its record under their own ids.
 
-They are equal in all but id and metadata, and their text is determined: it is greedy, or has a seed. Which lines are equal is found on disk, in memory that does not grow with the file.
+They are equal in all but id and metadata, and their text is determined: it is greedy, or has a seed. Which lines are
+equal is found on disk, in memory that does not grow with the file.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def test_a_model_that_lines_override_is_said(good: Path) -> None:
         ("{}".encode("utf-16"), "UTF-16"),
         (
             b'[\n{"prompt":"a"},\n{"prompt":"b"}\n]\n',
-            "is a JSON array, not one object a line; give it the suffix .json",
+            "is a JSON array, not one object a line; give it",
         ),
         (None, "cannot be read"),
     ],
