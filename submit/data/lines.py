@@ -157,7 +157,9 @@ class TableLines:
 
     def _own_line(self, row: dict[str, Any]) -> dict[str, Any]:
         """The line of a row whose columns are fields of lines: an empty cell is no field."""
-        line = {name: given for name, value in row.items() if not is_gap(given := field_value(name, value))}
+        if getattr(self.table, "of_texts", False):
+            row = {name: field_value(name, value) for name, value in row.items() if value}
+        line = {name: value for name, value in row.items() if not is_gap(value)}
         if (given := self._id_of(row)) is not None:
             line["custom_id" if "body" in line else "id"] = given
         return line

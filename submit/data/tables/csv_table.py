@@ -27,6 +27,9 @@ class CsvTable(JsonLines):
         RefusedError: a head is none, or an encoding or a delimiter does not exist.
     """
 
+    of_texts = True
+    """Its cells are all text: those of fields that are none are read as JSON."""
+
     def __init__(self, paths: Sequence[str], name: str, delimiter: str | None, encoding: str | None) -> None:
         super().__init__(paths, name)
         if delimiter is not None:

@@ -374,3 +374,33 @@ def test_a_schedule_keeps_its_table(client: Client, store: Store) -> None:
     found = batch.to_arrow()
     assert found.column("n").to_pylist() == [0, 1, 2, 3]
     assert str(found.schema.field("day").type) == "date32[day]"
+
+
+# --- the recipe ---
+
+RECIPE = Path(__file__).parents[3] / "examples" / "synthetic"
+
+
+def test_the_recipe_makes_data_of_seeds(client: Client, store: Store, tmp_path: Path) -> None:
+    """The second command reads what the first wrote: instructions of topics, then answers, then training data."""
+    first = client.submit(RECIPE / "seeds.csv", template=RECIPE / "instructions.toml", repeat=3, model=MODEL)
+    assert first.status().total == 24
+    work(store, first.id, answer=lambda job: [Choice(0, f'{{"instruction": "Explain {job.index} to me."}}', "eos")])
+    table = tmp_path / "instructions.parquet"
+    write_results(store, first.id, Destination(table, fmt="parquet", json_columns=True))
+    found = pq.read_table(table)
+    assert {"topic", "passed", "tries", "instruction"} <= set(found.column_names)
+    second = client.submit(
+        table, template=RECIPE / "answers.toml", where="instruction is not none",
+        keep_columns="topic,kind,level,instruction", model=MODEL,
+    )  # fmt: skip
+    work(store, second.id, answer=saying("It is like this."))
+    answers = second.to_arrow()
+    assert answers.column_names[:5] == ["topic", "kind", "level", "instruction", "completion"]
+    write_results(store, second.id, Destination(tmp_path / "train.jsonl", fmt="chat"))
+    lines = (tmp_path / "train.jsonl").read_bytes().splitlines()
+    assert orjson.loads(lines[0])["messages"] == [
+        {"role": "user", "content": "Explain 0 to me."},
+        {"role": "assistant", "content": "It is like this."},
+    ]
+    assert len(lines) == 24
