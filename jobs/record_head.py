@@ -86,6 +86,25 @@ def head_of(record: bytes) -> RecordHead:
         raise ValueError("it is nested too deeply") from None
 
 
+class _Place(msgspec.Struct, frozen=True):
+    index: int
+
+
+_PLACES = msgspec.json.Decoder(_Place)
+
+
+def index_of(record: bytes) -> int:
+    """The index of a record's line. Nothing else of the record is looked at: this is asked of each that is read.
+
+    Raises:
+        ValueError: it is no record.
+    """
+    try:
+        return _PLACES.decode(record).index
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def whole(record: bytes) -> dict[str, Any]:
     """All fields of a record.
 

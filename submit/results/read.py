@@ -89,6 +89,8 @@ class _Shards:
         if shard.of_twins:
             return self.twins(shard)
         own = (StoredRecord(index, loaded(value), shard.number) for index, value in self.records.all(shard.number))
+        if self.ended is None:
+            return own
         return heapq.merge(own, self.unrun(shard), key=lambda record: record.index)
 
     def twins(self, shard: ShardRow) -> Iterator[StoredRecord]:
@@ -226,4 +228,6 @@ def ordered_records(connection: Redis, batch_id: str, *, part_bytes: int = PIECE
         groups[shard.group].append(shard)
     # Shards of one group hold ascending, disjoint ranges of indices: each is read when its turn comes.
     streams = [chain.from_iterable(map(shards.all, group)) for group in groups.values()]
+    if len(streams) == 1:
+        return iter(streams[0])
     return heapq.merge(*streams, key=lambda record: record.index)
