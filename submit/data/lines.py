@@ -14,6 +14,7 @@ from submit.data.keep import Keeper
 from submit.data.order import KEEP_BYTES, TableOrder
 from submit.data.select import Passes, selected
 from submit.data.tables.table import Table
+from submit.status.text import plural, printable
 from submit.templates.fields import field_value
 
 if TYPE_CHECKING:
@@ -114,15 +115,13 @@ class TableLines:
 
     def notes(self) -> list[str]:
         """Which cells do not come back with the results."""
-        from submit.status.text import plural
-
         said = []
         if binary := sorted(_binary(self.table)):
-            said.append(f"binary columns do not come back: {', '.join(binary):.200}")
+            said.append(f"binary columns do not come back: {printable(', '.join(binary)):.200}")
         for name, count in self.kept.dropped.items():
             said.append(
-                f"{plural(count, 'cell')} of '{name:.80}' with more than {KEEP_BYTES >> 10} KiB will not come back: "
-                "--keep-columns all brings them"
+                f"{plural(count, 'cell')} of '{printable(name):.80}' with more than {KEEP_BYTES >> 10} KiB will not come "
+                "back: --keep-columns all brings them"
             )
         return said
 
@@ -247,7 +246,7 @@ def _see_that_they_are_lines(table: Table) -> None:
 
 def no_template(name: str, columns: tuple[str, ...]) -> str:
     """What to say of a table that nothing says how to make lines of."""
-    shown = ", ".join(columns[:30]) + (", ..." if len(columns) > 30 else "")
+    shown = printable(", ".join(columns[:30])) + (", ..." if len(columns) > 30 else "")
     return f"{name} is a table (columns {shown}): say what to ask of each row, such as {example_flag(columns)}"
 
 

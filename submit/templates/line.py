@@ -10,6 +10,7 @@ from jobs.params import did_you_mean
 from jobs.templates.filters import chat
 from jobs.templates.sandbox import Compiled, RowError, Sandbox
 from jobs.templates.values import is_gap
+from submit.status.text import printable
 from submit.templates.fields import TEXTS, field_value
 
 ROW = "row"
@@ -50,9 +51,8 @@ class LineTemplate:
         known = tuple(columns)
         for name in sorted(self.needed - {ROW} - set(known)):
             where = next(template.where for template in self._templates if name in template.names)
-            raise RefusedError(
-                f"{where}: '{name}' is no column of {what}{did_you_mean(name, known)} (columns {', '.join(known):.300})"
-            )
+            meant, shown = did_you_mean(name, known), printable(", ".join(known))
+            raise RefusedError(f"{where}: '{name}' is no column of {what}{meant} (columns {shown:.300})")
 
     def line(self, row: Row) -> dict[str, Any]:
         """The fields of the line of a row.

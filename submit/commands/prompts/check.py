@@ -13,7 +13,7 @@ from jobs.errors import InputError, ProblemLine
 from submit.commands.options import defaults_from, json_option, parameter_options
 from submit.commands.prompts.table_flags import table_options, table_order
 from submit.input.feedback import json_errors, read_display
-from submit.status.text import plural
+from submit.status.text import plural, printable
 
 if TYPE_CHECKING:
     from jobs.lines.line import Defaults
@@ -116,7 +116,7 @@ class _Checked:
             click.echo(f"  model    {shown} ({plural(count, 'line')})")
         if self.of_table:
             for problem in self.problems:
-                click.echo(f"  row {problem.line}, {problem.said} [{problem.code}]")
+                click.echo(printable(f"  row {problem.line}, {problem.said} [{problem.code}]"))
         if self.previewed is None:
             for row, raw in self.made.items():
                 click.echo(f"\n--- row {row} ---\n{_readable(raw)}")
