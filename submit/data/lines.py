@@ -120,8 +120,8 @@ class TableLines:
             said.append(f"binary columns do not come back: {printable(', '.join(binary)):.200}")
         for name, count in self.kept.dropped.items():
             said.append(
-                f"{plural(count, 'cell')} of '{printable(name):.80}' with more than {KEEP_BYTES >> 10} KiB will not come "
-                "back: --keep-columns all brings them"
+                f"{plural(count, 'cell')} of '{printable(name):.80}' with more than {KEEP_BYTES >> 10} KiB will not "
+                "come back: --keep-columns all brings them"
             )
         return said
 
