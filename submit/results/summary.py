@@ -21,6 +21,8 @@ SOME_FAILED = 1
 LEFT_OUT = (
     ("cut", "cut by max_tokens or the context (--keep-cut keeps them)"),
     ("empty", "empty"),
+    ("invalid", "not valid"),
+    ("unparsed", "with a tool call that cannot be read"),
     ("unexpected", "not as expected"),
     ("cancelled", "cancelled or expired"),
 )
@@ -49,7 +51,8 @@ def _worth_noting(record: RecordHead) -> Iterator[str]:
 @dataclass(slots=True)
 class Tally:
     """How a batch's lines ended: completions by stop reason, failed lines by code, lines that have a note, and, for
-    training data, completions that are ``left_out`` of it by reason."""
+    training data, completions that are ``left_out`` of it by reason. ``invalid`` has the stop reasons of completions
+    that are not what their constraints ask for; ``unparsed`` counts those with a tool call that cannot be read."""
 
     destination: Destination = field(default_factory=Destination)
     lines: int = 0
@@ -57,6 +60,8 @@ class Tally:
     failures: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
+    invalid: Counter[str] = field(default_factory=Counter)
+    unparsed: int = 0
 
     def add(self, record: StoredRecord, head: RecordHead | None = None) -> None:
         """Count a record, whose head may be at hand."""
@@ -67,6 +72,9 @@ class Tally:
             return
         for choice in head.completions:
             self.stops[choice.stop_reason] += 1
+            if choice.valid is False:
+                self.invalid[choice.stop_reason] += 1
+            self.unparsed += choice.tool_call_error is not None
         for note in _worth_noting(head):
             self.noted[note] += 1
         if self.destination.training:
@@ -112,6 +120,13 @@ class Tally:
                 + (f", {again:,} asked again" if again else "")
                 + (f'; {not_passed:,} did not, and have "passed": false' if not_passed else "")
             )
+        if self.invalid:
+            invalid = self.invalid.total()
+            are = "is" if invalid == 1 else "are"
+            notes.append(f"{plural(invalid, 'text')} {are} not valid (cut by: {_counts(self.invalid)})")
+        if self.unparsed:
+            have = "has" if self.unparsed == 1 else "have"
+            notes.append(f"{plural(self.unparsed, 'text')} {have} a tool call that cannot be read: see tool_call_error")
         if self.left_out:
             reasons = [f"{self.left_out[reason]:,} {text}" for reason, text in LEFT_OUT if self.left_out[reason]]
             notes.append(f"left out of the training data: {', '.join(reasons)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from jobs.errors import LineError
@@ -122,7 +123,9 @@ def _result(line: EndedLine, worker: str, judges: Judges) -> FinishedLine | None
     job = held.jobs[line.index]
     if job.sampling.max_tokens is None:  # a text to the context's end had that for its cap
         job = replace(job, sampling=replace(job.sampling, max_tokens=first.limit))
-    choices: Iterable[Choice] = map(served.assembler.assemble, sequences)
+    ids, one_prompt = job.return_token_ids, all(sequence.line is first.line for sequence in sequences)
+    assemble = partial(served.assembler.assemble, token_ids=ids, prompt_ids=ids and not one_prompt)
+    choices: Iterable[Choice] = map(assemble, sequences)
     judged = None
     if job.expect is not None:
         choices = list(choices)
@@ -144,6 +147,7 @@ def _result(line: EndedLine, worker: str, judges: Judges) -> FinishedLine | None
         created_at=line.at - (ended_at - (first.prefill_started or ended_at)),
         finished_at=line.at,
         judged=judged,
+        prompt_token_ids=first.prompt if ids and one_prompt else None,
     )
     return FinishedLine(line.index, True, stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens, record)
 

@@ -35,8 +35,7 @@ class _Error(ErrorHead, frozen=True):
 
 
 class _Choice(ChoiceHead, frozen=True):
-    valid: bool | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None  # type: ignore[assignment]
     score: dict[str, Any] | None = None
 
 
@@ -45,8 +44,7 @@ class TableRecord(RecordHead, frozen=True):
 
     model: str | None = None
     model_revision: str | None = None
-    valid: bool | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None  # type: ignore[assignment]
     score: dict[str, Any] | None = None
     choices: list[_Choice] | None = None  # type: ignore[assignment]
     usage: _Usage = _Usage()

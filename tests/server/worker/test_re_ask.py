@@ -25,7 +25,7 @@ from worker.shards.writer import Writer
 
 SEQUENCE = SimpleNamespace(
     limit=9, finished_at=1.0, prefill_started=0.5, submitted_at=0.0, waited_s=0.0, prompt_tokens=3,
-    completion_tokens=2, cached_tokens=0, prefill_s=0.1, decode_s=0.1, accepted_draft_tokens=None,
+    completion_tokens=2, cached_tokens=0, prefill_s=0.1, decode_s=0.1, accepted_draft_tokens=None, line=None,
 )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ class Asked:
         job = held.job(held.lines[index])
         self.seeds.append(job.sampling.seed)
         text = next(self._texts)
-        assembler = SimpleNamespace(assemble=lambda _sequence: Choice(0, text, "eos"))
+        assembler = SimpleNamespace(assemble=lambda _sequence, **_ids: Choice(0, text, "eos"))
         served = cast("ServedModel", SimpleNamespace(assembler=assembler, revision=None))
         sequences: Any = [SEQUENCE]
         self.writer.put(EndedLine(held, index, 1.0, None, sequences, served))
