@@ -12,7 +12,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, cast
 
 from jobs.batch import Batch, parse_batch
@@ -88,7 +88,9 @@ class _Shards:
         """All records of a shard so far, by index, with those of lines that were left without one."""
         if shard.of_twins:
             return self.twins(shard)
-        own = (StoredRecord(index, loaded(value), shard.number) for index, value in self.records.all(shard.number))
+        # After the last one Redis need not be asked whether there are more.
+        found = islice(self.records.all(shard.number), shard.lines)
+        own = (StoredRecord(index, loaded(value), shard.number) for index, value in found)
         if self.ended is None:
             return own
         return heapq.merge(own, self.unrun(shard), key=lambda record: record.index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from jobs.batch import Batch
 from jobs.errors import ModelLoadError
 from jobs.params import PARAMETERS
-from jobs.record_head import RecordHead, head_of
+from jobs.record_head import ChoiceHead, RecordHead, head_of
 from submit.results.destination import Destination
 from submit.results.formats import left_out
 from submit.results.read import StoredRecord
@@ -32,10 +32,10 @@ DEFAULT_MAX_TOKENS = PARAMETERS["max_tokens"].default
 """What a line gets that says nothing about it."""
 
 
-def _worth_noting(record: RecordHead) -> Iterator[str]:
+def _worth_noting(record: RecordHead, completions: Sequence[ChoiceHead]) -> Iterator[str]:
     """What of a succeeded line the user is notified of: ``unanswered`` (all thought), ``cut_at_default`` (by
     max_tokens' default), ``judged``, ``asked_again`` and ``unexpected`` (by what was expected of its text)."""
-    if any(choice.reasoning and choice.blank for choice in record.completions):
+    if any(choice.reasoning and choice.blank for choice in completions):
         yield "unanswered"
     if record.judged is not None:
         yield "judged"
@@ -44,7 +44,7 @@ def _worth_noting(record: RecordHead) -> Iterator[str]:
         if not record.judged.passed:
             yield "unexpected"
     limit = None if record.sampling is None else record.sampling.max_tokens
-    if limit == DEFAULT_MAX_TOKENS and any(choice.stop_reason == "max_tokens" for choice in record.completions):
+    if limit == DEFAULT_MAX_TOKENS and any(choice.stop_reason == "max_tokens" for choice in completions):
         yield "cut_at_default"
 
 
@@ -70,18 +70,19 @@ class Tally:
         if head.error is not None:
             self.failures[head.error.code] += 1
             return
-        for choice in head.completions:
+        completions = head.completions
+        for choice in completions:
             self.stops[choice.stop_reason] += 1
             if choice.valid is False:
                 self.invalid[choice.stop_reason] += 1
             self.unparsed += choice.tool_call_error is not None
-        for note in _worth_noting(head):
+        for note in _worth_noting(head, completions):
             self.noted[note] += 1
         if self.destination.training:
             if head.unexpected:
-                self.left_out["unexpected"] += len(head.completions)
+                self.left_out["unexpected"] += len(completions)
                 return
-            reasons = (left_out(choice, keep_cut=self.destination.keep_cut) for choice in head.completions)
+            reasons = (left_out(choice, keep_cut=self.destination.keep_cut) for choice in completions)
             self.left_out.update(reason for reason in reasons if reason is not None)
 
     @property

@@ -134,7 +134,8 @@ class Uploader:
             return Parcel(())
 
     def _upload(self, parcel: Parcel) -> None:
-        numbers = [shard.number for shard in (*parcel.runnable, *parcel.rejected, *parcel.spared)]
+        numbers = [shard.number for shard in parcel.runnable] + [shard.number for shard in parcel.rejected]
+        numbers += [shard.number for shard in parcel.spared]
         self._shards = max([self._shards, *(number + 1 for number in numbers)])
         # An empty upload is the sign of life.
         self._store.upload(self._batch, parcel.runnable)

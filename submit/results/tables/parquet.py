@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +21,7 @@ from submit.results.tables.cells import read_record
 if TYPE_CHECKING:
     from submit.results.read import StoredRecord
 
-GROUP_BYTES = 64 << 20
+GROUP_BYTES = 32 << 20
 """Of a row group, as it lies in memory."""
 
 
@@ -62,7 +63,10 @@ class ParquetOutput:
 
 
 class _Shards:
-    """The files of a table: one, or as many as their size says, named when all are written."""
+    """The files of a table: one, or as many as their size says, named when all are written.
+
+    A thread compresses and writes a row group while the next one is collected.
+    """
 
     def __init__(self, out: Path, most: int | None, schema: pa.Schema) -> None:
         self._real = Path(os.path.realpath(out))
@@ -73,6 +77,8 @@ class _Shards:
         self._group: list[pa.RecordBatch] = []
         self._group_bytes = 0
         self.names = [self._real.name]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="parquet")
+        self._writing: Future[None] | None = None
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._group.append(batch)
@@ -81,14 +87,28 @@ class _Shards:
             self._end_group()
 
     def _end_group(self) -> None:
+        self._wait()
+        group, self._group, self._group_bytes = self._group, [], 0
+        self._writing = self._thread.submit(self._write_group, group)
+
+    def _wait(self) -> None:
+        """Wait for the row group that is being written.
+
+        Raises:
+            RefusedError, PromptmillError: it cannot be.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write_group(self, group: list[pa.RecordBatch]) -> None:
         with explained(self._real):
             if self._writer is None:
                 hidden = self._real.with_name(f".{self._real.name}.{os.getpid()}.{len(self._hidden)}.tmp")
                 self._stream = hidden.open("wb")
                 self._hidden.append(hidden)
                 self._writer = pq.ParquetWriter(self._stream, self._schema, compression="zstd")
-            table = pa.Table.from_batches(self._group, self._schema)
-            self._group, self._group_bytes = [], 0
+            table = pa.Table.from_batches(group, self._schema)
             self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
             if self._most is not None and self._stream.tell() >= self._most:
                 self._end_file()
@@ -103,8 +123,10 @@ class _Shards:
 
     def finish(self) -> None:
         """Move everything to its place; shards of an earlier time go away."""
+        self._wait()
         if self._group or not self._hidden:
             self._end_group()
+        self._wait()
         with explained(self._real):
             self._end_file()
             if self._most is None:
@@ -121,6 +143,7 @@ class _Shards:
                     old.unlink()
 
     def abandon(self) -> None:
+        self._thread.shutdown()
         with contextlib.suppress(Exception):  # an error is on its way already
             self._end_file()
         for hidden in self._hidden:
