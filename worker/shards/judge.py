@@ -88,7 +88,8 @@ def _schema(schema: dict[str, Any]) -> Judge:
             yield ValidationError("does not match")
 
     # A registry of nothing: what a schema refers to is in itself, and is never fetched.
-    validator = extend(Draft202012Validator, {"pattern": pattern})(schema, registry=Registry())
+    extended = extend(Draft202012Validator, {"pattern": pattern})  # type: ignore[no-untyped-call]
+    validator = extended(schema, registry=Registry())
 
     def judge(text: str, _about: Mapping[str, Any]) -> bool:
         try:
