@@ -19,6 +19,7 @@ from submit.commands.options import (
     on_bad_line_option,
     parameter_options,
     redis_option,
+    table_out,
     table_out_options,
 )
 from submit.commands.prompts.table_flags import dedupe_option, table_options, table_order
@@ -124,9 +125,7 @@ def command(
     table = table_order(flags)
     request = RunRequest(
         source=file,
-        destination=Destination(
-            out, errors, format_for(out, fmt), keep_cut, shard_bytes=flags.pop("shard_size"), card=flags.pop("card")
-        ),
+        destination=Destination(out, errors, format_for(out, fmt), keep_cut, **table_out(flags)),
         defaults=defaults_from(flags),
         table=table,
         dedupe=flags["dedupe"],
