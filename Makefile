@@ -37,6 +37,9 @@ demo: $(READY)  ## A mixed file of prompts, run by a small model that ships with
 	@for job in schema tools classify; do \
 	  PROMPTMILL_DATA_DIR=$(DEMO)/data $(BIN)/promptmill run examples/$$job.jsonl -o $(DEMO)/$$job.jsonl --model examples/pocket/model --restart >$(DEMO)/$$job.log 2>&1 || { cat $(DEMO)/$$job.log; exit 1; }; \
 	  $(BIN)/python examples/show.py $(DEMO)/$$job.jsonl; done
+	PROMPTMILL_DATA_DIR=$(DEMO)/data $(BIN)/promptmill run examples/questions.csv --user 'What is {{ number }} plus 3?' -o $(DEMO)/answers.csv --model examples/pocket/model --restart
+	@echo; echo "A table: $(DEMO)/answers.csv. Its first columns:"
+	@cut -d, -f1-3 $(DEMO)/answers.csv
 
 # luacheck and actionlint where this machine has them: Debian's lua-check, and `go install` of rhysd/actionlint.
 check: $(READY)  ## Lint, format and types; also the Lua scripts and the workflows, where their linters are installed

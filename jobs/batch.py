@@ -111,6 +111,11 @@ class Batch:
     """Lines of ``completed`` that were so before the batch was last retried."""
     carried_tokens: int = 0
     """Tokens generated before that."""
+    twins: int = 0
+    """Lines that are not run because earlier ones are equal, whose records they get: ``total`` and the other counts are
+    of those that run."""
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    """What is remembered of the table that its lines were made of."""
 
     @property
     def ended(self) -> bool:
@@ -186,6 +191,7 @@ class Batch:
             "webhook": self.delivery.as_dict(self.webhook) if self.webhook and self.delivery else None,
             **shown,
             "request_counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
+            "twins": self.twins,
             "usage": self.usage.as_dict(),
             "rates": self.rates(now),
             "defaults": dict(self.defaults),
@@ -213,7 +219,9 @@ def _parsed(batch_id: str, stored: Mapping[bytes, bytes]) -> Batch:
     if text["status"] not in STATUSES or not all(0 <= at <= _YEAR_9999 for at in times.values()):
         raise ValueError("a status or a time that cannot be")
     fields: dict[str, Any] = {name: value for name, value in text.items() if value}  # what is empty was not given
-    fields |= {name: orjson.loads(fields[name]) for name in ("models", "defaults", "metadata") if name in fields}
+    fields |= {
+        name: orjson.loads(fields[name]) for name in ("models", "defaults", "metadata", "dataset") if name in fields
+    }
     # Not strict: Redis keeps numbers as text.
     batch = msgspec.convert({**fields, "id": batch_id, "times": times, "usage": fields}, Batch, strict=False)
     return replace(batch, delivery=delivery_of(batch_id, text) if batch.webhook else None)

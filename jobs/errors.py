@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 MOST_PROBLEMS = 20
 """Of one line; what has more is no line, and the rest of it is not looked at."""
@@ -109,7 +110,8 @@ class ProblemLine:
 class LineError(PromptmillError):
     """One line (or one set of defaults) breaks the contract of job lines.
 
-    ``also`` is what else is wrong with it. ``line_id`` is the user's id of a line whose bytes are not at hand.
+    ``also`` is what else is wrong with it. ``line_id`` is the user's id of a line whose bytes are not at hand, and
+    ``metadata`` what its error record is to carry.
     """
 
     exit_status = 2
@@ -121,6 +123,7 @@ class LineError(PromptmillError):
         self.message = message
         self.line_id = line_id
         self.also: tuple[LineError, ...] = ()
+        self.metadata: dict[str, Any] = {}
 
     def at(self, line: int) -> ProblemLine:
         return ProblemLine(line, self.code, self.field, self.message)

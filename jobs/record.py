@@ -122,6 +122,7 @@ def result_record(
     created_at: float,
     finished_at: float,
     prompt_token_ids: Sequence[int] | None = None,
+    judged: dict[str, Any] | None = None,
 ) -> bytes:
     """The JSON of a line that was generated; ``created_at`` and ``finished_at`` are seconds since the epoch.
 
@@ -148,6 +149,8 @@ def result_record(
     record["usage"] = stats.usage()
     record["stats"] = stats.stats()
     record["sampling"] = {**job.sampling.as_dict(), **_guidance(job)}
+    if judged is not None:
+        record["judged"] = judged
     if job.endpoint is not None:
         record["endpoint"] = job.endpoint
     record |= {
@@ -210,7 +213,15 @@ def error_record(
     return orjson.dumps(record)
 
 
-def rejected_record(*, line_id: str, index: int, batch_id: str, problems: Sequence[ProblemLine], now: float) -> bytes:
+def rejected_record(
+    *,
+    line_id: str,
+    index: int,
+    batch_id: str,
+    problems: Sequence[ProblemLine],
+    now: float,
+    metadata: dict[str, Any] | None = None,
+) -> bytes:
     """The error record of a line refused at submission (``--on-bad-line skip``): it never had an attempt.
 
     Its code and field are those of the first of its ``problems``; the message has all of them.
@@ -225,4 +236,5 @@ def rejected_record(*, line_id: str, index: int, batch_id: str, problems: Sequen
         param=first.field,
         attempt=0,
         finished_at=now,
+        metadata=metadata,
     )

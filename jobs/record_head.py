@@ -37,6 +37,13 @@ class ChoiceHead(msgspec.Struct, frozen=True):
         return not self.tool_calls and not self.text.strip()
 
 
+class JudgedHead(msgspec.Struct, frozen=True):
+    """Whether a text was as expected, and in how many tries."""
+
+    passed: bool = True
+    tries: int = 1
+
+
 class SamplingHead(msgspec.Struct, frozen=True):
     """Of the values that a line was generated with, the cap of its length."""
 
@@ -60,6 +67,12 @@ class RecordHead(msgspec.Struct, frozen=True):
     tool_call_error: str | None = None
     choices: list[ChoiceHead] | None = None
     sampling: SamplingHead | None = None
+    judged: JudgedHead | None = None
+
+    @property
+    def unexpected(self) -> bool:
+        """Whether it never was as expected."""
+        return self.judged is not None and not self.judged.passed
 
     @property
     def completions(self) -> list[ChoiceHead]:
@@ -80,6 +93,25 @@ def head_of(record: bytes) -> RecordHead:
     """
     try:
         return msgspec.json.decode(record, type=RecordHead)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+class _Place(msgspec.Struct, frozen=True):
+    index: int
+
+
+_PLACES = msgspec.json.Decoder(_Place)
+
+
+def index_of(record: bytes) -> int:
+    """The index of a record's line. Nothing else of the record is looked at: this is asked of each that is read.
+
+    Raises:
+        ValueError: it is no record.
+    """
+    try:
+        return _PLACES.decode(record).index
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

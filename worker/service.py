@@ -136,6 +136,7 @@ class Service:
             self._retry,
             self.spool,
             observer=self._observer,
+            on_again=self._ask_again,
             on_settled=self.compute.look,
             now=now,
         )
@@ -376,6 +377,10 @@ class Service:
         """An attempt at a line failed, and it gets another one. Thread: writer."""
         after_s = min(RETRY_BASE_S * 2 ** (held.attempt.failures(index) - 1), RETRY_MOST_S)
         self.preparer.put(held, self.compute.load(held.group), again=index, after_s=after_s)
+
+    def _ask_again(self, held: HeldShard, index: int) -> None:
+        """A line's text is not as expected, and it is asked again. Thread: scribe."""
+        self.preparer.put(held, self.compute.load(held.group), again=index)
 
     def _load_failed(self, held: HeldShard) -> None:
         """Leave the shard to the other workers of its queue; its lines fail when none of them could load its model for

@@ -86,7 +86,7 @@ class Verdicts:
 
     def judge(self, row: dict[str, Any], text: str) -> None:
         """Count a complete text."""
-        from jsonschema import FormatChecker  # type: ignore[import-untyped]
+        from jsonschema import FormatChecker
 
         self.counts["complete"] += 1
         said = _said(row["schema"], text)
@@ -124,7 +124,7 @@ def job_of(row: dict[str, Any], name: str, *, schema: dict[str, Any] | None, **f
 def _said(schema: dict[str, Any], text: str, formats: Any = None) -> str | None:
     """What the validator says against a text, None where it takes it."""
     from jsonschema import Draft202012Validator
-    from jsonschema.validators import validator_for  # type: ignore[import-untyped]
+    from jsonschema.validators import validator_for
 
     validator = validator_for(schema, default=Draft202012Validator)(schema, format_checker=formats)
     try:

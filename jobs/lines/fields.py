@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from jobs.errors import MOST_PROBLEMS, LineError
+from jobs.expectations.expect import check_expect, check_re_ask
 from jobs.lines.foreign_names import ABSENT, asks_for_nothing, foreign_field, is_column, meant_by_nothing
 from jobs.lines.guided import CONSTRAINTS, GUIDED_CHECKS, check_one_constraint
 from jobs.lines.messages import CHAT_FIELDS, check_continuing, check_messages
@@ -108,6 +109,8 @@ _FIELD_CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "chat_template_kwargs": partial(check_object, "chat_template_kwargs"),
     **GUIDED_CHECKS,
     **TOOL_CHECKS,
+    "expect": check_expect,
+    "re_ask": check_re_ask,
     **{name: partial(check_text, name) for name in ("system_prompt", "prefill_response")},
     **{name: partial(check_flag, name) for name in ("continue_final_message", "add_generation_prompt")},
     **{name: partial(check_name, name) for name in ("model", "adapter_path")},
@@ -120,3 +123,8 @@ _CHECKS_BY_KEY: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     **{alias: (name, _PARAMETER_CHECKS[name]) for alias, name in ALIASES.items()},
 }
 """For each key that a line may give: the field it means, and its check."""
+
+
+def is_field(name: str) -> bool:
+    """Whether a line may have a field of this name, or alias."""
+    return name in _CHECKS_BY_KEY

@@ -9,38 +9,27 @@ from typing import Any
 from jobs.lines.foreign_names import is_foreign
 from jobs.lines.values import are_rows
 
-
-def _user_says(text: str, *, keep: str = "") -> str:
-    """The jq command for rows whose prompt is at this path; ``keep`` are fields that the line has too."""
-    return f"jq -c '{{{keep}messages: [{{role: \"user\", content: {text}}}], metadata: .}}'"
-
-
-def _instruction_and(text: str, *, keep: str = "") -> str:
-    """The same for rows of instructions that may have a text to work on, at this path."""
-    return _user_says(f'([.instruction, {text}] | map(strings | select(. != "")) | join("\\n\\n"))', keep=keep)
-
-
 ROWS = (
-    ("instruction instances", "a self-instruct row", _instruction_and(".instances[0].input", keep="id, ")),
-    ("instruction input output", "an Alpaca row", _instruction_and(".input")),
-    ("instruction output", "an Alpaca row", _user_says(".instruction")),
-    ("instruction response", "an instruction row", _user_says(".instruction")),
     (
-        "conversations",
-        "a ShareGPT row",
-        'jq -c \'{id, messages: [.conversations[] | {role: ({human: "user", gpt: "assistant"}[.from] // .from), '
-        "content: .value}]}'",
+        "instruction instances",
+        "a self-instruct row",
+        "--id-column id --user '{{ instruction }} {{ instances[0].input }}'",
     ),
-    ("question answer", "a row of questions and answers", _user_says(".question")),
+    ("instruction input output", "an Alpaca row", "--user '{{ instruction }} {{ input }}'"),
+    ("instruction output", "an Alpaca row", "--user '{{ instruction }}'"),
+    ("instruction response", "an instruction row", "--user '{{ instruction }}'"),
+    ("conversations", "a ShareGPT row", '--template FILE.toml with messages = "{{ conversations }}"'),
+    ("question answer", "a row of questions and answers", "--user '{{ question }}'"),
     ("recordId modelInput", "Bedrock's envelope", "jq -c '{custom_id: .recordId, body: .modelInput}'"),
     ("request key", "Gemini's envelope", "jq -c '{custom_id: .key, body: .request}'"),
     ("custom_id params", "Anthropic's envelope", "jq -c '{custom_id, body: .params}'"),
     ("custom_id response", "a result of OpenAI's batches, not a line", ""),
-    ("text", "a row of texts", "jq -c '{prompt: .text, metadata: .}'"),
-    ("question", "a row of questions", _user_says(".question")),
-    ("instruction", "a row of instructions", _user_says(".instruction")),
+    ("text", "a row of texts", "--prompt '{{ text }}'"),
+    ("question", "a row of questions", "--user '{{ question }}'"),
+    ("instruction", "a row of instructions", "--user '{{ instruction }}'"),
 )
-"""Lines that are somebody else's as a whole: the fields they have, what they are, what makes lines of them."""
+"""Lines that are somebody else's as a whole: the fields they have, what they are, and what makes lines of them: flags
+of a table, or a command of jq."""
 
 
 SHOWN_ROWS = 40
@@ -54,6 +43,8 @@ def cure_of_row(fields: Mapping[str, Any]) -> tuple[str, str] | None:
         if own <= fields.keys():
             field = next(name for name in fields if name in own)
             rewrite = f"; make lines of the file: {cure} FILE > lines.jsonl" if cure else ""
+            if cure.startswith("--"):
+                rewrite = f"; of a table, say what to ask of each row: {cure}"
             return field, f"the line is {what}: a line has 'prompt' or 'messages'{rewrite}"
     if len(fields) == 1:
         name, value = next(iter(fields.items()))

@@ -143,6 +143,9 @@ class Job:
 
     warnings: tuple[str, ...] = ()
     """What the record says of the line besides its result."""
+    expect: str | dict[str, Any] | None = None
+    re_ask: int = 0
+    """How often it is asked again while its text is not as expected."""
 
     @property
     def constraints(self) -> tuple[Constraint, ...]:
@@ -228,6 +231,8 @@ class CheckedLine:
             tool_choice=fields.get("tool_choice", "auto"),
             parallel_tool_calls=fields.get("parallel_tool_calls", True),
             return_token_ids=fields.get("return_token_ids", False),
+            expect=fields.get("expect"),
+            re_ask=fields.get("re_ask", 0),
         )
 
     def constraints(self, defaults: Defaults) -> tuple[Constraint, ...]:

@@ -83,4 +83,5 @@ def _deeper_than(value: Any, levels: int) -> bool:
     if not isinstance(value, dict | list):
         return False
     items = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_deeper_than(item, levels - 1) for item in items)
+    # Most items are no containers, and every line that is submitted comes here.
+    return levels == 0 or any(_deeper_than(item, levels - 1) for item in items if isinstance(item, dict | list))

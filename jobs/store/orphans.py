@@ -204,7 +204,7 @@ def _open_rows(store: Store, batch_id: str) -> list[ShardRow]:
     for start in range(0, store.connection.zcard(keys.table), CHUNK):
         found = store.step("orphans.open_rows", [keys.table], [keys.compacted_prefix, start, start + CHUNK - 1])
         rows += [parse_row(batch_id, row) for row in found]
-    return [row for row in rows if not row.rejected]
+    return [row for row in rows if row.runs]
 
 
 def _confirmed(store: Store, batch_id: str, missing: list[ShardRow], queues: set[str], open_shards: int) -> _Lost:

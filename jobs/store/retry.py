@@ -104,7 +104,7 @@ def _reopen_all(store: Store, batch: Batch, which: str) -> None:
     keys, queues = BatchKeys(batch.id), dict[int, str]()
     for row in read_rows(store.connection, batch.id):
         number, group = row.number, row.group
-        reply = 0 if row.rejected else MOVED
+        reply = MOVED if row.runs else 0
         while reply == MOVED:
             packed, failures, others = _outcomes(store, batch.id, number)
             if packed and not (failures and store.connection.exists(keys.payload(number))):

@@ -20,7 +20,7 @@ import zstandard
 
 from jobs.attempt import Attempt
 from jobs.errors import RefusedError
-from jobs.record_head import head_of
+from jobs.record_head import index_of
 from jobs.redis.connect import refusing
 from jobs.shard import COMPRESSION_LEVEL, pack, unpack
 from jobs.store.keys import BatchKeys
@@ -147,7 +147,7 @@ class ShardRecords:
     def _indexed(self, number: int, records: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
         try:
             for raw in records:
-                yield head_of(raw).index, raw
+                yield index_of(raw), raw
         except ValueError as error:
             raise self._damaged(number, error) from None
 

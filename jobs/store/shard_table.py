@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 REJECTED_GROUP = -1
 """The group number of shards that hold records of lines refused at submission."""
+TWIN_GROUP = -2
+"""That of shards that hold the places of lines which earlier ones are equal to: see :mod:`jobs.twin`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,16 @@ class ShardRow:
     def rejected(self) -> bool:
         """Whether its lines were refused at submission: they have their records, and no prompts."""
         return self.group == REJECTED_GROUP
+
+    @property
+    def runs(self) -> bool:
+        """Whether its lines are run: they have prompts, and a job."""
+        return self.group >= 0
+
+    @property
+    def of_twins(self) -> bool:
+        """Whether its lines get the records of others."""
+        return self.group == TWIN_GROUP
 
     def encoded(self) -> bytes:
         return orjson.dumps([self.number, self.group, self.first, self.lines])

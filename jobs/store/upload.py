@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
@@ -18,8 +18,9 @@ from jobs.store.attempts import FinishedLine
 from jobs.store.keys import BATCHES, EXPIRING, KEEPING, REQUESTS, STARTING, UPLOADING, WEBHOOKS, BatchKeys
 from jobs.store.read_batch import MAX_GIVEN_BYTES, keys_of
 from jobs.store.shard_records import pieces_of, stored
-from jobs.store.shard_table import REJECTED_GROUP, ShardRow
+from jobs.store.shard_table import REJECTED_GROUP, TWIN_GROUP, ShardRow
 from jobs.store.steps import Steps, step
+from jobs.twin import Twin
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -44,6 +45,8 @@ class NewBatch:
     keep_s: float | None = None
     answers: str | None = None
     """Who waits for its records: each goes there when it is stored, and the batch is on no list."""
+    dataset: Mapping[str, Any] = field(default_factory=dict)
+    """What it is to remember of the table its lines are made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +103,14 @@ class Uploads(Steps):
 
     def _fields(self, batch: NewBatch, status: str) -> dict[Any, Any]:
         """The hash of a new batch."""
-        defaults, metadata = orjson.dumps(dict(batch.defaults)), orjson.dumps(dict(batch.metadata))
-        if len(defaults) + len(metadata) > MAX_GIVEN_BYTES:
+        given = {"defaults": batch.defaults, "metadata": batch.metadata, "dataset": batch.dataset}
+        written: dict[Any, Any] = {
+            name: orjson.dumps(dict(value)) for name, value in given.items() if value or name != "dataset"
+        }
+        if (size := sum(map(len, written.values()))) > MAX_GIVEN_BYTES:
             raise RefusedError(
-                f"the batch's defaults and metadata have {len(defaults) + len(metadata)} bytes; at most "
-                f"{MAX_GIVEN_BYTES} are taken: give in the lines what is so long"
+                f"the batch's defaults and metadata have {size} bytes; at most {MAX_GIVEN_BYTES} are taken: give in "
+                "the lines what is so long"
             )
         now = repr(self.now())
         return {
@@ -117,8 +123,7 @@ class Uploads(Steps):
             "webhook": batch.webhook or "",
             "keep_s": "" if batch.keep_s is None else repr(batch.keep_s),
             "answers": batch.answers or "",
-            "defaults": defaults,
-            "metadata": metadata,
+            **written,
             "shards_done": 0,
             "created_at": now,
             "validating_at": now,
@@ -156,6 +161,16 @@ class Uploads(Steps):
         for piece in pieces_of((line.index, stored(line.record)) for line in records):
             arguments += piece
         self.step("upload.reject", [keys.info, keys.table, keys.finished, keys.compacted(number)], arguments)
+        self.connection.zadd(UPLOADING, {batch_id: self.server_time()}, xx=True)
+
+    def upload_twins(self, batch_id: str, number: int, twins: Sequence[Twin]) -> None:
+        """Store the places of lines that are not run, as a shard that is done already."""
+        keys = BatchKeys(batch_id)
+        row = ShardRow(number, TWIN_GROUP, twins[0].index, len(twins)).encoded()
+        arguments: list[Any] = [number, row, len(twins)]
+        for piece in pieces_of((twin.index, twin.encoded()) for twin in twins):
+            arguments += piece
+        self.step("upload.twins", [keys.info, keys.table, keys.compacted(number)], arguments)
         self.connection.zadd(UPLOADING, {batch_id: self.server_time()}, xx=True)
 
     def commit(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from jobs.batch import Batch
+from jobs.errors import RefusedError
 from jobs.record_head import whole
 from jobs.store.cancel import cancel
 from jobs.store.pause import pause, prioritise, resume_batch
@@ -15,6 +17,11 @@ from submit.client.events import BatchWatch, Event, FirstToken, LineFinished, Pr
 from submit.client.session import Session
 from submit.results.read import StoredRecord, finished_records, ordered_records
 from submit.upload.submitter import Submitted
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
+    import pyarrow
 
 
 class BatchHandle:
@@ -174,6 +181,39 @@ class BatchHandle:
         """Records of the lines that failed; the arguments are those of :meth:`results`."""
         return (whole(record.raw) for record in self._records(follow, ordered) if not record.ok)
 
+    def to_arrow(self) -> pyarrow.Table:
+        """All records there are now, in the order of the input, as a table: the columns of the rows that lines were
+        made of, with their types, and beside them ``completion``, ``stop_reason``, ``error`` and so on.
+
+        Raises:
+            RefusedError: pyarrow is not installed.
+        """
+        from submit.results.tables.cells import read_record
+        from submit.results.tables.open import arrow_rows
+
+        with self._session.store() as store:
+            rows = arrow_rows(store, store.batch(self.id))
+            import pyarrow
+
+            records = ordered_records(store.connection, self.id)
+            full = (rows.put(read_record(record.raw), len(record.raw)) for record in records)
+            batches = [batch for batch in full if batch is not None]
+        if (rest := rows.rest()) is not None:
+            batches.append(rest)
+        return pyarrow.Table.from_batches(batches, rows.schema)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The same as a data frame of pandas, which must be installed."""
+        _see_installed("pandas")
+        return self.to_arrow().to_pandas()
+
+    def to_polars(self) -> polars.DataFrame:
+        """The same as a data frame of polars, which must be installed."""
+        _see_installed("polars")
+        import polars
+
+        return polars.DataFrame(self.to_arrow())
+
     def _records(self, follow: bool, ordered: bool | None) -> Iterator[StoredRecord]:
         if ordered is None:
             ordered = not follow
@@ -194,3 +234,8 @@ class BatchHandle:
                     yield record
             if not follow:
                 return
+
+
+def _see_installed(package: str) -> None:
+    if find_spec(package) is None:
+        raise RefusedError(f"{package} is not installed: pip install {package}, or take to_arrow()")

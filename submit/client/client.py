@@ -30,8 +30,8 @@ from submit.client.batch import BatchHandle
 from submit.client.events import BatchFinished, Event, FirstToken, LineFinished, PromptProgress
 from submit.client.schedule import ScheduleHandle
 from submit.client.session import Session
+from submit.data.open import NAMES, open_any, order_of
 from submit.input.problem_summary import in_full
-from submit.input.reader import open_prompts
 from submit.schedule.add import ScheduleOrder, add_schedule
 from submit.schedule.cron import Cron, local_zone
 from submit.schedule.store import Schedules
@@ -91,8 +91,9 @@ class Client:
 
     def submit(
         self,
-        prompts: FilePath | Iterable[Mapping[str, Any]],
+        prompts: FilePath | Iterable[Mapping[str, Any]] | Any,
         *,
+        template: FilePath | Mapping[str, Any] | None = None,
         model: str | None = None,
         override_model: bool = False,
         name: str | None = None,
@@ -104,9 +105,16 @@ class Client:
         expires_in: float | None = None,
         keep: float | None = KEEP_S,
         webhook: str | None = None,
+        dedupe: bool = False,
         **parameters: Any,
     ) -> BatchHandle:
-        """Enqueue a file (a path; ``.gz`` and ``.zst`` by suffix, ``-`` is stdin) or an iterable of dicts.
+        """Enqueue a file (a path; ``.gz`` and ``.zst`` by suffix, ``-`` is stdin), an iterable of dicts, or a table: a
+        path of any format that `promptmill submit` takes, a data frame, a table of Arrow, a data set of ``datasets``.
+
+        Rows of a table become lines by ``template``: the path of a file, or a dict of a line's fields, whose texts are
+        Jinja2; or, short, by ``user="{{ question }}"`` (and ``system=``) or ``prompt="..."``. ``where``, ``offset``,
+        ``limit``, ``sample``, ``sample_seed``, ``repeat``, ``id_column``, ``keep_columns``, ``input_format``,
+        ``delimiter`` and ``encoding`` are the flags of that name.
 
         ``parameters`` are those of a line (``temperature=0.7``, ``system_prompt="..."``), for lines that do not say
         them; so is ``model``, which with ``override_model`` is for all lines. ``priority`` is ``high``, ``normal`` or
@@ -114,6 +122,8 @@ class Client:
         moment (a datetime without a zone is a local one) or ``start_in`` seconds from now; ``expires_in`` seconds after
         its beginning it ends: lines not finished by then fail as ``expired``. ``keep`` seconds after its end it is
         removed; None keeps it until it is purged. ``webhook`` is a URL that its end is posted to.
+
+        With ``dedupe`` lines run once that are equal in all but id and metadata and whose text is determined.
 
         What `promptmill submit` says of the lines is logged: that some name another model than ``model``, or end with
         an assistant's message. The handle's ``submitted`` counts them (``own_models``, ``after_answer``).
@@ -126,6 +136,8 @@ class Client:
         if at is not None and start_in is not None:
             raise RefusedError("at and start_in say the same thing: give one of them")
         _check_seconds(start_in=start_in, expires_in=expires_in, keep=keep)
+        table = order_of({"template": template, **parameters})
+        parameters = {name: value for name, value in parameters.items() if name not in NAMES}
         order = Order(
             defaults=_defaults("submit", model, parameters, override=override_model),
             name=name,
@@ -136,11 +148,12 @@ class Client:
             expires_in=expires_in,
             keep_s=keep,
             webhook=webhook,
+            dedupe=dedupe,
         )
         with self._session.store() as store:
             if at is not None:
                 order = replace(order, start_in=_seconds_until(at, store.server_time()))
-            with in_full(), open_prompts(prompts) as lines:
+            with in_full(), open_any(prompts, table, model=order.defaults.model) as lines:
                 submitted = submit(store, lines, order)
         for note in notes(submitted.own_models, submitted.after_answer, order.defaults):
             log.warning("batch %s: %s", submitted.batch_id, note, extra={"action": "submitted"})
@@ -185,9 +198,10 @@ class Client:
     def add_schedule(
         self,
         name: str,
-        prompts: FilePath | Iterable[Mapping[str, Any]],
+        prompts: FilePath | Iterable[Mapping[str, Any]] | Any,
         *,
         cron: str,
+        template: FilePath | Mapping[str, Any] | None = None,
         time_zone: str | None = None,
         model: str | None = None,
         override_model: bool = False,
@@ -206,9 +220,10 @@ class Client:
     ) -> ScheduleHandle:
         """Submit ``prompts`` by cron, as `promptmill scheduler` does it: they are checked now and stored.
 
-        With ``read_at_fire`` they are the absolute path of a file on the scheduler's host, in a folder of its
-        ``--read-from``, read at each run. Without ``catch_up`` runs that no scheduler was there for are skipped, with
-        it one makes up for all of them; without ``allow_overlap`` a run is skipped while an earlier batch is not done.
+        Tables become lines as in :meth:`submit`. With ``read_at_fire`` they are the absolute path of a file on the
+        scheduler's host, in a folder of its ``--read-from``, read at each run. Without ``catch_up`` runs that no
+        scheduler was there for are skipped, with it one makes up for all of them; without ``allow_overlap`` a run is
+        skipped while an earlier batch is not done.
         ``replace`` takes the place of a schedule of this name. ``keep`` seconds after its end a batch is removed (None:
         not), and ``webhook`` is the URL that its end is posted to. What is not said here is as in :meth:`submit`.
 
@@ -217,8 +232,11 @@ class Client:
                 that is taken, a file that is too large.
         """
         _check_seconds(expires_in=expires_in, keep=keep)
+        table = order_of({"template": template, **parameters})
+        parameters = {name: value for name, value in parameters.items() if name not in NAMES}
         wanted = ScheduleOrder(
             name=name,
+            table=table,
             cron=Cron(cron, time_zone or local_zone()),
             order=Order(
                 defaults=_defaults("add_schedule", model, parameters, override=override_model),
@@ -282,7 +300,7 @@ def _seconds_until(at: object, now: float) -> float:
 def _arguments(function: Callable[..., Any]) -> list[str]:
     """The names that may be given to a method that takes parameters of a line besides its own."""
     own = [name for name, what in signature(function).parameters.items() if what.kind is what.KEYWORD_ONLY]
-    return [*own, *PARAMETERS, *ALIASES, *CHAT_FIELDS, "adapter_path"]
+    return [*own, *NAMES, *PARAMETERS, *ALIASES, *CHAT_FIELDS, "adapter_path"]
 
 
 def _defaults(method: str, model: str | None, parameters: Mapping[str, Any], *, override: bool) -> Defaults:

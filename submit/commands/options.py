@@ -13,7 +13,7 @@ import click
 import orjson
 
 from jobs.app.settings import origin, read_toml
-from jobs.app.units import parse_duration
+from jobs.app.units import parse_duration, parse_size
 from jobs.batch import PRIORITIES
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import Defaults, check_defaults
@@ -94,6 +94,46 @@ keep_cut_option = click.option(
     is_flag=True,
     help="With --format chat and completions: write texts that max_tokens or the context cut, too.",
 )
+
+
+class Size(click.ParamType[int]):
+    """Bytes, of ``512M``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else parse_size(str(value))
+        except RefusedError as error:
+            self.fail(str(error), param, ctx)
+
+
+table_out_options = in_this_order(
+    click.option(
+        "--shard-size",
+        type=Size(),
+        metavar="SIZE",
+        help="With Parquet: files of about this size, such as 512M, called OUT-00000-of-00002.",
+    ),
+    click.option(
+        "--json-columns",
+        is_flag=True,
+        help="In a table: a column for each key of texts that are JSON objects, after those of the result.",
+    ),
+    click.option(
+        "--card",
+        is_flag=True,
+        help="Write a README.md beside a table, as data sets on the Hub have one: columns, counts, model, parameters, "
+        "template.",
+    ),
+)
+"""How tables of results are written, for :func:`table_out`."""
+
+
+def table_out(flags: dict[str, Any]) -> dict[str, Any]:
+    """Take the flags of ``table_out_options`` out of a command's, as a Destination has them."""
+    names = {"shard_size": "shard_bytes", "card": "card", "json_columns": "json_columns"}
+    return {field: flags.pop(name) for name, field in names.items()}
 
 
 @contextlib.contextmanager
@@ -202,6 +242,18 @@ parameter_options = in_this_order(
     click.option("--thinking-budget", type=_Integer(), help="Most tokens of thinking; then the answer begins."),
     click.option("--return-token-ids", is_flag=True, default=None, help="Put the ids of all tokens into records."),
     click.option("--continue-final-message", is_flag=True, default=None, help=_CONTINUE_HELP),
+    click.option(
+        "--expect",
+        metavar="WHAT",
+        help="What texts are to be: json, a file with a JSON schema (FILE.json), regex:EXPR (of the whole text), or "
+        "jinja:EXPR over completion, json, reasoning, stop_reason and the row's columns. Records say judged.",
+    ),
+    click.option(
+        "--re-ask",
+        type=click.IntRange(0, 100),
+        metavar="N",
+        help="Ask a line whose text is not as expected again, with another seed, N times at the most.",
+    ),
     click.option("--chat-template-config", metavar="JSON", help="Arguments for the chat template, as a JSON object."),
     *(_parameter_option(row) for row in PARAMETERS.values()),
 )
@@ -273,6 +325,10 @@ def defaults_from(flags: Mapping[str, Any]) -> Defaults:
     for name in ("logit_bias", "chat_template_config", *dict(_GUIDED_JSON)):
         if flags.get(name):
             asked["chat_template_kwargs" if name == "chat_template_config" else name] = _json_flag(name, flags[name])
+    if flags.get("expect"):
+        asked["expect"] = _expectation(flags["expect"])
+    if flags.get("re_ask"):
+        asked["re_ask"] = flags["re_ask"]
     if flags.get("override_model"):
         asked["override_model"] = True
     with _naming(_flag_of):
@@ -304,6 +360,7 @@ def order_from(flags: Mapping[str, Any], *, name: str | None) -> Order:
         expires_in=flags["expires_in"],
         keep_s=flags["keep"],
         webhook=flags["webhook"],
+        dedupe=flags.get("dedupe", False),
     )
 
 
@@ -321,6 +378,21 @@ def _naming(named: Callable[[str], str]) -> Iterator[None]:
         yield
     except LineError as error:
         raise RefusedError(f"{named(error.field or '')} {error.message}") from None
+
+
+def _expectation(text: str) -> Any:
+    """What ``--expect`` says: a schema from its file, anything else as it stands."""
+    if not text.endswith(".json") or text.startswith(("regex:", "jinja:")):
+        return text
+    try:
+        schema = orjson.loads(Path(text).read_bytes())
+    except OSError as error:
+        raise RefusedError(f"--expect: {text}: cannot be read: {error.strerror or error}") from None
+    except orjson.JSONDecodeError as error:
+        raise RefusedError(f"--expect: {text}: is not valid JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise RefusedError(f"--expect: {text}: a JSON schema is an object")
+    return schema
 
 
 def _json_flag(name: str, text: str, what: str = "JSON") -> Any:

@@ -28,10 +28,8 @@ _MAGIC: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
     (b"BZh", "is bzip2 data; unpack it: bzcat FILE | promptmill ... -"),
     (b"\xfd7zXZ\x00", "is xz data; unpack it: xzcat FILE | promptmill ... -"),
     (b"PK\x03\x04", "is a zip archive (or a spreadsheet); unpack it, and write one JSON object a line"),
-    (b"PAR1", "is Parquet; make lines of it: python -c \"import pandas; "
-     "pandas.read_parquet('FILE').to_json('FILE.jsonl', orient='records', lines=True)\""),
-    (b"ARROW1", "is Arrow; make lines of it: python -c \"import pandas; "
-     "pandas.read_feather('FILE').to_json('FILE.jsonl', orient='records', lines=True)\""),
+    (b"PAR1", "is Parquet; give it the suffix .parquet, or say --input-format parquet"),
+    (b"ARROW1", "is Arrow; give it the suffix .arrow, or say --input-format arrow"),
     (b"SQLite format 3\x00", "is an SQLite database; write its rows as one JSON object a line"),
     (b"\x89HDF", "is HDF5; write its rows as one JSON object a line"),
     (b"GGUF", "is a model's weights, no prompts"),
@@ -42,12 +40,9 @@ _MAGIC: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
 """Bytes that files of other kinds begin with, what they are, and the remedy."""
 
 _JQ = "make lines of it: jq -c '{}' FILE > FILE.jsonl"
-_ARRAY = f"is a JSON array, not one object a line; {_JQ.format('.[]')}"
-_CSV = (
-    'make lines of it: python -c "import csv, json, sys; [print(json.dumps(row)) for row in '
-    "csv.DictReader(sys.stdin{})]\" < FILE > FILE.jsonl, with a 'prompt' among the columns"
-)
-_SEPARATORS = ((",", "CSV", ""), ("\t", "TSV", ", delimiter='\\t'"), (";", "CSV", ", delimiter=';'"))
+_ARRAY = "is a JSON array, not one object a line; give it the suffix .json, or say --input-format json"
+_CSV = "give it the suffix .{0}, or say --input-format {0}"
+_SEPARATORS = ((",", "CSV"), ("\t", "TSV"), (";", "CSV"))
 _NAME = re.compile(r"\w[\w.-]*( \w[\w.-]*)?")
 """A column's: one word or two, which a sentence with a comma in it does not consist of."""
 _PROMPT_COLUMNS = (b"prompt", b"text", b"question", b"instruction", b"input")
@@ -131,8 +126,8 @@ def _goes_on(lines: Sequence[bytes]) -> bool:
 def _table(lines: Sequence[bytes]) -> str | None:
     """A table: a head of names, and as many columns in the row after it; or one column with a name of prompts."""
     if len(lines) > 1 and (alone := lines[0].lower()) in _PROMPT_COLUMNS:
-        return f"is CSV (column {alone.decode()}), not one JSON object a line; {_CSV.format('')}"
-    for separator, name, option in _SEPARATORS:
+        return f"is CSV (column {alone.decode()}), not one JSON object a line; {_CSV.format('csv')}"
+    for separator, name in _SEPARATORS:
         try:
             rows = list(csv.reader((line.decode("utf-8") for line in lines[:20]), delimiter=separator, strict=True))
         except (UnicodeDecodeError, csv.Error):
@@ -141,7 +136,9 @@ def _table(lines: Sequence[bytes]) -> str | None:
         if len(head) < 2 or len(rows) < 2 or len(rows[1]) != len(head) or len(set(head)) < len(head):
             continue
         if all(_NAME.fullmatch(column) for column in head):
-            return f"is {name} (columns {', '.join(head)[:120]}), not one JSON object a line; {_CSV.format(option)}"
+            return (
+                f"is {name} (columns {', '.join(head)[:120]}), not one JSON object a line; {_CSV.format(name.lower())}"
+            )
     return None
 
 

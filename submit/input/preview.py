@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
@@ -35,6 +36,20 @@ class Previewed:
     problems: list[ProblemLine] = field(default_factory=list)
     lines: int = 0
     summary: dict[str, Any] = field(default_factory=dict)
+    lengths: Counter[int] = field(default_factory=Counter)
+    """How many prompts have so many tokens."""
+
+    def quantiles(self) -> dict[str, int]:
+        """Of the prompts' lengths in tokens, by name: so many prompts in a hundred are no longer."""
+        shares = {"1%": 0.01, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99}
+        found: dict[str, int] = {}
+        seen = 0
+        for length, count in sorted(self.lengths.items()):
+            seen += count
+            found |= {
+                name: length for name, share in shares.items() if name not in found and seen >= share * self.lines
+            }
+        return {name: found[name] for name in shares if name in found}
 
     def take(self, said: dict[str, Any]) -> None:
         if "preview" in said:
@@ -47,6 +62,7 @@ class Previewed:
                 self.problems.append(found)
         elif "tokens" in said:
             self.lines += 1
+            self.lengths[said["tokens"]] += 1
         elif "summary" in said:
             self.summary = said["summary"]
 

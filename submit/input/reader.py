@@ -17,7 +17,7 @@ import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 import zstandard
@@ -51,6 +51,7 @@ class PromptFile:
         given = os.fspath(path)
         # A name that is no text, as file systems allow, is shown and stored as well as text can.
         self.name = "standard input" if given == "-" else os.fsencode(given).decode("utf-8", "replace")
+        self.dataset: Mapping[str, Any] = {}
         self.bytes_read = 0
         """Bytes of the file as it lies on disk, so far."""
         self._begin = b""
@@ -118,6 +119,10 @@ class PromptFile:
             raise RefusedError(f"{self.name} {shape}")
         return ahead
 
+    def notes(self) -> list[str]:
+        """Nothing: lines are taken as they stand."""
+        return []
+
     def blocks(self) -> Iterator[bytes]:
         """The content as it stands, unpacked, in place of its lines."""
         with self._explained():
@@ -173,6 +178,7 @@ class PromptObjects:
 
     def __init__(self, items: Iterable[Any], name: str = "the prompts given") -> None:
         self.name = name
+        self.dataset: Mapping[str, Any] = {}
         self.bytes_read = 0
         self._items = items
         self._hash = hashlib.blake2b(digest_size=16)
@@ -193,6 +199,10 @@ class PromptObjects:
             self.bytes_read += len(raw) + 1
             yield number, raw
 
+    def notes(self) -> list[str]:
+        """Nothing: lines are taken as they stand."""
+        return []
+
     def blocks(self) -> Iterator[bytes]:
         """The lines as a file would hold them.
 
@@ -205,8 +215,30 @@ class PromptObjects:
             yield raw + b"\n"
 
 
-Prompts = PromptFile | PromptObjects
-"""What is submitted: lines to iterate over once, with a name for messages."""
+class Prompts(Protocol):
+    """What is submitted: lines to iterate over once, with a name for messages, as those of :class:`PromptFile`.
+
+    ``dataset`` is what a batch remembers of the table that they were made of; empty where there was none.
+    """
+
+    name: str
+
+    @property
+    def bytes_read(self) -> int: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def dataset(self) -> Mapping[str, Any]: ...
+
+    def notes(self) -> list[str]:
+        """What to say of them once they are read."""
+        ...
+
+    def __iter__(self) -> Iterator[Line]: ...
+
+    def blocks(self) -> Iterator[bytes]: ...
 
 
 @contextlib.contextmanager

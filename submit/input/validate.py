@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import Any
 
 import orjson
 
@@ -13,6 +14,7 @@ from jobs.errors import LineError, ProblemLine, RefusedError
 from jobs.guided.check import Checker
 from jobs.lines.line import CheckedLine, Defaults, check_line, constraints_in, no_model
 from jobs.lines.line_id import readable_id
+from jobs.lines.values import check_object
 from jobs.shard import Group, ShardLine
 from submit.input.duplicate_ids import UsedIds
 from submit.input.reader import Line, Prompts
@@ -34,6 +36,8 @@ class GoodLine:
     group: Group
     endpoint: str | None
     after_answer: bool = False
+    checked: CheckedLine | None = None
+    """As it was checked, where that is wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class BadLine:
     index: int
     id: str
     problems: tuple[ProblemLine, ...]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What the user put into it, as far as that can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +104,16 @@ class Findings:
         return tuple(sorted(self.by_model))
 
 
-def checked(prompts: Prompts, defaults: Defaults, *, need_model: bool = True) -> Iterator[Chunk]:
-    """All lines of ``prompts`` against the contract; memory does not grow with their number.
+def checked(
+    prompts: Prompts, defaults: Defaults, *, need_model: bool = True, with_fields: bool = False
+) -> Iterator[Chunk]:
+    """All lines of ``prompts`` against the contract, ``with_fields`` as they were checked; memory does not grow with
+    their number.
 
     Raises:
         RefusedError: the input cannot be read, or the batch's own constraint cannot be enforced.
     """
-    groups = _Groups(defaults, need_model=need_model)
+    groups = _Groups(defaults, need_model=need_model, with_fields=with_fields)
     _check_default(groups)
     index = 0
     with UsedIds() as used:
@@ -137,8 +146,8 @@ def _chunks(prompts: Prompts) -> Iterator[list[Line]]:
 class _Groups:
     """Which group runs a line: one object for all lines of a model and adapter."""
 
-    def __init__(self, defaults: Defaults, *, need_model: bool) -> None:
-        self.defaults = defaults
+    def __init__(self, defaults: Defaults, *, need_model: bool, with_fields: bool = False) -> None:
+        self.defaults, self.with_fields = defaults, with_fields
         self._model, self._adapter = defaults.model, defaults.adapter_path
         self._override = defaults.override_model
         self._need_model = need_model
@@ -201,8 +210,20 @@ def _check_chunk(lines: list[Line], start: int, groups: _Groups, used: UsedIds) 
             field = "id" if good is None or good.endpoint is None else "custom_id"
             message = f"'{shown_id}' is the id of line {clashes[number]} already; ids are unique in a file"
             problems += (ProblemLine(number, "duplicate_custom_id", field, message),)
-        chunk.bad.append(BadLine(index, shown_id, problems))
+        raw = lines[index - start][1]
+        chunk.bad.append(BadLine(index, shown_id, problems, _metadata_of(raw)))
     return chunk
+
+
+def _metadata_of(raw: bytes | LineError) -> dict[str, Any]:
+    """The metadata of a bad line: a table's row is told by it."""
+    if isinstance(raw, LineError):
+        return raw.metadata
+    try:
+        given = orjson.loads(raw).get("metadata")
+        return check_object("metadata", given)
+    except (orjson.JSONDecodeError, AttributeError, LineError):
+        return {}
 
 
 def _check_line(
@@ -215,7 +236,8 @@ def _check_line(
         line = check_line(raw)
         groups.check_constraints(line)
         after = line.begins_after_answer(groups.defaults)
-        return line.id, GoodLine(ShardLine(index, number, raw), groups.of(line), line.endpoint, after)
+        kept = line if groups.with_fields else None
+        return line.id, GoodLine(ShardLine(index, number, raw), groups.of(line), line.endpoint, after, kept)
     except LineError as error:
         problems = error.all_at(number)
         if (error.code, error.field) != NO_MODEL and groups.lacks_model(raw):

@@ -9,7 +9,11 @@ from jobs.errors import RefusedError
 
 STDOUT = Path("-")
 TRAINING = ("chat", "completions")
-FORMATS = ("native", "openai", *TRAINING)
+TABLES = ("parquet", "csv", "flat")
+FORMATS = ("native", "openai", *TRAINING, *TABLES)
+WHOLE = ("parquet", "csv")
+"""Formats that are written at the end: they have a head or a foot, and the order of the input."""
+BY_SUFFIX = {".parquet": "parquet", ".csv": "csv"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +29,42 @@ class Destination:
     errors: Path | None = None
     fmt: str = "native"
     keep_cut: bool = False
+    shard_bytes: int | None = None
+    """Of Parquet: about so many bytes a file, in files OUT-00000-of-00002."""
+    json_columns: bool = False
+    """Of a table: whether keys of texts that are JSON objects are columns."""
+    card: bool = False
+    """Of a table: whether a README.md is written beside it, as a data set on the Hub has one."""
 
     def __post_init__(self) -> None:
         if self.out == STDOUT:
             object.__setattr__(self, "out", None)
         if self.keep_cut and not self.training:
             raise RefusedError(f"--keep-cut goes with --format chat or completions: '{self.fmt}' leaves nothing out")
+        if self.shard_bytes is not None and self.fmt != "parquet":
+            raise RefusedError(f"--shard-size goes with Parquet: '{self.fmt}' is one file")
+        if self.json_columns and not self.table:
+            raise RefusedError(f"--json-columns are columns of a table: '{self.fmt}' has none")
+        if self.card and (self.out is None or not self.table):
+            raise RefusedError(
+                "--card is written beside a table: give -o OUT.parquet, or --format parquet, csv or flat"
+            )
+        if self.errors is not None and self.table:
+            raise RefusedError(f"--errors goes with --format native or openai: '{self.fmt}' has errors in their rows")
         if self.errors is not None and self.training:
             raise RefusedError(f"--errors goes with --format native or openai: '{self.fmt}' has no failed lines")
         if self.errors is not None and self.out is not None and self.errors.resolve() == self.out.resolve():
             raise RefusedError(f"OUT and the file of errors are both {self.out}; give --errors another path")
+
+    @property
+    def table(self) -> bool:
+        """Whether the format is a table: rows with their columns, results beside them, errors among them."""
+        return self.fmt in TABLES
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is written at the end alone, and not as lines finish."""
+        return self.fmt in WHOLE
 
     @property
     def training(self) -> bool:
@@ -48,3 +78,8 @@ class Destination:
         if self.out is None or self.fmt != "native":
             return self.errors
         return self.errors or self.out.with_name(f"{self.out.stem}.errors{self.out.suffix}")
+
+
+def format_for(out: Path | None, fmt: str | None) -> str:
+    """The format as it is given, or else as the suffix of OUT says."""
+    return fmt or (BY_SUFFIX.get(out.suffix.lower(), "native") if out is not None else "native")

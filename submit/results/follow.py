@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from jobs.batch import Batch
 from jobs.errors import WaitTimeoutError
@@ -13,11 +14,14 @@ from jobs.store.store import Store
 from submit.results.destination import Destination
 from submit.results.formats import renderer
 from submit.results.output import Output
-from submit.results.read import finished_records, ordered_records
+from submit.results.read import StoredRecord, finished_records, ordered_records
 from submit.results.summary import Tally
 from submit.status.text import duration
 from submit.status.waiting import read_outlooks
 from submit.status.workers import Workers
+
+if TYPE_CHECKING:
+    from submit.results.tables.card import Card
 
 POLL_S = 0.2
 LOOK_S = 1.0
@@ -27,6 +31,20 @@ OUTAGE_S = 300.0
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], None]
+
+
+class Sink(Protocol):
+    """Where records go: :class:`submit.results.output.Output`, or a table's file."""
+
+    tally: Tally
+
+    def put(self, record: StoredRecord) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, /, *error: object) -> None: ...
 
 
 class Watcher(Protocol):
@@ -47,11 +65,33 @@ def write_results(store: Store, batch_id: str, destination: Destination) -> tupl
         BatchNotFoundError: there is no such batch, or it was purged meanwhile.
         RefusedError, PromptmillError: a file cannot be written.
     """
-    with Output(destination, renderer(destination, store, store.batch(batch_id))) as output:
+    card = _card(destination)
+    with _output(destination, store, store.batch(batch_id)) as output:
         batch = current(store, batch_id)
         for record in ordered_records(store.connection, batch_id):
             output.put(record)
+            if card is not None:
+                card.add(record)
+    if card is not None:
+        from submit.results.tables.open import columns_of, files_of
+
+        card.write(batch, files_of(destination, output), columns_of(store, batch, output), store.now())
     return batch, output.tally
+
+
+def _card(destination: Destination) -> Card | None:
+    """The card of a table, if there is to be one.
+
+    Raises:
+        RefusedError: a README.md is there that is none of ours.
+    """
+    if not destination.card or destination.out is None:
+        return None
+    from submit.results.tables.card import Card
+
+    card = Card(destination.out)
+    card.see_that_it_may_be_written()
+    return card
 
 
 def follow_results(
@@ -65,9 +105,11 @@ def follow_results(
     clock: Clock = time.monotonic,
     sleep: Sleep = time.sleep,
     on_poll: Callable[[Batch], None] | None = None,
+    at_end: bool = True,
 ) -> tuple[Batch, Tally]:
     """Write records in the order of finishing until the batch is done. The files begin with what is finished already
-    and grow. ``on_poll`` is called with the batch about every ``poll_s`` seconds.
+    and grow; a format that is whole or nothing is written at the end, unless ``at_end`` leaves
+    that to the caller. ``on_poll`` is called with the batch about every ``poll_s`` seconds.
 
     Returns:
         As :func:`write_results`.
@@ -77,11 +119,15 @@ def follow_results(
         And what :func:`write_results` raises.
     """
     begun = clock()
-    with Output(destination, renderer(destination, store, store.batch(batch_id))) as output:
+    with contextlib.ExitStack() as stack:
+        output = None
+        if not destination.whole:
+            output = stack.enter_context(_output(destination, store, store.batch(batch_id)))
         poller = _Poller(store, batch_id, output, progress, clock)
         while True:
             batch = poller.poll()
-            output.flush()
+            if output is not None:
+                output.flush()
             if batch is not None and batch.done:
                 break
             if timeout is not None and clock() - begun >= timeout:
@@ -89,7 +135,17 @@ def follow_results(
             if batch is not None and on_poll is not None:
                 on_poll(batch)
             sleep(poll_s)
-    return batch, output.tally
+    if output is not None:
+        return batch, output.tally
+    return write_results(store, batch_id, destination) if at_end else (batch, Tally(destination))
+
+
+def _output(destination: Destination, store: Store, batch: Batch) -> Sink:
+    if destination.table:
+        from submit.results.tables.open import table_output
+
+        return table_output(destination, store, batch)
+    return Output(destination, renderer(destination, store, batch))
 
 
 def _too_late(batch_id: str, timeout: float, batch: Batch | None) -> str:
@@ -102,7 +158,9 @@ def _too_late(batch_id: str, timeout: float, batch: Batch | None) -> str:
 class _Poller:
     """Takes what is new of a batch. Redis may go away between two polls: reading goes on at the position kept."""
 
-    def __init__(self, store: Store, batch_id: str, output: Output, progress: Watcher | None, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, batch_id: str, output: Sink | None, progress: Watcher | None, clock: Clock
+    ) -> None:
         self._store, self._batch_id, self._output = store, batch_id, output
         self._progress, self._clock = progress, clock
         self._position = 0
@@ -120,9 +178,10 @@ class _Poller:
         try:
             # The batch first: one that is done by then has all its records.
             batch = current(self._store, self._batch_id)
-            for record in finished_records(self._store.connection, self._batch_id, start=self._position):
-                self._output.put(record)
-                self._position = record.after
+            if self._output is not None:
+                for record in finished_records(self._store.connection, self._batch_id, start=self._position):
+                    self._output.put(record)
+                    self._position = record.after
             self._show(batch)
         except BusyLoadingError:
             self._away_since = self._clock()  # it comes back: this time is no part of OUTAGE_S

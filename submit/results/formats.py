@@ -27,6 +27,8 @@ from submit.results.destination import TRAINING, Destination
 from submit.results.openai_format import choices_of, endpoint_of, envelope
 from submit.results.prompts import Inputs
 from submit.results.read import StoredRecord
+from submit.results.tables.columns import Facts
+from submit.results.tables.text import flat_renderer
 
 THINKING = (
     ("<think>", "</think>"),
@@ -76,6 +78,12 @@ def plain_renderer(destination: Destination, endpoint: Callable[[StoredRecord], 
         raise RefusedError(
             f"--format {destination.fmt} needs the prompts, which are in Redis: with --from-spool take native or openai"
         )
+    if destination.whole:
+        raise RefusedError(
+            f"--format {destination.fmt} needs what Redis knows of the columns: with --from-spool take native or flat"
+        )
+    if destination.fmt == "flat":
+        return flat_renderer(Facts(None, judged=False, choices=False), keys=destination.json_columns)
     if destination.fmt == "native":
         return lambda record: record.raw + b"\n"
     return lambda record: _line(envelope(whole(record.raw), lambda: endpoint(record)))
@@ -90,6 +98,8 @@ def _examples(
 ) -> bytes:
     """The examples to learn from in a record: one for each choice that is not left out."""
     if not record.ok:
+        return b""
+    if head_of(record.raw).unexpected:
         return b""
     job = inputs.job(record)
     if job.prompts or job.echo:

@@ -41,7 +41,9 @@ class Output:
     not shown yet are dropped.
     """
 
-    def __init__(self, destination: Destination, render: Render, stdout: BinaryIO | None = None) -> None:
+    def __init__(
+        self, destination: Destination, render: Render, stdout: BinaryIO | None = None, *, head: bytes = b""
+    ) -> None:
         self.tally = Tally(destination)
         self._render = render
         out, errors = destination.out, destination.errors_file
@@ -49,6 +51,8 @@ class Output:
         self._failures = None if errors is None else _File(errors)
         self._cleared = False
         self._results.open()
+        if head:
+            self._results.write(head)
 
     def put(self, record: StoredRecord) -> None:
         """Write one record to where it belongs, and count it."""
@@ -101,7 +105,7 @@ class _File:
     def open(self) -> None:
         if self._file is not None:
             return
-        with _explained(self.path):
+        with explained(self.path):
             if _is_special(self._real):
                 self._file = self._real.open("wb")
                 return
@@ -113,13 +117,13 @@ class _File:
     def write(self, data: bytes) -> None:
         self.open()
         assert self._file is not None
-        with _explained(self.path):
+        with explained(self.path):
             self._file.write(data)
 
     def flush(self) -> None:
         if self._file is None:
             return
-        with _explained(self.path):
+        with explained(self.path):
             self._file.flush()
             if self._hidden is not None:
                 os.fsync(self._file.fileno())
@@ -130,7 +134,7 @@ class _File:
 
     def close(self) -> None:
         if self._file is not None and self._file is not self._stream:
-            with _explained(self.path):
+            with explained(self.path):
                 self._file.close()
 
     def abandon(self) -> None:
@@ -142,7 +146,7 @@ class _File:
 
     def remove(self) -> None:
         if self._real.is_file():
-            with _explained(self.path):
+            with explained(self.path):
                 self._real.unlink()
 
 
@@ -160,7 +164,7 @@ def _is_special(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turn the system's errors about ``path`` into one that says what to do."""
     try:
         yield

@@ -31,7 +31,7 @@ class Inputs:
         Raises:
             RefusedError: the batch's prompts are no longer in Redis.
         """
-        line = self._lines(record.shard).get(record.index)
+        line = self._lines(record.shard).get(record.index if record.source is None else record.source)
         if line is None:
             raise self._gone()
         checked = check_line(line.raw)

@@ -7,20 +7,23 @@ neither with the batch nor with its shards: :mod:`jobs.store.shard_records` read
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
+from bisect import bisect_right
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import cached_property
+from itertools import chain, islice
 from typing import TYPE_CHECKING, cast
 
 from jobs.batch import Batch, parse_batch
-from jobs.errors import BatchNotFoundError
+from jobs.errors import BatchNotFoundError, RefusedError
 from jobs.record_head import head_of
 from jobs.shard import ShardLine, decode_lines
 from jobs.store.keys import BatchKeys
 from jobs.store.lost_lines import lost_lines
 from jobs.store.shard_records import PIECE_BYTES, ShardRecords, loaded
 from jobs.store.shard_table import ShardRow, read_rows
+from jobs.twin import Twin, read_twin
 from submit.results.missing_records import unrun_records
 
 if TYPE_CHECKING:
@@ -42,6 +45,8 @@ class StoredRecord:
     raw: bytes
     shard: int
     after: int = 0
+    source: int | None = None
+    """Of a twin the index of the line in that shard whose record it has."""
 
     @property
     def ok(self) -> bool:
@@ -56,13 +61,24 @@ class _Shards:
         self.connection = connection
         self.keys = BatchKeys(batch_id)
         self.records = ShardRecords(connection, batch_id, part_bytes)
-        self.ended = self._ended(batch_id)
-
-    def _ended(self, batch_id: str) -> Batch | None:
+        batch = self._batch(batch_id)
+        self.ended = batch if batch is not None and batch.ended else None
         """The batch, if it was cancelled or has expired: no record is written to it any more."""
+        self.done = batch is not None and batch.done
+        self._lately: OrderedDict[int, dict[int, bytes]] = OrderedDict()
+        self._lately_bytes = 0
+
+    def _batch(self, batch_id: str) -> Batch | None:
         stored = cast("dict[bytes, bytes]", self.connection.hgetall(self.keys.info))
-        batch = parse_batch(batch_id, stored) if b"status" in stored else None
-        return batch if batch is not None and batch.ended else None
+        return parse_batch(batch_id, stored) if b"status" in stored else None
+
+    @cached_property
+    def _begins(self) -> dict[int, list[ShardRow]]:
+        """The shards of each group, in the order of their lines."""
+        groups: dict[int, list[ShardRow]] = defaultdict(list)
+        for row in self.rows():
+            groups[row.group].append(row)
+        return groups
 
     def rows(self) -> list[ShardRow]:
         """The shards, by number."""
@@ -70,13 +86,46 @@ class _Shards:
 
     def all(self, shard: ShardRow) -> Iterator[StoredRecord]:
         """All records of a shard so far, by index, with those of lines that were left without one."""
-        own = (StoredRecord(index, loaded(value), shard.number) for index, value in self.records.all(shard.number))
+        if shard.of_twins:
+            return self.twins(shard)
+        # After the last one Redis need not be asked whether there are more.
+        found = islice(self.records.all(shard.number), shard.lines)
+        own = (StoredRecord(index, loaded(value), shard.number) for index, value in found)
+        if self.ended is None:
+            return own
         return heapq.merge(own, self.unrun(shard), key=lambda record: record.index)
+
+    def twins(self, shard: ShardRow) -> Iterator[StoredRecord]:
+        """The records of lines that have those of others, as far as these have any."""
+        for twin in self._twins(shard):
+            rows = self._begins.get(twin.group, [])
+            at = bisect_right(rows, twin.first, key=lambda row: row.first) - 1
+            first = self._record(rows[at], twin.first) if at >= 0 else None
+            if first is not None:
+                yield StoredRecord(twin.index, twin.record(first), rows[at].number, source=twin.first)
+
+    def _twins(self, shard: ShardRow) -> Iterator[Twin]:
+        try:
+            for _, raw in self.records.all(shard.number):
+                yield read_twin(raw)
+        except ValueError as error:
+            raise RefusedError(f"what Redis keeps of batch {self.keys.batch_id} is damaged: {error!s:.200}") from None
+
+    def _record(self, shard: ShardRow, index: int) -> bytes | None:
+        """The record of a line; those of its shard are kept for lines to come, as long as there is room."""
+        if shard.number not in self._lately:
+            found = {record.index: record.raw for record in self.all(shard)}
+            self._lately[shard.number] = found
+            self._lately_bytes += sum(map(len, found.values()))
+            while self._lately_bytes > EARLY_BYTES and len(self._lately) > 1:
+                self._lately_bytes -= sum(map(len, self._lately.popitem(last=False)[1].values()))
+        self._lately.move_to_end(shard.number)
+        return self._lately[shard.number].get(index)
 
     def unrun(self, shard: ShardRow) -> Iterator[StoredRecord]:
         """Records of the lines that were left without one, by index; none while the batch may go on."""
         number = shard.number
-        if self.ended is None or shard.rejected or self.connection.exists(self.keys.compacted(number)):
+        if self.ended is None or not shard.runs or self.connection.exists(self.keys.compacted(number)):
             return
         known = {int(index) for index in cast("list[bytes]", self.connection.hkeys(self.keys.records(number)))}
         for index, raw in unrun_records(self.ended, self._lines(self.ended, number), known):
@@ -112,12 +161,12 @@ def finished_records(
     while places := cast("list[bytes]", connection.lrange(shards.keys.finished, start, start + chunk - 1)):
         yield from _finished_at(shards, places, start, early_bytes)
         start += len(places)
-    if shards.ended is None:
+    if not shards.done:
         return
     # Positions go on behind the list, which does not grow any more.
     position = connection.llen(shards.keys.finished)
     for shard in shards.rows():
-        for record in shards.unrun(shard):
+        for record in shards.twins(shard) if shard.of_twins else shards.unrun(shard):
             position += 1
             if position > start:
                 yield replace(record, after=position)
@@ -181,4 +230,6 @@ def ordered_records(connection: Redis, batch_id: str, *, part_bytes: int = PIECE
         groups[shard.group].append(shard)
     # Shards of one group hold ascending, disjoint ranges of indices: each is read when its turn comes.
     streams = [chain.from_iterable(map(shards.all, group)) for group in groups.values()]
+    if len(streams) == 1:
+        return iter(streams[0])
     return heapq.merge(*streams, key=lambda record: record.index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from jobs.batch import Batch
 from jobs.errors import ModelLoadError
 from jobs.params import PARAMETERS
-from jobs.record_head import RecordHead, head_of
+from jobs.record_head import ChoiceHead, RecordHead, head_of
 from submit.results.destination import Destination
 from submit.results.formats import left_out
 from submit.results.read import StoredRecord
@@ -23,6 +23,7 @@ LEFT_OUT = (
     ("empty", "empty"),
     ("invalid", "not valid"),
     ("unparsed", "with a tool call that cannot be read"),
+    ("unexpected", "not as expected"),
     ("cancelled", "cancelled or expired"),
 )
 SHORT_S = 10.0
@@ -31,13 +32,19 @@ DEFAULT_MAX_TOKENS = PARAMETERS["max_tokens"].default
 """What a line gets that says nothing about it."""
 
 
-def _worth_noting(record: RecordHead) -> Iterator[str]:
+def _worth_noting(record: RecordHead, completions: Sequence[ChoiceHead]) -> Iterator[str]:
     """What of a succeeded line the user is notified of: ``unanswered`` (all thought), ``cut_at_default`` (by
-    max_tokens' default)."""
-    if any(choice.reasoning and choice.blank for choice in record.completions):
+    max_tokens' default), ``judged``, ``asked_again`` and ``unexpected`` (by what was expected of its text)."""
+    if any(choice.reasoning and choice.blank for choice in completions):
         yield "unanswered"
+    if record.judged is not None:
+        yield "judged"
+        if record.judged.tries > 1:
+            yield "asked_again"
+        if not record.judged.passed:
+            yield "unexpected"
     limit = None if record.sampling is None else record.sampling.max_tokens
-    if limit == DEFAULT_MAX_TOKENS and any(choice.stop_reason == "max_tokens" for choice in record.completions):
+    if limit == DEFAULT_MAX_TOKENS and any(choice.stop_reason == "max_tokens" for choice in completions):
         yield "cut_at_default"
 
 
@@ -56,18 +63,26 @@ class Tally:
     invalid: Counter[str] = field(default_factory=Counter)
     unparsed: int = 0
 
-    def add(self, record: StoredRecord) -> None:
+    def add(self, record: StoredRecord, head: RecordHead | None = None) -> None:
+        """Count a record, whose head may be at hand."""
         self.lines += 1
-        head = head_of(record.raw)
+        head = head or head_of(record.raw)
         if head.error is not None:
             self.failures[head.error.code] += 1
             return
-        self.stops.update(choice.stop_reason for choice in head.completions)
-        self.noted.update(_worth_noting(head))
-        self.invalid.update(choice.stop_reason for choice in head.completions if choice.valid is False)
-        self.unparsed += sum(choice.tool_call_error is not None for choice in head.completions)
+        completions = head.completions
+        for choice in completions:
+            self.stops[choice.stop_reason] += 1
+            if choice.valid is False:
+                self.invalid[choice.stop_reason] += 1
+            self.unparsed += choice.tool_call_error is not None
+        for note in _worth_noting(head, completions):
+            self.noted[note] += 1
         if self.destination.training:
-            reasons = (left_out(choice, keep_cut=self.destination.keep_cut) for choice in head.completions)
+            if head.unexpected:
+                self.left_out["unexpected"] += len(completions)
+                return
+            reasons = (left_out(choice, keep_cut=self.destination.keep_cut) for choice in completions)
             self.left_out.update(reason for reason in reasons if reason is not None)
 
     @property
@@ -99,6 +114,13 @@ class Tally:
             were = "line was" if cut == 1 else "lines were"
             default = f"{DEFAULT_MAX_TOKENS} tokens, the default of max_tokens"
             notes.append(f"{cut:,} {were} cut at {default}: give --max-tokens")
+        if judged := self.noted["judged"]:
+            again, not_passed = self.noted["asked_again"], self.noted["unexpected"]
+            notes.append(
+                f"expected: {judged - not_passed:,} of {plural(judged, 'line')} passed"
+                + (f", {again:,} asked again" if again else "")
+                + (f'; {not_passed:,} did not, and have "passed": false' if not_passed else "")
+            )
         if self.invalid:
             invalid = self.invalid.total()
             are = "is" if invalid == 1 else "are"
@@ -132,6 +154,8 @@ def summary(batch: Batch, tally: Tally, *, seconds: float, now: float) -> list[s
         head += f", {batch.failed:,} failed ({_counts(tally.failures)})"
     if missing := batch.total - batch.finished:
         head += f", {missing:,} not run ({batch.status})"
+    if batch.twins:
+        head += f"; {plural(batch.twins, 'more line')} equal to some of these, not run again"
     usage = batch.usage
     tokens = f"tokens: {count(usage.prompt_tokens)} prompt"
     if usage.cached_tokens:

@@ -24,9 +24,10 @@ from jobs.lines.line import Defaults
 from jobs.store.keys import PREFIX, BatchKeys, run_key
 from jobs.store.store import Store
 from submit.commands.options import open_store
+from submit.data.open import input_digest, open_input
+from submit.data.order import TableOrder
 from submit.input.feedback import read_display
 from submit.input.problem_summary import listed
-from submit.input.reader import PromptFile, digest_of
 from submit.results.destination import Destination
 from submit.results.follow import follow_results, write_results
 from submit.results.output import writable
@@ -53,6 +54,8 @@ class RunRequest:
     source: str
     destination: Destination
     defaults: Defaults = field(default_factory=lambda: Defaults({}))
+    table: TableOrder = field(default_factory=TableOrder)
+    dedupe: bool = False
     on_bad_line: str = "reject"
     name: str | None = None
     redis_url: str | None = None
@@ -175,8 +178,11 @@ class _Run:
     def _changes(self, batch: Batch) -> list[str]:
         """What the user gave otherwise when the batch was made."""
         changes = _changed_defaults(batch.defaults, self.request.defaults.fields)
+        if self.request.dedupe != batch.dataset.get("dedupe", False):
+            changes.append("dedupe")
+        changes += _changed_order(batch.dataset.get("order", {}), self.request.table.as_dict())
         digest = cast("bytes | None", self.store.connection.hget(BatchKeys(batch.id).info, "digest"))
-        if digest_of(self.source) != (digest or b"").decode():
+        if input_digest(self.source, self.request.table) != (digest or b"").decode():
             changes.insert(0, f"the prompts in {self._shown_source()}")
         return changes
 
@@ -205,14 +211,21 @@ class _Run:
             on_bad_line=request.on_bad_line,
             pool=pool,
             batch_id=batch_id,
+            dedupe=request.dedupe,
         )
         # Before the batch is live: whatever happens from here on, the next run finds it.
         self.store.connection.hset(self.key, mapping={"batch_id": batch_id, "out": str(self.out.absolute())})
         try:
-            with PromptFile(self.source) as prompts, read_display(prompts.size) as show:
-                if request.source == "-":
-                    prompts.name = "standard input"
+            name = "standard input" if request.source == "-" else None
+            with (
+                open_input(self.source, request.table, name=name, model=request.defaults.model) as prompts,
+                read_display(prompts.size) as show,
+            ):
                 submitted = submit(self.store, prompts, order, progress=show)
+                if submitted.twins:
+                    self.note(f"{plural(submitted.twins, 'line')} equal to earlier ones: not run again")
+                for note in prompts.notes():
+                    self.note(note)
         except BaseException:
             if self._stored_batch(batch_id) is None:
                 self.store.connection.delete(self.key)
@@ -268,8 +281,10 @@ class _Run:
     def _work(self, batch: Batch, worker: WorkerProcess) -> None:
         worker.start()
         try:
+            # What is whole or nothing is written once, in _finish().
+            destination = self.request.destination
             done, _ = follow_results(
-                self.store, batch.id, self.request.destination, progress=self, on_poll=worker.check
+                self.store, batch.id, destination, progress=self, on_poll=worker.check, at_end=False
             )
             self.progress.close(done)
         except KeyboardInterrupt:
@@ -318,7 +333,18 @@ def _changed_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> list
     """Which defaults differ, for a person."""
     plain = orjson.loads(orjson.dumps(dict(now), option=orjson.OPT_NON_STR_KEYS))
     names = [name for name in sorted({*before, *plain}) if before.get(name) != plain.get(name)]
-    return [f"{name} (was {_shown(before, name)}, is {_shown(plain, name)})" for name in names]
+    return [f"{name} ({_was_and_is(before, plain, name)})" for name in names]
+
+
+def _changed_order(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is said otherwise of the table, for a person."""
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    long = ("template",)
+    return [f"the {name}" if name in long else f"{name} ({_was_and_is(before, now, name)})" for name in names]
+
+
+def _was_and_is(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> str:
+    return f"was {_shown(before, name)}, is {_shown(now, name)}"
 
 
 def _shown(fields: Mapping[str, Any], name: str) -> str:

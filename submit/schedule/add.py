@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from jobs.lines.line import Defaults
 from jobs.shard import COMPRESSION_LEVEL
 from jobs.store.retention import KEEP_S
 from jobs.store.store import Store
-from submit.input.reader import PromptFile, open_prompts
+from submit.data.open import open_any, open_input
+from submit.data.order import TableOrder
+from submit.input.reader import PromptFile, Prompts
 from submit.input.validate import Findings
 from submit.schedule.cron import Cron
 from submit.schedule.model import REMEDY, Run, Schedule
@@ -32,7 +34,8 @@ MAX_PATH = 1000
 
 
 class _StoredOrder(msgspec.Struct, forbid_unknown_fields=True):
-    """Of an :class:`Order` what is kept with a schedule."""
+    """Of an :class:`Order` what is kept with a schedule; and of a table how its lines are made at each run, and what
+    batches remember of it where they are stored."""
 
     defaults: dict[str, Any] = {}
     name: str | None = None
@@ -42,6 +45,9 @@ class _StoredOrder(msgspec.Struct, forbid_unknown_fields=True):
     expires_in: float | None = None
     keep_s: float | None = KEEP_S
     webhook: str | None = None
+    dedupe: bool = False
+    table: dict[str, Any] = {}
+    dataset: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ class ScheduleOrder:
     name: str
     cron: Cron
     order: Order
+    table: TableOrder = field(default_factory=TableOrder)
     read_at_fire: bool = False
     catch_up: bool = False
     allow_overlap: bool = False
@@ -73,17 +80,19 @@ def add_schedule(
     """
     schedules = Schedules(store.connection)
     packed, checked, path = None, None, None
+    dataset: Mapping[str, Any] = {}
     if wanted.read_at_fire:
         source = path = _absolute(file)
         check_order(wanted.order)
     else:
-        with open_prompts(file) as prompts:
+        with open_any(file, wanted.table, model=wanted.order.defaults.model) as prompts:
             packed, source = _packed(prompts.blocks(), prompts.name), prompts.name
+            dataset = prompts.dataset
         with _unpacked(packed, source) as prompts:
             checked = check(prompts, wanted.order, progress=progress)
     models = checked.models if checked is not None else tuple(filter(None, [wanted.order.defaults.model]))
     facts = {
-        "order": orjson.dumps(_order_json(wanted.order)),
+        "order": orjson.dumps(_order_json(wanted.order) | {"table": wanted.table.as_dict(), "dataset": dataset}),
         "source": source[:1000],
         "path": path or "",
         "lines": 0 if checked is None else checked.total,
@@ -111,8 +120,8 @@ def submit_run(
         InputError, RefusedError, RedisError: what :func:`submit` raises; or the prompts cannot be read.
     """
     schedules = Schedules(store.connection)
-    order = _order_from(schedules.order(schedule), schedule.name)
-    with _prompts_of(schedules, schedule, read_from) as prompts:
+    order, kept = _order_from(schedules.order(schedule), schedule.name)
+    with _prompts_of(schedules, schedule, read_from, kept, order.defaults.model) as prompts:
         run_store = RunStore(store, schedule, run, begun=begun)
         return submit(run_store, prompts, order, progress=progress, now=store.now).batch_id
 
@@ -121,40 +130,45 @@ def submit_run(
 
 
 def _order_json(order: Order) -> dict[str, Any]:
-    kept = {name: getattr(order, name) for name in _StoredOrder.__struct_fields__}
+    kept = {row.name: getattr(order, row.name) for row in fields(order) if row.name in _StoredOrder.__struct_fields__}
     return kept | {"defaults": dict(order.defaults.fields), "metadata": dict(order.metadata)}
 
 
-def _order_from(stored: bytes, schedule: str) -> Order:
-    """What a schedule's batches are to be; their name is the schedule's where no other was given.
+def _order_from(stored: bytes, schedule: str) -> tuple[Order, _StoredOrder]:
+    """What a schedule's batches are to be, and what is kept besides; their name is the schedule's where no other was
+    given.
 
     Raises:
         RefusedError: it is not what :func:`add_schedule` wrote.
     """
     try:
-        kept = msgspec.structs.asdict(msgspec.json.decode(stored, type=_StoredOrder))
+        kept = msgspec.json.decode(stored, type=_StoredOrder)
     except ValueError as error:
         raise RefusedError(f"what Redis keeps of schedule '{schedule}' is damaged ({error!s:.200}): {REMEDY}") from None
-    order = Order(**{**kept, "defaults": Defaults(kept["defaults"])})
-    return replace(order, name=order.name or schedule, schedule=schedule)
+    said = {name: value for name, value in msgspec.structs.asdict(kept).items() if name not in ("table", "dataset")}
+    order = Order(**{**said, "defaults": Defaults(kept.defaults)})
+    return replace(order, name=order.name or schedule, schedule=schedule), kept
 
 
 # --- prompts, as they are kept ---
 
 
 @contextlib.contextmanager
-def _prompts_of(schedules: Schedules, schedule: Schedule, read_from: Sequence[Path]) -> Iterator[PromptFile]:
+def _prompts_of(
+    schedules: Schedules, schedule: Schedule, read_from: Sequence[Path], kept: _StoredOrder, model: str | None
+) -> Iterator[Prompts]:
     """The prompts of a run: those stored with the schedule, or the file at its path, if it is in one of these folders.
 
     Raises:
         RefusedError: there is no such file, or none that may be read.
     """
     if schedule.path is None:
-        with _unpacked(schedules.prompts(schedule), schedule.source) as prompts:
-            yield prompts
+        with _unpacked(schedules.prompts(schedule), schedule.source) as stored:
+            stored.dataset = kept.dataset
+            yield stored
         return
-    with PromptFile(_readable(schedule.path, read_from)) as prompts:
-        prompts.name = schedule.path
+    path, table = str(_readable(schedule.path, read_from)), TableOrder.from_dict(kept.table)
+    with open_input(path, table, name=schedule.path, model=model) as prompts:
         yield prompts
 
 

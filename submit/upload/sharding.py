@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from jobs.lines.line import Defaults
 from jobs.record import rejected_record
 from jobs.shard import Group, ShardLine
 from jobs.store.store import FinishedLine, UploadedShard
-from submit.input.validate import BadLine, Chunk
-from submit.upload.uploader import Parcel, RejectedShard
+from jobs.twin import Twin
+from submit.input.validate import BadLine, Chunk, GoodLine
+from submit.upload.twins import Firsts, own_of
+from submit.upload.uploader import Parcel, RejectedShard, TwinShard
 
 SHARD_LINES = 50
 SHARD_BYTES = 1 << 20
@@ -33,7 +36,14 @@ class _OpenShard:
 class Packing:
     """Collects the lines of a batch. Within a group, shards hold ascending indices in the order of their numbers."""
 
-    def __init__(self, batch_id: str, now: Callable[[], float]) -> None:
+    def __init__(
+        self, batch_id: str, now: Callable[[], float], defaults: Defaults | None = None, firsts: Firsts | None = None
+    ) -> None:
+        self.twins = 0
+        """Lines so far that are not run because earlier ones are equal; found only where ``firsts`` are given."""
+        self._defaults, self._firsts = defaults or Defaults({}), firsts
+        self._spared: list[Twin] = []
+        self._full: list[TwinShard] = []
         self.shards = 0
         """Shards so far, those of rejected lines included."""
         self._batch_id = batch_id
@@ -53,12 +63,15 @@ class Packing:
     def add(self, chunk: Chunk) -> Iterator[Parcel]:
         """Take in a chunk; the parcels that are ready with it."""
         for line in chunk.good:
-            self._add(line.group, line.place)
+            if (twin := self._twin(line)) is None:
+                self._add(line.group, line.place)
+            else:
+                self._spare(twin)
         for bad in chunk.bad:
             self._reject(bad)
         if self._open_bytes > OPEN_BYTES:
             self._close_all()
-        if len(self._runnable) >= PARCEL_SHARDS or self._refused or self._parcel_bytes > PARCEL_BYTES:
+        if len(self._runnable) >= PARCEL_SHARDS or self._refused or self._full or self._parcel_bytes > PARCEL_BYTES:
             yield self._parcel()
 
     def rest(self) -> Parcel:
@@ -66,7 +79,31 @@ class Packing:
         self._close_all()
         if self._rejected:
             self._close_rejected()
+        if self._spared:
+            self._close_spared()
         return self._parcel()
+
+    def _twin(self, line: GoodLine) -> Twin | None:
+        """The line as the twin of an earlier one; None where it is none."""
+        if self._firsts is None or line.checked is None or (own := own_of(line.checked, self._defaults)) is None:
+            return None
+        place = line.place
+        first = self._firsts.first(own.same, place.index)
+        if first is None:
+            return None
+        name = own.id if own.id is not None else f"line-{place.line}"
+        return Twin(place.index, name, self._open[line.group].group_number, first, own.metadata)
+
+    def _spare(self, twin: Twin) -> None:
+        self.twins += 1
+        self._spared.append(twin)
+        if len(self._spared) == REJECTED_SHARD_LINES:
+            self._close_spared()
+
+    def _close_spared(self) -> None:
+        self._full.append(TwinShard(self.shards, self._spared))
+        self.shards += 1
+        self._spared = []
 
     def _add(self, group: Group, line: ShardLine) -> None:
         shard = self._open.get(group)
@@ -95,7 +132,12 @@ class Packing:
 
     def _reject(self, bad: BadLine) -> None:
         record = rejected_record(
-            line_id=bad.id, index=bad.index, batch_id=self._batch_id, problems=bad.problems, now=self._now()
+            line_id=bad.id,
+            index=bad.index,
+            batch_id=self._batch_id,
+            problems=bad.problems,
+            now=self._now(),
+            metadata=bad.metadata,
         )
         self._rejected.append(FinishedLine(bad.index, False, 0, 0, 0, record))
         if len(self._rejected) == REJECTED_SHARD_LINES:
@@ -107,6 +149,6 @@ class Packing:
         self._rejected = []
 
     def _parcel(self) -> Parcel:
-        parcel = Parcel(self._runnable, self._refused)
-        self._runnable, self._refused, self._parcel_bytes = [], [], 0
+        parcel = Parcel(self._runnable, self._refused, self._full)
+        self._runnable, self._refused, self._full, self._parcel_bytes = [], [], [], 0
         return parcel

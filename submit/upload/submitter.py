@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from jobs.store.store import UPLOAD_LEASE_S, NewBatch, Store
 from submit.input.reader import Prompts
 from submit.input.validate import Chunk, Findings, checked
 from submit.upload.sharding import Packing
+from submit.upload.twins import Firsts
 from submit.upload.uploader import Uploader
 
 ON_BAD_LINE = ("reject", "skip")
@@ -52,6 +54,8 @@ class Order:
     """The schedule that submits it."""
     webhook: str | None = None
     """The URL that its end is posted to."""
+    dedupe: bool = False
+    """Whether lines that are equal in all but id and metadata, and whose text is determined, run once."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,6 +64,8 @@ class Submitted(Findings):
 
     batch_id: str
     shards: int = 0
+    twins: int = 0
+    """Lines that are not run because earlier ones are equal, whose records they get."""
     digest: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,6 +74,7 @@ class Submitted(Findings):
             "total": self.total,
             "rejected": self.rejected,
             "problems": [problem.as_dict() for problem in self.problems],
+            "twins": self.twins,
             "shards": self.shards,
             "models": list(self.models),
             "own_models": dict(self.own_models),
@@ -116,12 +123,15 @@ def submit(
         RefusedError: the input cannot be read, or the order makes no sense.
         RedisError: the upload was silent for too long and was given up.
     """
-    batch = new_batch(prompts.name, order)
+    batch = new_batch(prompts.name, order, {**prompts.dataset, **({"dedupe": True} if order.dedupe else {})})
     upkeep(store, orphans=False)
     start_at = None if order.start_in is None else store.server_time() + order.start_in
-    packing, findings = Packing(batch.id, now), Submitted(batch_id=batch.id)
-    with Uploader(store, batch) as uploader:
-        for chunk in map(inspect, checked(prompts, order.defaults)):
+    findings = Submitted(batch_id=batch.id)
+    with contextlib.ExitStack() as stack:
+        uploader = stack.enter_context(Uploader(store, batch))
+        firsts = stack.enter_context(Firsts()) if order.dedupe else None
+        packing = Packing(batch.id, now, order.defaults, firsts)
+        for chunk in map(inspect, checked(prompts, order.defaults, with_fields=order.dedupe)):
             findings.add(chunk)
             progress(findings.total, prompts.bytes_read)
             if findings.rejected and order.on_bad_line == "reject":
@@ -134,7 +144,7 @@ def submit(
         if not uploader.commit(
             lambda: store.commit(
                 batch.id,
-                total=findings.total,
+                total=findings.total - packing.twins,
                 shards=packing.shards,
                 groups=packing.groups,
                 digest=prompts.digest,
@@ -146,7 +156,7 @@ def submit(
                 f"the upload was silent for more than {UPLOAD_LEASE_S:.0f} s and was swept as dead; "
                 "nothing was enqueued: submit again"
             )
-    findings.shards, findings.digest = packing.shards, prompts.digest
+    findings.shards, findings.digest, findings.twins = packing.shards, prompts.digest, packing.twins
     return findings
 
 
@@ -159,7 +169,7 @@ def _refuse(prompts: Prompts, findings: Findings, order: Order) -> None:
         raise InputError(prompts.name, findings.problems, findings.rejected, what=what)
 
 
-def new_batch(source: str, order: Order) -> NewBatch:
+def new_batch(source: str, order: Order, dataset: Mapping[str, Any] | None = None) -> NewBatch:
     """What the store is told of a batch made by this order, of prompts from ``source``.
 
     Raises:
@@ -189,6 +199,7 @@ def new_batch(source: str, order: Order) -> NewBatch:
         schedule=order.schedule,
         webhook=None if order.webhook is None else check_webhook(order.webhook),
         keep_s=order.keep_s,
+        dataset=_as_json(dataset or {}, "the table's order"),
     )
 
 

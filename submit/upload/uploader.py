@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jobs.store.store import UPLOAD_LEASE_S, FinishedLine, NewBatch, Store, UploadedShard
+from jobs.twin import Twin
 
 HEARTBEAT_S = UPLOAD_LEASE_S / 6
 """The sweep comes after six of them are missed: a slow pipe or a slow Redis is no reason for it."""
@@ -24,11 +25,20 @@ class RejectedShard:
 
 
 @dataclass(frozen=True, slots=True)
+class TwinShard:
+    """Lines that are not run, with the shard's number in its batch."""
+
+    number: int
+    twins: Sequence[Twin]
+
+
+@dataclass(frozen=True, slots=True)
 class Parcel:
     """What is sent to Redis in one go."""
 
     runnable: Sequence[UploadedShard]
     rejected: Sequence[RejectedShard] = ()
+    spared: Sequence[TwinShard] = ()
 
 
 class Uploader:
@@ -125,8 +135,11 @@ class Uploader:
 
     def _upload(self, parcel: Parcel) -> None:
         numbers = [shard.number for shard in parcel.runnable] + [shard.number for shard in parcel.rejected]
+        numbers += [shard.number for shard in parcel.spared]
         self._shards = max([self._shards, *(number + 1 for number in numbers)])
         # An empty upload is the sign of life.
         self._store.upload(self._batch, parcel.runnable)
         for rejected in parcel.rejected:
             self._store.upload_rejected(self._batch.id, rejected.number, rejected.records)
+        for spared in parcel.spared:
+            self._store.upload_twins(self._batch.id, spared.number, spared.twins)

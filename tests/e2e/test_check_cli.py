@@ -99,7 +99,10 @@ def test_a_model_that_lines_override_is_said(good: Path) -> None:
     [
         (b"", "a.jsonl: there are no prompts in it\n"),
         ("{}".encode("utf-16"), "UTF-16"),
-        (b'[\n{"prompt":"a"},\n{"prompt":"b"}\n]\n', "is a JSON array, not one object a line; make lines of it: jq"),
+        (
+            b'[\n{"prompt":"a"},\n{"prompt":"b"}\n]\n',
+            "is a JSON array, not one object a line; give it",
+        ),
         (None, "cannot be read"),
     ],
 )
@@ -155,6 +158,28 @@ def test_model_that_cannot_be_loaded_exits_5(good: Path, tmp_path: Path) -> None
     done = check(good, "--model", tmp_path / "nothing")
     assert (done.returncode, done.stdout) == (5, "")
     assert "Traceback" not in done.stderr
+
+
+def test_rows_are_shown_as_lines(tmp_path: Path) -> None:
+    """Of a table: the first three prompts, every row that makes no line with its number and column, and, with a model,
+    how the prompts' tokens spread."""
+    pytest.importorskip("jinja2")
+    path = tmp_path / "rows.jsonl"
+    rows = [{"q": f"What is {number} plus 3?"} for number in range(9)]
+    path.write_bytes(b"\n".join(map(orjson.dumps, [*rows, {"p": "x"}, {"p": "y"}])))
+    done = check(path, "--user", "{{ q }}")
+    assert done.returncode == 2
+    assert done.stdout.count("--- row ") == 3
+    assert "--- row 3 ---\n[user] What is 2 plus 3?" in done.stdout
+    for row in (10, 11):
+        assert f"  row {row}, field 'q': is no column of this row" in done.stdout
+    told = check(path, "--user", "{{ q }}", "--limit", "9", "--model", MODEL, "--json")
+    found = orjson.loads(told.stdout)
+    assert (told.returncode, found["tokens"]["lines"]) == (0, 9)
+    quantiles = found["tokens"]["quantiles"]
+    assert list(quantiles) == ["1%", "10%", "median", "90%", "99%"]
+    assert sorted(quantiles.values()) == list(quantiles.values())
+    assert quantiles["99%"] == found["tokens"]["longest"]
 
 
 def test_a_schema_that_cannot_be_enforced_is_named_with_its_place(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_json_is_one_object_on_stdout(store: Store, server_url: str, good: Path)
         "total": 3,
         "rejected": 0,
         "problems": [],
+        "twins": 0,
         "shards": 1,
         "models": ["m"],
         "own_models": {},

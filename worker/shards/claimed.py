@@ -5,14 +5,14 @@ from __future__ import annotations
 import enum
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from jobs.app.worker_options import MAX_ATTEMPTS
 from jobs.attempt import Attempt
 from jobs.batch import Batch
 from jobs.errors import LineError
-from jobs.lines.line import Defaults, Job, check_line
+from jobs.lines.line import Defaults, Job, check_line, derived_seed
 from jobs.shard import Group, ShardLine
 
 if TYPE_CHECKING:
@@ -86,6 +86,10 @@ class HeldShard:
     records: dict[int, bytes] = field(default_factory=dict)
     refused: dict[int, LineError] = field(default_factory=dict)
     dropped: set[int] = field(default_factory=set)
+    tries: dict[int, int] = field(default_factory=dict)
+    """How often lines were asked whose texts were not as expected. The scribe alone writes it."""
+    seeds: dict[int, int | None] = field(default_factory=dict)
+    """The seeds that such lines had at first."""
     taken_under: int = field(init=False)
     state: State = field(default=State.RUNNING, init=False)
     _kept_bytes: int = field(default=0, init=False, repr=False)
@@ -203,6 +207,14 @@ class HeldShard:
                 raise LineError("conflicting_fields", "model", f"'{job.model}' is not the model of the line's shard")
             self.jobs[line.index] = job
         return self.jobs[line.index]
+
+    def ask_again(self, index: int, tries: int) -> None:
+        """Give a line that was asked so often another seed, the same whenever it comes to that. Thread: scribe."""
+        job = self.jobs[index]
+        first = self.seeds.setdefault(index, job.sampling.seed)
+        self.tries[index] = tries
+        seed = derived_seed(f"{first}", tries)
+        self.jobs[index] = replace(job, sampling=replace(job.sampling, seed=seed))
 
     def keep(self, lines: Iterable[FinishedLine]) -> None:
         """Note that records of lines are stored. Thread: writer."""

@@ -14,10 +14,13 @@ from jobs.store.shard_records import stored
 from jobs.store.store import FinishedLine
 from worker.engine.sequence import Failure
 from worker.shards.claimed import End, HeldShard
+from worker.shards.judge import Judges
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence as Items
+    from collections.abc import Iterable, Sequence as Items
 
+    from jobs.lines.line import Job
+    from jobs.record import Choice
     from jobs.shard import Group
     from worker.engine.sequence import Sequence
     from worker.models.engine_factory import ServedModel
@@ -63,12 +66,13 @@ class Observer:
         """A shard is no longer this worker's; once for each. Threads: any."""
 
 
-def record_of(line: EndedLine, worker: str) -> FinishedLine:
-    """The record of a line that ended on a worker of this name."""
+def record_of(line: EndedLine, worker: str, judges: Judges | None = None) -> FinishedLine | None:
+    """The record of a line that ended on a worker of this name; None of one whose text is not as expected, and which is
+    to be asked again: its job has another seed by then."""
     if line.failure is not None:
         return _failure(line, worker, line.failure)
     try:
-        return _result(line, worker)
+        return _result(line, worker, judges or Judges())
     except Exception as error:
         # A tokenizer can raise anything on odd tokens: that is this line's failure, nobody else's.
         log.exception("line %d of %s cannot be written down", line.index, line.held.job_id)
@@ -113,17 +117,28 @@ def _failure(ended: EndedLine, worker: str, failure: Failure) -> FinishedLine:
     return FinishedLine(ended.index, False, 0, 0, 0, record)
 
 
-def _result(line: EndedLine, worker: str) -> FinishedLine:
+def _result(line: EndedLine, worker: str, judges: Judges) -> FinishedLine | None:
     held, sequences, served = line.held, line.sequences, cast("ServedModel", line.served)
     first, stats = sequences[0], run_stats(line)
     job = held.jobs[line.index]
     if job.sampling.max_tokens is None:  # a text to the context's end had that for its cap
         job = replace(job, sampling=replace(job.sampling, max_tokens=first.limit))
-    ended_at = max(sequence.finished_at or 0.0 for sequence in sequences)
     ids, one_prompt = job.return_token_ids, all(sequence.line is first.line for sequence in sequences)
+    assemble = partial(served.assembler.assemble, token_ids=ids, prompt_ids=ids and not one_prompt)
+    choices: Iterable[Choice] = map(assemble, sequences)
+    judged = None
+    if job.expect is not None:
+        choices = list(choices)
+        tries = held.tries.get(line.index, 0) + 1
+        passed = _passed(job, choices, judges)
+        if not passed and tries <= job.re_ask and not job.sampling.greedy:
+            held.ask_again(line.index, tries)
+            return None
+        judged = {"passed": passed, "tries": tries}
+    ended_at = max(sequence.finished_at or 0.0 for sequence in sequences)
     record = result_record(
         job,
-        map(partial(served.assembler.assemble, token_ids=ids, prompt_ids=ids and not one_prompt), sequences),
+        choices,
         stats,
         batch_id=held.attempt.batch_id,
         model_revision=served.revision,
@@ -131,9 +146,19 @@ def _result(line: EndedLine, worker: str) -> FinishedLine:
         attempt=held.attempt_at(line.index),
         created_at=line.at - (ended_at - (first.prefill_started or ended_at)),
         finished_at=line.at,
+        judged=judged,
         prompt_token_ids=first.prompt if ids and one_prompt else None,
     )
     return FinishedLine(line.index, True, stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens, record)
+
+
+def _passed(job: Job, choices: Items[Choice], judges: Judges) -> bool:
+    """Whether all texts of a line are as expected."""
+    judge = judges.of(job.expect)
+    return all(
+        judge(choice.text, {**job.metadata, "reasoning": choice.reasoning, "stop_reason": choice.stop_reason})
+        for choice in choices
+    )
 
 
 def run_stats(line: EndedLine) -> RunStats:

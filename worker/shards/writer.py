@@ -27,6 +27,7 @@ from jobs.store.store import FinishedLine, Store
 from worker.engine.sequence import Failure
 from worker.faults.spool import Spool
 from worker.shards.claimed import End, HeldShard, State
+from worker.shards.judge import Judges
 from worker.shards.records import EndedLine, Observer, record_of, waiting_form
 
 T = TypeVar("T")
@@ -50,7 +51,8 @@ class Writer(threading.Thread):
     :meth:`check` and the counts; writer for the rest, where a method says nothing else.
 
     ``on_ended(held, end)`` is called when a shard is done with, ``on_retry(held, index)`` when a line is to be tried
-    again, ``on_settled()`` when :attr:`unstored` comes to 0 or to None, or from it. Records go to the ``spool`` first,
+    again, ``on_again(held, index)`` (thread: scribe) when it is to be asked again because its text is not as expected,
+    ``on_settled()`` when :attr:`unstored` comes to 0 or to None, or from it. Records go to the ``spool`` first,
     if there is one. ``left`` counts the lines that were put here and are not dealt with yet, ``delivered`` the records
     that Redis has taken.
     """
@@ -63,6 +65,7 @@ class Writer(threading.Thread):
         on_retry: Callable[[HeldShard, int], None] = lambda held, index: None,
         spool: Spool | None = None,
         *,
+        on_again: Callable[[HeldShard, int], None] = lambda held, index: None,
         observer: Observer | None = None,
         on_settled: Callable[[], None] = lambda: None,
         sleep: Callable[[float], Any] | None = None,
@@ -71,6 +74,7 @@ class Writer(threading.Thread):
         super().__init__(name="writer", daemon=True)
         self._store, self._worker_name, self._now = store, name, now
         self._on_ended, self._on_retry, self._on_settled = on_ended, on_retry, on_settled
+        self._on_again, self._judges = on_again, Judges()
         self._spool = spool
         self._observer = observer or Observer()
         self._ended_lines: queue.SimpleQueue[EndedLine | HeldShard | None] = queue.SimpleQueue()
@@ -160,7 +164,11 @@ class Writer(threading.Thread):
             elif item.tried_again:
                 written.append((item.held, item))
             else:
-                held, record = item.held, record_of(item, self._worker_name)
+                held, record = item.held, record_of(item, self._worker_name, self._judges)
+                if record is None:
+                    self._on_again(held, item.index)
+                    self._settle(1)
+                    continue
                 written.append((held, waiting_form(item, record, self._worker_name)))
                 self._observer.line_ended(item, ok=record.ok)
                 job = held.jobs.get(item.index)

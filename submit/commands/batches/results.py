@@ -11,8 +11,16 @@ import orjson
 
 from jobs.errors import BatchNotFoundError, RefusedError
 from submit.commands.follow import follow_with_progress
-from submit.commands.options import Duration, json_option, keep_cut_option, open_store, redis_option
-from submit.results.destination import FORMATS, Destination
+from submit.commands.options import (
+    Duration,
+    json_option,
+    keep_cut_option,
+    open_store,
+    redis_option,
+    table_out,
+    table_out_options,
+)
+from submit.results.destination import FORMATS, Destination, format_for
 from submit.status.text import plural
 
 if TYPE_CHECKING:
@@ -44,12 +52,12 @@ if TYPE_CHECKING:
     "--format",
     "fmt",
     type=click.Choice(FORMATS),
-    default="native",
-    show_default=True,
     help="native: promptmill's records; openai: envelopes of OpenAI's Batch API; chat, completions: "
-    "training data for mlx_lm.lora, of the lines that succeeded.",
+    "training data for mlx_lm.lora, of the lines that succeeded; parquet, csv, flat (JSON lines): tables, with the "
+    "columns of the rows that lines were made of.  [default: by the suffix of OUT, else native]",
 )
 @keep_cut_option
+@table_out_options
 @click.option(
     "--timeout",
     type=Duration(lifetime=False),
@@ -72,12 +80,13 @@ def command(
     out: Path | None,
     errors: Path | None,
     follow: bool,
-    fmt: str,
+    fmt: str | None,
     keep_cut: bool,
     timeout: float | None,
     spools: tuple[Path, ...],
     redis_url: str | None,
     as_json: bool,
+    **flags: Any,
 ) -> int:
     """Write the results of BATCH (an id, or the name it was given).
 
@@ -92,7 +101,7 @@ def command(
     from submit.results.follow import write_results
     from submit.results.summary import exit_status, summary
 
-    destination = Destination(out, errors, fmt, keep_cut)
+    destination = Destination(out, errors, format_for(out, fmt), keep_cut, **table_out(flags))
     if timeout is not None and not follow:
         raise RefusedError("--timeout goes with --follow: without it nothing is waited for")
     if as_json and destination.out is None:
@@ -111,7 +120,7 @@ def command(
         else:
             batch, tally = write_results(store, batch_id, destination)
         now = store.now()
-    missing = max(batch.total - tally.lines, 0)
+    missing = max(batch.total + batch.twins - tally.lines, 0)
     if as_json:
         counts: dict[str, Any] = {"unanswered": tally.noted["unanswered"], "left_out": dict(tally.left_out)}
         counts |= {"invalid": tally.invalid.total(), "tool_call_errors": tally.unparsed}

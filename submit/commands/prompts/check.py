@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,17 +11,20 @@ import orjson
 
 from jobs.errors import InputError, ProblemLine
 from submit.commands.options import defaults_from, json_option, parameter_options
+from submit.commands.prompts.table_flags import table_options, table_order
 from submit.input.feedback import json_errors, read_display
-from submit.status.text import plural
+from submit.status.text import plural, printable
 
 if TYPE_CHECKING:
     from jobs.lines.line import Defaults
     from submit.input.preview import Previewed
-    from submit.input.reader import PromptFile
+    from submit.input.reader import Prompts
     from submit.input.validate import Findings
 
 
 CHECK_HERE = "to have them checked here, install promptmill[guided]"
+SHOWN_ROWS = 3
+"""So many lines that were made of rows are shown."""
 
 
 @click.command("check", short_help="Validate a file of prompts, without Redis.")
@@ -29,6 +32,7 @@ CHECK_HERE = "to have them checked here, install promptmill[guided]"
 @click.option(
     "--control-tokens", is_flag=True, help="With --model: render and count as a worker with --control-tokens does."
 )
+@table_options
 @parameter_options
 @json_option
 def command(file: str, as_json: bool, control_tokens: bool, **flags: Any) -> int:
@@ -39,12 +43,13 @@ def command(file: str, as_json: bool, control_tokens: bool, **flags: Any) -> int
 
     Exit statuses: 0 every line is good, 2 some are not.
     """
-    from submit.input.reader import PromptFile
+    from submit.data.open import open_input
     from submit.upload.submit_notes import notes
 
     with json_errors(as_json) as output:
+        table = table_order(flags)
         defaults = defaults_from(flags)
-        with PromptFile(file) as prompts:
+        with open_input(file, table, model=defaults.model) as prompts:
             found = _check(prompts, defaults, control_tokens)
         if found.findings.total == 0:
             empty = ProblemLine(1, "empty_file", None, "there are no prompts in it")
@@ -69,6 +74,10 @@ class _Checked:
 
     findings: Findings
     previewed: Previewed | None = None
+    of_table: bool = False
+    """Whether the lines were made of rows: these are shown, and each that makes no line."""
+    made: dict[int, bytes] = field(default_factory=dict)
+    """The first lines that were made of rows, by the numbers of these."""
 
     @property
     def bad_lines(self) -> int:
@@ -94,7 +103,8 @@ class _Checked:
             "problems": [problem.as_dict() for problem in self.problems],
         }
         if self.previewed is not None:
-            shown["tokens"] = {"lines": self.previewed.lines, **self.previewed.summary}
+            quantiles = self.previewed.quantiles()
+            shown["tokens"] = {"lines": self.previewed.lines, **self.previewed.summary, "quantiles": quantiles}
             shown["previews"] = [{"line": line, "prompt": text} for line, text in self.previewed.prompts.items()]
         return shown
 
@@ -108,12 +118,20 @@ class _Checked:
         for model, count in findings.by_model.most_common():
             shown = model or "none named: `submit` will need --model"
             click.echo(f"  model    {shown} ({plural(count, 'line')})")
+        if self.of_table:
+            for problem in self.problems:
+                click.echo(printable(f"  row {problem.line}, {problem.said} [{problem.code}]"))
         if self.previewed is None:
+            for row, raw in self.made.items():
+                click.echo(f"\n--- row {row} ---\n{_readable(raw)}")
             return
         summary = self.previewed.summary
         total, longest, limit = (_number(summary.get(name)) for name in ("prompt_tokens", "longest", "context_length"))
         prompts = plural(self.previewed.lines, "prompt")
+        spread = ", ".join(f"{share} {count:,}" for share, count in self.previewed.quantiles().items())
         click.echo(f"  tokens   {total} in {prompts}, the longest {longest}; the model takes {limit}")
+        if spread:
+            click.echo(f"           of a prompt: {spread}")
         for line, text in self.previewed.prompts.items():
             click.echo(f"\n--- line {line}, as the model sees it ---\n{text}")
 
@@ -122,19 +140,35 @@ def _number(value: int | None) -> str:
     return "an unknown number" if value is None else f"{value:,}"
 
 
-def _check(prompts: PromptFile, defaults: Defaults, control_tokens: bool) -> _Checked:
+def _check(prompts: Prompts, defaults: Defaults, control_tokens: bool) -> _Checked:
     from submit.input.preview import Preview
     from submit.input.validate import Findings, checked
 
     findings, preview = Findings(), None
+    of_table, made = bool(prompts.dataset), dict[int, bytes]()
     with contextlib.ExitStack() as stack:
         if defaults.model:
             preview = stack.enter_context(Preview(defaults.model, defaults, control_tokens=control_tokens))
-        progress = stack.enter_context(read_display(prompts.size))
+        progress = stack.enter_context(read_display(getattr(prompts, "size", None)))
         for chunk in checked(prompts, defaults, need_model=False):
             findings.add(chunk)
             progress(findings.total, prompts.bytes_read)
             for line in chunk.good:
+                if of_table and len(made) < SHOWN_ROWS:
+                    made[line.place.line] = line.place.raw
                 if preview is not None and line.group.model == preview.model:
                     preview.feed(line.place.line, line.place.raw)
-        return _Checked(findings, None if preview is None else preview.finish())
+        return _Checked(findings, None if preview is None else preview.finish(), of_table, made)
+
+
+def _readable(raw: bytes) -> str:
+    """What a line asks, for a person: a prompt as it stands, messages by their roles."""
+    line = orjson.loads(raw)
+    fields = line.get("body", line)
+    if "messages" not in fields:
+        return str(fields.get("prompt", ""))
+    return "\n".join(f"[{message.get('role')}] {_text(message.get('content'))}" for message in fields["messages"])
+
+
+def _text(content: Any) -> str:
+    return content if isinstance(content, str) else orjson.dumps(content).decode()

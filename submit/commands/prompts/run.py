@@ -19,8 +19,11 @@ from submit.commands.options import (
     on_bad_line_option,
     parameter_options,
     redis_option,
+    table_out,
+    table_out_options,
 )
-from submit.results.destination import FORMATS, Destination
+from submit.commands.prompts.table_flags import dedupe_option, table_options, table_order
+from submit.results.destination import FORMATS, Destination, format_for
 
 RUN_OPTIONS = tuple(row for row in WORKER_OPTIONS if row.in_run)
 
@@ -75,11 +78,12 @@ def _worker_flags(flags: dict[str, Any]) -> tuple[str, ...]:
     "--format",
     "fmt",
     type=click.Choice(FORMATS),
-    default="native",
-    show_default=True,
-    help="What OUT holds, as with `promptmill results`.",
+    help="What OUT holds, as with `promptmill results`.  [default: by its suffix, else native]",
 )
 @keep_cut_option
+@table_out_options
+@table_options
+@dedupe_option
 @click.option("--restart", is_flag=True, help="Forget what an earlier run for OUT has done, and run all lines.")
 @redis_option
 @in_this_order(*map(_worker_option, RUN_OPTIONS))
@@ -90,7 +94,7 @@ def command(
     errors: Path | None,
     name: str | None,
     on_bad_line: str,
-    fmt: str,
+    fmt: str | None,
     keep_cut: bool,
     restart: bool,
     redis_url: str | None,
@@ -118,10 +122,13 @@ def command(
         if flags[field] is not None:
             flags[field] = local_model_name(flags[field])
     worker_flags = _worker_flags(flags)
+    table = table_order(flags)
     request = RunRequest(
         source=file,
-        destination=Destination(out, errors, fmt, keep_cut),
+        destination=Destination(out, errors, format_for(out, fmt), keep_cut, **table_out(flags)),
         defaults=defaults_from(flags),
+        table=table,
+        dedupe=flags["dedupe"],
         on_bad_line=on_bad_line,
         name=name,
         redis_url=redis_url,

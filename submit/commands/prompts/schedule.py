@@ -19,6 +19,7 @@ from submit.commands.options import (
     parameter_options,
     redis_option,
 )
+from submit.commands.prompts.table_flags import dedupe_option, table_options, table_order
 from submit.input.feedback import json_errors, read_display
 from submit.input.problem_summary import listed
 from submit.status.text import plural
@@ -59,6 +60,8 @@ def command() -> None:
 @click.option("--replace", "take_place", is_flag=True, help="Take the place of a schedule of this name.")
 @click.option("--name", "batch_name", help="A name for the batches.  [default: the schedule's]")
 @order_options
+@table_options
+@dedupe_option
 @parameter_options
 @redis_option
 @json_option
@@ -88,6 +91,7 @@ def add(
         wanted = ScheduleOrder(
             name=name,
             cron=Cron(cron, zone or local_zone()),
+            table=table_order(flags),
             order=order_from(flags, name=flags["batch_name"]),
             read_at_fire=flags["read_at_fire"],
             catch_up=flags["catch_up"],

@@ -23,10 +23,13 @@ from submit.commands.options import (
     order_options,
     parameter_options,
     redis_option,
+    table_out,
+    table_out_options,
 )
+from submit.commands.prompts.table_flags import dedupe_option, table_options, table_order
 from submit.input.feedback import json_errors, read_display
 from submit.input.problem_summary import listed
-from submit.results.destination import Destination
+from submit.results.destination import Destination, format_for
 from submit.status.text import plural
 
 if TYPE_CHECKING:
@@ -61,6 +64,9 @@ if TYPE_CHECKING:
     metavar="DURATION",
     help="With --wait: give up waiting after this long (90s, 15m, 2h).",
 )
+@table_options
+@dedupe_option
+@table_out_options
 @parameter_options
 @redis_option
 @json_option
@@ -78,33 +84,41 @@ def command(
 ) -> int:
     """Check FILE and enqueue it as one batch; its id is printed alone on stdout.
 
-    FILE holds one JSON object per line; .gz and .zst are unpacked, - is standard input. Flags for parameters
-    are for lines that do not say otherwise themselves.
+    FILE holds one JSON object per line; .gz and .zst are unpacked, - is standard input. Or it is a table, such as CSV,
+    Parquet or hf://datasets/NAME, whose rows become lines by --user, --prompt or --template. Flags for parameters are
+    for lines that do not say otherwise themselves.
 
     Exit statuses: 0 enqueued, 2 bad lines or usage, 3 Redis. With --wait also: 1 some lines failed,
     4 not done within --timeout (the batch goes on), 5 all lines failed because their model cannot be loaded.
     """
-    from submit.input.reader import PromptFile
+    from submit.data.open import open_input
     from submit.results.summary import exit_status, summary
     from submit.upload.submitter import submit
 
     begun = time.monotonic()
     with json_errors(as_json) as output:
         _check_waiting(file, wait=wait, out=out, timeout=timeout)
+        table = table_order(flags)
+        destination = Destination(out, fmt=format_for(out, None), **table_out(flags))
         order = order_from(flags, name=name)
         if start_in is not None:
             order = replace(order, start_in=start_in)
-        with PromptFile(file) as prompts, open_store(redis_url, patient=wait) as store:
+        with (
+            open_input(file, table, model=order.defaults.model) as prompts,
+            open_store(redis_url, patient=wait) as store,
+        ):
             if at is not None:
                 order = replace(order, start_in=_until(at, start_in, store))
             with read_display(prompts.size) as progress:
                 submitted = submit(store, prompts, order, progress=progress)
             _print(submitted, prompts.name, as_json=as_json)
+            for note in prompts.notes():
+                click.echo(note, err=True)
             output.printed = True
             _say_notes(store, submitted, order)
             if not wait:
                 return 0
-            batch, tally = follow_with_progress(store, submitted.batch_id, Destination(out), timeout)
+            batch, tally = follow_with_progress(store, submitted.batch_id, destination, timeout)
             for line in summary(batch, tally, seconds=time.monotonic() - begun, now=store.now()):
                 click.echo(line, err=True)
             return exit_status(batch, tally)
@@ -138,7 +152,11 @@ def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
         click.echo(f"{source}: {plural(submitted.rejected, 'bad line')}, skipped: each has an error record", err=True)
         for line in listed(submitted.problems):
             click.echo(line, err=True)
-    running = plural(submitted.total - submitted.rejected, "line")
+    running = plural(submitted.total - submitted.rejected - submitted.twins, "line")
+    if submitted.twins:
+        click.echo(
+            f"{plural(submitted.twins, 'line')} equal to earlier ones: not run again, and has their records", err=True
+        )
     click.echo(f"{running} of {source} enqueued for {', '.join(submitted.models) or 'no model'}", err=True)
 
 

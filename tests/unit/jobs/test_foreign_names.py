@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -14,10 +16,11 @@ from jobs.lines.foreign_names import EXPLAINED, RENAMED, UNSUPPORTED, WRAPPERS
 from jobs.lines.guided import GUIDED_CHECKS
 from jobs.lines.line import Defaults, check_line
 from jobs.params import ALIASES, PARAMETERS
+from submit.data.open import open_input, order_of
 from tests.programs import needs
 
 FIELDS = {*PARAMETERS, *ALIASES, "prompt", "messages", "system_prompt", "prefill_response", "chat_template_kwargs",
-          "model", "adapter_path", "metadata", *GUIDED_CHECKS}  # fmt: skip
+          "model", "adapter_path", "metadata", "expect", "re_ask", *GUIDED_CHECKS}  # fmt: skip
 
 
 def refused(line: dict[str, Any]) -> LineError:
@@ -63,14 +66,14 @@ def test_objects_of_parameters_are_unpacked_in_words(name: str) -> None:
         ({"instruction": "a", "input": "b", "output": "c"}, "instruction", "an Alpaca row"),
         ({"instruction": "a", "output": "c"}, "instruction", "an Alpaca row"),
         ({"conversations": [{"from": "human", "value": "a"}]}, "conversations", "a ShareGPT row"),
-        ({"question": "a", "answer": "b"}, "question", "jq -c '{messages: "),
+        ({"question": "a", "answer": "b"}, "question", "say what to ask of each row: --user '{{ question }}'"),
         ({"id": "s", "instruction": "a", "instances": [{"input": "b"}]}, "instruction", "a self-instruct row"),
-        ({"instruction": "a"}, "instruction", "jq -c '{messages: "),
-        ({"question": "a"}, "question", "jq -c '{messages: "),
+        ({"instruction": "a"}, "instruction", "--user '{{ instruction }}'"),
+        ({"question": "a"}, "question", "say what to ask of each row: --user '{{ question }}'"),
         ({"data": [{"prompt": "a"}, {"prompt": "b"}]}, "data", "jq -c '.[\"data\"][]' FILE > lines.jsonl"),
         ({"requests": [{"custom_id": "a", "params": {}}]}, "requests", "jq -c '.[\"requests\"][]' FILE"),
-        ({"text": "a"}, "text", "jq -c '{prompt: .text, metadata: .}' FILE > lines.jsonl"),
-        ({"text": "a", "label": 1}, "text", "jq -c '{prompt: .text, metadata: .}' FILE > lines.jsonl"),
+        ({"text": "a"}, "text", "--prompt '{{ text }}'"),
+        ({"text": "a", "label": 1}, "text", "--prompt '{{ text }}'"),
         ({"custom_id": "a", "params": {"max_tokens": 5, "messages": []}}, "custom_id", "Anthropic's envelope"),
         ({"recordId": "a", "modelInput": {"inputText": "x"}}, "recordId", "Bedrock's envelope"),
         ({"key": "a", "request": {"contents": []}}, "key", "Gemini's envelope"),
@@ -99,29 +102,38 @@ def test_other_names_of_the_prompt_name_ours(line: dict[str, Any], said: str) ->
     assert said in refused(line).message
 
 
-@needs("jq")
-def test_cures_of_rows_make_lines() -> None:
-    """Run by jq as they are printed: what comes out is taken, with the input of an instruction and the user's id."""
+def test_cures_of_rows_make_lines(tmp_path: Path) -> None:
+    """The flags that are named make lines of the rows, with the input of an instruction and the user's id."""
+    pytest.importorskip("jinja2")
     rows: list[tuple[dict[str, Any], str | None, str]] = [
-        ({"id": "s", "instruction": "a", "instances": [{"input": "b", "output": "c"}]}, "s", "a\n\nb"),
-        ({"id": "s", "instruction": "a", "instances": [{"input": "", "output": "c"}]}, "s", "a"),
-        ({"instruction": "a", "input": "b", "output": "c"}, None, "a\n\nb"),
-        ({"instruction": "a", "input": "", "output": "c"}, None, "a"),
+        ({"id": "s", "instruction": "a", "instances": [{"input": "b", "output": "c"}]}, "s", "a b"),
+        ({"instruction": "a", "input": "b", "output": "c"}, None, "a b"),
         ({"instruction": "a", "output": "c"}, None, "a"),
         ({"instruction": "a"}, None, "a"),
         ({"question": "a", "answer": "b"}, None, "a"),
         ({"question": "a"}, None, "a"),
-        ({"id": "g", "conversations": [{"from": "human", "value": "a"}]}, "g", "a"),
-        ({"data": [{"id": "d", "messages": [{"role": "user", "content": "a"}]}]}, "d", "a"),
+        ({"text": "a"}, None, "a"),
     ]
     for row, name, content in rows:
-        found = re.search(r"jq -c '(.*)' FILE > lines.jsonl$", refused(row).message)
-        assert found is not None
-        made = subprocess.run(
-            ["jq", "-c", found[1]], input=orjson.dumps(row), stdout=subprocess.PIPE, check=True
-        ).stdout
-        line = check_line(made)
-        assert (line.id, line.fields["messages"]) == (name, ({"role": "user", "content": content},))
+        flags = shlex.split(refused(row).message.partition("of each row: ")[2])
+        said = dict(zip((flag[2:].replace("-", "_") for flag in flags[::2]), flags[1::2], strict=True))
+        (tmp_path / "rows.jsonl").write_bytes(orjson.dumps(row))
+        with open_input(str(tmp_path / "rows.jsonl"), order_of(dict(said))) as prompts:
+            [(_, raw)] = prompts
+        assert isinstance(raw, bytes)
+        line = check_line(raw)
+        asked = line.fields.get("prompt") or line.fields["messages"][0]["content"]
+        assert (line.id, asked) == (name, content)
+
+
+@needs("jq")
+def test_a_file_around_rows_is_cured_by_jq() -> None:
+    """Run as it is printed: what comes out is taken."""
+    row = {"data": [{"id": "d", "messages": [{"role": "user", "content": "a"}]}]}
+    found = re.search(r"jq -c '(.*)' FILE > lines.jsonl$", refused(row).message)
+    assert found is not None
+    made = subprocess.run(["jq", "-c", found[1]], input=orjson.dumps(row), stdout=subprocess.PIPE, check=True).stdout
+    assert check_line(made).id == "d"
 
 
 def test_a_prompt_that_is_no_list_is_not_told_to_be_split() -> None:

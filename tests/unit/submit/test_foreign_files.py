@@ -24,7 +24,7 @@ def read(folder: Path, content: bytes | str) -> list[tuple[int, bytes | LineErro
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (json.dumps(ROWS), "is a JSON array, not one object a line; make lines of it: jq -c '.[]' FILE > FILE.jsonl"),
+        (json.dumps(ROWS), "is a JSON array, not one object a line; give it the suffix .json, or say"),
         (json.dumps(ROWS, indent=2), "is a JSON array"),
         ("[\n" + LINES.replace("}\n", "},\n") + "]\n", "is a JSON array"),
         ("\n\n[" + "x" * 100, "is a JSON array"),
@@ -45,7 +45,7 @@ def read(folder: Path, content: bytes | str) -> list[tuple[int, bytes | LineErro
         (LINES.encode("utf-16"), "is UTF-16; save it as UTF-8"),
         (LINES.encode("utf-16-le"), "is UTF-16; save it as UTF-8"),
         (LINES.encode("utf-16-be"), "is UTF-16; save it as UTF-8"),
-        (b"PAR1\x15\x04\x15", "is Parquet; make lines of it"),
+        (b"PAR1\x15\x04\x15", "is Parquet; give it the suffix .parquet"),
         (b"PK\x03\x04\x14\x00", "is a zip archive"),
         (b"BZh91AY&SY", "is bzip2 data"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),

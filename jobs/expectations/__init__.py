@@ -1,0 +1,1 @@
+"""What a batch expects of its texts: JSON, a schema, a regular expression, a condition; checked, and judged by."""

@@ -1,0 +1,1 @@
+"""Tables out: results beside the rows they came from, as Parquet, CSV or flat JSON lines, and their card."""

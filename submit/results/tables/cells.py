@@ -1,0 +1,124 @@
+"""A record as cells: the columns of its row, kept as the line's metadata, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+import orjson
+
+from jobs.record_head import ChoiceHead, ErrorHead, RecordHead, SamplingHead
+
+RESULT = (
+    "completion", "reasoning", "stop_reason", "prompt_tokens", "completion_tokens", "seed", "model", "valid",
+    "tool_calls", "score", "error", "id",
+)  # fmt: skip
+"""The columns beside those of the row, in this order."""
+JUDGED = ("passed", "tries")
+"""Those of a batch whose texts are judged."""
+CHOICE = "choice"
+"""That of a batch whose lines have several texts: a row for each."""
+
+
+class _Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Sampling(SamplingHead, frozen=True):
+    seed: int | None = None
+
+
+class _Error(ErrorHead, frozen=True):
+    message: str = ""
+
+
+class _Choice(ChoiceHead, frozen=True):
+    tool_calls: list[dict[str, Any]] | None = None  # type: ignore[assignment]
+    score: dict[str, Any] | None = None
+
+
+class TableRecord(RecordHead, frozen=True):
+    """Of a record what tables hold, and its head; all else is passed over."""
+
+    model: str | None = None
+    model_revision: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None  # type: ignore[assignment]
+    score: dict[str, Any] | None = None
+    choices: list[_Choice] | None = None  # type: ignore[assignment]
+    usage: _Usage = _Usage()
+    sampling: _Sampling | None = None
+    error: _Error | None = None
+    metadata: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+_DECODER = msgspec.json.Decoder(TableRecord)
+read_record = _DECODER.decode
+"""The :class:`TableRecord` of a record's bytes."""
+
+
+def result_cells(record: TableRecord) -> Iterator[tuple[Any, ...]]:
+    """What came of a line, a tuple for each of its texts: the columns of RESULT, of JUDGED and CHOICE.
+
+    Tokens are those of the line as a whole, and stand with its first text.
+    """
+    if record.error is not None:
+        error = f"{record.error.code}: {record.error.message}"
+        yield (None, None, None, None, None, None, record.model, None, None, None, error, record.id, None, None, None)
+        return
+    usage, seed = record.usage, None if record.sampling is None else record.sampling.seed
+    passed, tries = (None, None) if record.judged is None else (record.judged.passed, record.judged.tries)
+    tokens: tuple[int | None, int | None] = (usage.prompt_tokens, usage.completion_tokens)
+    choices: list[Any] = [record] if record.choices is None else list(record.choices)
+    for number, choice in enumerate(choices):
+        yield (
+            choice.text, choice.reasoning, choice.stop_reason, *tokens, seed, record.model, choice.valid,
+            choice.tool_calls, choice.score, None, record.id, passed, tries, number,
+        )  # fmt: skip
+        tokens = (None, None)
+
+
+ALL = (*RESULT, *JUDGED, CHOICE)
+"""The names of what :func:`result_cells` gives."""
+
+
+def row_cells(record: TableRecord) -> dict[str, Any]:
+    """The columns of the row that a line was made of."""
+    cells: dict[str, Any] = orjson.loads(memoryview(record.metadata))
+    return cells
+
+
+def json_cells(text: str | None) -> dict[str, Any]:
+    """What a text says that is a JSON object; nothing of another."""
+    if text is None or not text.lstrip().startswith("{"):
+        return {}
+    try:
+        cells = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return {}
+    return cells if isinstance(cells, dict) else {}
+
+
+def json_names(keys: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
+    """The columns of the keys of texts, and their names in a table."""
+    used, names = set(taken), dict[str, str]()
+    for key in keys:
+        name = key
+        while name in used:
+            name = f"json_{name}"
+        names[key] = name
+        used.add(name)
+    return names
+
+
+def result_names(columns: Mapping[str, Any] | frozenset[str], *, judged: bool, choices: bool) -> dict[str, str]:
+    """The columns of results that a table has, and their names in it: a row's own column keeps its name."""
+    names = (*RESULT, *(JUDGED if judged else ()), *((CHOICE,) if choices else ()))
+    return {name: _free(name, columns) for name in names if not (name == "id" and "id" in columns)}
+
+
+def _free(name: str, taken: Mapping[str, Any] | frozenset[str]) -> str:
+    while name in taken:
+        name = f"result_{name}"
+    return name
