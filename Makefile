@@ -92,7 +92,7 @@ dist: $(READY)  ## A wheel and an sdist in dist/, checked, and the demo run by t
 # New exact versions, for every platform, from the bounds in pyproject.toml.
 lock:  ## New exact versions in requirements.lock; needs uv
 	uv lock --upgrade
-	uv export --quiet --frozen --extra worker --all-groups --no-emit-project --no-header --output-file requirements.lock
+	uv export --quiet --frozen --extra worker --extra serve --extra data --all-groups --no-emit-project --no-header --output-file requirements.lock
 	rm uv.lock
 
 clean:  ## Remove what the others made
