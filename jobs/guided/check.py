@@ -11,23 +11,21 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from jobs.errors import LineError
-from jobs.guided.constraint import Constraint, Kind, json_constraint
-from jobs.guided.keywords import Place, blamed, formats, keywords_in, reference_to, remedy_of, too_large, unenforced
+from jobs.guided.constraint import Constraint, json_constraint
+from jobs.guided.keywords import Place, blamed, formats, keywords_in, reference_to, remedy_of, unenforced
 from jobs.guided.library import GrammarError, no_panics, parser_limits
-from jobs.guided.places import alone, children, depth_of
+from jobs.guided.limits import LONGEST, grammar_too_large, regex_too_large, schema_too_large
+from jobs.guided.places import alone, children
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-LONGEST: Mapping[Kind, int] = {"json": 1 << 20, "regex": 1 << 16, "choice": 1 << 20, "grammar": 1 << 18}
-"""The longest texts of constraints, in bytes."""
-DEEPEST = 100
-"""Levels of JSON of a schema. The library takes 128, of which an object in an object has two."""
 KEPT_BYTES = 32 << 20
 MOST_TRIES = 400
 """How many sub-schemas are tried to find the one at fault."""
@@ -97,6 +95,13 @@ class Checker:
             return Refusal("out_of_range", f"has {size} bytes; at most {most} are taken")
         if constraint.kind == "json":
             return self._schema(constraint)
+        said = None
+        if constraint.kind == "grammar":
+            said = grammar_too_large(constraint.text)
+        elif constraint.kind == "regex":
+            said = regex_too_large(constraint.text)
+        if said is not None:
+            return Refusal("invalid_schema", said)
         if not self.available:
             return ()
         message, _ = self._compiled(constraint.grammar())
@@ -104,11 +109,8 @@ class Checker:
 
     def _schema(self, constraint: Constraint) -> Outcome:
         schema = orjson.loads(constraint.text)
-        if (depth := depth_of(schema)) > DEEPEST:
-            message = f"is nested {depth} levels deep; at most {DEEPEST} are taken: use '$defs' and '$ref'"
-            return Refusal("invalid_schema", message)
-        if (place := too_large(schema)) is not None:
-            return Refusal("invalid_schema", str(place))
+        if (said := schema_too_large(schema)) is not None:
+            return Refusal("invalid_schema", said)
         if not self.available:
             return ()
         said, warnings = self._compiled(constraint.grammar())
@@ -143,7 +145,7 @@ class Checker:
     def _ignored(self, root: Mapping[str, Any], messages: Sequence[str]) -> list[Place]:
         """The places of a schema that compiles which would not be enforced; ``messages`` are the library's warnings."""
         places = list(unenforced(root))
-        for message in dict.fromkeys(messages):
+        for message in islice(dict.fromkeys(messages), MOST_WARNINGS):
             if message.startswith("Unknown format: "):
                 places += formats(root, message.removeprefix("Unknown format: "))
             elif message.startswith("Unimplemented keys"):

@@ -41,9 +41,6 @@ PROPERTIES_REMEDY = (
 )
 ONE_OF_REMEDY = "write 'anyOf'; or give each case a required property whose 'const' no other case has"
 
-MOST_PROPERTIES, MOST_PATTERNS = 2000, 40
-"""Of one object. The library's time grows with the square of their number."""
-
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -96,17 +93,6 @@ def remedy_of(keyword: str) -> str:
 def keywords_in(message: str) -> list[str]:
     """The keywords that the library says are not implemented."""
     return re.findall(r'"([^"]*)"', message)
-
-
-def too_large(root: Schema) -> Place | None:
-    """The first object of a schema with more properties than are checked in bounded time."""
-    for where, schema in schemas(root):
-        for keyword, most in (("properties", MOST_PROPERTIES), ("patternProperties", MOST_PATTERNS)):
-            names = schema.get(keyword)
-            if isinstance(names, dict) and len(names) > most:
-                wrong = f"has {len(names)} entries; at most {most} are taken"
-                return Place(f"{where}/{keyword}", keyword, wrong, "split the object", lenient=False)
-    return None
 
 
 _REF = ("Resource '", "Pointer '", "Anchor '")

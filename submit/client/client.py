@@ -155,7 +155,7 @@ class Client:
                 order = replace(order, start_in=_seconds_until(at, store.server_time()))
             with in_full(), open_any(prompts, table, model=order.defaults.model) as lines:
                 submitted = submit(store, lines, order)
-        for note in notes(submitted.own_models, submitted.after_answer, order.defaults):
+        for note in notes(submitted, order.defaults):
             log.warning("batch %s: %s", submitted.batch_id, note, extra={"action": "submitted"})
         return BatchHandle(self._session, submitted.batch_id, submitted)
 

@@ -234,7 +234,7 @@ class _Run:
             self.note(f"{plural(submitted.rejected, 'bad line')} not run: each gets an error record")
             for line in listed(submitted.problems):
                 self.note(line)
-        for note in notes(submitted.own_models, submitted.after_answer, request.defaults):
+        for note in notes(submitted, request.defaults):
             self.note(note)
         return self.store.batch(batch_id)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -12,16 +12,17 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from jobs.lines.line import Defaults
+    from submit.input.validate import Findings
     from submit.status.worker_state import WorkerState
 
+CHECK_HERE = "to have them checked here, install promptmill[guided]"
 NAMED = 3
 """Of the models that lines name for themselves, so many are named."""
 
 
-def notes(own_models: Mapping[str, int], after_answer: int, defaults: Defaults) -> list[str]:
-    """What the user may not have meant about lines that are good: ``own_models`` counts those that name another model
-    than the batch, by what they name; in ``after_answer`` of them the model begins a new turn after an assistant's
-    message."""
+def notes(findings: Findings, defaults: Defaults) -> list[str]:
+    """What the user may not have meant, or does not know, about lines that are good."""
+    own_models, after_answer, unchecked = findings.own_models, findings.after_answer, findings.unchecked
     said = []
     if after_answer:
         ends, turn = ("ends", "it") if after_answer == 1 else ("end", "them")
@@ -38,6 +39,8 @@ def notes(own_models: Mapping[str, int], after_answer: int, defaults: Defaults) 
             f"{', '.join(names)}: --model {printable(defaults.model or '')} is only for lines without one; "
             "--override-model uses it for all"
         )
+    if unchecked:
+        said.append(f"{plural(unchecked, 'constraint')} left to the worker's check: {CHECK_HERE}")
     return said
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from submit.input.validate import Findings
 
 
-CHECK_HERE = "to have them checked here, install promptmill[guided]"
 SHOWN_ROWS = 3
 """So many lines that were made of rows are shown."""
 
@@ -54,10 +53,8 @@ def command(file: str, as_json: bool, control_tokens: bool, **flags: Any) -> int
         if found.findings.total == 0:
             empty = ProblemLine(1, "empty_file", None, "there are no prompts in it")
             raise InputError(prompts.name, [empty], what=empty.message, checked_only=True)
-        for note in notes(found.findings.own_models, found.findings.after_answer, defaults):
+        for note in notes(found.findings, defaults):
             click.echo(note, err=True)
-        if unchecked := found.findings.unchecked:
-            click.echo(f"{plural(unchecked, 'constraint')} left to the worker's check: {CHECK_HERE}", err=True)
         if as_json:
             click.echo(orjson.dumps(found.as_dict(prompts.name)).decode())
         else:

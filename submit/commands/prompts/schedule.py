@@ -124,7 +124,7 @@ def _say_added(store: Store, schedule: Schedule, checked: Findings | None, defau
     when = next_run(schedule, store.server_time())
     click.echo(f"schedule {schedule.name}: {what}, first at {when}", err=True)
     if checked is not None:
-        lines = notes(checked.own_models, checked.after_answer, defaults)
+        lines = notes(checked, defaults)
         for note in (*lines, *waits_for(store.connection, checked.models)):
             click.echo(note, err=True)
     _warn_alone(Schedules(store.connection))

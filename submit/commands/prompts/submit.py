@@ -173,7 +173,7 @@ def _say_notes(store: Store, submitted: Submitted, order: Order) -> None:
         keep_s=order.keep_s,
         keep_given=source is not ParameterSource.DEFAULT,
     )
-    lines = notes(submitted.own_models, submitted.after_answer, order.defaults)
+    lines = notes(submitted, order.defaults)
     for text in (dates, *lines, *waits_for(store.connection, submitted.models)):
         if text is not None:
             click.echo(text, err=True)

@@ -13,6 +13,7 @@ from jobs.guided.check import Checker
 from jobs.lines.line import Defaults, check_line
 from submit.input.reader import PromptFile
 from submit.input.validate import Findings, checked
+from submit.upload.submit_notes import notes
 from worker.shards.preparer import ShardPreparer
 
 BAD = {"type": "object", "properties": {"a/b": {"type": "array", "uniqueItems": True}}}
@@ -94,3 +95,15 @@ def test_the_schema_of_a_text_and_of_a_call_are_checked_once(monkeypatch: pytest
     assert [problem.message.rpartition("; or ")[2].split()[0] for problem in found.problems] == (
         ['"lenient":', "give", "give", "give"]
     )
+
+
+def test_what_is_left_to_the_worker_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the grammar library is missing; in one line, which counts texts and calls."""
+    line = {"messages": [{"role": "user", "content": "hi"}]}
+    lines = [line, line | {"guided_json": BAD}, tools_line(BAD, NAMED), tools_line(BAD, "auto")]
+    assert notes(findings(line, tools_line({}, NAMED)), Defaults({"model": "m"})) == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = findings(*lines)
+    assert (found.problems, found.unchecked) == ([], 2)
+    (said,) = notes(found, Defaults({"model": "m"}))
+    assert said == "2 constraints left to the worker's check: to have them checked here, install promptmill[guided]"

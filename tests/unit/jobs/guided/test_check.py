@@ -135,6 +135,30 @@ HOSTILE = {
 }
 
 
+CHAIN = {f"d{i}": {"properties": {"a": {"$ref": f"#/$defs/d{i + 1}"}}} for i in range(1000)}
+HOSTILE |= {
+    "many choices": Constraint("choice", json.dumps([f"w{i}" for i in range(90_000)])),
+    "many values": json_constraint({"enum": list(range(30_000))}),
+    "many objects": json_constraint({"enum": [{"a": i} for i in range(10_000)]}),
+    "many cases": json_constraint({"anyOf": [{"const": i} for i in range(5000)]}),
+    "many objects with properties": json_constraint(
+        {"properties": {f"o{j}": {"properties": {f"p{i}": {} for i in range(900)}} for j in range(10)}}
+    ),
+    "a chain of references": json_constraint({"$defs": CHAIN, "$ref": "#/$defs/d0"}),
+    "a short chain of deep ones": json_constraint(
+        {"$defs": {f"d{i}": {"items": {"items": {"items": {"$ref": f"#/$defs/d{i + 1}"}}}} for i in range(400)}}
+    ),
+    "a chain in a grammar": Constraint(
+        "grammar", "start: %json " + json.dumps({"$defs": {name: CHAIN[name] for name in [*CHAIN][:600]}})
+    ),
+    "many rules": Constraint("grammar", "start: r0\n" + "".join(f"r{i}: r{i + 1}\n" for i in range(3900))),
+    "many symbols": Constraint("grammar", "start: " + "r? " * 10_000 + '\nr: "a"'),
+    "case ignored": Constraint("regex", r"(?i)[\w\W&&\p{Greek}]" * 360),
+    "case ignored in a schema": json_constraint({"pattern": r"(?i)[\w\W&&\p{Greek}]" * 360}),
+    "case ignored in a grammar": Constraint("grammar", "start: /" + r"[\w\W&&\p{Greek}]" * 360 + "/i"),
+}
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_constraints_are_refused(name: str) -> None:
     """Each by a limit of its own, before time or memory run out."""
