@@ -5,21 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, cast
 
-from jobs.batch import Batch
+from jobs.batch import Batch, is_batch_id
 from jobs.store.cancel import expire_due
+from jobs.store.keys import BATCHES
 from jobs.store.read_batch import read_batches
 from jobs.store.store import Store
 from serve.access.access import Access
 from serve.batches.book import BatchBook
 from serve.batches.shown import openai_of
 from serve.errors import not_found
-from serve.intake.orders import OPENAI, IntakeOrder, Orders
+from serve.intake.orders import OPENAI, IntakeOrder, Orders, owned_key
 from serve.page.pool import PoolLook
 from submit.status.batch_view import BatchReader, BatchView
 from submit.status.pool_view import state_name
@@ -57,8 +58,8 @@ class BatchList:
     """Lists batches, the newest first, with the rates of those that were looked at before. Threads: any; holds the
     lock."""
 
-    def __init__(self, store: Store, book: BatchBook, orders: Orders, pool: PoolLook) -> None:
-        self._store, self._book, self._orders, self._pool = store, book, orders, pool
+    def __init__(self, store: Store, orders: Orders, pool: PoolLook) -> None:
+        self._store, self._orders, self._pool = store, orders, pool
         self._workers = Workers(store.connection)
         self._windows: OrderedDict[str, Window] = OrderedDict()
         self._lock = threading.Lock()
@@ -66,22 +67,32 @@ class BatchList:
     def page(self, wanted: Wanted, access: Access) -> dict[str, Any]:
         """A page of the list; ``next`` is where the next one begins, None at the end."""
         expire_due(self._store)
-        ids = islice(self._book.listed(access, wanted.after, ascending=False), MOST_LOOKED_AT)
+        ids = islice(self._ids(wanted.after, access), MOST_LOOKED_AT)
         found: list[Batch | IntakeOrder] = []
-        last: str | None = None
-        while len(found) < LISTED and (some := list(islice(ids, AT_A_TIME))):
-            for item in self._read(some, access):
-                if len(found) < LISTED and _fits(item, wanted):
-                    found.append(item)
-            last = some[-1]
-        if len(found) >= LISTED:
-            last = _id(found[-1])
-        elif next(ids, None) is None and last is not None and self._at_end(last, access):
-            last = None
-        return {"now": self._store.now(), "batches": self._shown(found), "next": last}
+        looked_at, last = 0, None
+        while len(found) <= LISTED and (some := list(islice(ids, AT_A_TIME))):
+            found += [item for item in self._read(some, access) if _fits(item, wanted)]
+            looked_at, last = looked_at + len(some), some[-1]
+        after = last if looked_at == MOST_LOOKED_AT else None
+        if len(found) > LISTED:
+            found, after = found[:LISTED], _id(found[LISTED - 1])
+        return {"now": self._store.now(), "batches": self._shown(found), "next": after}
 
-    def _at_end(self, last: str, access: Access) -> bool:
-        return next(self._book.listed(access, last, ascending=False), None) is None
+    def _ids(self, after: str | None, access: Access) -> Iterator[str]:
+        """The ids of batches that may be seen, the newest first, those behind ``after``; read a part at a time."""
+        connection, key = self._store.connection, BATCHES if access.admin else owned_key(access.owner)
+        # Files that are being checked are on the list of their owner only. They are the newest.
+        checking = sorted(self._orders.ids(), reverse=True) if access.admin and after is None else []
+        yield from checking
+        place: Any = None if after is None else connection.zrevrank(key, after)
+        start = 0 if place is None else place + 1
+        while ids := cast("list[bytes]", connection.zrevrange(key, start, start + AT_A_TIME - 1)):
+            start += len(ids)
+            for batch_id in (item.decode(errors="replace") for item in ids):
+                # One that was removed meanwhile has no place: then what lies before it is passed over.
+                passed = place is None and after is not None and batch_id >= after
+                if is_batch_id(batch_id) and not passed and batch_id not in checking:
+                    yield batch_id
 
     def _read(self, ids: Sequence[str], access: Access) -> list[Batch | IntakeOrder]:
         """Those of these batches that may be seen, in this order."""
@@ -136,7 +147,8 @@ def source_name(source: str) -> str:
 def shown_batch(batch: Batch, now: float, rates: BatchRates | None, why: str | None) -> dict[str, Any]:
     """A batch as the page shows it; ``why`` is why it waits."""
     per_second, eta = pace(batch, now, rates)
-    lines = rates.lines if rates is not None and rates.lines else batch.rates(now)["lines_per_second"]
+    recent = None if rates is None or batch.done else rates.lines
+    lines = recent or batch.rates(now)["lines_per_second"]
     usage = batch.usage
     return {
         "id": batch.id,

@@ -99,7 +99,7 @@ def draft_of(body: dict[str, Any], access: Access) -> Draft:
 
 def _defaults(body: dict[str, Any], access: Access) -> dict[str, Any]:
     """The values of lines that do not say them, with the model."""
-    given = body.get("defaults") or {}
+    given = {} if body.get("defaults") is None else body["defaults"]
     if not isinstance(given, dict):
         raise _invalid("defaults", "an object")
     model, override = body.get("model") or None, body.get("override_model") or False

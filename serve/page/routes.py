@@ -58,7 +58,7 @@ class PageRoutes:
         self._store, self._files, self._uploads = store, files, uploads
         self._book, self._orders, self._models, self._now = book, orders, models, now
         self.pool = PoolLook(store)
-        self._list = BatchList(store, book, orders, self.pool)
+        self._list = BatchList(store, orders, self.pool)
         self._look = BatchLook(store, book, orders)
         self._spreads = Spreads(store)
         self._checks = Checks(files, models, settings.limits)

@@ -72,16 +72,19 @@ def spread(rows: Sequence[Row], total: int) -> dict[str, Any]:
 
 
 def histogram(values: Sequence[float], bins: int = BINS) -> dict[str, Any] | None:
-    """Counts of values in bins of equal width from ``low`` to ``high``, with the median and the 95th percentile; None
-    where there are no values."""
+    """Counts of values in at most so many bins of equal width from ``low`` to ``high``, with the median and the 95th
+    percentile; None where there are no values."""
     if not values:
         return None
     ranked = sorted(values)
     low, high = ranked[0], ranked[-1]
-    width = (high - low) / bins
-    counts = [0] * (bins if width > 0 else 1)
+    if high - low < bins and all(isinstance(value, int) for value in values):
+        bins, width = int(high - low) + 1, 1.0  # each number has its own
+    else:
+        bins, width = (bins, (high - low) / bins) if high > low else (1, 1.0)
+    counts = [0] * bins
     for value in ranked:
-        counts[min(int((value - low) / width), bins - 1) if width > 0 else 0] += 1
+        counts[min(int((value - low) / width), bins - 1)] += 1
     return {
         "low": low,
         "high": high,

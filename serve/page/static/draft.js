@@ -8,7 +8,7 @@ import { meter } from "./plots.js";
 const EXAMPLE = '{"id": "a", "messages": [{"role": "user", "content": "What is the capital of France?"}]}\n{"id": "b", "prompt": "Once upon a time"}';
 
 export function draftView(root, { asked }) {
-  const input = h("input", { type: "file", accept: ".jsonl,.json,.ndjson,.txt,.gz,.zst", class: "hide", id: "file" });
+  const input = h("input", { type: "file", accept: ".jsonl,.json,.ndjson,.txt,.gz,.zst", class: "hide", id: "file", tabindex: -1 });
   const chosen = h("p", { class: "dim" }, "JSON lines, also .gz or .zst");
   const drop = h("div", { class: "drop" },
     h("p", {}, h("label", { for: "file", class: "button", tabindex: 0, role: "button" }, "Choose a file"), " or drop it here"), chosen, input);

@@ -38,7 +38,7 @@ export function histogram(title, spread, format, unit) {
   const [width, height] = [240, 76];
   const most = Math.max(...spread.counts);
   const step = width / spread.counts.length;
-  const middle = `median ${format(spread.median)}${unit}, 95% below ${format(spread.p95)}${unit}`;
+  const middle = `median ${format(spread.median)}, 95% below ${format(spread.p95)}${unit}`;
   const bars = spread.counts.map((count, at) => {
     const tall = count ? Math.max((count / most) * (height - 4), 2) : 0;
     const low = spread.low + ((spread.high - spread.low) / spread.counts.length) * at;

@@ -18,7 +18,7 @@ function recordRow(id, record) {
   const more = record.choices > 1 ? h("small", { class: "dim" }, ` ${record.choices} choices`) : null;
   return h("tr", {},
     h("th", { scope: "row", title: `line ${record.line}` }, open),
-    h("td", { "data-label": "Ended by" }, ended(record), more),
+    h("td", { class: "ended" }, ended(record), more),
     h("td", { class: `text wide ${record.error ? "bad" : ""}` }, h("div", {}, text + (record.cut ? " …" : ""))),
     h("td", { "data-label": "Tokens", class: "number" }, record.error ? "" : f.whole(record.completion_tokens)),
     h("td", { "data-label": "tok/s", class: "number" }, record.error ? "" : f.rate(record.tokens_per_second)));
