@@ -39,8 +39,9 @@ export function draftView(root, { asked }) {
         h("div", { class: "fields" }, field("Most new tokens", tokens), field("Temperature", temperature)),
         field("System message", system),
         h("label", { class: "check" }, override, "Use this model for lines that name another, too"))),
-    problem,
-    h("div", { class: "row" }, check, working));
+    // What changes its height stands below what is pressed: a press must not miss because something above it went.
+    h("div", { class: "row" }, check, working),
+    problem);
   root.append(h("h1", {}, "New batch"), form, found,
     h("div", { class: "row" }, submit, h("label", { class: "check", hidden: true }, skip, "Leave bad lines out: they fail, the others run")));
   const skipField = root.lastElementChild.lastElementChild;
