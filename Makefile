@@ -33,6 +33,10 @@ demo: $(READY)  ## A mixed file of prompts, run by a small model that ships with
 	PROMPTMILL_DATA_DIR=$(DEMO)/data $(BIN)/promptmill run examples/prompts.jsonl -o $(DEMO)/results.jsonl --model examples/pocket/model --restart
 	@echo; echo "Results: $(DEMO)/results.jsonl. The first lines:"
 	@$(BIN)/python examples/show.py $(DEMO)/results.jsonl
+	@echo; echo "Texts of a shape: a schema, a call of a tool, one of some words."
+	@for job in schema tools classify; do \
+	  PROMPTMILL_DATA_DIR=$(DEMO)/data $(BIN)/promptmill run examples/$$job.jsonl -o $(DEMO)/$$job.jsonl --model examples/pocket/model --restart >$(DEMO)/$$job.log 2>&1 || { cat $(DEMO)/$$job.log; exit 1; }; \
+	  $(BIN)/python examples/show.py $(DEMO)/$$job.jsonl; done
 
 # luacheck and actionlint where this machine has them: Debian's lua-check, and `go install` of rhysd/actionlint.
 check: $(READY)  ## Lint, format and types; also the Lua scripts and the workflows, where their linters are installed

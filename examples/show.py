@@ -1,4 +1,4 @@
-"""Prints the first records of a results file for a person to read: id, stop reason, text."""
+"""Prints the first records of a results file for a person to read: id, stop reason, text or calls of tools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ def main(path: Path) -> None:
         for _, line in zip(range(SHOWN), lines, strict=False):
             record = json.loads(line)
             for choice in record.get("choices", [record]):
-                text = " ".join(choice["text"].split())
+                calls = (call["function"] for call in choice.get("tool_calls", ()))
+                said = [choice["text"], *(f"{call['name']}({call['arguments']})" for call in calls)]
+                text = " ".join(" ".join(said).split())
                 shown = text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
                 print(f"  {record['id']:<28} {choice['stop_reason']:<12} {shown}")
 

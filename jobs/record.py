@@ -13,10 +13,11 @@ from jobs.errors import ProblemLine
 from jobs.lines.line import Job
 
 
-def finish_reason(stop_reason: str) -> str | None:
-    """OpenAI's word for a stop reason: ``stop``, ``length``, or None where the text was cut off from outside."""
+def finish_reason(stop_reason: str, *, calls: bool = False) -> str | None:
+    """OpenAI's word for a stop reason: ``stop``, or ``tool_calls`` where a text that ended has any; ``length``; or None
+    where the text was cut off from outside."""
     if stop_reason in ("eos", "stop_string"):
-        return "stop"
+        return "tool_calls" if calls else "stop"
     return "length" if stop_reason in ("max_tokens", "context_length") else None
 
 
@@ -24,8 +25,13 @@ def finish_reason(stop_reason: str) -> str | None:
 class Choice:
     """What a user gets of one completion.
 
-    ``logprobs``, where asked for, has an entry per token of the text (so none for EOS), in OpenAI's names, with the
-    token's ``id`` besides; a token that is part of a character is shown as ``bytes:\\xf0\\x9f``.
+    ``valid``, of a line with a constraint, says whether the text meets it. ``tool_calls``, of a line with tools, are
+    OpenAI's, with the arguments as JSON text; ``tool_call_error`` says why a call was left in the text.
+    ``token_ids``, where asked for, are all tokens that were generated: the EOS too, and those of a stop string;
+    ``prompt_token_ids`` are those of the choice's prompt, where the line has several.
+    ``logprobs``, where asked for, has an entry for each of ``token_ids``, or without those for each token of the text
+    (so none for EOS). It has OpenAI's names, with the token's ``id`` besides; a token that is part of a character is
+    shown as ``bytes:\\xf0\\x9f``.
     """
 
     index: int
@@ -34,10 +40,15 @@ class Choice:
     stop_string: str | None = None
     reasoning: str | None = None
     logprobs: list[dict[str, Any]] | None = None
+    valid: bool | None = None
+    tool_calls: Sequence[dict[str, Any]] | None = None
+    tool_call_error: str | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: Sequence[int] | None = None
 
     @property
     def finish_reason(self) -> str | None:
-        return finish_reason(self.stop_reason)
+        return finish_reason(self.stop_reason, calls=bool(self.tool_calls))
 
     def as_dict(self) -> dict[str, Any]:
         fields: dict[str, Any] = {
@@ -46,11 +57,16 @@ class Choice:
             "stop_string": self.stop_string,
             "finish_reason": self.finish_reason,
         }
-        if self.reasoning is not None:
-            fields["reasoning"] = self.reasoning
-        if self.logprobs is not None:
-            fields["logprobs"] = self.logprobs
-        return fields
+        asked = {
+            "reasoning": self.reasoning,
+            "valid": self.valid,
+            "tool_calls": self.tool_calls,
+            "tool_call_error": self.tool_call_error,
+            "prompt_token_ids": self.prompt_token_ids,
+            "token_ids": self.token_ids,
+            "logprobs": self.logprobs,
+        }
+        return fields | {name: value for name, value in asked.items() if value is not None}
 
 
 SHORTEST_DECODE_S = 1e-3
@@ -100,6 +116,7 @@ def result_record(
     attempt: int,
     created_at: float,
     finished_at: float,
+    prompt_token_ids: Sequence[int] | None = None,
 ) -> bytes:
     """The JSON of a line that was generated; ``created_at`` and ``finished_at`` are seconds since the epoch.
 
@@ -119,9 +136,13 @@ def result_record(
     else:
         shown = ({"index": choice.index, **choice.as_dict()} for choice in choices)
         record["choices"] = [orjson.Fragment(orjson.dumps(fields)) for fields in shown]
+    if prompt_token_ids is not None:
+        record["prompt_token_ids"] = prompt_token_ids
+    if job.warnings:
+        record["warnings"] = job.warnings
     record["usage"] = stats.usage()
     record["stats"] = stats.stats()
-    record["sampling"] = job.sampling.as_dict()
+    record["sampling"] = {**job.sampling.as_dict(), **_guidance(job)}
     if job.endpoint is not None:
         record["endpoint"] = job.endpoint
     record |= {
@@ -132,6 +153,21 @@ def result_record(
         "metadata": job.metadata,
     }
     return orjson.dumps(record)
+
+
+def _guidance(job: Job) -> dict[str, Any]:
+    """What else the line was generated with, as far as it was given: a constraint's kind and the tools' names, since
+    the whole of them may be long."""
+    given: dict[str, Any] = {}
+    if job.constraint is not None:
+        given["constraint"] = job.constraint.kind
+    if job.thinking_budget is not None:
+        given["thinking_budget"] = job.thinking_budget
+    if job.tools:
+        given["tools"] = [tool["function"]["name"] for tool in job.tools]
+        given["tool_choice"] = job.tool_choice
+        given["parallel_tool_calls"] = job.parallel_tool_calls
+    return given
 
 
 def error_record(

@@ -16,6 +16,10 @@ class ErrorHead(msgspec.Struct, frozen=True):
     code: str = ""
 
 
+class CallHead(msgspec.Struct, frozen=True):
+    """A tool call: that it is there is all that a head has of it."""
+
+
 class ChoiceHead(msgspec.Struct, frozen=True):
     """A completion, but for its log-probabilities."""
 
@@ -23,11 +27,14 @@ class ChoiceHead(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
     text: str = ""
     reasoning: str | None = None
+    valid: bool | None = None
+    tool_calls: list[CallHead] | None = None
+    tool_call_error: str | None = None
 
     @property
     def blank(self) -> bool:
-        """Whether nothing is in its text."""
-        return not self.text.strip()
+        """Whether it says and calls nothing."""
+        return not self.tool_calls and not self.text.strip()
 
 
 class SamplingHead(msgspec.Struct, frozen=True):
@@ -48,6 +55,9 @@ class RecordHead(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
     text: str = ""
     reasoning: str | None = None
+    valid: bool | None = None
+    tool_calls: list[CallHead] | None = None
+    tool_call_error: str | None = None
     choices: list[ChoiceHead] | None = None
     sampling: SamplingHead | None = None
 
@@ -58,7 +68,8 @@ class RecordHead(msgspec.Struct, frozen=True):
             return self.choices
         if self.stop_reason is None:
             return []
-        return [ChoiceHead(self.stop_reason, self.finish_reason, self.text, self.reasoning)]
+        said = (self.text, self.reasoning, self.valid, self.tool_calls, self.tool_call_error)
+        return [ChoiceHead(self.stop_reason, self.finish_reason, *said)]
 
 
 def head_of(record: bytes) -> RecordHead:

@@ -29,9 +29,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(redis_url: str, folder: Path, *flags: str) -> Iterator[Served]:
-    """A server on any port, with its files in ``folder``; it is asked to stop in the end."""
-    command = [sys.executable, "-m", "promptmill", "serve", "--port", "0", "--files", str(folder), *flags]
+def serving(redis_url: str, folder: Path, *flags: str, port: int = 0) -> Iterator[Served]:
+    """A server on a port, 0 for any, with its files in ``folder``; it is asked to stop in the end."""
+    command = [sys.executable, "-m", "promptmill", "serve", "--port", str(port), "--files", str(folder), *flags]
     environ = {**os.environ, "PROMPTMILL_REDIS_URL": redis_url}
     with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -20,14 +20,26 @@ PIECES = r", (?=\d)|\d| ?\p{L}+| ?[^\s\p{L}\d]+|\s+(?!\S)|\s"
 """What text is cut into before merges: each digit alone (sums are learned digit by digit), the comma
 between numbers with its space (so that counting is short), words and runs of marks with theirs."""
 
-CHAT_TEMPLATE = """\
+CHAT_TEMPLATE = r"""{%- if tools %}
+{{- '<|im_start|>system\nTools, called as <tool_call>{"name": ..., "arguments": {...}}</tool_call>:\n' }}
+{%- for tool in tools %}
+{{- tool | tojson + '\n' }}
+{%- endfor %}
+{{- '<|im_end|>\n' }}
+{%- endif %}
 {%- for message in messages %}
-{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+{{- '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') }}
+{%- for tool_call in message['tool_calls'] or [] %}
+{%- set tool_call = tool_call.function or tool_call %}
+{{- '\n<tool_call>\n{"name": "' + tool_call.name + '", "arguments": ' }}
+{{- tool_call.arguments | tojson + '}\n</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
-{{- '<|im_start|>assistant\\n' }}
+{{- '<|im_start|>assistant\n' }}
 {%- if enable_thinking is defined and enable_thinking %}
-{{- '<think>\\n' }}
+{{- '<think>\n' }}
 {%- endif %}
 {%- endif %}
 """

@@ -8,12 +8,14 @@ from typing import Any
 
 from jobs.errors import MOST_PROBLEMS, LineError
 from jobs.lines.foreign_names import ABSENT, asks_for_nothing, foreign_field, is_column, meant_by_nothing
+from jobs.lines.guided import CONSTRAINTS, GUIDED_CHECKS, check_one_constraint
 from jobs.lines.messages import CHAT_FIELDS, check_continuing, check_messages
 from jobs.lines.parameters import CHECKS
-from jobs.lines.values import check_flag, check_name, check_object, check_text, json_kind
-from jobs.params import ALIASES, SHOWN_NAME, did_you_mean, shown
+from jobs.lines.tools import TOOL_CHECKS
+from jobs.lines.values import check_flag, check_name, check_object, check_text
+from jobs.params import ALIASES, SHOWN_NAME, did_you_mean
 
-_ALONE = frozenset({"prompt", "top_logprobs", "continue_final_message", "add_generation_prompt"})
+_ALONE = frozenset({"prompt", "top_logprobs", "continue_final_message", "add_generation_prompt", *CONSTRAINTS})
 """Fields that do not go with each other one."""
 
 
@@ -50,8 +52,7 @@ def gather(data: Mapping[str, Any], problems: list[LineError], *, openai: bool =
             break
     if not _ALONE.isdisjoint(checked):
         _check_together(checked, wrong, problems)
-    for name in ("response_format", "add_generation_prompt"):
-        checked.pop(name, None)
+    checked.pop("add_generation_prompt", None)
     return checked
 
 
@@ -90,10 +91,11 @@ def _check_together(fields: Mapping[str, Any], wrong: set[str], problems: list[L
                 problems.append(LineError("conflicting_fields", name, message))
     if fields.get("top_logprobs") and not fields.get("logprobs") and "logprobs" not in wrong:
         problems.append(LineError("conflicting_fields", "top_logprobs", "needs 'logprobs': true"))
-    try:
-        check_continuing(fields)
-    except LineError as error:
-        problems.append(error)
+    for check in (check_continuing, check_one_constraint):
+        try:
+            check(fields)
+        except LineError as error:
+            problems.append(error)
 
 
 def _check_prompt(value: Any) -> str:
@@ -102,22 +104,13 @@ def _check_prompt(value: Any) -> str:
     return check_text("prompt", value)
 
 
-def _check_response_format(value: Any) -> Any:
-    if not isinstance(value, dict):
-        raise LineError("invalid_type", "response_format", f"must be an object, not {json_kind(value)}")
-    if value.get("type") != "text":
-        raise LineError(
-            "unsupported", "response_format", f"type {shown(value.get('type'))} is not supported, only 'text'"
-        )
-    return value
-
-
 _FIELD_CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "prompt": _check_prompt,
     "messages": check_messages,
     "metadata": partial(check_object, "metadata"),
     "chat_template_kwargs": partial(check_object, "chat_template_kwargs"),
-    "response_format": _check_response_format,
+    **GUIDED_CHECKS,
+    **TOOL_CHECKS,
     **{name: partial(check_text, name) for name in ("system_prompt", "prefill_response")},
     **{name: partial(check_flag, name) for name in ("continue_final_message", "add_generation_prompt")},
     **{name: partial(check_name, name) for name in ("model", "adapter_path")},

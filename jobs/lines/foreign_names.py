@@ -35,6 +35,9 @@ _OTHER_NAMES: Mapping[str, str] = {
     "messages": "conversation chat dialog",
     "prompt": "input_text",
     "metadata": "extra",
+    "guided_json": "json_schema response_schema",
+    "guided_regex": "regex",
+    "thinking_budget": "thinking_budget_tokens max_thinking_tokens reasoning_budget thinking_token_budget",
 }
 RENAMED: Mapping[str, str] = {other: ours for ours, others in _OTHER_NAMES.items() for other in others.split()}
 """Other names of what we have; they are also known with capitals in place of underscores."""
@@ -60,11 +63,10 @@ def _unsupported(remedy: str, *names: str, **off: Any) -> tuple[str, Mapping[str
 
 _UNSUPPORTED = (
     # --- conversations and tools ---
-    _unsupported("no tools are given to the model: describe them in the prompt, or remove it", "tools"),
-    _unsupported("there are no tools to choose from: remove it", tool_choice=("none", "auto")),
-    _unsupported("no functions are given to the model: describe them in the prompt, or remove it", "functions"),
-    _unsupported("there are no functions to call: remove it", function_call=("none", "auto")),
-    _unsupported("there are no tools to call: remove it", parallel_tool_calls=(True, False)),
+    _unsupported('write \'tools\': [{"type": "function", "function": {...}}]', "functions"),
+    _unsupported(
+        'write \'tool_choice\': {"type": "function", "function": {"name": ...}}', function_call=("none", "auto")
+    ),
     _unsupported('only ["text"] is generated', modalities=["text"]),
     _unsupported("only text is generated", "audio"),
     _unsupported("only text is read", "images"),
@@ -106,16 +108,16 @@ _UNSUPPORTED = (
         "thinking",
         "think",
     ),
-    _unsupported("thinking has no budget of its own: remove it, or see 'max_tokens'", thinking_budget=-1),
     _unsupported("reasoning is always in the record, apart from the text: remove it", include_reasoning=True),
     _unsupported("say in the prompt how long the answer is to be", verbosity="medium"),
     # --- the text ---
     _unsupported(
-        "texts are not constrained: say in the prompt what is wanted",
-        *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "json_schema"),
-        *("grammar", "format", "response_schema", "response_mime_type", "regex", "ebnf"),
+        "write 'response_format': {\"type\": \"json_object\"}, or 'guided_json' with a schema",
+        "format",
+        response_mime_type="text/plain",
     ),
-    _unsupported("texts are not constrained: remove it", "guided_decoding_backend"),
+    _unsupported("write 'guided_grammar' with a grammar in Lark", "grammar", "ebnf"),
+    _unsupported("between the parts of JSON there is one blank or none: remove it", "guided_whitespace_pattern"),
     _unsupported("write the tokens' texts into 'extra_eos_tokens', as [\"<|im_end|>\"]", "stop_token_ids"),
     _unsupported("write the token's text into 'extra_eos_tokens', as [\"<|im_end|>\"]", "eos_token_id"),
     _unsupported("give their tokens -100 in 'logit_bias'", "bad_words"),
@@ -134,7 +136,7 @@ _UNSUPPORTED = (
     _unsupported("'logprobs': true gives each token: remove it", details=False),
     _unsupported("only new tokens have log-probabilities: remove it", "prompt_logprobs", decoder_input_details=False),
     _unsupported("nothing is scored: remove it", "continuation"),
-    _unsupported("records have no token ids: remove it", return_token_ids=False, return_tokens_as_token_ids=False),
+    _unsupported("write 'return_token_ids': true", return_tokens_as_token_ids=False),
     _unsupported("texts have no watermark: remove it", watermark=False),
     # --- sampling ---
     _unsupported("no best one is chosen: 'n' gives as many texts as it says", best_of=1),
@@ -209,7 +211,8 @@ COLUMNS = frozenset(
 WITHOUT_EFFECT = frozenset(
     {
         "user", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-        "stream_options", "request_id", "cache_prompt", "keep_alive", "use_cache", "extra_headers",
+        "stream_options", "request_id", "guided_decoding_backend", "cache_prompt", "keep_alive", "use_cache",
+        "extra_headers",
     }
 )  # fmt: skip
 """Whatever they say, the text is the same."""
@@ -227,7 +230,14 @@ MEANT: Mapping[str, tuple[tuple[Any, ...], Any]] = {
     "prefill_response": (("", [], {}), ""),
     "adapter_path": (("",), None),
     "model": (("",), ABSENT),
-    "response_format": (("", [], {}, "text"), ABSENT),
+    "response_format": (("", [], {}, "text"), {"type": "text"}),
+    **dict.fromkeys(("guided_regex", "guided_grammar", "structured_outputs"), (("", [], {}), None)),
+    "guided_json": (("", []), None),
+    "thinking_budget": (("", [], {}, -1), None),
+    "tools": (("", {}), ()),
+    "tool_choice": (("", [], {}), "auto"),
+    "parallel_tool_calls": (("", [], {}), True),
+    "return_token_ids": (("", [], {}), False),
 }
 """Fields of ours that are no parameters: what else may stand for "off", and the value that it means."""
 

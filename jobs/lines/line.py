@@ -19,9 +19,11 @@ from jobs.guided.constraint import Constraint
 from jobs.lines.fields import gather, lacks_prompt, no_prompt
 from jobs.lines.foreign_names import is_empty
 from jobs.lines.foreign_rows import cure_of_row
+from jobs.lines.guided import CONSTRAINTS, constraint_of, unfit_constraints
 from jobs.lines.line_id import MAX_ID_LENGTH, usable_id
 from jobs.lines.messages import CHAT_FIELDS, unfit_defaults
 from jobs.lines.openai_envelope import CHAT_URL, COMPLETIONS_URL, open_envelope
+from jobs.lines.tools import TOOL_FIELDS, check_calls_together, unfit_tools
 from jobs.lines.values import MAX_DEPTH, json_kind
 from jobs.params import OPENAI_DEFAULTS, PARAMETERS, Sampling
 
@@ -41,6 +43,8 @@ __all__ = [
 ]
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
+GUIDING = frozenset({*CONSTRAINTS, *TOOL_FIELDS})
+"""Fields that say what shape the text or the calls of a line have: most lines have none of them."""
 OVERRIDE = "override_model"
 """A batch's default that lines cannot give: its model takes the place of their own."""
 
@@ -74,6 +78,11 @@ class Defaults:
     def override_model(self) -> bool:
         return bool(self.fields.get(OVERRIDE))
 
+    @property
+    def guides(self) -> bool:
+        """Whether the batch says what shape the texts of its lines have."""
+        return not GUIDING.isdisjoint(self.fields)
+
     def model_of(self, line: CheckedLine) -> str | None:
         """The model that runs a line of the batch; None where nobody names one."""
         named: str | None = None if self.override_model else line.fields.get("model")
@@ -105,6 +114,8 @@ class Job:
     tool_choice: str | dict[str, Any] = "auto"
     parallel_tool_calls: bool = True
     return_token_ids: bool = False
+    warnings: tuple[str, ...] = ()
+    """What the record says of the line besides its result."""
 
     @property
     def turn(self) -> dict[str, Any] | None:
@@ -142,9 +153,11 @@ class CheckedLine:
         """The job of this line within a batch.
 
         Raises:
-            LineError: ``missing_field`` when neither the line nor the batch names a model.
+            LineError: ``missing_field`` when neither the line nor the batch names a model; what :meth:`constraint`
+                raises.
         """
         fields = self._filled(defaults)
+        check_calls_together(fields)
         model = defaults.model_of(self)
         if model is None:
             raise no_model()
@@ -167,7 +180,25 @@ class CheckedLine:
             metadata=fields.get("metadata", {}),
             sampling=Sampling(**given),
             endpoint=self.endpoint,
+            constraint=constraint_of(fields),
+            thinking_budget=fields.get("thinking_budget"),
+            tools=tuple(fields.get("tools", ())),
+            tool_choice=fields.get("tool_choice", "auto"),
+            parallel_tool_calls=fields.get("parallel_tool_calls", True),
+            return_token_ids=fields.get("return_token_ids", False),
         )
+
+    def constraint(self, defaults: Defaults) -> Constraint | None:
+        """What the text of this line must be within a batch; None where it is free.
+
+        Raises:
+            LineError: what the line and the batch say of the text and of calls does not go together.
+        """
+        if GUIDING.isdisjoint(self.fields) and not defaults.guides:
+            return None
+        fields = self._filled(defaults)
+        check_calls_together(fields)
+        return constraint_of(fields)
 
     def begins_after_answer(self, defaults: Defaults) -> bool:
         """Whether the last message is the assistant's, and the model is to begin a new turn after it all the same."""
@@ -182,6 +213,8 @@ class CheckedLine:
         unfit = list(CHAT_FIELDS) if "messages" not in given else unfit_defaults(given)
         if given.get("logprobs") is False:
             unfit.append("top_logprobs")
+        if not GUIDING.isdisjoint(given) or defaults.guides:
+            unfit += [*unfit_constraints(given), *unfit_tools(given)]
         for name in unfit:
             filling.pop(name, None)
         filled = {**filling, **given}

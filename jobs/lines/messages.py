@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.errors import MOST_PROBLEMS, LineError, raise_all
+from jobs.lines.tool_messages import SHAPE, check_answers, check_call_id, check_calls
 from jobs.params import SHOWN_NAME, did_you_mean, shown
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -18,16 +19,18 @@ FOREIGN_ROLES: Mapping[str, str] = {
     "chatbot": "assistant",
     "function": "tool",
     "ipython": "tool",
+    "tool_response": "tool",
+    "observation": "tool",
 }
 """Other tools' names of roles, to ours."""
 
-FIELDS = frozenset({"role", "content", "name"})
+FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 """Names of an assistant's earlier reasoning. The first is the one that templates read; servers return any of them."""
 EMPTY_FIELDS = frozenset(
     {
-        "tool_calls", "tool_call_id", "function_call", "audio", "refusal", "annotations", "images", "prefix",
-        "reasoning_details", "provider_specific_fields", "cache_control",
+        "function_call", "audio", "refusal", "annotations", "images", "prefix", "reasoning_details",
+        "provider_specific_fields", "cache_control",
     }
 )  # fmt: skip
 """What APIs put into messages they return. Nothing is asked for by one that is empty; others would be."""
@@ -37,16 +40,22 @@ FOREIGN_FIELDS: Mapping[str, str] = {
     "text": "write 'content'",
     "prefix": "to have the last message continued, give the line 'continue_final_message': true",
     "refusal": "put the text into 'content'",
+    "function_call": f"write 'tool_calls': [{SHAPE}]",
 }
 """What to do with fields that mean something."""
 CHAT_FIELDS = ("system_prompt", "prefill_response", "chat_template_kwargs", "continue_final_message")
 """Fields of a line that are nothing without messages."""
 TEXT_PARTS = ("text", "input_text", "output_text")
+TOOL_PARTS: Mapping[str, str] = {
+    "tool_use": f"a call is in 'tool_calls' of an assistant's message: [{SHAPE}]",
+    "tool_result": "the answer to a call is the 'content' of a message of role 'tool', with the call's 'tool_call_id'",
+}
+"""Parts of Anthropic's that are fields here."""
 
 
 def check_messages(value: Any) -> tuple[dict[str, Any], ...]:
-    """The messages with what templates read of them: ``role``, ``content`` as one string, perhaps ``name`` and
-    ``reasoning_content``.
+    """The messages with what templates read of them: ``role``, ``content`` as one string, perhaps ``name``,
+    ``reasoning_content``, ``tool_calls`` (see :func:`jobs.lines.tool_messages.check_calls`) and ``tool_call_id``.
 
     Raises:
         LineError: naming the message, the field and the remedy.
@@ -65,6 +74,7 @@ def check_messages(value: Any) -> tuple[dict[str, Any], ...]:
             if len(problems) >= MOST_PROBLEMS:
                 break
     raise_all(problems)
+    check_answers(checked)
     return tuple(checked)
 
 
@@ -76,14 +86,20 @@ def _check_message(where: str, item: Any) -> dict[str, Any]:
     _check_names(where, item)
     role = _role(f"{where}.role", item.get("role"))
     reasoning = _reasoning(where, role, item)
-    content = "" if reasoning and item.get("content") is None else _content(f"{where}.content", item.get("content"))
-    message = {"role": role, "content": content}
+    calls = check_calls(f"{where}.tool_calls", role, item.get("tool_calls"))
+    said = item.get("content")
+    content = "" if said is None and (reasoning or calls) else _content(f"{where}.content", role, said)
+    message: dict[str, Any] = {"role": role, "content": content}
     if (name := item.get("name")) not in (None, ""):
         if not isinstance(name, str):
             raise LineError("invalid_type", f"{where}.name", f"must be a string, not {shown(name)}")
         message["name"] = name
     if reasoning:
         message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = calls
+    if (answered := check_call_id(f"{where}.tool_call_id", role, item.get("tool_call_id"))) is not None:
+        message["tool_call_id"] = answered
     return message
 
 
@@ -104,8 +120,8 @@ def _check_field(where: str, key: str, value: Any) -> None:
     """Refuse a field that is not of a message, or that asks for something."""
     if key in FIELDS or key in REASONING_FIELDS or value is None:
         return
-    if (key == "id" and isinstance(value, str)) or (key == "type" and value == "message"):
-        return
+    if (key == "id" and isinstance(value, str)) or (key == "type" and value == "message") or key == "parsed":
+        return  # "parsed" is the content once more, as OpenAI's client reads it
     if key in EMPTY_FIELDS and value in ("", [], {}, False):
         return
     field, remedy = f"{where}.{key[:SHOWN_NAME]}", FOREIGN_FIELDS.get(key)
@@ -122,7 +138,10 @@ def _role(where: str, role: Any) -> str:
     if not isinstance(role, str) or role not in ROLES:
         known = role.lower() if isinstance(role, str) else ""
         ours = FOREIGN_ROLES.get(known, known if known in ROLES else None)
-        raise LineError("out_of_range", where, f"{wanted}, not {shown(role)}" + (f"; write '{ours}'" if ours else ""))
+        remedy = f"; write '{ours}'" if ours else ""
+        if ours == "tool":
+            remedy += ", with the id of the call that it answers as 'tool_call_id'"
+        raise LineError("out_of_range", where, f"{wanted}, not {shown(role)}{remedy}")
     return role
 
 
@@ -145,17 +164,22 @@ def _reasoning(where: str, role: str, item: Mapping[str, Any]) -> str:
     return next(iter(given.values()), "")
 
 
-def _content(where: str, content: Any) -> str:
+def _content(where: str, role: str, content: Any) -> str:
     if content is None:
         raise LineError("missing_field", where, "a message needs 'content'")
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise LineError("invalid_type", where, f"must be a string, not {shown(content)}")
+        remedy = "; write what the tool gave as JSON text" if role == "tool" else ""
+        raise LineError("invalid_type", where, f"must be a string, not {shown(content)}{remedy}")
     parts = []
     for part in content:
         if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
-            raise LineError("unsupported", where, "only parts of type 'text' are supported")
+            message = "only parts of type 'text' are supported"
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind in TOOL_PARTS:
+                message += f"; {TOOL_PARTS[kind]}"
+            raise LineError("unsupported", where, message)
         parts.append(part["text"])
     return "".join(parts)
 
@@ -180,6 +204,9 @@ def check_continuing(fields: Mapping[str, Any]) -> None:
     if "messages" in fields and (role := fields["messages"][-1]["role"]) != "assistant":
         message = f"continues an assistant's message, and the last one is of role '{role}'"
         raise LineError("conflicting_fields", "continue_final_message", message)
+    if "messages" in fields and "tool_calls" in fields["messages"][-1]:
+        message = "continues a text, and the last message ends with calls; add the tools' answers, or leave it out"
+        raise LineError("conflicting_fields", "continue_final_message", message)
 
 
 def unfit_defaults(fields: Mapping[str, Any]) -> list[str]:
@@ -188,7 +215,7 @@ def unfit_defaults(fields: Mapping[str, Any]) -> list[str]:
     unfit = []
     if any(message["role"] in ("system", "developer") for message in messages):
         unfit.append("system_prompt")
-    if messages[-1]["role"] != "assistant" or fields.get("prefill_response"):
+    if messages[-1]["role"] != "assistant" or "tool_calls" in messages[-1] or fields.get("prefill_response"):
         unfit.append("continue_final_message")
     if fields.get("continue_final_message"):
         unfit.append("prefill_response")

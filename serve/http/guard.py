@@ -31,6 +31,7 @@ Answered = Callable[[str, str, int, float, int], object]
 OPEN_PATHS = frozenset({"/health", "/healthz", "/"})
 OPEN_FILES = "/page/"
 """What needs no key: that the process answers, and the page's files."""
+LONGEST_NUMBER = 18
 FORM_BYTES = 1 << 20
 """What a form may have beside its file."""
 
@@ -91,7 +92,7 @@ class _Exchange:
 
     def check_length(self, headers: dict[bytes, bytes]) -> None:
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._most:
+        if length.isdigit() and (len(length) > LONGEST_NUMBER or int(length) > self._most):
             raise self._too_large()
 
     def _too_large(self) -> ApiError:

@@ -33,8 +33,9 @@ def limited_protocol(limits: Limits) -> type[asyncio.Protocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if self._deadline is None and self.timeout_keep_alive_task is None:
-                self._watch()
+            if self.conn.trailing_data[0]:  # the next head has begun
+                self._unset_keepalive_if_required()
+            self._watch()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_watching()

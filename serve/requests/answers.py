@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -30,6 +31,8 @@ AT_ONCE = 500
 LOOK_S = 3.0
 """How often it is looked whether an answer was missed, as when Redis lost its last second."""
 TIDY_S = 1.0
+WAKE = b"wake"
+"""In place of a record: the listener is to look around."""
 GONE = b"gone"
 """In place of the record of a line whose batch ended without it."""
 
@@ -44,7 +47,11 @@ class Listener(threading.Thread):
         self._stopped = threading.Event()
 
     def stop(self) -> None:
+        """End now. Thread: any but the event loop's."""
         self._stopped.set()
+        with contextlib.suppress(redis.exceptions.RedisError):
+            self._connection.rpush(self._key, WAKE)
+            self._connection.expire(self._key, 1)
 
     def run(self) -> None:
         while not self._stopped.is_set():
@@ -147,8 +154,9 @@ class Janitor(threading.Thread):
 
     # --- answers that were missed ---
 
-    def _look(self, batches: Sequence[SentBatch]) -> None:
+    def _look(self, sent: Sequence[SentBatch]) -> None:
         """Find records that are there and were not heard of, and lines that will have none."""
+        batches = [batch for batch in sent if batch.live]
         with self._store.connection.pipeline(transaction=False) as pipe:
             for batch in batches:
                 pipe.hmget(BatchKeys(batch.id).info, "status", "completed", "failed")

@@ -15,6 +15,8 @@ from serve.requests.sender import Sender
 from serve.requests.waiting import Waiter, Waiting
 from serve.settings import Limits
 
+END_S = 5.0
+
 
 class Desk:
     """All requests that wait at this server. Thread: the event loop's."""
@@ -28,8 +30,6 @@ class Desk:
         self.waiting = Waiting()
         self.count = 0
         """Requests that wait now."""
-        self.answered = 0
-        """Requests that were answered so far."""
         self._closing = False
         self._sender: Sender | None = None
         self._janitor: Janitor | None = None
@@ -80,7 +80,7 @@ class Desk:
         self.count -= 1
         self._inside.discard(waiter)
         if waiter.answer.done() and not waiter.answer.cancelled():
-            self.answered += waiter.answer.exception() is None
+            waiter.answer.exception()  # it was heard, whoever has gone since
             return
         self.waiting.leave(waiter)
         if self._janitor is not None and waiter.once is None:
@@ -96,10 +96,12 @@ class Desk:
                 self._janitor.cancel(waiter)
 
     def close(self) -> None:
-        """End the threads."""
-        for thread in (self._sender, self._listener, self._janitor):
-            if thread is not None:
-                thread.stop()
+        """End the threads. Thread: any but the event loop's, which they may wait for."""
+        threads = [thread for thread in (self._sender, self._listener, self._janitor) if thread is not None]
+        for thread in threads:
+            thread.stop()
+        for thread in threads:
+            thread.join(END_S)
         if self._janitor is not None:
             self._janitor.end()
 

@@ -9,7 +9,7 @@ import orjson
 
 from jobs.batch import PRIORITIES
 from jobs.errors import LineError
-from jobs.lines.line import CHAT_URL, check_line
+from jobs.lines.line import check_line
 from jobs.shard import Group
 from serve.access.access import Access
 from serve.errors import ApiError
@@ -77,7 +77,3 @@ def refusal(error: LineError) -> ApiError:
     text = error.message if error.field is None else f"'{error.field}' {error.message}"
     others = "".join(f"; also: '{also.field}' {also.message}" for also in error.also)
     return ApiError(400, text + others, code=CODES.get(error.code, error.code), param=error.field)
-
-
-def is_chat(url: str) -> bool:
-    return url == CHAT_URL

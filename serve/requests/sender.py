@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import redis.exceptions
 
 from jobs.batch import new_batch_id, queue_name
-from jobs.errors import PromptmillError
+from jobs.errors import PromptmillError, RedisError
 from jobs.shard import Group, ShardLine
 from jobs.store.keys import PREFIX, REQUESTS
 from jobs.store.store import NewBatch, Store, UploadedShard
@@ -117,7 +117,7 @@ class Sender(threading.Thread):
         self._store.upload(batch, shards)
         if kept:
             self._note_once(waiters)
-        self._store.commit(
+        sent.live = self._store.commit(
             batch.id,
             total=len(waiters),
             shards=len(shards),
@@ -125,6 +125,8 @@ class Sender(threading.Thread):
             expires_in=self._request_s + SPARE_S,
             listed=REQUESTS,
         )
+        if not sent.live:
+            raise RedisError("the batch of some requests was swept before it was complete")
 
     def _packed(self, batch_id: str, waiters: Sequence[Waiter]) -> list[UploadedShard]:
         """The shards of some requests: as many as there are workers to share them, where there are enough lines."""

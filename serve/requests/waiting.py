@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from serve.errors import ApiError
 from serve.requests.line import RequestLine
@@ -35,11 +35,9 @@ class SentBatch:
     queues: frozenset[str]
     kept: bool = False
     """A client may ask for its records again."""
+    live: bool = False
+    """It was committed: from then on it is in Redis."""
     answered: int = 0
-    lines: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.lines = len(self.waiters)
 
 
 class Waiting:

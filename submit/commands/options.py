@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,7 @@ from jobs.app.units import parse_duration
 from jobs.batch import PRIORITIES
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import Defaults, check_defaults
+from jobs.lines.tools import CHOICES
 from jobs.params import ALIASES, PARAMETERS, Parameter
 from jobs.redis.connect import check_url
 
@@ -150,6 +152,18 @@ _JOB_FLAGS = (
     ("adapter_path", "Adapter on the model, as a worker of the pool knows it."),
 )
 _JOB_FIELDS = (*dict(_JOB_FLAGS), "continue_final_message")
+_GUIDED_JSON = {
+    "response_format": ("JSON", "Shape of the texts, as OpenAI has it; a line's own says otherwise."),
+    "guided_json": ("JSON", "JSON schema that texts are values of."),
+    "tools": ("JSON", "Functions that the model may call, as OpenAI has them."),
+}
+_GUIDED_TEXTS = (
+    ("guided_regex", "Regular expression that texts match as a whole."),
+    ("guided_grammar", "Lark grammar that texts derive from."),
+)
+_GUIDED_FIELDS = (
+    *dict(_GUIDED_TEXTS), "guided_choice", "thinking_budget", "return_token_ids", "parallel_tool_calls",
+)  # fmt: skip
 _CONTINUE_HELP = "Have the last message of lines that end with an assistant's message continued, as in vLLM."
 
 
@@ -178,6 +192,18 @@ parameter_options = in_this_order(
         help="TOML file with values for lines that do not say them; flags win over it.",
     ),
     *(click.option(f"--{name.replace('_', '-')}", name, help=text) for name, text in _JOB_FLAGS),
+    *(
+        click.option(f"--{name.replace('_', '-')}", name, metavar=metavar, help=text)
+        for name, (metavar, text) in _GUIDED_JSON.items()
+    ),
+    *(click.option(f"--{name.replace('_', '-')}", name, help=text) for name, text in _GUIDED_TEXTS),
+    click.option(
+        "--guided-choice", multiple=True, help="A text that is right; give it once for each, or all as a JSON array."
+    ),
+    click.option("--tool-choice", help="none, auto, required, or the name of the function to call."),
+    click.option("--parallel-tool-calls/--no-parallel-tool-calls", default=None, help="Allow several calls at once."),
+    click.option("--thinking-budget", type=_Integer(), help="Most tokens of thinking; then the answer begins."),
+    click.option("--return-token-ids", is_flag=True, default=None, help="Put the ids of all tokens into records."),
     click.option("--continue-final-message", is_flag=True, default=None, help=_CONTINUE_HELP),
     click.option("--chat-template-config", metavar="JSON", help="Arguments for the chat template, as a JSON object."),
     *(_parameter_option(row) for row in PARAMETERS.values()),
@@ -220,6 +246,14 @@ order_options = in_this_order(
 """What commands that make batches ask of a batch as a whole, for :func:`order_from`."""
 
 
+def _choices(given: Sequence[str]) -> list[Any]:
+    """The choices of ``--guided-choice``: one for each time it was given, or all of them in one JSON array."""
+    if len(given) == 1 and given[0].lstrip().startswith("["):
+        choices: list[Any] = _json_flag("guided_choice", given[0])
+        return choices
+    return list(given)
+
+
 def defaults_from(flags: Mapping[str, Any]) -> Defaults:
     """The batch's defaults: flags over the ``--defaults`` file.
 
@@ -233,16 +267,28 @@ def defaults_from(flags: Mapping[str, Any]) -> Defaults:
     if path is not None:
         with _naming(lambda field: f"{path}: '{field}'"):
             given = check_defaults(read_toml(path))
-    names = (*PARAMETERS, "model", *_JOB_FIELDS)
+    names = (*PARAMETERS, "model", *_JOB_FIELDS, *_GUIDED_FIELDS)
     asked = {name: value for name in names if (value := flags.get(name)) not in (None, ())}
-    for name, field in (("logit_bias", "logit_bias"), ("chat_template_config", "chat_template_kwargs")):
+    if "guided_choice" in asked:
+        asked["guided_choice"] = _choices(asked["guided_choice"])
+    if choice := flags.get("tool_choice"):
+        asked["tool_choice"] = choice if choice in CHOICES else {"type": "function", "function": {"name": choice}}
+    in_json = ("logit_bias", *_GUIDED_JSON)
+    for name, field in (*zip(in_json, in_json, strict=True), ("chat_template_config", "chat_template_kwargs")):
         if flags.get(name):
             asked[field] = _json_flag(name, flags[name])
     if flags.get("override_model"):
         asked["override_model"] = True
-    with _naming(lambda field: given_by("chat_template_config" if field == "chat_template_kwargs" else field)):
+    with _naming(_flag_of):
         defaults = Defaults({**given, **check_defaults(asked)})
     return defaults
+
+
+def _flag_of(field: str) -> str:
+    """The flag that gave a field, and where in it: ``--guided-json``, ``--tools[0].function.name``."""
+    name = re.split(r"[.\[]", field, maxsplit=1)[0]
+    flag = given_by("chat_template_config" if name == "chat_template_kwargs" else name)
+    return flag + field[len(name) :]
 
 
 def order_from(flags: Mapping[str, Any], *, name: str | None) -> Order:

@@ -9,7 +9,9 @@ from operator import attrgetter
 
 import orjson
 
-from jobs.errors import LineError, ProblemLine
+from jobs.errors import LineError, ProblemLine, RefusedError
+from jobs.guided.check import Checker
+from jobs.lines.guided import constraint_of
 from jobs.lines.line import CheckedLine, Defaults, check_line, no_model
 from jobs.lines.line_id import readable_id
 from jobs.shard import Group, ShardLine
@@ -48,12 +50,14 @@ class BadLine:
 class Chunk:
     """Neighbouring lines of the input, checked, each in exactly one of the lists, in order.
 
-    ``own_models`` counts the good lines that name another model than the batch, by what they name.
+    ``own_models`` counts the good lines that name another model than the batch, by what they name; the constraints of
+    ``unchecked`` of them are left to the worker, for want of the library that checks them.
     """
 
     good: list[GoodLine]
     bad: list[BadLine]
     own_models: Counter[str] = field(default_factory=Counter)
+    unchecked: int = 0
 
 
 @dataclass(slots=True)
@@ -72,6 +76,8 @@ class Findings:
     by_model: Counter[str] = field(default_factory=Counter)
     own_models: Counter[str] = field(default_factory=Counter)
     after_answer: int = 0
+    unchecked: int = 0
+    """How many lines have a constraint that is left to the worker's check."""
 
     def add(self, chunk: Chunk) -> None:
         self.total += len(chunk.good) + len(chunk.bad)
@@ -80,6 +86,7 @@ class Findings:
             self.only_without_model += all((problem.code, problem.field) == NO_MODEL for problem in line.problems)
             self.problems += line.problems[: max(KEPT_PROBLEMS - len(self.problems), 0)]
         self.own_models.update(chunk.own_models)
+        self.unchecked += chunk.unchecked
         # Counted without a Python step for each line: this is done for every line that is submitted.
         for endpoint, count in Counter(map(attrgetter("endpoint"), chunk.good)).items():
             self.formats["native" if endpoint is None else "openai"] += count
@@ -96,14 +103,24 @@ def checked(prompts: Prompts, defaults: Defaults, *, need_model: bool = True) ->
     """All lines of ``prompts`` against the contract; memory does not grow with their number.
 
     Raises:
-        RefusedError: the input cannot be read.
+        RefusedError: the input cannot be read, or the batch's own constraint cannot be enforced.
     """
     groups = _Groups(defaults, need_model=need_model)
+    _check_default(groups)
     index = 0
     with UsedIds() as used:
         for lines in _chunks(prompts):
             yield _check_chunk(lines, index, groups, used)
             index += len(lines)
+
+
+def _check_default(groups: _Groups) -> None:
+    constraint = constraint_of(groups.defaults.fields)
+    try:
+        if constraint is not None:
+            groups.checker.check(constraint)
+    except LineError as error:
+        raise RefusedError(f"the batch's '{error.field}': {error.message}") from None
 
 
 def _chunks(prompts: Prompts) -> Iterator[list[Line]]:
@@ -129,6 +146,8 @@ class _Groups:
         self._need_model = need_model
         self._known: dict[tuple[str, str | None], Group] = {}
         self.own_models: Counter[str] = Counter()
+        self.checker = Checker()
+        self.unchecked = 0
 
     def of(self, line: CheckedLine) -> Group:
         model = self._model
@@ -147,6 +166,13 @@ class _Groups:
             group = self._known[model, adapter] = Group(model, adapter)
         return group
 
+    def check_constraint(self, line: CheckedLine) -> None:
+        """See that what the text of a line must be can be enforced, as far as that is known here."""
+        constraint = line.constraint(self.defaults)
+        if constraint is not None:
+            self.checker.check(constraint)
+            self.unchecked += not self.checker.available
+
     def lacks_model(self, raw: bytes | LineError) -> bool:
         """Whether no model is named for a bad line, besides what else is wrong with it."""
         if not self._need_model or self._model is not None or isinstance(raw, LineError):
@@ -160,11 +186,11 @@ class _Groups:
 
 
 def _check_chunk(lines: list[Line], start: int, groups: _Groups, used: UsedIds) -> Chunk:
-    groups.own_models = Counter()
+    groups.own_models, groups.unchecked = Counter(), 0
     checks = [_check_line(index, *line, groups) for index, line in enumerate(lines, start)]
     ids = [(number, line_id) for (number, _), (line_id, _) in zip(lines, checks, strict=True)]
     clashes = used.add(ids)
-    chunk = Chunk([], [], groups.own_models)
+    chunk = Chunk([], [], groups.own_models, groups.unchecked)
     for index, ((number, line_id), (_, found)) in enumerate(zip(ids, checks, strict=True), start):
         good = found if isinstance(found, GoodLine) else None
         if good is not None and number not in clashes:
@@ -189,6 +215,7 @@ def _check_line(
         if isinstance(raw, LineError):
             raise raw
         line = check_line(raw)
+        groups.check_constraint(line)
         after = line.begins_after_answer(groups.defaults)
         return line.id, GoodLine(ShardLine(index, number, raw), groups.of(line), line.endpoint, after)
     except LineError as error:

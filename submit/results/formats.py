@@ -3,13 +3,16 @@
 Training data is what ``mlx_lm.lora --train`` reads: ``chat`` is ``{"messages": [...]}`` with the answer as the
 last message, ``completions`` is ``{"prompt", "completion"}``. Both hold one line per choice, only of lines that
 succeeded, and without choices that nothing good is learned from, see :func:`left_out`. A plain prompt becomes one user
-message in ``chat``; ``completions`` takes a conversation only if it is one user message, because mlx-lm puts the prompt
-back into exactly that.
+message in ``chat``; ``completions`` takes a conversation only if it is one user message without tools, because mlx-lm
+puts the prompt back into exactly that. ``chat`` has the line's ``tools`` beside its messages, and calls with their
+arguments as objects, which most templates want.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +21,7 @@ import orjson
 from jobs.batch import Batch
 from jobs.errors import RefusedError
 from jobs.lines.line import Job
-from jobs.record_head import ChoiceHead, whole
+from jobs.record_head import ChoiceHead, head_of, whole
 from jobs.store.store import Store
 from submit.results.destination import TRAINING, Destination
 from submit.results.openai_format import choices_of, endpoint_of, envelope
@@ -39,10 +42,15 @@ Render = Callable[[StoredRecord], bytes]
 
 
 def left_out(choice: ChoiceHead, *, keep_cut: bool) -> str | None:
-    """Why a choice is no example to learn from: ``empty``, ``cut`` by a limit (unless ``keep_cut``), or ``cancelled``;
-    None for one that is."""
+    """Why a choice is no example to learn from: ``cancelled``, ``invalid`` (not what its constraint asks for),
+    ``unparsed`` (with a call that cannot be read), ``empty``, or ``cut`` by a limit (unless ``keep_cut``); None for one
+    that is."""
     if choice.finish_reason is None:
         return "cancelled"
+    if choice.valid is False:
+        return "invalid"
+    if choice.tool_call_error is not None:
+        return "unparsed"
     if choice.blank:
         return "empty"
     return "cut" if choice.finish_reason == "length" and not keep_cut else None
@@ -78,25 +86,43 @@ def _line(shown: dict[str, Any]) -> bytes:
 
 
 def _examples(
-    record: StoredRecord, *, inputs: Inputs, example: Callable[[Job, str, str], dict[str, Any]], keep_cut: bool
+    record: StoredRecord, *, inputs: Inputs, example: Callable[[Job, Turn], dict[str, Any]], keep_cut: bool
 ) -> bytes:
     """The examples to learn from in a record: one for each choice that is not left out."""
     if not record.ok:
         return b""
     job = inputs.job(record)
-    turns = _turns(job, whole(record.raw), keep_cut)
-    return b"".join(_line(example(job, text, thought)) for text, thought in turns)
+    turns = _turns(job, record.raw, keep_cut)
+    return b"".join(_line(example(job, turn)) for turn in turns)
 
 
-def _turns(job: Job, record: dict[str, Any], keep_cut: bool) -> Iterator[tuple[str, str]]:
-    """The whole turn of each choice to learn from: what it says, and its thought, empty where there is none."""
-    for choice in choices_of(record):
-        ended = ChoiceHead(choice["stop_reason"], choice["finish_reason"], choice["text"])
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The whole turn of a choice: what it says, its thought (empty where there is none), and its calls."""
+
+    text: str
+    thought: str
+    calls: tuple[dict[str, Any], ...] = ()
+
+
+def _turns(job: Job, record: bytes, keep_cut: bool) -> Iterator[Turn]:
+    """The turn of each choice to learn from."""
+    begun = job.turn["content"] if job.turn else ""
+    for choice, ended in zip(choices_of(whole(record)), head_of(record).completions, strict=True):
         if left_out(ended, keep_cut=keep_cut) is None:
-            yield _turn(job.turn["content"] if job.turn else "", choice)
+            text, thought = _said(begun, choice)
+            yield Turn(text, thought, tuple(map(_with_object, choice.get("tool_calls") or ())))
 
 
-def _turn(begun: str, choice: dict[str, Any]) -> tuple[str, str]:
+def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+    """A call with its arguments as an object in place of its JSON text."""
+    function = call["function"]
+    with contextlib.suppress(orjson.JSONDecodeError):  # one nested too deeply stays text
+        function = {**function, "arguments": orjson.loads(function["arguments"])}
+    return {**call, "function": function}
+
+
+def _said(begun: str, choice: dict[str, Any]) -> tuple[str, str]:
     """What a turn says and its thought. ``begun``, which the model went on from, may end within the thought."""
     text, thought = choice["text"], choice.get("reasoning") or ""
     for start, end in THINKING:
@@ -112,21 +138,26 @@ def _conversation(job: Job) -> list[dict[str, Any]]:
     return list(job.history)
 
 
-def _chat(job: Job, text: str, thought: str) -> dict[str, Any]:
-    answer = {**(job.turn or {"role": "assistant"}), "content": text}
-    if thought:
+def _chat(job: Job, turn: Turn) -> dict[str, Any]:
+    answer = {**(job.turn or {"role": "assistant"}), "content": turn.text}
+    if turn.thought:
         # Where templates of thinking models look for it; others leave it out.
-        answer["reasoning_content"] = thought
-    return {"messages": [*_conversation(job), answer]}
+        answer["reasoning_content"] = turn.thought
+    if turn.calls:
+        answer["tool_calls"] = turn.calls
+    example: dict[str, Any] = {"messages": [*_conversation(job), answer]}
+    if job.tools:
+        example["tools"] = job.tools
+    return example
 
 
-def _completion(job: Job, text: str, _thought: str) -> dict[str, Any]:
+def _completion(job: Job, turn: Turn) -> dict[str, Any]:
     if job.prompt is not None:
-        return {"prompt": job.prompt, "completion": text}
+        return {"prompt": job.prompt, "completion": turn.text}
     conversation = _conversation(job)
-    if len(conversation) == 1 and conversation[0]["role"] == "user":
-        return {"prompt": conversation[0]["content"], "completion": text}
+    if len(conversation) == 1 and conversation[0]["role"] == "user" and not job.tools:
+        return {"prompt": conversation[0]["content"], "completion": turn.text}
+    what = "has tools" if job.tools else f"is a conversation of {len(conversation)} messages"
     raise RefusedError(
-        f"line {job.line} ('{job.id}') is a conversation of {len(conversation)} messages, which --format "
-        "completions cannot hold: take --format chat"
+        f"line {job.line} ('{job.id}') {what}, which --format completions cannot hold: take --format chat"
     )

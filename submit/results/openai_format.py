@@ -18,6 +18,7 @@ STATUS_CODES = {
     "conflicting_fields": 400,
     "duplicate_custom_id": 400,
     "unsupported": 400,
+    "invalid_schema": 400,
     "context_length_exceeded": 400,
     "model_load_failed": 503,
 }
@@ -25,6 +26,9 @@ STATUS_CODES = {
 
 UNANSWERED = {"cancelled": "batch_cancelled", "expired": "batch_expired", "timeout": "request_timeout"}
 """Failures without a response, under OpenAI's codes."""
+
+UNLIKE_OPENAI = ("valid", "tool_call_error", "token_ids")
+"""What a choice says that OpenAI's have no field for; the last is vLLM's name."""
 
 
 def choices_of(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -54,24 +58,35 @@ def envelope(record: dict[str, Any], endpoint: Callable[[], str]) -> dict[str, A
 def _body(record: dict[str, Any], name: str, url: str) -> dict[str, Any]:
     chat = url == CHAT_URL
     choice = _chat_choice if chat else _text_choice
-    # OpenAI has no field for an adapter beside the model.
-    adapter = {"adapter_path": record["adapter_path"]} if "adapter_path" in record else {}
+    # OpenAI has no fields for these. vLLM has one for the prompt's tokens: beside a chat's choices, in a completion's.
+    beside, prompt = _present(record, "adapter_path", "warnings"), _present(record, "prompt_token_ids")
+    beside, own = (beside | prompt, {}) if chat else (beside, prompt)
+    names = UNLIKE_OPENAI if chat else ("prompt_token_ids", *UNLIKE_OPENAI)
     return {
         "id": f"chatcmpl-{name}" if chat else f"cmpl-{name}",
         "object": "chat.completion" if chat else "text_completion",
         "created": int(datetime.fromisoformat(record["created_at"]).timestamp()),
         "model": record["model"],
-        "choices": [choice(each) for each in choices_of(record)],
+        "choices": [{**choice(each), **own, **_present(each, *names)} for each in choices_of(record)],
         "usage": record["usage"],
         "system_fingerprint": record.get("model_revision"),
-        **adapter,
+        **beside,
     }
 
 
+def _present(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Those of the fields that are there."""
+    return {name: fields[name] for name in names if name in fields}
+
+
 def _chat_choice(choice: dict[str, Any]) -> dict[str, Any]:
-    message = {"role": "assistant", "content": choice["text"], "refusal": None}
+    calls = choice.get("tool_calls")
+    text = None if calls and not choice["text"].strip() else choice["text"]
+    message = {"role": "assistant", "content": text, "refusal": None}
     if "reasoning" in choice:
         message["reasoning_content"] = choice["reasoning"]
+    if calls:
+        message["tool_calls"] = calls
     entries = choice.get("logprobs")
     return {
         "index": choice["index"],

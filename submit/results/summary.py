@@ -21,6 +21,8 @@ SOME_FAILED = 1
 LEFT_OUT = (
     ("cut", "cut by max_tokens or the context (--keep-cut keeps them)"),
     ("empty", "empty"),
+    ("invalid", "not valid"),
+    ("unparsed", "with a tool call that cannot be read"),
     ("cancelled", "cancelled or expired"),
 )
 SHORT_S = 10.0
@@ -42,7 +44,8 @@ def _worth_noting(record: RecordHead) -> Iterator[str]:
 @dataclass(slots=True)
 class Tally:
     """How a batch's lines ended: completions by stop reason, failed lines by code, lines that have a note, and, for
-    training data, completions that are ``left_out`` of it by reason."""
+    training data, completions that are ``left_out`` of it by reason. ``invalid`` has the stop reasons of completions
+    that are not what their constraints ask for; ``unparsed`` counts those with a tool call that cannot be read."""
 
     destination: Destination = field(default_factory=Destination)
     lines: int = 0
@@ -50,6 +53,8 @@ class Tally:
     failures: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
+    invalid: Counter[str] = field(default_factory=Counter)
+    unparsed: int = 0
 
     def add(self, record: StoredRecord) -> None:
         self.lines += 1
@@ -59,6 +64,8 @@ class Tally:
             return
         self.stops.update(choice.stop_reason for choice in head.completions)
         self.noted.update(_worth_noting(head))
+        self.invalid.update(choice.stop_reason for choice in head.completions if choice.valid is False)
+        self.unparsed += sum(choice.tool_call_error is not None for choice in head.completions)
         if self.destination.training:
             reasons = (left_out(choice, keep_cut=self.destination.keep_cut) for choice in head.completions)
             self.left_out.update(reason for reason in reasons if reason is not None)
@@ -92,6 +99,13 @@ class Tally:
             were = "line was" if cut == 1 else "lines were"
             default = f"{DEFAULT_MAX_TOKENS} tokens, the default of max_tokens"
             notes.append(f"{cut:,} {were} cut at {default}: give --max-tokens")
+        if self.invalid:
+            invalid = self.invalid.total()
+            are = "is" if invalid == 1 else "are"
+            notes.append(f"{plural(invalid, 'text')} {are} not valid (cut by: {_counts(self.invalid)})")
+        if self.unparsed:
+            have = "has" if self.unparsed == 1 else "have"
+            notes.append(f"{plural(self.unparsed, 'text')} {have} a tool call that cannot be read: see tool_call_error")
         if self.left_out:
             reasons = [f"{self.left_out[reason]:,} {text}" for reason, text in LEFT_OUT if self.left_out[reason]]
             notes.append(f"left out of the training data: {', '.join(reasons)}")

@@ -60,6 +60,7 @@ def test_json_is_one_object(good: Path) -> None:
         "without_model": 1,
         "own_models": {},
         "after_answer": 0,
+        "unchecked_constraints": 0,
         "problems": [],
     }
     assert orjson.loads(check(good, "--json").stdout) == {"source": str(good), **expected}
@@ -154,3 +155,28 @@ def test_model_that_cannot_be_loaded_exits_5(good: Path, tmp_path: Path) -> None
     done = check(good, "--model", tmp_path / "nothing")
     assert (done.returncode, done.stdout) == (5, "")
     assert "Traceback" not in done.stderr
+
+
+def test_a_schema_that_cannot_be_enforced_is_named_with_its_place(tmp_path: Path) -> None:
+    """Line, field, JSON pointer, keyword and remedy, in words and in JSON; also where the batch gives it."""
+    schema = '{"type":"object","properties":{"tags":{"type":"array","uniqueItems":true}}}'
+    path = tmp_path / "guided.jsonl"
+    path.write_text(GOOD + f'{{"prompt":"a","guided_json":{schema}}}\n{{"prompt":"a","guided_regex":"(?=a)b"}}\n')
+    done = check(path)
+    assert done.returncode == 2
+    assert "line 4, field 'guided_json': at \"/properties/tags/uniqueItems\": 'uniqueItems' cannot be" in done.stderr
+    assert "drop repeated items" in done.stderr
+    assert "line 5, field 'guided_regex': look-around" in done.stderr
+    problems = orjson.loads(check(path, "--json").stdout)["problems"]
+    assert [(problem["line"], problem["code"]) for problem in problems] == [
+        (4, "invalid_schema"),
+        (5, "invalid_schema"),
+    ]
+    path.write_text(GOOD)
+    done = check(path, "--guided-json", schema)
+    assert done.returncode == 2
+    assert "'guided_json': at \"/properties/tags/uniqueItems\"" in done.stderr
+    done = check(path, "--tools", '[{"type":"function","function":{"name":"a b"}}]')
+    assert done.returncode == 2
+    assert "--tools[0].function.name" in done.stderr
+    assert check(path, "--guided-choice", "yes", "--guided-choice", "no").returncode == 0

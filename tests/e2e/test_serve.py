@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from jobs.redis.connect import connect
 from jobs.store.store import Store
 from tests.commands import promptmill
 from tests.pool import make_batch, prompts
+from tests.programs import needs
 from tests.servers import running_server
 from tests.serving import MODEL, Served, quick_worker, serving
 from tests.waiting import until
@@ -325,3 +328,56 @@ def test_paths_need_no_version(served: Served) -> None:
         answer = httpx.request(method, base + path)
         assert (answer.status_code, list(answer.json())) == (status, ["error"])
         assert answer.headers["x-request-id"].startswith("req_")
+
+
+@needs("openssl")
+def test_keys_and_tls_let_in_who_may(redis_url: str, tmp_path: Path) -> None:
+    """With a key over https; the server may then be on any address."""
+    names = {"cert": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem"), "keys": str(tmp_path / "keys.json")}
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj",
+         "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-out", names["cert"], "-keyout", names["key"]],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    key = promptmill("key", "add", "ann", "--keys", names["keys"]).stdout.strip()
+    flags = ("--host", "0.0.0.0", "--keys", names["keys"], "--tls-cert", names["cert"], "--tls-key", names["key"])
+    with serving(redis_url, tmp_path / "files", *flags) as server:
+        url = server.url.replace("0.0.0.0", "localhost")
+        assert url.startswith("https://")
+        with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=names["cert"])) as http:
+            assert http.get("/models").status_code == 401
+            assert http.get("/models", headers={"Authorization": f"Bearer {key}"}).json()["object"] == "list"
+
+
+def test_a_server_that_is_stopped_answers_first(redis_url: str, tmp_path: Path) -> None:
+    """Who waits gets the answer, a file that was uploaded is there for the next server, and the end is no failure."""
+    with serving(redis_url, tmp_path) as server, OpenAI(base_url=server.url, api_key="x", max_retries=0) as client:
+        file_id = upload(client, line("a"))
+        with connect(redis_url) as connection:
+            connection.zadd("promptmill:models", {"late/two": 4e9})
+            until(lambda: known(client, "late/two"), "the model is known")
+            answers: list[str] = []
+            asking = threading.Thread(
+                target=lambda: answers.append(client.completions.create(model="late/two", prompt="x").choices[0].text)
+            )
+            asking.start()
+            until(lambda: connection.zcard("promptmill:requests") >= 2, "the request waits, beside that of `known`")
+            server.process.terminate()
+            with quick_worker(redis_url, "late/two"):
+                asking.join(30)
+            assert server.process.wait(30) == 0
+            connection.zrem("promptmill:models", "late/two")
+    assert len(answers) == 1
+    with serving(redis_url, tmp_path) as server, OpenAI(base_url=server.url, api_key="x") as client:
+        assert client.files.content(file_id).text == json.dumps(line("a"))
+
+
+def known(client: OpenAI, model: str) -> bool:
+    """Whether a server takes requests for a model: it does not wait for the answer."""
+    try:
+        client.with_options(timeout=0.5).completions.create(model=model, prompt="x")
+    except openai.NotFoundError:
+        return False
+    except openai.APITimeoutError:
+        return True
+    return True

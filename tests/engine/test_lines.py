@@ -193,6 +193,32 @@ def test_logprobs_see_bias_and_leave_out_eos_and_what_is_cut(markov: Any, line_o
     assert [item["id"] for item in text_of(model, done["stop"]).logprobs] == [6]
 
 
+def test_token_ids_are_all_that_was_generated_with_a_logprob_each(markov: Any, line_of: Any, run: Any) -> None:
+    """EOS and the tokens of a stop string too: whoever trains on them needs the whole of what was drawn."""
+    model = markov()
+    lines = [
+        line_of("eos", [5], logprobs=True, eos=[8]),
+        line_of("stop", [5], logprobs=True, top_logprobs=1, stop=(letters(7, 8, 9),)),
+        line_of("cut", [5], max_tokens=2),
+    ]
+    done = run(model, lines)
+    whole = {
+        key: TextAssembler(model.tokenizer).assemble(done[key].sequences[0], token_ids=True)
+        for key in ("eos", "stop", "cut")
+    }
+    assert {key: choice.token_ids for key, choice in whole.items()} == {
+        "eos": [6, 7, 8],
+        "stop": [6, 7, 8, 9],
+        "cut": [6, 7],
+    }
+    for key in ("eos", "stop"):
+        assert [item["id"] for item in whole[key].logprobs] == whole[key].token_ids
+        assert [item["logprob"] for item in whole[key].logprobs] == done[key].sequences[0].token_logprobs
+    assert whole["stop"].text == text_of(model, done["stop"]).text == letters(6)
+    assert whole["cut"].logprobs is None
+    assert text_of(model, done["eos"]).token_ids is None
+
+
 def test_uncovered_nucleus_is_done_again_by_the_full_path(line_of: Any, run: Any, markov: Any) -> None:
     """A nucleus wider than the best candidates loses nothing: the row goes on with its whole vocabulary, and draws
     from all of it, also when it sits in a batch."""

@@ -15,6 +15,7 @@ from worker.engine.caches.prompt_cache import new_batch
 from worker.engine.loading import mlx_models
 from worker.engine.loading.mlx_models import compiler_present, load_model
 from worker.engine.loading.model import LoadedModel
+from worker.engine.text.markup import markup_of
 
 
 def test_what_is_known_of_a_model(pocket: LoadedModel) -> None:
@@ -25,7 +26,9 @@ def test_what_is_known_of_a_model(pocket: LoadedModel) -> None:
     assert pocket.context_length == config["max_position_embeddings"]
     assert pocket.eos == {config["eos_token_id"]}
     assert pocket.cache_cost(100) == 100 * per_token
-    assert pocket.think_markers == ("<think>", "</think>")
+    thinking = markup_of(pocket.tokenizer).thinking
+    assert thinking is not None
+    assert (thinking.start, thinking.end) == ("<think>", "</think>")
     assert pocket.batchable
     assert pocket.padded_prefill
     assert pocket.revision is None

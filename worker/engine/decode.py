@@ -11,12 +11,13 @@ import mlx.core as mx
 
 from worker.engine.caches.decode_caches import DecodeCaches, RowCaches, bucket_columns
 from worker.engine.caches.prompt_cache import Prefilled
+from worker.engine.guided.masks import Masks, none_allowed
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sampling import row_params
 from worker.engine.sampling.row_params import BatchArrays
 from worker.engine.sampling.sampler import Sampled, Sampler
 from worker.engine.sampling.sizes import GrownSizes
-from worker.engine.sequence import SampledToken, Sequence
+from worker.engine.sequence import NONE_ALLOWED, SampledToken, Sequence
 
 SETTLE_EVERY = 16
 """Steps between evaluations of the whole caches: parts of them that no logits depend on (recurrent masks, offsets of
@@ -30,6 +31,11 @@ class NotFiniteError(ArithmeticError):
 
     def __init__(self) -> None:
         super().__init__(self.__doc__)
+
+
+def not_drawn(drawn: SampledToken) -> Exception:
+    """Why a row has no token."""
+    return none_allowed(drawn.row) if drawn.token == NONE_ALLOWED else NotFiniteError()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,7 @@ class DecodeBatch:
         self._logits: mx.array | None = None
         self._arrays: BatchArrays | None = None
         self._sizes = GrownSizes() if sampler.compiled else None
+        self._masks = Masks(model.vocab_size)
         self._steps = 0
 
     def __len__(self) -> int:
@@ -101,7 +108,10 @@ class DecodeBatch:
                 self._sizes.step = self._steps
             self._arrays = row_params.build(self._rows, self._model.vocab_size, sizes=self._sizes)
         arrays = self._arrays
-        sampled = self._sampler(arrays.features, self._logits, arrays.state, arrays.params)
+        params = arrays.params
+        if "guided" in arrays.features:
+            params = params | {"allowed": mx.array(self._masks.of(self._rows, arrays.rows))}
+        sampled = self._sampler(arrays.features, self._logits, arrays.state, params)
         mx.async_eval(sampled.outputs())
         arrays.state = sampled.state
         arrays.steps_left -= 1
@@ -140,6 +150,11 @@ class DecodeBatch:
         mx.async_eval(self._logits, self._settled())
         if self._steps % CLEAR_EVERY == 0:
             mx.clear_cache()
+
+    def foresee(self) -> list[Sequence]:
+        """Find out which tokens may come next, while the device is busy: it takes the host a while. The rows that
+        cannot go on, because it cannot be found out."""
+        return self._masks.foresee(self._rows)
 
     def leave(self, row: Sequence) -> None:
         """Take a row out that has not ended: it will come back."""

@@ -16,17 +16,29 @@ import mlx.core as mx
 from jobs.errors import SickModelError
 from worker.engine.caches import prompt_cache
 from worker.engine.caches.prefix_cache import PrefixCache, prefix_budget
-from worker.engine.decode import NotFiniteError
-from worker.engine.line_state import EngineStats, LineState, check_tokens, in_flight, internal_error
+from worker.engine.decode import not_drawn
+from worker.engine.guided.ends import ends_text, is_valid
+from worker.engine.guided.masks import GuideError
+from worker.engine.line_state import EngineStats, LineState, check_tokens, failure_of, in_flight
 from worker.engine.loading.mlx_models import cache_budget, compiler_present
 from worker.engine.loading.model import LoadedModel
 from worker.engine.recovery import Suspects, try_model
 from worker.engine.room import CacheBytes
 from worker.engine.sampling.sampler import suited
 from worker.engine.scheduler import Scheduler, SequenceGroup
-from worker.engine.sequence import Failure, Finished, InFlight, PreparedLine, SampledToken, Sequence, sequences_of
+from worker.engine.sequence import (
+    NONE_ALLOWED,
+    Failure,
+    Finished,
+    InFlight,
+    PreparedLine,
+    SampledToken,
+    Sequence,
+    sequences_of,
+)
 from worker.engine.staging import Staging
 from worker.engine.text.detokenizer import Detokenizer
+from worker.engine.text.markup import markup_of
 from worker.engine.text.stop_strings import stop_matcher
 from worker.engine.unbatched.speculative import batch_of
 
@@ -92,6 +104,7 @@ class Engine:
             model, self._scheduler, self._prefixes, self.stats, self._begin, prefill_step_size, self._clock
         )
         self._detokenizer = Detokenizer(model.tokenizer)
+        self._markup = markup_of(model.tokenizer)
         self._suspects = Suspects()
 
     # -- what callers see ---------------------------------------------------------------------------------------------
@@ -264,6 +277,8 @@ class Engine:
         drawn = result.read() if result is not None else ()
         self._decode_batch.launch()
         self._collect(drawn)
+        for row in self._decode_batch.foresee():
+            self._fail(self._lines[row.key], failure_of(GuideError(row)))
         ended = self._clock()
         if running and len(self._decode_batch):
             self._staging.pace.step(tokens, ended - began)
@@ -316,9 +331,10 @@ class Engine:
             if row.ended:  # with its line, by another choice
                 continue
             if not drawn.finite:
-                try_model(self.model, self._sampler)  # which may be to blame
-                self._prefixes.forget()  # and so may the one that the line went on from
-                self._fail(self._lines[row.key], internal_error(NotFiniteError()))
+                if drawn.token != NONE_ALLOWED:
+                    try_model(self.model, self._sampler)  # which may be to blame
+                    self._prefixes.forget()  # and so may the one that the line went on from
+                self._fail(self._lines[row.key], failure_of(not_drawn(drawn)))
             elif row.takes(drawn):
                 self._accept(drawn)
             else:
@@ -332,21 +348,24 @@ class Engine:
         row.append(drawn, self._clock())
         self.stats.completion_tokens += 1
         self.stats.accepted_tokens += drawn.drafted
-        if token in row.line.eos and not row.sampling.ignore_eos:
+        if ends_text(row, token):
             self._end(row, "eos")
-        elif row.sampling.stop and self._stops(row, token):
-            self._end(row, "stop_string")
+        elif (row.sampling.stop or row.line.one_call) and self._stops(row, token):
+            self._end(row, "eos" if row.stop_matcher is not None and row.stop_matcher.called else "stop_string")
         elif len(row.tokens) >= row.limit:
             self._end(row, row.limit_reason)
         if row.ended:
             self._scheduler.room.texts.add(len(row.tokens))
 
     def _stops(self, row: Sequence, token: int) -> bool:
-        """Whether a token completes a stop string of its row."""
+        """Whether a token completes a stop string of its row, or the one call that it may make."""
         if row.stop_matcher is None:
-            stream, markers = self._detokenizer.stream(row.prompt), self.model.think_markers
-            row.stop_matcher = stop_matcher(row.sampling, stream, markers, reasoning_open=row.line.reasoning_open)
-        return row.stop_matcher.add(token)
+            line, stream = row.line, self._detokenizer.stream(row.prompt)
+            row.stop_matcher = stop_matcher(
+                row.sampling, stream, self._markup, line.begins, calls=bool(line.tools), one_call=line.one_call
+            )
+        matcher = row.stop_matcher
+        return matcher.add(token) or matcher.called
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
@@ -356,6 +375,7 @@ class Engine:
                 reason = "stop_string"
             row.text, row.stop_string = row.stop_matcher.text, row.stop_matcher.match
         row.end(reason, self._clock())
+        row.valid = is_valid(row, self._markup)
         self._scheduler.ended(row)
         line = self._lines[row.key]
         if not line.unfinished:
@@ -376,7 +396,7 @@ class Engine:
                     self._end(row, reason)
             except Exception as error:  # of a tokenizer, closing the text of a row with stop strings
                 log.exception("line %r cannot be closed", key, extra={"action": "line_failed"})
-                self._fail(line, internal_error(error))
+                self._fail(line, failure_of(error))
         self._cancelled.clear()
 
     def _fail(self, line: LineState, failure: Failure) -> None:
@@ -428,7 +448,7 @@ class Engine:
         if error is not None:
             try_model(self.model, self._sampler)
             log.error("line %r fails by itself", line.line.key, exc_info=error, extra={"action": "line_failed"})
-            self._fail(line, internal_error(error))
+            self._fail(line, failure_of(error))
         if self._suspects.untried:
             return
         if not self._suspects.guilty_found:

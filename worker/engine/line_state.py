@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from worker.engine.decode import StepResult
+from worker.engine.guided.masks import GuideError
 from worker.engine.prefill import PrefillBatch
 from worker.engine.scheduler import SequenceGroup
 from worker.engine.sequence import Failure, InFlight, PreparedLine, Sequence
@@ -103,6 +104,8 @@ def in_flight(state: LineState, places: dict[SequenceGroup, PrefillBatch]) -> In
     )
 
 
-def internal_error(error: Exception) -> Failure:
-    """What a line that breaks the engine fails with. It may have been the device's fault, or short of memory."""
+def failure_of(error: Exception) -> Failure:
+    """What a line fails with. If it breaks the engine, that may have been the device's fault, or short of memory."""
+    if isinstance(error, GuideError):
+        return Failure("invalid_schema", str(error), param=error.field)
     return Failure("internal_error", f"{type(error).__name__}: {error}", passing=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from jobs.errors import SickModelError
 from jobs.params import Sampling
-from worker.engine.decode import NotFiniteError
+from worker.engine.decode import not_drawn
 from worker.engine.line_state import LineState
 from worker.engine.loading.model import LoadedModel
 from worker.engine.prefill import PrefillBatch
@@ -81,7 +81,7 @@ def try_alone(
             return
         for drawn in result.read():
             if not drawn.finite:
-                raise NotFiniteError
+                raise not_drawn(drawn)
             if not row.takes(drawn):
                 return
             accept(drawn)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Sequence as Items
 from dataclasses import dataclass, field
+from typing import Any
 
 from jobs.params import Sampling
+from worker.engine.guided.guide import Guide, GuidePlan
+from worker.engine.text.markup import State
 from worker.engine.text.stop_strings import StopMatcher
 
 NO_TOKEN = -1
 """The token of a row whose logits are NaN, infinite, or all of them -infinity."""
+NONE_ALLOWED = -2
+"""The token of a row whose constraint allows only tokens of -infinity, or none."""
 FULL_STEPS = 64
 """How many steps a row's vocabulary is sorted after the last one in which the candidates did not cover its filters."""
 SEED_BYTES = 8
@@ -24,9 +29,11 @@ class PreparedLine:
 
     ``key`` is the caller's identity of the line and opaque here. ``prompt`` holds at least one token id.
     ``sampling`` has its seed filled in. ``eos`` are the ids that end a text: the model's and the line's own.
-    ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``reasoning_open`` says that the prompt ends inside
-    a thinking block, ``continues`` that the text goes on from the prompt's last word: its first space is part of it.
-    Lines of a lower ``rank`` begin before those of a higher one.
+    ``xtc_exempt`` are the ids XTC never cuts (newline and EOS). ``begins`` is the part of an
+    answer that the prompt ends in, such as a thought, ``continues`` that the text goes on from the prompt's last word:
+    its first space is part of it.
+    Lines of a lower ``rank`` begin before those of a higher one. ``guide`` has the line's constraint and how much it
+    may think, where it says anything of either. ``tools`` are those that it may call.
     """
 
     key: Hashable
@@ -34,9 +41,27 @@ class PreparedLine:
     sampling: Sampling
     eos: frozenset[int]
     xtc_exempt: tuple[int, ...] = ()
-    reasoning_open: bool = False
+    begins: State = "answer"
     continues: bool = False
     rank: int = 0
+    guide: GuidePlan | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    parallel_tool_calls: bool = True
+
+    @property
+    def reasoning_open(self) -> bool:
+        """Whether its texts begin within a thought."""
+        return self.begins == "reasoning"
+
+    @property
+    def one_call(self) -> bool:
+        """Whether a text is over with the first call of a tool."""
+        return bool(self.tools) and not self.parallel_tool_calls
+
+    @property
+    def constrained(self) -> bool:
+        """Whether its texts must be of some form."""
+        return self.guide is not None and self.guide.constrained
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +77,9 @@ class Sequence:
     engine's clock; ``waited_s`` is how long the prompt, computed ahead, waited for a free row.
     ``full`` is for how many steps more its vocabulary is sorted, in case the candidates do not cover its filters.
     ``accepted_draft_tokens`` counts tokens that a draft model had proposed; None where there is none. ``started`` is
-    its place among all rows in the order in which they first started to decode; None: it has not yet.
+    its place among all rows in the order in which they first started to decode; None: it has not yet. ``guide`` is the
+    state of its line's guide once it decodes; ``valid``, of one with a constraint that ended, whether its text is
+    complete.
     """
 
     line: PreparedLine
@@ -76,6 +103,8 @@ class Sequence:
     full: int = 0
     accepted_draft_tokens: int | None = None
     started: int | None = None
+    guide: Guide | None = None
+    valid: bool | None = None
 
     @property
     def key(self) -> Hashable:
@@ -104,7 +133,8 @@ class Sequence:
     @property
     def output(self) -> list[int]:
         """The tokens that make the text: all but the EOS that ended it."""
-        return self.tokens[:-1] if self.stop_reason == "eos" else self.tokens
+        ended = self.stop_reason == "eos" and self.tokens[-1] in self.line.eos
+        return self.tokens[:-1] if ended else self.tokens
 
     @property
     def prefill_s(self) -> float | None:
@@ -120,6 +150,15 @@ class Sequence:
         if self.first_token_at is None or self.finished_at is None:
             return None
         return self.finished_at - self.first_token_at
+
+    def guided(self) -> Guide | None:
+        """Its guide, with all tokens taken in; None where all tokens may come."""
+        if self.line.guide is None:
+            return None
+        if self.guide is None:
+            self.guide = Guide(self.line.guide)
+        self.guide.follow(self.tokens)
+        return self.guide
 
     def append(self, drawn: SampledToken, now: float) -> None:
         """Take in the next token."""
@@ -149,7 +188,8 @@ class Sequence:
 class SampledToken:
     """What one step computed for one row. ``covered`` is false where the candidates did not cover the row's filters:
     unless the vocabulary was sorted too, the step must be repeated. ``token`` is ``NO_TOKEN`` where the logits are not
-    finite. ``drafted`` says that a draft model had proposed the token."""
+    finite, and ``NONE_ALLOWED`` where the row's constraint leaves none. ``drafted`` says that a draft model had
+    proposed the token."""
 
     row: Sequence
     token: int
@@ -161,7 +201,7 @@ class SampledToken:
     @property
     def finite(self) -> bool:
         """Whether there is a token at all."""
-        return self.token != NO_TOKEN
+        return self.token >= 0
 
 
 @dataclass(frozen=True, slots=True)

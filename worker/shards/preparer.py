@@ -8,9 +8,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jobs.errors import LineError, ModelLoadError
+from jobs.guided.check import Checker
+from jobs.lines.line import Job
 from jobs.shard import Group, ShardLine
 from worker.models.compute import Compute
 from worker.models.engine_factory import ServedModel
@@ -51,6 +53,7 @@ class ShardPreparer(threading.Thread):
         self._compute, self._writer, self._on_load_failed = compute, writer, on_load_failed
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
+        self._checker = Checker()
         self._unprepared: Counter[Group] = Counter()
         self._count_lock = threading.Lock()
 
@@ -104,7 +107,9 @@ class ShardPreparer(threading.Thread):
             log.warning("line %d of %s is given up: %s", *about, extra={"action": "line_given_up"})
             return
         try:
-            prepared = served.preparer.prepare(held.job(line), key=held.key(line.index), rank=held.rank)
+            job = self._checked(held.job(line))
+            held.jobs[line.index] = job
+            prepared = served.preparer.prepare(job, key=held.key(line.index), rank=held.rank)
         except LineError as error:
             self._writer.fail(held, line, error)
         except Exception as error:
@@ -114,6 +119,17 @@ class ShardPreparer(threading.Thread):
         else:
             level, tries = held.quarantine(line.index), held.attempt.failures(line.index)
             self._compute.add(held.group, prepared, level=level, after_s=after_s, tries=tries)
+
+    def _checked(self, job: Job) -> Job:
+        """The job with the warnings of its constraint, which is checked here, wherever it was checked before.
+
+        Raises:
+            LineError: it cannot be enforced.
+        """
+        if job.constraint is None:
+            return job
+        warnings = self._checker.check(job.constraint)
+        return replace(job, warnings=warnings) if warnings else job
 
     def unprepared(self, group: Group) -> int:
         """Lines taken for a model and not yet with its engine."""

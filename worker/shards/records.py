@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from jobs.errors import LineError
@@ -119,9 +120,10 @@ def _result(line: EndedLine, worker: str) -> FinishedLine:
     if job.sampling.max_tokens is None:  # a text to the context's end had that for its cap
         job = replace(job, sampling=replace(job.sampling, max_tokens=first.limit))
     ended_at = max(sequence.finished_at or 0.0 for sequence in sequences)
+    ids, one_prompt = job.return_token_ids, all(sequence.line is first.line for sequence in sequences)
     record = result_record(
         job,
-        map(served.assembler.assemble, sequences),
+        map(partial(served.assembler.assemble, token_ids=ids, prompt_ids=ids and not one_prompt), sequences),
         stats,
         batch_id=held.attempt.batch_id,
         model_revision=served.revision,
@@ -129,6 +131,7 @@ def _result(line: EndedLine, worker: str) -> FinishedLine:
         attempt=held.attempt_at(line.index),
         created_at=line.at - (ended_at - (first.prefill_started or ended_at)),
         finished_at=line.at,
+        prompt_token_ids=first.prompt if ids and one_prompt else None,
     )
     return FinishedLine(line.index, True, stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens, record)
 

@@ -113,7 +113,8 @@ def command(
         now = store.now()
     missing = max(batch.total - tally.lines, 0)
     if as_json:
-        counts = {"unanswered": tally.noted["unanswered"], "left_out": dict(tally.left_out)}
+        counts: dict[str, Any] = {"unanswered": tally.noted["unanswered"], "left_out": dict(tally.left_out)}
+        counts |= {"invalid": tally.invalid.total(), "tool_call_errors": tally.unparsed}
         _print_json(tally, {**batch.as_dict(now), "written": tally.lines, "missing": missing, **counts})
     elif follow:
         _report(summary(batch, tally, seconds=time.monotonic() - begun, now=now))

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from submit.input.validate import Findings
 
 
+CHECK_HERE = "to have them checked here, install promptmill[guided]"
+
+
 @click.command("check", short_help="Validate a file of prompts, without Redis.")
 @click.argument("file")
 @click.option(
@@ -48,6 +51,8 @@ def command(file: str, as_json: bool, control_tokens: bool, **flags: Any) -> int
             raise InputError(prompts.name, [empty], what=empty.message, checked_only=True)
         for note in notes(found.findings.own_models, found.findings.after_answer, defaults):
             click.echo(note, err=True)
+        if unchecked := found.findings.unchecked:
+            click.echo(f"{plural(unchecked, 'constraint')} left to the worker's check: {CHECK_HERE}", err=True)
         if as_json:
             click.echo(orjson.dumps(found.as_dict(prompts.name)).decode())
         else:
@@ -85,6 +90,7 @@ class _Checked:
             "without_model": findings.by_model[""],
             "own_models": dict(findings.own_models),
             "after_answer": findings.after_answer,
+            "unchecked_constraints": findings.unchecked,
             "problems": [problem.as_dict() for problem in self.problems],
         }
         if self.previewed is not None:

@@ -36,9 +36,17 @@ def connected(limits: Limits, scenario: Callable[[Callable[[], Awaitable[Streams
             )
             server = uvicorn.Server(config)
             task = asyncio.create_task(server._serve([listening]))
+            opened: list[Streams] = []
+
+            async def connect() -> Streams:
+                opened.append(await asyncio.open_connection(*listening.getsockname()))
+                return opened[-1]
+
             try:
-                await scenario(lambda: asyncio.open_connection(*listening.getsockname()))
+                await scenario(connect)
             finally:
+                for _, writer in opened:
+                    writer.close()
                 server.should_exit = True
                 await task
 

@@ -162,7 +162,7 @@ def test_answers_that_were_missed_are_found(store: Store) -> None:
         loop, waiting = asyncio.get_running_loop(), Waiting()
         line = RequestLine(Group("pocket"), "high", b"")
         waiters = [Waiter(line, loop.create_future(), None, batch_id, 0, index) for index in range(3)]
-        waiting.add(SentBatch(batch_id, dict(enumerate(waiters)), 1, frozenset()))
+        waiting.add(SentBatch(batch_id, dict(enumerate(waiters)), 1, frozenset(), live=True))
         times = iter(range(0, 1000, 100))
         janitor = Janitor(store, waiting, loop, clock=lambda: next(times))
         await asyncio.to_thread(work, store, batch_id, only=[1])

@@ -228,7 +228,7 @@ def test_errors_in_the_place_of_results_are_refused(store: Store, tmp_path: Path
     with pytest.raises(RefusedError, match="give --errors another path"):
         write_results(store, batch_id, Destination(tmp_path / "a", errors=tmp_path / "x" / ".." / "a"))
     with pytest.raises(RefusedError, match="--errors goes with --format native"):
-        write_results(store, batch_id, Destination(tmp_path / "a", errors=tmp_path / "b", fmt="openai"))
+        write_results(store, batch_id, Destination(tmp_path / "a", errors=tmp_path / "b", fmt="chat"))
 
 
 def test_a_purged_batch_ends_following(store: Store, tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import pytest
 
 from jobs.errors import LineError
 from jobs.lines.foreign_names import EXPLAINED, RENAMED, UNSUPPORTED, WRAPPERS
+from jobs.lines.guided import GUIDED_CHECKS
 from jobs.lines.line import Defaults, check_line
 from jobs.params import ALIASES, PARAMETERS
 from tests.programs import needs
 
 FIELDS = {*PARAMETERS, *ALIASES, "prompt", "messages", "system_prompt", "prefill_response", "chat_template_kwargs",
-          "model", "adapter_path", "metadata", "response_format"}  # fmt: skip
+          "model", "adapter_path", "metadata", *GUIDED_CHECKS}  # fmt: skip
 
 
 def refused(line: dict[str, Any]) -> LineError:

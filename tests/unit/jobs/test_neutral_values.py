@@ -30,11 +30,11 @@ NOTHING: list[tuple[str, Any]] = [
 ]  # fmt: skip
 
 SOMETHING: list[tuple[str, Any]] = [
-    ("stream", True), ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("echo", True), ("suffix", "x"),
+    ("stream", True), ("functions", [{"name": "f"}]), ("function_call", {"name": "f"}), ("echo", True), ("suffix", "x"),
     ("best_of", 2), ("modalities", ["text", "audio"]), ("prediction", {"type": "content", "content": "x"}),
     ("reasoning_effort", "low"), ("verbosity", "low"), ("truncation", "auto"), ("use_beam_search", True),
-    ("num_beams", 4), ("mirostat", 2), ("guided_json", {"type": "object"}), ("structured_outputs", {"regex": "a"}),
-    ("response_format", {"type": "json_object"}), ("stop_token_ids", [2]), ("prompt_logprobs", 1),
+    ("num_beams", 4), ("mirostat", 2), ("format", "json"), ("response_mime_type", "application/json"),
+    ("grammar", "root ::= a"), ("ebnf", "root ::= a"), ("stop_token_ids", [2]), ("prompt_logprobs", 1),
     ("skip_special_tokens", False), ("include_stop_str_in_output", True), ("web_search_options", {"a": 1}),
 ]  # fmt: skip
 

@@ -100,14 +100,3 @@ class LoadedModel:
     @property
     def batchable(self) -> bool:
         return self.unbatchable is None
-
-    @property
-    def has_thinking(self) -> bool:
-        return bool(self.tokenizer.has_thinking)
-
-    @property
-    def think_markers(self) -> tuple[str, str] | None:
-        """The strings around the model's thinking, None where it has none."""
-        if not self.has_thinking:
-            return None
-        return self.tokenizer.think_start, self.tokenizer.think_end

@@ -67,6 +67,11 @@ class ControlTokens:
         # Some tokenizers put one in front of everything.
         self._always = self._count(tokenizer.encode("a", add_special_tokens=False))
 
+    @property
+    def ids(self) -> frozenset[int]:
+        """The ids of control tokens."""
+        return self._ids
+
     def mark(self, value: Any, mark: str, allowed: Iterable[str | None] = (), *, borders: bool = True) -> Any:
         """``value``, a string or what holds strings, with ``mark`` in each control token. ``allowed`` texts are left as
         they are. With ``borders``, also where a string could be part of one together with what stands beside it."""

@@ -6,29 +6,48 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import LineError
-from worker.engine.prompts.chat_template import ChatTemplate, source_of
+from worker.engine.guided.guide import GuidePlan, Phase
+from worker.engine.guided.maker import BytelessTokenizerError, GuideMaker
+from worker.engine.guided.vocabulary import GrammarError
+from worker.engine.prompts.chat_template import SHOWN, ChatTemplate, source_of
 from worker.engine.prompts.control_tokens import ControlTokens, Marked, mark_for
 from worker.engine.sequence import PreparedLine
+from worker.engine.text.markup import State, markup_of
+from worker.engine.tools.forced_calls import check_calls, forced_calls, in_final_channel
 
 if TYPE_CHECKING:
     from jobs.lines.line import Job
     from worker.engine.loading.model import LoadedModel
 
 
+FIELDS = {
+    "json": "response_format",
+    "regex": "guided_regex",
+    "choice": "guided_choice",
+    "grammar": "guided_grammar",
+}
+"""The fields of a line that ask for a constraint, by its kind."""
+TURN_OF_HARMONY = "<|start|>assistant"
+
+
 class Preparer:
     """Prepares lines for one loaded model. ``max_context`` overrides the context length of its config. With
     ``control_tokens``, those in messages are control tokens, which is for files that are trusted, and else text.
 
-    May be used from several threads at once: it holds nothing that changes.
+    May be used from several threads at once, but not from the one that computes: grammars take time.
     """
 
     def __init__(self, model: LoadedModel, *, max_context: int | None = None, control_tokens: bool = False) -> None:
         self._tokenizer: Any = model.tokenizer
         self._template = ChatTemplate(self._tokenizer)
         self._control = None if control_tokens else ControlTokens(self._tokenizer, source_of(self._tokenizer))
-        self._thinking = (self._tokenizer.think_start, self._tokenizer.think_end)
+        self._markup = markup_of(self._tokenizer)
+        self._guides = GuideMaker(self._tokenizer, model.vocab_size, source_of(self._tokenizer))
+        thinking = self._markup.thinking
+        # Harmony's are in messages of their own, and never in a content.
+        self._thinking = () if thinking is None or self._markup.harmony else (thinking.start, thinking.end)
         self._vocab_size = model.vocab_size
-        self._eos = model.eos
+        self._eos = model.eos | self._markup.ends
         self._context = max_context if max_context is not None else model.context_length
         # As mlx_lm.generate does it, special tokens of the encoding included.
         self._newline: list[int] = list(model.tokenizer.encode("\n"))
@@ -38,7 +57,8 @@ class Preparer:
 
         Raises:
             LineError: ``unsupported`` or ``out_of_range`` for what this model cannot do, ``context_length_exceeded``
-                for a prompt that leaves no room for one token.
+                for a prompt that leaves no room for one token, ``invalid_schema`` for a grammar that cannot be
+                compiled.
         """
         sampling = job.sampling
         for token in sampling.logit_bias:
@@ -60,6 +80,8 @@ class Preparer:
                 "shorten it, or raise --max-context if the model can do more"
             )
             raise LineError("context_length_exceeded", field, message)
+        begins = self._begins(job, rendered)
+        tools = offered(job)
         return PreparedLine(
             key=job.id if key is None else key,
             prompt=tuple(prompt),
@@ -67,9 +89,48 @@ class Preparer:
             rank=rank,
             eos=eos,
             xtc_exempt=tuple(dict.fromkeys([*self._newline, *sorted(eos)])),
-            reasoning_open=self._reasoning_open(job, rendered, prompt),
+            begins=begins,
             continues=job.continues,
+            guide=self._guide(job, begins, self._phase(job, rendered, begins), eos),
+            tools=tools,
+            parallel_tool_calls=job.parallel_tool_calls,
         )
+
+    def _guide(self, job: Job, begins: State, phase: Phase, eos: frozenset[int]) -> GuidePlan | None:
+        """What guides the line's texts, which begin in ``phase``; None where all tokens may come."""
+        budget, constraint = job.thinking_budget, job.constraint
+        if budget is not None and self._guides.thinking is None:
+            message = "the model's tokenizer marks no thinking: leave it out, or limit all of a text with 'max_tokens'"
+            raise LineError("unsupported", "thinking_budget", message)
+        calls = forced_calls(job, self._markup, self._guides.spelling, source_of(self._tokenizer), begins)
+        field = "thinking_budget" if budget is not None else None
+        grammar = None
+        if constraint is not None:
+            grammar, field = constraint.grammar(), FIELDS[constraint.kind]
+        elif calls is not None:
+            grammar, field = calls, "tools"
+        if grammar is not None and begins == "header" and not self._markup.harmony:
+            message = "cannot be enforced: the model's answers begin with headers of a kind that is not known here"
+            raise LineError("unsupported", field, message)
+        if constraint is not None and grammar is not None and self._markup.harmony and begins != "answer":
+            grammar = in_final_channel(grammar, self._guides.spelling)
+        if grammar is None and budget is None:
+            return None
+        try:
+            return self._guides.plan(grammar, phase, job.sampling, eos, budget=budget, field=field)
+        except GrammarError as error:
+            raise LineError("invalid_schema", field, str(error)[:SHOWN]) from error
+        except BytelessTokenizerError as error:
+            raise LineError("unsupported", field, f"cannot be enforced: {error}") from error
+
+    def _phase(self, job: Job, rendered: Marked, begins: State) -> Phase:
+        """Where in its text a line begins."""
+        if begins == "reasoning":
+            return Phase.THINKING
+        begun = job.turn is not None and job.turn["content"].strip()
+        thinking = self._markup.thinking
+        closed = begins == "answer" and thinking is not None and rendered.text.rstrip().endswith(thinking.end)
+        return Phase.ANSWER if begun or closed else Phase.OPENING
 
     def render(self, job: Job) -> str:
         """The text of the prompt, chat template applied; special tokens that encoding adds are not in it.
@@ -86,27 +147,45 @@ class Preparer:
             return Marked((job.prompt or "",))
         template, kwargs = self._template, job.chat_template_kwargs
         messages = template.known([*job.history, job.turn] if job.turn is not None else [*job.history])
-        text = template.render(messages, kwargs, continues=job.continues)
-        swallowed = template.left_out(messages, kwargs, text, continues=job.continues)
+        tools = offered(job)
+        text = template.render(messages, kwargs, continues=job.continues, tools=tools)
+        swallowed = template.left_out(messages, kwargs, text, continues=job.continues, tools=tools)
         if swallowed is not None:
-            raise _left_out(job, swallowed, messages[swallowed]["role"])
+            raise _left_out(job, *swallowed, messages[swallowed[0]]["role"])
+        if tools:
+            check_calls(self._markup)
+            template.check_tools(messages, kwargs, text, continues=job.continues, tools=tools)
         if self._control is None:
             return Marked((text,))
-        mark = mark_for(messages, kwargs)
+        mark = mark_for(messages, kwargs, tools)
         marked = [self._marked(message, mark) for message in messages]
         # Mostly names that the template compares with its own.
         marked_kwargs = {name: self._control.mark(value, mark, borders=False) for name, value in kwargs.items()}
-        if marked == messages and marked_kwargs == kwargs:
+        marked_tools = tuple(self._control.mark([*tools], mark, borders=False))
+        if marked == messages and marked_kwargs == kwargs and marked_tools == tools:
             return Marked((text,))
-        return self._control.marked(template.render(marked, marked_kwargs, continues=job.continues), mark, text)
+        rendered = template.render(marked, marked_kwargs, continues=job.continues, tools=marked_tools)
+        return self._control.marked(rendered, mark, text)
 
     def _marked(self, message: dict[str, Any], mark: str) -> dict[str, Any]:
         """A message with marks in what its author wrote. An assistant's answer may think: models write theirs so."""
         if self._control is None:
             return message
         own = self._thinking if message["role"] == "assistant" else ()
-        marked = {name: self._control.mark(text, mark) for name, text in message.items() if name != "role"}
+        calls = [self._marked_call(call, mark) for call in message.get("tool_calls", ())]
+        own_fields = ("role", "content", "tool_calls")
+        marked = {name: self._control.mark(text, mark) for name, text in message.items() if name not in own_fields}
+        if calls:
+            marked["tool_calls"] = calls
         return {"role": message["role"], **marked, "content": self._control.mark(message["content"], mark, own)}
+
+    def _marked_call(self, call: dict[str, Any], mark: str) -> dict[str, Any]:
+        """A call with marks in what its author wrote. Its type is a word that templates compare."""
+        if self._control is None:
+            return call
+        # Ids are compared with those of answers, and names with those of tools: only what is in them counts.
+        written = {name: self._control.mark(text, mark, borders=False) for name, text in call.items() if name == "id"}
+        return {**call, **written, "function": self._control.mark(call["function"], mark)}
 
     def _encode(self, job: Job, rendered: Marked) -> list[int]:
         """The token ids of the prompt: ``mlx_lm.stream_generate``'s for a ``prompt``, the template's for messages."""
@@ -129,27 +208,41 @@ class Preparer:
             raise LineError("unsupported", "extra_eos_tokens", message)
         return int(token)
 
-    def _reasoning_open(self, job: Job, rendered: Marked, prompt: list[int]) -> bool:
-        """Whether the answer starts within a thinking block.
+    def _begins(self, job: Job, rendered: Marked) -> State:
+        """The part of an answer that the prompt ends in.
 
         Of messages only the assistant's turn counts, since users may write a marker into theirs: the template's own
         opening at the very end, or what the turn begins with.
         """
-        tokenizer = self._tokenizer
-        if not tokenizer.has_thinking:
-            return False
+        thinking = self._markup.thinking
         if job.messages is None:
-            return bool(tokenizer.rfind_think_start(prompt) > tokenizer.rfind_think_end(prompt))
-        if job.turn is not None:
+            begun = rendered.text
+        elif job.turn is not None:
             begun = job.turn["content"]
-            return bool(begun.rfind(tokenizer.think_start) > begun.rfind(tokenizer.think_end))
-        return rendered.segments[-1].rstrip().endswith(tokenizer.think_start)
+        elif thinking is not None and rendered.segments[-1].rstrip().endswith(thinking.start):
+            return "reasoning"
+        else:
+            return self._markup.begins
+        if thinking is not None and begun.rfind(thinking.start) > begun.rfind(thinking.end):
+            return "reasoning"
+        ends_in_header = job.messages is None and begun.rstrip().endswith(TURN_OF_HARMONY)
+        return "header" if ends_in_header and self._markup.harmony else "answer"
 
 
-def _left_out(job: Job, index: int, role: str) -> LineError:
-    """What to say of a message that the template swallows, by its place among those that were rendered."""
+def offered(job: Job) -> tuple[dict[str, Any], ...]:
+    """The tools that a line lets its model call: with a ``tool_choice`` of ``none`` the model does not see any."""
+    return () if job.tool_choice == "none" else job.tools
+
+
+def _left_out(job: Job, index: int, call: int | None, role: str) -> LineError:
+    """What to say of a message that the template swallows, by its place among those that were rendered, or of one of
+    its calls."""
     before = 0 if job.system_prompt is None else 1
     field = "system_prompt" if index < before else f"messages[{index - before}]"
+    if call is not None:
+        remedy = "give each call a message of its own" if call else "leave its content empty"
+        message = f"would be lost: the model's chat template leaves the call out; {remedy}"
+        return LineError("unsupported", f"{field}.tool_calls[{call}]", message)
     remedy = "put it first, or into a 'user' message" if role == "system" else "put it into a 'user' message"
     message = f"would be lost: the model's chat template leaves a message of role '{role}' out there; {remedy}"
     return LineError("unsupported", field, message)

@@ -36,6 +36,16 @@ def mass(logits: mx.array, top: mx.array) -> mx.array:
     return _grid(odds, BLOCKS).sum(axis=1).sum(axis=-1, keepdims=True)
 
 
+def largest(values: mx.array) -> mx.array:
+    """``[rows, 1]``: the largest of each row, NaN where there is one.
+
+    In two levels: on a CPU MLX takes the maximum over strided members several times as quickly as that of a long row.
+    """
+    rows, count = values.shape
+    members = math.gcd(count, BLOCKS)
+    return values.reshape(rows, members, count // members).max(axis=1).max(axis=-1, keepdims=True)
+
+
 def exp(scores: mx.array) -> mx.array:
     """exp, as a power of e: MLX's CPU build is three times as quick with that, and closer to the truth."""
     return mx.power(math.e, scores)
@@ -70,7 +80,7 @@ def _grid(weights: mx.array, size: int) -> mx.array:
 def draw_dense(logits: mx.array, temperature: mx.array, uniforms: mx.array) -> mx.array:
     """Tokens ``[rows]`` drawn from the whole vocabulary."""
     wide = logits.astype(mx.float32)
-    weights = _exp_of_many((wide - wide.max(axis=-1, keepdims=True)) / temperature[:, None])
+    weights = _exp_of_many((wide - largest(wide)) / temperature[:, None])
     return pick(weights, uniforms[:, 1:])[:, 0]
 
 

@@ -112,6 +112,11 @@ class BatchArrays:
     state: dict[str, mx.array]
     steps_left: float
 
+    @property
+    def rows(self) -> int:
+        """Rows of the arrays, idle ones included."""
+        return int(self.state["generated"].shape[0])
+
 
 def build(
     slots: Items[Sequence | None], vocab_size: int, *, ahead: int = 0, sizes: GrownSizes | None = None
@@ -228,11 +233,13 @@ def _in_use(row: Sequence) -> frozenset[str]:
     used = frozenset(
         [name for name, off, value in zip(SWITCHES, SWITCHES.values(), values, strict=True) if value != off]
     )
-    return used if _bans_eos(row) else used - {"min_tokens"}
+    used = used if _bans_eos(row) else used - {"min_tokens"}
+    return used if row.line.guide is None else used | {"guided"}
 
 
 def _bans_eos(row: Sequence) -> bool:
-    return row.sampling.min_tokens > 0 and bool(row.line.eos) and not row.sampling.ignore_eos
+    """Whether the step keeps the row from ending; where a constraint says when it may, it does that too."""
+    return row.sampling.min_tokens > 0 and bool(row.line.eos) and not (row.sampling.ignore_eos or row.line.constrained)
 
 
 def _temperature(sampling: Sampling) -> float:

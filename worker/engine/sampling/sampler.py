@@ -24,9 +24,10 @@ from itertools import chain
 
 import mlx.core as mx
 
-from worker.engine.sampling.draws import draw_dense, mass, uniforms_of
+from worker.engine.sampling.constraint import allowed_only
+from worker.engine.sampling.draws import draw_dense, largest, mass, uniforms_of
 from worker.engine.sampling.filters import CANDIDATES, best, draw_filtered, draw_wide, redraw_full
-from worker.engine.sequence import NO_TOKEN
+from worker.engine.sequence import NO_TOKEN, NONE_ALLOWED
 
 TOP_LOGPROBS = 20
 """The most alternatives a line can ask for; always that many are computed, so that the number makes no new graph."""
@@ -39,16 +40,17 @@ Arrays = Mapping[str, mx.array]
 Step = Callable[..., dict[str, mx.array]]
 Features = frozenset[str]
 """What at least one row of the batch needs; each combination is a graph of its own. Parameters of the step by name, the
-paths by name, ``draws`` (any path but greedy), ``window`` (the step looks back at tokens) and ``mass`` (filters need
-the probability mass of the whole vocabulary)."""
+paths by name, ``draws`` (any path but greedy), ``window`` (the step looks back at tokens), ``mass`` (filters need
+the probability mass of the whole vocabulary) and ``guided`` (rows may not draw every token)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Results of one step, lazy: ``tokens [rows]``, ``NO_TOKEN`` in rows that have none; ``inputs [rows]``, the same
-    but for a token 0 there, which the next step goes on from; ``covered [rows]``, whether the candidates covered a
-    row's filters, where they were used; log-probabilities of the tokens ``[rows]`` and of the best alternatives
-    ``[rows, TOP_LOGPROBS]``, ids and values, where asked for. All but ``inputs`` may have idle rows at their end."""
+    """Results of one step, lazy: ``tokens [rows]``, ``NO_TOKEN`` or ``NONE_ALLOWED`` in rows that have none; ``inputs
+    [rows]``, the same but for a token 0 there, which the next step goes on from; ``covered [rows]``, whether the
+    candidates covered a row's filters, where they were used; log-probabilities of the tokens ``[rows]`` and of the best
+    alternatives ``[rows, TOP_LOGPROBS]``, ids and values, where asked for. All but ``inputs`` may have idle rows at
+    their end."""
 
     tokens: mx.array
     inputs: mx.array
@@ -130,7 +132,9 @@ def suited(compile: bool | None = None, *, vocab_size: int = 0, compiler: bool =
 
 def sample(features: Features, logits: mx.array, state: Arrays, params: Arrays) -> dict[str, mx.array]:
     """One step, uncompiled. ``state`` and ``params`` are those of :mod:`worker.engine.sampling.row_params`."""
-    logits = adjust(features, logits, state, params)
+    logits = own = adjust(features, logits, state, params)
+    if "guided" in features:
+        logits = allowed_only(logits, params["allowed"])
     found: dict[str, mx.array] = {}
     ids = values = tokens = covered = None
     if "greedy" in features:
@@ -156,9 +160,16 @@ def sample(features: Features, logits: mx.array, state: Arrays, params: Arrays) 
     if tokens is None:
         raise ValueError("the features have no way to a token")
     if "logprobs" in features:
-        found |= _logprobs(features, logits, tokens, ids, values)
-    finite = drawable(logits)
-    inputs = mx.where(finite, tokens, 0)
+        if "guided" in features:  # what the model itself thinks best
+            ids = values = None
+        found |= _logprobs(features, own, tokens, ids, values)
+    finite = drawable(own)
+    if "guided" in features:
+        possible = drawable(logits)
+        tokens = mx.where(possible, tokens, NONE_ALLOWED)
+        inputs = mx.where(finite & possible, tokens, 0)
+    else:
+        inputs = mx.where(finite, tokens, 0)
     found["tokens"] = mx.where(finite, tokens, NO_TOKEN)
     found["inputs"] = inputs
     found["generated"] = state["generated"] + 1
@@ -170,7 +181,7 @@ def sample(features: Features, logits: mx.array, state: Arrays, params: Arrays) 
 def drawable(logits: mx.array) -> mx.array:
     """``[rows]``: whether a token can be drawn at all. -infinity is a token that cannot come, which is in order as long
     as another can. One pass: the maximum of numbers with a NaN among them is NaN, in MLX."""
-    most = logits.max(axis=-1)
+    most = largest(logits)[:, 0]
     return (most < mx.inf) & (most > -mx.inf)
 
 
@@ -241,7 +252,7 @@ def _logprobs(
     features: Features, logits: mx.array, tokens: mx.array, ids: mx.array | None, values: mx.array | None
 ) -> dict[str, mx.array]:
     wide = logits.astype(mx.float32)
-    top = wide.max(axis=-1, keepdims=True)
+    top = largest(wide)
     norm = top + mx.log(mass(wide, top))
     found = {"logprobs": (mx.take_along_axis(wide, tokens[:, None], axis=-1) - norm)[:, 0]}
     if "top_logprobs" in features:

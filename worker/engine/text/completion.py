@@ -7,7 +7,9 @@ from typing import Any
 from jobs.record import Choice
 from worker.engine.sequence import Sequence
 from worker.engine.text.detokenizer import Detokenizer
-from worker.engine.text.thinking import split_thinking
+from worker.engine.text.markup import markup_of
+from worker.engine.text.parts import segments_of, thoughts_of
+from worker.engine.text.tool_calls import CallReader, ids_of
 
 LEAST_LOGPROB = -9999.0
 """What stands for the log-probability of what cannot come, as in OpenAI's API: JSON has no infinity."""
@@ -18,30 +20,43 @@ class TextAssembler:
 
     def __init__(self, tokenizer: Any) -> None:
         self._detokenizer = Detokenizer(tokenizer)
-        start, end = tokenizer.think_start, tokenizer.think_end
-        self._markers = (start, end) if start is not None and end is not None else None
+        self._markup = markup_of(tokenizer)
+        self._calls = CallReader(tokenizer, self._markup)
 
-    def assemble(self, seq: Sequence) -> Choice:
-        """The choice of a sequence; one still growing gives its text so far."""
+    def assemble(self, seq: Sequence, *, token_ids: bool = False, prompt_ids: bool = False) -> Choice:
+        """The choice of a sequence; one still growing gives its text so far. With ``token_ids`` it has all its tokens,
+        and log-probabilities of all of them, with ``prompt_ids`` those of its prompt."""
         raw = seq.text if seq.text is not None else self._detokenizer.text(seq.output, seq.prompt)
-        text, reasoning, line = raw, None, seq.line
-        if self._markers is not None:
-            text, reasoning = split_thinking(
-                raw, self._markers, inside=seq.line.reasoning_open, continues=seq.line.continues
-            )
+        line = seq.line
+        segments = segments_of(raw, self._markup, line.begins, calls=bool(line.tools))
+        read = self._calls.read(
+            raw,
+            segments,
+            line.tools,
+            ids_of(seq.seed, seq.prompt),
+            one=not line.parallel_tool_calls,
+            continues=line.continues,
+        )
         return Choice(
             index=seq.choice,
             # The space that tokenizers put before the first word of a text.
-            text=text if line.continues else text.removeprefix(" "),
-            reasoning=reasoning,
+            text=read.text if line.continues or line.constrained else read.text.removeprefix(" "),
+            reasoning=thoughts_of(raw, segments, continues=line.continues),
             stop_reason=seq.stop_reason or "cancelled",
             stop_string=seq.stop_string,
-            logprobs=self._logprobs(seq, len(raw)) if seq.sampling.logprobs else None,
+            logprobs=self._logprobs(seq, seq.tokens if token_ids else self._shown(seq, len(raw)))
+            if seq.sampling.logprobs
+            else None,
+            token_ids=seq.tokens if token_ids else None,
+            prompt_token_ids=seq.prompt if prompt_ids else None,
+            valid=seq.valid,
+            tool_calls=read.calls if line.tools else None,
+            tool_call_error=read.error,
         )
 
-    def _logprobs(self, seq: Sequence, text_length: int) -> list[dict[str, Any]]:
+    def _logprobs(self, seq: Sequence, tokens: list[int]) -> list[dict[str, Any]]:
         entries = []
-        for position, token in enumerate(self._shown(seq, text_length)):
+        for position, token in enumerate(tokens):
             entry = self._entry(token, seq.token_logprobs[position])
             best = seq.top_logprobs[position] if seq.top_logprobs else []
             entry["top_logprobs"] = [self._entry(other, value) for other, value in best]

@@ -52,6 +52,11 @@ class Detokenizer:
         self._known: dict[int, bytes] = {}
         self._rule = self._rule_of(tokenizer)
 
+    @property
+    def exact(self) -> bool:
+        """Whether tokens have bytes of their own, which joined are the text."""
+        return self._rule is not None
+
     def bytes_of(self, token: int) -> bytes:
         """The bytes of one token; none for an id beyond the tokenizer's vocabulary."""
         known = self._known.get(token)

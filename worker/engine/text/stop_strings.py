@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence as Items
 
 from jobs.params import Sampling
 from worker.engine.text.detokenizer import TextStream
-from worker.engine.text.thinking import AnswerParts
+from worker.engine.text.markup import Markup, State
+from worker.engine.text.parts import AnswerParts
 
 
 class StopMatcher:
@@ -15,16 +16,24 @@ class StopMatcher:
     The match that is complete first wins, and of those complete at the same character the longest: that is what
     reading the text character by character gives, so it does not depend on where tokens begin. While fewer than
     ``min_tokens`` tokens are there nothing ends the text; a match must end in what came after them.
-    With ``answers`` only what these say is looked at, else all of the text.
+    With ``answers`` only what these say is looked at, else all of the text. ``one_call``: the text ends with the first
+    call of a tool.
     """
 
     def __init__(
-        self, stops: Items[str], stream: TextStream, min_tokens: int = 0, answers: AnswerParts | None = None
+        self,
+        stops: Items[str],
+        stream: TextStream,
+        min_tokens: int = 0,
+        answers: AnswerParts | None = None,
+        *,
+        one_call: bool = False,
     ) -> None:
         self._stops = tuple(stops)
         self._stream = stream
         self._min_tokens = min_tokens
         self._answers = answers
+        self._one_call = one_call
         self._count = 0
         self._searched = 0
         self.text = ""
@@ -34,6 +43,11 @@ class StopMatcher:
         """Take in one token; True when a stop string is complete. ``text`` is then what stands before it."""
         self._count += 1
         return self._search(self._stream.add(token), closed=False)
+
+    @property
+    def called(self) -> bool:
+        """Whether the text is over because of a call."""
+        return self._one_call and self._answers is not None and self._answers.calls_over > 0
 
     def close(self) -> bool:
         """End the text: what was held back may still complete a stop string. True when one ends it."""
@@ -63,13 +77,17 @@ class StopMatcher:
 
 
 def stop_matcher(
-    sampling: Sampling, stream: TextStream, markers: tuple[str, str] | None, *, reasoning_open: bool
+    sampling: Sampling,
+    stream: TextStream,
+    markup: Markup,
+    begins: State,
+    *,
+    calls: bool = False,
+    one_call: bool = False,
 ) -> StopMatcher:
-    """A matcher of a row's stop strings in its answer, unless it asks for them in its reasoning too.
-
-    ``markers`` are those of the model's thinking, where it has any.
-    """
+    """A matcher of a row's stop strings in its answer, unless it asks for them in its reasoning too. ``begins`` is the
+    part that the text begins in, ``calls`` as in :class:`AnswerParts`."""
     answers = None
-    if markers is not None and not sampling.stop_in_reasoning:
-        answers = AnswerParts(markers, inside=reasoning_open)
-    return StopMatcher(sampling.stop, stream, sampling.min_tokens, answers)
+    if not markup.plain and (calls or not sampling.stop_in_reasoning):
+        answers = AnswerParts(markup, begins, calls=calls, thoughts=sampling.stop_in_reasoning)
+    return StopMatcher(sampling.stop, stream, sampling.min_tokens, answers, one_call=one_call)

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 import mlx.core as mx
+import numpy as np
 
 from worker.engine.caches import prompt_cache
 from worker.engine.caches.prompt_cache import Cache, Prefilled
 from worker.engine.decode import CLEAR_EVERY, DecodeBatch, StepResult, read_tokens
+from worker.engine.guided.masks import Lookahead
 from worker.engine.loading.model import LoadedModel
 from worker.engine.sampling import row_params
 from worker.engine.sampling.sampler import Sampler
@@ -76,11 +78,13 @@ class DraftBatch:
         if row is None or row.ended:
             self.clear()
             return None
-        proposals = self._propose(row, min(self._model.num_draft_tokens, row.limit - len(row.tokens) - 1))
+        count = min(self._model.num_draft_tokens, row.limit - len(row.tokens) - 1)
+        proposals, allowed = self._propose(row, count)
         inputs = mx.concatenate([mx.array(self._unread[-1:], dtype=mx.int32), proposals])
         arrays = row_params.build_ahead(row, inputs, self._model.vocab_size)
         logits = self._target.forward(inputs[None], self._caches)[0]
-        sampled = self._sampler(arrays.features, logits, arrays.state, arrays.params)
+        params = arrays.params if allowed is None else arrays.params | {"allowed": allowed}
+        sampled = self._sampler(arrays.features, logits, arrays.state, params)
         mx.async_eval(sampled.outputs(), proposals)
         self._rounds += 1
         if self._rounds % CLEAR_EVERY == 0:
@@ -112,6 +116,10 @@ class DraftBatch:
     def launch(self) -> None:
         """Nothing is left to start."""
 
+    def foresee(self) -> list[Sequence]:
+        """Which tokens may come is found out with the proposals."""
+        return []
+
     def leave(self, row: Sequence) -> None:
         """Take the row out, which has not ended: it will come back."""
         if self._row is row:
@@ -128,19 +136,32 @@ class DraftBatch:
         """Forget the row and its caches."""
         self._row, self._caches, self._draft_caches = None, [], []
 
-    def _propose(self, row: Sequence, count: int) -> mx.array:
-        """``[count]`` tokens that the draft model takes to be the row's next."""
+    def _propose(self, row: Sequence, count: int) -> tuple[mx.array, mx.array | None]:
+        """``[count]`` tokens that the draft model takes to be the row's next, and what its guide allows at their
+        places and the one after, ``[count + 1, words]`` (None: everything).
+
+        A guide must know each proposal before it can say what may follow: they are read one by one.
+
+        Raises:
+            GuideError: the row cannot go on.
+        """
         proposals = [mx.array([], dtype=mx.int32)]
         arrays = row_params.build([row], self._model.vocab_size, ahead=count)
-        features = arrays.features - {"logprobs", "top_logprobs"}
+        features, params = arrays.features - {"logprobs", "top_logprobs"}, arrays.params
         tokens = mx.array([self._unread], dtype=mx.int32)
+        ahead = None if (guide := row.guided()) is None else Lookahead(row, guide, self._model.vocab_size)
         for _ in range(count):
             logits = self._draft.forward(tokens, self._draft_caches)[:, -1]
-            sampled = self._sampler(features, logits, arrays.state, arrays.params)
+            if ahead is not None:
+                params = params | {"allowed": mx.array(ahead.masks[-1][None])}
+            sampled = self._sampler(features, logits, arrays.state, params)
             arrays.state = sampled.state
             proposals.append(sampled.inputs)
             tokens = sampled.inputs[:, None]
-        return mx.concatenate(proposals)
+            if ahead is not None:
+                ahead.propose(int(cast("int", sampled.inputs.item())))
+        allowed = None if ahead is None else mx.array(np.stack(ahead.masks))
+        return mx.concatenate(proposals), allowed
 
 
 def batch_of(model: LoadedModel, sampler: Sampler) -> DecodeBatch | DraftBatch:

@@ -14,10 +14,14 @@ from jobs.params import Sampling
 from worker.engine.sequence import PreparedLine, Sequence, choice_seed
 from worker.engine.text.completion import TextAssembler
 from worker.engine.text.detokenizer import Detokenizer, TextStream
+from worker.engine.text.markup import Markup, Thinking
+from worker.engine.text.parts import AnswerParts, split_thinking
 from worker.engine.text.stop_strings import StopMatcher
-from worker.engine.text.thinking import AnswerParts, split_thinking
 
-THINK = ("<think>", "</think>")
+THINK = Markup(
+    {"answer": (("<think>", "reasoning"),), "reasoning": (("</think>", "answer"),)},
+    thinking=Thinking("<think>", "</think>"),
+)
 
 
 class Bytes:
@@ -52,7 +56,7 @@ def match(
 ) -> tuple[str, str | None, int]:
     """Text, matched stop string and number of tokens read, of pieces fed one by one. ``inside``: whether the first
     is part of a thought, of a model that has some."""
-    answers = None if inside is None else AnswerParts(THINK, inside=inside)
+    answers = None if inside is None else AnswerParts(THINK, "reasoning" if inside else "answer")
     matcher = StopMatcher(stops, stream_of(pieces), min_tokens, answers)
     for token in range(len(pieces)):
         if matcher.add(token):
@@ -182,12 +186,12 @@ def test_min_tokens_count_the_thought() -> None:
 )
 def test_thinking_is_apart(raw: str, inside: bool, text: str, reasoning: str | None) -> None:
     """What is between the markers is the reasoning, the rest the text, and white space at markers is nobody's."""
-    assert split_thinking(raw, THINK, inside=inside) == (text, reasoning)
+    assert split_thinking(raw, THINK, "reasoning" if inside else "answer") == (text, reasoning)
 
 
 def test_a_thought_that_goes_on_from_a_prefill_keeps_its_space() -> None:
     """What the line began and what the model added join to the text that the model read and wrote."""
-    parts = split_thinking(" so.\n</think>\n\nYes", THINK, inside=True, continues=True)
+    parts = split_thinking(" so.\n</think>\n\nYes", THINK, "reasoning", continues=True)
     assert parts == ("Yes", " so.")
 
 
