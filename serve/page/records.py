@@ -31,12 +31,29 @@ MOST_RECORD = 1 << 20
 """Of a longer record the log-probabilities are left out."""
 
 
+class Function(msgspec.Struct, frozen=True):
+    name: str = ""
+    arguments: Any = ""
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A tool call, as OpenAI writes it."""
+
+    function: Function = Function()
+
+
 class Choice(msgspec.Struct, frozen=True):
     """A completion, as the list shows it."""
 
     stop_reason: str = ""
     text: str = ""
     reasoning: str | None = None
+    tool_calls: list[Call] | None = None
+
+    @property
+    def calls(self) -> str:
+        """Its tool calls, a line each."""
+        return "\n".join(f"{call.function.name}({call.function.arguments})" for call in self.tool_calls or ())
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -66,6 +83,7 @@ class Row(msgspec.Struct, frozen=True):
     stop_reason: str | None = None
     text: str = ""
     reasoning: str | None = None
+    tool_calls: list[Call] | None = None
     choices: list[Choice] | None = None
     usage: Tokens = Tokens()
     stats: Timing = Timing()
@@ -74,7 +92,9 @@ class Row(msgspec.Struct, frozen=True):
     def completions(self) -> list[Choice]:
         if self.choices:
             return self.choices
-        return [] if self.stop_reason is None else [Choice(self.stop_reason, self.text, self.reasoning)]
+        return (
+            [] if self.stop_reason is None else [Choice(self.stop_reason, self.text, self.reasoning, self.tool_calls)]
+        )
 
 
 decode_row = msgspec.json.Decoder(Row).decode
@@ -104,6 +124,7 @@ def _texts(row: Row) -> Iterator[str]:
     for choice in row.completions:
         yield choice.text
         yield choice.reasoning or ""
+        yield choice.calls
 
 
 def count_finished(store: Store, batch_id: str) -> int:
@@ -159,6 +180,7 @@ def find_records(
 
 def _listed(row: Row, record: StoredRecord) -> dict[str, Any]:
     first = row.completions[0] if row.completions else Choice()
+    text = "\n".join(filter(None, (first.text, first.calls)))
     return {
         "place": record.after - 1,
         "line": row.index + 1,
@@ -166,8 +188,8 @@ def _listed(row: Row, record: StoredRecord) -> dict[str, Any]:
         "error": None if row.error is None else {"code": row.error.code, "message": row.error.message[:SHOWN_TEXT]},
         "stops": sorted({choice.stop_reason for choice in row.completions}),
         "choices": len(row.completions),
-        "text": first.text[:SHOWN_TEXT],
-        "cut": len(first.text) > SHOWN_TEXT,
+        "text": text[:SHOWN_TEXT],
+        "cut": len(text) > SHOWN_TEXT,
         "thought": bool(first.reasoning),
         "prompt_tokens": row.usage.prompt_tokens,
         "completion_tokens": row.usage.completion_tokens,

@@ -49,6 +49,7 @@ async function showRecord(id, listed) {
     const which = choices.length > 1 ? ` ${at + 1}` : "";
     if (choice.reasoning) parts.push(block(`Thought${which}`, choice.reasoning, "dim"));
     parts.push(block(`Answer${which}: ${choice.stop_reason}`, choice.text));
+    if (choice.tool_calls) parts.push(block(`Tool calls${which}`, JSON.stringify(choice.tool_calls, null, 2)));
   });
   const whole = JSON.stringify(record, null, 2);
   const dialog = h("dialog", { class: "record", "aria-label": `Record ${listed.id}` },
