@@ -92,9 +92,9 @@ class Row(msgspec.Struct, frozen=True):
     def completions(self) -> list[Choice]:
         if self.choices:
             return self.choices
-        return (
-            [] if self.stop_reason is None else [Choice(self.stop_reason, self.text, self.reasoning, self.tool_calls)]
-        )
+        if self.stop_reason is None:
+            return []
+        return [Choice(self.stop_reason, self.text, self.reasoning, self.tool_calls)]
 
 
 decode_row = msgspec.json.Decoder(Row).decode

@@ -8,18 +8,24 @@ export function area(points, { width = 640, height = 120, from, to, most = 0, fo
   const top = Math.max(most, ...known.map(([, y]) => y), 1e-9);
   const x = (at) => ((at - from) / (to - from || 1)) * width;
   const y = (value) => height - 2 - (value / top) * (height - 8);
-  const line = known.map(([at, value]) => `${x(at).toFixed(1)},${y(value).toFixed(1)}`);
+  // Where nothing is known the line has a gap.
+  const runs = points.reduce((made, point) => {
+    if (point[1] === null) made.push([]);
+    else made.at(-1).push(point);
+    return made;
+  }, [[]]).filter((run) => run.length > 1);
   const box = s("svg", {
     viewBox: `0 0 ${width} ${height}`, class: "plot", preserveAspectRatio: "none", role: "img", "aria-label": label,
   });
   for (const share of [0.5, 1]) {
     box.append(s("line", { class: "grid", x1: 0, x2: width, y1: y(top * share), y2: y(top * share) }));
   }
-  if (line.length > 1) {
-    const [first, last] = [x(known[0][0]).toFixed(1), x(known.at(-1)[0]).toFixed(1)];
+  for (const run of runs) {
+    const line = run.map(([at, value]) => `${x(at).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
+    const [first, last] = [x(run[0][0]).toFixed(1), x(run.at(-1)[0]).toFixed(1)];
     box.append(
-      s("polygon", { class: "under", points: `${first},${height} ${line.join(" ")} ${last},${height}` }),
-      s("polyline", { class: "line", points: line.join(" ") }));
+      s("polygon", { class: "under", points: `${first},${height} ${line} ${last},${height}` }),
+      s("polyline", { class: "line", points: line }));
   }
   return h("div", { class: "framed" }, box, h("span", { class: "high" }, known.length ? format(top) : ""));
 }
