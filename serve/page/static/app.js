@@ -31,8 +31,8 @@ function asked(error) {
     logIn();
     return false;
   }
-  if (error.status !== 404) toast(error.message, "bad");
-  return true;
+  toast(error.message, "bad");
+  return error.status !== 403;
 }
 
 function logIn() {
