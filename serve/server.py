@@ -34,6 +34,8 @@ from serve.http.guard import App
 from serve.http.metrics import Metrics
 from serve.http.protocol import limited_protocol
 from serve.intake.orders import Orders
+from serve.page.pool import SAMPLE_S
+from serve.page.routes import PageRoutes
 from serve.pool.models import Models
 from serve.pool.presence import SAID_S, Presence
 from serve.pool.routes import ModelRoutes
@@ -62,10 +64,16 @@ class ServerParts:
         book = BatchBook(store, orders)
         results = Results(store, strict=settings.strict_openai)
         self.presence = Presence(store, process_name(None))
-        chores = [Every(TIDY_FILES_S, self.files.tidy), Every(SAID_S, self.presence.say)]
+        uploads = FileRoutes(self.files, book, results, settings.limits)
+        self.page = PageRoutes(store, settings, self.files, uploads, book, orders, self.models)
+        chores = [
+            Every(TIDY_FILES_S, self.files.tidy),
+            Every(SAID_S, self.presence.say),
+            Every(SAMPLE_S, self.page.pool.sample),
+        ]
         self.desk = Desk(store, self.models, settings.limits, also=chores)
         self.api = Api(
-            FileRoutes(self.files, book, results, settings.limits),
+            uploads,
             BatchRoutes(store, orders, book),
             ModelRoutes(self.models),
             self.desk,
@@ -75,7 +83,9 @@ class ServerParts:
         self.gate = Gate(keys)
 
     def app(self) -> App:
-        return make_app(self.api, self.gate, self.settings.limits, origins=self.settings.origins)
+        return make_app(
+            self.api, self.gate, self.settings.limits, origins=self.settings.origins, more=self.page.routes()
+        )
 
 
 class Every:

@@ -37,8 +37,8 @@ class Gate:
     def __init__(self, keys: KeyRing | None) -> None:
         self._keys = keys
 
-    def enter(self, headers: Mapping[bytes, bytes]) -> Access:
-        """What the request with these headers may do.
+    def enter(self, headers: Mapping[bytes, bytes], *, cookie: str | None = None) -> Access:
+        """What the request with these headers may do; ``cookie`` is the key that came as one, where that counts.
 
         Raises:
             ApiError: it is not let in.
@@ -46,7 +46,7 @@ class Gate:
         if self._keys is None:
             _check_host(headers.get(b"host", b"").decode("latin-1"))
             return Access()
-        token = _token(headers)
+        token = _token(headers) or cookie
         if token is None:
             raise ApiError(
                 401,

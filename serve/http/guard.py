@@ -16,6 +16,7 @@ from jobs.errors import BatchNotFoundError, PromptmillError, RedisError
 from jobs.lines.line import MAX_LINE_BYTES
 from serve.access.access import Gate
 from serve.errors import ApiError, error_body, unavailable
+from serve.page.session import API, cookie_token
 from serve.settings import Limits
 
 log = logging.getLogger("promptmill.serve")
@@ -27,8 +28,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Answered = Callable[[str, str, int, float, int], object]
 
-OPEN_PATHS = frozenset({"/health", "/healthz"})
-"""What needs no key: that the process answers."""
+OPEN_PATHS = frozenset({"/health", "/healthz", "/"})
+OPEN_FILES = "/page/"
+"""What needs no key: that the process answers, and the page's files."""
 LONGEST_NUMBER = 18
 FORM_BYTES = 1 << 20
 """What a form may have beside its file."""
@@ -56,8 +58,10 @@ class Guard:
         exchange = _Exchange(scope, receive, send, self._limits, self._answered, self._clock)
         try:
             headers = dict(scope["headers"])
-            if scope["path"] not in OPEN_PATHS:
-                scope["access"] = self._gate.enter(headers)
+            path = scope["path"]
+            if path not in OPEN_PATHS and not path.startswith(OPEN_FILES):
+                cookie = headers.get(b"cookie", b"") if path.startswith(API) else b""
+                scope["access"] = self._gate.enter(headers, cookie=cookie_token(cookie.decode("latin-1")))
             exchange.check_length(headers)
             await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:

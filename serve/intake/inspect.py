@@ -33,10 +33,16 @@ _decode = msgspec.json.Decoder(_Envelope).decode
 
 class Inspector:
     """Finds more wrong with lines that are good as such: an envelope that is not whole, another url than the batch's, a
-    model that is not served. ``served(model, adapter)`` tells whether one is."""
+    model that is not served. ``served(model, adapter)`` tells whether one is. Without an endpoint lines may be any that
+    `promptmill submit` takes."""
 
     def __init__(
-        self, endpoint: str, most_lines: int, served: Callable[[str, str | None], bool], *, see: Callable[[], object]
+        self,
+        endpoint: str | None,
+        most_lines: int,
+        served: Callable[[str, str | None], bool],
+        *,
+        see: Callable[[], object],
     ) -> None:
         self._endpoint, self._most_lines, self._served, self._see = endpoint, most_lines, served, see
         self._known: dict[object, bool] = {}
@@ -61,12 +67,13 @@ class Inspector:
         known = self._known.get(line.group)
         if known is None:
             known = self._known[line.group] = self._served(line.group.model, line.group.adapter_path)
-        envelope = _decode(line.place.raw)
         number = line.place.line
-        if (found := _lacking(envelope, number)) is not None:
-            return found
-        if envelope.url != self._endpoint:
-            return _mismatch(number)
+        if self._endpoint is not None:
+            envelope = _decode(line.place.raw)
+            if (found := _lacking(envelope, number)) is not None:
+                return found
+            if envelope.url != self._endpoint:
+                return _mismatch(number)
         if not known:
             message = f"The provided model '{line.group.model[:100]}' is not supported: no worker serves it."
             return ProblemLine(number, "model_not_found", "body.model", message)
@@ -74,6 +81,8 @@ class Inspector:
 
     def _judged(self, line: BadLine) -> BadLine:
         """A bad line, with the one problem that OpenAI would name where that hides the others."""
+        if self._endpoint is None:
+            return line
         number = line.problems[0].line
         for problem in line.problems:
             if problem.field == "url":
@@ -134,6 +143,15 @@ def _sentence(param: str | None, message: str) -> str:
     return text[:LONGEST_MESSAGE]
 
 
-def problems_of(found: Collection[ProblemLine]) -> list[dict[str, Any]]:
-    """The errors of a batch, the first of each line first."""
-    return [as_openai(problem) for problem in list(found)[:MOST_PROBLEMS]]
+def problems_of(found: Collection[ProblemLine], *, plain: bool = False) -> list[dict[str, Any]]:
+    """The errors of a batch, the first of each line first; those of ``plain`` lines in our own words."""
+    return [_as_ours(problem) if plain else as_openai(problem) for problem in list(found)[:MOST_PROBLEMS]]
+
+
+def _as_ours(problem: ProblemLine) -> dict[str, Any]:
+    return {
+        "code": problem.code,
+        "line": problem.line,
+        "message": problem.message[:LONGEST_MESSAGE],
+        "param": problem.field,
+    }

@@ -31,7 +31,7 @@ OPENAI = "_openai"
 @dataclass(frozen=True, slots=True)
 class IntakeOrder:
     """A batch to be made of a file. ``window_s`` are the seconds of its ``completion_window``; ``models`` are those
-    that its key may use (none named: all)."""
+    that its key may use (none named: all). ``plain``: its lines may be all that `promptmill submit` takes."""
 
     batch_id: str
     input_file_id: str
@@ -47,6 +47,9 @@ class IntakeOrder:
     priority: str = "normal"
     webhook: str | None = None
     keep_s: float | None = KEEP_S
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    on_bad_line: str = "reject"
+    plain: bool = False
 
     @property
     def batch_metadata(self) -> dict[str, Any]:

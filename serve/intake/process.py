@@ -69,7 +69,7 @@ class Intake:
         except CancelledError:
             self._store.refuse(new, 0, [], status="cancelled")
         except InputError as error:
-            problems = problems_of(error.problems)
+            problems = problems_of(error.problems, plain=order.plain)
             if error.problems and error.problems[0].code == "empty_file":
                 problems = [_problem("empty_file", "The file has no lines.")]
             self._store.refuse(new, 0, problems)
@@ -113,12 +113,12 @@ class Intake:
 
         with PromptFile(self._files.path(file)) as prompts:
             prompts.name = file.filename
-            inspector = Inspector(order.endpoint, self._limits.file_lines, served, see=see)
+            inspector = Inspector(None if order.plain else order.endpoint, self._limits.file_lines, served, see=see)
             submit(self._store, prompts, self._order(order), inspect=inspector)
 
     def _order(self, order: IntakeOrder) -> Order:
         return Order(
-            defaults=Defaults({}),
+            defaults=Defaults(order.defaults),
             name=order.name,
             priority=order.priority,
             metadata=order.batch_metadata,
@@ -126,6 +126,7 @@ class Intake:
             expires_in=order.window_s,
             keep_s=order.keep_s,
             webhook=order.webhook,
+            on_bad_line=order.on_bad_line,
         )
 
 

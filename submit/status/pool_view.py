@@ -124,7 +124,7 @@ class PoolView:
 
     def draw(self, width: int, height: int, *, unicode: bool = True) -> list[Text]:
         """At most ``height`` lines of at most ``width`` columns: the pool in short, batches, lines in flight."""
-        states = Counter(_state_name(batch, self.waiting.get(batch.id)) for batch in self.batches if not batch.done)
+        states = Counter(state_name(batch, self.waiting.get(batch.id)) for batch in self.batches if not batch.done)
         counted = ", ".join(f"{number} {state}" for state, number in sorted(states.items())) or "nothing to do"
         lines = [
             *heading("promptmill", self.workers, self.now, width, pool_paused=self.pool_paused),
@@ -191,7 +191,7 @@ class PoolView:
 
     def _state(self, batch: Batch) -> Text:
         """The state of a batch in one word; of one that waits for its start time, that time."""
-        state = _state_name(batch, self.waiting.get(batch.id))
+        state = state_name(batch, self.waiting.get(batch.id))
         shown = state
         if not batch.done and not batch.paused and "starts" in batch.times:
             at, ahead = datetime.fromtimestamp(batch.times["starts"]), batch.times["starts"] - self.now
@@ -222,7 +222,7 @@ def in_order(batches: Sequence[Batch], waiting: Container[str] = ()) -> list[Bat
     return [*live, *done]
 
 
-def _state_name(batch: Batch, why: str | None) -> str:
+def state_name(batch: Batch, why: str | None) -> str:
     """The state of a batch in one word; ``why`` it does not run is what :attr:`BatchOutlook.why_waiting` says."""
     if why is None:
         return "running" if batch.status == "in_progress" else batch.status
