@@ -80,7 +80,7 @@ class ServerParts:
             Metrics(lambda: self.desk.count),
         )
         keys = None if settings.keys is None else KeyRing(settings.keys, say=log.error)
-        self.gate = Gate(keys)
+        self.gate = Gate(keys, self.settings.origins)
 
     def app(self) -> App:
         return make_app(

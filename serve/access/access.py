@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -32,10 +32,11 @@ class Access:
 
 
 class Gate:
-    """Lets requests in: by their key where there are keys, else by the host that they name."""
+    """Lets requests in: by their key where there are keys, else by the host that they name. Without keys a web page
+    of another site is kept out too, unless it is of one of ``origins``."""
 
-    def __init__(self, keys: KeyRing | None) -> None:
-        self._keys = keys
+    def __init__(self, keys: KeyRing | None, origins: Collection[str] = ()) -> None:
+        self._keys, self._origins = keys, frozenset(origins)
 
     def enter(self, headers: Mapping[bytes, bytes], *, cookie: str | None = None) -> Access:
         """What the request with these headers may do; ``cookie`` is the key that came as one, where that counts.
@@ -44,7 +45,9 @@ class Gate:
             ApiError: it is not let in.
         """
         if self._keys is None:
-            _check_host(headers.get(b"host", b"").decode("latin-1"))
+            host = headers.get(b"host", b"").decode("latin-1")
+            _check_host(host)
+            self._check_origin(headers.get(b"origin", b"").decode("latin-1"), host)
             return Access()
         token = _token(headers) or cookie
         if token is None:
@@ -63,6 +66,16 @@ class Gate:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return Access(key.name, key.admin, key.models)
+
+    def _check_origin(self, origin: str, host: str) -> None:
+        """Refuse what a browser sends for a web page of another site: it names the page's origin."""
+        if origin and origin not in self._origins and origin.partition("://")[2] != host:
+            raise ApiError(
+                403,
+                "This server has no keys, and takes nothing from web pages of other sites: name the page's origin with "
+                "--cors-origin.",
+                code="origin_not_allowed",
+            )
 
 
 def _token(headers: Mapping[bytes, bytes]) -> str | None:

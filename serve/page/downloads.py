@@ -1,4 +1,4 @@
-"""A batch's results as a file, in each format that the command line has."""
+"""A batch's results as a file, in each format of the command line that is written line by line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from jobs.batch import Batch
 from jobs.errors import RefusedError
 from jobs.store.store import Store
 from serve.errors import ApiError
-from submit.results.destination import FORMATS, TRAINING, Destination
+from submit.results.destination import FORMATS, TABLES, TRAINING, Destination
 from submit.results.formats import renderer
 from submit.results.read import StoredRecord, finished_records, ordered_records
 
+LINES = tuple(name for name in FORMATS if name not in TABLES)
 BLOCK_BYTES = 1 << 18
 ORDERS = ("input", "finished")
 WHICH = ("all", "succeeded", "failed")
@@ -24,7 +25,7 @@ WHICH = ("all", "succeeded", "failed")
 
 def choices() -> dict[str, Any]:
     """What may be asked for."""
-    return {"formats": list(FORMATS), "training": list(TRAINING), "orders": list(ORDERS), "which": list(WHICH)}
+    return {"formats": list(LINES), "training": list(TRAINING), "orders": list(ORDERS), "which": list(WHICH)}
 
 
 def download(store: Store, batch: Batch, *, fmt: str, order: str, which: str, keep_cut: bool) -> StreamingResponse:
@@ -33,7 +34,7 @@ def download(store: Store, batch: Batch, *, fmt: str, order: str, which: str, ke
     Raises:
         ApiError, RefusedError: there is no such format or order, or the format cannot hold the first record.
     """
-    for name, given, known in (("format", fmt, FORMATS), ("order", order, ORDERS), ("which", which, WHICH)):
+    for name, given, known in (("format", fmt, LINES), ("order", order, ORDERS), ("which", which, WHICH)):
         if given not in known:
             message = f"Invalid '{name}': expected one of {', '.join(known)}."
             raise ApiError(400, message, code="invalid_value", param=name)
