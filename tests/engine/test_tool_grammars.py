@@ -19,6 +19,7 @@ from worker.engine.guided.guide import Guide
 from worker.engine.prompts.prepare import Preparer
 from worker.engine.sequence import Sequence
 from worker.engine.text.completion import TextAssembler
+from worker.engine.text.detokenizer import Detokenizer
 from worker.engine.text.markup import markup_of
 from worker.engine.text.parts import segments_of
 from worker.engine.text.tool_calls import CallReader, call_ids
@@ -258,7 +259,7 @@ def test_a_value_of_harmony_that_a_stop_string_ends(raw: str, valid: bool) -> No
     row = Sequence(line, choice=0, seed=1, limit=100)
     row.text, row.stop_reason = raw.removesuffix(" END"), "stop_string"
     row.guide = Guide(line.guide)
-    assert is_valid(row, markup) is valid
+    assert is_valid(row, markup, Detokenizer(tools_tokenizer("harmony"))) is valid
     begun = preparer("harmony").prepare(job(guided_regex="[0-9]+( END)?", prefill_response="It is "))
     assert begun.guide.matches("12")
     assert not begun.guide.matches("12 ")

@@ -58,6 +58,7 @@ class Stats:
     decode_rows: int = 0
     decode_slots: int = 0
     preempted_rows: int = 0
+    scored_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
