@@ -11,10 +11,11 @@ from pathlib import Path
 
 import click
 
-from jobs.app.logs import FILE_HELP, FORMAT_HELP, FORMATS, set_up_logging
+from jobs.app.logs import set_up_logging
 from jobs.app.process_name import process_name
 from jobs.embedded.server import data_folder
 from jobs.errors import RefusedError
+from submit.commands.daemon_options import daemon_options
 from submit.commands.options import Duration, open_store, redis_option
 
 log = logging.getLogger("promptmill.serve")
@@ -68,12 +69,7 @@ log = logging.getLogger("promptmill.serve")
     help="Most connections at once.",
 )  # fmt: skip
 @redis_option
-@click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help=FORMAT_HELP)
-@click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=FILE_HELP)
-@click.option("--verbose", "-v", is_flag=True, help="Log more.")
-@click.option(
-    "--check", is_flag=True, hidden=True, help="See that all flags are right, and end: for `promptmill deploy`."
-)
+@daemon_options
 def command(
     host: str,
     port: int,

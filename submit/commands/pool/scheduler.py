@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from jobs.app.logs import FILE_HELP, FORMAT_HELP, FORMATS, set_up_logging
+from jobs.app.logs import set_up_logging
 from jobs.app.process_name import process_name
 from jobs.app.settings import read_settings
 from submit.commands import all_flags
+from submit.commands.daemon_options import daemon_options
 from submit.commands.options import open_store, redis_option
 
 log = logging.getLogger("promptmill.scheduler")
@@ -48,12 +49,7 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
     "[default: any but this machine's own and link-local addresses]",
 )  # fmt: skip
 @redis_option
-@click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help=FORMAT_HELP)
-@click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=FILE_HELP)
-@click.option("--verbose", "-v", is_flag=True, help="Log more.")
-@click.option(
-    "--check", is_flag=True, hidden=True, help="See that all flags are right, and end: for `promptmill deploy`."
-)
+@daemon_options
 def command(
     name: str | None,
     read_from: tuple[Path, ...],
