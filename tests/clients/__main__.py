@@ -15,7 +15,7 @@ from pathlib import Path
 
 import orjson
 
-from tests.clients import litellm, llama_stack, openai_client, page
+from tests.clients import curator, distilabel, inspect_ai, litellm, llama_stack, openai_client, page
 from tests.clients.client import FAILED, PASSED, Check, Client, Row, judged
 from tests.clients.environment import ROOT, place
 
@@ -23,6 +23,9 @@ CLIENTS: tuple[Client, ...] = (
     openai_client.CLIENT,
     litellm.CLIENT,
     llama_stack.CLIENT,
+    inspect_ai.CLIENT,
+    distilabel.CLIENT,
+    curator.CLIENT,
 )
 
 
