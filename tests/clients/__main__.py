@@ -15,7 +15,7 @@ from pathlib import Path
 
 import orjson
 
-from tests.clients import curator, distilabel, inspect_ai, litellm, llama_stack, openai_client, page
+from tests.clients import curator, distilabel, inspect_ai, litellm, llama_stack, lm_eval, openai_client, page
 from tests.clients.client import FAILED, PASSED, Check, Client, Row, judged
 from tests.clients.environment import ROOT, place
 
@@ -26,6 +26,7 @@ CLIENTS: tuple[Client, ...] = (
     inspect_ai.CLIENT,
     distilabel.CLIENT,
     curator.CLIENT,
+    lm_eval.CLIENT,
 )
 
 
