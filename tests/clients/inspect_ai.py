@@ -13,7 +13,8 @@ def run(place: Place) -> list[Check]:
 CLIENT = Client(
     name="inspect-ai",
     version="0.3.285",
-    what="`inspect eval --batch` of 40 questions, with openai 3.57.0 and `-M responses_api=false`",
+    what="`inspect eval --batch` of 40 questions, of a schema and of a tool, with openai 3.57.0 and "
+    "`-M responses_api=false`",
     run=run,
     packages=("inspect-ai==0.3.285", "openai==3.57.0"),
     known={

@@ -12,13 +12,18 @@ from checks import check
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample
 from inspect_ai.log import EvalLog, read_eval_log
-from inspect_ai.model import ModelInfo, set_model_info
+from inspect_ai.model import GenerateConfig, ModelInfo, ResponseSchema, set_model_info
 from inspect_ai.scorer import match
-from inspect_ai.solver import generate
+from inspect_ai.solver import generate, use_tools
+from inspect_ai.tool import Tool, tool
+from inspect_ai.util import json_schema
+from pydantic import BaseModel
 
 # A name that Inspect does not know is one of OpenAI's newest models to it, which take no temperature.
 set_model_info(f"openai/{MODEL}", ModelInfo(family="gpt-4o"))
 
+PEOPLE = (("Anna", 31), ("Mia", 22))
+WARM = "21 degrees"
 BATCH = {"size": len(QUESTIONS), "send_delay": 2, "tick": 1}
 
 
@@ -26,6 +31,38 @@ BATCH = {"size": len(QUESTIONS), "send_delay": 2, "tick": 1}
 def sums() -> Task:
     samples = [Sample(id=f"sum-{n}", input=question, target=RIGHT[question]) for n, question in enumerate(QUESTIONS)]
     return Task(dataset=samples, solver=generate(), scorer=match())
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+@task
+def people() -> Task:
+    samples = [Sample(id=name, input=f"Give me JSON for a person named {name} aged {age}.") for name, age in PEOPLE]
+    schema = ResponseSchema(name="person", json_schema=json_schema(Person), strict=True)
+    return Task(dataset=samples, solver=generate(), scorer=match(), config=GenerateConfig(response_schema=schema))
+
+
+@tool
+def weather() -> Tool:
+    async def execute(city: str) -> str:
+        """The weather in a city.
+
+        Args:
+            city: The city's name.
+        """
+        return WARM
+
+    return execute
+
+
+@task
+def with_a_tool() -> Task:
+    samples = [Sample(id=city, input=f"How is the weather in {city}?") for city in ("Bonn", "Rome")]
+    turns = [use_tools(weather(), tool_choice="any"), generate()]
+    return Task(dataset=samples, solver=turns, scorer=match(), message_limit=4)
 
 
 @task
@@ -49,6 +86,16 @@ def evaluated(name: str, *flags: str) -> EvalLog:
     return read_eval_log(str(path))
 
 
+def check_tools() -> None:
+    """The model must call the tool; its result goes back in another batch, whose answer is of the same conversation."""
+    samples = evaluated("with_a_tool").samples or []
+    roles = [[message.role for message in sample.messages] for sample in samples]
+    check("a tool is called and the model goes on", roles == [["user", "assistant", "tool", "assistant"]] * 2, roles)
+    calls = [call.function for sample in samples for call in sample.messages[1].tool_calls or []]
+    results = [sample.messages[2].text for sample in samples]
+    check("calls are read and answered", (calls, results) == (["weather"] * 2, [WARM] * 2), (calls, results))
+
+
 def main() -> None:
     log = evaluated("sums")
     samples = log.samples or []
@@ -60,6 +107,9 @@ def main() -> None:
     check_answers(said, usage.input_tokens, usage.output_tokens)
     ends = {sample.output.stop_reason for sample in samples}
     check("it reads why the texts ended", ends == {"stop"}, ends)
+    shaped = [json.loads(sample.output.completion) for sample in evaluated("people").samples or []]
+    check("objects of a schema are what was asked for", shaped == [{"name": n, "age": a} for n, a in PEOPLE], shaped)
+    check_tools()
     failed = evaluated("one_too_long", "--no-fail-on-error", "--max-retries", "1")
     lost = [sample.id for sample in failed.samples or [] if sample.error is not None]
     check("a line that fails fails alone", lost == ["sum-5"], lost)
