@@ -21,7 +21,8 @@ from serve.settings import Limits
 BLOCK = 1 << 20
 FIELD_BYTES = 4096
 MOST_FIELDS = 32
-PURPOSES = ("batch",)
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+"""OpenAI's purposes of uploads. Files are kept whatever theirs is; batches are made of those for batches."""
 SHORTEST_S, LONGEST_S = 3600, 2_592_000
 _UNSAFE = re.compile(r"[^\w .()+,=@-]")
 
@@ -244,7 +245,7 @@ def _described(form: Form, file_id: str, size: int, lines: int, owner: str, now:
     if purpose not in PURPOSES:
         raise ApiError(
             400,
-            f"Invalid value: '{purpose[:40]}'. Supported values are: 'batch'.",
+            f"Invalid value: '{purpose[:40]}'. Supported values are: {', '.join(map(repr, PURPOSES))}.",
             code="invalid_value",
             param="purpose",
         )
