@@ -62,6 +62,7 @@ class Inspector:
                 good.append(line)
             else:
                 bad.append(BadLine(line.place.index, readable_id(line.place.raw) or "", (problem,)))
+        bad.sort(key=lambda line: line.index)
         return chunk if len(good) == len(chunk.good) and not chunk.bad else Chunk(good, bad, chunk.own_models)
 
     def _problem(self, line: GoodLine) -> ProblemLine | None:

@@ -355,6 +355,8 @@ def test_paths_need_no_version(served: Served) -> None:
         answer = httpx.request(method, base + path)
         assert (answer.status_code, list(answer.json())) == (status, ["error"])
         assert answer.headers["x-request-id"].startswith("req_")
+    assert httpx.request("PUT", f"{base}/batches").headers["allow"] == "GET, HEAD, POST"
+    assert httpx.request("PUT", f"{base}/files/x").headers["allow"] == "DELETE, GET, HEAD"
 
 
 @needs("openssl")
