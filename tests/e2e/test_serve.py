@@ -112,6 +112,7 @@ def test_files_are_listed_a_page_at_a_time(client: OpenAI) -> None:
     [
         ({"purpose": "anything"}, "purpose"),
         ({"purpose": "batch", "file": ("x.jsonl", b"")}, "file"),
+        ({"purpose": "batch", "extra_body": {"porpoise": "batch"}}, "porpoise"),
         ({"purpose": "batch", "expires_after": {"anchor": "created_at", "seconds": 5}}, "expires_after.seconds"),
     ],
 )

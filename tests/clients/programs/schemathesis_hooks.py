@@ -11,6 +11,13 @@ LONGEST = {"max_tokens": 8, "max_completion_tokens": 8, "n": 2, "best_of": 2}
 
 
 @schemathesis.hook
+def map_path_parameters(_context: Any, parameters: Any) -> Any:
+    """Half of the models that are asked for are there."""
+    model = (parameters or {}).get("model")
+    return {**parameters, "model": os.environ["MODEL"]} if isinstance(model, str) and len(model) % 2 else parameters
+
+
+@schemathesis.hook
 def map_body(_context: Any, body: Any) -> Any:
     """A request of a model, for one that there is."""
     if not isinstance(body, dict) or not isinstance(body.get("model"), str):
