@@ -38,7 +38,9 @@ def run(client: Client, folder: Path, suites: Path) -> tuple[Row, list[str]]:
     begun = time.monotonic()
     with place(client, folder, suites) as where:
         checks, wrong = judged(client, client.run(where))
-    row = Row(client.name, client.version, client.what, f"{date.today()}", time.monotonic() - begun, checks)
+    row = Row(
+        client.name, client.version, client.what, f"{date.today()}", time.monotonic() - begun, checks, client.left_out
+    )
     for check in checks:
         if check.outcome != PASSED:
             say(f"  {check.outcome}: {check.name}: {check.why}")
