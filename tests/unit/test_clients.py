@@ -38,7 +38,7 @@ def test_a_report_of_pytest_is_read(tmp_path: Path) -> None:
     """Each case with its outcome and the first of what it says."""
     report = tmp_path / "junit.xml"
     report.write_text(
-        '<testsuites><testsuite><testcase name="a"/><testcase name="b"><failure message="no&#10;way">x</failure>'
-        '</testcase><testcase name="c"><skipped type="pytest.skip" message="no model"/></testcase></testsuite></testsuites>'
+        '<testsuite><testcase name="a"/><testcase name="b"><failure message="no&#10;way">x</failure></testcase>'
+        '<testcase name="c"><skipped type="pytest.skip" message="no model"/></testcase></testsuite>'
     )
     assert of_junit(report) == [CHECKS[0], replace(CHECKS[1], why="no way"), CHECKS[2]]
