@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-import orjson
-
 from jobs.batch import Batch
 from jobs.record_head import whole
 from jobs.store.keys import PREFIX
 from jobs.store.store import Store
-from submit.results.openai_format import endpoint_of, envelope
+from submit.results.openai_format import endpoint_of, envelope, json_line
 from submit.results.prompts import Inputs
 from submit.results.read import StoredRecord, finished_records
 
@@ -108,7 +106,7 @@ class Results:
             shown = envelope(whole(record.raw), lambda: endpoint_of(inputs.job(record)))
             if not self._strict:
                 name_error(shown)
-            return orjson.dumps(shown, option=orjson.OPT_APPEND_NEWLINE)
+            return json_line(shown)
 
         return render
 

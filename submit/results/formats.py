@@ -24,7 +24,7 @@ from jobs.lines.line import Job
 from jobs.record_head import ChoiceHead, head_of, whole
 from jobs.store.store import Store
 from submit.results.destination import TRAINING, Destination
-from submit.results.openai_format import choices_of, endpoint_of, envelope
+from submit.results.openai_format import choices_of, endpoint_of, envelope, json_line
 from submit.results.prompts import Inputs
 from submit.results.read import StoredRecord
 from submit.results.tables.columns import Facts
@@ -86,11 +86,7 @@ def plain_renderer(destination: Destination, endpoint: Callable[[StoredRecord], 
         return flat_renderer(Facts(None, judged=False, choices=False), keys=destination.json_columns)
     if destination.fmt == "native":
         return lambda record: record.raw + b"\n"
-    return lambda record: _line(envelope(whole(record.raw), lambda: endpoint(record)))
-
-
-def _line(shown: dict[str, Any]) -> bytes:
-    return orjson.dumps(shown, option=orjson.OPT_APPEND_NEWLINE)
+    return lambda record: json_line(envelope(whole(record.raw), lambda: endpoint(record)))
 
 
 def _examples(
@@ -108,7 +104,7 @@ def _examples(
             f"line {job.line} ('{job.id}') {what}, which training data cannot hold: take --format native"
         )
     turns = _turns(job, record.raw, keep_cut)
-    return b"".join(_line(example(job, turn)) for turn in turns)
+    return b"".join(json_line(example(job, turn)) for turn in turns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+import orjson
+
 from jobs.lines.line import CHAT_URL, COMPLETIONS_URL, Job
 
 STATUS_CODES = {
@@ -29,6 +31,17 @@ UNANSWERED = {"cancelled": "batch_cancelled", "expired": "batch_expired", "timeo
 
 UNLIKE_OPENAI = ("valid", "tool_call_error", "token_ids")
 """What a choice says that OpenAI's have no field for; the last is vLLM's name."""
+
+BREAKS = ((b"\xc2\x85", rb"\u0085"), (b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"))
+"""What Python's ``splitlines`` takes for the end of a line and JSON does not escape, as UTF-8 and escaped."""
+
+
+def json_line(shown: dict[str, Any]) -> bytes:
+    """An object as a line of JSON that stays one line where a client splits text at every break that Unicode knows."""
+    line = orjson.dumps(shown, option=orjson.OPT_APPEND_NEWLINE)
+    for raw, escaped in BREAKS:
+        line = line.replace(raw, escaped)
+    return line
 
 
 def choices_of(record: dict[str, Any]) -> list[dict[str, Any]]:

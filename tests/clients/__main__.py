@@ -15,7 +15,17 @@ from pathlib import Path
 
 import orjson
 
-from tests.clients import litellm, llama_stack, openai_client, page, schemathesis
+from tests.clients import (
+    curator,
+    distilabel,
+    inspect_ai,
+    litellm,
+    llama_stack,
+    lm_eval,
+    openai_client,
+    page,
+    schemathesis,
+)
 from tests.clients.client import FAILED, PASSED, Check, Client, Row, judged
 from tests.clients.environment import ROOT, place
 
@@ -24,6 +34,10 @@ CLIENTS: tuple[Client, ...] = (
     litellm.CLIENT,
     llama_stack.CLIENT,
     schemathesis.CLIENT,
+    inspect_ai.CLIENT,
+    distilabel.CLIENT,
+    curator.CLIENT,
+    lm_eval.CLIENT,
 )
 
 

@@ -254,6 +254,21 @@ def test_a_rejected_line_is_a_400(store: Store) -> None:
     assert rejected["error"] is None
 
 
+@pytest.mark.parametrize("fmt", ["openai", "completions"])
+def test_a_line_is_one_line_by_any_rule(store: Store, fmt: str) -> None:
+    """Clients split results with Python's ``splitlines``, which knows more breaks than JSON escapes."""
+    said = "one\u2028two\u2029three\x85four\x0bfive\x1c\r"
+    batch_id = make_batch(store, prompts(2))
+    work(store, batch_id, answer=lambda _job: [Choice(0, said, "eos")])
+    render = renderer(Destination(fmt=fmt), store, store.batch(batch_id))
+    text = b"".join(render(record) for record in ordered_records(store.connection, batch_id)).decode()
+    lines = [orjson.loads(line) for line in text.splitlines()]
+    texts = [
+        line["response"]["body"]["choices"][0]["text"] if "response" in line else line["completion"] for line in lines
+    ]
+    assert texts == [said] * 2
+
+
 def test_chat_training_data_holds_the_whole_conversation(store: Store) -> None:
     """System prompt (the batch's), messages, and the answer with what it was made to start with."""
     lines = [{"id": "a", "messages": CHAT, "prefill_response": "Well, "}, {"id": "b", "prompt": "Once"}]
