@@ -15,7 +15,17 @@ from pathlib import Path
 
 import orjson
 
-from tests.clients import curator, distilabel, inspect_ai, litellm, llama_stack, lm_eval, openai_client, page
+from tests.clients import (
+    curator,
+    distilabel,
+    inspect_ai,
+    litellm,
+    llama_stack,
+    lm_eval,
+    openai_client,
+    page,
+    schemathesis,
+)
 from tests.clients.client import FAILED, PASSED, Check, Client, Row, judged
 from tests.clients.environment import ROOT, place
 
@@ -23,6 +33,7 @@ CLIENTS: tuple[Client, ...] = (
     openai_client.CLIENT,
     litellm.CLIENT,
     llama_stack.CLIENT,
+    schemathesis.CLIENT,
     inspect_ai.CLIENT,
     distilabel.CLIENT,
     curator.CLIENT,
@@ -41,7 +52,9 @@ def run(client: Client, folder: Path, suites: Path) -> tuple[Row, list[str]]:
     begun = time.monotonic()
     with place(client, folder, suites) as where:
         checks, wrong = judged(client, client.run(where))
-    row = Row(client.name, client.version, client.what, f"{date.today()}", time.monotonic() - begun, checks)
+    row = Row(
+        client.name, client.version, client.what, f"{date.today()}", time.monotonic() - begun, checks, client.left_out
+    )
     for check in checks:
         if check.outcome != PASSED:
             say(f"  {check.outcome}: {check.name}: {check.why}")

@@ -70,6 +70,8 @@ class Client:
     known: Mapping[str, str] = field(default_factory=dict)
     """Why a check does not pass, by its name. A check that fails and is not here is a fault; so is one here that
     passes, or is not there any more."""
+    left_out: str = ""
+    """What of its suite is not run, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Row:
     """The day."""
     seconds: float
     checks: tuple[Check, ...]
+    left_out: str = ""
 
     def count(self, outcome: str) -> int:
         return sum(check.outcome == outcome for check in self.checks)

@@ -30,6 +30,8 @@ CLIENT = Client(
     suite=SUITE,
     models=("gpt-4o-2024-05-13",),
     port=4000,
+    left_out="tests of other endpoints (responses, fine-tuning, skills), of other providers (Azure, Bedrock, "
+    "Vertex AI), and of how LiteLLM's proxy chooses an account (`test_model_based_routing_files_batches.py`)",
     known={
         "test_vertex_batches_endpoint": "skipped by the suite itself: it needs Vertex AI",
         "test_list_batches_with_target_model_names": "skipped by the suite itself: it tests LiteLLM's own code",

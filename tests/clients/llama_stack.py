@@ -29,9 +29,15 @@ def run(place: Place) -> list[Check]:
 CLIENT = Client(
     name="llama-stack",
     version=SUITE.revision[:8],
-    what="`tests/integration/batches`, with openai 3.57.0 and a plugin that gives it a client; `--strict-openai`",
+    what="`tests/integration/batches`, with openai 2.30.0 and a plugin of some lines that gives it a client",
     run=run,
-    packages=("openai==3.57.0", "pytest==9.2.0"),
+    packages=("openai==2.30.0", "pytest==8.4.2"),
     suite=SUITE,
-    flags=("--strict-openai",),
+    known={
+        "test_batch_e2e_embeddings": "no model of embeddings is served",
+        "test_batch_invalid_completion_window": "it wants `1h` refused; here a window is any time from 1m to 31d",
+        "test_file_malformed_batch_file[empty]": "an expected failure of the suite: it wants the upload itself to be "
+        "refused; OpenAI and promptmill check files when a batch is made of them",
+        "test_file_malformed_batch_file[malformed]": "as the one above",
+    },
 )

@@ -40,12 +40,13 @@ def markdown(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]  # fmt: skip
-    left = [
-        [row.name, f"`{check.name}`", check.outcome, check.why]
-        for row in rows
-        for check in row.checks
-        if check.outcome != PASSED
-    ]
+    left: list[list[str]] = []
+    for row in rows:
+        left += [
+            [row.name, f"`{check.name}`", check.outcome, check.why] for check in row.checks if check.outcome != PASSED
+        ]
+        if row.left_out:
+            left.append([row.name, "", "left out", row.left_out])
     page = HEAD + _table(COLUMNS, cells)
     return page + LEFT + _table(("client", "check", "", "why"), left) if left else page
 

@@ -21,6 +21,7 @@ def environ(place: Place, **more: str) -> dict[str, str]:
     """What a client finds in its environment: nothing of ours, and the server where clients of OpenAI look for it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PROMPTMILL_", "PYTHON"))}
     server = {"OPENAI_BASE_URL": place.url, "OPENAI_API_KEY": place.key, "MODEL": place.model}
+    server["PYTHONDONTWRITEBYTECODE"] = "1"
     return {**kept, "HOME": str(place.folder), "NO_PROXY": "localhost,127.0.0.1", **server, **more}
 
 
@@ -34,9 +35,9 @@ def run_pytest(
     """A suite of pytest's, run in ``folder``: a check per test."""
     report = place.folder / "junit.xml"
     command = [str(place.python), "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
-    done = _run(command, folder, environ(place, PYTHONDONTWRITEBYTECODE="1", **(more or {})), place, seconds)
+    done = run_command(place, command, folder, more or {}, seconds)
     if not report.exists():
-        return [Check("pytest", FAILED, _last(done))]
+        return [Check("pytest", FAILED, last(done))]
     return of_junit(report)
 
 
@@ -49,34 +50,34 @@ def _of_case(case: ET.Element) -> Check:
     name = case.get("name", "")
     for child in case:
         if child.tag in ("failure", "error"):
-            return Check(name, FAILED, _short(child.get("message", "")))
+            return Check(name, FAILED, short(child.get("message", "")))
         if child.tag == "skipped":
-            return Check(name, SKIPPED, _short(child.get("message", "")))
+            return Check(name, SKIPPED, short(child.get("message", "")))
     return Check(name, PASSED)
 
 
 def run_program(place: Place, program: str, *arguments: str, seconds: float = SECONDS, **more: str) -> list[Check]:
     """A program in ``programs/`` that uses a library: it says each check by `checks.check`."""
     command = [str(place.python), str(PROGRAMS / program), *arguments]
-    done = _run(command, place.folder, environ(place, PYTHONDONTWRITEBYTECODE="1", **more), place, seconds)
+    done = run_command(place, command, place.folder, more, seconds)
     found = []
     for line in done.stdout.splitlines():
         if line.startswith("check "):
             said = json.loads(line.removeprefix("check "))
-            found.append(Check(said["name"], PASSED if said["passed"] else FAILED, _short(said["why"])))
+            found.append(Check(said["name"], PASSED if said["passed"] else FAILED, short(said["why"])))
     if done.returncode != 0:
-        found.append(Check("the program ends well", FAILED, _last(done)))
+        found.append(Check("the program ends well", FAILED, last(done)))
     return found
 
 
-def _run(
-    command: Sequence[str], folder: Path, environment: dict[str, str], place: Place, seconds: float
+def run_command(
+    place: Place, command: Sequence[str], folder: Path, more: Mapping[str, str], seconds: float = SECONDS
 ) -> subprocess.CompletedProcess[str]:
-    """A command to its end; what it says is kept in ``log.txt`` of the place."""
+    """A command to its end, with ``more`` in its environment; what it says is kept in ``log.txt`` of the place."""
     with (place.folder / "log.txt").open("a") as log:
         try:
             done = subprocess.run(
-                command, cwd=folder, env=environment, text=True, timeout=seconds, stdin=subprocess.DEVNULL,
+                command, cwd=folder, env=environ(place, **more), text=True, timeout=seconds, stdin=subprocess.DEVNULL,
                 capture_output=True, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
@@ -86,10 +87,10 @@ def _run(
     return done
 
 
-def _last(done: subprocess.CompletedProcess[str]) -> str:
+def last(done: subprocess.CompletedProcess[str]) -> str:
     lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit status {done.returncode}"]
-    return _short(lines[-1])
+    return short(lines[-1])
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()[:LONGEST_WHY]
