@@ -48,15 +48,19 @@ def checkout(suite: Suite | None, suites: Path) -> Path:
         return suites
     home = suites / suite.name
     if not home.exists():
-        suites.mkdir(parents=True, exist_ok=True)
-        git = ["git", "-C", str(home)]
-        clone = ["git", "clone", "--quiet", "--filter=blob:none", "--no-checkout", suite.url, str(home)]
+        part = suites / f"{suite.name}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
         for command in (
-            clone,
-            [*git, "sparse-checkout", "set", "--no-cone", *suite.paths],
-            [*git, "checkout", "--quiet", suite.revision],
+            ("init", "--quiet"),
+            ("remote", "add", "origin", suite.url),
+            ("sparse-checkout", "set", "--no-cone", *suite.paths),
+            # One commit, and of its files only those that are wanted: these repositories are large.
+            ("fetch", "--quiet", "--depth=1", "--filter=blob:none", "origin", suite.revision),
+            ("checkout", "--quiet", "FETCH_HEAD"),
         ):
-            subprocess.run(command, check=True)
+            subprocess.run(["git", "-C", str(part), *command], check=True)
+        part.rename(home)
     return home
 
 
