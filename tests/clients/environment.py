@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import venv
@@ -64,9 +65,17 @@ def checkout(suite: Suite | None, suites: Path) -> Path:
     return home
 
 
+def in_use(port: int) -> bool:
+    """Whether somebody listens at a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @contextlib.contextmanager
 def place(client: Client, folder: Path, suites: Path) -> Iterator[Place]:
     """A server, a worker for the pocket model under the client's names of it, and an empty folder."""
+    if client.port and in_use(client.port):
+        raise SystemExit(f"port {client.port} is taken, and {client.name} asks for it: end what listens there first")
     python, suite = interpreter(client, folder), checkout(client.suite, suites)
     work = folder / "work" / client.name
     shutil.rmtree(work, ignore_errors=True)
