@@ -30,7 +30,8 @@ from serve.batches.routes import BatchRoutes
 from serve.files.results import Results
 from serve.files.routes import FileRoutes
 from serve.files.store import Files
-from serve.http.guard import App
+from serve.files.upload import Uploads
+from serve.http.exchange import App
 from serve.http.metrics import Metrics
 from serve.http.protocol import limited_protocol
 from serve.intake.orders import Orders
@@ -50,6 +51,8 @@ OTHER_FILES = 256
 TIDY_FILES_S = 60.0
 END_S = 10.0
 INTAKE_PAUSE_S = 1.0
+LOUD = ("uvicorn.error", "python_multipart")
+"""Logs of others that have a line for each bad request: anybody could fill the disk."""
 
 
 class ServerParts:
@@ -64,7 +67,7 @@ class ServerParts:
         book = BatchBook(store, orders)
         results = Results(store, strict=settings.strict_openai)
         self.presence = Presence(store, process_name(None))
-        uploads = FileRoutes(self.files, book, results, settings.limits)
+        uploads = FileRoutes(self.files, book, results, Uploads(self.files, settings.limits))
         self.page = PageRoutes(store, settings, self.files, uploads, book, orders, self.models)
         chores = [
             Every(TIDY_FILES_S, self.files.tidy),
@@ -169,6 +172,8 @@ def run_server(store: Store, settings: ServeSettings, redis_url: str, say: Calla
         def ready() -> None:
             say(f"serving at {url}")
 
+        for name in LOUD:
+            logging.getLogger(name).setLevel(logging.ERROR)
         server = Server(_config(parts, settings), parts.desk, ready)
         server.run(sockets=[listening])
     return 0

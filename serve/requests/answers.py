@@ -117,6 +117,8 @@ class Janitor(threading.Thread):
                     task()
                 except (redis.exceptions.RedisError, PromptmillError, OSError) as error:
                     log.debug("not tidied up: %s", error)
+                except Exception:  # the thread goes on: the other tasks wait for it
+                    log.exception("not tidied up", extra={"action": "not_tidied"})
 
     def tidy(self) -> None:
         """One round."""

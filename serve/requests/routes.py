@@ -15,7 +15,7 @@ from jobs.errors import PromptmillError
 from jobs.lines.line import CHAT_URL, COMPLETIONS_URL
 from jobs.store.shard_records import ShardRecords, loaded
 from serve.errors import ApiError
-from serve.http.guard import Message, Receive, Scope, Send
+from serve.http.exchange import SMALL_BYTES, Message, Receive, Scope, Send
 from serve.pool.routes import no_model
 from serve.requests.answering import answer_of
 from serve.requests.line import RequestLine, line_of
@@ -38,7 +38,7 @@ class Completions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
             raise ApiError(405, f"{self._url} takes POST.", headers={"Allow": "POST"})
-        line = line_of(await _body(receive), self._url, scope["request_id"], scope["access"])
+        line = await self._line(await _body(receive), scope)
         record = await self._record(line, _once(scope), receive)
         if record is None:
             return  # the client has gone
@@ -46,6 +46,13 @@ class Completions:
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    async def _line(self, raw: bytes, scope: Scope) -> RequestLine:
+        """The line of a request. Large ones are looked at in a thread, one after the other, while others are served."""
+        if len(raw) <= SMALL_BYTES:
+            return line_of(raw, self._url, scope["request_id"], scope["access"])
+        async with self._desk.checking:
+            return await asyncio.to_thread(line_of, raw, self._url, scope["request_id"], scope["access"])
 
     async def _record(self, line: RequestLine, once: str | None, receive: Receive) -> bytes | None:
         """The record of a line; None where its client went away before.
