@@ -21,6 +21,7 @@ import uvicorn
 
 from jobs.app.process_name import process_name
 from jobs.errors import RefusedError
+from jobs.store.maintenance import upkeep
 from jobs.store.store import Store
 from serve.access.access import Gate
 from serve.access.keyfile import KeyRing
@@ -49,6 +50,8 @@ BACKLOG = 2048
 OTHER_FILES = 256
 """Files that are open beside connections."""
 TIDY_FILES_S = 60.0
+UPKEEP_S = 15.0
+"""Batches whose time is up end also while there is no worker: those of a server that died too."""
 END_S = 10.0
 INTAKE_PAUSE_S = 1.0
 LOUD = ("uvicorn.error", "python_multipart")
@@ -71,6 +74,7 @@ class ServerParts:
         self.page = PageRoutes(store, settings, self.files, uploads, book, orders, self.models)
         chores = [
             Every(TIDY_FILES_S, self.files.tidy),
+            Every(UPKEEP_S, lambda: upkeep(store, orphans=False)),
             Every(SAID_S, self.presence.say),
             Every(SAMPLE_S, self.page.pool.sample),
         ]

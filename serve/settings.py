@@ -22,6 +22,8 @@ class Limits:
     """What a client may ask of the server; bytes and seconds."""
 
     file_bytes: int = 512 * MEBIBYTE
+    unpacked_bytes: int = 2048 * MEBIBYTE
+    """Of a file that is compressed, once it is unpacked."""
     file_lines: int = 1_000_000
     body_bytes: int = 4 * MEBIBYTE
     """Of a request that waits for its answer: longer lines go into the file of a batch."""
