@@ -165,9 +165,10 @@ class Janitor(threading.Thread):
             found = replies(pipe)
         for batch, info in zip(batches, found, strict=True):
             status, *counts = info if isinstance(info, list) else (None, None, None)
-            # One that was committed and is not any more: Redis lost its last second.
             finished = sum(int(count or 0) for count in counts)
-            if status is None or status.decode() in ENDED or finished > batch.answered:
+            # One that is being validated was committed, and is not any more: Redis lost its last second.
+            over = status in (None, b"validating") or status.decode() in ENDED
+            if over or finished > batch.answered:
                 self._recover(batch, over=status != b"in_progress")
 
     def _recover(self, batch: SentBatch, *, over: bool) -> None:
