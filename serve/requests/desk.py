@@ -30,6 +30,8 @@ class Desk:
         self.waiting = Waiting()
         self.count = 0
         """Requests that wait now."""
+        self.checking = asyncio.Lock()
+        """Held by who has a large request checked."""
         self._closing = False
         self._sender: Sender | None = None
         self._janitor: Janitor | None = None

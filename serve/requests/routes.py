@@ -7,25 +7,28 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
 from starlette.routing import Route
 
-from jobs.errors import PromptmillError
+from jobs.errors import BatchNotFoundError, RefusedError
 from jobs.lines.line import CHAT_URL, COMPLETIONS_URL
 from jobs.store.shard_records import ShardRecords, loaded
 from serve.errors import ApiError
-from serve.http.guard import Message, Receive, Scope, Send
+from serve.http.exchange import SMALL_BYTES, Message, Receive, Scope, Send
 from serve.pool.routes import no_model
 from serve.requests.answering import answer_of
+from serve.requests.answers import GONE
 from serve.requests.line import RequestLine, line_of
 from serve.requests.sender import once_key
 
 if TYPE_CHECKING:
     from serve.requests.desk import Desk
 
-ASK_AGAIN_S = 0.05
-"""Of a request that was sent before it is looked so often whether its record is there."""
+ASK_AGAIN_S, LONGEST_PAUSE_S = 0.05, 1.0
+"""Of a request that was sent before it is looked so often whether its record is there: less often, the longer it
+takes."""
 LONGEST_KEY = 256
 
 
@@ -38,14 +41,23 @@ class Completions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
             raise ApiError(405, f"{self._url} takes POST.", headers={"Allow": "POST"})
-        line = line_of(await _body(receive), self._url, scope["request_id"], scope["access"])
+        line = await self._line(await _body(receive), scope)
         record = await self._record(line, _once(scope), receive)
         if record is None:
             return  # the client has gone
         status, body = answer_of(record, self._url)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            headers.append((b"retry-after", b"1"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    async def _line(self, raw: bytes, scope: Scope) -> RequestLine:
+        """The line of a request. Large ones are looked at in a thread, one after the other, while others are served."""
+        if len(raw) <= SMALL_BYTES:
+            return line_of(raw, self._url, scope["request_id"], scope["access"])
+        async with self._desk.checking:
+            return await asyncio.to_thread(line_of, raw, self._url, scope["request_id"], scope["access"])
 
     async def _record(self, line: RequestLine, once: str | None, receive: Receive) -> bytes | None:
         """The record of a line; None where its client went away before.
@@ -80,12 +92,15 @@ class Completions:
 
     async def _again(self, batch_id: str, number: int, index: int) -> bytes:
         """The record of a line that was sent by an earlier request."""
-        deadline = self._clock() + self._desk.limits.request_s
+        deadline, pause = self._clock() + self._desk.limits.request_s, ASK_AGAIN_S
         while self._clock() < deadline:
+            # In this order: what ends between the two has its record.
+            live = await asyncio.to_thread(_is_there, self._desk, batch_id)
             found = await asyncio.to_thread(_record_at, self._desk, batch_id, number, index)
-            if found is not None:
-                return found
-            await asyncio.sleep(ASK_AGAIN_S)
+            if found is not None or not live:
+                return found or GONE
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, LONGEST_PAUSE_S)
         raise ApiError(504, "The request was not answered in time.", code="request_timeout")
 
 
@@ -127,10 +142,14 @@ def _sent_before(desk: Desk, once: str) -> tuple[str, int, int] | None:
     parts = [] if raw is None else raw.decode(errors="replace").split()
     if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
         return None
-    with contextlib.suppress(PromptmillError):
-        if desk.store.batch(parts[0]).status in ("in_progress", "completed"):
-            return parts[0], int(parts[1]), int(parts[2])
-    return None
+    return (parts[0], int(parts[1]), int(parts[2])) if _is_there(desk, parts[0]) else None
+
+
+def _is_there(desk: Desk, batch_id: str) -> bool:
+    """Whether lines of a batch run, or have run."""
+    with contextlib.suppress(BatchNotFoundError, RefusedError):
+        return desk.store.batch(batch_id).status in ("in_progress", "completed")
+    return False
 
 
 def _record_at(desk: Desk, batch_id: str, number: int, index: int) -> bytes | None:
