@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 DEMO := demo
 PACKAGES := $(wildcard promptmill jobs submit serve worker deploy)
 
-.PHONY: help demo check test docs faults night bench dist lock clean
+.PHONY: help demo check test docs faults night clients bench dist lock clean
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -74,6 +74,12 @@ NIGHT ?= night
 night: $(READY)  ## A pool on this machine for MINUTES (15), audited at the end
 	rm -rf $(NIGHT)
 	$(BIN)/python -m tests.e2e.night --minutes $(or $(MINUTES),15) --folder $(NIGHT)
+
+# Other projects' clients and test suites against a running server, and docs/clients.md. CLIENTS names some of them, SUITES is
+# a folder of checkouts, FOLDER keeps environments, logs and results: outside this repository, by default in the folder of
+# temporary files.
+clients: $(READY)  ## Clients of other projects against `promptmill serve`, and docs/clients.md; CLIENTS='NAME ...' for some
+	$(BIN)/python -m tests.clients $(CLIENTS) $(if $(SUITES),--suites $(SUITES)) $(if $(FOLDER),--folder $(FOLDER))
 
 # All benchmarks, about two hours on two cores: let nothing else run beside them. PROMPTS is a file of questions, JSON lines
 # with question, prompt or messages, for the one of real text. Those of guided lines need SCHEMAS, MaskBench's rows, and

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route, Router
+from starlette.routing import BaseRoute, Match, Route, Router
 
 from serve.access.access import Gate
 from serve.batches.routes import BatchRoutes
@@ -64,6 +64,12 @@ def _methods(route: Route) -> list[str] | None:
     return None if route.methods is None else sorted(route.methods - {"HEAD"})
 
 
+def _taken(router: Router, scope: Any) -> str:
+    """The methods that are taken where a request went: each may have a route of its own."""
+    there = [route for route in router.routes if isinstance(route, Route) and route.matches(scope)[0] != Match.NONE]
+    return ", ".join(sorted({method for route in there for method in route.methods or ()}))
+
+
 async def health(_request: Request) -> Response:
     """That the process answers."""
     return Json({"status": "ok"})
@@ -79,7 +85,7 @@ def _explained(router: Router) -> App:
         except HTTPException as error:
             if error.status_code == 405:
                 message = f"{scope['path'][:200]} does not take {scope['method']}."
-                raise ApiError(405, message, headers=error.headers) from None
+                raise ApiError(405, message, headers={"Allow": _taken(router, scope)}) from None
             message = f"Unknown request URL: {scope['method']} {scope['path'][:200]}."
             raise ApiError(error.status_code, message) from None
 

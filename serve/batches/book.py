@@ -84,7 +84,7 @@ class BatchBook:
         if found is None or found["status"] in ("cancelled", "cancelling"):
             return found
         if found["status"] == "validating":
-            self._orders.cancel(batch_id)
+            self._orders.cancel(batch_id, self._store.now())
         if self.live(batch_id, access) is not None:
             try:
                 cancel(self._store, batch_id)

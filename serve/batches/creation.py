@@ -27,6 +27,7 @@ FIELDS = (
     "name",
     "priority",
     "webhook",
+    "idempotency_key",
 )
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 60.0, 31 * 86400.0
 SHORTEST_KEPT_S, LONGEST_KEPT_S = 3600, 2_592_000

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
+import orjson
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -46,8 +47,8 @@ class BatchRoutes:
 
     async def create(self, request: Request) -> Response:
         body, access = await json_object(request), access_of(request)
-        key = request.headers.get("idempotency-key")
-        digest = hashlib.sha256(await request.body()).hexdigest()
+        key = _key_of(request, body)
+        digest = hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
         return Json(await run_in_threadpool(self._create, body, access, key, digest))
 
     def _create(self, body: dict[str, Any], access: Access, key: str | None, digest: str) -> dict[str, Any]:
@@ -65,8 +66,6 @@ class BatchRoutes:
 
     def _first(self, key: str, access: Access, batch_id: str, digest: str) -> str:
         """The batch that the first request with this key makes."""
-        if not 1 <= len(key) <= LONGEST_KEY:
-            raise ApiError(400, f"An Idempotency-Key has 1 to {LONGEST_KEY} characters.", code="invalid_value")
         name = hashlib.sha256(f"{access.owner}\0{key}".encode()).hexdigest()
         place = f"{PREFIX}http:once:{name}"
         if self.store.connection.set(place, f"{batch_id} {digest}", nx=True, ex=REMEMBERED_S):
@@ -75,9 +74,8 @@ class BatchRoutes:
         if len(first) != 2:
             return batch_id
         if first[1] != digest:
-            raise ApiError(
-                400, "This Idempotency-Key was used for another request; take a new one.", code="idempotency_conflict"
-            )
+            message = "Conflict: this idempotency key was used for another request; take a new one."
+            raise ApiError(409, message, code="idempotency_conflict")
         return first[0]
 
     async def list(self, request: Request) -> Response:
@@ -99,3 +97,16 @@ class BatchRoutes:
         if found is None:
             raise ApiError(404, f"No batch found with id '{batch_id[:80]}'.", param="id")
         return Json(found)
+
+
+def _key_of(request: Request, body: dict[str, Any]) -> str | None:
+    """The request's idempotency key: of its header, or of the field that some clients write in its place.
+
+    Raises:
+        ApiError: it is too long, or no text.
+    """
+    key = request.headers.get("idempotency-key", body.get("idempotency_key"))
+    if key is not None and not (isinstance(key, str) and 1 <= len(key) <= LONGEST_KEY):
+        message = f"An idempotency key has 1 to {LONGEST_KEY} characters."
+        raise ApiError(400, message, code="invalid_value", param="idempotency_key")
+    return key

@@ -24,7 +24,9 @@ def batch_object(batch: Batch, problems: Sequence[Mapping[str, Any]] | None) -> 
     """OpenAI's batch object. ``problems`` are those of a batch that failed."""
     known = openai_of(batch)
     metadata = {name: _text(value) for name, value in batch.metadata.items() if name != OPENAI}
-    usage = batch.usage
+    usage, times = batch.usage, dict(batch.times)
+    if "cancelled" in times:
+        times.setdefault("cancelling", times["cancelled"])
     return {
         "id": batch.id,
         "object": "batch",
@@ -36,9 +38,9 @@ def batch_object(batch: Batch, problems: Sequence[Mapping[str, Any]] | None) -> 
         "status": batch.status,
         "output_file_id": output_id(batch),
         "error_file_id": error_id(batch),
-        "created_at": _seconds(batch.times.get("created")) or 0,
-        **{f"{name}_at": _seconds(batch.times.get(name)) for name in TIMES},
-        "expires_at": _seconds(batch.times.get("expires")),
+        "created_at": _seconds(times.get("created")) or 0,
+        **{f"{name}_at": _seconds(times.get(name)) for name in TIMES},
+        "expires_at": _seconds(times.get("expires")),
         "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
         "usage": {
             "input_tokens": usage.prompt_tokens,
@@ -53,14 +55,15 @@ def batch_object(batch: Batch, problems: Sequence[Mapping[str, Any]] | None) -> 
     }
 
 
-def ordered_object(order: IntakeOrder, *, cancelled: bool = False) -> dict[str, Any]:
-    """OpenAI's object of a batch whose file is being checked."""
+def ordered_object(order: IntakeOrder, *, cancelled: float | None = None) -> dict[str, Any]:
+    """OpenAI's object of a batch whose file is being checked, and which somebody ``cancelled`` then."""
+    times = {"created": order.created_at, "expires": order.created_at + order.window_s}
     batch = Batch(
         id=order.batch_id,
-        status="cancelling" if cancelled else "validating",
+        status="validating" if cancelled is None else "cancelling",
         name=order.name,
         priority=order.priority,
-        times={"created": order.created_at, "expires": order.created_at + order.window_s},
+        times=times if cancelled is None else {**times, "cancelling": cancelled},
         metadata=order.batch_metadata,
     )
     return batch_object(batch, None)

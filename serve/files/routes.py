@@ -23,6 +23,8 @@ from serve.http.reading import Json, Page, access_of, page_of
 from serve.settings import Limits
 
 MOST_LISTED = 10_000
+RESULTS = "batch_output"
+"""The purpose of files of results."""
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -61,19 +63,23 @@ class FileRoutes:
 
     def _listed(self, page: Page, access: Access, purpose: str | None) -> Iterator[dict[str, Any]]:
         """Uploaded files, then results of batches, each by time."""
-        kinds = ("batch", "batch_output") if page.ascending else ("batch_output", "batch")
-        in_results = page.after is not None and RESULT_ID.fullmatch(page.after)
-        for kind in kinds:
-            first = page.after is None or bool(in_results) is (kind == "batch_output")
-            passed = not first and kind == kinds[0]  # what comes after lies in the other kind
-            if purpose in (None, kind) and not passed:
-                yield from self._of_kind(kind, page if first else Page(None, page.limit, page.ascending), access)
+        kinds = (False, True) if page.ascending else (True, False)
+        in_results = page.after is not None and bool(RESULT_ID.fullmatch(page.after))
+        for results in kinds:
+            first = page.after is None or in_results is results
+            passed = not first and results is kinds[0]  # what comes after lies in the other kind
+            wanted = purpose is None or (purpose == RESULTS) is results
+            if not wanted or passed:
+                continue
+            part = page if first else Page(None, page.limit, page.ascending)
+            yield from self._results_listed(part, access) if results else self._uploads(part, access, purpose)
 
-    def _of_kind(self, kind: str, page: Page, access: Access) -> Iterator[dict[str, Any]]:
-        if kind == "batch":
-            for file in self.files.listed(access, page.after, ascending=page.ascending):
+    def _uploads(self, page: Page, access: Access, purpose: str | None) -> Iterator[dict[str, Any]]:
+        for file in self.files.listed(access, page.after, ascending=page.ascending):
+            if purpose in (None, file.purpose):
                 yield file.as_dict()
-            return
+
+    def _results_listed(self, page: Page, access: Access) -> Iterator[dict[str, Any]]:
         after = RESULT_ID.fullmatch(page.after or "")
         if after is not None and after[2] == "output":
             yield from self._shown(after[1], access, ("error",))

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import orjson
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
@@ -21,7 +22,8 @@ from serve.settings import Limits
 BLOCK = 1 << 20
 FIELD_BYTES = 4096
 MOST_FIELDS = 32
-PURPOSES = ("batch",)
+PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data")
+"""OpenAI's purposes of uploads that its file objects may have. All are kept; batches are made of those for batches."""
 SHORTEST_S, LONGEST_S = 3600, 2_592_000
 _UNSAFE = re.compile(r"[^\w .()+,=@-]")
 
@@ -244,7 +246,7 @@ def _described(form: Form, file_id: str, size: int, lines: int, owner: str, now:
     if purpose not in PURPOSES:
         raise ApiError(
             400,
-            f"Invalid value: '{purpose[:40]}'. Supported values are: 'batch'.",
+            f"Invalid value: '{purpose[:40]}'. Supported values are: {', '.join(map(repr, PURPOSES))}.",
             code="invalid_value",
             param="purpose",
         )
@@ -256,8 +258,26 @@ def _described(form: Form, file_id: str, size: int, lines: int, owner: str, now:
     )
 
 
+def _expires_after(fields: dict[str, str]) -> tuple[str | None, str | None]:
+    """The anchor and the seconds of a form: of two fields, or of one in JSON, as forms may hold objects."""
+    if (whole := fields.get("expires_after")) is None:
+        return fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
+    try:
+        given = orjson.loads(whole)
+    except orjson.JSONDecodeError:
+        given = None
+    if not isinstance(given, dict):
+        raise ApiError(
+            400,
+            "Invalid type for 'expires_after': expected an object.",
+            code="invalid_type",
+            param="expires_after",
+        )
+    return str(given.get("anchor")), str(given.get("seconds"))
+
+
 def _expires_at(fields: dict[str, str], now: float) -> float | None:
-    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
+    anchor, seconds = _expires_after(fields)
     if anchor is None and seconds is None:
         return None
     if anchor != "created_at":
@@ -267,7 +287,11 @@ def _expires_at(fields: dict[str, str], now: float) -> float | None:
             code="invalid_value",
             param="expires_after.anchor",
         )
-    if seconds is None or not seconds.isdigit() or not SHORTEST_S <= int(seconds[:10]) <= LONGEST_S:
+    if (
+        seconds is None
+        or not (seconds.isascii() and seconds.isdigit())
+        or not SHORTEST_S <= int(seconds[:10]) <= LONGEST_S
+    ):
         raise ApiError(
             400,
             f"Invalid value for 'expires_after.seconds': expected a number from {SHORTEST_S} to {LONGEST_S}.",

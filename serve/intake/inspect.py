@@ -17,6 +17,7 @@ MOST_PROBLEMS = 1000
 """So many problems of a batch are kept."""
 LONGEST_MESSAGE = 500
 ENVELOPE = ("custom_id", "method", "url", "body")
+LACKING = tuple(("missing_field", name) for name in ("model", "messages", "prompt"))
 CODES = {"missing_field": "missing_required_parameter", "unsupported": "invalid_request"}
 
 
@@ -61,6 +62,7 @@ class Inspector:
                 good.append(line)
             else:
                 bad.append(BadLine(line.place.index, readable_id(line.place.raw) or "", (problem,)))
+        bad.sort(key=lambda line: line.index)
         return chunk if len(good) == len(chunk.good) and not chunk.bad else Chunk(good, bad, chunk.own_models)
 
     def _problem(self, line: GoodLine) -> ProblemLine | None:
@@ -89,9 +91,8 @@ class Inspector:
                 return BadLine(line.index, line.id, (_mismatch(number),))
             if problem.field in ENVELOPE and problem.code == "missing_field":
                 return BadLine(line.index, line.id, (_missing(problem.field, number),))
-        if self._endpoint != CHAT_URL:
-            return line
-        return BadLine(line.index, line.id, tuple(map(_of_chat, line.problems)))
+        problems = tuple(map(_of_chat, line.problems)) if self._endpoint == CHAT_URL else line.problems
+        return replace(line, problems=problems, alone=all(map(_of_line, problems)))
 
 
 class TooManyLinesError(Exception):
@@ -105,6 +106,13 @@ def _of_chat(problem: ProblemLine) -> ProblemLine:
     """A problem of a chat line: where there is no prompt at all, messages are what is missing."""
     lacks_prompt = (problem.code, problem.field) == ("missing_field", "prompt")
     return replace(problem, field="messages") if lacks_prompt else problem
+
+
+def _of_line(problem: ProblemLine) -> bool:
+    """Whether a problem lets only its line fail: a value in a body that has what it needs. What makes a file no batch
+    is something else: lines that are no requests, ids twice, streams, models that are not served."""
+    field = problem.field
+    return field not in (None, "id", "stream", *ENVELOPE) and (problem.code, field) not in LACKING
 
 
 def _lacking(envelope: _Envelope, number: int) -> ProblemLine | None:

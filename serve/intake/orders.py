@@ -91,12 +91,14 @@ class Orders:
         """The ids of the ordered batches."""
         return [item.decode(errors="replace") for item in cast("list[bytes]", self._connection.zrange(INTAKE, 0, -1))]
 
-    def cancel(self, batch_id: str) -> None:
+    def cancel(self, batch_id: str, now: float) -> None:
         """Have the batch cancelled: by the process that works on its order, once it sees this."""
-        self._connection.set(_cancelled_key(batch_id), 1, ex=86400)
+        self._connection.set(_cancelled_key(batch_id), now, nx=True, ex=86400)
 
-    def cancelled(self, batch_id: str) -> bool:
-        return bool(self._connection.exists(_cancelled_key(batch_id)))
+    def cancelled(self, batch_id: str) -> float | None:
+        """When somebody wanted the batch cancelled."""
+        moment = cast("bytes | None", self._connection.get(_cancelled_key(batch_id)))
+        return None if moment is None else float(moment)
 
     def take(self) -> str | None:
         """The id of an order that nobody holds; it is held from now on."""

@@ -102,6 +102,9 @@ class Intake:
         if file is None:
             message = f"Cannot find file {order.input_file_id}, or this key does not have access to it."
             raise _NoFileError(message)
+        if file.purpose != "batch":
+            message = f"The file {file.id} was uploaded for '{file.purpose}': upload it with the purpose 'batch'."
+            raise _NoFileError(message)
         self._models.look()
 
         def served(model: str, adapter_path: str | None) -> bool:
@@ -131,7 +134,7 @@ class Intake:
 
 
 class _NoFileError(RefusedError):
-    """An order names a file that is not there."""
+    """An order names a file that is not there, or not one for batches."""
 
 
 def _problem(code: str, message: str, param: str | None = None) -> dict[str, object]:

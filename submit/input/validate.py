@@ -49,6 +49,8 @@ class BadLine:
     problems: tuple[ProblemLine, ...]
     metadata: dict[str, Any] = field(default_factory=dict)
     """What the user put into it, as far as that can be read."""
+    alone: bool = False
+    """It gets an error record, and the others run, also where a bad line refuses the whole input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ class Findings:
     total: int = 0
     rejected: int = 0
     """Bad lines, each of which may have several problems."""
+    alone: int = 0
+    """Those of them that refuse nothing but themselves."""
     only_without_model: int = 0
     """How many of them have no problem but that no model is named."""
     problems: list[ProblemLine] = field(default_factory=list)
@@ -87,6 +91,7 @@ class Findings:
     def add(self, chunk: Chunk) -> None:
         self.total += len(chunk.good) + len(chunk.bad)
         self.rejected += len(chunk.bad)
+        self.alone += sum(line.alone for line in chunk.bad)
         for line in chunk.bad:
             self.only_without_model += all((problem.code, problem.field) == NO_MODEL for problem in line.problems)
             self.problems += line.problems[: max(KEPT_PROBLEMS - len(self.problems), 0)]

@@ -69,7 +69,7 @@ def _body(record: dict[str, Any], name: str, url: str) -> dict[str, Any]:
         "model": record["model"],
         "choices": [{**choice(each), **own, **_present(each, *names)} for each in choices_of(record)],
         "usage": record["usage"],
-        "system_fingerprint": record.get("model_revision"),
+        **({} if (revision := record.get("model_revision")) is None else {"system_fingerprint": revision}),
         **beside,
     }
 

@@ -134,7 +134,7 @@ def submit(
         for chunk in map(inspect, checked(prompts, order.defaults, with_fields=order.dedupe)):
             findings.add(chunk)
             progress(findings.total, prompts.bytes_read)
-            if findings.rejected and order.on_bad_line == "reject":
+            if _refused(findings, order):
                 uploader.give_up()  # read on: all problems are listed at once
                 continue
             for parcel in packing.add(chunk):
@@ -164,9 +164,14 @@ def _refuse(prompts: Prompts, findings: Findings, order: Order) -> None:
     if findings.total == 0:
         nothing = ProblemLine(1, "empty_file", None, "there are no prompts in it")
         raise InputError(prompts.name, [nothing], what=nothing.message)
-    if findings.rejected and order.on_bad_line == "reject":
+    if _refused(findings, order):
         what = NO_MODEL if findings.only_without_model == findings.total > 1 else None
         raise InputError(prompts.name, findings.problems, findings.rejected, what=what)
+
+
+def _refused(findings: Findings, order: Order) -> bool:
+    """Whether what was found refuses the whole input."""
+    return findings.rejected > findings.alone and order.on_bad_line == "reject"
 
 
 def new_batch(source: str, order: Order, dataset: Mapping[str, Any] | None = None) -> NewBatch:

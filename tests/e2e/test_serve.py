@@ -110,7 +110,7 @@ def test_files_are_listed_a_page_at_a_time(client: OpenAI) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"purpose": "assistants"}, "purpose"),
+        ({"purpose": "anything"}, "purpose"),
         ({"purpose": "batch", "file": ("x.jsonl", b"")}, "file"),
         ({"purpose": "batch", "expires_after": {"anchor": "created_at", "seconds": 5}}, "expires_after.seconds"),
     ],
@@ -183,6 +183,29 @@ def test_a_bad_line_fails_the_batch(client: OpenAI, bad: Any, code: str, param: 
     assert [(error.code, error.line, error.param) for error in batch.errors.data] == [(code, 2, param)]
 
 
+def test_a_bad_value_fails_its_line_alone(client: OpenAI) -> None:
+    """The others run; the line has an error with the status of a refused request."""
+    batch = ended(client, create(client, upload(client, line("good"), line("hot", temperature=-1))))
+    assert batch.status == "completed"
+    assert batch.request_counts is not None
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 1)
+    (failed,) = map(json.loads, client.files.content(batch.error_file_id or "").text.splitlines())
+    assert (failed["custom_id"], failed["response"]["status_code"]) == ("hot", 400)
+    assert "temperature" in failed["error"]["message"]
+
+
+def test_a_batch_is_made_of_files_for_batches(client: OpenAI) -> None:
+    """Files of other purposes are kept and listed by theirs; as a batch's input they are refused."""
+    file = client.files.create(file=("x.jsonl", b"{}"), purpose="fine-tune")
+    assert file.purpose == "fine-tune"
+    assert file.id in [other.id for other in client.files.list(purpose="fine-tune")]
+    assert file.id not in [other.id for other in client.files.list(purpose="batch")]
+    batch = ended(client, create(client, file.id))
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    assert "fine-tune" in (batch.errors.data[0].message or "")
+
+
 def test_a_file_that_is_not_there_fails_the_batch(client: OpenAI) -> None:
     """As with OpenAI, after its creation."""
     batch = ended(client, create(client, "file-nonexistent-xyz"))
@@ -233,17 +256,21 @@ def test_a_batch_is_cancelled(client: OpenAI, redis_url: str) -> None:
         connection.zrem("promptmill:models", "late/one")
     assert client.batches.cancel(batch.id).status == "cancelled"
     batch = client.batches.cancel(batch.id)
+    assert batch.cancelling_at == batch.cancelled_at is not None
     assert batch.error_file_id is not None
     failed = json.loads(client.files.content(batch.error_file_id).text)
     assert (failed["custom_id"], failed["error"]["code"]) == ("a", "batch_cancelled")
 
 
 def test_the_same_creation_sent_twice_makes_one_batch(client: OpenAI) -> None:
-    """By its Idempotency-Key; another body under the same key is refused."""
+    """By its Idempotency-Key, or the field some clients write; another body under the same key is refused."""
     file_id, headers = upload(client, line("a")), {"Idempotency-Key": "once"}
     first, second = (create(client, file_id, extra_headers=headers) for _ in range(2))
     assert first.id == second.id
-    with pytest.raises(openai.BadRequestError) as error:
+    data = [{"a": "1", "b": "2"}, {"b": "2", "a": "1"}]
+    first, second = (create(client, file_id, metadata=m, extra_body={"idempotency_key": "field"}) for m in data)
+    assert first.id == second.id
+    with pytest.raises(openai.ConflictError) as error:
         create(client, file_id, completion_window="1h", extra_headers=headers)
     assert error.value.code == "idempotency_conflict"
 
@@ -328,6 +355,8 @@ def test_paths_need_no_version(served: Served) -> None:
         answer = httpx.request(method, base + path)
         assert (answer.status_code, list(answer.json())) == (status, ["error"])
         assert answer.headers["x-request-id"].startswith("req_")
+    assert httpx.request("PUT", f"{base}/batches").headers["allow"] == "GET, HEAD, POST"
+    assert httpx.request("PUT", f"{base}/files/x").headers["allow"] == "DELETE, GET, HEAD"
 
 
 @needs("openssl")

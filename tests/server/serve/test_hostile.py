@@ -21,6 +21,7 @@ def form(*parts: str, end: str = "--B--\r\n") -> bytes:
 
 
 FILE = 'Content-Disposition: form-data; name="file"; filename="x"\r\n\r\n{}'
+EXPIRY = 'Content-Disposition: form-data; name="expires_after{}"\r\n\r\n{}'
 PURPOSE = 'Content-Disposition: form-data; name="purpose"\r\n\r\nbatch'
 
 
@@ -35,6 +36,10 @@ PURPOSE = 'Content-Disposition: form-data; name="purpose"\r\n\r\nbatch'
         (BOUNDARY, form(PURPOSE, FILE, end="")),
         (BOUNDARY, form(PURPOSE, FILE, FILE)),
         (BOUNDARY, form(FILE)),
+        (BOUNDARY, form(PURPOSE, FILE, EXPIRY.format("", "[3600]"))),
+        (BOUNDARY, form(PURPOSE, FILE, EXPIRY.format("", '{"anchor": "created_at"}'))),
+        (BOUNDARY, form(PURPOSE, FILE, EXPIRY.format("", '{"anchor": "created_at", "seconds": 5}'))),
+        (BOUNDARY, form(PURPOSE, FILE, EXPIRY.format("[anchor]", "created_at"), EXPIRY.format("[seconds]", "²"))),
         (BOUNDARY, form(PURPOSE)),
         (BOUNDARY, form(PURPOSE, 'Content-Disposition: form-data; name="file"; filename="x"\r\n\r\n')),
         (BOUNDARY, form("A" * 20_000 + ": x\r\n\r\nx")),
@@ -48,6 +53,13 @@ def test_a_form_that_is_none_is_refused(client_of: Client, tmp_path: Path, kind:
     assert answer.status_code == 400
     assert answer.json()["error"]["message"]
     assert list((tmp_path / "files").iterdir()) == []
+
+
+def test_an_expiry_may_be_one_field(client_of: Client) -> None:
+    """In JSON, as forms may hold objects, beside the two fields that OpenAI's client sends."""
+    whole = form(PURPOSE, FILE, EXPIRY.format("", '{"anchor": "created_at", "seconds": 3600}'))
+    file = client_of().post("/v1/files", content=whole, headers={"Content-Type": BOUNDARY}).json()
+    assert file["expires_at"] - file["created_at"] == 3600
 
 
 @pytest.mark.parametrize(
