@@ -32,7 +32,8 @@ BODY = orjson.dumps({"model": "a/b", "prompt": "x"})
 class Connection:
     """A client of one request: it stays until it is told to go."""
 
-    def __init__(self, desk: Desk, *headers: tuple[bytes, bytes]) -> None:
+    def __init__(self, desk: Desk, *headers: tuple[bytes, bytes], body: bytes = BODY) -> None:
+        self._body = body
         self._scope = {"method": "POST", "headers": headers, "access": Access(), "request_id": "req_1"}
         self._app = Completions(URL, desk)
         self._sent = False
@@ -42,7 +43,7 @@ class Connection:
     async def _receive(self) -> dict[str, Any]:
         if not self._sent:
             self._sent = True
-            return {"type": "http.request", "body": BODY}
+            return {"type": "http.request", "body": self._body}
         await self.gone.wait()
         return {"type": "http.disconnect"}
 
@@ -115,6 +116,49 @@ def test_a_request_that_names_itself_may_be_sent_again(store: Store) -> None:
     answer = at_a_desk(store, second)
     assert answer is not None
     assert answer["id"] == f"cmpl-{batch_id}_0"
+
+
+def test_a_request_of_the_same_name_asks_the_same(store: Store) -> None:
+    """Another one is refused, whether the first was answered or not."""
+    key = (b"idempotency-key", b"k-1")
+
+    async def scenario(desk: Desk) -> ApiError | None:
+        first = Connection(desk, key)
+        asking = asyncio.create_task(first.ask())
+        await sent(store)
+        try:
+            await Connection(desk, key, body=orjson.dumps({"model": "a/b", "prompt": "y"})).ask()
+        except ApiError as error:
+            return error
+        finally:
+            first.gone.set()
+            await asking
+        return None
+
+    error = at_a_desk(store, scenario)
+    assert error is not None
+    assert (error.status, error.code) == (409, "idempotency_conflict")
+
+
+def test_who_asks_again_waits_among_the_others(store: Store) -> None:
+    """It takes a place of those there are, and leaves it when its client goes."""
+    key = (b"idempotency-key", b"k-1")
+
+    async def scenario(desk: Desk) -> tuple[int, int]:
+        clients = [Connection(desk, key), Connection(desk, key)]
+        asking = [asyncio.create_task(clients[0].ask())]
+        await sent(store)
+        asking.append(asyncio.create_task(clients[1].ask()))
+        while desk.count < 2:
+            await asyncio.sleep(0.01)
+        refused = await asyncio.gather(Connection(desk, key).ask(), return_exceptions=True)
+        assert isinstance(refused[0], ApiError)
+        for client in clients:
+            client.gone.set()
+        await asyncio.gather(*asking)
+        return refused[0].status, desk.count
+
+    assert at_a_desk(store, scenario, waiting=2) == (429, 0)
 
 
 def refusal(store: Store, **limits: Any) -> ApiError:
