@@ -118,11 +118,16 @@ class StopHandlers:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, whose desk opens and closes with it."""
+    """uvicorn's server, whose desk opens and closes with it. It ends once ``over`` says so, too."""
 
-    def __init__(self, config: uvicorn.Config, desk: Desk, ready: Callable[[], object]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, desk: Desk, ready: Callable[[], object], over: Callable[[], bool]
+    ) -> None:
         super().__init__(config)
-        self._desk, self._ready = desk, ready
+        self._desk, self._ready, self._over = desk, ready, over
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._over()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -143,8 +148,15 @@ class Server(uvicorn.Server):
         await asyncio.to_thread(self._desk.close)
 
 
-def run_server(store: Store, settings: ServeSettings, redis_url: str, say: Callable[[str], object]) -> int:
-    """Serve until asked to stop; the exit status.
+def run_server(
+    store: Store,
+    settings: ServeSettings,
+    redis_url: str,
+    say: Callable[[str], object],
+    *,
+    over: Callable[[], bool] = lambda: False,
+) -> int:
+    """Serve until asked to stop, or it is ``over``; the exit status.
 
     Raises:
         RefusedError: the address cannot be served, or a file that was named cannot be used.
@@ -155,6 +167,7 @@ def run_server(store: Store, settings: ServeSettings, redis_url: str, say: Calla
             parts = ServerParts(store, settings)
         except OSError as error:
             raise RefusedError(f"{settings.files}: files cannot be kept there: {error.strerror or error}") from None
+        parts.models.expect(settings.models)
         parts.models.look()
         listening = stack.enter_context(listening_socket(settings))
         stack.enter_context(intake_process(settings, redis_url))
@@ -169,7 +182,7 @@ def run_server(store: Store, settings: ServeSettings, redis_url: str, say: Calla
         def ready() -> None:
             say(f"serving at {url}")
 
-        server = Server(_config(parts, settings), parts.desk, ready)
+        server = Server(_config(parts, settings), parts.desk, ready, over)
         server.run(sockets=[listening])
     return 0
 

@@ -16,7 +16,7 @@ from jobs.store.cancel import cancel_line
 from jobs.store.keys import INTAKE
 from jobs.store.store import Store
 from serve.files.store import Files
-from serve.intake.orders import Orders
+from serve.intake.orders import Orders, owned_key
 from serve.intake.process import Intake
 from serve.settings import Limits
 from submit.upload.submitter import Order, new_batch
@@ -181,3 +181,47 @@ def finished_line_of(store: Store, batch_id: str) -> list[Any]:
 def test_ids_of_batches_that_nobody_made_are_not_found(client_of: Client) -> None:
     """Also where they look like ours."""
     assert client_of().get(f"/v1/batches/{new_batch_id()}").status_code == 404
+
+
+def test_a_list_goes_on_behind_a_file_that_was_deleted(client_of: Client) -> None:
+    """Its id tells when it was; what is no id is refused, so that no list begins again for ever."""
+    client = client_of()
+    ids = [
+        client.post("/v1/files", files={"file": ("a.jsonl", b"{}")}, data={"purpose": "batch"}).json()["id"]
+        for _ in range(4)
+    ]
+    assert client.delete(f"/v1/files/{ids[1]}").status_code == 200
+    for order, expected in (("asc", ids[2:]), ("desc", ids[:1])):
+        page = client.get("/v1/files", params={"after": ids[1], "order": order}).json()
+        assert [item["id"] for item in page["data"]] == expected
+    for path in ("/v1/files", "/v1/batches"):
+        refused = client.get(path, params={"after": "nonsense"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "after")
+
+
+def test_ranges_of_both_kinds_of_files(client_of: Client, store: Store) -> None:
+    """One range is answered with its bytes, an impossible one with an error as all others, and what is none is
+    passed over."""
+    client = client_of()
+    batch = make_batch(store, prompts(3))
+    work(store, batch)
+    made = client.post("/v1/files", files={"file": ("a.jsonl", b"0123456789")}, data={"purpose": "batch"}).json()
+    for file_id in (made["id"], f"file-{batch}-output"):
+        path = f"/v1/files/{file_id}/content"
+        whole = client.get(path)
+        assert whole.headers["accept-ranges"] == "bytes"
+        for given, part in (("bytes=2-5", whole.content[2:6]), ("bytes=-3", whole.content[-3:])):
+            answer = client.get(path, headers={"Range": given})
+            assert (answer.status_code, answer.content) == (206, part)
+        impossible = client.get(path, headers={"Range": "bytes=999999-"})
+        assert (impossible.status_code, list(impossible.json())) == (416, ["error"])
+        for given in ("bytes=a-b", "bytes=-", "bytes=0-1,3-4", "lines=0-1"):
+            answer = client.get(path, headers={"Range": given})
+            assert (answer.status_code, answer.content) == (200, whole.content)
+
+
+def test_batches_of_a_key_are_not_remembered_for_ever(client_of: Client, store: Store) -> None:
+    """Those that can be there no more leave its list when another one is created."""
+    store.connection.zadd(owned_key(""), {"b_0": 1.0})
+    ordered(client_of())
+    assert store.connection.zscore(owned_key(""), "b_0") is None
