@@ -92,6 +92,3 @@ class Waiting:
         """The batches that came to their end since the last call."""
         over, self.over = self.over, []
         return over
-
-    def everybody(self) -> list[Waiter]:
-        return [waiter for batch in self.batches.values() for waiter in batch.waiters.values()]
