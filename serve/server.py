@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -134,6 +135,11 @@ class Server(uvicorn.Server):
         """Being asked to stop is no failure: the process goes on to its end."""
         with StopHandlers(self.handle_exit):
             yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            log.info("stopping: requests that wait are answered first, for up to %.0f s", self._desk.limits.drain_s)
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._desk.open()

@@ -88,9 +88,11 @@ class FileRoutes:
             yield from self._shown(batch, access, ("output", "error"))
 
     def _shown(self, batch_id: str, access: Access, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-        for kind in kinds:
-            file = self._result(f"file-{batch_id}-{kind}", access)
-            if file is not None and file.lines:
+        batch = self.book.live(batch_id, access)
+        files = [] if batch is None else [file for kind in kinds if (file := ResultFile(batch, kind)).lines]
+        deleted = self.book.deleted_files(batch_id) if files else frozenset()
+        for file in files:
+            if file.kind not in deleted:
                 yield file.as_dict(self.results.size(file, at_once=False))
 
     def _result(self, file_id: str, access: Access) -> ResultFile | None:
