@@ -29,7 +29,7 @@ SERVE_STOP_S = 60
 _SECRET: Key = ("scheduler", "webhook-secret")
 _PRIVATE = (Path("/tmp"), Path("/var/tmp"))
 """Each service of systemd has folders of its own in the place of these."""
-_OWN = ": give it to `promptmill deploy {kind}` itself, before `--`"
+_OWN = ": give it to `promptmill deploy {command}` itself, before `--`"
 _ENDS_AT_ONCE = ": such a {kind} ends at once, and a daemon is for one that stays"
 _ENDS_BY_ITSELF = ": such a {kind} ends by itself, and a daemon is for one that stays"
 _LOG = ": a daemon's log is where it is rotated, /var/log/LABEL on a Mac and the journal on Linux; leave it out"
@@ -160,7 +160,7 @@ def serve_plan(deployment: Deployment, files: Path, extra: tuple[str, ...] = ())
     Raises:
         RefusedError: something does not fit.
     """
-    _check_extra(extra, _SERVE_REFUSED, "server")
+    _check_extra(extra, _SERVE_REFUSED, "server", command="serve")
     command = (*deployment.promptmill, *serve_words(files, extra))
     service = ServiceSpec(
         deployment,
@@ -200,13 +200,13 @@ def _check_worker(deployment: Deployment, flags: WorkerFlags) -> None:
         raise RefusedError("--wired-limit and --power are settings of macOS: leave them out, or use --init launchd")
 
 
-def _check_extra(extra: Sequence[str], refused: Mapping[str, str], kind: str) -> None:
+def _check_extra(extra: Sequence[str], refused: Mapping[str, str], kind: str, command: str | None = None) -> None:
     """What follows `--` can be written, and is neither `deploy`'s own nor against what the daemon is made for."""
     check_plain(extra, f"{kind} flag")
     for word in extra:
         name = word.partition("=")[0]
         if name in refused:
-            raise RefusedError(f"{name} after `--`{refused[name].format(kind=kind)}")
+            raise RefusedError(f"{name} after `--`{refused[name].format(kind=kind, command=command or kind)}")
 
 
 def _split(flag: str, words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -134,7 +134,7 @@ class Request:
             return
         said = flags_problem(done.returncode, printed(done))
         if said is not None:
-            raise RefusedError(f"the {words[0]} would not start: {said} (see `promptmill {words[0]} --help`)")
+            raise RefusedError(f"`promptmill {words[0]}` would not start: {said} (see `promptmill {words[0]} --help`)")
         why = " ".join(printed(done).splitlines()[-1:]) or f"it ended with status {done.returncode}"
         self.object_to(f"{program} cannot check the {words[0]}'s flags: {why}")
 

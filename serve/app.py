@@ -24,6 +24,9 @@ from serve.requests.desk import Desk
 from serve.requests.routes import completion_routes
 from serve.settings import Limits
 
+SHOWN = ("x-request-id", "Retry-After", "X-Incomplete", "X-Last-Line", "Content-Range", "Content-Disposition")
+"""Headers of answers that scripts of other origins may read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Api:
@@ -57,7 +60,9 @@ def make_app(
     if origins:
         from starlette.middleware.cors import CORSMiddleware
 
-        app = CORSMiddleware(app, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
+        app = CORSMiddleware(
+            app, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"], expose_headers=SHOWN
+        )
     return app
 
 

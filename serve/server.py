@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -125,17 +126,27 @@ class StopHandlers:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, whose desk opens and closes with it."""
+    """uvicorn's server, whose desk opens and closes with it. It ends once ``over`` says so, too."""
 
-    def __init__(self, config: uvicorn.Config, desk: Desk, ready: Callable[[], object]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, desk: Desk, ready: Callable[[], object], over: Callable[[], bool]
+    ) -> None:
         super().__init__(config)
-        self._desk, self._ready = desk, ready
+        self._desk, self._ready, self._over = desk, ready, over
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._over()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Being asked to stop is no failure: the process goes on to its end."""
         with StopHandlers(self.handle_exit):
             yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            log.info("stopping: requests that wait are answered first, for up to %.0f s", self._desk.limits.drain_s)
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._desk.open()
@@ -150,8 +161,15 @@ class Server(uvicorn.Server):
         await asyncio.to_thread(self._desk.close)
 
 
-def run_server(store: Store, settings: ServeSettings, redis_url: str, say: Callable[[str], object]) -> int:
-    """Serve until asked to stop; the exit status.
+def run_server(
+    store: Store,
+    settings: ServeSettings,
+    redis_url: str,
+    say: Callable[[str], object],
+    *,
+    over: Callable[[], bool] = lambda: False,
+) -> int:
+    """Serve until asked to stop, or it is ``over``; the exit status.
 
     Raises:
         RefusedError: the address cannot be served, or a file that was named cannot be used.
@@ -162,8 +180,9 @@ def run_server(store: Store, settings: ServeSettings, redis_url: str, say: Calla
             parts = ServerParts(store, settings)
         except OSError as error:
             raise RefusedError(f"{settings.files}: files cannot be kept there: {error.strerror or error}") from None
+        parts.models.expect(settings.models)
         parts.models.look()
-        listening = stack.enter_context(_listening(settings))
+        listening = stack.enter_context(listening_socket(settings))
         stack.enter_context(intake_process(settings, redis_url))
         scheme = "http" if settings.certificate is None else "https"
         host, port = listening.getsockname()[:2]
@@ -178,7 +197,7 @@ def run_server(store: Store, settings: ServeSettings, redis_url: str, say: Calla
 
         for name in LOUD:
             logging.getLogger(name).setLevel(logging.ERROR)
-        server = Server(_config(parts, settings), parts.desk, ready)
+        server = Server(_config(parts, settings), parts.desk, ready, over)
         server.run(sockets=[listening])
     return 0
 
@@ -226,14 +245,15 @@ def _text(path: Path | None) -> str | None:
 
 
 @contextlib.contextmanager
-def _listening(settings: ServeSettings) -> Iterator[socket.socket]:
+def listening_socket(settings: ServeSettings) -> Iterator[socket.socket]:
     """A socket at the address that is to be served.
 
     Raises:
         RefusedError: there can be none.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family) as made:
+    # Of a socket that names TCP, asyncio turns Nagle's algorithm off: else each answer waits 40 ms for an ACK.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             made.bind((settings.host, settings.port))

@@ -63,6 +63,8 @@ class ServeSettings:
     origins: tuple[str, ...] = ()
     """Web pages of these origins may call the server from a browser."""
     strict_openai: bool = False
+    models: tuple[str, ...] = ()
+    """A worker beside it serves these, once it has loaded them."""
     limits: Limits = Limits()
 
     @property

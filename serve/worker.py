@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
 
 from jobs.batch import Batch
 from jobs.errors import PromptmillError
@@ -20,50 +20,56 @@ WELL_S = 600.0
 LOG = "serve-worker.log"
 
 
-@contextlib.contextmanager
-def worker_beside(
-    models: Sequence[str],
-    redis_url: str,
-    folder: Path,
-    say: Callable[[str], object],
-    *,
-    clock: Callable[[], float] = time.monotonic,
-) -> Iterator[None]:
-    """A worker for these models, as long as the block runs. Its log is in ``folder``. One that dies again and again is
-    given up, and ``say`` is told."""
-    folders = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
-    environ = {
-        **os.environ,
-        "PROMPTMILL_REDIS_URL": redis_url,
-        "PYTHONPATH": os.pathsep.join(filter(None, folders)),
-    }
-    # -P: a folder named worker in the current directory must not be taken for ours.
-    command = [sys.executable, "-P", "-m", "worker", *(f"--model={model}" for model in models)]
-    command.append(f"--exit-with-parent={os.getpid()}")
-    folder.mkdir(parents=True, exist_ok=True)
+class WorkerBeside:
+    """A worker for these models, as long as the block runs. Its log is in ``folder``. It is given up where it cannot
+    run, or dies again and again."""
 
-    def tell(text: str) -> None:
-        say(f"worker: {text}")
+    def __init__(
+        self,
+        models: Sequence[str],
+        redis_url: str,
+        folder: Path,
+        say: Callable[[str], object],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        folders = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
+        environ = {
+            **os.environ,
+            "PROMPTMILL_REDIS_URL": redis_url,
+            "PYTHONPATH": os.pathsep.join(filter(None, folders)),
+        }
+        # -P: a folder named worker in the current directory must not be taken for ours.
+        command = [sys.executable, "-P", "-m", "worker", *(f"--model={model}" for model in models)]
+        command.append(f"--exit-with-parent={os.getpid()}")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._clock = clock
 
-    process = WorkerProcess(command, folder / LOG, environ, tell)
-    over = threading.Event()
-    begun = clock()
+        def tell(text: str) -> None:
+            say(f"worker: {text}")
 
-    def keep() -> None:
-        while not over.wait(LOOK_S):
-            well = int((clock() - begun) / WELL_S)
+        self._process = WorkerProcess(command, folder / LOG, environ, tell)
+        self._over = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="worker", daemon=True)
+        self.failure: PromptmillError | None = None
+        """Why it was given up."""
+
+    def __enter__(self) -> Self:
+        self._process.start()
+        self._keeper.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._keeper.join()
+        self._process.stop()
+
+    def _keep(self) -> None:
+        begun = self._clock()
+        while not self._over.wait(LOOK_S):
+            well = int((self._clock() - begun) / WELL_S)
             try:
-                process.check(Batch(id="serve", status="in_progress", total=well + 1, completed=well))
+                self._process.check(Batch(id="serve", status="in_progress", total=well + 1, completed=well))
             except PromptmillError as error:
-                say(f"worker: {error}; there is none any more")
+                self.failure = error
                 return
-
-    process.start()
-    thread = threading.Thread(target=keep, name="worker", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        process.stop()

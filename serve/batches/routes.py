@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from jobs.batch import new_batch_id
+from jobs.batch import is_batch_id, new_batch_id
 from jobs.store.keys import PREFIX
 from jobs.store.store import Store
 from serve.access.access import Access
@@ -79,7 +79,7 @@ class BatchRoutes:
         return first[0]
 
     async def list(self, request: Request) -> Response:
-        page, access = page_of(request), access_of(request)
+        page, access = page_of(request, is_batch_id), access_of(request)
         return Json(await run_in_threadpool(self._page, page, access))
 
     def _page(self, page: Page, access: Access) -> dict[str, Any]:

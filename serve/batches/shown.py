@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
+
 from jobs.batch import Batch
 from jobs.lines.line import CHAT_URL
 from serve.files.results import error_id, output_id
@@ -74,4 +76,4 @@ def _seconds(moment: float | None) -> int | None:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else str(value)
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

@@ -42,10 +42,14 @@ def add(name: str, path: Path, models: tuple[str, ...], expires: float | None, a
     token = sys.stdin.readline().strip() if from_stdin else new_token()
     if not (SHORTEST <= len(token) <= LONGEST and token.isascii() and token.isprintable() and " " not in token):
         raise RefusedError(f"a key has {SHORTEST} to {LONGEST} printable characters and no space")
+    if odd := [model for model in models if not model.strip() or "," in model]:
+        raise RefusedError(f"--models '{odd[0]:.80}' is no model: give --models once for each")
     now = time.time()
     with changed_keys(path) as keys:
         if any(key.name == name for key in keys):
             raise RefusedError(f"there is a key '{name}' already: revoke it first, or take another name")
+        if (same := next((key for key in keys if key.sha256 == digest(token)), None)) is not None:
+            raise RefusedError(f"this is the key of '{same.name}' already: revoke that first, or take another key")
         expires_at = None if expires is None else now + expires
         keys.append(Key(name, digest(token), now, expires_at, models, admin))
     if not from_stdin:

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from submit.commands.daemon_options import daemon_options
 from submit.commands.options import Duration, open_store, redis_option
 
 log = logging.getLogger("promptmill.serve")
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@*A-Z]+")
 
 
 @click.command("serve", short_help="Serve OpenAI's API over HTTP: files, batches, completions.")
@@ -95,7 +98,8 @@ def command(
     `promptmill serve --model MODEL` alone makes one Mac a batch server: it starts a Redis of its own and a worker. Any
     number of servers may stand beside each other behind a proxy, with one Redis and one folder of files.
 
-    SIGTERM or Ctrl-C ends it with exit status 0: requests that wait are answered first.
+    SIGTERM or Ctrl-C ends it with exit status 0: requests that wait are answered first. Where the worker of --model
+    cannot run the server ends too, with the worker's exit status: 5 where it cannot load a model.
     """
     for package, name in (("starlette", "starlette"), ("uvicorn", "uvicorn"), ("python_multipart", "python-multipart")):
         if importlib.util.find_spec(package) is None:
@@ -107,9 +111,11 @@ def command(
     limits = replace(
         Limits(), waiting=max_waiting, request_s=request_timeout, drain_s=drain, connections=max_connections
     )
+    for origin in cors_origin:
+        check_origin(origin, keys=keys is not None)
     folder = files or data_folder(os.environ) / "files"
     settings = ServeSettings(
-        folder, host, port, keys, tls_cert, tls_key or tls_cert, cors_origin, strict_openai, limits
+        folder, host, port, keys, tls_cert, tls_key or tls_cert, cors_origin, strict_openai, models, limits
     )
     if keys is None and not settings.local:
         raise RefusedError(
@@ -124,16 +130,38 @@ def command(
     if check:
         return 0
 
+    from serve.http.certificate import check_certificate
     from serve.server import run_server
-    from serve.worker import worker_beside
+    from serve.worker import WorkerBeside
 
+    if settings.certificate is not None and settings.private_key is not None:
+        check_certificate(settings.certificate, settings.private_key)
     set_up_logging(log_format, verbose=verbose, file=log_file, fields={"server": process_name(None)})
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(open_store(redis_url, patient=True, say=log.warning))
         url = redis_url or _embedded_url()
-        if models:
-            stack.enter_context(worker_beside(models, url, data_folder(os.environ), log.warning))
-        return run_server(store, settings, url, log.info)
+        worker = WorkerBeside(models, url, data_folder(os.environ), log.warning) if models else None
+        if worker is not None:
+            stack.enter_context(worker)
+        status = run_server(
+            store, settings, url, log.info, over=lambda: worker is not None and worker.failure is not None
+        )
+        if worker is not None and worker.failure is not None:
+            raise worker.failure
+        return status
+
+
+def check_origin(origin: str, *, keys: bool) -> None:
+    """See that browsers may name a page so.
+
+    Raises:
+        RefusedError: they never do, or it is everybody and there are no ``keys``.
+    """
+    if origin == "*" and keys:
+        return
+    if not _ORIGIN.fullmatch(origin):
+        what = "lets all pages in, which takes --keys" if origin == "*" else "is no origin: write SCHEME://HOST[:PORT]"
+        raise RefusedError(f"--cors-origin {origin} {what}")
 
 
 def _embedded_url() -> str:

@@ -134,7 +134,8 @@ class Results:
     def size(self, file: ResultFile, *, at_once: bool = True) -> int:
         """Its bytes. Once the batch is done they are remembered; where they are not known and it is large, with
         ``at_once`` false it is 0."""
-        key = f"{PREFIX}size:{file.id}:{file.batch.completed}:{file.batch.failed}:{int(self._strict)}"
+        ended = int((file.batch.ended_at or 0) * 1000)  # lines that ran again may have come to another end
+        key = f"{PREFIX}size:{file.id}:{file.batch.completed}:{file.batch.failed}:{ended}:{int(self._strict)}"
         known = cast("bytes | None", self._store.connection.get(key))
         if known is not None and known.isdigit():
             return int(known)

@@ -17,13 +17,14 @@ from serve.access.access import Access
 from serve.batches.book import BatchBook
 from serve.errors import ApiError, not_found
 from serve.files.results import RESULT_ID, ResultFile, Results
-from serve.files.store import Files, StoredFile
+from serve.files.store import FILE_ID, Files, StoredFile
 from serve.files.upload import Form, Uploads, boundary_of
 from serve.http.reading import Json, Page, access_of, page_of
 
 MOST_LISTED = 10_000
 RESULTS = "batch_output"
 """The purpose of files of results."""
+OCTETS = "application/octet-stream"
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -53,7 +54,7 @@ class FileRoutes:
         return Json(file.as_dict())
 
     async def list(self, request: Request) -> Response:
-        page = page_of(request, most=MOST_LISTED, usual=MOST_LISTED)
+        page = page_of(request, _is_id, most=MOST_LISTED, usual=MOST_LISTED)
         access, purpose = access_of(request), request.query_params.get("purpose")
         return Json(await run_in_threadpool(self._page, page, access, purpose))
 
@@ -86,9 +87,11 @@ class FileRoutes:
             yield from self._shown(batch, access, ("output", "error"))
 
     def _shown(self, batch_id: str, access: Access, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-        for kind in kinds:
-            file = self._result(f"file-{batch_id}-{kind}", access)
-            if file is not None and file.lines:
+        batch = self.book.live(batch_id, access)
+        files = [] if batch is None else [file for kind in kinds if (file := ResultFile(batch, kind)).lines]
+        deleted = self.book.deleted_files(batch_id) if files else frozenset()
+        for file in files:
+            if file.kind not in deleted:
                 yield file.as_dict(self.results.size(file, at_once=False))
 
     def _result(self, file_id: str, access: Access) -> ResultFile | None:
@@ -136,7 +139,9 @@ class FileRoutes:
     async def content(self, request: Request) -> Response:
         file = await run_in_threadpool(self._found, request.path_params["id"], access_of(request))
         if isinstance(file, StoredFile):
-            return FileResponse(self.files.path(file), media_type="application/octet-stream", filename=file.filename)
+            if _wanted(request, file.bytes) is None:  # or what is meant by it is for others to say
+                request.scope["headers"] = [pair for pair in request.scope["headers"] if pair[0] != b"range"]
+            return FileResponse(self.files.path(file), media_type=OCTETS, filename=file.filename)
         return await run_in_threadpool(self._results, file, request)
 
     def _results(self, file: ResultFile, request: Request) -> Response:
@@ -147,16 +152,36 @@ class FileRoutes:
         if not file.complete:
             headers |= {"X-Incomplete": "true", "X-Last-Line": str(file.lines), "Cache-Control": "no-store"}
         offset = int(given)
-        wanted = _RANGE.fullmatch(request.headers.get("range", ""))
-        # Of a file that grows no end is known.
-        if wanted is None or not file.complete or offset or wanted[1] == wanted[2] == "":
-            blocks = self.results.blocks(file, offset=offset)
-            return StreamingResponse(blocks, media_type="application/octet-stream", headers=headers)
-        size = self.results.size(file)
-        first = int(wanted[1]) if wanted[1] else max(size - int(wanted[2]), 0)
-        last = min(int(wanted[2]), size - 1) if wanted[1] and wanted[2] else size - 1
-        if first > last:
-            raise ApiError(416, f"The file has {size} bytes.", headers={"Content-Range": f"bytes */{size}"})
+        if not file.complete or offset:  # of a file that grows no end is known
+            return self._streamed(self.results.blocks(file, offset=offset), 200, headers)
+        headers["Accept-Ranges"] = "bytes"
+        size = self.results.size(file) if "range" in request.headers else 0
+        wanted = _wanted(request, size)
+        if wanted is None:
+            return self._streamed(self.results.blocks(file), 200, headers)
+        first, last = wanted
         headers |= {"Content-Range": f"bytes {first}-{last}/{size}", "Content-Length": str(last + 1 - first)}
-        blocks = self.results.blocks(file, first=first, last=last)
-        return StreamingResponse(blocks, 206, media_type="application/octet-stream", headers=headers)
+        return self._streamed(self.results.blocks(file, first=first, last=last), 206, headers)
+
+    def _streamed(self, blocks: Iterator[bytes], status: int, headers: dict[str, str]) -> Response:
+        return StreamingResponse(blocks, status, media_type=OCTETS, headers=headers)
+
+
+def _is_id(text: str) -> bool:
+    return bool(FILE_ID.fullmatch(text) or RESULT_ID.fullmatch(text))
+
+
+def _wanted(request: Request, size: int) -> tuple[int, int] | None:
+    """The first and the last byte that a request asks for, of so many; None: all, where it names no one range.
+
+    Raises:
+        ApiError: there are no such bytes.
+    """
+    wanted = _RANGE.fullmatch(request.headers.get("range", ""))
+    if wanted is None or wanted[1] == wanted[2] == "":
+        return None
+    first = int(wanted[1]) if wanted[1] else max(size - int(wanted[2]), 0)
+    last = min(int(wanted[2]), size - 1) if wanted[1] and wanted[2] else size - 1
+    if first > last:
+        raise ApiError(416, f"The file has {size} bytes.", headers={"Content-Range": f"bytes */{size}"})
+    return first, last

@@ -28,6 +28,7 @@ EXPIRING_FILES = PREFIX + "files:expiring"
 """Sorted set of the ids of files that end by themselves, by that time."""
 FILE_ID = re.compile(r"file-[A-Za-z0-9]{24}")
 LETTERS = string.ascii_letters + string.digits
+TIME_LETTERS = 8
 PART_SUFFIX = ".part"
 PART_S = 3600.0
 """An upload that stood still for so long was given up: its part is removed."""
@@ -64,8 +65,20 @@ class StoredFile:
         }
 
 
-def new_file_id() -> str:
-    return "file-" + "".join(secrets.choice(LETTERS) for _ in range(24))
+def new_file_id(now: Callable[[], float] = time.time) -> str:
+    """An id that begins with its time, in milliseconds: lists go on behind a file that is there no more."""
+    left, time_of = int(now() * 1000), ""
+    for _ in range(TIME_LETTERS):
+        left, digit = divmod(left, len(LETTERS))
+        time_of = LETTERS[digit] + time_of
+    return f"file-{time_of}" + "".join(secrets.choice(LETTERS) for _ in range(24 - TIME_LETTERS))
+
+
+def _time_of(file_id: str) -> float:
+    milliseconds = 0
+    for letter in file_id.removeprefix("file-")[:TIME_LETTERS]:
+        milliseconds = milliseconds * len(LETTERS) + LETTERS.index(letter)
+    return milliseconds / 1000
 
 
 class Files:
@@ -134,14 +147,22 @@ class Files:
     def listed(self, access: Access, after: str | None, *, ascending: bool) -> Iterator[StoredFile]:
         """The files that may be seen, by creation time, those behind ``after``."""
         key = FILES if access.admin else _of(access.owner)
-        rank = self._connection.zrank if ascending else self._connection.zrevrank
         members = self._connection.zrange if ascending else self._connection.zrevrange
-        place = rank(key, after) if after is not None else None
-        start = 0 if place is None else cast("int", place) + 1
+        start = 0 if after is None else self._place_behind(key, after, ascending=ascending)
         while ids := cast("list[bytes]", members(key, start, start + LISTED_AT_A_TIME - 1)):
             stored = cast("list[bytes | None]", self._connection.mget([_key(item.decode()) for item in ids]))
             yield from (file for file in map(self._parsed, stored) if file is not None and access.sees(file.owner))
             start += len(ids)
+
+    def _place_behind(self, key: str, after: str, *, ascending: bool) -> int:
+        """Where a list goes on behind this file, or behind where it was."""
+        rank = self._connection.zrank if ascending else self._connection.zrevrank
+        place = cast("int | None", rank(key, after))
+        if place is not None:
+            return place + 1
+        moment = _time_of(after)
+        earlier, later = (key, "-inf", moment), (key, f"({moment}", "+inf")
+        return self._connection.zcount(*(earlier if ascending else later))
 
     def remove(self, file: StoredFile) -> None:
         """Remove a file. A batch that is being made of it goes on: it has the file open."""

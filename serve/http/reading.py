@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -76,11 +76,11 @@ class Page:
         }
 
 
-def page_of(request: Request, *, most: int = MOST_PAGE, usual: int = 20) -> Page:
-    """The page that a request asks for.
+def page_of(request: Request, is_id: Callable[[str], object], *, most: int = MOST_PAGE, usual: int = 20) -> Page:
+    """The page that a request asks for, of a list of what has such ids.
 
     Raises:
-        ApiError: its ``limit`` or ``order`` is no good.
+        ApiError: its ``limit``, ``order`` or ``after`` is no good.
     """
     query = request.query_params
     given, order = query.get("limit", str(usual)), query.get("order", "desc")
@@ -90,4 +90,7 @@ def page_of(request: Request, *, most: int = MOST_PAGE, usual: int = 20) -> Page
         )
     if order not in ("asc", "desc"):
         raise ApiError(400, "Invalid 'order': expected 'asc' or 'desc'.", code="invalid_value", param="order")
-    return Page(query.get("after") or None, int(given), order == "asc")
+    after = query.get("after") or None
+    if after is not None and not is_id(after):
+        raise ApiError(400, f"Invalid 'after': '{after[:80]}' is no id.", code="invalid_value", param="after")
+    return Page(after, int(given), order == "asc")

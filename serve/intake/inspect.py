@@ -139,7 +139,7 @@ def as_openai(problem: ProblemLine) -> dict[str, Any]:
     if param == "body.stream":
         code, message = "streaming_unsupported", "Streaming is not supported in batches: leave 'stream' out."
     elif code == "missing_field" and param is not None and param.startswith("body."):
-        code = "invalid_request"
+        code, message = "invalid_request", f"Missing required parameter: '{param}'."
     else:
         code = CODES.get(code, code)
     return {"code": code, "line": problem.line, "message": _sentence(param, message), "param": param}

@@ -24,6 +24,8 @@ WAKE = PREFIX + "intake:wake"
 HELD_S = 60.0
 """An order is held for so long."""
 WAKE_S = 10
+OWNED_S = 90 * 86400.0
+"""No batch of HTTP is there for so long: the longest window and the longest time of keeping are 61 days."""
 OPENAI = "_openai"
 """The field of a batch's metadata that says what HTTP needs to know of it."""
 
@@ -74,7 +76,9 @@ class Orders:
         with self._connection.pipeline() as pipe:
             pipe.set(_key(order.batch_id), msgspec.json.encode(order))
             pipe.zadd(INTAKE, {order.batch_id: 0})
-            pipe.zadd(owned_key(order.owner), {order.batch_id: order.created_at})
+            owned = owned_key(order.owner)
+            pipe.zadd(owned, {order.batch_id: order.created_at})
+            pipe.zremrangebyscore(owned, "-inf", order.created_at - OWNED_S)
             pipe.rpush(WAKE, "1")
             pipe.expire(WAKE, WAKE_S)
             pipe.execute()

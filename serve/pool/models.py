@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from jobs.batch import queue_name
@@ -40,6 +40,12 @@ class Models:
         """These, and those that were served not long ago."""
         self.serving: Mapping[str, int] = {}
         """How many live workers serve each group."""
+
+    def expect(self, models: Sequence[str]) -> None:
+        """Wait for these models as for one whose worker is being started again: it loads them."""
+        if models:
+            keys = [Group(model, None).key for model in models]
+            self._connection.zadd(MODELS, dict.fromkeys(keys, self._now()))
 
     def look(self) -> None:
         """See what is served now, unless that was seen just now."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from jobs.store.store import Store
 from serve.errors import ApiError
@@ -12,7 +13,7 @@ from serve.pool.models import Models
 from serve.requests.answers import Janitor, Listener
 from serve.requests.line import RequestLine
 from serve.requests.sender import Sender
-from serve.requests.waiting import Waiter, Waiting
+from serve.requests.waiting import Once, Waiter, Waiting
 from serve.settings import Limits
 
 END_S = 5.0
@@ -32,7 +33,8 @@ class Desk:
         """Requests that wait now."""
         self.checking = asyncio.Lock()
         """Held by who has a large request checked."""
-        self._closing = False
+        self.closed = False
+        """The server ends, and nobody waits any longer."""
         self._sender: Sender | None = None
         self._janitor: Janitor | None = None
         self._listener: Listener | None = None
@@ -55,13 +57,21 @@ class Desk:
         for thread in (self._sender, self._listener, self._janitor):
             thread.start()
 
-    def enter(self, line: RequestLine, once: str | None = None) -> Waiter:
-        """Have a line run; who waits for it.
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place among those who wait, for as long as the block runs.
 
         Raises:
-            ApiError: too many wait already, or the server is about to end.
+            ApiError: as :meth:`enter`.
         """
-        if self._closing or self._sender is None:
+        self._take_place()
+        try:
+            yield
+        finally:
+            self.count -= 1
+
+    def _take_place(self) -> None:
+        if self.closed:
             raise closing()
         if self.count >= self.limits.waiting:
             raise ApiError(
@@ -70,8 +80,18 @@ class Desk:
                 code="too_many_waiting",
                 headers={"Retry-After": "1"},
             )
-        waiter = Waiter(line, asyncio.get_running_loop().create_future(), once)
         self.count += 1
+
+    def enter(self, line: RequestLine, once: Once | None = None) -> Waiter:
+        """Have a line run; who waits for it.
+
+        Raises:
+            ApiError: too many wait already, or the server is about to end.
+        """
+        if self._sender is None:
+            raise closing()
+        self._take_place()
+        waiter = Waiter(line, asyncio.get_running_loop().create_future(), once)
         self._inside.add(waiter)
         self._sender.put(waiter)
         return waiter
@@ -90,7 +110,7 @@ class Desk:
 
     def refuse_rest(self) -> None:
         """Send away those who wait still: the server ends."""
-        self._closing = True
+        self.closed = True
         inside = list(self._inside)
         self.waiting.fail(inside, closing)
         for waiter in inside:

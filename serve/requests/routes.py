@@ -7,12 +7,13 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
 from starlette.routing import Route
 
-from jobs.errors import BatchNotFoundError, RefusedError
+from jobs.errors import PromptmillError
 from jobs.lines.line import CHAT_URL, COMPLETIONS_URL
 from jobs.store.shard_records import ShardRecords, loaded
 from serve.errors import ApiError
@@ -20,8 +21,10 @@ from serve.http.exchange import SMALL_BYTES, Message, Receive, Scope, Send
 from serve.pool.routes import no_model
 from serve.requests.answering import answer_of
 from serve.requests.answers import GONE
+from serve.requests.desk import closing
 from serve.requests.line import RequestLine, line_of
 from serve.requests.sender import once_key
+from serve.requests.waiting import Once
 
 if TYPE_CHECKING:
     from serve.requests.desk import Desk
@@ -30,6 +33,15 @@ ASK_AGAIN_S, LONGEST_PAUSE_S = 0.05, 1.0
 """Of a request that was sent before it is looked so often whether its record is there: less often, the longer it
 takes."""
 LONGEST_KEY = 256
+
+
+@dataclass(frozen=True, slots=True)
+class SentLine:
+    """Where the line of a request is: the batch, the number of its shard, its index."""
+
+    batch_id: str
+    number: int
+    index: int
 
 
 class Completions:
@@ -41,8 +53,9 @@ class Completions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
             raise ApiError(405, f"{self._url} takes POST.", headers={"Allow": "POST"})
-        line = await self._line(await _body(receive), scope)
-        record = await self._record(line, _once(scope), receive)
+        raw = await _body(receive)
+        line = await self._line(raw, scope)
+        record = await self._record(line, _once(scope, self._url, raw), receive)
         if record is None:
             return  # the client has gone
         status, body = answer_of(record, self._url)
@@ -59,7 +72,7 @@ class Completions:
         async with self._desk.checking:
             return await asyncio.to_thread(line_of, raw, self._url, scope["request_id"], scope["access"])
 
-    async def _record(self, line: RequestLine, once: str | None, receive: Receive) -> bytes | None:
+    async def _record(self, line: RequestLine, once: Once | None, receive: Receive) -> bytes | None:
         """The record of a line; None where its client went away before.
 
         Raises:
@@ -70,7 +83,7 @@ class Completions:
             raise no_model(line.group.key)
         sent = None if once is None else await asyncio.to_thread(_sent_before, desk, once)
         if sent is not None:
-            return await self._again(*sent)
+            return await self._again(sent, receive)
         waiter = desk.enter(line, once)
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
@@ -90,17 +103,29 @@ class Completions:
             gone.cancel()
             desk.leave(waiter)
 
-    async def _again(self, batch_id: str, number: int, index: int) -> bytes:
-        """The record of a line that was sent by an earlier request."""
-        deadline, pause = self._clock() + self._desk.limits.request_s, ASK_AGAIN_S
-        while self._clock() < deadline:
-            # In this order: what ends between the two has its record.
-            live = await asyncio.to_thread(_is_there, self._desk, batch_id)
-            found = await asyncio.to_thread(_record_at, self._desk, batch_id, number, index)
-            if found is not None or not live:
-                return found or GONE
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, LONGEST_PAUSE_S)
+    async def _again(self, sent: SentLine, receive: Receive) -> bytes | None:
+        """The record of a line that was sent by an earlier request; None where the client went away before.
+
+        Raises:
+            ApiError: there is none in time, or too many wait already.
+        """
+        desk = self._desk
+        deadline, pause = self._clock() + desk.limits.request_s, ASK_AGAIN_S
+        with desk.place():
+            gone = asyncio.ensure_future(_disconnected(receive))
+            try:
+                while self._clock() < deadline:
+                    found = await asyncio.to_thread(_record_at, desk, sent)
+                    if found is not None:
+                        return found
+                    if desk.closed:
+                        raise closing()
+                    await asyncio.wait((gone,), timeout=pause)
+                    pause = min(pause * 1.5, LONGEST_PAUSE_S)
+                    if gone.done():
+                        return None
+            finally:
+                gone.cancel()
         raise ApiError(504, "The request was not answered in time.", code="request_timeout")
 
 
@@ -126,35 +151,54 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _once(scope: Scope) -> str | None:
-    """What names a request that may be sent again."""
+def _once(scope: Scope, url: str, raw: bytes) -> Once | None:
+    """What names a request that may be sent again.
+
+    Raises:
+        ApiError: its name is no good.
+    """
     for name, value in scope["headers"]:
         if name == b"idempotency-key":
             if not 1 <= len(value) <= LONGEST_KEY:
                 raise ApiError(400, f"An Idempotency-Key has 1 to {LONGEST_KEY} characters.", code="invalid_value")
-            return hashlib.sha256(scope["access"].owner.encode() + b"\0" + value).hexdigest()
+            owner = scope["access"].owner.encode()
+            return Once(hashlib.sha256(owner + b"\0" + value).hexdigest(), _digest(url, raw))
     return None
 
 
-def _sent_before(desk: Desk, once: str) -> tuple[str, int, int] | None:
-    """Where the line of an earlier request of this name is, if it is there still."""
-    raw = cast("bytes | None", desk.store.connection.get(once_key(once)))
+def _digest(url: str, raw: bytes) -> str:
+    return hashlib.sha256(url.encode() + b"\0" + raw).hexdigest()
+
+
+def _sent_before(desk: Desk, once: Once) -> SentLine | None:
+    """Where the line of an earlier request of this name is, if it is there still.
+
+    Raises:
+        ApiError: the earlier request asked something else.
+    """
+    raw = cast("bytes | None", desk.store.connection.get(once_key(once.name)))
     parts = [] if raw is None else raw.decode(errors="replace").split()
-    if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
+    if len(parts) != 4 or not (parts[1].isdigit() and parts[2].isdigit()):
         return None
-    return (parts[0], int(parts[1]), int(parts[2])) if _is_there(desk, parts[0]) else None
+    if parts[3] != once.asked:
+        message = "Conflict: this Idempotency-Key was used for another request; take a new one."
+        raise ApiError(409, message, code="idempotency_conflict")
+    sent = SentLine(parts[0], int(parts[1]), int(parts[2]))
+    return sent if _status(desk, sent) in ("in_progress", "completed") else None
 
 
-def _is_there(desk: Desk, batch_id: str) -> bool:
-    """Whether lines of a batch run, or have run."""
-    with contextlib.suppress(BatchNotFoundError, RefusedError):
-        return desk.store.batch(batch_id).status in ("in_progress", "completed")
-    return False
+def _status(desk: Desk, sent: SentLine) -> str | None:
+    with contextlib.suppress(PromptmillError):
+        return desk.store.batch(sent.batch_id).status
+    return None
 
 
-def _record_at(desk: Desk, batch_id: str, number: int, index: int) -> bytes | None:
-    part = ShardRecords(desk.store.connection, batch_id).part(number, index - 1, [index])
-    return next((loaded(record) for found, record in part.records if found == index), None)
+def _record_at(desk: Desk, sent: SentLine) -> bytes | None:
+    """The record of a line; None where there is none yet."""
+    runs = _status(desk, sent) == "in_progress"
+    part = ShardRecords(desk.store.connection, sent.batch_id).part(sent.number, sent.index - 1, [sent.index])
+    record = next((loaded(record) for found, record in part.records if found == sent.index), None)
+    return record if record is not None or runs else GONE
 
 
 def completion_routes(desk: Desk) -> list[Route]:

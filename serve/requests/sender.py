@@ -39,7 +39,7 @@ ONCE_S = 3600
 
 
 def once_key(name: str) -> str:
-    """String: where the line of a request is that may be sent again: batch, shard, index."""
+    """String: where the line of a request is that may be sent again, and what it asks: batch, shard, index, digest."""
     return f"{PREFIX}http:answer:{name}"
 
 
@@ -157,7 +157,8 @@ class Sender(threading.Thread):
         with self._store.connection.pipeline(transaction=False) as pipe:
             for waiter in waiters:
                 if waiter.once is not None:
-                    pipe.set(once_key(waiter.once), f"{waiter.batch_id} {waiter.number} {waiter.index}", ex=ONCE_S)
+                    place = f"{waiter.batch_id} {waiter.number} {waiter.index} {waiter.once.asked}"
+                    pipe.set(once_key(waiter.once.name), place, ex=ONCE_S)
             pipe.execute()
 
 

@@ -10,14 +10,21 @@ from serve.errors import ApiError
 from serve.requests.line import RequestLine
 
 
+@dataclass(frozen=True, slots=True)
+class Once:
+    """Names a request that its client may send again, and what it asks, by their digests."""
+
+    name: str
+    asked: str
+
+
 @dataclass(slots=True, eq=False)
 class Waiter:
     """A request, and where its line is once it was sent: the batch, the number of its shard, its index."""
 
     line: RequestLine
     answer: asyncio.Future[bytes]
-    once: str | None = None
-    """Names the request among those that its client may send again."""
+    once: Once | None = None
     batch_id: str | None = None
     number: int = 0
     index: int = 0
@@ -85,6 +92,3 @@ class Waiting:
         """The batches that came to their end since the last call."""
         over, self.over = self.over, []
         return over
-
-    def everybody(self) -> list[Waiter]:
-        return [waiter for batch in self.batches.values() for waiter in batch.waiters.values()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from jobs.record import Choice
 from jobs.store.cancel import cancel_line
 from jobs.store.keys import INTAKE
 from jobs.store.store import Store
+from serve.access.access import Access
 from serve.files.store import Files
-from serve.intake.orders import Orders
+from serve.intake.orders import Orders, owned_key
 from serve.intake.process import Intake
 from serve.settings import Limits
 from submit.upload.submitter import Order, new_batch
@@ -36,11 +39,11 @@ def odd_fail(job: Job) -> list[Choice]:
     return echo(job)
 
 
-def ordered(client: Any, lines: list[dict[str, Any]] = LINES) -> str:
+def ordered(client: Any, lines: list[dict[str, Any]] = LINES, more: Mapping[str, Any] | None = None) -> str:
     """A batch that is to be made of these lines; its id."""
     data = b"\n".join(map(orjson.dumps, lines))
     file = client.post("/v1/files", files={"file": ("x.jsonl", data)}, data={"purpose": "batch"}).json()
-    batch = client.post("/v1/batches", json={**ORDER, "input_file_id": file["id"]}).json()
+    batch = client.post("/v1/batches", json={**ORDER, "input_file_id": file["id"], **(more or {})}).json()
     assert batch["status"] == "validating"
     return str(batch["id"])
 
@@ -181,3 +184,81 @@ def finished_line_of(store: Store, batch_id: str) -> list[Any]:
 def test_ids_of_batches_that_nobody_made_are_not_found(client_of: Client) -> None:
     """Also where they look like ours."""
     assert client_of().get(f"/v1/batches/{new_batch_id()}").status_code == 404
+
+
+def test_a_list_goes_on_behind_a_file_that_was_deleted(client_of: Client) -> None:
+    """Its id tells when it was; what is no id is refused, so that no list begins again for ever."""
+    client = client_of()
+    ids = [
+        client.post("/v1/files", files={"file": ("a.jsonl", b"{}")}, data={"purpose": "batch"}).json()["id"]
+        for _ in range(4)
+    ]
+    assert client.delete(f"/v1/files/{ids[1]}").status_code == 200
+    for order, expected in (("asc", ids[2:]), ("desc", ids[:1])):
+        page = client.get("/v1/files", params={"after": ids[1], "order": order}).json()
+        assert [item["id"] for item in page["data"]] == expected
+    for path in ("/v1/files", "/v1/batches"):
+        refused = client.get(path, params={"after": "nonsense"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "after")
+
+
+def test_ranges_of_both_kinds_of_files(client_of: Client, store: Store) -> None:
+    """One range is answered with its bytes, an impossible one with an error as all others, and what is none is
+    passed over."""
+    client = client_of()
+    batch = make_batch(store, prompts(3))
+    work(store, batch)
+    made = client.post("/v1/files", files={"file": ("a.jsonl", b"0123456789")}, data={"purpose": "batch"}).json()
+    for file_id in (made["id"], f"file-{batch}-output"):
+        path = f"/v1/files/{file_id}/content"
+        whole = client.get(path)
+        assert whole.headers["accept-ranges"] == "bytes"
+        for given, part in (("bytes=2-5", whole.content[2:6]), ("bytes=-3", whole.content[-3:])):
+            answer = client.get(path, headers={"Range": given})
+            assert (answer.status_code, answer.content) == (206, part)
+        impossible = client.get(path, headers={"Range": "bytes=999999-"})
+        assert (impossible.status_code, list(impossible.json())) == (416, ["error"])
+        for given in ("bytes=a-b", "bytes=-", "bytes=0-1,3-4", "lines=0-1"):
+            answer = client.get(path, headers={"Range": given})
+            assert (answer.status_code, answer.content) == (200, whole.content)
+
+
+def test_files_end_by_themselves(client_of: Client, store: Store, tmp_path: Path) -> None:
+    """From that moment on nobody sees them, and their bytes go."""
+    client = client_of()
+    data = {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    file_id = client.post("/v1/files", files={"file": ("a.jsonl", b"{}")}, data=data).json()["id"]
+    folder = tmp_path / "files"
+    for hours, there in ((0.9, True), (1.1, False)):
+        files = Files(store.connection, folder, now=lambda later=hours * 3600: time.time() + later)
+        files.tidy()
+        assert (files.find(file_id, Access()) is not None) is there
+        assert bool(list(folder.iterdir())) is there
+    assert client.get(f"/v1/files/{file_id}").status_code == 404
+
+
+def test_results_end_when_it_was_said(client_of: Client, store: Store, intake: Intake) -> None:
+    """So long after the batch's end, as its files say; without it after the usual time."""
+    client = client_of()
+    said = ordered(client, more={"output_expires_after": {"anchor": "created_at", "seconds": 3600}})
+    for batch_id, seconds in ((said, 3600), (ordered(client), 14 * 86400)):
+        intake.work()
+        work(store, batch_id)
+        ended = store.batch(batch_id).ended_at
+        assert ended is not None
+        assert client.get(f"/v1/files/file-{batch_id}-output").json()["expires_at"] == int(ended + seconds)
+        due = store.connection.zscore("promptmill:keeping", batch_id)
+        assert due == pytest.approx(ended + seconds, abs=1)
+
+
+def test_metadata_of_the_command_line_are_texts(client_of: Client, store: Store) -> None:
+    """As OpenAI's clients expect; what is none is shown as JSON."""
+    batch_id = make_batch(store, prompts(1), metadata={"run": "a", "about": {"n": 1}})
+    assert client_of().get(f"/v1/batches/{batch_id}").json()["metadata"] == {"run": "a", "about": '{"n":1}'}
+
+
+def test_batches_of_a_key_are_not_remembered_for_ever(client_of: Client, store: Store) -> None:
+    """Those that can be there no more leave its list when another one is created."""
+    store.connection.zadd(owned_key(""), {"b_0": 1.0})
+    ordered(client_of())
+    assert store.connection.zscore(owned_key(""), "b_0") is None

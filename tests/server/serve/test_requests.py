@@ -21,7 +21,7 @@ from serve.pool.models import Models
 from serve.requests.answers import GONE, Janitor
 from serve.requests.desk import Desk
 from serve.requests.line import RequestLine
-from serve.requests.routes import Completions
+from serve.requests.routes import Completions, SentLine
 from serve.requests.sender import Sender
 from serve.requests.waiting import SentBatch, Waiter, Waiting
 from serve.server import Every, ServerParts
@@ -36,7 +36,8 @@ BODY = orjson.dumps({"model": "a/b", "prompt": "x"})
 class Connection:
     """A client of one request: it stays until it is told to go."""
 
-    def __init__(self, desk: Desk, *headers: tuple[bytes, bytes]) -> None:
+    def __init__(self, desk: Desk, *headers: tuple[bytes, bytes], body: bytes = BODY) -> None:
+        self._body = body
         self._scope = {"method": "POST", "headers": headers, "access": Access(), "request_id": "req_1"}
         self._app = Completions(URL, desk)
         self._sent = False
@@ -46,7 +47,7 @@ class Connection:
     async def _receive(self) -> dict[str, Any]:
         if not self._sent:
             self._sent = True
-            return {"type": "http.request", "body": BODY}
+            return {"type": "http.request", "body": self._body}
         await self.gone.wait()
         return {"type": "http.disconnect"}
 
@@ -125,10 +126,11 @@ def test_what_was_lost_since_is_not_waited_for(store: Store) -> None:
     """A request that is sent again while its line goes, as with the last second of a Redis, is told to come again."""
     key = (b"idempotency-key", b"k-2")
 
-    async def scenario(desk: Desk) -> bytes:
+    async def scenario(desk: Desk) -> bytes | None:
         first = asyncio.create_task(Connection(desk, key).ask())
         batch_id = await sent(store)
-        again = asyncio.create_task(Completions(URL, desk)._again(batch_id, 0, 0))
+        client = Connection(desk, key)
+        again = asyncio.create_task(Completions(URL, desk)._again(SentLine(batch_id, 0, 0), client._receive))
         await asyncio.to_thread(store.discard, batch_id)
         found = await again
         desk.refuse_rest()
@@ -160,6 +162,49 @@ def test_what_a_server_left_that_died_ends_without_workers(store: Store, tmp_pat
         chore()
     assert not store.connection.exists(BatchKeys(batch_id).info)
     assert store.connection.zcard(REQUESTS) == 0
+
+
+def test_a_request_of_the_same_name_asks_the_same(store: Store) -> None:
+    """Another one is refused, whether the first was answered or not."""
+    key = (b"idempotency-key", b"k-1")
+
+    async def scenario(desk: Desk) -> ApiError | None:
+        first = Connection(desk, key)
+        asking = asyncio.create_task(first.ask())
+        await sent(store)
+        try:
+            await Connection(desk, key, body=orjson.dumps({"model": "a/b", "prompt": "y"})).ask()
+        except ApiError as error:
+            return error
+        finally:
+            first.gone.set()
+            await asking
+        return None
+
+    error = at_a_desk(store, scenario)
+    assert error is not None
+    assert (error.status, error.code) == (409, "idempotency_conflict")
+
+
+def test_who_asks_again_waits_among_the_others(store: Store) -> None:
+    """It takes a place of those there are, and leaves it when its client goes."""
+    key = (b"idempotency-key", b"k-1")
+
+    async def scenario(desk: Desk) -> tuple[int, int]:
+        clients = [Connection(desk, key), Connection(desk, key)]
+        asking = [asyncio.create_task(clients[0].ask())]
+        await sent(store)
+        asking.append(asyncio.create_task(clients[1].ask()))
+        while desk.count < 2:
+            await asyncio.sleep(0.01)
+        refused = await asyncio.gather(Connection(desk, key).ask(), return_exceptions=True)
+        assert isinstance(refused[0], ApiError)
+        for client in clients:
+            client.gone.set()
+        await asyncio.gather(*asking)
+        return refused[0].status, desk.count
+
+    assert at_a_desk(store, scenario, waiting=2) == (429, 0)
 
 
 def refusal(store: Store, **limits: Any) -> ApiError:

@@ -143,7 +143,7 @@ def test_flags_that_the_program_does_not_take_are_refused(
     first = [arguments[0], "--redis", URL, "--root", str(tmp_path / "root"), action]
     assert main(["deploy", *first, "--program", PROMPTMILL, *arguments[1:]]) == 2
     shown = capsys.readouterr()
-    assert re.search(f"the {arguments[0]} would not start: .*{said}", shown.err)
+    assert re.search(f"`promptmill {arguments[0]}` would not start: .*{said}", shown.err)
     assert shown.out == ""
     assert not (tmp_path / "root").exists()
 
@@ -169,7 +169,7 @@ def test_settings_of_before_are_checked_with_the_flags(tmp_path: Path, capsys: p
     arguments = ["--model", "org/a", "--root", str(tmp_path), "--program", PROMPTMILL, "--install"]
     assert main(["deploy", "worker", *arguments]) == 2
     shown = capsys.readouterr()
-    assert "the worker would not start" in shown.err
+    assert "`promptmill worker` would not start" in shown.err
     assert "'lots' is not a size" in shown.err
     assert "s3c" not in shown.err
 

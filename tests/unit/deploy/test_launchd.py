@@ -71,8 +71,8 @@ def test_a_workers_daemon() -> None:
         "KeepAlive": {"SuccessfulExit": False},
         "ThrottleInterval": 30,
         "ExitTimeOut": 75,
-        "SoftResourceLimits": {"NumberOfFiles": 4096},
-        "HardResourceLimits": {"NumberOfFiles": 4096},
+        "SoftResourceLimits": {"NumberOfFiles": 8192},
+        "HardResourceLimits": {"NumberOfFiles": 8192},
         "StandardOutPath": "/var/log/promptmill-worker/promptmill-worker.err",
         "StandardErrorPath": "/var/log/promptmill-worker/promptmill-worker.err",
     }  # fmt: skip

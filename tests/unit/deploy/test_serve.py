@@ -21,7 +21,7 @@ def test_an_http_server_is_deployed() -> None:
     ("flags", "said"),
     [
         (["--model", "a/b"], "deploy worker"),
-        (["--files=x"], "before `--`"),
+        (["--files=x"], "`promptmill deploy serve` itself"),
         (["--check"], "ends at once"),
         (["--bogus"], "No such option"),
         (["--host", "0.0.0.0"], "promptmill key add"),
