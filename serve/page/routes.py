@@ -26,7 +26,7 @@ from serve.intake.orders import Orders
 from serve.page import schedules
 from serve.page.assets import AssetRoutes, read_assets
 from serve.page.batches import BatchList, BatchLook, Wanted
-from serve.page.downloads import choices, download
+from serve.page.downloads import Wish, check_download, choices, download
 from serve.page.drafts import Checks, draft_of
 from serve.page.pool import PoolLook, shown_pool
 from serve.page.records import Filter, find_records, whole_record
@@ -151,18 +151,14 @@ class PageRoutes:
         return answer(await run_in_threadpool(find))
 
     async def download(self, request: Request) -> Response:
-        query = request.query_params
+        wish, try_only = Wish.of(request.query_params), request.query_params.get("try") == "1"
 
         def begin() -> Response:
             batch = self._batch(request.path_params["id"], access_of(request))
-            return download(
-                self._store,
-                batch,
-                fmt=query.get("format", "native"),
-                order=query.get("order", "input"),
-                which=query.get("which", "all"),
-                keep_cut=query.get("keep_cut") == "1",
-            )
+            if try_only:
+                check_download(self._store, batch, wish)
+                return answer({"begins": True})
+            return download(self._store, batch, wish)
 
         return await run_in_threadpool(begin)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from pyarrow import parquet
 from starlette.testclient import TestClient
 
 from jobs.errors import LineError
@@ -20,6 +23,9 @@ from serve.page import batches, records
 from serve.page.assets import FOLDER
 from serve.page.spread import histogram
 from serve.settings import Limits
+from submit.results.destination import WHOLE, Destination
+from submit.results.read import ordered_records
+from submit.results.tables.open import table_blocks
 from tests.pool import MODEL, echo, make_batch, prompts, publish, work
 from tests.server.serve.conftest import Client, as_key
 
@@ -208,12 +214,20 @@ def test_every_format_can_be_downloaded(client_of: Client, store: Store) -> None
     client, batch_id = client_of(), make_batch(store, prompts(4), name="my batch/1")
     work(store, batch_id, answer=odd_fail)
     known = client.get("/api/models").json()
-    lines = {}
+    lines, content = {}, {}
     for name in known["formats"]:
         answer = client.get(f"/api/batches/{batch_id}/download", params={"format": name})
         assert answer.status_code == 200
         assert f'filename="my-batch-1.{name}' in answer.headers["content-disposition"]
-        lines[name] = [orjson.loads(line) for line in answer.content.splitlines()]
+        content[name] = answer.content
+        if name not in WHOLE:
+            lines[name] = [orjson.loads(line) for line in answer.content.splitlines()]
+    rows = list(csv.DictReader(io.StringIO(content["csv"].decode())))
+    table = parquet.read_table(io.BytesIO(content["parquet"])).to_pylist()
+    for found in (lines["flat"], rows, table):
+        assert [row["id"] for row in found] == ["row-0", "row-1", "row-2", "row-3"]
+        assert found[0]["completion"] == "answer to row-0"
+        assert found[1]["error"] == "context_length_exceeded: it is too long"
     assert [line["index"] for line in lines["native"]] == [0, 1, 2, 3]
     assert [line["custom_id"] for line in lines["openai"]] == ["row-0", "row-1", "row-2", "row-3"]
     assert lines["completions"][0] == {"prompt": "Once upon a time", "completion": "answer to row-0"}
@@ -227,6 +241,31 @@ def test_every_format_can_be_downloaded(client_of: Client, store: Store) -> None
     assert refused.status_code == 400
     assert "--format chat" in refused.json()["error"]["message"]
     assert client.get(f"/api/batches/{batch_id}/download", params={"format": "odd"}).status_code == 400
+
+
+def test_a_large_table_is_sent_in_blocks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row group at a time, and each row once; as the command writes it where keys of texts are columns."""
+    monkeypatch.setattr("submit.results.tables.parquet.STREAMED_GROUP_BYTES", 1000)
+    monkeypatch.setattr("submit.results.tables.arrow.BATCH_ROWS", 10)
+    batch_id = make_batch(store, prompts(95))
+    work(store, batch_id, answer=lambda job: [Choice(0, f'{{"n": {job.index}}}', "eos")])
+    batch = store.batch(batch_id)
+    destination = Destination(fmt="parquet", json_columns=True)
+    blocks = list(table_blocks(destination, store, batch, ordered_records(store.connection, batch_id)))
+    assert len(blocks) > 5
+    assert parquet.read_table(io.BytesIO(b"".join(blocks)))["n"].to_pylist() == list(range(95))
+
+
+def test_parquet_says_what_it_needs(client_of: Client, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pyarrow is missing: in the choices, before a download and in its place."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    client, batch_id = client_of(), make_batch(store, prompts(1))
+    assert "needs the package pyarrow" in client.get("/api/models").json()["missing"]["parquet"]
+    for more in ("", "&try=1"):
+        answer = client.get(f"/api/batches/{batch_id}/download?format=parquet{more}")
+        assert answer.status_code == 400
+        assert "needs the package pyarrow" in answer.json()["error"]["message"]
+    assert client.get(f"/api/batches/{batch_id}/download?format=csv&try=1").json() == {"begins": True}
 
 
 def test_a_batch_is_paused_moved_and_retried(client_of: Client, store: Store) -> None:
