@@ -196,7 +196,8 @@ class Schedules:
         return self._set_paused(schedule, "", following)
 
     def _set_paused(self, schedule: Schedule, at: str, following: int | str) -> bool:
-        done = self._pause(keys=[ScheduleKeys(schedule.name).info], args=[schedule.id, at, following])
+        arguments: list[Any] = [schedule.id, at, following]
+        done = cast("int", self._pause(keys=[ScheduleKeys(schedule.name).info], args=arguments))
         if done == -1:
             raise no_schedule(schedule.name)
         return done == 1
@@ -209,8 +210,8 @@ class Schedules:
         """A run begins, and the next by cron is due at ``following`` (None: by hand, and the next stays as it is).
         It takes the place of one that has begun and whose client is ``gone``.
 
-        Returns ``begun``; ``over``: that was decided already, or the schedule was paused, replaced or removed; ``busy``:
-        another run has begun; or the id of a batch that is not done, unless they may ``overlap``.
+        Returns ``begun``; ``over``: that was decided already, or the schedule is paused, or was replaced or removed;
+        ``busy``: another run has begun; or the id of a batch that is not done, unless they may ``overlap``.
         """
         due = "" if following is None else schedule.next
         arguments: list[Any] = [schedule.id, due, following or "", run.encoded(), int(overlap)]
