@@ -29,21 +29,21 @@ function close() {
 
 function asked(error) {
   if (error.status === 401) {
-    logIn();
+    logIn(session ? "Your key is no longer accepted: it was revoked, or has expired." : "");
     return false;
   }
   toast(error.message, "bad");
   return error.status !== 403;
 }
 
-function logIn() {
+function logIn(why = "") {
   close();
   session = null;
   frame();
   shown = loginView(main, (found) => {
     session = found;
     route();
-  });
+  }, why);
 }
 
 function frame() {

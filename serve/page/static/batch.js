@@ -109,7 +109,7 @@ function downloadMenu(id, known) {
   });
   const label = (text, control) => h("label", { class: "field" }, h("span", { class: "label" }, text), control);
   const menu = h("details", { class: "menu" }, h("summary", { class: "button" }, "Download"),
-    h("div", { class: "sheet" }, label("Format", format), label("Lines", which), label("Order", order), cutField, keysField, go));
+    h("div", { class: "sheet" }, label("Format", format), label("Which lines", which), label("Order", order), cutField, keysField, go));
   menu.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && menu.open) {
       menu.open = false;
@@ -121,7 +121,7 @@ function downloadMenu(id, known) {
 }
 
 export function batchView(root, { id, session, asked }) {
-  const [title, under, chip] = [h("h1", {}, "…"), h("p", { class: "dim id" }, id), h("span", { class: "chip" })];
+  const [title, under, chip] = [h("h1", {}, "Batch"), h("p", { class: "dim id" }, id), h("span", { class: "chip" })];
   const why = h("p", { class: "notice", hidden: true });
   const bar = meter("Progress of the batch");
   bar.element.classList.add("tall");
@@ -164,7 +164,7 @@ export function batchView(root, { id, session, asked }) {
   const priority = select([["high", "High"], ["normal", "Normal"], ["low", "Low"]], { "aria-label": "Priority" });
   priority.addEventListener("change", () => act("priority", { priority: priority.value }, `Priority: ${priority.value}.`));
   const priorityField = h("label", { class: "inline" }, "Priority ", priority);
-  const actions = h("div", { class: "row actions" }, priorityField, pause, retry, cancel, remove);
+  const actions = h("div", { class: "row actions", hidden: true }, priorityField, pause, retry, cancel, remove);
   get("models").then((known) => actions.prepend(downloadMenu(id, known))).catch(() => {});
 
   root.append(
@@ -178,6 +178,7 @@ export function batchView(root, { id, session, asked }) {
   let latest = { paused: false };
   function draw(batch) {
     latest = batch;
+    show(actions, true);
     document.title = `${f.percent(share(batch))} ${batch.name ?? batch.id} · promptmill`;
     say(title, batch.name || batch.source || "Batch");
     say(chip, stateText(batch));

@@ -14,7 +14,7 @@ function tile(label) {
 
 function workerRow(first, pausing) {
   const cell = (label, cls = "") => h("td", { "data-label": label, class: cls });
-  const [name, state, models] = [h("th", { scope: "row" }), cell("State"), cell("Models", "models")];
+  const [name, state, models] = [h("th", { scope: "row" }), cell("State", "state"), cell("Models", "models")];
   const [memory, speed, minute] = [cell("Memory"), cell("tok/s", "number"), cell("Last minute")];
   const [full, lines, uptime] = [cell("Full", "number"), cell("Lines", "number"), cell("Up", "number")];
   const bar = meter("Memory in use");

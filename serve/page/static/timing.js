@@ -24,7 +24,7 @@ export function timing(asked) {
       say(times, `Runs ${found.next.map(f.moment).join(", then ")}`);
       times.classList.remove("bad");
     } catch (error) {
-      if (error.name === "AbortError" || asked(error) === false) return;
+      if (error.name === "AbortError" || ([401, 403].includes(error.status) && asked(error) === false)) return;
       say(times, error.message);
       times.classList.add("bad");
     }

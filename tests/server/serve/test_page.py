@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +365,79 @@ def test_a_check_says_what_is_wrong_with_each_line(client_of: Client) -> None:
     assert "/" not in answer.text.replace(MODEL, "")
 
 
+# --- schedules ---
+
+
+WHEN = {"name": "nightly", "cron": "0 2 * * *", "zone": "Europe/Berlin"}
+
+
+def test_a_schedule_of_a_file_that_was_uploaded(client_of: Client, store: Store) -> None:
+    """With all that is said of its batches; nothing of the host is told. It is paused, resumed and removed."""
+    client = client_of()
+    body = {"model": MODEL, "defaults": {"top_p": 0.9}, "priority": "low", "keep": "forever", "metadata": {"k": 1}}
+    body |= {"file_id": uploaded(client, {"id": "a", "prompt": "x"})}
+    added = client.post("/api/schedules", json={**body, "schedule": {**WHEN, "catch_up": True}}, headers=MARK)
+    assert added.json() == {"name": "nightly"}
+    (shown,) = client.get("/api/schedules").json()["schedules"]
+    assert (shown["source"], shown["lines"], shown["catch_up"], shown["paused"]) == ("x.jsonl", 1, True, False)
+    again = client.post("/api/schedules", json={**body, "schedule": WHEN}, headers=MARK)
+    assert "there is a schedule 'nightly' already" in again.json()["error"]["message"].lower()
+    batch = store.batch(client.post("/api/schedules/nightly/run", headers=MARK).json()["done"])
+    assert (batch.priority, batch.keep_s, batch.metadata, batch.source) == ("low", None, {"k": 1}, "x.jsonl")
+    assert (dict(batch.defaults), "expires" in batch.times) == ({"top_p": 0.9, "model": MODEL}, False)
+    for act, paused in (("pause", True), ("resume", False)):
+        assert client.post(f"/api/schedules/nightly/{act}", headers=MARK).json() == {"done": True}
+        assert client.get("/api/schedules").json()["schedules"][0]["paused"] is paused
+    assert client.post("/api/schedules/nightly/remove", headers=MARK).json() == {"done": True}
+    assert client.post("/api/schedules/nightly/pause", headers=MARK).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"name": "a name"}, "expected up to 48 letters"),
+        ({"cron": "1 2"}, "A cron expression has 5 fields"),
+        ({"cron": None}, "Missing required parameter: 'cron'"),
+        ({"zone": "Mars/North"}, "is no time zone here"),
+        ({"path": "../x"}, "give the absolute path"),
+        ({"pth": "/x"}, "did you mean 'path'"),
+        ({}, "line 1, field 'prompt'"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense(client_of: Client, store: Store, schedule: dict[str, Any], said: str) -> None:
+    """Is refused by name, as are bad lines."""
+    client = client_of()
+    body = {"model": MODEL, "file_id": uploaded(client, {"prompt": 5}), "schedule": {**WHEN, **schedule}}
+    answer = client.post("/api/schedules", json=body, headers=MARK)
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
+    assert client.get("/api/schedules").json()["counted"] == 0
+
+
+def test_when_a_schedule_would_run(client_of: Client, keys: Path) -> None:
+    """Its next times, for admins."""
+    client, when = client_of(keys=keys), {"cron": "@hourly", "zone": "UTC"}
+    found = client.get("/api/schedules/next", params=when, headers=as_key("boss")).json()
+    assert [later - earlier for earlier, later in pairwise(found["next"])] == [3600, 3600]
+    assert client.get("/api/schedules/next", params=when, headers=as_key("ann")).status_code == 403
+    others = {**MARK, **as_key("ann")}
+    assert client.post("/api/schedules", json={"schedule": WHEN}, headers=others).status_code == 403
+
+
+def test_a_worker_is_paused(client_of: Client, keys: Path, store: Store) -> None:
+    """By its name, by admins: others do not see the names either."""
+    client, boss = client_of(keys=keys), {**MARK, **as_key("boss")}
+    assert client.post("/api/workers/pause", json={"name": "mini.1"}, headers=boss).json() == {"done": True}
+    assert client.get("/api/pool", headers=boss).json()["paused_names"] == ["mini.1"]
+    assert client.get("/api/pool", headers=as_key("ann")).json()["paused_names"] == []
+    for body in ({}, {"name": ""}, {"name": 5}):
+        assert client.post("/api/workers/pause", json=body, headers=boss).status_code == 400
+    others = {**MARK, **as_key("ann")}
+    assert client.post("/api/workers/resume", json={"name": "mini.1"}, headers=others).status_code == 403
+    assert client.post("/api/workers/resume", json={"name": "mini.1"}, headers=boss).json() == {"done": True}
+    assert client.get("/api/pool", headers=boss).json()["paused_names"] == []
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -374,6 +448,10 @@ def test_a_check_says_what_is_wrong_with_each_line(client_of: Client) -> None:
         ({"window": 5}, "window"),
         ({"priority": "odd"}, "priority"),
         ({"name": "x" * 1000}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"keep": "5 moons"}, "keep"),
+        ({"webhook": "ftp://x"}, "webhook"),
+        ({"metadata": {"_openai": {}}}, "metadata"),
         ({"modle": "x"}, "did you mean 'model'"),
     ],
 )
