@@ -145,7 +145,7 @@ class FileRoutes:
         wanted = _RANGE.fullmatch(request.headers.get("range", ""))
         # Of a file that grows no end is known.
         if wanted is None or not file.complete or offset or wanted[1] == wanted[2] == "":
-            blocks = self.results.blocks(file, offset=offset)
+            blocks = self.results.blocks(file, offset=offset) if offset else self.results.whole(file)
             return StreamingResponse(blocks, media_type="application/octet-stream", headers=headers)
         size = self.results.size(file)
         first = int(wanted[1]) if wanted[1] else max(size - int(wanted[2]), 0)

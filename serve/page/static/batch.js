@@ -110,6 +110,10 @@ function downloadMenu(id, known) {
   const label = (text, control) => h("label", { class: "field" }, h("span", { class: "label" }, text), control);
   const menu = h("details", { class: "menu" }, h("summary", { class: "button" }, "Download"),
     h("div", { class: "sheet" }, label("Format", format), label("Which lines", which), label("Order", order), cutField, keysField, go));
+  const outside = (event) => {
+    if (!menu.contains(event.target)) menu.open = false;
+  };
+  menu.addEventListener("toggle", () => document[menu.open ? "addEventListener" : "removeEventListener"]("pointerdown", outside));
   menu.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && menu.open) {
       menu.open = false;

@@ -92,6 +92,7 @@ export function draftView(root, { asked }, plan = null) {
     show(found, false);
     show(submit, false);
     show(skipField, false);
+    drawn = null;
     say(problem, "");
     show(check, true);
   }
@@ -186,6 +187,10 @@ export function draftView(root, { asked }, plan = null) {
       say(doing, "Checking");
       await follow(`files/${id}/check`, asking, (part) => {
         if (part.lines) say(doing, `Checking: ${f.plural(part.lines, "line")}`);
+        if (part.checked) {
+          say(doing, "Rendering prompts");
+          draw(part.checked);
+        }
         result = part.result ? part.result : part.refused ? { refused: part.refused } : result;
       }, stopper.signal);
       if (result?.refused || !result) throw new Error(result?.refused ?? "The check ended early; try again.");
@@ -198,6 +203,7 @@ export function draftView(root, { asked }, plan = null) {
     show(working, false);
   });
 
+  let drawn = null;
   function draw(result) {
     const bad = result.bad_lines + (result.rendered?.bad_lines ?? 0);
     const problems = [...result.problems, ...(result.rendered?.problems ?? [])].sort((a, b) => a.line - b.line);
@@ -216,9 +222,13 @@ export function draftView(root, { asked }, plan = null) {
     show(found, true);
     show(submit, good > 0);
     show(skipField, result.bad_lines > 0 && good > 0);
-    skip.checked = false;
+    // What was found in the lines shows first, their prompts later: what was chosen meanwhile stays.
+    const later = drawn === sent;
+    drawn = sent;
+    if (!later) skip.checked = false;
     aim(result.bad_lines, good);
     skip.onchange = () => aim(result.bad_lines, good);
+    if (later) return;
     found.focus({ preventScroll: true });
     found.scrollIntoView({ block: "nearest" });
   }
