@@ -63,7 +63,7 @@ class Night:
         found = self.schedules.read(self.schedules.names())
         good = [schedule for schedule in found if isinstance(schedule, Schedule)]
         (dispatcher or self.dispatcher()).begin_due(good)
-        self.mirror.show({schedule.name: schedule.next for schedule in good})
+        self.mirror.show({schedule.name: schedule.next for schedule in good if not schedule.paused})
 
     def at(self, now: float, dispatcher: Dispatcher | None = None) -> None:
         """A tick at this time, and the work that it brings."""

@@ -131,19 +131,32 @@ class Results:
         if waiting:
             yield b"".join(waiting)
 
+    def whole(self, file: ResultFile) -> Iterator[bytes]:
+        """All bytes of the file; how many these are is known once they were read."""
+        size = 0
+        for block in self.blocks(file):
+            size += len(block)
+            yield block
+        self._remember(file, size)
+
+    def _size_key(self, file: ResultFile) -> str:
+        ended = int((file.batch.ended_at or 0) * 1000)  # lines that ran again may have come to another end
+        return f"{PREFIX}size:{file.id}:{file.batch.completed}:{file.batch.failed}:{ended}:{int(self._strict)}"
+
+    def _remember(self, file: ResultFile, size: int) -> None:
+        if file.complete:
+            self._store.connection.set(self._size_key(file), size, ex=SIZE_KEPT_S)
+
     def size(self, file: ResultFile, *, at_once: bool = True) -> int:
         """Its bytes. Once the batch is done they are remembered; where they are not known and it is large, with
         ``at_once`` false it is 0."""
-        ended = int((file.batch.ended_at or 0) * 1000)  # lines that ran again may have come to another end
-        key = f"{PREFIX}size:{file.id}:{file.batch.completed}:{file.batch.failed}:{ended}:{int(self._strict)}"
-        known = cast("bytes | None", self._store.connection.get(key))
+        known = cast("bytes | None", self._store.connection.get(self._size_key(file)))
         if known is not None and known.isdigit():
             return int(known)
         if not at_once and file.lines > SIZED_AT_ONCE:
             return 0
         size = sum(map(len, self.lines(file)))
-        if file.complete:
-            self._store.connection.set(key, size, ex=SIZE_KEPT_S)
+        self._remember(file, size)
         return size
 
 

@@ -153,12 +153,13 @@ class FileRoutes:
             headers |= {"X-Incomplete": "true", "X-Last-Line": str(file.lines), "Cache-Control": "no-store"}
         offset = int(given)
         if not file.complete or offset:  # of a file that grows no end is known
-            return self._streamed(self.results.blocks(file, offset=offset), 200, headers)
+            blocks = self.results.blocks(file, offset=offset) if offset else self.results.whole(file)
+            return self._streamed(blocks, 200, headers)
         headers["Accept-Ranges"] = "bytes"
         size = self.results.size(file) if "range" in request.headers else 0
         wanted = _wanted(request, size)
         if wanted is None:
-            return self._streamed(self.results.blocks(file), 200, headers)
+            return self._streamed(self.results.whole(file), 200, headers)
         first, last = wanted
         headers |= {"Content-Range": f"bytes {first}-{last}/{size}", "Content-Length": str(last + 1 - first)}
         return self._streamed(self.results.blocks(file, first=first, last=last), 206, headers)

@@ -62,6 +62,9 @@ def check_file(
             if clock() - said_at >= SAY_S:
                 said_at = clock()
                 say({"lines": findings.total})
+        if renderer.renders:
+            # Rendering may take long, as where a tokenizer is looked for elsewhere.
+            say({"checked": _shown(findings)})
         return {**_shown(findings), **renderer.finish()}
 
 
@@ -92,6 +95,11 @@ class _Renderer:
                 self._preview = self._stack.enter_context(Preview(defaults.model, defaults))
             except PromptmillError:
                 self._why = "the worker package is not installed where this server runs"
+
+    @property
+    def renders(self) -> bool:
+        """Whether there is anything to wait for."""
+        return self._preview is not None
 
     def __enter__(self) -> _Renderer:
         return self

@@ -19,17 +19,20 @@ from jobs.batch import PRIORITIES, new_batch_id
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import CHAT_URL, Defaults
 from jobs.params import did_you_mean
+from jobs.store.retention import KEEP_S
 from serve.access.access import Access
 from serve.batches.creation import LONGEST_WINDOW_S, SHORTEST_WINDOW_S
 from serve.errors import ApiError
 from serve.files.store import Files, StoredFile
-from serve.intake.orders import IntakeOrder
+from serve.intake.orders import OPENAI, IntakeOrder
 from serve.page.check_process import CheckOrder
 from serve.pool.models import Models
 from serve.settings import Limits
-from submit.upload.submitter import MAX_NAME_LENGTH, ON_BAD_LINE
+from submit.upload.submitter import MAX_NAME_LENGTH, ON_BAD_LINE, Order, check_order
 
-FIELDS = ("model", "override_model", "defaults", "name", "priority", "window", "on_bad_line")
+FIELDS = (
+    "model", "override_model", "defaults", "name", "priority", "window", "on_bad_line", "keep", "webhook", "metadata",
+)  # fmt: skip
 DEFAULT_WINDOW = "7d"
 CHECKS = 2
 """So many files are checked at once."""
@@ -47,6 +50,22 @@ class Draft:
     window: str
     window_s: float
     on_bad_line: str
+    keep_s: float | None
+    webhook: str | None
+    metadata: dict[str, Any]
+
+    def submitted(self, *, expires: bool = True) -> Order:
+        """The batch as `promptmill submit` has it; one that does not expire takes all the time it needs."""
+        return Order(
+            defaults=Defaults(self.defaults),
+            name=self.name,
+            priority=self.priority,
+            on_bad_line=self.on_bad_line,
+            metadata=self.metadata,
+            expires_in=self.window_s if expires else None,
+            keep_s=self.keep_s,
+            webhook=self.webhook,
+        )
 
     def order(self, file_id: str, access: Access, now: float) -> IntakeOrder:
         """The order of a batch of this file."""
@@ -64,6 +83,9 @@ class Draft:
             priority=self.priority,
             defaults=self.defaults,
             on_bad_line=self.on_bad_line,
+            keep_s=self.keep_s,
+            webhook=self.webhook,
+            metadata=self.metadata,
             plain=True,
         )
 
@@ -87,14 +109,44 @@ def draft_of(body: dict[str, Any], access: Access) -> Draft:
         window_s = 0.0
     if not SHORTEST_WINDOW_S <= window_s <= LONGEST_WINDOW_S:
         raise _invalid("window", "a time from 1m to 31d, such as 24h")
-    return Draft(
+    metadata, webhook = body.get("metadata") or {}, body.get("webhook") or None
+    if not isinstance(metadata, dict) or OPENAI in metadata:
+        raise _invalid("metadata", f"an object, without '{OPENAI}'")
+    if webhook is not None and not isinstance(webhook, str):
+        raise _invalid("webhook", "a URL")
+    draft = Draft(
         defaults=_defaults(body, access),
         name=name,
         priority=_one_of(body, "priority", PRIORITIES, "normal"),
         window=window,
         window_s=window_s,
         on_bad_line=_one_of(body, "on_bad_line", ON_BAD_LINE, "reject"),
+        keep_s=_kept(body.get("keep")),
+        webhook=webhook,
+        metadata=metadata,
     )
+    try:
+        check_order(draft.submitted())
+    except RefusedError as error:
+        raise ApiError(400, sentence(str(error)), code="invalid_value") from None
+    return draft
+
+
+def sentence(text: str) -> str:
+    """An error's text as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _kept(given: Any) -> float | None:
+    """The seconds of ``14d``; None of ``forever``."""
+    if given in (None, ""):
+        return KEEP_S
+    if given == "forever":
+        return None
+    try:
+        return parse_duration(given)
+    except (RefusedError, AttributeError):
+        raise _invalid("keep", "a time such as 14d, or `forever`") from None
 
 
 def _defaults(body: dict[str, Any], access: Access) -> dict[str, Any]:
@@ -112,7 +164,7 @@ def _defaults(body: dict[str, Any], access: Access) -> dict[str, Any]:
     except (LineError, RefusedError) as error:
         param = error.field if isinstance(error, LineError) else None
         text = str(error) if param is None else f"'{param}' {error}"
-        raise ApiError(400, f"{text[:1].upper()}{text[1:]}.", code="invalid_value", param=param) from None
+        raise ApiError(400, sentence(text), code="invalid_value", param=param) from None
     return made
 
 

@@ -8,8 +8,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from redis.exceptions import NoPermissionError
+
+from jobs.errors import RefusedError
 from jobs.store.store import Store
 from serve.access.access import Access
+from submit.status.pool_pause import paused_workers
 from submit.status.worker_state import WorkerState
 from submit.status.workers_view import WorkersReader, WorkersView, state_text
 
@@ -34,9 +38,10 @@ class PoolLook:
     the lock."""
 
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._reader, self._clock = WorkersReader(store), clock
+        self._store, self._reader, self._clock = store, WorkersReader(store), clock
         self._lock = threading.Lock()
         self._view: WorkersView | None = None
+        self._paused: list[str] = []
         self._looked_at = 0.0
         self._points: deque[Point] = deque(maxlen=POINTS)
 
@@ -48,8 +53,19 @@ class PoolLook:
     def _look(self) -> WorkersView:
         if self._view is None or self._clock() - self._looked_at >= LOOK_S:
             self._view = self._reader.read()
+            self._paused = _paused_names(self._store)
             self._looked_at = self._clock()
         return self._view
+
+    def paused_names(self) -> list[str]:
+        """The names under which workers were paused when :meth:`look` last looked."""
+        with self._lock:
+            return self._paused
+
+    def forget(self) -> None:
+        """Something was done to the workers: look again when next asked."""
+        with self._lock:
+            self._view = None
 
     def sample(self) -> None:
         """Keep what the workers did since the last time; the first time, what they say of their last minute."""
@@ -66,6 +82,15 @@ class PoolLook:
         """The last minutes, the oldest first."""
         with self._lock:
             return list(self._points)
+
+
+def _paused_names(store: Store) -> list[str]:
+    """The names under which workers are paused, as far as this user of Redis may know and nobody put something else
+    there."""
+    try:
+        return paused_workers(store)[:MOST_WORKERS]
+    except (RefusedError, NoPermissionError):
+        return []
 
 
 def _speed(workers: Sequence[WorkerState], back: int = 0) -> float:
@@ -93,6 +118,7 @@ def shown_pool(look: PoolLook, access: Access) -> dict[str, Any]:
     return {
         "now": view.now,
         "paused": view.pool_paused,
+        "paused_names": look.paused_names() if access.admin else [],
         "workers": workers,
         "counted": len(view.workers),
         "tokens_per_second": sum(worker.tokens_per_second or 0.0 for worker in view.workers),

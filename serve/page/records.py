@@ -5,6 +5,7 @@ However large a batch is, a request looks at a bounded number of records, and sa
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from submit.results.read import StoredRecord, finished_records
 
 LISTED = 50
 BLOCK = 200
+LATER_BLOCK = 1000
 MOST_LOOKED_AT = 20_000
 LONGEST_S = 1.0
 """A request looks at records for about so long."""
@@ -98,6 +100,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 decode_row = msgspec.json.Decoder(Row).decode
+_PLAIN = re.compile(r"[a-z0-9 .,;:!?()_-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,16 @@ class Filter:
     text: str = ""
     stop: str = ""
     error: str = ""
+
+    def may_take(self, record: StoredRecord) -> bool:
+        """Whether a record may fit, by a look at its bytes: most that do not are never decoded."""
+        if self.error and record.ok:
+            return False
+        raw = record.raw
+        if self.stop and self.stop != "*" and b'"%s"' % self.stop.encode() not in raw:
+            return False
+        # Other texts may be written with escapes, and other letters may be folded to more than one.
+        return not _PLAIN.fullmatch(self.text) or not raw.isascii() or self.text.encode() in raw.lower()
 
     def takes(self, row: Row) -> bool:
         if self.error and (row.error is None or self.error not in ("*", row.error.code)):
@@ -137,7 +150,7 @@ def records_between(store: Store, batch_id: str, start: int, end: int) -> Iterat
     """The records at these places of the order of finishing, ``end`` not among them."""
     if start >= end:
         return
-    for record in finished_records(store.connection, batch_id, start=start, chunk=min(end - start, BLOCK)):
+    for record in finished_records(store.connection, batch_id, start=start, chunk=end - start):
         if record.after <= end:
             yield record
         if record.after >= end:
@@ -160,22 +173,29 @@ def find_records(
     rows: list[dict[str, Any]] = []
     looked_at = 0
     while (place > 0 if newest else place < total) and len(rows) < LISTED:
-        low, high = (max(place - BLOCK, 0), place) if newest else (place, min(place + BLOCK, total))
-        records = list(records_between(store, batch_id, low, high))
-        for record in reversed(records) if newest else records:
-            looked_at += 1
-            row = decode_row(record.raw)
-            if wanted.takes(row):
-                rows.append(_listed(row, record))
-                if len(rows) == LISTED:
-                    place = record.after - 1 if newest else record.after
-                    break
+        # The first ones are often enough; where they are not, larger parts read fewer shards twice.
+        block = BLOCK if looked_at == 0 else min(LATER_BLOCK, MOST_LOOKED_AT - looked_at)
+        low, high = (max(place - block, 0), place) if newest else (place, min(place + block, total))
+        found = [row for record in records_between(store, batch_id, low, high) if (row := _fitting(record, wanted))]
+        room = LISTED - len(rows)
+        rows += (found[::-1] if newest else found)[:room]
+        looked_at += high - low
+        if len(found) > room:
+            place = rows[-1]["place"] if newest else rows[-1]["place"] + 1
         else:
             place = low if newest else high
         if looked_at >= MOST_LOOKED_AT or clock() - begun >= LONGEST_S:
             break
     over = place <= 0 if newest else place >= total
     return {"records": rows, "next": None if over else place, "looked_at": looked_at, "finished": total}
+
+
+def _fitting(record: StoredRecord, wanted: Filter) -> dict[str, Any] | None:
+    """What is listed of a record that fits; None of another. The record itself, which may be long, is not kept."""
+    if not wanted.may_take(record):
+        return None
+    row = decode_row(record.raw)
+    return _listed(row, record) if wanted.takes(row) else None
 
 
 def _listed(row: Row, record: StoredRecord) -> dict[str, Any]:

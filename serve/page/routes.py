@@ -26,7 +26,7 @@ from serve.intake.orders import Orders
 from serve.page import schedules
 from serve.page.assets import AssetRoutes, read_assets
 from serve.page.batches import BatchList, BatchLook, Wanted
-from serve.page.downloads import choices, download
+from serve.page.downloads import Wish, check_download, choices, download
 from serve.page.drafts import Checks, draft_of
 from serve.page.pool import PoolLook, shown_pool
 from serve.page.records import Filter, find_records, whole_record
@@ -34,10 +34,11 @@ from serve.page.session import SessionRoutes, answer, check_page
 from serve.page.spread import Spreads
 from serve.pool.models import Models
 from serve.settings import ServeSettings
-from submit.status.pool_pause import pause_pool, resume_pool
+from submit.status.pool_pause import pause_pool, pause_workers, resume_pool, resume_workers
 
 LONGEST_TEXT = 200
 STATES = ("all", "live", "ended")
+SCHEDULES_ARE = "Schedules are for admin keys."
 
 
 class PageRoutes:
@@ -72,6 +73,7 @@ class PageRoutes:
             *self._session.routes(),
             Route("/api/pool", self.show_pool, methods=["GET"]),
             Route("/api/pool/{act}", self.act_on_pool, methods=["POST"]),
+            Route("/api/workers/{act}", self.act_on_worker, methods=["POST"]),
             Route("/api/models", self.list_models, methods=["GET"]),
             Route("/api/files", self.upload, methods=["POST"]),
             Route("/api/files/{id}/check", self.check, methods=["POST"]),
@@ -84,6 +86,8 @@ class PageRoutes:
             Route(f"{batch}/download", self.download, methods=["GET"]),
             Route(f"{batch}/{{act}}", self.act_on_batch, methods=["POST"]),
             Route("/api/schedules", self.list_schedules, methods=["GET"]),
+            Route("/api/schedules", self.add_schedule, methods=["POST"]),
+            Route("/api/schedules/next", self.show_times, methods=["GET"]),
             Route("/api/schedules/{name}/{act}", self.act_on_schedule, methods=["POST"]),
         ]
 
@@ -95,7 +99,19 @@ class PageRoutes:
     async def act_on_pool(self, request: Request) -> Response:
         _check_admin(check_page(request), "The pool is paused and resumed by admin keys.")
         act = _act(request, {"pause": pause_pool, "resume": resume_pool})
-        return answer({"done": await run_in_threadpool(act, self._store)})
+        done = await run_in_threadpool(act, self._store)
+        self.pool.forget()
+        return answer({"done": done})
+
+    async def act_on_worker(self, request: Request) -> Response:
+        _check_admin(check_page(request), "Workers are paused and resumed by admin keys.")
+        act = _act(request, {"pause": pause_workers, "resume": resume_workers})
+        name = (await json_object(request)).get("name")
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_TEXT:
+            raise ApiError(400, "Invalid 'name': expected the name of a worker.", code="invalid_value", param="name")
+        done = await run_in_threadpool(act, self._store, [name])
+        self.pool.forget()
+        return answer({"done": bool(done)})
 
     async def list_models(self, request: Request) -> Response:
         await run_in_threadpool(self._models.look)
@@ -151,18 +167,14 @@ class PageRoutes:
         return answer(await run_in_threadpool(find))
 
     async def download(self, request: Request) -> Response:
-        query = request.query_params
+        wish, try_only = Wish.of(request.query_params), request.query_params.get("try") == "1"
 
         def begin() -> Response:
             batch = self._batch(request.path_params["id"], access_of(request))
-            return download(
-                self._store,
-                batch,
-                fmt=query.get("format", "native"),
-                order=query.get("order", "input"),
-                which=query.get("which", "all"),
-                keep_cut=query.get("keep_cut") == "1",
-            )
+            if try_only:
+                check_download(self._store, batch, wish)
+                return answer({"begins": True})
+            return download(self._store, batch, wish)
 
         return await run_in_threadpool(begin)
 
@@ -225,16 +237,46 @@ class PageRoutes:
     # --- schedules ---
 
     async def list_schedules(self, request: Request) -> Response:
-        _check_admin(access_of(request), "Schedules are shown to admin keys.")
+        _check_admin(access_of(request), SCHEDULES_ARE)
         return answer(await run_in_threadpool(schedules.shown_schedules, self._store))
 
+    async def show_times(self, request: Request) -> Response:
+        _check_admin(access_of(request), SCHEDULES_ARE)
+        query = request.query_params
+        cron = schedules.cron_of(query.get("cron"), query.get("zone"))
+        return answer(await run_in_threadpool(schedules.next_times, self._store, cron))
+
+    async def add_schedule(self, request: Request) -> Response:
+        access = check_page(request)
+        _check_admin(access, SCHEDULES_ARE)
+        if access.models:
+            raise ApiError(403, "A key that is limited to models adds no schedules.", code="not_allowed")
+        body = await json_object(request)
+        given, file_id = body.pop("schedule", None), body.pop("file_id", None)
+        if not isinstance(given, dict):
+            raise ApiError(400, "Missing required parameter: 'schedule'.", param="schedule")
+        draft = draft_of(body, access)
+
+        def add() -> str:
+            wanted, path = schedules.wanted_schedule(given, draft)
+            if path is not None:
+                return schedules.add(self._store, wanted, path, path)
+            file = self._files.find(str(file_id), access)
+            if file is None:
+                raise not_found("file", str(file_id)[:80])
+            return schedules.add(self._store, wanted, self._files.path(file), file.filename)
+
+        return answer({"name": await run_in_threadpool(add)})
+
     async def act_on_schedule(self, request: Request) -> Response:
-        _check_admin(check_page(request), "Schedules are run and removed by admin keys.")
+        _check_admin(check_page(request), SCHEDULES_ARE)
         name = request.path_params["name"]
         act = _act(
             request,
             {
                 "run": lambda: schedules.run_now(self._store, name, allow_overlap=False),
+                "pause": lambda: schedules.set_paused(self._store, name, paused=True),
+                "resume": lambda: schedules.set_paused(self._store, name, paused=False),
                 "remove": lambda: schedules.remove(self._store, name),
             },
         )

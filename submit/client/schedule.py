@@ -48,6 +48,16 @@ class ScheduleHandle:
             )
         return BatchHandle(session, batch_id)
 
+    def pause(self) -> bool:
+        """Let no run of it begin by cron; :meth:`run` still runs it. False: it was paused already."""
+        with self._session.store() as store:
+            return Schedules(store.connection).pause(self.name, store.server_time())
+
+    def resume(self) -> bool:
+        """Let it go on: runs that were due meanwhile are not made up for. False: it was not paused."""
+        with self._session.store() as store:
+            return Schedules(store.connection).resume(self.name, store.server_time())
+
     def remove(self) -> bool:
         """Remove it; its batches stay. False: it was removed already."""
         with self._session.store() as store:

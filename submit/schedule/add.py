@@ -70,9 +70,11 @@ def add_schedule(
     wanted: ScheduleOrder,
     file: str | os.PathLike[str] | Iterable[Mapping[str, Any]],
     *,
+    source: str | None = None,
     progress: ReadSoFar = lambda lines, size: None,
 ) -> tuple[Schedule, Findings | None]:
     """Make a schedule; the file, or the prompts, are checked and stored with it, unless it is to be read at each run.
+    ``source`` is the file's name as it is shown, if that is another than its path.
 
     Raises:
         InputError: the file has bad lines, or none.
@@ -86,8 +88,8 @@ def add_schedule(
         check_order(wanted.order)
     else:
         with open_any(file, wanted.table, model=wanted.order.defaults.model) as prompts:
-            packed, source = _packed(prompts.blocks(), prompts.name), prompts.name
-            dataset = prompts.dataset
+            source = source or prompts.name
+            packed, dataset = _packed(prompts.blocks(), source), prompts.dataset
         with _unpacked(packed, source) as prompts:
             checked = check(prompts, wanted.order, progress=progress)
     models = checked.models if checked is not None else tuple(filter(None, [wanted.order.defaults.model]))

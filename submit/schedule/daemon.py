@@ -167,7 +167,7 @@ class SchedulerDaemon:
             else:
                 self._say(f"schedule {name}", str(schedule))
         self._dispatcher.begin_due(good)
-        self._mirror.show({schedule.name: schedule.next for schedule in good})
+        self._mirror.show({schedule.name: schedule.next for schedule in good if not schedule.paused})
 
     def _publish(self) -> None:
         state: dict[str, Any] = {"name": self.name, "pid": os.getpid(), "hostname": socket.gethostname()}

@@ -67,7 +67,7 @@ class Dispatcher:
         """
         now = self.store.server_time()
         for schedule in schedules:
-            if schedule.next <= now and not self.stopping():
+            if schedule.next <= now and not schedule.paused and not self.stopping():
                 self._decide(schedule, now)
 
     def _decide(self, schedule: Schedule, now: float) -> None:

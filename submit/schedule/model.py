@@ -19,7 +19,7 @@ MAX_SCHEDULE_NAME = 48
 MAX_WHY = 500
 FIELDS = (
     "id", "cron", "zone", "source", "path", "lines", "bytes", "models", "catch_up", "allow_overlap", "created_at",
-    "next", "run", "open",
+    "next", "run", "open", "paused",
 )  # fmt: skip
 """The fields of a schedule's hash that :func:`parse_schedule` wants, in order; its ``order`` may be large."""
 REMEDY = "`promptmill schedule add --replace` makes it anew"
@@ -108,6 +108,8 @@ class Schedule:
     """Batches that were not done when the last was submitted, and that one: the newest first."""
     runs: tuple[RunOutcome, ...] = ()
     """What became of the last ones, the newest first."""
+    paused: bool = False
+    """No run begins by cron until it goes on."""
 
     def as_dict(self) -> dict[str, Any]:
         """What ``schedule list --json`` prints."""
@@ -122,7 +124,8 @@ class Schedule:
             "catch_up": self.catch_up,
             "allow_overlap": self.allow_overlap,
             "created_at": timestamp(self.created_at),
-            "next_run_at": timestamp(self.next),
+            "paused": self.paused,
+            "next_run_at": None if self.paused else timestamp(self.next),
             "run": None if self.run is None else {"due_at": timestamp(self.run.due), "asked": self.run.asked},
             "runs": [outcome.as_dict() for outcome in self.runs],
         }
@@ -178,6 +181,7 @@ def parse_schedule(
         next=msgspec.convert(text["next"], Due, strict=False),
         run=_run(text["run"]) if text["run"] else None,
         open=_open(text["open"]),
+        paused=text["paused"] != "",
         runs=tuple(outcome for item in runs if (outcome := _outcome(item)) is not None),
     )
 

@@ -59,6 +59,7 @@ class Schedules:
         self._begin = step(connection, LUA, "begin")
         self._end = step(connection, LUA, "end")
         self._remove = step(connection, LUA, "remove")
+        self._pause = step(connection, LUA, "pause")
 
     # --- what there is ---
 
@@ -175,6 +176,32 @@ class Schedules:
         keys = ScheduleKeys(check_schedule_name(name))
         return bool(self._remove(keys=[keys.info, SCHEDULES, keys.runs], args=[name]))
 
+    def pause(self, name: str, now: float) -> bool:
+        """Let no run of a schedule begin by cron; ``now`` is by the server's clock. False: it was paused already.
+
+        Raises:
+            ScheduleNotFoundError: there is none.
+            RefusedError: what Redis keeps under its name is none.
+        """
+        return self._set_paused(self.get(name, runs=0), repr(now), "")
+
+    def resume(self, name: str, now: float) -> bool:
+        """Let a schedule go on. Runs that were due meanwhile are not made up for. False: it was not paused.
+
+        Raises:
+            ScheduleNotFoundError, RefusedError: as from :meth:`pause`.
+        """
+        schedule = self.get(name, runs=0)
+        following = schedule.next if schedule.next > now else schedule.cron.after(now)
+        return self._set_paused(schedule, "", following)
+
+    def _set_paused(self, schedule: Schedule, at: str, following: int | str) -> bool:
+        arguments: list[Any] = [schedule.id, at, following]
+        done = cast("int", self._pause(keys=[ScheduleKeys(schedule.name).info], args=arguments))
+        if done == -1:
+            raise no_schedule(schedule.name)
+        return done == 1
+
     # --- the steps of a run ---
 
     def begin(
@@ -183,8 +210,8 @@ class Schedules:
         """A run begins, and the next by cron is due at ``following`` (None: by hand, and the next stays as it is).
         It takes the place of one that has begun and whose client is ``gone``.
 
-        Returns ``begun``; ``over``: that was decided already, or the schedule was replaced or removed; ``busy``:
-        another run has begun; or the id of a batch that is not done, unless they may ``overlap``.
+        Returns ``begun``; ``over``: that was decided already, or the schedule is paused, or was replaced or removed;
+        ``busy``: another run has begun; or the id of a batch that is not done, unless they may ``overlap``.
         """
         due = "" if following is None else schedule.next
         arguments: list[Any] = [schedule.id, due, following or "", run.encoded(), int(overlap)]

@@ -44,6 +44,8 @@ def schedule_table(
 
 def next_run(schedule: Schedule, now: float) -> str:
     """When a schedule runs next, by the clock of who reads it, and in how long."""
+    if schedule.paused:
+        return "paused"
     return f"{_local(schedule.next)} ({_in(schedule.next - now)})"
 
 

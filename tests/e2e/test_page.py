@@ -19,6 +19,8 @@ from jobs.store.store import Store
 from serve.access.keyfile import Key, changed_keys, digest
 from submit.schedule.add import ScheduleOrder, add_schedule
 from submit.schedule.cron import Cron
+from submit.schedule.store import Schedules
+from submit.status.pool_pause import paused_workers
 from submit.upload.submitter import Order
 from tests.browser import PATIENCE_MS, PHONE, chromium, tab
 from tests.pool import echo, make_batch, prompts, publish, work
@@ -131,7 +133,7 @@ def test_records_are_searched_filtered_and_read(page: Page, address: str, pool: 
     expect(dialog).to_have_count(0)
     page.get_by_text("Download", exact=True).first.click()
     page.get_by_label("Format").select_option("openai")
-    page.get_by_label("Lines").select_option("failed")
+    page.get_by_label("Which lines").select_option("failed")
     with page.expect_download() as fetched:
         page.get_by_role("link", name="Download").click()
     lines = [orjson.loads(line) for line in fetched.value.path().read_bytes().splitlines()]
@@ -185,6 +187,12 @@ def test_the_pool_and_its_batches_at_a_glance(page: Page, address: str, pool: St
     row = page.get_by_role("row", name=re.compile("studio.1"))
     for text in ("busy", "big-70b", "1.0 GB", "512", "75%"):
         expect(row).to_contain_text(text)
+    row.get_by_role("button", name="Pause studio.1").click()
+    page.get_by_role("button", name="Pause the worker").click()
+    expect(row.get_by_role("button", name="Resume studio.1")).to_be_visible()
+    assert paused_workers(pool) == ["studio.1"]
+    row.get_by_role("button", name="Resume studio.1").click()
+    expect(row.get_by_role("button", name="Pause studio.1")).to_be_visible()
     expect(page.get_by_role("img", name=re.compile("Tokens per second over the last 15 minutes"))).to_be_visible()
     page.get_by_label("Search batches").fill("ONERROR")
     expect(page.get_by_role("link", name="<img src=x onerror=alert(1)>")).to_be_visible()
@@ -206,12 +214,37 @@ def test_schedules_are_shown_and_run(page: Page, address: str, pool: Store) -> N
     expect(card).to_contain_text("submitted")
 
 
+def test_a_schedule_is_added_and_paused(page: Page, address: str, pool: Store) -> None:
+    """Its times show while they are typed, and what is wrong with them; its lines are checked as a batch's."""
+    page.goto(f"{address}#/schedules")
+    page.get_by_role("link", name="New schedule").click()
+    page.get_by_label("Name of the schedule").fill("weekly")
+    page.get_by_label("Time zone").fill("Asia/Tokyo")
+    page.get_by_label("When, as cron").fill("99 2 * * 1")
+    expect(page.get_by_text("99 is out of range 0-59")).to_be_visible()
+    page.get_by_label("When, as cron").fill("0 2 * * 1")
+    expect(page.get_by_text(re.compile("^Runs .*, then .*, then "))).to_be_visible()
+    page.get_by_label("Or paste lines").fill('{"id": "one", "prompt": "x"}')
+    expect(page.get_by_label("Model of lines that name none")).to_have_value(MODEL)
+    page.get_by_text("For lines that do not say it themselves").click()
+    page.get_by_label("Other values").fill('{"top_p": 0.9}')
+    page.get_by_role("button", name="Check").click()
+    page.get_by_role("button", name="Add the schedule of 1 line").click()
+    card = page.get_by_label("Schedule weekly")
+    expect(card).to_contain_text("0 2 * * 1 (Asia/Tokyo) · pasted.jsonl, 1 line")
+    card.get_by_role("button", name="Pause").click()
+    expect(card).to_contain_text("No run begins by itself until it is resumed.")
+    assert Schedules(pool.connection).get("weekly").paused
+    card.get_by_role("button", name="Resume").click()
+    expect(card).to_contain_text("Next run")
+
+
 def test_on_a_phone_and_by_keyboard(browser: Browser, address: str, pool: Store) -> None:
     """Nothing is wider than the screen, in the dark too; the way to a batch needs no mouse."""
     batch_id = make_batch(pool, prompts(3), name="a-name-that-is-rather-long-" * 4)
     work(pool, batch_id)
     with tab(browser, viewport=PHONE, color_scheme="dark", has_touch=True) as page:
-        for path in ("", f"#/batch/{batch_id}", "#/new", "#/schedules"):
+        for path in ("", f"#/batch/{batch_id}", "#/new", "#/schedules", "#/schedules/new"):
             page.goto("about:blank")
             page.goto(address + path)
             expect(page.locator("main h1")).to_be_visible()

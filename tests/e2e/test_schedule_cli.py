@@ -67,6 +67,12 @@ def test_add_list_run_remove(store: Store, server_url: str, good: str) -> None:
     assert (found["name"], found["time_zone"], found["runs"][0]["batch_id"]) == ("nightly", "Asia/Tokyo", batch.id)
     assert found["next_run_at"].endswith("T17:00:00.000Z")
 
+    paused = schedule(server_url, "pause", "nightly", "other")
+    assert paused.returncode == 2
+    assert "schedule nightly is paused" in paused.stderr
+    assert " paused " in schedule(server_url, "list").stdout
+    assert "schedule nightly goes on, next at 20" in schedule(server_url, "resume", "nightly").stderr
+
     removed = schedule(server_url, "remove", "bad name", "other", "nightly")
     assert removed.returncode == 2
     assert "'bad name' is no name for a schedule" in removed.stderr

@@ -3,7 +3,7 @@
 import { get, logOut, Refused } from "./api.js";
 import { batchView } from "./batch.js";
 import { button, h, show, toast } from "./dom.js";
-import { draftView } from "./draft.js";
+import { draftView, scheduleView } from "./draft.js";
 import { loginView } from "./login.js";
 import { overview } from "./overview.js";
 import { schedulesView } from "./schedules.js";
@@ -13,6 +13,7 @@ const VIEWS = [
   [/^#\/batch\/(b_[0-9A-Z]+)$/, batchView, "Batch"],
   [/^#\/new$/, draftView, "New batch"],
   [/^#\/schedules$/, schedulesView, "Schedules"],
+  [/^#\/schedules\/new$/, scheduleView, "New schedule"],
 ];
 
 const main = document.getElementById("main");
@@ -28,27 +29,28 @@ function close() {
 
 function asked(error) {
   if (error.status === 401) {
-    logIn();
+    logIn(session ? "Your key is no longer accepted: it was revoked, or has expired." : "");
     return false;
   }
   toast(error.message, "bad");
   return error.status !== 403;
 }
 
-function logIn() {
+function logIn(why = "") {
   close();
   session = null;
   frame();
   shown = loginView(main, (found) => {
     session = found;
     route();
-  });
+  }, why);
 }
 
 function frame() {
   document.body.classList.toggle("out", session === null);
   document.querySelectorAll("nav a").forEach((link) => {
-    if (link.getAttribute("href") === (location.hash || "#/")) link.setAttribute("aria-current", "page");
+    const [href, here] = [link.getAttribute("href"), location.hash || "#/"];
+    if (href === here || (href !== "#/" && here.startsWith(`${href}/`))) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
     if (link.dataset.admin !== undefined) show(link, session?.admin);
   });

@@ -69,28 +69,35 @@ function flightRow() {
 function downloadMenu(id, known) {
   const format = select(known.formats.map((name) => [name, {
     native: "promptmill records", openai: "OpenAI batch output", chat: "chat training data", completions: "completion training data",
+    parquet: "table: Parquet", csv: "table: CSV", flat: "table: JSON lines",
   }[name] ?? name]));
+  for (const option of format.options) {
+    const why = known.missing[option.value];
+    option.disabled = why !== undefined;
+    if (why) option.textContent += ` (${why})`;
+  }
   const which = select([["all", "all lines"], ["succeeded", "lines that succeeded"], ["failed", "lines that failed"]]);
   const order = select([["input", "in the order of the input"], ["finished", "in the order of finishing"]]);
   const cut = h("input", { type: "checkbox" });
   const cutField = h("label", { class: "check" }, cut, "with texts that a limit cut");
+  const keys = h("input", { type: "checkbox" });
+  const keysField = h("label", { class: "check" }, keys, "with a column for each key of JSON texts");
   const go = h("a", { class: "button primary", download: "" }, "Download");
   const aim = () => {
-    const training = known.training.includes(format.value);
+    const [training, table] = [known.training.includes(format.value), known.tables.includes(format.value)];
     show(cutField, training);
+    show(keysField, table);
     go.href = `api/batches/${id}/download${query({
       format: format.value, which: which.value, order: order.value, keep_cut: training && cut.checked ? "1" : "",
+      json_columns: table && keys.checked ? "1" : "",
     })}`;
   };
-  [format, which, order, cut].forEach((control) => control.addEventListener("change", aim));
+  [format, which, order, cut, keys].forEach((control) => control.addEventListener("change", aim));
   go.addEventListener("click", async (event) => {
     // A format may not be able to hold these lines: better said here than by a broken download.
     event.preventDefault();
     try {
-      const stopper = new AbortController();
-      const answer = await fetch(go.href, { signal: stopper.signal });
-      if (!answer.ok) throw new Error((await answer.json()).error.message);
-      stopper.abort();
+      await get(go.getAttribute("href").replace("api/", "").concat("&try=1"));
       const link = h("a", { href: go.href, download: "" });
       document.body.append(link);
       link.click();
@@ -102,7 +109,11 @@ function downloadMenu(id, known) {
   });
   const label = (text, control) => h("label", { class: "field" }, h("span", { class: "label" }, text), control);
   const menu = h("details", { class: "menu" }, h("summary", { class: "button" }, "Download"),
-    h("div", { class: "sheet" }, label("Format", format), label("Lines", which), label("Order", order), cutField, go));
+    h("div", { class: "sheet" }, label("Format", format), label("Which lines", which), label("Order", order), cutField, keysField, go));
+  const outside = (event) => {
+    if (!menu.contains(event.target)) menu.open = false;
+  };
+  menu.addEventListener("toggle", () => document[menu.open ? "addEventListener" : "removeEventListener"]("pointerdown", outside));
   menu.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && menu.open) {
       menu.open = false;
@@ -114,7 +125,7 @@ function downloadMenu(id, known) {
 }
 
 export function batchView(root, { id, session, asked }) {
-  const [title, under, chip] = [h("h1", {}, "…"), h("p", { class: "dim id" }, id), h("span", { class: "chip" })];
+  const [title, under, chip] = [h("h1", {}, "Batch"), h("p", { class: "dim id" }, id), h("span", { class: "chip" })];
   const why = h("p", { class: "notice", hidden: true });
   const bar = meter("Progress of the batch");
   bar.element.classList.add("tall");
@@ -157,7 +168,7 @@ export function batchView(root, { id, session, asked }) {
   const priority = select([["high", "High"], ["normal", "Normal"], ["low", "Low"]], { "aria-label": "Priority" });
   priority.addEventListener("change", () => act("priority", { priority: priority.value }, `Priority: ${priority.value}.`));
   const priorityField = h("label", { class: "inline" }, "Priority ", priority);
-  const actions = h("div", { class: "row actions" }, priorityField, pause, retry, cancel, remove);
+  const actions = h("div", { class: "row actions", hidden: true }, priorityField, pause, retry, cancel, remove);
   get("models").then((known) => actions.prepend(downloadMenu(id, known))).catch(() => {});
 
   root.append(
@@ -171,6 +182,7 @@ export function batchView(root, { id, session, asked }) {
   let latest = { paused: false };
   function draw(batch) {
     latest = batch;
+    show(actions, true);
     document.title = `${f.percent(share(batch))} ${batch.name ?? batch.id} · promptmill`;
     say(title, batch.name || batch.source || "Batch");
     say(chip, stateText(batch));

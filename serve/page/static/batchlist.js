@@ -20,7 +20,7 @@ function row(first) {
   const bar = meter("Progress");
   const [counts, failed] = [h("span", {}), h("span", { class: "bad" })];
   const cell = (label, cls, ...children) => h("td", { "data-label": label, class: cls }, children);
-  const [speed, left, models, when] = [cell("tok/s", "number"), cell("Left", "number"), cell("Model", ""), cell("Created", "number")];
+  const [speed, left, models, when] = [cell("tok/s", "number"), cell("Left", "number"), cell("Model", "models"), cell("Created", "number")];
   const element = h("tr", {},
     h("th", { scope: "row" }, link, under), cell("State", "", chip),
     cell("Progress", "wide", bar.element, h("small", {}, counts, failed)), speed, left, models, when);
@@ -38,8 +38,9 @@ function row(first) {
       say(failed, batch.failed ? ` · ${f.whole(batch.failed)} failed` : "");
       say(speed, f.rate(batch.tokens_per_second));
       say(left, batch.done ? "" : f.duration(batch.eta_s));
-      say(models, batch.models.map(f.model).join(", "));
-      models.title = batch.models.join(", ");
+      const names = batch.models.join(", ");
+      if (models.title !== names) models.replaceChildren(...batch.models.map((name) => h("span", { class: "model" }, f.model(name))));
+      models.title = names;
       say(when, batch.times.created ? f.ago(batch.times.created, batch.now) : "");
       when.title = f.moment(batch.times.created);
     },

@@ -121,7 +121,8 @@ export function recordsPart(root, id) {
         if (finished !== part.finished) finished = Math.max(finished, part.finished);
         asOf = part.finished;
         show(table, shown > 0);
-        say(said, next === null ? (shown ? "" : looked ? "No record fits." : "No records yet.") : `Looked at ${f.whole(looked)} of ${f.whole(finished)} records.`);
+        const where = text.value.trim() || how.value ? `Looked at ${f.whole(looked)} of ${f.whole(finished)} records.` : `${f.whole(shown)} of ${f.plural(finished, "record")}.`;
+        say(said, next === null ? (shown ? "" : looked ? "No record fits." : "No records yet.") : where);
       } while (found === 0 && next !== null);
       show(more, next !== null && shown < MOST_SHOWN);
       if (next !== null && shown >= MOST_SHOWN) say(said, `These are the first ${f.whole(shown)}: narrow the search, or download the batch.`);

@@ -5,9 +5,11 @@ import { button, confirmed, h, keyed, say, show, toast } from "./dom.js";
 import * as f from "./format.js";
 import { poll } from "./poll.js";
 
+const STATES = { submitted: "completed", failed: "failed" };
+
 function runs(schedule) {
   return schedule.runs.map((run) => h("li", {},
-    h("span", { class: `chip ${run.batch_id ? "completed" : "waiting"}` }, run.state), ` ${f.moment(run.due)} `,
+    h("span", { class: `chip ${STATES[run.state] ?? "waiting"}` }, run.state), ` ${f.moment(run.due)} `,
     run.batch_id ? h("a", { href: `#/batch/${run.batch_id}` }, run.batch_id) : h("span", { class: "dim" }, run.why ?? "")));
 }
 
@@ -25,25 +27,41 @@ function card(first, after) {
     }
     run.disabled = false;
   });
+  const pause = button("Pause", async () => {
+    const what = paused ? "resume" : "pause";
+    try {
+      await post(`schedules/${encodeURIComponent(name)}/${what}`);
+      toast(paused ? `${name} goes on.` : `${name} is paused: no run begins by itself.`);
+    } catch (error) {
+      toast(error.message, "bad");
+    }
+    after();
+  });
   const remove = button("Remove", async () => {
     if (!(await confirmed(`Remove the schedule ${name}? Its batches stay.`, "Remove the schedule"))) return;
     await post(`schedules/${encodeURIComponent(name)}/remove`).catch((error) => toast(error.message, "bad"));
     after();
   }, { class: "danger" });
-  let drawn = "";
+  const chip = h("span", { class: "chip paused", hidden: true }, "paused");
+  let [drawn, paused] = ["", false];
   return {
     element: h("section", { class: "panel", "aria-label": `Schedule ${name}` },
-      h("div", { class: "head" }, h("h2", {}, name), h("div", { class: "row" }, run, remove)), next, about, list),
+      h("div", { class: "head" }, h("div", { class: "row" }, h("h2", {}, name), chip), h("div", { class: "row" }, run, pause, remove)), next, about, list),
     update(schedule) {
       if (schedule.error) {
         say(next, schedule.error);
         show(run, false);
+        show(pause, false);
         return;
       }
       const left = schedule.next - schedule.now;
-      say(next, schedule.running ? "A run is being submitted." : `Next run ${f.moment(schedule.next)}, ${left > 0 ? `in ${f.duration(left)}` : "due"}`);
+      paused = schedule.paused;
+      show(chip, paused);
+      say(pause, paused ? "Resume" : "Pause");
+      say(next, schedule.running ? "A run is being submitted." : paused ? "No run begins by itself until it is resumed." : `Next run ${f.moment(schedule.next)}, ${left > 0 ? `in ${f.duration(left)}` : "due"}`);
       const lines = schedule.read_at_fire ? "read at each run" : f.plural(schedule.lines, "line");
-      say(about, `${schedule.cron} (${schedule.zone}) · ${schedule.source}, ${lines} · ${schedule.models.join(", ")}`);
+      const more = [schedule.catch_up && "makes up for missed runs", schedule.allow_overlap && "runs may overlap"].filter(Boolean);
+      say(about, [`${schedule.cron} (${schedule.zone})`, `${schedule.source}, ${lines}`, schedule.models.join(", "), ...more].filter(Boolean).join(" · "));
       const now = JSON.stringify(schedule.runs);
       if (now !== drawn) list.replaceChildren(...runs(schedule));
       drawn = now;
@@ -53,9 +71,10 @@ function card(first, after) {
 
 export function schedulesView(root, { asked }) {
   const asleep = h("p", { class: "notice", hidden: true }, "No scheduler is running: ", h("code", {}, "promptmill scheduler"), " starts one.");
-  const none = h("p", { class: "empty", hidden: true }, "No schedules. ", h("code", {}, "promptmill schedule add NAME --cron '0 2 * * *' FILE --model MODEL"), " makes one.");
+  const none = h("p", { class: "empty", hidden: true }, "No schedules yet: make one here, or with ", h("code", {}, "promptmill schedule add"), ".");
   const cards = h("div");
-  root.append(h("h1", {}, "Schedules"), asleep, none, cards);
+  root.append(
+    h("div", { class: "head" }, h("h1", {}, "Schedules"), h("a", { class: "button primary", href: "#/schedules/new" }, "New schedule")), asleep, none, cards);
   const poller = poll(async (signal) => {
     const found = await get("schedules", {}, signal);
     show(asleep, !found.scheduler && found.counted > 0);

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from submit.schedule.store import Schedules
 
 
-@click.group("schedule", short_help="Batches by cron: add, list, remove, run now.")
+@click.group("schedule", short_help="Batches by cron: add, list, pause, remove, run now.")
 def command() -> None:
     """Submit batches again and again, by cron. `promptmill scheduler` is the process that does it."""
 
@@ -189,6 +189,48 @@ def remove(names: tuple[str, ...], redis_url: str | None) -> int:
             click.echo(f"schedule {name} is removed", err=True)
 
         return for_each(names, remove_one)
+
+
+@command.command("pause", short_help="Let no run of a schedule begin until it goes on.")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@redis_option
+def pause(names: tuple[str, ...], redis_url: str | None) -> int:
+    """Pause each schedule: no run of it begins by cron until `promptmill schedule resume`. What it has submitted goes
+    on, and `promptmill schedule run` still runs it.
+
+    Exit statuses: 0 all are paused, 2 one is unknown.
+    """
+    from submit.schedule.store import Schedules
+
+    with open_store(redis_url) as store:
+
+        def pause_one(name: str) -> None:
+            paused = Schedules(store.connection).pause(name, store.server_time())
+            click.echo(f"schedule {name} {'is paused' if paused else 'was paused already'}", err=True)
+
+        return for_each(names, pause_one)
+
+
+@command.command("resume", short_help="Let a schedule go on.")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@redis_option
+def resume(names: tuple[str, ...], redis_url: str | None) -> int:
+    """Let each schedule go on with its next run. Those that were due meanwhile are not made up for.
+
+    Exit statuses: 0 all go on, 2 one is unknown.
+    """
+    from submit.schedule.store import Schedules
+    from submit.schedule.table import next_run
+
+    with open_store(redis_url) as store:
+        schedules = Schedules(store.connection)
+
+        def resume_one(name: str) -> None:
+            resumed = schedules.resume(name, store.server_time())
+            when = next_run(schedules.get(name, runs=0), store.server_time())
+            click.echo(f"schedule {name} {'goes on' if resumed else 'was not paused'}, next at {when}", err=True)
+
+        return for_each(names, resume_one)
 
 
 @command.command("run", short_help="Run a schedule now; prints the batch id.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from jobs.batch import Batch
@@ -17,6 +19,8 @@ from submit.results.tables.columns import Facts, facts_of, seen_columns, seen_ty
 from submit.results.tables.text import CsvRenderer, flat_renderer
 
 if TYPE_CHECKING:
+    from submit.results.formats import Render
+    from submit.results.read import StoredRecord
     from submit.results.tables.arrow import ArrowRows
     from submit.results.tables.parquet import ParquetOutput
 
@@ -27,25 +31,54 @@ def table_output(destination: Destination, store: Store, batch: Batch) -> Output
     Raises:
         RefusedError: the file cannot be written, or a package is missing.
     """
-    facts = facts_of(batch)
+    if destination.fmt == "parquet":
+        return _parquet(destination, store, batch)
+    render, head = text_renderer(destination, store, batch)
+    return Output(destination, render, head=head)
+
+
+def table_blocks(
+    destination: Destination, store: Store, batch: Batch, records: Iterable[StoredRecord]
+) -> Iterator[bytes]:
+    """The records of a batch as the bytes of a table, in blocks: memory does not grow with it.
+
+    Raises:
+        RefusedError: a package is missing, or there are more columns than a table may have.
+    """
+    if destination.fmt == "parquet":
+        rows = arrow_rows(store, batch, _facts(destination, store, batch))
+        from submit.results.tables.parquet import parquet_blocks
+
+        return parquet_blocks(records, rows)
+    render, head = text_renderer(destination, store, batch)
+    return chain([head] if head else [], map(render, records))
+
+
+def text_renderer(destination: Destination, store: Store, batch: Batch) -> tuple[Render, bytes]:
+    """How rows of text are written, and what stands before them."""
+    facts = _facts(destination, store, batch)
     if destination.fmt == "flat":
-        return Output(destination, flat_renderer(facts, keys=destination.json_columns))
-    if facts.known is None or destination.json_columns:
+        return flat_renderer(facts, keys=destination.json_columns), b""
+    render = CsvRenderer(facts)
+    return render, render.head
+
+
+def _facts(destination: Destination, store: Store, batch: Batch) -> Facts:
+    """What decides on the columns: of a table that has a head, all that its records have."""
+    facts = facts_of(batch)
+    if destination.whole and (facts.known is None or destination.json_columns):
         records = ordered_records(store.connection, batch.id)
-        facts = seen_columns(records, facts, keys=destination.json_columns)
-    if destination.fmt == "csv":
-        render = CsvRenderer(facts)
-        return Output(destination, render, head=render.head)
-    return _parquet(destination, store, batch, facts)
+        return seen_columns(records, facts, keys=destination.json_columns)
+    return facts
 
 
-def _parquet(destination: Destination, store: Store, batch: Batch, facts: Facts) -> ParquetOutput:
+def _parquet(destination: Destination, store: Store, batch: Batch) -> ParquetOutput:
     if destination.out is None:
         raise RefusedError("--format parquet needs a file: give one with -o")
     require("pyarrow", "Parquet")
     from submit.results.tables.parquet import ParquetOutput
 
-    return ParquetOutput(destination, arrow_rows(store, batch, facts))
+    return ParquetOutput(destination, arrow_rows(store, batch, _facts(destination, store, batch)))
 
 
 def arrow_rows(store: Store, batch: Batch, facts: Facts | None = None) -> ArrowRows:

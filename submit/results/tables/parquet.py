@@ -1,10 +1,12 @@
-"""Results as Parquet: written beside their place and moved there whole, in one file or in shards."""
+"""Results as Parquet: written beside their place and moved there whole, in one file or in shards; or as a stream."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 GROUP_BYTES = 32 << 20
 """Of a row group, as it lies in memory."""
+STREAMED_GROUP_BYTES = 8 << 20
+"""Of one that is sent: several downloads may run at once."""
 
 
 class ParquetOutput:
@@ -159,3 +163,48 @@ def earlier_shards(out: Path) -> list[Path]:
     """The shards of OUT that lie there."""
     name = re.compile(re.escape(out.stem) + r"-\d{5}-of-\d{5}" + re.escape(out.suffix))
     return sorted(path for path in out.parent.iterdir() if name.fullmatch(path.name))
+
+
+def parquet_blocks(records: Iterable[StoredRecord], rows: ArrowRows) -> Iterator[bytes]:
+    """The bytes of one file with these records, a row group at a time."""
+    sink = _Sink()
+    waiting: list[pa.RecordBatch] = []
+    with pq.ParquetWriter(sink, rows.schema, compression="zstd") as writer:
+        for record in records:
+            batch = rows.put(read_record(record.raw), len(record.raw))
+            if batch is None:
+                continue
+            waiting.append(batch)
+            if sum(batch.nbytes for batch in waiting) >= STREAMED_GROUP_BYTES:
+                writer.write_table(pa.Table.from_batches(waiting))
+                waiting = []
+                yield sink.take()
+        if (batch := rows.rest()) is not None:
+            waiting.append(batch)
+        if waiting:
+            writer.write_table(pa.Table.from_batches(waiting))
+    yield sink.take()
+
+
+class _Sink(io.RawIOBase):
+    """A file that is written to and keeps nothing but what was not taken yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._parts.append(bytes(data))
+        self._size += len(self._parts[-1])
+        return len(self._parts[-1])
+
+    def tell(self) -> int:
+        return self._size
+
+    def take(self) -> bytes:
+        parts, self._parts = self._parts, []
+        return b"".join(parts)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from pyarrow import parquet
 from starlette.testclient import TestClient
 
 from jobs.errors import LineError
@@ -20,6 +24,9 @@ from serve.page import batches, records
 from serve.page.assets import FOLDER
 from serve.page.spread import histogram
 from serve.settings import Limits
+from submit.results.destination import WHOLE, Destination
+from submit.results.read import ordered_records
+from submit.results.tables.open import table_blocks
 from tests.pool import MODEL, echo, make_batch, prompts, publish, work
 from tests.server.serve.conftest import Client, as_key
 
@@ -208,12 +215,20 @@ def test_every_format_can_be_downloaded(client_of: Client, store: Store) -> None
     client, batch_id = client_of(), make_batch(store, prompts(4), name="my batch/1")
     work(store, batch_id, answer=odd_fail)
     known = client.get("/api/models").json()
-    lines = {}
+    lines, content = {}, {}
     for name in known["formats"]:
         answer = client.get(f"/api/batches/{batch_id}/download", params={"format": name})
         assert answer.status_code == 200
         assert f'filename="my-batch-1.{name}' in answer.headers["content-disposition"]
-        lines[name] = [orjson.loads(line) for line in answer.content.splitlines()]
+        content[name] = answer.content
+        if name not in WHOLE:
+            lines[name] = [orjson.loads(line) for line in answer.content.splitlines()]
+    rows = list(csv.DictReader(io.StringIO(content["csv"].decode())))
+    table = parquet.read_table(io.BytesIO(content["parquet"])).to_pylist()
+    for found in (lines["flat"], rows, table):
+        assert [row["id"] for row in found] == ["row-0", "row-1", "row-2", "row-3"]
+        assert found[0]["completion"] == "answer to row-0"
+        assert found[1]["error"] == "context_length_exceeded: it is too long"
     assert [line["index"] for line in lines["native"]] == [0, 1, 2, 3]
     assert [line["custom_id"] for line in lines["openai"]] == ["row-0", "row-1", "row-2", "row-3"]
     assert lines["completions"][0] == {"prompt": "Once upon a time", "completion": "answer to row-0"}
@@ -227,6 +242,31 @@ def test_every_format_can_be_downloaded(client_of: Client, store: Store) -> None
     assert refused.status_code == 400
     assert "--format chat" in refused.json()["error"]["message"]
     assert client.get(f"/api/batches/{batch_id}/download", params={"format": "odd"}).status_code == 400
+
+
+def test_a_large_table_is_sent_in_blocks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row group at a time, and each row once; as the command writes it where keys of texts are columns."""
+    monkeypatch.setattr("submit.results.tables.parquet.STREAMED_GROUP_BYTES", 1000)
+    monkeypatch.setattr("submit.results.tables.arrow.BATCH_ROWS", 10)
+    batch_id = make_batch(store, prompts(95))
+    work(store, batch_id, answer=lambda job: [Choice(0, f'{{"n": {job.index}}}', "eos")])
+    batch = store.batch(batch_id)
+    destination = Destination(fmt="parquet", json_columns=True)
+    blocks = list(table_blocks(destination, store, batch, ordered_records(store.connection, batch_id)))
+    assert len(blocks) > 5
+    assert parquet.read_table(io.BytesIO(b"".join(blocks)))["n"].to_pylist() == list(range(95))
+
+
+def test_parquet_says_what_it_needs(client_of: Client, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pyarrow is missing: in the choices, before a download and in its place."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    client, batch_id = client_of(), make_batch(store, prompts(1))
+    assert "needs the package pyarrow" in client.get("/api/models").json()["missing"]["parquet"]
+    for more in ("", "&try=1"):
+        answer = client.get(f"/api/batches/{batch_id}/download?format=parquet{more}")
+        assert answer.status_code == 400
+        assert "needs the package pyarrow" in answer.json()["error"]["message"]
+    assert client.get(f"/api/batches/{batch_id}/download?format=csv&try=1").json() == {"begins": True}
 
 
 def test_a_batch_is_paused_moved_and_retried(client_of: Client, store: Store) -> None:
@@ -325,6 +365,79 @@ def test_a_check_says_what_is_wrong_with_each_line(client_of: Client) -> None:
     assert "/" not in answer.text.replace(MODEL, "")
 
 
+# --- schedules ---
+
+
+WHEN = {"name": "nightly", "cron": "0 2 * * *", "zone": "Europe/Berlin"}
+
+
+def test_a_schedule_of_a_file_that_was_uploaded(client_of: Client, store: Store) -> None:
+    """With all that is said of its batches; nothing of the host is told. It is paused, resumed and removed."""
+    client = client_of()
+    body = {"model": MODEL, "defaults": {"top_p": 0.9}, "priority": "low", "keep": "forever", "metadata": {"k": 1}}
+    body |= {"file_id": uploaded(client, {"id": "a", "prompt": "x"})}
+    added = client.post("/api/schedules", json={**body, "schedule": {**WHEN, "catch_up": True}}, headers=MARK)
+    assert added.json() == {"name": "nightly"}
+    (shown,) = client.get("/api/schedules").json()["schedules"]
+    assert (shown["source"], shown["lines"], shown["catch_up"], shown["paused"]) == ("x.jsonl", 1, True, False)
+    again = client.post("/api/schedules", json={**body, "schedule": WHEN}, headers=MARK)
+    assert "there is a schedule 'nightly' already" in again.json()["error"]["message"].lower()
+    batch = store.batch(client.post("/api/schedules/nightly/run", headers=MARK).json()["done"])
+    assert (batch.priority, batch.keep_s, batch.metadata, batch.source) == ("low", None, {"k": 1}, "x.jsonl")
+    assert (dict(batch.defaults), "expires" in batch.times) == ({"top_p": 0.9, "model": MODEL}, False)
+    for act, paused in (("pause", True), ("resume", False)):
+        assert client.post(f"/api/schedules/nightly/{act}", headers=MARK).json() == {"done": True}
+        assert client.get("/api/schedules").json()["schedules"][0]["paused"] is paused
+    assert client.post("/api/schedules/nightly/remove", headers=MARK).json() == {"done": True}
+    assert client.post("/api/schedules/nightly/pause", headers=MARK).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"name": "a name"}, "expected up to 48 letters"),
+        ({"cron": "1 2"}, "A cron expression has 5 fields"),
+        ({"cron": None}, "Missing required parameter: 'cron'"),
+        ({"zone": "Mars/North"}, "is no time zone here"),
+        ({"path": "../x"}, "give the absolute path"),
+        ({"pth": "/x"}, "did you mean 'path'"),
+        ({}, "line 1, field 'prompt'"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense(client_of: Client, store: Store, schedule: dict[str, Any], said: str) -> None:
+    """Is refused by name, as are bad lines."""
+    client = client_of()
+    body = {"model": MODEL, "file_id": uploaded(client, {"prompt": 5}), "schedule": {**WHEN, **schedule}}
+    answer = client.post("/api/schedules", json=body, headers=MARK)
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
+    assert client.get("/api/schedules").json()["counted"] == 0
+
+
+def test_when_a_schedule_would_run(client_of: Client, keys: Path) -> None:
+    """Its next times, for admins."""
+    client, when = client_of(keys=keys), {"cron": "@hourly", "zone": "UTC"}
+    found = client.get("/api/schedules/next", params=when, headers=as_key("boss")).json()
+    assert [later - earlier for earlier, later in pairwise(found["next"])] == [3600, 3600]
+    assert client.get("/api/schedules/next", params=when, headers=as_key("ann")).status_code == 403
+    others = {**MARK, **as_key("ann")}
+    assert client.post("/api/schedules", json={"schedule": WHEN}, headers=others).status_code == 403
+
+
+def test_a_worker_is_paused(client_of: Client, keys: Path, store: Store) -> None:
+    """By its name, by admins: others do not see the names either."""
+    client, boss = client_of(keys=keys), {**MARK, **as_key("boss")}
+    assert client.post("/api/workers/pause", json={"name": "mini.1"}, headers=boss).json() == {"done": True}
+    assert client.get("/api/pool", headers=boss).json()["paused_names"] == ["mini.1"]
+    assert client.get("/api/pool", headers=as_key("ann")).json()["paused_names"] == []
+    for body in ({}, {"name": ""}, {"name": 5}):
+        assert client.post("/api/workers/pause", json=body, headers=boss).status_code == 400
+    others = {**MARK, **as_key("ann")}
+    assert client.post("/api/workers/resume", json={"name": "mini.1"}, headers=others).status_code == 403
+    assert client.post("/api/workers/resume", json={"name": "mini.1"}, headers=boss).json() == {"done": True}
+    assert client.get("/api/pool", headers=boss).json()["paused_names"] == []
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -335,6 +448,10 @@ def test_a_check_says_what_is_wrong_with_each_line(client_of: Client) -> None:
         ({"window": 5}, "window"),
         ({"priority": "odd"}, "priority"),
         ({"name": "x" * 1000}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"keep": "5 moons"}, "keep"),
+        ({"webhook": "ftp://x"}, "webhook"),
+        ({"metadata": {"_openai": {}}}, "metadata"),
         ({"modle": "x"}, "did you mean 'model'"),
     ],
 )

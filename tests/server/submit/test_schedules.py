@@ -106,6 +106,32 @@ def test_the_loss_of_rqs_keys_is_made_good(night: Night) -> None:
     assert night.shown() == [f"cron-nightly-{int(TWO) + DAY}".encode()]
 
 
+def test_a_schedule_that_is_paused_begins_no_run(night: Night) -> None:
+    """Also one that a scheduler has read just before; by hand it runs. What was due meanwhile is not made up for."""
+    night.add(catch_up=True)
+    read = night.schedules.get("nightly")
+    night.now = TWO
+    assert night.schedules.pause("nightly", night.now)
+    assert not night.schedules.pause("nightly", night.now)
+    night.dispatcher().begin_due([read])
+    night.at(TWO + 1)
+    assert night.shown() == []
+    assert (night.batches(), night.runs()) == ([], ())
+    found = night.schedules.get("nightly").as_dict()
+    assert (found["paused"], found["next_run_at"]) == (True, None)
+    by_hand = run_schedule(night.store, "nightly")
+    night.finish(by_hand)
+    night.now = TWO + DAY + 5
+    assert night.schedules.resume("nightly", night.now)
+    assert not night.schedules.resume("nightly", night.now)
+    night.at(TWO + DAY + 6)
+    assert night.batches() == [by_hand]
+    night.at(TWO + 2 * DAY)
+    assert len(night.batches()) == 2
+    with pytest.raises(ScheduleNotFoundError):
+        night.schedules.pause("other", night.now)
+
+
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("hours", [0, 9])
 def test_a_scheduler_that_dies_loses_and_doubles_nothing(
