@@ -81,7 +81,8 @@ SHORTEST_DECODE_S = 1e-3
 @dataclass(frozen=True, slots=True)
 class RunStats:
     """Measured by the engine for one line; seconds, and tokens of all its choices. ``accepted_draft_tokens`` is
-    None without a draft model, and then no part of the record."""
+    None without a draft model, and then no part of the record. ``scored_tokens`` of its prompts got log-probabilities,
+    which the batch counts."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -91,6 +92,7 @@ class RunStats:
     decode_s: float
     queue_s: float
     accepted_draft_tokens: int | None = None
+    scored_tokens: int = 0
 
     def usage(self) -> dict[str, Any]:
         return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens).as_dict()

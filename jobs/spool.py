@@ -59,6 +59,7 @@ class _Fields(msgspec.Struct, frozen=True):
     chat: bool
     usage: tuple[Count, Count, Count]
     record: msgspec.Raw
+    scored: Count = 0
 
 
 def encode_header(batch: Batch) -> bytes:
@@ -71,7 +72,8 @@ def encode_entry(entry: SpoolEntry) -> bytes:
     """The line of one record."""
     line = entry.line
     usage = (line.prompt_tokens, line.completion_tokens, line.cached_tokens)
-    fields = _Fields(entry.shard, entry.fence, line.ok, entry.chat, usage, msgspec.Raw(line.record))
+    record = msgspec.Raw(line.record)
+    fields = _Fields(entry.shard, entry.fence, line.ok, entry.chat, usage, record, scored=line.scored_tokens)
     return msgspec.json.encode(fields) + b"\n"
 
 
@@ -131,7 +133,7 @@ def _entry(raw: bytes, batch_id: str) -> SpoolEntry | None:
         head = head_of(record)
         if head.index < 0 or not head.id or head.batch_id != batch_id or fields.ok is not (head.error is None):
             return None
-        line = FinishedLine(head.index, fields.ok, *fields.usage, record)
+        line = FinishedLine(head.index, fields.ok, *fields.usage, record, fields.scored)
         return SpoolEntry(fields.shard, fields.fence, fields.chat, line)
     except ValueError:
         return None

@@ -161,6 +161,8 @@ def summary(batch: Batch, tally: Tally, *, seconds: float, now: float) -> list[s
     if usage.cached_tokens:
         tokens += f" ({count(usage.cached_tokens)} cached)"
     tokens += f", {count(usage.completion_tokens)} generated"
+    if usage.scored_tokens:
+        tokens += f", {count(usage.scored_tokens)} scored"
     per_second = batch.rates(now)["completion_tokens_per_second"]
     if per_second is not None:
         end = "its end" if batch.done else "now"
