@@ -79,8 +79,8 @@ def fill(task: DataTask) -> None:
                 pipe.zadd(keys.compacted(shard.number), {piece.frame: piece.last})
             pipe.rpush(keys.finished, *[f"{shard.number}:{index}" for index, _ in records])
             pipe.execute()
-    done = {"status": "completed", "completed_at": repr(store.now()), "completed": task.rows}
-    store.connection.hset(keys.info, mapping=done)
+    done = ["status", "completed", "completed_at", repr(store.now()), "completed", task.rows]
+    store.connection.hset(keys.info, items=done)
 
 
 def _records(store: Store, batch_id: str, number: int) -> Iterator[tuple[int, bytes]]:

@@ -19,7 +19,8 @@ WHAT = {
 NOTE = """\
 Rows of five columns and about 420 bytes. Results have the rows' columns and an answer of a sentence. Each side ran in
 a process of its own beside its server, which has its AOF on, as the embedded one. MB are the peak of the process, with
-the interpreter and pyarrow. `python -m bench.data` measures it."""
+the interpreter and pyarrow; CPU is the process's time, of all threads and of imports too. `python -m bench.data`
+measures it."""
 
 
 def render_data(run: Run) -> str | None:
@@ -32,10 +33,10 @@ def render_data(run: Run) -> str | None:
         if (item := latest.get(side)) is None:
             continue
         rate, peak = item.lines / item.seconds, item.extra["peak_bytes"] / 1e6
-        rows.append(
-            [what, f"{item.lines:,}", *_beside(rate, RATES.get(side), more=True), *_beside(peak, PEAKS.get(side))]
-        )
-    head = ["what", "rows", "rows/s", "goal", "MB", "goal"]
+        cpu = f"{1e6 * item.extra['cpu_s'] / item.lines:.1f}"
+        shown = [*_beside(rate, RATES.get(side), more=True), *_beside(peak, PEAKS.get(side))]
+        rows.append([what, f"{item.lines:,}", *shown, cpu])
+    head = ["what", "rows", "rows/s", "goal", "MB", "goal", "CPU, µs a row"]
     return f"# Tables\n\n{table(head, rows)}\n\n{NOTE}\n"
 
 
