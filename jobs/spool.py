@@ -31,13 +31,17 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class SpoolHeader(msgspec.Struct, frozen=True, tag_field="promptmill_spool", tag=VERSION):
-    """What a file says of its batch; ``total`` is 0 and ``name`` None where the line about it is damaged."""
+    """What a file says of its batch; ``total`` is 0 and ``name`` None where the line about it is damaged.
+
+    ``twins`` are lines beside the total that have the records of others: their ids are in Redis alone.
+    """
 
     batch_id: str
     name: str | None = None
     source: str = ""
     total: Count = 0
     created_at: float | None = None
+    twins: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class _Fields(msgspec.Struct, frozen=True):
 
 def encode_header(batch: Batch) -> bytes:
     """The first line of a file."""
-    header = SpoolHeader(batch.id, batch.name, batch.source, batch.total, batch.times.get("created"))
+    header = SpoolHeader(batch.id, batch.name, batch.source, batch.total, batch.times.get("created"), batch.twins)
     return msgspec.json.encode(header) + b"\n"
 
 

@@ -44,7 +44,7 @@ def _worth_noting(record: RecordHead, completions: Sequence[ChoiceHead]) -> Iter
         if not record.judged.passed:
             yield "unexpected"
     limit = None if record.sampling is None else record.sampling.max_tokens
-    if limit == DEFAULT_MAX_TOKENS and any(choice.stop_reason == "max_tokens" for choice in completions):
+    if limit == DEFAULT_MAX_TOKENS and "max_tokens" in [choice.stop_reason for choice in completions]:
         yield "cut_at_default"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,29 +17,30 @@ RESULT = (
 """The columns beside those of the row, in this order."""
 JUDGED = ("passed", "tries")
 """Those of a batch whose texts are judged."""
+NO_TOKENS = (None, None)
 CHOICE = "choice"
 """That of a batch whose lines have several texts: a row for each."""
 
 
-class _Usage(msgspec.Struct, frozen=True):
+class _Usage(msgspec.Struct, frozen=True, gc=False):
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
-class _Sampling(SamplingHead, frozen=True):
+class _Sampling(SamplingHead, frozen=True, gc=False):
     seed: int | None = None
 
 
-class _Error(ErrorHead, frozen=True):
+class _Error(ErrorHead, frozen=True, gc=False):
     message: str = ""
 
 
-class _Choice(ChoiceHead, frozen=True):
+class _Choice(ChoiceHead, frozen=True, gc=False):
     tool_calls: list[dict[str, Any]] | None = None  # type: ignore[assignment]
     score: dict[str, Any] | None = None
 
 
-class TableRecord(RecordHead, frozen=True):
+class TableRecord(RecordHead, frozen=True, gc=False):
     """Of a record what tables hold, and its head; all else is passed over."""
 
     model: str | None = None
@@ -58,34 +59,66 @@ read_record = _DECODER.decode
 """The :class:`TableRecord` of a record's bytes."""
 
 
-def result_cells(record: TableRecord) -> Iterator[tuple[Any, ...]]:
+def result_cells(record: TableRecord) -> list[tuple[Any, ...]]:
     """What came of a line, a tuple for each of its texts: the columns of RESULT, of JUDGED and CHOICE.
 
     Tokens are those of the line as a whole, and stand with its first text.
     """
     if record.error is not None:
         error = f"{record.error.code}: {record.error.message}"
-        yield (None, None, None, None, None, None, record.model, None, None, None, error, record.id, None, None, None)
-        return
+        return [
+            (None, None, None, None, None, None, record.model, None, None, None, error, record.id, None, None, None)
+        ]
     usage, seed = record.usage, None if record.sampling is None else record.sampling.seed
     passed, tries = (None, None) if record.judged is None else (record.judged.passed, record.judged.tries)
-    tokens: tuple[int | None, int | None] = (usage.prompt_tokens, usage.completion_tokens)
+    tokens = (usage.prompt_tokens, usage.completion_tokens)
     choices: list[Any] = [record] if record.choices is None else list(record.choices)
-    for number, choice in enumerate(choices):
-        yield (
-            choice.text, choice.reasoning, choice.stop_reason, *tokens, seed, record.model, choice.valid,
-            choice.tool_calls, choice.score, None, record.id, passed, tries, number,
-        )  # fmt: skip
-        tokens = (None, None)
+    return [
+        (
+            choice.text, choice.reasoning, choice.stop_reason, *(NO_TOKENS if number else tokens), seed, record.model,
+            choice.valid, choice.tool_calls, choice.score, None, record.id, passed, tries, number,
+        )
+        for number, choice in enumerate(choices)
+    ]  # fmt: skip
 
 
 ALL = (*RESULT, *JUDGED, CHOICE)
 """The names of what :func:`result_cells` gives."""
 
 
+def result_columns(records: Sequence[TableRecord]) -> list[Sequence[Any]]:
+    """The same of many lines, by columns. Where each has one text, which is usual, no row is made."""
+    if any(record.choices is not None or record.error is not None for record in records):
+        return list(zip(*[cells for record in records for cells in result_cells(record)], strict=True))
+    usage, judged = [record.usage for record in records], [record.judged for record in records]
+    return [
+        [record.text for record in records],
+        [record.reasoning for record in records],
+        [record.stop_reason for record in records],
+        [each.prompt_tokens for each in usage],
+        [each.completion_tokens for each in usage],
+        [None if record.sampling is None else record.sampling.seed for record in records],
+        [record.model for record in records],
+        [record.valid for record in records],
+        [record.tool_calls for record in records],
+        [record.score for record in records],
+        [None] * len(records),
+        [record.id for record in records],
+        [None if each is None else each.passed for each in judged],
+        [None if each is None else each.tries for each in judged],
+        [0] * len(records),
+    ]
+
+
 def row_cells(record: TableRecord) -> dict[str, Any]:
     """The columns of the row that a line was made of."""
     cells: dict[str, Any] = orjson.loads(memoryview(record.metadata))
+    return cells
+
+
+def rows_cells(records: Iterable[TableRecord]) -> list[dict[str, Any]]:
+    """The same of many lines, read in one go."""
+    cells: list[dict[str, Any]] = orjson.loads(b"[%b]" % b",".join([record.metadata for record in records]))
     return cells
 
 

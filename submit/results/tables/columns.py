@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.batch import Batch
@@ -31,6 +31,8 @@ class Facts:
     choices: bool
     keys: tuple[str, ...] = ()
     """Of texts that are JSON objects, where these are to be columns."""
+    floats: tuple[str, ...] = ()
+    """Columns of rows in which numbers that JSON does not have are texts."""
 
 
 def facts_of(batch: Batch) -> Facts:
@@ -39,10 +41,11 @@ def facts_of(batch: Batch) -> Facts:
     template = order.template or {}
     judged = "expect" in batch.defaults or "expect" in template
     several = (batch.defaults.get("n") or 1) > 1 or "n" in template
-    columns = tuple(batch.dataset.get("columns", ()))
+    columns, floats = tuple(batch.dataset.get("columns", ())), tuple(batch.dataset.get("floats", ()))
     if not columns or "metadata" in template or order.template is None:
-        return Facts(None, judged, several)
-    return Facts(_kept(columns, order.keep, frozenset(batch.dataset.get("binary", ()))), judged, several)
+        return Facts(None, judged, several, floats=floats)
+    known = _kept(columns, order.keep, frozenset(batch.dataset.get("binary", ())))
+    return Facts(known, judged, several, floats=floats)
 
 
 def _kept(columns: tuple[str, ...], keep: str | None, binary: frozenset[str]) -> tuple[str, ...]:
@@ -72,7 +75,7 @@ def seen_columns(records: Iterable[StoredRecord], facts: Facts, *, keys: bool = 
             raise RefusedError(f"the table would have more than {MOST_COLUMNS:,} columns: take --format native")
         several |= record.choices is not None
         judged |= record.judged is not None
-    return Facts(tuple(names), judged, several, tuple(found))
+    return replace(facts, known=tuple(names), judged=judged, choices=several, keys=tuple(found))
 
 
 def stored_types(batch: Batch) -> pa.Schema | None:

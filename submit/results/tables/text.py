@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from jobs.templates.values import unspelled
 from submit.results.tables.cells import ALL, json_cells, json_names, read_record, result_cells, result_names, row_cells
 from submit.results.tables.columns import Facts
 
@@ -30,6 +31,9 @@ def flat_renderer(facts: Facts, *, keys: bool = False) -> Callable[[StoredRecord
 def _rows(stored: StoredRecord, facts: Facts, names: dict[str, str], keys: bool) -> Iterator[dict[str, Any]]:
     record = read_record(stored.raw)
     cells = row_cells(record)
+    for name in facts.floats:
+        if name in cells:
+            cells[name] = unspelled(cells[name])
     if facts.known is None:
         several = facts.choices or record.choices is not None
         judged = facts.judged or record.judged is not None
