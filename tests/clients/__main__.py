@@ -15,7 +15,7 @@ from pathlib import Path
 
 import orjson
 
-from tests.clients import litellm, llama_stack, openai_client, page
+from tests.clients import litellm, llama_stack, lm_eval_scoring, openai_client, page
 from tests.clients.client import FAILED, PASSED, Check, Client, Row, judged
 from tests.clients.environment import ROOT, place
 
@@ -23,6 +23,7 @@ CLIENTS: tuple[Client, ...] = (
     openai_client.CLIENT,
     litellm.CLIENT,
     llama_stack.CLIENT,
+    lm_eval_scoring.CLIENT,
 )
 
 
