@@ -10,6 +10,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lm_eval
@@ -100,11 +101,20 @@ class Prefixed(MLXLM):  # type: ignore[misc]
 
 
 class AsHarness(MLXLM):  # type: ignore[misc]
-    """mlx_lm.evaluate's model with the chat template as the harness applies it: mlx-lm itself lets a model think."""
+    """mlx_lm.evaluate's model on the requests that the harness makes after a chat template. mlx-lm itself opens a
+    thought where the model may think; and blanks at a context's end, as templates have, belong to the continuation for
+    the harness alone."""
 
     def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> Any:
         options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         return self.tokenizer._tokenizer.apply_chat_template(chat_history, tokenize=False, **options)
+
+    def loglikelihood(self, requests: Any) -> Any:
+        moved = []
+        for context, continuation in (request.args for request in requests):
+            kept = context.rstrip()
+            moved.append(SimpleNamespace(args=(kept, context[len(kept) :] + continuation)))
+        return super().loglikelihood(moved)
 
 
 def evaluated(model: Any, *, chat: bool = False) -> tuple[dict[str, Any], list[Any]]:
