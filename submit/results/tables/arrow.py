@@ -17,11 +17,15 @@ TOOL_CALLS = pa.list_(
                ("function", pa.struct([("name", pa.string()), ("arguments", pa.string())]))])
 )  # fmt: skip
 SCORE = pa.struct([("logprob", pa.float64()), ("tokens", pa.int64()), ("is_greedy", pa.bool_())])
+TOKEN = [("token", pa.string()), ("id", pa.int64()), ("logprob", pa.float64())]
+BEST = pa.list_(pa.struct(TOKEN))
 TYPES: dict[str, pa.DataType] = {
     "completion": pa.string(), "reasoning": pa.string(), "stop_reason": pa.string(), "prompt_tokens": pa.int64(),
     "completion_tokens": pa.int64(), "seed": pa.uint64(), "model": pa.string(), "valid": pa.bool_(),
     "tool_calls": TOOL_CALLS, "score": SCORE, "error": pa.string(), "id": pa.string(), "passed": pa.bool_(),
     "tries": pa.int64(), "choice": pa.int64(),
+    "logprobs": pa.list_(pa.struct([*TOKEN, ("top_logprobs", BEST)])),
+    "prompt_logprobs": pa.list_(pa.struct([*TOKEN, ("rank", pa.int64()), ("top", BEST)])),
 }  # fmt: skip
 """Of the columns of results."""
 

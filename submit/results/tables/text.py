@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def flat_renderer(facts: Facts, *, keys: bool = False) -> Callable[[StoredRecord], bytes]:
     """Each row as an object: its columns, then those of the result, and the ``keys`` of a text that is one."""
-    names = result_names(frozenset(facts.known or ()), judged=facts.judged, choices=facts.choices)
+    names = result_names(frozenset(facts.known or ()), judged=facts.judged, choices=facts.choices, lists=facts.lists)
 
     def render(stored: StoredRecord) -> bytes:
         rows = _rows(stored, facts, names, keys)
@@ -37,7 +37,8 @@ def _rows(stored: StoredRecord, facts: Facts, names: dict[str, str], keys: bool)
     if facts.known is None:
         several = facts.choices or record.choices is not None
         judged = facts.judged or record.judged is not None
-        names = result_names(cells, judged=judged, choices=several)
+        lists = facts.lists or record.listed
+        names = result_names(cells, judged=judged, choices=several, lists=lists)
     for result in result_cells(record):
         found = dict(zip(ALL, result, strict=True))
         row = {**cells, **{shown: found[name] for name, shown in names.items()}}
@@ -50,7 +51,7 @@ class CsvRenderer:
 
     def __init__(self, facts: Facts) -> None:
         self._columns = facts.known or ()
-        names = result_names(frozenset(self._columns), judged=facts.judged, choices=facts.choices)
+        names = result_names(frozenset(self._columns), judged=facts.judged, choices=facts.choices, lists=facts.lists)
         self._places = [ALL.index(name) for name in names]
         self._keys = facts.keys
         keys = json_names(self._keys, (*self._columns, *names.values())).values()

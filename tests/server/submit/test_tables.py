@@ -166,6 +166,53 @@ def test_several_texts_are_several_rows(client: Client, store: Store) -> None:
     assert found.column("completion_tokens").to_pylist()[1] is None
 
 
+def scored_choice(job: Job) -> list[Choice]:
+    """What a worker says of a line: of one with an echo, of one with a continuation."""
+    token = {"token": "a", "id": 7, "logprob": -0.5, "bytes": [97]}
+    if job.continuation is None:
+        first = {**token, "logprob": None, "top_logprobs": None}
+        return [Choice(0, "aa", "max_tokens", logprobs=[first, {**token, "top_logprobs": [token]}])]
+    listed = [None, {"id": 7, "token": "a", "logprob": -0.5, "rank": 1, "top": [token]}]
+    score = {"logprob": -0.5, "tokens": 1, "is_greedy": True}
+    return [Choice(0, "", "scored", score=score, prompt_logprobs=listed)]
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_scores_are_columns(client: Client, store: Store, tmp_path: Path, table: bool) -> None:
+    """Sums of continuations, and the log-probabilities of tokens where lines have them, in each format; a batch without
+    any has no such columns."""
+    prompts = [
+        {"prompt": "a", "echo": True, "logprobs": True},
+        {"prompt": "a", "continuation": "a", "prompt_logprobs": 0},
+    ]
+    if table:  # whose columns are known before the records are
+        batch = client.submit(
+            [{"q": "a"}, {"q": "a"}],
+            template={"prompt": "{{ q }}", "continuation": "a", "prompt_logprobs": 0},
+            model=MODEL,
+        )
+    else:
+        batch = client.submit(prompts, model=MODEL)
+    work(store, batch.id, answer=scored_choice)
+    for suffix in ("parquet", "flat", "csv"):
+        write_results(store, batch.id, Destination(tmp_path / suffix, fmt=suffix))
+    rows = pq.read_table(tmp_path / "parquet").to_pylist()
+    flat = [orjson.loads(line) for line in (tmp_path / "flat").read_bytes().splitlines()]
+    shown = list(csv.DictReader(io.StringIO((tmp_path / "csv").read_text())))
+    best = {"token": "a", "id": 7, "logprob": -0.5}
+    assert rows[1]["score"] == flat[1]["score"] == {"logprob": -0.5, "tokens": 1, "is_greedy": True}
+    assert rows[1]["prompt_logprobs"] == [None, {**best, "rank": 1, "top": [best]}]
+    assert [entry and entry["rank"] for entry in flat[1]["prompt_logprobs"]] == [None, 1]
+    assert orjson.loads(shown[1]["prompt_logprobs"]) == flat[1]["prompt_logprobs"]
+    assert ("logprobs" in rows[0]) is not table
+    if not table:
+        first = {"token": "a", "id": 7, "logprob": None, "top_logprobs": None}
+        assert rows[0]["logprobs"] == [first, {**best, "top_logprobs": [best]}]
+        assert [entry["logprob"] for entry in flat[0]["logprobs"]] == [None, -0.5]
+        assert (rows[0]["score"], rows[0]["prompt_logprobs"], rows[1]["logprobs"]) == (None, None, None)
+        assert shown[0]["prompt_logprobs"] == ""
+
+
 def test_shards_of_parquet(client: Client, store: Store, tmp_path: Path) -> None:
     """Files of about a size, numbered; those of an earlier time are gone, and all rows are there, in order."""
     rows = [{"q": f"{number} {'x' * 400}"} for number in range(300)]
