@@ -31,8 +31,8 @@ class Choice:
     ``prompt_token_ids`` are those of the choice's prompt, where the line has several.
     ``logprobs``, where asked for, has an entry for each of ``token_ids``, or without those for each token of the text
     (so none for EOS); after those of an echoed prompt, for all that was generated. It has OpenAI's names, with the
-    token's ``id`` besides; a token that is part of a character is shown as ``bytes:\\xf0\\x9f``. ``prompt_logprobs`` and
-    ``score`` are those of the prompt and of a continuation.
+    token's ``id`` besides; a token that is part of a character is shown as ``bytes:\\xf0\\x9f``.
+    ``prompt_logprobs`` and ``score`` are those of the prompt and of a continuation.
     """
 
     index: int
