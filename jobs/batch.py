@@ -60,11 +60,12 @@ def queue_name(group_key: str, priority: str, pool: str | None = None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token totals of a batch."""
+    """Token totals of a batch. ``scored_tokens`` are those of texts that were there and got log-probabilities."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    scored_tokens: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -167,12 +168,15 @@ class Batch:
         elapsed = self.elapsed(now)
         worked = self.finished - self.rejected - self.unrun - self.carried
         if elapsed <= 0 or worked <= 0:
-            return {"lines_per_second": None, "completion_tokens_per_second": None, "eta_s": None}
+            names = ("lines_per_second", "completion_tokens_per_second", "scored_tokens_per_second", "eta_s")
+            return dict.fromkeys(names)
         rate = worked / elapsed
         eta = None if self.done else round((self.total - self.finished) / rate, 1)
         return {
             "lines_per_second": round(rate, 3),
             "completion_tokens_per_second": round((self.usage.completion_tokens - self.carried_tokens) / elapsed, 3),
+            # What was scored before a retry is not counted apart.
+            "scored_tokens_per_second": None if self.carried else round(self.usage.scored_tokens / elapsed, 3),
             "eta_s": eta,
         }
 
@@ -192,7 +196,7 @@ class Batch:
             **shown,
             "request_counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
             "twins": self.twins,
-            "usage": self.usage.as_dict(),
+            "usage": {**self.usage.as_dict(), "scored_tokens": self.usage.scored_tokens},
             "rates": self.rates(now),
             "defaults": dict(self.defaults),
             "metadata": dict(self.metadata),

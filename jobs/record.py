@@ -30,9 +30,9 @@ class Choice:
     ``token_ids``, where asked for, are all tokens that were generated: the EOS too, and those of a stop string;
     ``prompt_token_ids`` are those of the choice's prompt, where the line has several.
     ``logprobs``, where asked for, has an entry for each of ``token_ids``, or without those for each token of the text
-    (so none for EOS). It has OpenAI's names, with the token's ``id`` besides; a token that is part of a character is
-    shown as ``bytes:\\xf0\\x9f``. ``prompt_logprobs`` and ``score`` are
-    those of the prompt and of a continuation.
+    (so none for EOS); after those of an echoed prompt, for all that was generated. It has OpenAI's names, with the
+    token's ``id`` besides; a token that is part of a character is shown as ``bytes:\\xf0\\x9f``.
+    ``prompt_logprobs`` and ``score`` are those of the prompt and of a continuation.
     """
 
     index: int
@@ -81,7 +81,8 @@ SHORTEST_DECODE_S = 1e-3
 @dataclass(frozen=True, slots=True)
 class RunStats:
     """Measured by the engine for one line; seconds, and tokens of all its choices. ``accepted_draft_tokens`` is
-    None without a draft model, and then no part of the record."""
+    None without a draft model, and then no part of the record. ``scored_tokens`` of its prompts got log-probabilities,
+    which the batch counts."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -91,6 +92,7 @@ class RunStats:
     decode_s: float
     queue_s: float
     accepted_draft_tokens: int | None = None
+    scored_tokens: int = 0
 
     def usage(self) -> dict[str, Any]:
         return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens).as_dict()

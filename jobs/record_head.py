@@ -10,17 +10,17 @@ import orjson
 LONG = 1 << 20
 
 
-class ErrorHead(msgspec.Struct, frozen=True):
+class ErrorHead(msgspec.Struct, frozen=True, gc=False):
     """Why a line failed."""
 
     code: str = ""
 
 
-class CallHead(msgspec.Struct, frozen=True):
+class CallHead(msgspec.Struct, frozen=True, gc=False):
     """A tool call: that it is there is all that a head has of it."""
 
 
-class ChoiceHead(msgspec.Struct, frozen=True):
+class ChoiceHead(msgspec.Struct, frozen=True, gc=False):
     """A completion, but for its log-probabilities."""
 
     stop_reason: str
@@ -37,20 +37,20 @@ class ChoiceHead(msgspec.Struct, frozen=True):
         return not self.tool_calls and not self.text.strip()
 
 
-class JudgedHead(msgspec.Struct, frozen=True):
+class JudgedHead(msgspec.Struct, frozen=True, gc=False):
     """Whether a text was as expected, and in how many tries."""
 
     passed: bool = True
     tries: int = 1
 
 
-class SamplingHead(msgspec.Struct, frozen=True):
+class SamplingHead(msgspec.Struct, frozen=True, gc=False):
     """Of the values that a line was generated with, the cap of its length."""
 
     max_tokens: int | None = None
 
 
-class RecordHead(msgspec.Struct, frozen=True):
+class RecordHead(msgspec.Struct, frozen=True, gc=False):
     """Some of a record's fields; all others are passed over, and take no memory."""
 
     index: int
@@ -97,7 +97,7 @@ def head_of(record: bytes) -> RecordHead:
         raise ValueError("it is nested too deeply") from None
 
 
-class _Place(msgspec.Struct, frozen=True):
+class _Place(msgspec.Struct, frozen=True, gc=False):
     index: int
 
 

@@ -31,13 +31,17 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class SpoolHeader(msgspec.Struct, frozen=True, tag_field="promptmill_spool", tag=VERSION):
-    """What a file says of its batch; ``total`` is 0 and ``name`` None where the line about it is damaged."""
+    """What a file says of its batch; ``total`` is 0 and ``name`` None where the line about it is damaged.
+
+    ``twins`` are lines beside the total that have the records of others: their ids are in Redis alone.
+    """
 
     batch_id: str
     name: str | None = None
     source: str = ""
     total: Count = 0
     created_at: float | None = None
+    twins: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +63,12 @@ class _Fields(msgspec.Struct, frozen=True):
     chat: bool
     usage: tuple[Count, Count, Count]
     record: msgspec.Raw
+    scored: Count = 0
 
 
 def encode_header(batch: Batch) -> bytes:
     """The first line of a file."""
-    header = SpoolHeader(batch.id, batch.name, batch.source, batch.total, batch.times.get("created"))
+    header = SpoolHeader(batch.id, batch.name, batch.source, batch.total, batch.times.get("created"), batch.twins)
     return msgspec.json.encode(header) + b"\n"
 
 
@@ -71,7 +76,8 @@ def encode_entry(entry: SpoolEntry) -> bytes:
     """The line of one record."""
     line = entry.line
     usage = (line.prompt_tokens, line.completion_tokens, line.cached_tokens)
-    fields = _Fields(entry.shard, entry.fence, line.ok, entry.chat, usage, msgspec.Raw(line.record))
+    record = msgspec.Raw(line.record)
+    fields = _Fields(entry.shard, entry.fence, line.ok, entry.chat, usage, record, scored=line.scored_tokens)
     return msgspec.json.encode(fields) + b"\n"
 
 
@@ -131,7 +137,7 @@ def _entry(raw: bytes, batch_id: str) -> SpoolEntry | None:
         head = head_of(record)
         if head.index < 0 or not head.id or head.batch_id != batch_id or fields.ok is not (head.error is None):
             return None
-        line = FinishedLine(head.index, fields.ok, *fields.usage, record)
+        line = FinishedLine(head.index, fields.ok, *fields.usage, record, fields.scored)
         return SpoolEntry(fields.shard, fields.fence, fields.chat, line)
     except ValueError:
         return None

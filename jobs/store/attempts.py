@@ -31,11 +31,13 @@ class FinishedLine:
     completion_tokens: int
     cached_tokens: int
     record: bytes
+    scored_tokens: int = 0
 
     @property
-    def counted(self) -> tuple[int, int, int, int, int]:
+    def counted(self) -> tuple[int, ...]:
         """Its index, 1 where it is completed, and its tokens: what stands before its record for the step ``write``."""
-        return self.index, int(self.ok), self.prompt_tokens, self.completion_tokens, self.cached_tokens
+        tokens = self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.scored_tokens
+        return self.index, int(self.ok), *tokens
 
 
 class Attempts(Steps):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import zstandard
@@ -21,7 +22,7 @@ import zstandard
 from jobs.attempt import Attempt
 from jobs.errors import RefusedError
 from jobs.record_head import index_of
-from jobs.redis.connect import refusing
+from jobs.redis.connect import refusing, replies
 from jobs.shard import COMPRESSION_LEVEL, pack, unpack
 from jobs.store.keys import BatchKeys
 from jobs.store.steps import step
@@ -38,6 +39,8 @@ FRAME = b"\x28\xb5\x2f\xfd"
 DENSEST = 1 << 15
 """No zstd frame unpacks to more than so many times its bytes."""
 READ_BYTES = 1 << 20
+MOST_AT_ONCE = 16
+"""Shards whose records are read in one round trip."""
 FINISH_TRIES = 5
 """A server that crashes loses pieces once; records that are equal byte by byte would make it go on for ever."""
 
@@ -102,18 +105,20 @@ def pieces_of(records: Iterable[tuple[int, bytes]], most: int = PIECE_BYTES) -> 
 class Part(NamedTuple):
     """Some records of a shard: (index, record as stored). ``live`` says that it runs; ``last`` is the index above which
     the next part begins, None where there is none. ``retried`` has an entry per index asked for: the length of the list
-    of finished lines when it was run again, or None."""
+    of finished lines when it was run again, or None. ``size`` is that of the reply."""
 
     live: bool
     last: int | None
     records: Iterable[tuple[int, bytes]]
     retried: list[bytes | None]
+    size: int = 0
 
 
 class ShardRecords:
     """The records of a batch's shards, wherever they lie at the moment, about ``most`` bytes at a time."""
 
     def __init__(self, connection: Redis, batch_id: str, most: int = PIECE_BYTES) -> None:
+        self._connection = connection
         self._keys = BatchKeys(batch_id)
         self._most = most
         self._read = step(connection, "jobs.store.lua.batch", "read_records")
@@ -125,24 +130,50 @@ class ShardRecords:
         Raises:
             RefusedError: what Redis keeps of the shard is damaged.
         """
+        with refusing(f"shard {self._keys.job_id(number)}"):
+            reply = self._read(**self._asked(number, above, indices))
+        return self._part(number, cast("list[Any]", reply))
+
+    def first_parts(self, numbers: Sequence[int]) -> list[Part]:
+        """The first part of each of these shards, in one round trip. What is packed stays so until it is iterated.
+
+        Raises:
+            RefusedError: what Redis keeps of a shard is damaged.
+        """
+        if len(numbers) == 1:
+            return [self.part(numbers[0], -1)]
+        with self._connection.pipeline(transaction=False) as pipe:
+            for number in numbers:
+                self._read(**self._asked(number, -1), client=pipe)
+            found = replies(pipe)
+        parts = []
+        for number, reply in zip(numbers, found, strict=True):
+            with refusing(f"shard {self._keys.job_id(number)}"):
+                if isinstance(reply, Exception):
+                    raise reply
+            parts.append(self._part(number, reply))
+        return parts
+
+    def _asked(self, number: int, above: int, indices: Sequence[int] = ()) -> dict[str, Any]:
         keys = self._keys
         wanted = [keys.records(number), keys.compacted(number), keys.retried]
-        with refusing(f"shard {keys.job_id(number)}"):
-            retried, kind, *found = cast(
-                "list[Any]", self._read(keys=wanted, args=[self._most, above, number, FRAME, *indices])
-            )
+        return {"keys": wanted, "args": [self._most, above, number, FRAME, *indices]}
+
+    def _part(self, number: int, reply: list[Any]) -> Part:
+        retried, kind, *found = reply
         if kind == 0:
             try:
                 records = [(int(index), value) for index, value in zip(found[::2], found[1::2], strict=True)]
             except ValueError as error:
                 raise self._damaged(number, error) from None
-            return Part(True, records[-1][0] if records else None, records, retried)
+            size = sum(len(value) for _, value in records)
+            return Part(True, records[-1][0] if records else None, records, retried, size)
         if kind == 1:
             frame, score = (*found, None, None)[:2]
             if frame is None:
                 return Part(False, None, (), retried)
-            return Part(False, int(float(score)), self._indexed(number, loaded(frame).split(b"\n")), retried)
-        return Part(False, None, self._indexed(number, _lines(found[0])), retried)
+            return Part(False, int(float(score)), self._indexed(number, _unpacked(frame)), retried, len(frame))
+        return Part(False, None, self._indexed(number, _lines(found[0])), retried, len(found[0]))
 
     def _indexed(self, number: int, records: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
         try:
@@ -154,24 +185,39 @@ class ShardRecords:
     def _damaged(self, number: int, error: Exception) -> RefusedError:
         return RefusedError(f"what Redis keeps of shard {self._keys.job_id(number)} is damaged: {error}")
 
-    def parts(self, number: int) -> Iterator[Part]:
-        """All records of a shard so far, by ascending index. Each part is as of when it is read: a shard that is
-        finished or retried meanwhile goes on where its records lie then.
+    def parts(self, number: int, first: Part | None = None) -> Iterator[Part]:
+        """All records of a shard so far, by ascending index; the ``first`` part may be at hand. Each part is as of when
+        it is read: a shard that is finished or retried meanwhile goes on where its records lie then.
 
         Raises:
             RefusedError: what Redis keeps of the shard is damaged.
         """
         above: int | None = -1
         while above is not None:
-            part = self.part(number, above)
+            part, first = first or self.part(number, above), None
             begin = above
             yield part._replace(records=((index, value) for index, value in part.records if index > begin))
             above = part.last
 
-    def all(self, number: int) -> Iterator[tuple[int, bytes]]:
+    def all(self, number: int, first: Part | None = None) -> Iterator[tuple[int, bytes]]:
         """The records of all :meth:`parts`, as stored."""
-        for part in self.parts(number):
+        for part in self.parts(number, first):
             yield from part.records
+
+    def of_each(self, numbers: Iterable[int]) -> Iterator[Iterator[tuple[int, bytes]]]:
+        """The records of one shard after the other. Of small ones several are read at a time, about as many bytes as
+        of a large one."""
+        waiting, some = iter(numbers), 1
+        while chosen := list(islice(waiting, some)):
+            parts = self.first_parts(chosen)
+            longest = max(part.size for part in parts)
+            some = max(min(self._most // max(longest, 1), MOST_AT_ONCE), 1)
+            for number, part in zip(chosen, parts, strict=True):
+                yield self.all(number, part)
+
+
+def _unpacked(frame: bytes) -> Iterator[bytes]:
+    yield from loaded(frame).split(b"\n")
 
 
 def _lines(frame: bytes) -> Iterator[bytes]:

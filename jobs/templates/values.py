@@ -15,10 +15,13 @@ import orjson
 from jobs.templates.budget import measured
 
 MICROSECOND = timedelta(microseconds=1)
+NOT_IN_JSON = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+"""Numbers that JSON does not have, as Python writes them and as they travel."""
 
 
 def text_of(value: Any) -> str:
-    """A value as a template writes it: nothing for an empty cell, JSON for lists and objects, ISO 8601 for dates.
+    """A value as a template writes it: nothing for an empty cell or a number that is none, JSON for lists and objects,
+    ISO 8601 for dates.
 
     Raises:
         BudgetError: it is too large.
@@ -31,7 +34,7 @@ def text_of(value: Any) -> str:
         return json_of(value)
     if isinstance(value, date | time):
         return value.isoformat()
-    return str(value)
+    return "" if is_gap(value) else str(value)
 
 
 def json_of(value: Any, *, indent: int | None = None) -> str:
@@ -65,6 +68,28 @@ def plain(value: Any) -> Any:
         if callable(method := getattr(value, convert, None)):
             return method()
     raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
+
+
+def spelled(value: Any) -> Any:
+    """A value in which numbers that JSON does not have are texts: ``NaN``, ``Infinity``, ``-Infinity``."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else NOT_IN_JSON[str(value)]
+    if isinstance(value, list):
+        return [spelled(part) for part in value]
+    if isinstance(value, dict):
+        return {name: spelled(part) for name, part in value.items()}
+    return value
+
+
+def unspelled(value: Any) -> Any:
+    """The same with null in their places, of a value of numbers."""
+    if isinstance(value, str):
+        return None if value in NOT_IN_JSON.values() else value
+    if isinstance(value, list):
+        return [unspelled(part) for part in value]
+    if isinstance(value, dict):
+        return {name: unspelled(part) for name, part in value.items()}
+    return value
 
 
 def is_gap(value: Any) -> bool:

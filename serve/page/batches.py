@@ -171,6 +171,7 @@ def shown_batch(batch: Batch, now: float, rates: BatchRates | None, why: str | N
         "prompt_tokens": usage.prompt_tokens,
         "cached_tokens": usage.cached_tokens,
         "completion_tokens": usage.completion_tokens,
+        "scored_tokens": usage.scored_tokens,
         "tokens_per_second": per_second,
         "lines_per_second": lines,
         "eta_s": None if batch.done or why is not None else eta,

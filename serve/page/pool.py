@@ -122,6 +122,7 @@ def shown_pool(look: PoolLook, access: Access) -> dict[str, Any]:
         "workers": workers,
         "counted": len(view.workers),
         "tokens_per_second": sum(worker.tokens_per_second or 0.0 for worker in view.workers),
+        "scored_per_second": sum(worker.scored_per_second or 0.0 for worker in view.workers),
         "lines_per_second": sum(worker.lines_per_second or 0.0 for worker in view.workers),
         "lines_in_flight": sum(worker.lines_in_flight for worker in view.workers),
         "occupancy": _occupancy(view.workers),

@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.errors import RefusedError
 from jobs.params import did_you_mean
+from jobs.templates.values import spelled
 from submit.data.order import KEEP_BYTES
 
 Kept = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -18,9 +19,15 @@ SHORT = KEEP_BYTES // 4
 class Keeper:
     """The cells to keep of each row. ``dropped`` counts those that were too long, by column."""
 
-    def __init__(self, keep: str | None, columns: tuple[str, ...] | None, binary: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        keep: str | None,
+        columns: tuple[str, ...] | None,
+        binary: frozenset[str] = frozenset(),
+        floats: frozenset[str] = frozenset(),
+    ) -> None:
         self.dropped: Counter[str] = Counter()
-        self._binary = binary
+        self._binary, self._floats = binary, floats
         self.names: tuple[str, ...] | None = None
         """Those that are named; None: all."""
         self._bounded = keep is None
@@ -37,7 +44,14 @@ class Keeper:
                 raise RefusedError(f"--keep-columns: '{name}' is binary, which results cannot hold; leave it out")
 
     def of(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The cells of a row that come back."""
+        """The cells of a row that come back. Those of columns of floats are as JSON has them."""
+        kept = self._chosen(row)
+        for name in self._floats:
+            if name in kept:
+                kept[name] = spelled(kept[name])
+        return kept
+
+    def _chosen(self, row: Mapping[str, Any]) -> dict[str, Any]:
         if self.names is not None:
             return {name: row[name] for name in self.names if name in row}
         kept = {name: value for name, value in row.items() if name not in self._binary} if self._binary else dict(row)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from jobs.errors import InputError, LineError, RefusedError
+from jobs.errors import LineError, RefusedError
 from jobs.templates.values import is_gap, plain
 from submit.data.extras import require
 from submit.data.keep import Keeper
@@ -42,7 +42,7 @@ class TableLines:
         self.size = table.size
         self.order = order
         self.table = table
-        self.kept = Keeper(order.keep, table.columns, _binary(table))
+        self.kept = Keeper(order.keep, table.columns, _binary(table), _floats(table))
         self._template: LineTemplate | None = None
         self._passes: Passes | None = None
         self._digest: str | None = None
@@ -84,6 +84,8 @@ class TableLines:
         shown: dict[str, Any] = {"order": self.order.as_dict(), "columns": list(self.table.columns or ())}
         if binary := _binary(self.table):
             shown["binary"] = sorted(binary)
+        if floats := _floats(self.table):
+            shown["floats"] = sorted(floats)
         return shown if types is None else {**shown, "types": base64.b64encode(types).decode()}
 
     def __iter__(self) -> Iterator[Line]:
@@ -101,17 +103,6 @@ class TableLines:
                 else:
                     name = "custom_id" if "body" in line else "id"
                     yield number, _encoded({**line, name: f"{line.get(name, f'line-{number}')}#{turn}"})
-
-    def blocks(self) -> Iterator[bytes]:
-        """The lines as a file would hold them.
-
-        Raises:
-            InputError: a row makes none.
-        """
-        for number, raw in self:
-            if isinstance(raw, LineError):
-                raise InputError(self.name, [raw.at(number)])
-            yield raw + b"\n"
 
     def notes(self) -> list[str]:
         """Which cells do not come back with the results."""
@@ -227,6 +218,11 @@ class TableLines:
 def _binary(table: Table) -> frozenset[str]:
     binary: frozenset[str] = getattr(table, "binary", frozenset())
     return binary
+
+
+def _floats(table: Table) -> frozenset[str]:
+    floats: frozenset[str] = getattr(table, "floats", frozenset())
+    return floats
 
 
 def _encoded(line: dict[str, Any]) -> bytes | LineError:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import orjson
 import zstandard
 
-from jobs.errors import InputError, LineError, RefusedError
+from jobs.errors import LineError, RefusedError
 from jobs.lines.line import MAX_LINE_BYTES
 from jobs.lines.line_id import LOOKED_AT, id_in, readable_id
 from submit.input.foreign_files import START_BYTES, START_LINES, magic_of, shape_of
@@ -214,17 +214,6 @@ class PromptObjects:
         """Nothing: lines are taken as they stand."""
         return []
 
-    def blocks(self) -> Iterator[bytes]:
-        """The lines as a file would hold them.
-
-        Raises:
-            InputError: one cannot be written as JSON.
-        """
-        for number, raw in self:
-            if isinstance(raw, LineError):
-                raise InputError(self.name, [raw.at(number)])
-            yield raw + b"\n"
-
 
 class Prompts(Protocol):
     """What is submitted: lines to iterate over once, with a name for messages, as those of :class:`PromptFile`.
@@ -248,8 +237,6 @@ class Prompts(Protocol):
         ...
 
     def __iter__(self) -> Iterator[Line]: ...
-
-    def blocks(self) -> Iterator[bytes]: ...
 
 
 @contextlib.contextmanager

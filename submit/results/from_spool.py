@@ -42,6 +42,7 @@ class Found:
         """What ``--json`` prints."""
         header = self.header
         about = {"id": header.batch_id, "name": header.name, "source": header.source, "total": header.total or None}
+        about |= {"twins": header.twins} if header.twins else {}
         return {**about, "written": self.tally.lines, "missing": self.missing, "damaged": self.damaged}
 
     def notes(self) -> list[str]:
@@ -53,6 +54,11 @@ class Found:
         if not total:
             return [*notes, f"{batch}: found {plural(self.tally.lines, 'line')}; how many it has is not known"]
         text = f"{batch}: found {self.tally.lines:,} of {plural(total, 'line')}"
+        if self.header.twins:
+            notes.append(
+                f"{plural(self.header.twins, 'line')} equal to others of the batch (--dedupe) "
+                f"{'is' if self.header.twins == 1 else 'are'} not among them: spools do not know their ids"
+            )
         if self.missing:
             text += f"; {self.missing:,} missing: not finished, refused at submission, or in another worker's spool"
         return [*notes, text]

@@ -10,10 +10,11 @@ import heapq
 from bisect import bisect_right
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
 from typing import TYPE_CHECKING, cast
+
+import msgspec
 
 from jobs.batch import Batch, parse_batch
 from jobs.errors import BatchNotFoundError, RefusedError
@@ -33,8 +34,7 @@ EARLY_BYTES = 32 << 20
 """Most bytes of records read before their turn in the order of finishing: lines of one shard finish near each other."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRecord:
+class StoredRecord(msgspec.Struct, frozen=True, gc=False):
     """A record as it was stored: JSON bytes, and whether it is a result (else an error).
 
     ``shard`` is the number of its line's shard. ``after`` is where in the order of finishing to go on reading once this
@@ -84,12 +84,17 @@ class _Shards:
         """The shards, by number."""
         return read_rows(self.connection, self.keys.batch_id)
 
-    def all(self, shard: ShardRow) -> Iterator[StoredRecord]:
+    def of_group(self, shards: list[ShardRow]) -> Iterator[StoredRecord]:
+        """All records of a group's shards so far, by index: they hold ascending, disjoint ranges of indices."""
+        if shards[0].of_twins:
+            return chain.from_iterable(map(self.twins, shards))
+        found = self.records.of_each(shard.number for shard in shards)
+        return chain.from_iterable(map(self._all, shards, found))
+
+    def _all(self, shard: ShardRow, stored: Iterator[tuple[int, bytes]]) -> Iterator[StoredRecord]:
         """All records of a shard so far, by index, with those of lines that were left without one."""
-        if shard.of_twins:
-            return self.twins(shard)
         # After the last one Redis need not be asked whether there are more.
-        found = islice(self.records.all(shard.number), shard.lines)
+        found = islice(stored, shard.lines)
         own = (StoredRecord(index, loaded(value), shard.number) for index, value in found)
         if self.ended is None:
             return own
@@ -114,7 +119,7 @@ class _Shards:
     def _record(self, shard: ShardRow, index: int) -> bytes | None:
         """The record of a line; those of its shard are kept for lines to come, as long as there is room."""
         if shard.number not in self._lately:
-            found = {record.index: record.raw for record in self.all(shard)}
+            found = {record.index: record.raw for record in self.of_group([shard])}
             self._lately[shard.number] = found
             self._lately_bytes += sum(map(len, found.values()))
             while self._lately_bytes > EARLY_BYTES and len(self._lately) > 1:
@@ -169,7 +174,7 @@ def finished_records(
         for record in shards.twins(shard) if shard.of_twins else shards.unrun(shard):
             position += 1
             if position > start:
-                yield replace(record, after=position)
+                yield msgspec.structs.replace(record, after=position)
 
 
 def _finished_at(shards: _Shards, places: list[bytes], start: int, most: int) -> Iterator[StoredRecord]:
@@ -228,8 +233,7 @@ def ordered_records(connection: Redis, batch_id: str, *, part_bytes: int = PIECE
     groups: dict[int, list[ShardRow]] = defaultdict(list)
     for shard in shards.rows():
         groups[shard.group].append(shard)
-    # Shards of one group hold ascending, disjoint ranges of indices: each is read when its turn comes.
-    streams = [chain.from_iterable(map(shards.all, group)) for group in groups.values()]
+    streams = [shards.of_group(group) for group in groups.values()]
     if len(streams) == 1:
         return iter(streams[0])
     return heapq.merge(*streams, key=lambda record: record.index)

@@ -44,7 +44,7 @@ def _worth_noting(record: RecordHead, completions: Sequence[ChoiceHead]) -> Iter
         if not record.judged.passed:
             yield "unexpected"
     limit = None if record.sampling is None else record.sampling.max_tokens
-    if limit == DEFAULT_MAX_TOKENS and any(choice.stop_reason == "max_tokens" for choice in completions):
+    if limit == DEFAULT_MAX_TOKENS and "max_tokens" in [choice.stop_reason for choice in completions]:
         yield "cut_at_default"
 
 
@@ -161,6 +161,8 @@ def summary(batch: Batch, tally: Tally, *, seconds: float, now: float) -> list[s
     if usage.cached_tokens:
         tokens += f" ({count(usage.cached_tokens)} cached)"
     tokens += f", {count(usage.completion_tokens)} generated"
+    if usage.scored_tokens:
+        tokens += f", {count(usage.scored_tokens)} scored"
     per_second = batch.rates(now)["completion_tokens_per_second"]
     if per_second is not None:
         end = "its end" if batch.done else "now"

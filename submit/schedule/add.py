@@ -26,11 +26,14 @@ from submit.data.order import TableOrder
 from submit.input.reader import PromptFile, Prompts
 from submit.input.validate import Findings
 from submit.schedule.cron import Cron
+from submit.schedule.kept_lines import KeptLines, kept_lines
 from submit.schedule.model import REMEDY, Run, Schedule
 from submit.schedule.store import MAX_PROMPTS_BYTES, RunStore, Schedules
 from submit.upload.submitter import Order, ReadSoFar, check, check_order, submit
 
 MAX_PATH = 1000
+OF_LINES = ("table", "dataset", "numbered")
+"""What of a stored order is said of its lines."""
 
 
 class _StoredOrder(msgspec.Struct, forbid_unknown_fields=True):
@@ -48,6 +51,8 @@ class _StoredOrder(msgspec.Struct, forbid_unknown_fields=True):
     dedupe: bool = False
     table: dict[str, Any] = {}
     dataset: dict[str, Any] = {}
+    numbered: bool = False
+    """Whether the stored lines are those of rows: see :mod:`submit.schedule.kept_lines`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +86,23 @@ def add_schedule(
         RefusedError: it cannot be read or is too large, the name is taken, or the order makes no sense.
     """
     schedules = Schedules(store.connection)
-    packed, checked, path = None, None, None
+    packed, checked, path, numbered = None, None, None, False
     dataset: Mapping[str, Any] = {}
     if wanted.read_at_fire:
         source = path = _absolute(file)
         check_order(wanted.order)
     else:
         with open_any(file, wanted.table, model=wanted.order.defaults.model) as prompts:
+            content = prompts.blocks() if isinstance(prompts, PromptFile) else kept_lines(prompts)
+            numbered = not isinstance(prompts, PromptFile)
             source = source or prompts.name
-            packed, dataset = _packed(prompts.blocks(), source), prompts.dataset
-        with _unpacked(packed, source) as prompts:
+            packed, dataset = _packed(content, source), prompts.dataset
+        with _unpacked(packed, source, dataset, numbered=numbered) as prompts:
             checked = check(prompts, wanted.order, progress=progress)
+    kept = {"table": wanted.table.as_dict(), "dataset": dataset, "numbered": numbered}
     models = checked.models if checked is not None else tuple(filter(None, [wanted.order.defaults.model]))
     facts = {
-        "order": orjson.dumps(_order_json(wanted.order) | {"table": wanted.table.as_dict(), "dataset": dataset}),
+        "order": orjson.dumps(_order_json(wanted.order) | kept),
         "source": source[:1000],
         "path": path or "",
         "lines": 0 if checked is None else checked.total,
@@ -147,7 +155,7 @@ def _order_from(stored: bytes, schedule: str) -> tuple[Order, _StoredOrder]:
         kept = msgspec.json.decode(stored, type=_StoredOrder)
     except ValueError as error:
         raise RefusedError(f"what Redis keeps of schedule '{schedule}' is damaged ({error!s:.200}): {REMEDY}") from None
-    said = {name: value for name, value in msgspec.structs.asdict(kept).items() if name not in ("table", "dataset")}
+    said = {name: value for name, value in msgspec.structs.asdict(kept).items() if name not in OF_LINES}
     order = Order(**{**said, "defaults": Defaults(kept.defaults)})
     return replace(order, name=order.name or schedule, schedule=schedule), kept
 
@@ -165,8 +173,8 @@ def _prompts_of(
         RefusedError: there is no such file, or none that may be read.
     """
     if schedule.path is None:
-        with _unpacked(schedules.prompts(schedule), schedule.source) as stored:
-            stored.dataset = kept.dataset
+        packed = schedules.prompts(schedule)
+        with _unpacked(packed, schedule.source, kept.dataset, numbered=kept.numbered) as stored:
             yield stored
         return
     path, table = str(_readable(schedule.path, read_from)), TableOrder.from_dict(kept.table)
@@ -223,11 +231,11 @@ def _packed(content: Iterable[bytes], name: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _unpacked(packed: bytes, name: str) -> Iterator[PromptFile]:
-    """The prompts of a compressed content."""
+def _unpacked(packed: bytes, name: str, dataset: Mapping[str, Any], *, numbered: bool) -> Iterator[Prompts]:
+    """The prompts of a compressed content: a file as it was, or the ``numbered`` lines of rows."""
     with tempfile.NamedTemporaryFile(prefix="promptmill-", suffix=".zst") as file:
         file.write(packed)
         file.flush()
         with PromptFile(file.name) as prompts:
             prompts.name = name
-            yield prompts
+            yield KeptLines(prompts, dataset) if numbered else prompts

@@ -23,7 +23,7 @@ from submit.status.lines_in_flight import (
     with_lines_in_flight,
 )
 from submit.status.pool_pause import POOL_PAUSED
-from submit.status.rates import BatchRates, Window, pace
+from submit.status.rates import BatchRates, Window, pace, scored_pace
 from submit.status.table import text
 from submit.status.text import count, duration, memory_size, plural, printable, rate, size
 from submit.status.waiting import BatchOutlook, read_outlooks
@@ -136,7 +136,7 @@ class BatchView:
         per_second, eta = pace(self.batch, self.now, self.recent)
         speed = "" if per_second is None else f"{rate(per_second)} tok/s"
         left = "" if eta is None or why is not None else f"{duration(eta)} left"
-        return ", ".join(filter(None, (speed, left)))
+        return ", ".join(filter(None, (speed, scored_pace(self.batch, self.now, self.recent), left)))
 
     def _webhook(self) -> str:
         """What became of the webhook; of its URL no more than the host."""
@@ -210,11 +210,13 @@ class BatchView:
         expires = None if batch.done else batch.times.get("expires")
         parts = [
             ("" if speed is None else f"{rate(speed)} tok/s", "bold"),
+            (scored_pace(batch, now, self.recent), "bold"),
             ("" if lines is None else f"{rate(lines)} lines/s", ""),
             ("" if eta is None or why is not None else f"{duration(eta)} left", "bold"),
             (f"{running} {duration(batch.elapsed(now))}" if "started" in batch.times else "", ""),
             (f"{count(usage.prompt_tokens)} prompt tokens{cached}", ""),
             (f"{count(usage.completion_tokens)} generated", ""),
+            (f"{count(usage.scored_tokens)} scored" if usage.scored_tokens else "", ""),
             ("" if expires is None else f"expires in {duration(expires - now)}", "yellow"),
         ]
         return [text(shown, style) for shown, style in parts if shown]
@@ -262,7 +264,8 @@ def _counts(batch: Batch) -> str:
 def _tokens(batch: Batch) -> str:
     usage = batch.usage
     cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
-    return f"{usage.prompt_tokens:,} prompt{cached}, {usage.completion_tokens:,} generated"
+    scored = f", {usage.scored_tokens:,} scored" if usage.scored_tokens else ""
+    return f"{usage.prompt_tokens:,} prompt{cached}, {usage.completion_tokens:,} generated{scored}"
 
 
 def _worker(worker: WorkerState) -> str:

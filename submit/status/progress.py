@@ -118,6 +118,8 @@ def plain_text(batch: Batch, rates: BatchRates, waiting: str | None) -> str:
     if rates.completion_tokens is not None:
         read = "" if rates.prompt_tokens is None else f"prompt {rate(rates.prompt_tokens)} tok/s, "
         text += f"; {read}output {rate(rates.completion_tokens)} tok/s"
+        if rates.scored_tokens:
+            text += f", scored {rate(rates.scored_tokens)} tok/s"
     left = rates.eta(batch)
     return f"{text}; {duration(left)} left" if left else text
 
@@ -140,6 +142,7 @@ def bar_text(
         (1, waiting or ""),
         (4, "" if waiting or rates.prompt_tokens is None else f"prompt {rate(rates.prompt_tokens)} tok/s"),
         (3, "" if waiting or rates.completion_tokens is None else f"output {rate(rates.completion_tokens)} tok/s"),
+        (4, "" if waiting or not rates.scored_tokens else f"scored {rate(rates.scored_tokens)} tok/s"),
         (1, f"ETA {duration(eta)}" if eta is not None and not waiting else ""),
     ]
     shown = [(rank, text) for rank, text in parts if text]

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from jobs.batch import Batch
+from submit.status.text import rate
 
 WINDOW_S = 60.0
 SAMPLE_S = 0.5
@@ -18,6 +19,7 @@ class BatchRates:
     lines: float | None = None
     prompt_tokens: float | None = None
     completion_tokens: float | None = None
+    scored_tokens: float | None = None
 
     def eta(self, batch: Batch) -> float | None:
         """Seconds left at this rate; None when unknown or done."""
@@ -32,6 +34,7 @@ class _Sample:
     lines: int
     prompt_tokens: int
     completion_tokens: int
+    scored_tokens: int
 
 
 class Window:
@@ -45,7 +48,7 @@ class Window:
     def add(self, now: float, batch: Batch) -> BatchRates:
         """Take in the batch as it is at ``now`` (seconds of a steady clock); the rates with it."""
         usage = batch.usage
-        sample = _Sample(now, batch.finished, usage.prompt_tokens, usage.completion_tokens)
+        sample = _Sample(now, batch.finished, usage.prompt_tokens, usage.completion_tokens, usage.scored_tokens)
         if self._first is None:
             self._first = sample
         if not self._recent or now - self._recent[-1].at >= SAMPLE_S:
@@ -65,6 +68,7 @@ def _between(start: _Sample, end: _Sample) -> BatchRates:
         lines / span,
         (end.prompt_tokens - start.prompt_tokens) / span,
         (end.completion_tokens - start.completion_tokens) / span,
+        (end.scored_tokens - start.scored_tokens) / span,
     )
 
 
@@ -76,7 +80,8 @@ def over_all_its_time(batch: Batch) -> BatchRates:
         return BatchRates()
     # What was read before a retry is not counted apart: of such a batch the rate at which prompts were read is unknown.
     read = None if batch.carried else batch.usage.prompt_tokens / elapsed
-    return BatchRates(rates["lines_per_second"], read, rates["completion_tokens_per_second"])
+    made, scored = rates["completion_tokens_per_second"], rates["scored_tokens_per_second"]
+    return BatchRates(rates["lines_per_second"], read, made, scored)
 
 
 def pace(batch: Batch, now: float, recent: BatchRates | None) -> tuple[float | None, float | None]:
@@ -85,3 +90,12 @@ def pace(batch: Batch, now: float, recent: BatchRates | None) -> tuple[float | N
         return recent.completion_tokens, recent.eta(batch)
     rates = batch.rates(now)
     return rates["completion_tokens_per_second"], rates["eta_s"]
+
+
+def scored_pace(batch: Batch, now: float, recent: BatchRates | None) -> str:
+    """Tokens of texts that were there, per second, as views say it; empty where none are scored."""
+    if recent is not None and recent.lines and not batch.done:
+        speed = recent.scored_tokens
+    else:
+        speed = batch.rates(now)["scored_tokens_per_second"]
+    return f"{rate(speed)} scored tok/s" if speed else ""

@@ -22,6 +22,7 @@ from tests.clients import (
     litellm,
     llama_stack,
     lm_eval,
+    lm_eval_scoring,
     openai_client,
     page,
     schemathesis,
@@ -38,6 +39,7 @@ CLIENTS: tuple[Client, ...] = (
     distilabel.CLIENT,
     curator.CLIENT,
     lm_eval.CLIENT,
+    lm_eval_scoring.CLIENT,
 )
 
 

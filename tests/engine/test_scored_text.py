@@ -150,3 +150,24 @@ def test_a_harness_reads_what_it_asks_for(pocket: LoadedModel, scored: Any) -> N
         assert math.isclose(sum(logprobs), own["score"]["logprob"], abs_tol=1e-5)
         greedy = all(max(best.values()) == one for best, one in zip(top, logprobs, strict=True))
         assert greedy == own["score"]["is_greedy"]
+
+
+def test_an_end_is_among_the_tokens_of_an_echo(pocket: LoadedModel, scored: Any) -> None:
+    """Where the token that a harness drops is an EOS, the lists have it as any other: what is dropped is never the
+    prompt's last token."""
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    (answer,) = scored({"messages": messages, "chat_template_kwargs": {"enable_thinking": False}, "max_tokens": 30})
+    template = pocket.tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    text = template + answer["text"]
+    ids = pocket.tokenizer.encode(text, add_special_tokens=False)
+    body = {"prompt": [ids], "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+    (asked,) = scored({"body": body})
+    (choice,) = envelope(asked, str)["response"]["body"]["choices"]
+    lists = choice["logprobs"]
+    assert (answer["stop_reason"], choice["finish_reason"], choice["text"]) == ("eos", "stop", text)
+    assert {len(values) for values in lists.values()} == {len(ids) + 1}
+    assert lists["tokens"][-1] in (pocket.tokenizer.decode([token]) for token in pocket.eos)
+    assert "".join(lists["tokens"][:-1]) == text
+    assert lists["text_offset"][-1] == len(text)

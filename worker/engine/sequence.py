@@ -134,6 +134,10 @@ class Sequence:
         return len(self.line.prompt)
 
     @property
+    def scored_tokens(self) -> int:
+        return 0 if self.scores is None else len(self.scores.logprobs)
+
+    @property
     def completion_tokens(self) -> int:
         return len(self.tokens)
 

@@ -89,6 +89,8 @@ class PrometheusMetrics(Observer):
         text = "Prompt tokens of the lines that ended that came from the cache of shared prefixes."
         self._cached = counter("cached_prompt_tokens", text)
         self._completion = counter("completion_tokens", "Tokens generated for the lines that ended.")
+        text = "Tokens of texts that were there which got log-probabilities, of the lines that ended."
+        self._scored = counter("scored_tokens", text)
         self._taken = counter("shards_taken", "Shards claimed from Redis.")
         text = "Shards that the worker is done with, by outcome: finished, returned, lost or refused."
         self._ended = counter("shards_ended", text, "outcome", [end.value for end in End])
@@ -113,6 +115,7 @@ class PrometheusMetrics(Observer):
         self._prompt.labels(key).inc(stats.prompt_tokens)
         self._cached.labels(key).inc(stats.cached_tokens)
         self._completion.labels(key).inc(stats.completion_tokens)
+        self._scored.labels(key).inc(stats.scored_tokens)
         self._first.labels(key).observe(stats.time_to_first_token_s)
         self._queued.labels(key).observe(stats.queue_s)
         self._decode.labels(key).observe(stats.decode_s)

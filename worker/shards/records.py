@@ -149,7 +149,8 @@ def _result(line: EndedLine, worker: str, judges: Judges) -> FinishedLine | None
         judged=judged,
         prompt_token_ids=first.prompt if ids and one_prompt else None,
     )
-    return FinishedLine(line.index, True, stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens, record)
+    tokens = stats.prompt_tokens, stats.completion_tokens, stats.cached_tokens
+    return FinishedLine(line.index, True, *tokens, record, stats.scored_tokens)
 
 
 def _passed(job: Job, choices: Items[Choice], judges: Judges) -> bool:
@@ -177,4 +178,5 @@ def run_stats(line: EndedLine) -> RunStats:
         decode_s=max(sequence.decode_s or 0.0 for sequence in sequences),
         queue_s=max(held.taken_at - held.committed_at, 0.0) + max(begun - first.submitted_at, 0.0) + first.waited_s,
         accepted_draft_tokens=sum(accepted) if accepted else None,
+        scored_tokens=sum(sequence.scored_tokens for sequence in prompts),
     )

@@ -17,6 +17,7 @@ function facts(batch) {
     ["Time left", batch.eta_s !== null && !batch.done && f.duration(batch.eta_s)],
     [batch.done ? "Took" : "Running for", times.started && f.duration(batch.elapsed_s)],
     ["Generated", batch.completion_tokens && `${f.short(batch.completion_tokens)} tokens`],
+    ["Scored", batch.scored_tokens && `${f.short(batch.scored_tokens)} tokens`],
     ["Prompts", batch.prompt_tokens && `${f.short(batch.prompt_tokens)} tokens` +
       (batch.cached_tokens ? `, ${f.percent(batch.cached_tokens / batch.prompt_tokens)} cached` : "")],
     ["Refused", lines(batch.rejected, "when submitted")],

@@ -66,7 +66,7 @@ function modelsOf(worker) {
 const pausedAs = (name, names) => [name, name.replace(/\.[^.]*$/, "")].find((known) => names.includes(known));
 
 export function overview(root, { session, asked }) {
-  const tiles = { speed: tile("tokens/s"), lines: tile("lines/s"), flight: tile("lines in flight"), full: tile("full"), workers: tile("workers") };
+  const tiles = { speed: tile("tokens/s"), scored: tile("scored tokens/s"), lines: tile("lines/s"), flight: tile("lines in flight"), full: tile("full"), workers: tile("workers") };
   const paused = h("p", { class: "notice", hidden: true }, "The pool is paused: lines that were begun are finished, nothing new is taken.");
   const speedPlot = h("div", { class: "plotbox" });
   const fullPlot = h("div", { class: "plotbox" });
@@ -128,6 +128,8 @@ export function overview(root, { session, asked }) {
     show(paused, isPaused);
     say(pause, isPaused ? "Resume the pool" : "Pause the pool");
     say(tiles.speed.value, f.rate(pool.tokens_per_second));
+    show(tiles.scored.element, pool.scored_per_second > 0);
+    say(tiles.scored.value, f.rate(pool.scored_per_second));
     say(tiles.lines.value, f.rate(pool.lines_per_second));
     say(tiles.flight.value, f.whole(pool.lines_in_flight));
     say(tiles.full.value, f.percent(pool.occupancy));

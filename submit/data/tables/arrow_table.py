@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import MAX_LINE_BYTES
-from submit.data.tables.arrow_types import cells_of, is_binary
+from submit.data.tables.arrow_types import cells_of, holds_floats, is_binary
 from submit.data.tables.json_table import total_size
 from submit.data.tables.table import MOST_COLUMNS, Row, digest_of_files
 
@@ -42,6 +42,8 @@ class ArrowTable:
         self.columns: tuple[str, ...] | None = tuple(schema.names)
         self.binary = frozenset(field.name for field in schema if is_binary(field.type))
         """Columns that no text can show."""
+        self.floats = frozenset(field.name for field in schema if holds_floats(field.type))
+        """Columns that may hold numbers which JSON has not."""
         self.types: bytes | None = _readable(schema, self.binary).serialize().to_pybytes()
         self.wanted: list[str] = [column for column in schema.names if column not in self.binary]
         """The columns that are read."""

@@ -24,6 +24,17 @@ def is_binary(kind: pa.DataType) -> bool:
     return any(check(kind) for check in shown)
 
 
+def holds_floats(kind: pa.DataType) -> bool:
+    """Whether cells of this type are, or hold, floating-point numbers."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return holds_floats(kind.storage_type)
+    if types.is_dictionary(kind):
+        return holds_floats(kind.value_type)
+    if types.is_nested(kind):
+        return any(holds_floats(kind.field(at).type) for at in range(kind.num_fields))
+    return bool(types.is_floating(kind))
+
+
 @functools.lru_cache(maxsize=1024)  # a table is read in many batches of the same types
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """The type by which cells are read: extensions as what they are stored as, times to the microsecond, which is what

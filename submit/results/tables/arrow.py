@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from jobs.errors import RefusedError
-from submit.results.tables.cells import ALL, TableRecord, json_cells, json_names, result_cells, row_cells
+from submit.results.tables.cells import ALL, TableRecord, json_cells, json_names, result_columns, rows_cells
 from submit.results.tables.restore import array_of
-
-if TYPE_CHECKING:
-    pass
 
 BATCH_ROWS = 5000
 BATCH_BYTES = 16 << 20
@@ -20,11 +17,15 @@ TOOL_CALLS = pa.list_(
                ("function", pa.struct([("name", pa.string()), ("arguments", pa.string())]))])
 )  # fmt: skip
 SCORE = pa.struct([("logprob", pa.float64()), ("tokens", pa.int64()), ("is_greedy", pa.bool_())])
+TOKEN = [("token", pa.string()), ("id", pa.int64()), ("logprob", pa.float64())]
+BEST = pa.list_(pa.struct(TOKEN))
 TYPES: dict[str, pa.DataType] = {
     "completion": pa.string(), "reasoning": pa.string(), "stop_reason": pa.string(), "prompt_tokens": pa.int64(),
     "completion_tokens": pa.int64(), "seed": pa.uint64(), "model": pa.string(), "valid": pa.bool_(),
     "tool_calls": TOOL_CALLS, "score": SCORE, "error": pa.string(), "id": pa.string(), "passed": pa.bool_(),
     "tries": pa.int64(), "choice": pa.int64(),
+    "logprobs": pa.list_(pa.struct([*TOKEN, ("top_logprobs", BEST)])),
+    "prompt_logprobs": pa.list_(pa.struct([*TOKEN, ("rank", pa.int64()), ("top", BEST)])),
 }  # fmt: skip
 """Of the columns of results."""
 
@@ -44,18 +45,15 @@ class ArrowRows:
         shown_keys = json_names(self._keys, (*rows, *results))
         self.schema = pa.schema({**rows, **results, **{shown_keys[key]: kind for key, kind in self._keys.items()}})
         self._places = [(name, ALL.index(name)) for name in names]
-        self._cells: list[dict[str, Any]] = []
-        self._results: list[tuple[Any, ...]] = []
-        self._size = 0
+        self._records: list[TableRecord] = []
+        self._count = self._size = 0
 
     def put(self, record: TableRecord, size: int) -> pa.RecordBatch | None:
         """Take in a record of ``size`` bytes; the batch, if it is full."""
-        cells = row_cells(record)
-        for result in result_cells(record):
-            self._cells.append(cells)
-            self._results.append(result)
+        self._records.append(record)
+        self._count += 1 if record.choices is None else len(record.choices)
         self._size += size
-        return self.rest() if len(self._results) >= BATCH_ROWS or self._size >= BATCH_BYTES else None
+        return self.rest() if self._count >= BATCH_ROWS or self._size >= BATCH_BYTES else None
 
     def rest(self) -> pa.RecordBatch | None:
         """What was not given yet; None where there is nothing.
@@ -63,15 +61,19 @@ class ArrowRows:
         Raises:
             RefusedError: a value does not fit its column's type.
         """
-        if not self._results:
+        if not self._records:
             return None
-        columns = [self._column(name, kind, self._cells) for name, kind in self._rows.items()]
-        by_place = list(zip(*self._results, strict=True))
-        columns += [pa.array(by_place[place], TYPES[name]) for name, place in self._places]
+        records, self._records, self._count, self._size = self._records, [], 0, 0
+        cells = rows_cells(records)
+        if any(record.choices is not None for record in records):
+            texts = [1 if record.choices is None else len(record.choices) for record in records]
+            cells = [row for row, count in zip(cells, texts, strict=True) for _ in range(count)]
+        columns = [self._column(name, kind, cells) for name, kind in self._rows.items()]
+        results = result_columns(records)
+        columns += [pa.array(results[place], TYPES[name]) for name, place in self._places]
         if self._keys:
-            said = [json_cells(text) for text in by_place[0]]
+            said = [json_cells(text) for text in results[0]]
             columns += [self._column(key, kind, said) for key, kind in self._keys.items()]
-        self._cells, self._results, self._size = [], [], 0
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def _column(self, name: str, kind: pa.DataType, rows: list[dict[str, Any]]) -> pa.Array:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.batch import Batch
 from jobs.errors import RefusedError
 from submit.data.order import TableOrder
 from submit.data.tables.table import MOST_COLUMNS
-from submit.results.tables.cells import TableRecord, json_cells, read_record, result_cells, row_cells
+from submit.results.tables.cells import LISTS, TableRecord, json_cells, read_record, result_cells, row_cells
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +31,10 @@ class Facts:
     choices: bool
     keys: tuple[str, ...] = ()
     """Of texts that are JSON objects, where these are to be columns."""
+    floats: tuple[str, ...] = ()
+    """Columns of rows in which numbers that JSON does not have are texts."""
+    lists: tuple[str, ...] = ()
+    """Those of LISTS that there are."""
 
 
 def facts_of(batch: Batch) -> Facts:
@@ -39,10 +43,13 @@ def facts_of(batch: Batch) -> Facts:
     template = order.template or {}
     judged = "expect" in batch.defaults or "expect" in template
     several = (batch.defaults.get("n") or 1) > 1 or "n" in template
-    columns = tuple(batch.dataset.get("columns", ()))
+    asked = {**batch.defaults, **template}
+    lists = tuple(name for name in LISTS if asked.get(name) not in (None, False))
+    columns, floats = tuple(batch.dataset.get("columns", ())), tuple(batch.dataset.get("floats", ()))
     if not columns or "metadata" in template or order.template is None:
-        return Facts(None, judged, several)
-    return Facts(_kept(columns, order.keep, frozenset(batch.dataset.get("binary", ()))), judged, several)
+        return Facts(None, judged, several, floats=floats, lists=lists)
+    known = _kept(columns, order.keep, frozenset(batch.dataset.get("binary", ())))
+    return Facts(known, judged, several, floats=floats, lists=lists)
 
 
 def _kept(columns: tuple[str, ...], keep: str | None, binary: frozenset[str]) -> tuple[str, ...]:
@@ -61,7 +68,7 @@ def seen_columns(records: Iterable[StoredRecord], facts: Facts, *, keys: bool = 
     """
     names: dict[str, None] = dict.fromkeys(facts.known or ())
     found: dict[str, None] = {}
-    several, judged = facts.choices, facts.judged
+    several, judged, lists = facts.choices, facts.judged, frozenset(facts.lists)
     for stored in records:
         record = read_record(stored.raw)
         names |= dict.fromkeys(row_cells(record))
@@ -72,7 +79,9 @@ def seen_columns(records: Iterable[StoredRecord], facts: Facts, *, keys: bool = 
             raise RefusedError(f"the table would have more than {MOST_COLUMNS:,} columns: take --format native")
         several |= record.choices is not None
         judged |= record.judged is not None
-    return Facts(tuple(names), judged, several, tuple(found))
+        lists |= frozenset(record.listed)
+    having = tuple(name for name in LISTS if name in lists)
+    return replace(facts, known=tuple(names), judged=judged, choices=several, keys=tuple(found), lists=having)
 
 
 def stored_types(batch: Batch) -> pa.Schema | None:

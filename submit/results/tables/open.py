@@ -101,7 +101,7 @@ def arrow_rows(store: Store, batch: Batch, facts: Facts | None = None) -> ArrowR
     seen = seen_types(records(), rest, lambda record: [row_cells(record)]) if rest else {}
     types = {name: known[name] if name in known else seen[name] for name in columns}
     keys = seen_types(records(), facts.keys, _json_rows) if facts.keys else {}
-    return ArrowRows(types, result_names(types, judged=facts.judged, choices=facts.choices), keys)
+    return ArrowRows(types, result_names(types, judged=facts.judged, choices=facts.choices, lists=facts.lists), keys)
 
 
 def _json_rows(record: TableRecord) -> list[dict[str, Any]]:
@@ -124,5 +124,5 @@ def columns_of(store: Store, batch: Batch, output: object) -> list[tuple[str, st
     if facts.known is None:
         facts = seen_columns(ordered_records(store.connection, batch.id), facts)
     own = facts.known or ()
-    names = result_names(frozenset(own), judged=facts.judged, choices=facts.choices)
+    names = result_names(frozenset(own), judged=facts.judged, choices=facts.choices, lists=facts.lists)
     return [(name, "") for name in (*own, *names.values())]

@@ -51,6 +51,8 @@ def _converter(kind: pa.DataType) -> Callable[[Any], Any] | None:
         return time.fromisoformat
     if types.is_duration(kind):
         return lambda microseconds: timedelta(microseconds=microseconds)
+    if types.is_floating(kind):
+        return _float
     if types.is_decimal(kind):
         return Decimal
     if types.is_dictionary(kind):
@@ -63,6 +65,10 @@ def _converter(kind: pa.DataType) -> Callable[[Any], Any] | None:
         inner = _converter(kind.value_type)
         return inner and (lambda parts: [None if part is None else inner(part) for part in parts])
     return None
+
+
+def _float(value: Any) -> Any:
+    return float(value) if isinstance(value, str) else value
 
 
 def _of_struct(kind: pa.StructType) -> Callable[[Any], Any] | None:

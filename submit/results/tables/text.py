@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from jobs.templates.values import unspelled
 from submit.results.tables.cells import ALL, json_cells, json_names, read_record, result_cells, result_names, row_cells
 from submit.results.tables.columns import Facts
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def flat_renderer(facts: Facts, *, keys: bool = False) -> Callable[[StoredRecord], bytes]:
     """Each row as an object: its columns, then those of the result, and the ``keys`` of a text that is one."""
-    names = result_names(frozenset(facts.known or ()), judged=facts.judged, choices=facts.choices)
+    names = result_names(frozenset(facts.known or ()), judged=facts.judged, choices=facts.choices, lists=facts.lists)
 
     def render(stored: StoredRecord) -> bytes:
         rows = _rows(stored, facts, names, keys)
@@ -30,10 +31,14 @@ def flat_renderer(facts: Facts, *, keys: bool = False) -> Callable[[StoredRecord
 def _rows(stored: StoredRecord, facts: Facts, names: dict[str, str], keys: bool) -> Iterator[dict[str, Any]]:
     record = read_record(stored.raw)
     cells = row_cells(record)
+    for name in facts.floats:
+        if name in cells:
+            cells[name] = unspelled(cells[name])
     if facts.known is None:
         several = facts.choices or record.choices is not None
         judged = facts.judged or record.judged is not None
-        names = result_names(cells, judged=judged, choices=several)
+        lists = facts.lists or record.listed
+        names = result_names(cells, judged=judged, choices=several, lists=lists)
     for result in result_cells(record):
         found = dict(zip(ALL, result, strict=True))
         row = {**cells, **{shown: found[name] for name, shown in names.items()}}
@@ -46,7 +51,7 @@ class CsvRenderer:
 
     def __init__(self, facts: Facts) -> None:
         self._columns = facts.known or ()
-        names = result_names(frozenset(self._columns), judged=facts.judged, choices=facts.choices)
+        names = result_names(frozenset(self._columns), judged=facts.judged, choices=facts.choices, lists=facts.lists)
         self._places = [ALL.index(name) for name in names]
         self._keys = facts.keys
         keys = json_names(self._keys, (*self._columns, *names.values())).values()

@@ -308,7 +308,9 @@ def test_rates_are_of_the_retry_alone(store: Store) -> None:
     work(clocked, batch_id, only=range(5))
     now[0] += 5
     rates = clocked.batch(batch_id).rates(now[0])
-    assert rates == {"lines_per_second": 1.0, "completion_tokens_per_second": 20.0, "eta_s": 15.0}
+    assert rates == {
+        "lines_per_second": 1.0, "completion_tokens_per_second": 20.0, "scored_tokens_per_second": None, "eta_s": 15.0,
+    }  # fmt: skip
 
 
 def test_a_private_pools_adapters_queues_and_priority_are_kept(store: Store) -> None:

@@ -12,7 +12,7 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
 from jobs.attempt import Attempt
-from jobs.batch import queue_name
+from jobs.batch import Usage, queue_name
 from jobs.errors import BatchNotFoundError, RefusedError, StaleAttemptError
 from jobs.redis.connect import connect
 from jobs.shard import Group, ShardLine
@@ -54,7 +54,7 @@ def record(index: int, *, ok: bool = True) -> FinishedLine:
     fields: dict[str, Any] = {"id": f"row-{index}", "index": index}
     if not ok:
         fields["error"] = {"code": "timeout", "message": "", "param": None}
-    return FinishedLine(index, ok, 3, 5, 1, orjson.dumps(fields))
+    return FinishedLine(index, ok, 3, 5, 1, orjson.dumps(fields), scored_tokens=2)
 
 
 def claimed(store: Store, number: int, batch_id: str = "b_1") -> Attempt:
@@ -257,7 +257,7 @@ def test_records_and_counts_change_together(store: Store) -> None:
     store.write(attempt, [record(1)])  # a line has one record: the second is not taken
     batch = store.batch("b_1")
     assert (batch.completed, batch.failed) == (1, 1)
-    assert (batch.usage.prompt_tokens, batch.usage.completion_tokens, batch.usage.cached_tokens) == (6, 10, 2)
+    assert batch.usage == Usage(prompt_tokens=6, completion_tokens=10, cached_tokens=2, scored_tokens=4)
     assert [line.ok for line in ordered_records(store.connection, "b_1")] == [True, False]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 import pytest
 
-from jobs.errors import LineError, RefusedError
+from jobs.errors import InputError, LineError, RefusedError
 from jobs.lines.line import Defaults, Job
 from jobs.record import Choice
 from jobs.store.store import Store
@@ -52,6 +52,7 @@ def typed() -> Any:
             "n": pa.array(range(count), pa.int64()),
             "small": pa.array(range(count), pa.uint8()),
             "half": pa.array([0.5, None, 1.5, 2.0], pa.float32()),
+            "ends": pa.array([float("inf"), None, 1.5, float("-inf")]),
             "yes": [True, False, None, True],
             "day": [date(2024, 1, 2)] * count,
             "at": pa.array([at] * count, pa.timestamp("us", "UTC")),
@@ -87,6 +88,19 @@ def test_columns_come_back_with_their_types(client: Client, store: Store, tmp_pa
         assert batch.to_pandas()["n"].tolist() == [0, 1, 2, 3]
     if importlib.util.find_spec("polars") is not None:
         assert batch.to_polars()["tags"].to_list() == [["a"], [], None, ["b", "c"]]
+
+
+def test_numbers_that_are_none_come_back(client: Client, store: Store, tmp_path: Path) -> None:
+    """NaN is NaN where the column has its type, also within lists; flat lines, which have no NaN, have null."""
+    nan = float("nan")
+    table = pa.table({"q": ["a", "b"], "x": [nan, 1.0], "many": [[1.0, nan], None], "in": [{"y": nan, "z": "NaN"}] * 2})
+    batch = client.submit(table, user="{{ q }}{{ x }}", model=MODEL)
+    work(store, batch.id)
+    rows = batch.to_arrow().select(["x", "many", "in"]).to_pylist()
+    assert repr(rows) == repr(table.select(["x", "many", "in"]).to_pylist())
+    write_results(store, batch.id, Destination(tmp_path / "flat.jsonl", fmt="flat"))
+    first = orjson.loads((tmp_path / "flat.jsonl").read_bytes().splitlines()[0])
+    assert (first["x"], first["many"]) == (None, [1.0, None])
 
 
 def test_errors_stand_beside_their_rows(client: Client, store: Store, tmp_path: Path) -> None:
@@ -150,6 +164,53 @@ def test_several_texts_are_several_rows(client: Client, store: Store) -> None:
     assert found.column("completion").to_pylist() == ["a", "b"]
     assert found.column("choice").to_pylist() == [0, 1]
     assert found.column("completion_tokens").to_pylist()[1] is None
+
+
+def scored_choice(job: Job) -> list[Choice]:
+    """What a worker says of a line: of one with an echo, of one with a continuation."""
+    token = {"token": "a", "id": 7, "logprob": -0.5, "bytes": [97]}
+    if job.continuation is None:
+        first = {**token, "logprob": None, "top_logprobs": None}
+        return [Choice(0, "aa", "max_tokens", logprobs=[first, {**token, "top_logprobs": [token]}])]
+    listed = [None, {"id": 7, "token": "a", "logprob": -0.5, "rank": 1, "top": [token]}]
+    score = {"logprob": -0.5, "tokens": 1, "is_greedy": True}
+    return [Choice(0, "", "scored", score=score, prompt_logprobs=listed)]
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_scores_are_columns(client: Client, store: Store, tmp_path: Path, table: bool) -> None:
+    """Sums of continuations, and the log-probabilities of tokens where lines have them, in each format; a batch without
+    any has no such columns."""
+    prompts = [
+        {"prompt": "a", "echo": True, "logprobs": True},
+        {"prompt": "a", "continuation": "a", "prompt_logprobs": 0},
+    ]
+    if table:  # whose columns are known before the records are
+        batch = client.submit(
+            [{"q": "a"}, {"q": "a"}],
+            template={"prompt": "{{ q }}", "continuation": "a", "prompt_logprobs": 0},
+            model=MODEL,
+        )
+    else:
+        batch = client.submit(prompts, model=MODEL)
+    work(store, batch.id, answer=scored_choice)
+    for suffix in ("parquet", "flat", "csv"):
+        write_results(store, batch.id, Destination(tmp_path / suffix, fmt=suffix))
+    rows = pq.read_table(tmp_path / "parquet").to_pylist()
+    flat = [orjson.loads(line) for line in (tmp_path / "flat").read_bytes().splitlines()]
+    shown = list(csv.DictReader(io.StringIO((tmp_path / "csv").read_text())))
+    best = {"token": "a", "id": 7, "logprob": -0.5}
+    assert rows[1]["score"] == flat[1]["score"] == {"logprob": -0.5, "tokens": 1, "is_greedy": True}
+    assert rows[1]["prompt_logprobs"] == [None, {**best, "rank": 1, "top": [best]}]
+    assert [entry and entry["rank"] for entry in flat[1]["prompt_logprobs"]] == [None, 1]
+    assert orjson.loads(shown[1]["prompt_logprobs"]) == flat[1]["prompt_logprobs"]
+    assert ("logprobs" in rows[0]) is not table
+    if not table:
+        first = {"token": "a", "id": 7, "logprob": None, "top_logprobs": None}
+        assert rows[0]["logprobs"] == [first, {**best, "top_logprobs": [best]}]
+        assert [entry["logprob"] for entry in flat[0]["logprobs"]] == [None, -0.5]
+        assert (rows[0]["score"], rows[0]["prompt_logprobs"], rows[1]["logprobs"]) == (None, None, None)
+        assert shown[0]["prompt_logprobs"] == ""
 
 
 def test_shards_of_parquet(client: Client, store: Store, tmp_path: Path) -> None:
@@ -377,6 +438,28 @@ def test_a_schedule_keeps_its_table(client: Client, store: Store) -> None:
     found = batch.to_arrow()
     assert found.column("n").to_pylist() == [0, 1, 2, 3]
     assert str(found.schema.field("day").type) == "date32[day]"
+
+
+def test_a_schedule_keeps_rows_as_they_are(client: Client, store: Store) -> None:
+    """Lines have the numbers of their rows; a row that makes none is an error of each batch where such are skipped,
+    with its columns, and else refuses the schedule by its number."""
+    rows = [{"q": f"question {number}", "n": number} for number in range(1, 7)]
+    rows[4] = {"n": 5}
+    said: dict[str, Any] = {"cron": "0 2 * * *", "user": "{{ q }}", "where": "n > 3", "model": MODEL}
+    client.add_schedule("nightly", rows, on_bad_line="skip", **said)
+    batch = client.run_schedule("nightly")
+    work(store, batch.id)
+    assert [record["id"] for record in batch.results()] == ["line-4", "line-6"]
+    (failed,) = batch.errors()
+    assert (failed["id"], failed["error"]["code"], failed["metadata"]) == ("line-5", "missing_field", {"n": 5})
+    with pytest.raises(InputError) as caught:
+        client.add_schedule("other", rows, **said)
+    assert [problem.line for problem in caught.value.problems] == [5]
+    bad = [{"prompt": "a"}, {"prompt": float("nan")}]
+    client.add_schedule("dicts", bad, cron="0 2 * * *", model=MODEL, on_bad_line="skip")
+    batch = client.run_schedule("dicts")
+    work(store, batch.id)
+    assert [record["error"]["code"] for record in batch.errors()] == ["out_of_range"]
 
 
 # --- the recipe ---

@@ -25,7 +25,8 @@ from worker.shards.writer import Writer
 
 SEQUENCE = SimpleNamespace(
     limit=9, finished_at=1.0, prefill_started=0.5, submitted_at=0.0, waited_s=0.0, prompt_tokens=3,
-    completion_tokens=2, cached_tokens=0, prefill_s=0.1, decode_s=0.1, accepted_draft_tokens=None, line=None,
+    completion_tokens=2, cached_tokens=0, scored_tokens=0, prefill_s=0.1, decode_s=0.1, accepted_draft_tokens=None,
+    line=None,
 )  # fmt: skip
 
 

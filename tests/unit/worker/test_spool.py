@@ -40,7 +40,7 @@ def entry(of: Batch, index: int, *, fence: int = 1, ok: bool = True, text: str =
     """A record of a line, a result or an error."""
     record: dict[str, Any] = {"id": f"row-{index}", "index": index, "batch_id": of.id}
     record |= {"text": text} if ok else {"error": {"code": "internal_error", "message": text, "param": None}}
-    return SpoolEntry(shard, fence, True, FinishedLine(index, ok, 3, 2, 1, orjson.dumps(record)))
+    return SpoolEntry(shard, fence, True, FinishedLine(index, ok, 3, 2, 1, orjson.dumps(record), 7))
 
 
 def found(path: Path) -> list[SpoolEntry]:

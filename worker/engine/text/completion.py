@@ -25,7 +25,7 @@ class TextAssembler:
 
     def assemble(self, seq: Sequence, *, token_ids: bool = False, prompt_ids: bool = False) -> Choice:
         """The choice of a sequence; one still growing gives its text so far. With ``token_ids`` it has all its tokens,
-        and log-probabilities of all of them, with ``prompt_ids`` those of its prompt."""
+        and log-probabilities of all of them, as an echo has; with ``prompt_ids`` those of its prompt."""
         raw = seq.text if seq.text is not None else self._detokenizer.text(seq.output, seq.prompt)
         line = seq.line
         segments = self._segments(seq, raw)
@@ -40,7 +40,9 @@ class TextAssembler:
         prompt_logprobs, score, echoed = self._scores(seq)
         logprobs = None
         if seq.sampling.logprobs and line.generates:
-            logprobs = self._logprobs(seq, seq.tokens if token_ids else self._shown(seq, len(raw)))
+            # Those who echo count from the prompt's tokens on: an EOS that they drop must not be missing.
+            every = token_ids or echoed is not None
+            logprobs = self._logprobs(seq, seq.tokens if every else self._shown(seq, len(raw)))
         text = read.text if line.continues or line.constrained else read.text.removeprefix(" ")
         return Choice(
             index=seq.choice,

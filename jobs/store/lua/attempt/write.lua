@@ -1,6 +1,6 @@
 -- Store finished lines of a shard, unless the attempt is stale. Counts change with the record, in the same step.
 -- KEYS: info, fences, records, finished, flights, compacted.
--- ARGV: shard number, fence, then per line: index, 1 or 0 (completed or failed), prompt, completion, cached, record.
+-- ARGV: shard number, fence, then per line: index, 1 or 0 (completed or failed), prompt, completion, cached, scored, record.
 -- Where somebody waits for the batch's records, each goes to them as well.
 -- Returns 1: stored, or the shard is done; 0: stale.
 local keys = require("jobs.store.lua.shared.keys")
@@ -13,18 +13,18 @@ redis.call('LLEN', KEYS[4])
 redis.call('HLEN', KEYS[5])
 local waiter = redis.call('HGET', KEYS[1], 'answers')
 local answers = waiter and waiter ~= '' and keys.answers .. waiter
-local counts = {completed = 0, failed = 0, prompt_tokens = 0, completion_tokens = 0, cached_tokens = 0}
+local tokens = {'prompt_tokens', 'completion_tokens', 'cached_tokens', 'scored_tokens'}
+local counts = {completed = 0, failed = 0}
+for _, name in ipairs(tokens) do counts[name] = 0 end
 for name in pairs(counts) do redis.call('HINCRBY', KEYS[1], name, 0) end
-for i = 3, #ARGV, 6 do
-  if redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 5]) == 1 then
+for i = 3, #ARGV, 7 do
+  if redis.call('HSETNX', KEYS[3], ARGV[i], ARGV[i + 6]) == 1 then
     local outcome = ARGV[i + 1] == '1' and 'completed' or 'failed'
     counts[outcome] = counts[outcome] + 1
-    counts.prompt_tokens = counts.prompt_tokens + ARGV[i + 2]
-    counts.completion_tokens = counts.completion_tokens + ARGV[i + 3]
-    counts.cached_tokens = counts.cached_tokens + ARGV[i + 4]
+    for place, name in ipairs(tokens) do counts[name] = counts[name] + ARGV[i + 1 + place] end
     redis.call('RPUSH', KEYS[4], ARGV[1] .. ':' .. ARGV[i])
     if answers then
-      redis.pcall('RPUSH', answers, KEYS[1]:match('[^:]*$') .. ':' .. ARGV[i] .. ':' .. ARGV[i + 5])
+      redis.pcall('RPUSH', answers, KEYS[1]:match('[^:]*$') .. ':' .. ARGV[i] .. ':' .. ARGV[i + 6])
     end
   end
   redis.call('HDEL', KEYS[5], ARGV[i])
