@@ -83,7 +83,7 @@ class _Text:
     def skip_space(self) -> None:
         skipped = 0
         while True:
-            end = SPACE.match(self._text, self._at).end()  # type: ignore[union-attr] 
+            end = SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
             skipped += end - self._at
             self._at = end
             if skipped > MAX_LINE_BYTES:
