@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import endtoend, engine, prefixes, profile
+from bench.data import __main__ as data
 from bench.guided import __main__ as guided
 from bench.models import ROOT, SHAPES
 from bench.realtext import rounds
@@ -63,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _step("submitting", began)
     sizes = ["1000"] if options.quick else ["100000"]
     subprocess.run([sys.executable, "bench/submit.py", "--lines", *sizes], cwd=ROOT, check=True)
+    _step("tables", began)
+    for item in data.measure(run, data.QUICK_ROWS if options.quick else data.ROWS):
+        append(path, [item])
     _step("the report", began)
     write(read(path, run), path.parent)
     print(path.parent / "README.md")

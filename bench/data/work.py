@@ -79,7 +79,7 @@ def fill(task: DataTask) -> None:
                 pipe.zadd(keys.compacted(shard.number), {piece.frame: piece.last})
             pipe.rpush(keys.finished, *[f"{shard.number}:{index}" for index, _ in records])
             pipe.execute()
-    done = ["status", "completed", "completed_at", repr(store.now()), "completed", task.rows]
+    done: list[str | int] = ["status", "completed", "completed_at", repr(store.now()), "completed", task.rows]
     store.connection.hset(keys.info, items=done)
 
 

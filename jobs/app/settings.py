@@ -93,6 +93,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise RefusedError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RefusedError(f"{path}: cannot be read as TOML: {error}") from None
+    except RecursionError:
+        raise RefusedError(f"{path}: cannot be read as TOML: it is nested too deeply") from None
 
 
 def _check_table(path: Path, name: str) -> None:

@@ -71,6 +71,8 @@ def no_prompt() -> LineError:
 
 def _unknown(key: str, value: Any, fields: Mapping[str, Any], *, openai: bool) -> LineError:
     own = "; put your own data into 'metadata'"
+    if "prompt" in fields and not openai:
+        own += ", or make lines of the rows of a table: --prompt '{{ prompt }}'"
     field = key[:SHOWN_NAME]
     if is_column(key, value, fields):
         return LineError("unknown_field", field, f"is not a field of a line{own}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -48,9 +48,26 @@ def _counted(name: str, function: Callable[..., Any], budget: Budget) -> Callabl
                     raise BudgetError(f"gives the filter '{name}' {size}; at most {MOST_WIDTH} is taken")
         if name == "format":
             check_format(next((part for part in given if isinstance(part, str)), ""))
+        if name in ("indent", "wordwrap"):
+            _check_lines([part for part in (*given, *named.values()) if isinstance(part, str | int)])
         return function(*given, **named)
 
     return call
+
+
+def _check_lines(given: Sequence[str | int]) -> None:
+    """See that what is put before or between the lines of a text makes nothing huge: a text, and a width or a text.
+
+    Raises:
+        BudgetError: it does.
+    """
+    if not given or not isinstance(given[0], str):
+        return
+    text, *rest = given
+    longest = max([len(part) if isinstance(part, str) else part for part in rest], default=1)
+    texts = [part for part in rest if isinstance(part, str)]
+    lines = len(str(text)) if texts else str(text).count("\n") + 1
+    fits(len(str(text)) + lines * max(longest, 4))
 
 
 def check_format(text: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from jobs.errors import LineError, RefusedError
+from jobs.params import did_you_mean
 from jobs.templates.values import is_gap, plain
 from submit.data.extras import require
 from submit.data.keep import Keeper
@@ -56,7 +57,10 @@ class TableLines:
         if order.sample is not None and getattr(table, "once", False):
             raise RefusedError("a sample reads the rows twice: give a list of them, not a generator")
         if order.id_column is not None and table.columns is not None and order.id_column not in table.columns:
-            raise RefusedError(f"--id-column: '{order.id_column}' is no column of {table.name}")
+            raise RefusedError(
+                f"--id-column: '{order.id_column}' is no column of {table.name}"
+                f"{did_you_mean(order.id_column, table.columns)} (columns {', '.join(table.columns):.300})"
+            )
 
     def __enter__(self) -> TableLines:
         return self
@@ -250,6 +254,11 @@ def example_flag(columns: tuple[str, ...]) -> str:
     """The flag that makes lines of rows with these columns."""
     import shlex
 
+    from jobs.lines.foreign_rows import ROWS
+
+    for names, _, cure in ROWS:
+        if cure.startswith("--") and set(names.split()) <= set(columns):
+            return cure
     lower = {name.lower(): name for name in columns}
     if (chat := next((lower[name] for name in CHAT_COLUMNS if name in lower), None)) is not None:
         return f'--template FILE.toml with messages = "{{{{ {chat} }}}}"'

@@ -42,6 +42,8 @@ from submit.upload.submit_notes import notes
 from submit.upload.submitter import Order, submit
 
 INTERRUPTED = 130
+CALLED = {"keep": "keep_columns"}
+"""What of a table is called otherwise by the user."""
 DRAIN_S = 10
 """What the worker gets to finish lines it began, less than the time it gets to end."""
 WORKER = (sys.executable, "-P", "-m", "worker")
@@ -339,8 +341,10 @@ def _changed_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> list
 def _changed_order(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is said otherwise of the table, for a person."""
     names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-    long = ("template",)
-    return [f"the {name}" if name in long else f"{name} ({_was_and_is(before, now, name)})" for name in names]
+    return [
+        "the template" if name == "template" else f"{CALLED.get(name, name)} ({_was_and_is(before, now, name)})"
+        for name in names
+    ]
 
 
 def _was_and_is(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> str:

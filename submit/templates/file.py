@@ -71,5 +71,7 @@ def _read_yaml(path: Path) -> Any:
 
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader)  # type: ignore[no-untyped-call]
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RefusedError(f"{path}: cannot be read as YAML: {error}") from None
+    except RecursionError:
+        raise RefusedError(f"{path}: cannot be read as YAML: it is nested too deeply") from None

@@ -58,7 +58,8 @@ def address_of(text: str) -> Address:
 
 
 def open_hub_table(text: str, order: TableOrder, hub: Hub | None = None) -> Table:
-    """The table of a data set: downloaded, or from the Hub's cache on this machine.
+    """The table of a data set. The Hub is asked for its files; those in the Hub's cache on this machine are not
+    downloaded again.
 
     Raises:
         RefusedError: there is no such data set, split or configuration, or it cannot be downloaded.
@@ -151,10 +152,21 @@ class _Client:
         self._api = HfApi()
 
     def files(self, name: str, revision: str | None) -> tuple[str, list[str]]:
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
 
         try:
             info: Any = self._api.dataset_info(name, revision=revision)
+        except RevisionNotFoundError:
+            raise LookupError(f"there is no revision '{revision}'") from None
+        except GatedRepoError:
+            raise LookupError("its owner asks for consent first: give it on its page, then `hf auth login`") from None
+        except RepositoryNotFoundError:
+            raise LookupError("there is no such data set, or it is private: `hf auth login`") from None
         except HfHubHTTPError as error:
             raise LookupError(_first_line(error)) from None
         except Exception as error:

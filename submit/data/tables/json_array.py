@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from submit.data.tables.json_table import JsonLines, checked_row
 from submit.data.tables.table import Row
 from submit.input.reader import PromptFile
 
-SPACE = " \t\r\n"
+SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class JsonArrays(JsonLines):
@@ -80,9 +81,15 @@ class _Text:
         return block is not None
 
     def skip_space(self) -> None:
+        skipped = 0
         while True:
-            while self._at < len(self._text) and self._text[self._at] in SPACE:
-                self._at += 1
+            end = SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            skipped += end - self._at
+            self._at = end
+            if skipped > MAX_LINE_BYTES:
+                raise RefusedError(
+                    f"{self._path}: is not valid JSON: it has more than {MAX_LINE_BYTES} spaces in a row"
+                )
             if self._at < len(self._text) or not self._more():
                 return
 
@@ -105,8 +112,10 @@ class _Text:
                 if not self._more():
                     raise RefusedError(f"{self._path}: row {number} is not valid JSON: {error.msg}") from None
                 continue
-            except (ValueError, RecursionError) as error:
-                raise RefusedError(f"{self._path}: row {number} is not valid JSON: {error!s:.100}") from None
+            except RecursionError:
+                raise RefusedError(f"{self._path}: row {number} is nested too deeply") from None
+            except ValueError as error:
+                raise RefusedError(f"{self._path}: row {number} is not valid JSON: {error!s:.48}") from None
             if end == len(self._text) and self._more():
                 continue  # a number may go on
             self._at = end

@@ -42,7 +42,9 @@ def _json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RefusedError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise RefusedError(f"{path}: is nested too deeply to be what datasets wrote") from None
+    except ValueError as error:
         raise RefusedError(f"{path}: is not valid JSON: {error!s:.100}") from None
     if not isinstance(value, dict):
         raise RefusedError(f"{path}: is no JSON object")

@@ -161,7 +161,8 @@ def test_an_openai_line_without_its_body_is_one_problem() -> None:
 def test_metadata_is_named_for_what_is_no_parameter_anywhere(name: str) -> None:
     """The user's own columns."""
     assert refused({"prompt": "x", name: "a"}).message == (
-        "is not a field of a line; put your own data into 'metadata'"
+        "is not a field of a line; put your own data into 'metadata', or make lines of the rows of a table: "
+        "--prompt '{{ prompt }}'"
     )
 
 

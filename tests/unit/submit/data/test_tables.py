@@ -203,7 +203,7 @@ def test_a_table_without_a_template_is_explained(tmp_path: Path) -> None:
         ("a.json", b'[{"q"', "row 1 is not valid JSON"),
         ("a.json", b'[{"q": "a"} {"q": "b"}]', "after row 1"),
         ("a.json", b'[{"q": NaN}]', "no NaN"),
-        ("a.json", b"[" * 100_000, "row 1 is not valid JSON"),
+        ("a.json", b"[" * 100_000, "row 1 is nested too deeply"),
         ("a.json", b'["' + b"x" * (20 << 20), "row 1 is not valid JSON, or has more than"),
         ("a.parquet", b"", "no whole file of Parquet"),
         ("a.parquet", b"PAR1" + b"x" * 100 + b"\xff\xff\xff\x7fPAR1", "more than is taken"),

@@ -98,6 +98,9 @@ def test_a_column_whose_name_is_no_word() -> None:
 
 
 HOSTILE = [
+    "{{ (parts | join) ~ ('a\n' * 4000000) | indent(9999) }}",
+    "{{ ('a\n' * 400000) | indent('x' * 100000) }}",
+    "{{ ('a ' * 400000) | wordwrap(1, wrapstring='b' * 100000) }}",
     "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "{{ text.__init__.__globals__ }}",
     "{{ self._TemplateReference__context }}",
