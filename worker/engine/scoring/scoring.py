@@ -58,6 +58,7 @@ class Scoring:
         self._begin = begin
         self._step_size = step_size
         self._queue: deque[Item] = deque()
+        self._known: tuple[list[Item], list[Stem]] = [], []
         self._making: deque[PrefillBatch] = deque()
         self._unit: Unit | PackedUnit | None = None
         self._computed: list[Unit | PackedUnit] = []
@@ -161,8 +162,9 @@ class Scoring:
                 if len(window) == WINDOW:
                     break
         if not window:
+            self._known = [], []
             return Pass([])
-        found = stems(window, sharing=self._model.prefixes)
+        found = self._stems_of(window)
         first = next(stem for stem in found if window[0] in stem.items)
         if not self._model.batchable:
             return Pass([first])
@@ -173,8 +175,14 @@ class Scoring:
         same = min(shared[id(stem)] for stem in found) if most >= LEAST_TOKENS else 0
         if (len(first.items) > 1 or same) and not first.generates and self._splitting.packs:
             return self._packed(first, found, same)
-        found.sort(key=lambda stem: (stem is not first, abs(stem.length - first.length)))
+        found = sorted(found, key=lambda stem: (stem is not first, abs(stem.length - first.length)))
         return Pass(self._fitting(found, same))
+
+    def _stems_of(self, window: list[Item]) -> list[Stem]:
+        """The stems of a window, which are asked for again and again while rows decode."""
+        if self._known[0] != window:
+            self._known = window, stems(window, sharing=self._model.prefixes)
+        return self._known[1]
 
     def _packed(self, first: Stem, found: list[Stem], shared: int) -> Pass:
         """As many stems as make a chunk and have room, those first that have most in common with the ``first``."""
