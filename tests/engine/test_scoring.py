@@ -173,6 +173,23 @@ def test_what_texts_share_is_computed_once(tiny: Any, line_of: Any) -> None:
     assert stats.scored_tokens == 8 * 4 * 3
 
 
+def test_no_token_that_texts_share_is_computed_twice(tiny: Any, line_of: Any) -> None:
+    """Questions that begin alike behind the examples, and choices that begin alike: beside a row that generates each
+    beginning is computed once."""
+    scorer = Scorer(tiny("qwen3"), line_of)
+    scorer.generate("beside", tokens_of(9, 1), max_tokens=60, eos=[])
+    texts = []
+    for question in range(6):
+        asked = [*EXAMPLES, *tokens_of(6, 5 + question % 2), *tokens_of(20, 10 + question)]
+        for choice in range(4):
+            texts.append([*asked, *tokens_of(2, 100 + choice % 2), *tokens_of(2, 120 + choice)])
+            scorer.add(texts[-1], len(asked), top=2)
+    scorer.finish()
+    scorer.compare()
+    distinct = {tuple(text[:end]) for text in texts for end in range(1, len(text))}
+    assert scorer.engine.stats.prefilled_tokens == len(distinct) + 8
+
+
 def test_texts_go_on_from_what_was_scored(tiny: Any, line_of: Any) -> None:
     """A prompt that is scored and then continued is computed once, whether others begin with it or not, and its text
     is the one it has without scores."""
