@@ -30,9 +30,8 @@ NOTES = """\
 - Questions: `mlx_lm.evaluate` computes the context of each question in a forward of its own, with the logits of all its
   tokens, and then its four choices one by one. Here the examples are computed once for all questions, and questions and
   choices go through the model as one packed sequence.
-- Texts: one at a time each is a forward of its own, in bare forwards texts of like length are together; both compute the
-  log-probabilities of all tokens and nothing else. A text of some hundred tokens keeps two cores as busy as several do:
-  what batches gain over one text at a time is what the device has idle, and on this machine that is next to nothing.
+- Texts: one at a time each is a forward of its own; in bare forwards texts of like length are together. Both compute
+  the log-probabilities of all tokens and nothing else.
 - Memory: the most that MLX held beside the weights, with logits in parts of at most 256 MiB.
 """
 CLOSE = 1e-4
