@@ -66,7 +66,7 @@ def _alike(blocks: Items[Block]) -> Iterator[list[Block]]:
     """Blocks that look at about as many tokens."""
     alike: list[Block] = []
     for block in sorted(blocks, key=lambda block: block.seen):
-        if alike and (block.seen > WIDER * alike[0].seen or len(alike) * BLOCK * block.seen * 8 > SCORES):
+        if alike and (block.seen > WIDER * alike[0].seen or len(alike) * BLOCK * block.seen * 4 > SCORES):
             yield alike
             alike = []
         alike.append(block)
@@ -183,10 +183,13 @@ def _in_blocks(rows: mx.array, keys: mx.array, values: mx.array, group: _Group) 
     heads, kinds = rows.shape[1], keys.shape[1]
     chosen = rows[group.queries].reshape(blocks, columns, kinds, heads // kinds, -1).transpose(0, 2, 3, 1, 4)
     seen, weighed = (array.astype(mx.float32)[group.keys].transpose(0, 2, 1, 3)[:, :, None] for array in (keys, values))
-    scores = chosen @ seen.swapaxes(-1, -2) + group.mask
-    return tuple(
-        array.transpose(0, 3, 1, 2, 4).reshape(blocks * columns, heads, -1) for array in _weighed(scores, weighed)
-    )
+    step = max(1, SCORES // (group.mask.size * (heads // kinds)))
+    parts = []
+    for first in range(0, kinds, step):
+        some, among, own = (array[:, first : first + step] for array in (chosen, seen, weighed))
+        parts.append(_weighed(some @ among.swapaxes(-1, -2) + group.mask, own))
+    whole = parts[0] if len(parts) == 1 else [mx.concatenate(list(part), axis=1) for part in zip(*parts, strict=True)]
+    return tuple(array.transpose(0, 3, 1, 2, 4).reshape(blocks * columns, heads, -1) for array in whole)
 
 
 def _behind_all(rows: mx.array, keys: mx.array, values: mx.array) -> _Part:
