@@ -53,8 +53,15 @@ def evaluate(work: ScoringWork) -> list[Measured]:
     began = time.perf_counter()
     scores = peer.loglikelihood(requests)
     seconds = time.perf_counter() - began
-    tokens = sum(len(peer.tokenizer.encode("".join(one.args))) for one in requests)
-    return [Measured("mlx_lm.evaluate", tokens, seconds, work.count, extra={"scores": scores})]
+    whole = [len(peer.tokenizer.encode("".join(one.args))) for one in requests]
+    contexts = {one.args[0]: len(peer.tokenizer.encode(one.args[0])) for one in requests}
+    # A context is computed once for its choices, and of each choice all but the last token.
+    computed = sum(contexts.values()) + sum(
+        length - contexts[one.args[0]] - 1 for length, one in zip(whole, requests, strict=True)
+    )
+    return [
+        Measured("mlx_lm.evaluate", sum(whole), seconds, work.count, extra={"scores": scores, "computed": computed})
+    ]
 
 
 def texts(work: ScoringWork) -> list[Measured]:

@@ -255,7 +255,7 @@ def in_parts(attention: Callable[..., mx.array]) -> Callable[..., mx.array]:
     def attend(
         queries: mx.array, keys: Any, values: Any, cache: Any, scale: float, mask: Any, **options: Any
     ) -> mx.array:
-        if hasattr(keys, "attend"):  # rows that share keys know how
+        if hasattr(keys, "attend"):  # packed texts know how
             shared: mx.array = keys.attend(attention, queries, values, cache=cache, scale=scale, mask=mask, **options)
             return shared
         if not isinstance(keys, Parts):

@@ -15,7 +15,6 @@ from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import LoadedModel
 from worker.engine.prefill import PrefillBatch
 from worker.engine.scheduler import SequenceGroup
-from worker.engine.scoring.forked import ForkedCache
 from worker.engine.scoring.head import SplitModel
 from worker.engine.scoring.likelihoods import Likelihoods, likelihoods
 
@@ -27,10 +26,6 @@ class Wanted:
 
     places: NDArray[np.int64]
     targets: NDArray[np.int64]
-
-    @classmethod
-    def nothing(cls) -> Wanted:
-        return cls(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
     @classmethod
     def of(cls, tokens: Items[int], start: int, end: int, first: int, last: Items[int]) -> Wanted:
@@ -59,7 +54,7 @@ class _Layers:
 class ScoredBatch(PrefillBatch):
     """Rows whose tokens are computed, a chunk at a time, with what is ``wanted`` of each. They begin with nothing, with
     the prefix of their groups, or as copies of the rows ``origins`` of other caches. Their own are ``kept`` for those
-    that go on from them. With ``members``, so many rows go on from each of the ``origins``, without copies."""
+    that go on from them."""
 
     def __init__(
         self,
@@ -71,13 +66,12 @@ class ScoredBatch(PrefillBatch):
         parents: list[Cache] | None = None,
         origins: list[int] | None = None,
         *,
-        members: int = 0,
         kept: bool = False,
     ) -> None:
         self._layers = _Layers(model)
         super().__init__(cast("LoadedModel", self._layers), groups)
         self._split, self._wanted, self._top = model, wanted, top
-        self._logits_bytes, self._kept, self._members = logits_bytes, kept, members
+        self._logits_bytes, self._kept = logits_bytes, kept
         self._parents, self._origins = parents, origins
         self._found: list[tuple[list[tuple[int, int]], Likelihoods]] = []
 
@@ -112,11 +106,8 @@ class ScoredBatch(PrefillBatch):
         if self._parents is None or self._origins is None:
             super()._begin()
             return
-        parents, self._parents = self._parents, None
-        if self._members:
-            self._caches = [ForkedCache(parent, self._origins, self._members) for parent in parents]
-            return
-        self._caches = prompt_cache.fork(parents, self._origins, spare=self._longest)
+        self._caches = prompt_cache.fork(self._parents, self._origins, spare=self._longest)
+        self._parents = None
         if self._padded:
             prompt_cache.prepare(self._caches, self._lengths)
 

@@ -18,7 +18,8 @@ from mlx import nn
 from worker.engine.caches import prompt_cache
 from worker.engine.caches.prompt_cache import Cache
 from worker.engine.loading.model import LoadedModel
-from worker.engine.scoring.forked import ForkedCache
+from worker.engine.scoring.packed import BLOCK, Chunk, packed_caches
+from worker.engine.scoring.tree import Tree
 
 TRIAL = (3, 5, 2)
 """Tokens of the trial."""
@@ -34,8 +35,8 @@ class SplitModel:
     def __init__(self, model: LoadedModel) -> None:
         self._model = replace(model, draft=None)  # whose proposals nobody wants here
         self._place = _found(self._model)
-        self.groups = model.bucketed and model.prefixes and _groups_work(self._model)
-        """Whether rows may go on from shared ones without copies."""
+        self.packs = model.bucketed and model.prefixes and _packing_works(self._model)
+        """Whether texts that share tokens may be one packed sequence."""
 
     @property
     def batchable(self) -> bool:
@@ -72,18 +73,26 @@ class SplitModel:
         return logits[0]
 
 
-def _groups_work(model: LoadedModel) -> bool:
-    """Whether attention computes rows in groups behind shared ones: seen with two groups of three and a single row."""
-    shared, own = [[3, 1, 4], [1, 5, 9]], [[2, 6], [5, 3], [5, 8], [9, 7], [9, 3], [2, 3]]
-    shared, own = ([[token % model.vocab_size for token in row] for row in rows] for rows in (shared, own))
-    parents = prompt_cache.new_batch([model.new_cache() for _ in shared])
+def _packing_works(model: LoadedModel) -> bool:
+    """Whether the model computes packed texts: seen with a few, in two chunks behind a shared beginning."""
+    begun, rests = (3, 1, 4), [(2, 6, 5, 3, 9), (2, 6, 8, 1), (5, 9, 2)]
+    texts = [tuple(token % model.vocab_size for token in (*begun, *rest)) for rest in rests]
+    texts.sort()
+    tree = Tree(texts, len(begun))
+    parents = prompt_cache.new_batch([model.new_cache()])
     try:
-        model.forward(mx.array(shared), parents)
+        model.forward(mx.array([texts[0][: len(begun)]]), parents)
         prompt_cache.finalize(parents)
-        caches: list[Cache] = [ForkedCache(parent, [1, 0], 3) for parent in parents]
-        found = model.forward(mx.array(own), caches)
-        alone = [model.model(mx.array([[*shared[1 - row // 3], *own[row]]]))[0, -2:] for row in range(6)]
-        return _near(found, mx.stack(alone))
+        caches = packed_caches(len(parents), parents)
+        found = []
+        for block in tree.cut(tree.blocks(BLOCK)[0], 3):
+            chunk = Chunk(tree, [block])
+            for cache in caches:
+                cache.begin(chunk)
+            found.append(model.forward(chunk.tokens, caches)[:, 0])
+        logits = mx.concatenate(found)
+        alone = [model.model(mx.array([text]))[0, len(begun) : -1] for text in texts]
+        return all(_near(logits[mx.array(path)], rows) for path, rows in zip(tree.paths, alone, strict=True))
     except Exception:  # its attention is not mlx-lm's common one
         return False
 

@@ -35,9 +35,32 @@ class Stem:
         return min(self.length, *(item.first - 1 for item in self.items))
 
     @property
+    def computed(self) -> int:
+        """Tokens that are computed of it and its items."""
+        return self.length + sum(item.length - self.length for item in self.items)
+
+    @property
+    def generates(self) -> bool:
+        """Whether a text follows one of its items."""
+        return any(item.line.generates for item in self.items)
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest text."""
         return max(len(item.tokens) for item in self.items)
+
+
+@dataclass(slots=True)
+class Pass:
+    """``stems`` that are scored together. ``packed`` is how many tokens they have as one packed sequence, at most; 0:
+    they are rows."""
+
+    stems: list[Stem]
+    packed: int = 0
+
+    @property
+    def items(self) -> list[Item]:
+        return [item for stem in self.stems for item in stem.items]
 
 
 @dataclass(slots=True, eq=False)

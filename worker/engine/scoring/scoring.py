@@ -16,17 +16,16 @@ from worker.engine.scheduler import Scheduler, SequenceGroup
 from worker.engine.scoring.head import SplitModel
 from worker.engine.scoring.item import Item
 from worker.engine.scoring.likelihoods import LOGITS_BYTES
-from worker.engine.scoring.plan import Stem, alone, similar, stems
+from worker.engine.scoring.packed_unit import PackedUnit
+from worker.engine.scoring.plan import Pass, Stem, alone, similar, stems
 from worker.engine.scoring.task import Scores
 from worker.engine.scoring.unit import Unit
 
-WINDOW = 256
+WINDOW = 1024
 """Prompts among which those that are scored together are chosen."""
 MOST_STEMS = 64
 MOST_ROWS = 64
 """Rows of a batch: of stems, and of what follows them."""
-MOST_ROWS_BEHIND = 192
-"""The same where rows go on from stems without copies."""
 STEMS_PART = 3
 """Of the memory stems may have this part: most have more than one text that goes on from them."""
 UNKNOWN_MEMORY = 2 << 30
@@ -59,11 +58,12 @@ class Scoring:
         self._begin = begin
         self._step_size = step_size
         self._queue: deque[Item] = deque()
+        self._known: tuple[list[Item], list[Stem]] = [], []
         self._making: deque[PrefillBatch] = deque()
-        self._unit: Unit | None = None
-        self._computed: list[Unit] = []
+        self._unit: Unit | PackedUnit | None = None
+        self._computed: list[Unit | PackedUnit] = []
         self._blank: list[Item] = []
-        self._read: list[Unit] = []
+        self._read: list[Unit | PackedUnit] = []
         self._last: list[mx.array] = []
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class Scoring:
 
     def upcoming(self, only: frozenset[Hashable] | None) -> list[Item]:
         """The prompts that are scored next, where only these lines (None: all) may begin, and those that have begun."""
-        return [item for stem in self._next(only) for item in stem.items]
+        return self._next(only).items
 
     def advance(self, most: int) -> tuple[int, list[tuple[Item, Scores | None]]]:
         """Start a chunk of at most ``most`` tokens: the tokens it has, padding included, and what was found of earlier
@@ -142,38 +142,60 @@ class Scoring:
         mx.eval(self._last)
         self._last = arrays[:1]
 
-    def _under_way(self) -> Iterator[Unit]:
+    def _under_way(self) -> Iterator[Unit | PackedUnit]:
         """Units that are not read yet."""
         yield from self._computed
         if self._unit is not None:
             yield self._unit
 
-    def _next(self, only: frozenset[Hashable] | None) -> list[Stem]:
-        """The stems of the next unit: that of the prompt that waits first, and those nearest to it in length."""
+    def _next(self, only: frozenset[Hashable] | None) -> Pass:
+        """What the next unit scores: the stem of the prompt that waits first, and those that share most with it, or are
+        nearest to it in length."""
         window: list[Item] = []
         for item in self._queue:
             if only is None or item.again or item.key in only:
                 if window and item.line.rank != window[0].line.rank:
                     break
                 if item.blank:
-                    return [alone(item)]
+                    return Pass([alone(item)])
                 window.append(item)
                 if len(window) == WINDOW:
                     break
         if not window:
-            return []
-        found = stems(window, sharing=self._model.prefixes)
+            self._known = [], []
+            return Pass([])
+        found = self._stems_of(window)
         first = next(stem for stem in found if window[0] in stem.items)
         if not self._model.batchable:
-            return [first]
-        found.sort(key=lambda stem: (stem is not first, abs(stem.length - first.length)))
-        shared = [min(first.unscored, stem.unscored, common(first.tokens, stem.tokens)) for stem in found]
-        most = max(shared[1:], default=0)
-        if most < LEAST_TOKENS:
-            return self._fitting(found, 0)
-        # Those of other examples would keep these from being computed once.
-        alike = [(stem, same) for stem, same in zip(found, shared, strict=True) if stem is first or 2 * same >= most]
-        return self._fitting([stem for stem, _ in alike], min(same for _, same in alike))
+            return Pass([first])
+        shared = {id(stem): min(first.unscored, stem.unscored, common(first.tokens, stem.tokens)) for stem in found}
+        most = max((shared[id(stem)] for stem in found if stem is not first), default=0)
+        if most >= LEAST_TOKENS:  # those of other examples would keep these from being computed once
+            found = [stem for stem in found if stem is first or 2 * shared[id(stem)] >= most]
+        same = min(shared[id(stem)] for stem in found) if most >= LEAST_TOKENS else 0
+        if (len(first.items) > 1 or same) and not first.generates and self._splitting.packs:
+            return self._packed(first, found, same)
+        found = sorted(found, key=lambda stem: (stem is not first, abs(stem.length - first.length)))
+        return Pass(self._fitting(found, same))
+
+    def _stems_of(self, window: list[Item]) -> list[Stem]:
+        """The stems of a window, which are asked for again and again while rows decode."""
+        if self._known[0] != window:
+            self._known = window, stems(window, sharing=self._model.prefixes)
+        return self._known[1]
+
+    def _packed(self, first: Stem, found: list[Stem], shared: int) -> Pass:
+        """As many stems as make a chunk and have room, those first that have most in common with the ``first``."""
+        alike = {id(stem): common(first.tokens, stem.tokens) for stem in found}
+        chosen, tokens = [first], first.computed - shared
+        for stem in sorted(found, key=lambda stem: -alike[id(stem)]):
+            if stem is first or stem.generates:
+                continue
+            tokens += stem.computed - shared
+            if tokens > self._step_size or self._scheduler.room.sizes.prompts([tokens]) > self._left:
+                break
+            chosen.append(stem)
+        return Pass(chosen, sum(stem.computed - shared for stem in chosen))
 
     def _fitting(self, found: list[Stem], shared: int) -> list[Stem]:
         """As many of the stems, in their order, as make a batch and have room; one in any case. They have ``shared``
@@ -190,17 +212,25 @@ class Scoring:
         return chosen
 
     @property
+    def _splitting(self) -> SplitModel:
+        if self._split is None:
+            self._split = SplitModel(self._model)
+        return self._split
+
+    @property
     def _left(self) -> int:
         """Bytes that a unit may take, unless it is of a single stem."""
         left = self._scheduler.left
         return UNKNOWN_MEMORY if left is None else left
 
-    def _needed(self, chosen: list[Stem]) -> int:
+    def _needed(self, chosen: Pass) -> int:
         """Bytes that the caches of a unit take at most."""
         sizes = self._scheduler.room.sizes
-        texts = [len(item.tokens) for stem in chosen for item in stem.items if item.length > stem.length]
-        longest = sorted(texts, reverse=True)[: self._rows(chosen)]
-        return sizes.prompts([stem.length for stem in chosen]) + sizes.prompts(longest)
+        if chosen.packed:
+            return sizes.prompts([chosen.packed])
+        texts = [len(item.tokens) for stem in chosen.stems for item in stem.items if item.length > stem.length]
+        longest = sorted(texts, reverse=True)[: self._rows(chosen.stems)]
+        return sizes.prompts([stem.length for stem in chosen.stems]) + sizes.prompts(longest)
 
     def _rows(self, chosen: list[Stem]) -> int:
         """Rows of a batch of what follows the stems: as many as there is room for."""
@@ -209,54 +239,58 @@ class Scoring:
         longest = max(stem.longest for stem in chosen)
         return max(1, min(MOST_ROWS, left // max(1, sizes.prompts([longest]))))
 
-    def _fits(self, chosen: list[Stem]) -> bool:
+    def _fits(self, chosen: Pass) -> bool:
         return self._scheduler.room.memory is None or self._needed(chosen) <= self._left
 
     def _begin_unit(self) -> None:
         chosen = self._next(self._scheduler.only)
-        if not chosen:
-            self._scheduler.room.lent = 0
-            return
         room = self._scheduler.room
         room.lent = 0
+        if not chosen.stems:
+            return
         if not self._fits(chosen) and (self._scheduler.running or self._scheduler.staged):
             room.lent = self._needed(chosen)  # rows make room from now on
             return
-        if not self._fits(chosen) and len(chosen[0].items) > 1:
-            chosen = [alone(chosen[0].items[0])]  # without copies it has room
-        if self._scheduler.staged >= MOST_ROWS and any(item.line.generates for stem in chosen for item in stem.items):
+        if not self._fits(chosen) and len(chosen.stems[0].items) > 1:
+            chosen = Pass([alone(chosen.stems[0].items[0])])  # without copies it has room
+        if self._scheduler.staged >= MOST_ROWS and any(stem.generates for stem in chosen.stems):
             return  # whose rows would wait, with caches
-        refused = self._begin([item for stem in chosen for item in stem.items])
-        taken = {id(item): item.key for stem in chosen for item in stem.items}
+        refused = self._begin(chosen.items)
+        taken = {id(item): item.key for item in chosen.items}
         self._queue = deque(item for item in self._queue if id(item) not in taken)
         begun = set(taken.values())
         for item in self._queue:  # further prompts of the same lines
             item.again = item.again or item.key in begun
-        if self._split is None:
-            self._split = SplitModel(self._model)
-        for stem in chosen:
+        for stem in chosen.stems:
             stem.items = [item for item in stem.items if item.key not in refused]
-        chosen = [stem for stem in chosen if stem.items]
-        if not chosen:
+        chosen.stems = [stem for stem in chosen.stems if stem.items]
+        if not chosen.stems:
             return
-        if chosen[0].items[0].blank:
-            self._blank += chosen[0].items
+        if chosen.items[0].blank:
+            self._blank += chosen.items
             return
         room.lent = self._needed(chosen)
-        self._unit = self._unit_of(chosen, self._split)
+        self._unit = self._unit_of(chosen)
 
-    def _unit_of(self, chosen: list[Stem], model: SplitModel) -> Unit:
-        unscored = min(stem.unscored for stem in chosen)
-        prefix, made = self._prefix_of(chosen, unscored)
+    def _unit_of(self, chosen: Pass) -> Unit | PackedUnit:
+        model, stems = self._splitting, chosen.stems
+        unscored = min(stem.unscored for stem in stems)
+        prefix, made = self._prefix_of(stems, unscored)
+        memory = self._scheduler.room.memory
+        logits = LOGITS_BYTES if memory is None else min(LOGITS_BYTES, memory // LOGITS_PART)
+        if chosen.packed:
+            packed = PackedUnit(model, chosen.items, prefix, logits=logits)
+            for item, cached in zip(packed.items, packed.cached, strict=True):
+                item.cached = cached - made
+                made = 0
+            return packed
         skipped = len(prefix or ())
-        for stem in chosen:
+        for stem in stems:
             for place, item in enumerate(stem.items):
                 item.cached = stem.length if place else skipped - made
             made = 0
-        memory = self._scheduler.room.memory
-        logits = LOGITS_BYTES if memory is None else min(LOGITS_BYTES, memory // LOGITS_PART)
-        rows = MOST_ROWS_BEHIND if model.groups else self._rows(chosen)
-        return Unit(model, chosen, prefix, padding=self._model.padded_prefill, rows=rows, logits=logits)
+        padding = self._model.padded_prefill
+        return Unit(model, stems, prefix, padding=padding, rows=self._rows(stems), logits=logits)
 
     def _prefix_of(self, chosen: list[Stem], unscored: int) -> tuple[Prefix | None, int]:
         """What all stems begin with, if it is worth keeping, and how many tokens of it are computed now."""

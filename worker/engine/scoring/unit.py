@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence as Items
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -78,7 +77,7 @@ class Unit:
         stems = zip(self._stems, self._start, self._last, self._stem_batch.results(), strict=True)
         for stem, start, last, found in stems:
             for item in stem.items:
-                yield item, _scores(item, [*_of_stem(item, stem, start, last, found), own.get(id(item), ())])
+                yield item, scores_of(item, [*_of_stem(item, stem, start, last, found), own.get(id(item), ())])
 
     def hand_over(self, item: Item, group: SequenceGroup) -> ScoredBatch | None:
         """The batch that has the caches of an item, where ``group`` may go on from them; None where it may not."""
@@ -94,86 +93,33 @@ class Unit:
 
     def _follow(self) -> None:
         """Batches of what comes after the stems."""
-        families = [family for row, stem in enumerate(self._stems) for family in self._families(row, stem)]
-        families.sort(key=lambda family: family.longest)
-        batch: list[_Family] = []
-        for family in families:
-            if batch and not self._goes_with(batch, family):
+        rest = [(row, item) for row, stem in enumerate(self._stems) for item in stem.items if item.length > stem.length]
+        rest.sort(key=lambda pair: pair[1].length - self._stems[pair[0]].length)
+        batch: list[tuple[int, Item]] = []
+        for pair in rest:
+            if batch and not (len(batch) < self._rows and self._alike(batch[0], pair)):
                 self._add(batch)
                 batch = []
-            batch.append(family)
+            batch.append(pair)
         if batch:
             self._add(batch)
 
-    def _families(self, row: int, stem: Stem) -> Iterator[_Family]:
-        """The items with tokens of their own behind a stem, those of like length together if they need no copies."""
-        items = sorted((item for item in stem.items if item.length > stem.length), key=lambda item: item.length)
-        family = _Family(row, stem.length, [])
-        for item in items:
-            alike = family.items and similar(family.shortest, item.length - stem.length, padding=self._padding)
-            if family.items and not (alike and self._grouped and len(family.items) < self._rows):
-                yield family
-                family = _Family(row, stem.length, [])
-            family.items.append(item)
-        if family.items:
-            yield family
+    def _alike(self, one: tuple[int, Item], other: tuple[int, Item]) -> bool:
+        shortest, length = (item.length - self._stems[row].length for row, item in (one, other))
+        return similar(shortest, length, padding=self._padding)
 
-    @property
-    def _grouped(self) -> bool:
-        """Whether rows go on from stems without copies of them: no text can go on from such rows."""
-        return self._model.groups and not self._generating
-
-    def _goes_with(self, batch: list[_Family], family: _Family) -> bool:
-        """Whether another family of items may be in a batch; with the others it is filled up to the largest."""
-        most = max(len(other.items) for other in (*batch, family))
-        if most * (len(batch) + 1) > self._rows or 2 * min(len(other.items) for other in (*batch, family)) < most:
-            return False
-        return similar(batch[0].longest, family.longest, padding=self._padding)
-
-    def _add(self, families: Items[_Family]) -> None:
-        most = max(len(family.items) for family in families)
-        rows: list[Item | None] = []
+    def _add(self, pairs: Items[tuple[int, Item]]) -> None:
         groups, wanted = [], []
-        for family in families:
-            for item in family.items:
-                start, end = family.start, item.length
-                groups.append(SequenceGroup(list(item.tokens[start:end]), end - start, end))
-                wanted.append(Wanted.of(item.tokens, start, end, item.first - 1, item.tokens[end : end + 1]))
-            idle = most - len(family.items)
-            rows += [*family.items, *[None] * idle]
-            groups += [SequenceGroup([], 0, 0) for _ in range(idle)]
-            wanted += [Wanted.nothing()] * idle
-        batch = ScoredBatch(
-            self._model,
-            groups,
-            wanted,
-            self._top,
-            self._logits,
-            self._stem_batch.caches,
-            [family.row for family in families],
-            members=most if self._grouped else 0,
-            kept=self._generating,
-        )
-        self._own.append((rows, batch))
+        for row, item in pairs:
+            start, end = self._stems[row].length, item.length
+            groups.append(SequenceGroup(list(item.tokens[start:end]), end - start, end))
+            wanted.append(Wanted.of(item.tokens, start, end, item.first - 1, item.tokens[end : end + 1]))
+        origins = [row for row, _ in pairs]
+        args = (self._top, self._logits, self._stem_batch.caches, origins)
+        batch = ScoredBatch(self._model, groups, wanted, *args, kept=self._generating)
+        self._own.append(([item for _, item in pairs], batch))
         self._batches.append(batch)
         self.tokens += batch.tokens
-
-
-@dataclass(slots=True)
-class _Family:
-    """Items with tokens of their own behind the stem in a ``row``, which ends at ``start``."""
-
-    row: int
-    start: int
-    items: list[Item]
-
-    @property
-    def shortest(self) -> int:
-        return self.items[0].length - self.start
-
-    @property
-    def longest(self) -> int:
-        return self.items[-1].length - self.start
 
 
 def _of_stem(item: Item, stem: Stem, start: int, last: list[int], found: Found) -> list[Found]:
@@ -185,7 +131,8 @@ def _of_stem(item: Item, stem: Stem, start: int, last: list[int], found: Found) 
     return [tuple(array[item.first - 1 - start : inner] for array in found), tuple(a[end : end + 1] for a in found)]
 
 
-def _scores(item: Item, parts: Items[Found]) -> Scores | None:
+def scores_of(item: Item, parts: Items[Found]) -> Scores | None:
+    """The scores of an item, given its rows in parts; None where its logits are not finite."""
     columns = [np.concatenate(arrays) for arrays in zip(*(part for part in parts if part), strict=True)]
     logprobs, ranks, greedy, *best = columns
     if np.isnan(logprobs).any():
