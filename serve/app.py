@@ -15,7 +15,8 @@ from serve.access.access import Gate
 from serve.batches.routes import BatchRoutes
 from serve.errors import ApiError
 from serve.files.routes import FileRoutes
-from serve.http.guard import App, Guard
+from serve.http.exchange import App
+from serve.http.guard import Guard
 from serve.http.metrics import Metrics
 from serve.http.reading import Json
 from serve.pool.routes import ModelRoutes

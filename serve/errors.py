@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.redis.connect import full
+
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -40,11 +42,25 @@ def not_found(what: str, name: str) -> ApiError:
     return ApiError(404, f"No {what} found with id '{name[:80]}'.", param="id")
 
 
-def unavailable() -> ApiError:
-    """Redis is out: what was asked was not done."""
+def unavailable(error: Exception | None = None) -> ApiError:
+    """Redis is out, or full: what was asked was not done."""
+    if error is not None and full(error):
+        return ApiError(
+            503,
+            "The queue is full: its Redis has no memory left; try again later, and tell the operator.",
+            code="queue_full",
+            headers={"Retry-After": "30"},
+        )
     return ApiError(
         503,
         "The queue cannot be reached at the moment; try again in a few seconds.",
         code="queue_unavailable",
         headers={"Retry-After": "2"},
+    )
+
+
+def unstored(error: OSError) -> ApiError:
+    """The folder of files takes nothing: what was sent was not kept."""
+    return ApiError(
+        507, f"The file cannot be kept: {error.strerror}.", code="storage_full", headers={"Retry-After": "30"}
     )

@@ -22,6 +22,7 @@ import uvicorn
 
 from jobs.app.process_name import process_name
 from jobs.errors import RefusedError
+from jobs.store.maintenance import upkeep
 from jobs.store.store import Store
 from serve.access.access import Gate
 from serve.access.keyfile import KeyRing
@@ -31,7 +32,8 @@ from serve.batches.routes import BatchRoutes
 from serve.files.results import Results
 from serve.files.routes import FileRoutes
 from serve.files.store import Files
-from serve.http.guard import App
+from serve.files.upload import Uploads
+from serve.http.exchange import App
 from serve.http.metrics import Metrics
 from serve.http.protocol import limited_protocol
 from serve.intake.orders import Orders
@@ -49,8 +51,12 @@ BACKLOG = 2048
 OTHER_FILES = 256
 """Files that are open beside connections."""
 TIDY_FILES_S = 60.0
+UPKEEP_S = 15.0
+"""Batches whose time is up end also while there is no worker: those of a server that died too."""
 END_S = 10.0
 INTAKE_PAUSE_S = 1.0
+LOUD = ("uvicorn.error", "python_multipart")
+"""Logs of others that have a line for each bad request: anybody could fill the disk."""
 
 
 class ServerParts:
@@ -65,10 +71,11 @@ class ServerParts:
         book = BatchBook(store, orders)
         results = Results(store, strict=settings.strict_openai)
         self.presence = Presence(store, process_name(None))
-        uploads = FileRoutes(self.files, book, results, settings.limits)
+        uploads = FileRoutes(self.files, book, results, Uploads(self.files, settings.limits))
         self.page = PageRoutes(store, settings, self.files, uploads, book, orders, self.models)
         chores = [
             Every(TIDY_FILES_S, self.files.tidy),
+            Every(UPKEEP_S, lambda: upkeep(store, orphans=False)),
             Every(SAID_S, self.presence.say),
             Every(SAMPLE_S, self.page.pool.sample),
         ]
@@ -188,6 +195,8 @@ def run_server(
         def ready() -> None:
             say(f"serving at {url}")
 
+        for name in LOUD:
+            logging.getLogger(name).setLevel(logging.ERROR)
         server = Server(_config(parts, settings), parts.desk, ready, over)
         server.run(sockets=[listening])
     return 0

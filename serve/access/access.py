@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from serve.access.keyfile import KeyRing
 from serve.errors import ApiError
-from serve.settings import LOOPBACK
+from serve.settings import is_loopback
 
 EVERYBODY = ""
 """The owner of what is made without keys."""
@@ -92,7 +92,7 @@ def _check_host(host: str) -> None:
         name = urlsplit(f"//{host}").hostname
     except ValueError:
         name = None
-    if name not in LOOPBACK and not (name or "").startswith("127."):
+    if not is_loopback(name or ""):
         raise ApiError(
             403,
             "This server has no keys, and answers to localhost and 127.0.0.1 only; the Host header names another.",

@@ -18,9 +18,8 @@ from serve.batches.book import BatchBook
 from serve.errors import ApiError, not_found
 from serve.files.results import RESULT_ID, ResultFile, Results
 from serve.files.store import FILE_ID, Files, StoredFile
-from serve.files.upload import Form, boundary_of, receive_file
+from serve.files.upload import Form, Uploads, boundary_of
 from serve.http.reading import Json, Page, access_of, page_of
-from serve.settings import Limits
 
 MOST_LISTED = 10_000
 RESULTS = "batch_output"
@@ -36,7 +35,7 @@ class FileRoutes:
     files: Files
     book: BatchBook
     results: Results
-    limits: Limits
+    uploads: Uploads
     now: Callable[[], float] = time.time
 
     def routes(self) -> list[Route]:
@@ -51,7 +50,7 @@ class FileRoutes:
     async def create(self, request: Request) -> Response:
         form = Form(boundary_of(request.headers.get("content-type", "")))
         owner = access_of(request).owner
-        file = await receive_file(request.stream(), form, self.files, owner, self.now(), self.limits)
+        file = await self.uploads.receive(request.stream(), form, owner, self.now())
         return Json(file.as_dict())
 
     async def list(self, request: Request) -> Response:

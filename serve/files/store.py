@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
+import redis.exceptions
 
 from jobs.store.keys import PREFIX
 from serve.access.access import Access
@@ -100,15 +102,30 @@ class Files:
         return self._folder / f"{file.id}.jsonl{suffix if suffix in SUFFIXES else ''}"
 
     def add(self, file: StoredFile) -> None:
-        """Keep an upload whose bytes are complete."""
-        with self._connection.pipeline() as pipe:
-            pipe.set(_key(file.id), msgspec.json.encode(file))
-            for listed in (FILES, _of(file.owner)):
-                pipe.zadd(listed, {file.id: file.created_at})
-            if file.expires_at is not None:
-                pipe.zadd(EXPIRING_FILES, {file.id: file.expires_at})
-            pipe.execute()
-        self.part(file.id).replace(self.path(file))
+        """Keep an upload whose bytes are complete.
+
+        Raises:
+            OSError: they cannot be kept.
+        """
+        part = self.part(file.id)
+        try:
+            with self._connection.pipeline() as pipe:
+                pipe.set(_key(file.id), msgspec.json.encode(file))
+                for listed in (FILES, _of(file.owner)):
+                    pipe.zadd(listed, {file.id: file.created_at})
+                if file.expires_at is not None:
+                    pipe.zadd(EXPIRING_FILES, {file.id: file.expires_at})
+                pipe.execute()
+        except redis.exceptions.RedisError:
+            # Whether the entry is there is not known. What is left of the part has tidy() look, later on.
+            os.truncate(part, 0)
+            raise
+        try:
+            part.replace(self.path(file))
+        except OSError:
+            self._forget(file)
+            part.unlink(missing_ok=True)
+            raise
 
     def find(self, file_id: str, access: Access) -> StoredFile | None:
         """The file of this id; None where there is none that may be seen."""
@@ -149,26 +166,51 @@ class Files:
 
     def remove(self, file: StoredFile) -> None:
         """Remove a file. A batch that is being made of it goes on: it has the file open."""
+        part = self.part(file.id)
+        with contextlib.suppress(FileNotFoundError):
+            self.path(file).replace(part)  # what dies from here on leaves a part, for tidy()
+        self._forget(file)
+        part.unlink(missing_ok=True)
+
+    def _forget(self, file: StoredFile) -> None:
         with self._connection.pipeline() as pipe:
             pipe.delete(_key(file.id))
             for listed in (FILES, _of(file.owner), EXPIRING_FILES):
                 pipe.zrem(listed, file.id)
             pipe.execute()
-        self.path(file).unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Remove files whose time has come, and parts of uploads that were given up."""
+        """Remove files whose time has come, and what is left of uploads that were given up or whose server died."""
         due = cast("list[bytes]", self._connection.zrangebyscore(EXPIRING_FILES, 0, self._now()))
         for item in due:
-            raw = cast("bytes | None", self._connection.get(_key(item.decode(errors="replace"))))
-            if raw is None:
+            file = self._entry(item.decode(errors="replace"))
+            if file is None:
                 self._connection.zrem(EXPIRING_FILES, item)
-                continue
-            self.remove(msgspec.json.decode(raw, type=StoredFile))
+            else:
+                self.remove(file)
         old = self._now() - PART_S
-        for entry in os.scandir(self._folder):
-            if entry.name.endswith(PART_SUFFIX) and entry.stat().st_mtime < old:
-                Path(entry.path).unlink(missing_ok=True)
+        with os.scandir(self._folder) as entries:
+            parts = [entry.name for entry in entries if entry.name.endswith(PART_SUFFIX) and _before(entry, old)]
+        for name in parts:
+            file = self._entry(name.removesuffix(PART_SUFFIX))
+            if file is not None and not self.path(file).exists():
+                self._forget(file)
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _entry(self, file_id: str) -> StoredFile | None:
+        """What Redis has of a file, whether its bytes are there or not."""
+        raw = cast("bytes | None", self._connection.get(_key(file_id)))
+        try:
+            return None if raw is None else msgspec.json.decode(raw, type=StoredFile)
+        except msgspec.MsgspecError:
+            return None
+
+
+def _before(entry: os.DirEntry[str], moment: float) -> bool:
+    try:
+        return entry.stat().st_mtime < moment
+    except FileNotFoundError:  # another server was quicker
+        return False
 
 
 def _key(file_id: str) -> str:

@@ -8,23 +8,27 @@ import os
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import orjson
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from jobs.errors import RefusedError
-from serve.errors import ApiError
+from serve.errors import ApiError, unstored
 from serve.files.store import SUFFIXES, Files, StoredFile, new_file_id
 from serve.settings import Limits
 
-BLOCK = 1 << 20
+BLOCK, LEAST_BLOCK = 1 << 20, 64 << 10
+"""Bytes of a file that are written at a time: fewer where there are many uploads."""
+WAITING_BYTES = 16 << 20
+"""Of all uploads together so many wait to be written, or :data:`LEAST_BLOCK` of each."""
 FIELD_BYTES = 4096
 MOST_FIELDS = 32
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data")
 """OpenAI's purposes of uploads that its file objects may have. All are kept; batches are made of those for batches."""
 SHORTEST_S, LONGEST_S = 3600, 2_592_000
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,10}")
 _UNSAFE = re.compile(r"[^\w .()+,=@-]")
 
 
@@ -50,6 +54,7 @@ class Form:
         self.waiting = 0
         """Bytes of the file that wait to be written."""
         self._part = _Part()
+        self._parts = 0
         self._parser = MultipartParser(
             boundary,
             {
@@ -81,7 +86,8 @@ class Form:
         return taken
 
     def _begin(self) -> None:
-        if len(self.fields) >= MOST_FIELDS:
+        self._parts += 1
+        if self._parts > MOST_FIELDS:
             raise _malformed(f"it has more than {MOST_FIELDS} fields")
         self._part = _Part()
 
@@ -147,43 +153,58 @@ def boundary_of(content_type: str) -> bytes:
     return boundary
 
 
-async def receive_file(
-    body: AsyncIterator[bytes], form: Form, files: Files, owner: str, now: float, limits: Limits
-) -> StoredFile:
-    """Take a file in, and keep it.
+class Uploads:
+    """Takes files in, any number at a time. Thread: the event loop's."""
 
-    Raises:
-        ApiError: the form or the file is no good; nothing is kept.
-    """
-    file_id = new_file_id()
-    part = files.part(file_id)
-    size = newlines = 0
-    last = b"\n"
-    try:
+    def __init__(self, files: Files, limits: Limits) -> None:
+        self._files, self._limits = files, limits
+        self._running = 0
+
+    async def receive(self, body: AsyncIterator[bytes], form: Form, owner: str, now: float) -> StoredFile:
+        """Take a file in, and keep it.
+
+        Raises:
+            ApiError: the form or the file is no good, or there is no place for it; nothing is kept.
+        """
+        file_id = new_file_id()
+        part = self._files.part(file_id)
+        self._running += 1
+        try:
+            size, lines = await self._written(body, form, part)
+            file = _described(form, file_id, size, lines, owner, now)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise unstored(error) from None
+            raise
+        finally:
+            self._running -= 1
+        try:
+            await asyncio.to_thread(self._files.add, file)
+        except OSError as error:
+            raise unstored(error) from None
+        return file
+
+    async def _written(self, body: AsyncIterator[bytes], form: Form, part: Path) -> tuple[int, int]:
+        """Write the file of a form to disk while it comes; its bytes and lines."""
+        size = newlines = 0
+        last = b"\n"
         with await asyncio.to_thread(_opened, part) as out:
             async for data in body:
                 form.feed(data)
-                if form.waiting >= BLOCK:
+                if form.waiting >= max(LEAST_BLOCK, min(BLOCK, WAITING_BYTES // self._running)):
                     size, newlines, last = await _write(out, form, size, newlines, last)
-                    _check_size(size, newlines, form, limits)
+                    _check_size(size, newlines, form, self._limits)
             size, newlines, last = await _write(out, form, size, newlines, last)
-            await asyncio.to_thread(_sync, out)
+            await asyncio.to_thread(os.fsync, out)
         lines = newlines + (last != b"\n")
-        _check_size(size, lines, form, limits)
-        file = _described(form, file_id, size, lines, owner, now)
-        await asyncio.to_thread(files.add, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
-    return file
+        _check_size(size, lines, form, self._limits)
+        return size, lines
 
 
-def _opened(part: os.PathLike[str]) -> BinaryIO:
-    try:
-        return open(part, "xb", buffering=0, opener=_private)
-    except OSError as error:
-        raise RefusedError(f"files cannot be kept at the moment: {error.strerror}") from None
+def _opened(part: Path) -> BinaryIO:
+    return open(part, "xb", buffering=0, opener=_private)
 
 
 def _private(path: str, flags: int) -> int:
@@ -196,19 +217,12 @@ async def _write(out: BinaryIO, form: Form, size: int, newlines: int, last: byte
         return size, newlines, last
 
     def write() -> int:
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[out.write(view) :]
-        except OSError as error:
-            raise ApiError(507, f"The file cannot be kept: {error.strerror}.", code="storage_full") from None
+        view = memoryview(data)
+        while view:
+            view = view[out.write(view) :]
         return data.count(b"\n")
 
     return size + len(data), newlines + await asyncio.to_thread(write), data[-1:]
-
-
-def _sync(out: BinaryIO) -> None:
-    os.fsync(out.fileno())
 
 
 def _compressed(name: str | None) -> bool:
@@ -287,15 +301,12 @@ def _expires_at(fields: dict[str, str], now: float) -> float | None:
             code="invalid_value",
             param="expires_after.anchor",
         )
-    if (
-        seconds is None
-        or not (seconds.isascii() and seconds.isdigit())
-        or not SHORTEST_S <= int(seconds[:10]) <= LONGEST_S
-    ):
+    number = int(seconds) if seconds is not None and _WHOLE_NUMBER.fullmatch(seconds) else 0
+    if not SHORTEST_S <= number <= LONGEST_S:
         raise ApiError(
             400,
             f"Invalid value for 'expires_after.seconds': expected a number from {SHORTEST_S} to {LONGEST_S}.",
             code="invalid_value",
             param="expires_after.seconds",
         )
-    return now + int(seconds)
+    return now + number

@@ -114,7 +114,7 @@ class Intake:
             if self._orders.cancelled(order.batch_id):
                 raise CancelledError
 
-        with PromptFile(self._files.path(file)) as prompts:
+        with PromptFile(self._files.path(file), most_bytes=self._limits.unpacked_bytes) as prompts:
             prompts.name = file.filename
             inspector = Inspector(None if order.plain else order.endpoint, self._limits.file_lines, served, see=see)
             submit(self._store, prompts, self._order(order), inspect=inspector)

@@ -38,6 +38,7 @@ class CheckOrder:
     path: str
     name: str
     most_lines: int
+    most_bytes: int
     defaults: Mapping[str, Any] = field(default_factory=dict)
     render: bool = False
 
@@ -51,7 +52,7 @@ def check_file(
         PromptmillError: the file cannot be read, or has too many lines.
     """
     defaults, findings, said_at = Defaults(order.defaults), Findings(), clock()
-    with PromptFile(order.path) as prompts, _Renderer(order, defaults) as renderer:
+    with PromptFile(order.path, most_bytes=order.most_bytes) as prompts, _Renderer(order, defaults) as renderer:
         prompts.name = order.name
         for chunk in checked(prompts, defaults):
             findings.add(chunk)

@@ -148,6 +148,7 @@ class Checks:
             path=str(self._files.path(file).absolute()),
             name=file.filename,
             most_lines=self._limits.file_lines,
+            most_bytes=self._limits.unpacked_bytes,
             defaults=draft.defaults,
             render=model in self._models.live,
         )

@@ -117,6 +117,8 @@ class Janitor(threading.Thread):
                     task()
                 except (redis.exceptions.RedisError, PromptmillError, OSError) as error:
                     log.debug("not tidied up: %s", error)
+                except Exception:  # the thread goes on: the other tasks wait for it
+                    log.exception("not tidied up", extra={"action": "not_tidied"})
 
     def tidy(self) -> None:
         """One round."""
@@ -163,10 +165,10 @@ class Janitor(threading.Thread):
             found = replies(pipe)
         for batch, info in zip(batches, found, strict=True):
             status, *counts = info if isinstance(info, list) else (None, None, None)
-            if status == b"validating":
-                continue
             finished = sum(int(count or 0) for count in counts)
-            if status is None or status.decode() in ENDED or finished > batch.answered:
+            # One that is being validated was committed, and is not any more: Redis lost its last second.
+            over = status in (None, b"validating") or status.decode() in ENDED
+            if over or finished > batch.answered:
                 self._recover(batch, over=status != b"in_progress")
 
     def _recover(self, batch: SentBatch, *, over: bool) -> None:

@@ -31,6 +31,8 @@ class Desk:
         self.waiting = Waiting()
         self.count = 0
         """Requests that wait now."""
+        self.checking = asyncio.Lock()
+        """Held by who has a large request checked."""
         self.closed = False
         """The server ends, and nobody waits any longer."""
         self._sender: Sender | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from jobs.batch import PRIORITIES
-from jobs.errors import LineError
+from jobs.errors import MOST_PROBLEMS, LineError
 from jobs.lines.line import check_line
 from jobs.shard import Group
 from serve.access.access import Access
@@ -45,7 +45,10 @@ def line_of(raw: bytes, url: str, request_id: str, access: Access) -> RequestLin
             param="stream",
         )
     priority = _priority(body)
-    line = orjson.dumps({"custom_id": request_id, "method": "POST", "url": url, "body": body})
+    try:
+        line = orjson.dumps({"custom_id": request_id, "method": "POST", "url": url, "body": body})
+    except orjson.JSONEncodeError:
+        raise ApiError(400, "The request's body is nested too deeply.", code="invalid_json") from None
     try:
         fields = check_line(line).fields
     except LineError as error:
@@ -75,5 +78,5 @@ def _priority(body: dict[str, Any]) -> str:
 def refusal(error: LineError) -> ApiError:
     """What is wrong with a line, as an answer."""
     text = error.message if error.field is None else f"'{error.field}' {error.message}"
-    others = "".join(f"; also: '{also.field}' {also.message}" for also in error.also)
+    others = "".join(f"; also: '{also.field}' {also.message}" for also in error.also[:MOST_PROBLEMS])
     return ApiError(400, text + others, code=CODES.get(error.code, error.code), param=error.field)

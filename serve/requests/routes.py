@@ -8,15 +8,16 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
 from starlette.routing import Route
 
-from jobs.errors import PromptmillError
+from jobs.errors import BatchNotFoundError, RefusedError
 from jobs.lines.line import CHAT_URL, COMPLETIONS_URL
 from jobs.store.shard_records import ShardRecords, loaded
 from serve.errors import ApiError
-from serve.http.guard import Message, Receive, Scope, Send
+from serve.http.exchange import SMALL_BYTES, Message, Receive, Scope, Send
 from serve.pool.routes import no_model
 from serve.requests.answering import answer_of
 from serve.requests.answers import GONE
@@ -28,8 +29,9 @@ from serve.requests.waiting import Once
 if TYPE_CHECKING:
     from serve.requests.desk import Desk
 
-ASK_AGAIN_S = 0.05
-"""Of a request that was sent before it is looked so often whether its record is there."""
+ASK_AGAIN_S, LONGEST_PAUSE_S = 0.05, 1.0
+"""Of a request that was sent before it is looked so often whether its record is there: less often, the longer it
+takes."""
 LONGEST_KEY = 256
 
 
@@ -52,14 +54,23 @@ class Completions:
         if scope["method"] != "POST":
             raise ApiError(405, f"{self._url} takes POST.", headers={"Allow": "POST"})
         raw = await _body(receive)
-        line = line_of(raw, self._url, scope["request_id"], scope["access"])
+        line = await self._line(raw, scope)
         record = await self._record(line, _once(scope, self._url, raw), receive)
         if record is None:
             return  # the client has gone
         status, body = answer_of(record, self._url)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            headers.append((b"retry-after", b"1"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    async def _line(self, raw: bytes, scope: Scope) -> RequestLine:
+        """The line of a request. Large ones are looked at in a thread, one after the other, while others are served."""
+        if len(raw) <= SMALL_BYTES:
+            return line_of(raw, self._url, scope["request_id"], scope["access"])
+        async with self._desk.checking:
+            return await asyncio.to_thread(line_of, raw, self._url, scope["request_id"], scope["access"])
 
     async def _record(self, line: RequestLine, once: Once | None, receive: Receive) -> bytes | None:
         """The record of a line; None where its client went away before.
@@ -99,7 +110,7 @@ class Completions:
             ApiError: there is none in time, or too many wait already.
         """
         desk = self._desk
-        deadline = self._clock() + desk.limits.request_s
+        deadline, pause = self._clock() + desk.limits.request_s, ASK_AGAIN_S
         with desk.place():
             gone = asyncio.ensure_future(_disconnected(receive))
             try:
@@ -109,9 +120,10 @@ class Completions:
                         return found
                     if desk.closed:
                         raise closing()
-                    await asyncio.wait((gone,), timeout=ASK_AGAIN_S)
+                    await asyncio.wait((gone,), timeout=pause)
                     if gone.done():
                         return None
+                    pause = min(pause * 1.5, LONGEST_PAUSE_S)
             finally:
                 gone.cancel()
         raise ApiError(504, "The request was not answered in time.", code="request_timeout")
@@ -172,21 +184,22 @@ def _sent_before(desk: Desk, once: Once) -> SentLine | None:
         message = "Conflict: this Idempotency-Key was used for another request; take a new one."
         raise ApiError(409, message, code="idempotency_conflict")
     sent = SentLine(parts[0], int(parts[1]), int(parts[2]))
-    return sent if _status(desk, sent) in ("in_progress", "completed") else None
+    return sent if _is_there(desk, sent) else None
 
 
-def _status(desk: Desk, sent: SentLine) -> str | None:
-    with contextlib.suppress(PromptmillError):
-        return desk.store.batch(sent.batch_id).status
-    return None
+def _is_there(desk: Desk, sent: SentLine) -> bool:
+    """Whether the line runs, or has run."""
+    with contextlib.suppress(BatchNotFoundError, RefusedError):
+        return desk.store.batch(sent.batch_id).status in ("in_progress", "completed")
+    return False
 
 
 def _record_at(desk: Desk, sent: SentLine) -> bytes | None:
     """The record of a line; None where there is none yet."""
-    runs = _status(desk, sent) == "in_progress"
+    live = _is_there(desk, sent)  # before the record: what ends between the two has it
     part = ShardRecords(desk.store.connection, sent.batch_id).part(sent.number, sent.index - 1, [sent.index])
     record = next((loaded(record) for found, record in part.records if found == sent.index), None)
-    return record if record is not None or runs else GONE
+    return record if record is not None or live else GONE
 
 
 def completion_routes(desk: Desk) -> list[Route]:

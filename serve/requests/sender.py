@@ -12,6 +12,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import redis.exceptions
 
@@ -94,6 +95,9 @@ class Sender(threading.Thread):
             self._send_batch(priority, waiters)
         except (redis.exceptions.RedisError, PromptmillError) as error:
             log.warning("requests cannot be queued: %s", error, extra={"action": "not_queued"})
+            self._loop.call_soon_threadsafe(self._waiting.fail, waiters, partial(unavailable, error))
+        except Exception:  # the thread goes on: others wait for it
+            log.exception("requests cannot be queued", extra={"action": "not_queued"})
             self._loop.call_soon_threadsafe(self._waiting.fail, waiters, unavailable)
 
     def _send_batch(self, priority: str, waiters: Sequence[Waiter]) -> None:

@@ -44,10 +44,11 @@ class PromptFile:
     A context manager, to be iterated over once.
 
     Raises:
-        RefusedError: it cannot be opened, or, while it is read, cannot be unpacked or is not UTF-8.
+        RefusedError: it cannot be opened, or, while it is read, cannot be unpacked, has more than ``most_bytes`` then
+            or is not UTF-8.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, stdin: int = STDIN) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, stdin: int = STDIN, most_bytes: int | None = None) -> None:
         given = os.fspath(path)
         # A name that is no text, as file systems allow, is shown and stored as well as text can.
         self.name = "standard input" if given == "-" else os.fsencode(given).decode("utf-8", "replace")
@@ -57,13 +58,14 @@ class PromptFile:
         self._begin = b""
         """Of the first line that is too long."""
         self._hash = hashlib.blake2b(digest_size=16)
+        self._most_bytes, self._unpacked_bytes = most_bytes, 0
         with self._explained():
             self._file = io.FileIO(stdin, closefd=False) if given == "-" else io.FileIO(given)
         status = os.fstat(self._file.fileno())
         self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
         """Bytes of the file as it lies on disk; None where that is not known."""
         counted = io.BufferedReader(_Tap(self._file, self._count), BLOCK)
-        self._content = io.BufferedReader(_Tap(_unpacked(given, counted), self._hash.update), BLOCK)
+        self._content = io.BufferedReader(_Tap(_unpacked(given, counted), self._unpacked), BLOCK)
 
     def __enter__(self) -> PromptFile:
         return self
@@ -148,6 +150,15 @@ class PromptFile:
 
     def _count(self, block: memoryview) -> None:
         self.bytes_read += len(block)
+
+    def _unpacked(self, block: memoryview) -> None:
+        self._hash.update(block)
+        self._unpacked_bytes += len(block)
+        if self._most_bytes is not None and self._unpacked_bytes > self._most_bytes:
+            most = f"{self._most_bytes / 2**30:g} GiB"
+            raise RefusedError(
+                f"{self.name} has more than {most} when it is unpacked, the most that is taken: split it"
+            )
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -14,12 +14,12 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.e2e.faults.conftest import THOROUGH
 from tests.e2e.faults.pool import MODEL, Pool
 from tests.servers import free_port
 from tests.serving import serving
 
-CLIENTS = 60
-UPLOADERS = 3
+CLIENTS, UPLOADERS = (500, 5) if THOROUGH else (40, 2)
 LINES = 200
 AGAIN_S = 0.2
 RETRYABLE = (429, 503, 504)

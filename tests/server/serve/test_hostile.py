@@ -44,6 +44,16 @@ PURPOSE = 'Content-Disposition: form-data; name="purpose"\r\n\r\nbatch'
         (BOUNDARY, form(PURPOSE, 'Content-Disposition: form-data; name="file"; filename="x"\r\n\r\n')),
         (BOUNDARY, form("A" * 20_000 + ": x\r\n\r\nx")),
         (BOUNDARY, form('Content-Disposition: form-data; name="purpose"\r\n\r\n' + "x" * 10_000, FILE)),
+        (BOUNDARY, form(PURPOSE, *['Content-Disposition: form-data; name="a"\r\n\r\nx'] * 99, FILE)),
+        (
+            BOUNDARY,
+            form(
+                PURPOSE,
+                FILE,
+                EXPIRY.format("[anchor]", "created_at"),
+                EXPIRY.format("[seconds]", "0000003600" + "9" * 400),
+            ),
+        ),
         (BOUNDARY, form(*(f'Content-Disposition: form-data; name="{n}"\r\n\r\nx' for n in range(99)), FILE)),
     ],
 )
@@ -96,7 +106,7 @@ def test_what_is_too_large_is_refused(client_of: Client, tmp_path: Path) -> None
     )
     large = client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("x", b"x" * (5 << 20))})
     lines = client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("x", b"{}\n" * 11)})
-    body = client.post("/v1/chat/completions", content=b"x" * (17 << 20))
+    body = client.post("/v1/chat/completions", content=b"x" * (5 << 20))
     assert [answer.status_code for answer in (announced, large, lines, body)] == [413, 413, 400, 413]
     assert list((tmp_path / "files").iterdir()) == []
 
@@ -127,7 +137,66 @@ def test_a_body_that_stands_still_is_cut_off() -> None:
     async def send(message: dict[str, Any]) -> None:
         said.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/files", "headers": [(b"host", b"localhost")]}
+    headers = [(b"host", b"localhost"), (b"content-length", b"5")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/files", "headers": headers}
     asyncio.run(Guard(app, Gate(None), Limits(quiet_s=0.01))(scope, silent, send))
     assert said[0]["status"] == 408
     assert (b"connection", b"close") in said[0]["headers"]
+
+
+def test_a_deeply_nested_request_is_refused(client_of: Client) -> None:
+    """Deeper than it can be written again."""
+    body = b'{"model":"a/b","prompt":"x","metadata":' + b'{"a":' * 500 + b"1" + b"}" * 501
+    assert client_of().post("/v1/completions", content=body).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ({"Content-Length": "2", "Transfer-Encoding": "chunked"}, 400),
+        ({"Content-Encoding": "gzip"}, 415),
+        ({"Host": "127.0.0.1.example.com"}, 403),
+    ],
+)
+def test_heads_that_mislead_are_refused(client_of: Client, header: dict[str, str], status: int) -> None:
+    """Two lengths of a body, a compressed one, a name that looks like an address of this machine."""
+    assert client_of().post("/v1/completions", content=b"{}", headers=header).status_code == status
+
+
+def test_large_bodies_share_a_room() -> None:
+    """Who comes when it is full is told to come again; small bodies and, afterwards, others are taken."""
+    answers: list[int] = []
+
+    async def ask(guard: Guard, size: int, inside: asyncio.Event, leave: asyncio.Event | None = None) -> None:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"x" * size, "more_body": False}
+
+        async def send(message: dict[str, Any]) -> None:
+            if "status" in message:
+                answers.append(message["status"])
+
+        headers = [(b"host", b"localhost"), (b"content-length", b"%d" % size)]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
+        await guard({**scope, "inside": inside, "leave": leave}, receive, send)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        scope["inside"].set()
+        if scope["leave"] is not None:
+            await scope["leave"].wait()
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body"})
+
+    async def scenario() -> None:
+        guard = Guard(app, Gate(None), Limits(bodies_bytes=100_000))
+        inside, leave = asyncio.Event(), asyncio.Event()
+        first = asyncio.create_task(ask(guard, 150_000, inside, leave))
+        await inside.wait()
+        await ask(guard, 150_000, asyncio.Event())
+        await ask(guard, 60_000, asyncio.Event())
+        leave.set()
+        await first
+        await ask(guard, 150_000, asyncio.Event())
+
+    asyncio.run(scenario())
+    assert answers == [503, 200, 200, 200]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 import uvicorn
 
 from serve.http.protocol import limited_protocol
@@ -119,6 +121,50 @@ def test_a_head_that_is_too_large_is_refused() -> None:
     async def scenario(connect: Callable[[], Awaitable[Streams]]) -> None:
         reader, writer = await connect()
         writer.write(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 20_000)
-        assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+        head, body = (await reader.read()).split(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 431 ")
+        assert b"x-request-id: req_" in head
+        assert "4,096 bytes" in json.loads(body)["error"]["message"]
 
     connected(Limits(header_bytes=4096), scenario)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"\x16\x03\x01\x00\xc2", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+    ],
+)
+def test_what_is_no_http_is_refused(request_: bytes, status: int) -> None:
+    """As all else is: with an error of OpenAI's form and an id."""
+
+    async def scenario(connect: Callable[[], Awaitable[Streams]]) -> None:
+        reader, writer = await connect()
+        writer.write(request_ + b"\r\n")
+        head, body = (await reader.read()).split(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        assert b"x-request-id: req_" in head
+        assert b"bytearray" not in body
+        assert json.loads(body)["error"]["type"] == ("server_error" if status == 501 else "invalid_request_error")
+
+    connected(Limits(), scenario)
+
+
+def test_who_does_not_read_is_cut_off() -> None:
+    """Its connection does not stay open for what it never takes."""
+
+    async def scenario(connect: Callable[[], Awaitable[Streams]]) -> None:
+        _, writer = await connect()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            while True:
+                writer.write(REQUEST * 1000)
+                await writer.drain()
+                await asyncio.sleep(0)
+
+    connected(Limits(quiet_s=0.05), scenario)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
+import pytest
 
 from jobs.record_head import whole
 from jobs.shard import Group
-from jobs.store.keys import REQUESTS, BatchKeys
+from jobs.store.keys import EXPIRING, REQUESTS, BatchKeys
 from jobs.store.store import Store
 from serve.access.access import Access
 from serve.errors import ApiError
@@ -18,10 +21,11 @@ from serve.pool.models import Models
 from serve.requests.answers import GONE, Janitor
 from serve.requests.desk import Desk
 from serve.requests.line import RequestLine
-from serve.requests.routes import Completions
+from serve.requests.routes import Completions, SentLine
 from serve.requests.sender import Sender
 from serve.requests.waiting import SentBatch, Waiter, Waiting
-from serve.settings import Limits
+from serve.server import Every, ServerParts
+from serve.settings import Limits, ServeSettings
 from tests.pool import make_batch, prompts, work
 
 T = TypeVar("T")
@@ -161,6 +165,45 @@ def test_who_asks_again_waits_among_the_others(store: Store) -> None:
     assert at_a_desk(store, scenario, waiting=2) == (429, 0)
 
 
+def test_what_was_lost_since_is_not_waited_for(store: Store) -> None:
+    """A request that is sent again while its line goes, as with the last second of a Redis, is told to come again."""
+    key = (b"idempotency-key", b"k-2")
+
+    async def scenario(desk: Desk) -> bytes | None:
+        first = asyncio.create_task(Connection(desk, key).ask())
+        batch_id = await sent(store)
+        again = asyncio.create_task(Completions(URL, desk)._again(SentLine(batch_id, 0, 0), Connection(desk)._receive))
+        await asyncio.to_thread(store.discard, batch_id)
+        found = await again
+        desk.refuse_rest()
+        with contextlib.suppress(ApiError):
+            await first
+        return found
+
+    assert at_a_desk(store, scenario) == GONE
+
+
+def test_what_a_server_left_that_died_ends_without_workers(store: Store, tmp_path: Path) -> None:
+    """Another server ends and removes the batches whose clients are gone."""
+
+    async def asked(desk: Desk) -> str:
+        asyncio.get_running_loop().create_task(Connection(desk).ask())
+        batch_id = await sent(store)
+        desk._janitor = None  # it dies, and cancels nothing
+        return batch_id
+
+    batch_id = at_a_desk(store, asked)
+    store.connection.zadd(EXPIRING, {batch_id: 1})
+    store.connection.hset(BatchKeys(batch_id).info, mapping={"expires_at": 1, "keep_s": 0})
+    parts = ServerParts(store, ServeSettings(tmp_path / "files"))
+    for chore in (*parts.desk._also, *parts.desk._also):
+        if isinstance(chore, Every):
+            chore._next = 0.0
+        chore()
+    assert not store.connection.exists(BatchKeys(batch_id).info)
+    assert store.connection.zcard(REQUESTS) == 0
+
+
 def refusal(store: Store, **limits: Any) -> ApiError:
     """What a request is told under these limits."""
 
@@ -198,8 +241,9 @@ def test_a_server_that_ends_sends_its_clients_away(store: Store) -> None:
     assert at_a_desk(store, scenario) == (3, 3)
 
 
-def test_answers_that_were_missed_are_found(store: Store) -> None:
-    """As where Redis lost its last second; of lines that will have no record it is said."""
+@pytest.mark.parametrize("status", ["expired", "validating"])
+def test_answers_that_were_missed_are_found(store: Store, status: str) -> None:
+    """As where Redis lost its last second, the commit too; of lines that will have no record it is said."""
     batch_id = make_batch(store, prompts(3))
 
     async def scenario() -> list[bytes]:
@@ -212,7 +256,7 @@ def test_answers_that_were_missed_are_found(store: Store) -> None:
         await asyncio.to_thread(work, store, batch_id, only=[1])
         await asyncio.to_thread(janitor.tidy)
         first = await waiters[1].answer
-        store.connection.hset(BatchKeys(batch_id).info, "status", "expired")
+        store.connection.hset(BatchKeys(batch_id).info, "status", status)
         await asyncio.to_thread(janitor.tidy)
         return [first, await waiters[0].answer, await waiters[2].answer]
 

@@ -242,3 +242,16 @@ def test_digest_names_the_content(tmp_path: Path) -> None:
     with PromptFile(one) as prompts:
         list(prompts)
         assert prompts.digest == digest_of(one) != digest_of(two)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, suffix: str) -> None:
+    """However little of it lies on disk, and whether it has lines or not."""
+    path = tmp_path / f"x.jsonl{suffix}"
+    data = b"\0" * (4 << 20)
+    path.write_bytes({"": data, ".gz": gzip.compress(data), ".zst": zstandard.compress(data)}[suffix])
+    with (
+        pytest.raises(RefusedError, match="more than 1,048,576 bytes"),
+        PromptFile(path, most_bytes=1 << 20) as prompts,
+    ):
+        list(prompts)
