@@ -172,8 +172,13 @@ KINDS: dict[str, tuple[Callable[[str, int], Awaitable[Found]], int, str]] = {
 """By name: what it does, how often, and what it is called."""
 
 
+async def run(kind: str, url: str, count: int) -> Found:
+    """So many of a kind."""
+    return await KINDS[kind][0](url, count)
+
+
 def main(kind: str, url: str, count: str) -> None:
-    found = asyncio.run(KINDS[kind][0](url, int(count)))  # type: ignore[arg-type]
+    found = asyncio.run(run(kind, url, int(count)))
     print(json.dumps(found))
 
 

@@ -10,12 +10,14 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from tests.e2e.faults.conftest import THOROUGH
 from tests.e2e.faults.pool import MODEL, Pool
+from tests.proxy import Proxy
 from tests.servers import free_port
 from tests.serving import serving
 
@@ -37,6 +39,7 @@ class Clients:
         self.answered: Counter[str] = Counter()
         self.refused: Counter[int] = Counter()
         self.batches: list[str] = []
+        self.data = b""
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(CLIENTS)]
         self._threads += [threading.Thread(target=self._upload) for _ in range(UPLOADERS)]
 
@@ -85,7 +88,7 @@ class Clients:
             }
             for n in range(LINES)
         ]
-        data = "\n".join(map(json.dumps, lines)).encode()
+        data = self.data = "\n".join(map(json.dumps, lines)).encode()
         with httpx.Client(base_url=self._url, timeout=30) as http:
             while not self.over.is_set():
                 file = self._answered(http, "/files", files={"file": ("x.jsonl", data)}, data={"purpose": "batch"})
@@ -98,32 +101,39 @@ class Clients:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("victim", ["server", "worker", "redis"])
+@pytest.mark.parametrize("victim", ["server", "one of two servers", "worker", "redis"])
 def test_killed_while_clients_wait(victim: str, pool: Pool, tmp_path: Path) -> None:
     """Each request is answered in the end, each file is whole, and each line of each batch runs once."""
     port, files = free_port(), tmp_path / "files"
-    url = f"http://127.0.0.1:{port}/v1"
     first, second = pool.worker(), pool.worker()
     pool.ready(first, second)
     with contextlib.ExitStack() as stack:
         served = stack.enter_context(serving(pool.server.url, files, port=port))
+        url = f"http://127.0.0.1:{port}/v1"
+        if victim == "one of two servers":
+            other = stack.enter_context(serving(pool.server.url, files))
+            places = [urlsplit(server.url).netloc for server in (served, other)]
+            proxy = stack.enter_context(contextlib.closing(Proxy(*(f"tcp://{place}" for place in places))))
+            url = f"http://{urlsplit(proxy.url).netloc}/v1"
         clients = Clients(url)
         clients.start()
         pool.until(lambda: len(clients.answered) > CLIENTS and clients.batches, "clients are answered")
         before = len(clients.answered)
-        if victim == "server":
-            served.process.kill()
-            served.process.wait()
-            stack.enter_context(serving(pool.server.url, files, port=port))
-        elif victim == "worker":
+        if victim == "worker":
             first.signal(signal.SIGKILL)
-        else:
+        elif victim == "redis":
             pool.server.kill()
             pool.server.start()
+        else:
+            served.process.kill()
+            served.process.wait()
+            if victim == "server":
+                stack.enter_context(serving(pool.server.url, files, port=port))
         pool.until(lambda: len(clients.answered) > before + 2 * CLIENTS, "clients are answered again")
         clients.join()
         assert not clients.refused
         with httpx.Client(base_url=url, timeout=30) as http:
+            check_files(http, clients)
             for batch_id in clients.batches:
                 batch = pool.until(lambda name=batch_id: ended(http, name), f"{batch_id} ends")
                 if batch == LOST and victim == "redis":
@@ -132,6 +142,12 @@ def test_killed_while_clients_wait(victim: str, pool: Pool, tmp_path: Path) -> N
                 content = http.get(f"/files/{batch['output_file_id']}/content").text
                 found = Counter(json.loads(line)["custom_id"] for line in content.splitlines())
                 assert found == Counter(f"row-{n}" for n in range(LINES))
+
+
+def check_files(http: httpx.Client, clients: Clients) -> None:
+    """Every file that is listed, whether its upload was answered or not, has all its bytes."""
+    for file in http.get("/files", params={"purpose": "batch"}).json()["data"]:
+        assert http.get(f"/files/{file['id']}/content").content == clients.data
 
 
 def ended(http: httpx.Client, batch_id: str) -> dict[str, Any] | None:

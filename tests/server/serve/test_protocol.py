@@ -15,6 +15,7 @@ from serve.http.protocol import limited_protocol
 from serve.settings import Limits
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+LARGE = 4 << 20
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -23,7 +24,14 @@ async def app(_scope: Any, _receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-def connected(limits: Limits, scenario: Callable[[Callable[[], Awaitable[Streams]]], Awaitable[None]]) -> None:
+async def large(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % LARGE)]})
+    await send({"type": "http.response.body", "body": bytes(LARGE)})
+
+
+def connected(
+    limits: Limits, scenario: Callable[[Callable[[], Awaitable[Streams]]], Awaitable[None]], app: Any = app
+) -> None:
     """Run a scenario with a server under these limits; it is given what connects."""
 
     async def run() -> None:
@@ -163,8 +171,8 @@ def test_who_does_not_read_is_cut_off() -> None:
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         with pytest.raises(ConnectionError):  # noqa: PT012
             while True:
-                writer.write(REQUEST * 1000)
+                writer.write(REQUEST)
+                await asyncio.sleep(0.001)
                 await writer.drain()
-                await asyncio.sleep(0)
 
-    connected(Limits(quiet_s=0.05), scenario)
+    connected(Limits(quiet_s=0.05), scenario, large)

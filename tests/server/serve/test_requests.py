@@ -187,9 +187,11 @@ def test_what_a_server_left_that_died_ends_without_workers(store: Store, tmp_pat
     """Another server ends and removes the batches whose clients are gone."""
 
     async def asked(desk: Desk) -> str:
-        asyncio.get_running_loop().create_task(Connection(desk).ask())
+        client = Connection(desk, (b"idempotency-key", b"k-3"))  # such lines are not cancelled with their client
+        asking = asyncio.create_task(client.ask())
         batch_id = await sent(store)
-        desk._janitor = None  # it dies, and cancels nothing
+        client.gone.set()
+        await asking
         return batch_id
 
     batch_id = at_a_desk(store, asked)
