@@ -52,5 +52,5 @@ def test_scored_tokens_have_a_rate_of_their_own() -> None:
         "20 of 100 lines done; prompt 20.0 tok/s, output 0 tok/s, scored 18.0"
     )
     done = replace(later, status="completed", total=20, times={"started": 5.0, "completed": 25.0})
-    assert scored_pace(done, 99.0, None) == "9.00 scored tok/s"
+    assert scored_pace(done, 99.0, None) == "9.0 scored tok/s"
     assert scored_pace(batch(20), 10.0, BatchRates(2.0, 20.0, 100.0, 0.0)) == ""
