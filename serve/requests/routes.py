@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from starlette.routing import Route
 
+from jobs.errors import BatchNotFoundError, RefusedError
 from jobs.lines.line import CHAT_URL, COMPLETIONS_URL
 from jobs.store.shard_records import ShardRecords, loaded
 from serve.errors import ApiError
