@@ -203,8 +203,8 @@ class BatchHandle:
         return pyarrow.Table.from_batches(batches, rows.schema)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The same as a data frame of pandas, which must be installed. Integers with gaps, as the seeds where a line failed,
-        have a type of pandas that holds each of them, such as ``Int64``: floats do not."""
+        """The same as a data frame of pandas, which must be installed. Integers with gaps, as the seeds where a line
+        failed, have a type of pandas that holds each of them, such as ``Int64``: floats do not."""
         _see_installed("pandas")
         import pyarrow.types as kinds
 
