@@ -91,20 +91,6 @@ def test_columns_come_back_with_their_types(client: Client, store: Store, tmp_pa
         assert batch.to_polars()["tags"].to_list() == [["a"], [], None, ["b", "c"]]
 
 
-def test_integers_with_gaps_are_exact_in_a_data_frame(client: Client, store: Store) -> None:
-    """Of pandas' own columns with gaps, and of a result's where a line failed; no float holds these."""
-    pandas = pytest.importorskip("pandas")
-    large = 2**53 + 1
-    given = pandas.DataFrame({"q": ["a", ""], "n": pandas.array([large, None], "Int64"), "few": [1, 2]})
-    batch = client.submit(given, prompt="{{ q }}", seed=large, model=MODEL, on_bad_line="skip")
-    work(store, batch.id)
-    frame = batch.to_pandas()
-    assert frame["n"].tolist() == [large, pandas.NA]
-    assert frame["seed"].tolist() == [large, pandas.NA]
-    kinds = [str(frame[name].dtype) for name in ("n", "few", "seed", "completion_tokens")]
-    assert kinds == ["Int64", "int64", "UInt64", "Int64"]
-
-
 def test_numbers_that_are_none_come_back(client: Client, store: Store, tmp_path: Path) -> None:
     """NaN is NaN where the column has its type, also within lists; flat lines, which have no NaN, have null."""
     nan = float("nan")
