@@ -15,6 +15,7 @@ from jobs.lines.fields import is_field
 from jobs.lines.foreign_names import COLUMNS, WRAPPERS, renamed
 from jobs.lines.foreign_rows import ROWS, cure_of_row
 from jobs.params import ALIASES, PARAMETERS, did_you_mean
+from submit.data.tables.table import MOST_COLUMNS
 from submit.status.text import printable
 
 SEEN_ROWS = 20
@@ -23,6 +24,8 @@ SHOWN_COLUMNS = 30
 _PROMPT_COLUMNS = ("question", "instruction", "prompt", "text", "input", "query", "problem", "sentence", "article")
 """Columns that a prompt is likely made of, the likeliest first."""
 _CHAT_COLUMNS = ("messages", "conversations", "conversation", "chat")
+_NOT_PLAIN = frozenset("\"'$`!\\")
+"""What a shell, or Python, reads as more than itself in double quotes."""
 _ID_COLUMNS = frozenset(("id", "_id", "idx", "index", "uuid", "key", "task_id", "custom_id"))
 
 _LINE_FIELDS = ("prompt", "messages", "body", "custom_id")
@@ -38,7 +41,7 @@ def columns_of_rows(lines: Iterable[tuple[int, bytes | LineError]]) -> tuple[tup
     rows = []
     for _, raw in islice(lines, SEEN_ROWS):
         row = _object(raw)
-        if not row or not _is_row(row):
+        if not row or len(row) > MOST_COLUMNS or not _is_row(row):
             return None
         rows.append(row)
     if not rows:
@@ -68,7 +71,10 @@ def _example_flag(columns: tuple[str, ...]) -> str:
     likely = (lower[name] for name in _PROMPT_COLUMNS if name in lower)
     others = (name for name in columns if name.lower() not in _ID_COLUMNS)
     name = next(likely, None) or next(others, None) or (columns[0] if columns else "text")
-    return f"--user {shlex.quote(f'{{{{ {name} }}}}' if _is_word(name) else f'{{{{ row[{name!r}] }}}}')}"
+    if _is_word(name):
+        return f"--user '{{{{ {name} }}}}'"
+    text = f"{{{{ row[{name!r}] }}}}"
+    return f'--user "{text}"' if _NOT_PLAIN.isdisjoint(name) else f"--user {shlex.quote(text)}"
 
 
 def _is_word(name: str) -> bool:
