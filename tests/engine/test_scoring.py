@@ -342,6 +342,20 @@ def test_logits_that_are_no_numbers_are_found(markov: Any, line_of: Any) -> None
     assert done[1].error.passing
 
 
+def test_packed_neighbours_of_what_is_no_number_are_scored(line_of: Any) -> None:
+    """A token whose state is NaN fails its own line. Texts that were packed with it have their scores."""
+    model = build("llama")
+    model.model.model.embed_tokens.weight[99] = mx.nan
+    scorer = Scorer(model, line_of)
+    for rest in ([5, 6, 7], [9, 5, 6], [4, 4]):
+        scorer.add([*tokens_of(40, 2), *rest], 40)
+    failing = line_of("failing", [*tokens_of(40, 2), 8, 99, 7], max_tokens=0)
+    scorer.engine.add(replace(failing, scoring=ScoringTask(40)))
+    scorer.finish()
+    assert scorer.done["failing"].error.passing
+    scorer.compare()
+
+
 def test_adapters_score_as_alone(pocket: LoadedModel, tmp_path: Path, line_of: Any) -> None:
     """Lines with an adapter have the scores of mlx-lm's model with it, which are not those of its base."""
     adapter = save_adapter(tmp_path / "adapter", POCKET, seed=1)

@@ -124,7 +124,7 @@ class Scoring:
                 self._stats.prefilled_tokens += unit.tokens
                 self._unit, self._computed = None, [unit]
                 self._scheduler.room.lent = 0
-        found += [pair for unit in ready for pair in unit.results()]
+        found += [pair for unit in ready for pair in self._results(unit)]
         self._read = ready
         return tokens, [pair for pair in found if pair[0].sequences]
 
@@ -135,6 +135,18 @@ class Scoring:
             return None
         batches = (unit.hand_over(item, group) for unit in self._read if item in unit.items)
         return next(batches, None)
+
+    def _results(self, unit: Unit | PackedUnit) -> Iterator[tuple[Item, Scores | None]]:
+        """What was found of a unit. A packed text that is not finite may have it from its neighbours: it is queued
+        again, to be scored by itself."""
+        again = []
+        for item, scores in unit.results():
+            if scores is None and item.sequences and isinstance(unit, PackedUnit) and len(unit.items) > 1:
+                item.again, item.single, item.cached = True, True, 0
+                again.append(item)
+            else:
+                yield item, scores
+        self._queue.extendleft(reversed(again))
 
     def _start(self, arrays: list[mx.array]) -> None:
         """Start a chunk, and wait for the one before: more of them would only hold memory."""
@@ -156,7 +168,7 @@ class Scoring:
             if only is None or item.again or item.key in only:
                 if window and item.line.rank != window[0].line.rank:
                     break
-                if item.blank:
+                if item.blank or item.single:
                     return Pass([alone(item)])
                 window.append(item)
                 if len(window) == WINDOW:
