@@ -89,11 +89,12 @@ class Preparer:
             )
             raise LineError("context_length_exceeded", field, message)
         begins = self._begins(job, rendered)
-        tools = offered(job)
+        tools, eos = offered(job), fixed["eos"]
+        guide = self._guide(job, begins, self._phase(job, rendered, begins), eos) if job.generates else None
         return PreparedLine(
             prompt=tuple(prompt),
             begins=begins,
-            guide=self._guide(job, begins, self._phase(job, rendered, begins), fixed["eos"]),
+            guide=guide,
             tools=tools,
             parallel_tool_calls=job.parallel_tool_calls,
             scoring=task_of(job, border),
@@ -121,6 +122,10 @@ class Preparer:
         border = min(len(context), len(whole) - 1)  # where the text's last token swallows the continuation
         if border < 1:
             message = "has no token before the continuation, which must follow at least one"
+            if context:
+                message = (
+                    "is a single token together with the continuation, which must follow at least one: lengthen it"
+                )
             raise LineError("out_of_range", "prompt", message)
         return whole, border
 
