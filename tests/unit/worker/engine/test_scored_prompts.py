@@ -115,10 +115,11 @@ def test_several_prompts_are_parts_of_one_line() -> None:
 
 
 def test_ids_beyond_the_vocabulary_are_refused() -> None:
-    """As any prompt that a model has no token for."""
-    with pytest.raises(LineError) as caught:
-        preparer().prepare(job(prompt=[[5], [300]]))
-    assert (caught.value.code, caught.value.field) == ("unsupported", "prompt")
+    """As any prompt that a model has no token for; the error says which of several it is."""
+    for prompt, field in (([[5], [300]], "prompt[1]"), ([300], "prompt")):
+        with pytest.raises(LineError) as caught:
+            preparer().prepare(job(prompt=prompt))
+        assert (caught.value.code, caught.value.field) == ("unsupported", field)
 
 
 def test_a_preview_has_the_whole_text() -> None:
