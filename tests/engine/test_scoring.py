@@ -302,6 +302,23 @@ def test_memory_is_kept_to(tiny: Any, line_of: Any) -> None:
     scorer.compare()
 
 
+def test_what_is_too_much_for_a_packed_sequence_goes_in_rows(tiny: Any, line_of: Any) -> None:
+    """Where all texts of a beginning do not fit into memory as one sequence, the beginning is computed once still, and
+    a few texts at a time go on from it. Long texts are not packed, whatever the memory."""
+    model = tiny("qwen3")
+    scorer = Scorer(model, line_of, memory_limit=model.cache_cost(850), prefix_memory=0)
+    for number in range(30):
+        scorer.add([*tokens_of(120, 1), number + 1, *tokens_of(19, 2 + number)])
+    scorer.finish()
+    scorer.compare()
+    assert scorer.engine.stats.prefilled_tokens == 120 + 30 * 19
+    for length, packed in ((1900, True), (2100, False)):
+        scorer = Scorer(model, line_of)
+        for number in range(2):
+            scorer.add([*tokens_of(60, 1), *tokens_of(length, 2 + number)])
+        assert (scorer.engine._scoring._next(None).packed > 0) == packed
+
+
 def test_cancelled_texts_end(tiny: Any, line_of: Any) -> None:
     """A line that is cancelled while it waits, or while it is scored, ends so; its neighbours have their scores."""
     scorer = Scorer(tiny("qwen3"), line_of, prefill_step_size=32)
