@@ -31,7 +31,7 @@ def check_prompt(value: Any) -> str | tuple[Prompt, ...]:
         return check_text("prompt", value)
     if not value:
         raise LineError("out_of_range", "prompt", "must not be empty")
-    if all(type(item) is int for item in value):
+    if type(value[0]) in (int, float):
         return (_token_ids("prompt", value),)
     if len(value) > MOST_PROMPTS:
         message = f"must hold at most {MOST_PROMPTS} prompts, not {len(value)}: write more lines"
@@ -42,7 +42,7 @@ def check_prompt(value: Any) -> str | tuple[Prompt, ...]:
 def _one_of_several(where: str, item: Any) -> Prompt:
     if isinstance(item, str):
         return check_text(where, item)
-    if isinstance(item, list) and item and all(type(token) is int for token in item):
+    if isinstance(item, list) and item and type(item[0]) in (int, float):
         return _token_ids(where, item)
     if isinstance(item, list) and not item:
         raise LineError("out_of_range", where, "must not be empty")
@@ -50,11 +50,16 @@ def _one_of_several(where: str, item: Any) -> Prompt:
     raise LineError("invalid_type", where, f"must be a string or an array of token ids, not {kind}")
 
 
-def _token_ids(where: str, ids: list[int]) -> tuple[int, ...]:
-    if min(ids) < 0 or max(ids) > LARGEST_TOKEN:
-        wrong = next(token for token in ids if not 0 <= token <= LARGEST_TOKEN)
-        raise LineError("out_of_range", where, f"must hold ids of tokens, 0 or more, not {shown(wrong)}")
-    return tuple(ids)
+def _token_ids(where: str, ids: list[Any]) -> tuple[int, ...]:
+    """Ids of tokens, some of which may be whole floats."""
+    for place, token in enumerate(ids):
+        if type(token) is not int and not (isinstance(token, float) and token.is_integer()):
+            kind = shown(token) if isinstance(token, (bool, float)) else json_kind(token)
+            raise LineError("invalid_type", f"{where}[{place}]", f"must be the id of a token, not {kind}")
+        if not 0 <= token <= LARGEST_TOKEN:
+            message = f"must be the id of a token, 0..{LARGEST_TOKEN}, not {shown(token)}"
+            raise LineError("out_of_range", f"{where}[{place}]", message)
+    return tuple(map(int, ids))
 
 
 def _check_top(value: Any) -> int:
@@ -92,7 +97,7 @@ _OF_TEXTS = ("n", "stop", "min_tokens", "thinking_budget", *CONSTRAINTS)
 def unfit_beside_scoring(given: Mapping[str, Any]) -> list[str]:
     """A batch's defaults that a line with these fields does not take."""
     if "continuation" in given:
-        return ["echo", "max_tokens", *_OF_TEXTS]
+        return ["echo", "max_tokens", "tool_choice", *_OF_TEXTS]
     return []
 
 
@@ -123,6 +128,9 @@ def _check_continuation(fields: Mapping[str, Any]) -> None:
     if not isinstance(prompts, str) and (len(prompts) > 1 or not isinstance(prompts[0], str)):
         message = "is text that follows one text: give both as one list of ids with 'prompt_logprobs', or one line each"
         raise LineError("conflicting_fields", "continuation", message)
+    if fields.get("tool_choice", "auto") not in ("auto", "none"):
+        message = "forces a call, and a 'continuation' is only scored: write 'auto', and the call into the continuation"
+        raise LineError("conflicting_fields", "tool_choice", message)
     for name in _OF_TEXTS:
         off = PARAMETERS[name].default if name in PARAMETERS else {"type": "text"}
         if fields.get(name) not in (None, (), off):

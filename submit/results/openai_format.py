@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import orjson
@@ -70,7 +71,7 @@ def envelope(record: dict[str, Any], endpoint: Callable[[], str]) -> dict[str, A
 
 def _body(record: dict[str, Any], name: str, url: str) -> dict[str, Any]:
     chat = url == CHAT_URL
-    choice = _chat_choice if chat else _text_choice
+    choice = _chat_choice if chat else partial(_text_choice, top=record.get("sampling", {}).get("top_logprobs", 0))
     # OpenAI has no fields for these. vLLM has one for the prompt's tokens: beside a chat's choices, in a completion's.
     beside, prompt = _present(record, "adapter_path", "warnings"), _present(record, "prompt_token_ids")
     beside, own = (beside | prompt, {}) if chat else (beside, prompt)
@@ -110,12 +111,12 @@ def _chat_choice(choice: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text_choice(choice: dict[str, Any]) -> dict[str, Any]:
+def _text_choice(choice: dict[str, Any], top: int) -> dict[str, Any]:
     entries = choice.get("logprobs")
     shown = {
         "text": choice["text"],
         "index": choice["index"],
-        "logprobs": None if entries is None else _text_logprobs(entries, choice["text"]),
+        "logprobs": None if entries is None else _text_logprobs(entries, choice["text"], top),
         "finish_reason": choice["finish_reason"],
         **_scores(choice),
     }
@@ -129,8 +130,9 @@ def _scores(choice: dict[str, Any]) -> dict[str, Any]:
     return {name: choice[name] for name in ("prompt_logprobs", "score") if name in choice}
 
 
-def _text_logprobs(entries: list[dict[str, Any]], text: str) -> dict[str, Any]:
-    """Token entries as completions show them: parallel lists, offsets into the text.
+def _text_logprobs(entries: list[dict[str, Any]], text: str, top: int) -> dict[str, Any]:
+    """Token entries as completions show them: parallel lists, offsets into the text. Where ``top`` alternatives were
+    wanted there is a list of them, though an echo of one token has none.
 
     A token that begins within a character has the place of that character. Where a thought or a first space stands
     before the text in the tokens, those before it have the place 0. No place is beyond the text's end, where a thought
@@ -143,7 +145,7 @@ def _text_logprobs(entries: list[dict[str, Any]], text: str) -> dict[str, Any]:
     return {
         "tokens": [entry["token"] for entry in entries],
         "token_logprobs": [entry["logprob"] for entry in entries],
-        "top_logprobs": tops if any(tops) else None,
+        "top_logprobs": tops if top else None,
         "text_offset": [min(max(offset - before, 0), len(text)) for offset in offsets],
     }
 

@@ -11,6 +11,8 @@ from jobs.errors import LineError
 from jobs.lines.line import Defaults, Job, check_line
 
 USER = [{"role": "user", "content": "hi"}]
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+AGAINST_CALLS = ("conflicting_fields", "tool_choice")
 
 
 def job(line: dict[str, Any], **defaults: Any) -> Job:
@@ -66,6 +68,7 @@ def test_completions_logprobs_of_zero_are_the_tokens_own() -> None:
         (["a", "b"], ("a", "b")),
         ([5, 6], ((5, 6),)),
         ([[5, 6], [7]], ((5, 6), (7,))),
+        ([5.0, 6], ((5, 6),)),
         (["a", [7, 8]], ("a", (7, 8))),
     ],
 )
@@ -95,15 +98,19 @@ def test_prompts_in_every_form(prompt: Any, inputs: Any) -> None:
         ({"prompt": ["a", "c"], "continuation": "b"}, "conflicting_fields", "continuation"),
         ({"prompt": [5, 6], "continuation": "b"}, "conflicting_fields", "continuation"),
         ({"continuation": "b"}, "missing_field", "prompt"),
+        ({"messages": USER, "continuation": "b", "tools": TOOLS, "tool_choice": "required"}, *AGAINST_CALLS),
         ({"messages": USER, "echo": True}, "conflicting_fields", "echo"),
         ({"prompt": "a", "echo": "yes"}, "invalid_type", "echo"),
         ({"prompt": []}, "out_of_range", "prompt"),
         ({"prompt": [""]}, "out_of_range", "prompt[0]"),
         ({"prompt": ["a", []]}, "out_of_range", "prompt[1]"),
-        ({"prompt": [[1, "a"]]}, "invalid_type", "prompt[0]"),
+        ({"prompt": [[1, "a"]]}, "invalid_type", "prompt[0][1]"),
         ({"prompt": [True]}, "invalid_type", "prompt[0]"),
-        ({"prompt": [5, -1]}, "out_of_range", "prompt"),
-        ({"prompt": [2**31]}, "out_of_range", "prompt"),
+        ({"prompt": [5, -1]}, "out_of_range", "prompt[1]"),
+        ({"prompt": [2**31]}, "out_of_range", "prompt[0]"),
+        ({"prompt": [1, 1e30]}, "out_of_range", "prompt[1]"),
+        ({"prompt": [1, 2.5]}, "invalid_type", "prompt[1]"),
+        ({"prompt": ["a", [1, None]]}, "invalid_type", "prompt[1][1]"),
         ({"prompt": ["a"] * 1025}, "out_of_range", "prompt"),
     ],
 )

@@ -139,6 +139,18 @@ def test_a_prompt_line_becomes_a_text_completion(store: Store) -> None:
     ]
 
 
+@pytest.mark.parametrize(("top", "shown"), [(1, [None]), (0, None)])
+def test_an_echo_of_one_token_has_a_list_of_alternatives(store: Store, top: int, shown: Any) -> None:
+    """Nothing comes before the token, so no alternatives are known: clients that asked for some go through lists."""
+    entries = [{"token": "a", "logprob": None, "bytes": [97], "top_logprobs": None}]
+    line = {"prompt": "a", "echo": True, "logprobs": True, "top_logprobs": top, "max_tokens": 0}
+    batch_id = make_batch(store, [line])
+    work(store, batch_id, answer=lambda job: [Choice(0, "a", "scored", logprobs=entries)])
+    (choice,) = written(store, batch_id, "openai")[0]["response"]["body"]["choices"]
+    assert choice["logprobs"]["top_logprobs"] == shown
+    assert choice["logprobs"]["token_logprobs"] == [None]
+
+
 def test_completions_logprobs_of_half_an_emoji(store: Store) -> None:
     """Tokens that are parts of a character keep their bytes, alternatives never share a key, and offsets are places in
     the text: the character's for each of its parts."""

@@ -66,17 +66,22 @@ class Preparer:
             "xtc_exempt": tuple(dict.fromkeys([*self._newline, *sorted(eos)])),
             "continues": job.continues,
         }
-        first, *others = (self._prepared(one, ids, fixed) for one, ids in prompts_of(job))
+        several = len(job.prompts) > 1
+        first, *others = (
+            self._prepared(one, ids, fixed, f"prompt[{place}]" if several else "prompt")
+            for place, (one, ids) in enumerate(prompts_of(job))
+        )
         return replace(first, others=tuple(others)) if others else first
 
-    def _prepared(self, job: Job, ids: tuple[int, ...] | None, fixed: dict[str, Any]) -> PreparedLine:
-        """One prompt of a line: of its text or messages, or with these ``ids``; ``fixed`` is what all have alike."""
+    def _prepared(self, job: Job, ids: tuple[int, ...] | None, fixed: dict[str, Any], name: str) -> PreparedLine:
+        """One prompt of a line: of its text or messages, or with these ``ids``; ``fixed`` is what all have alike.
+        Errors call a text by ``name``."""
         rendered = self._rendered(job)
         prompt = self._encode(job, rendered) if ids is None else list(ids)
         border = None
         if job.continuation is not None:
             prompt, border = self._continued(job, prompt, job.continuation)
-        field = "prompt" if job.messages is None else "messages"
+        field = name if job.messages is None else "messages"
         if not prompt:
             raise LineError("out_of_range", field, "gives no tokens at all")
         if max(prompt) >= self._vocab_size:
@@ -89,11 +94,12 @@ class Preparer:
             )
             raise LineError("context_length_exceeded", field, message)
         begins = self._begins(job, rendered)
-        tools = offered(job)
+        tools, eos = offered(job), fixed["eos"]
+        guide = self._guide(job, begins, self._phase(job, rendered, begins), eos) if job.generates else None
         return PreparedLine(
             prompt=tuple(prompt),
             begins=begins,
-            guide=self._guide(job, begins, self._phase(job, rendered, begins), fixed["eos"]),
+            guide=guide,
             tools=tools,
             parallel_tool_calls=job.parallel_tool_calls,
             scoring=task_of(job, border),
@@ -121,6 +127,10 @@ class Preparer:
         border = min(len(context), len(whole) - 1)  # where the text's last token swallows the continuation
         if border < 1:
             message = "has no token before the continuation, which must follow at least one"
+            if context:
+                message = (
+                    "is a single token together with the continuation, which must follow at least one: lengthen it"
+                )
             raise LineError("out_of_range", "prompt", message)
         return whole, border
 

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 @dataclass(slots=True, eq=False)
 class Item:
     """One prompt of a ``line``, and the ``sequences`` that want its scores. ``again`` says that its line has begun
-    before, ``cached`` how many of its tokens were there already."""
+    before, ``cached`` how many of its tokens were there already, ``single`` that it is scored with nothing beside it.
+    """
 
     line: PreparedLine
     sequences: list[Sequence] = field(default_factory=list)
     again: bool = False
     cached: int = 0
+    single: bool = False
 
     @property
     def key(self) -> Hashable:

@@ -28,6 +28,8 @@ MOST_ROWS = 64
 """Rows of a batch: of stems, and of what follows them."""
 STEMS_PART = 3
 """Of the memory stems may have this part: most have more than one text that goes on from them."""
+LONGEST_PACKED = 2048
+"""Tokens of a packed text behind what all share: its blocks have copies of all that they look at, in float32."""
 UNKNOWN_MEMORY = 2 << 30
 """Bytes for a unit, where there is no limit."""
 LOGITS_PART = 4
@@ -124,7 +126,7 @@ class Scoring:
                 self._stats.prefilled_tokens += unit.tokens
                 self._unit, self._computed = None, [unit]
                 self._scheduler.room.lent = 0
-        found += [pair for unit in ready for pair in unit.results()]
+        found += [pair for unit in ready for pair in self._results(unit)]
         self._read = ready
         return tokens, [pair for pair in found if pair[0].sequences]
 
@@ -135,6 +137,18 @@ class Scoring:
             return None
         batches = (unit.hand_over(item, group) for unit in self._read if item in unit.items)
         return next(batches, None)
+
+    def _results(self, unit: Unit | PackedUnit) -> Iterator[tuple[Item, Scores | None]]:
+        """What was found of a unit. A packed text that is not finite may have it from its neighbours: it is queued
+        again, to be scored by itself."""
+        again = []
+        for item, scores in unit.results():
+            if scores is None and item.sequences and isinstance(unit, PackedUnit) and len(unit.items) > 1:
+                item.again, item.single, item.cached = True, True, 0
+                again.append(item)
+            else:
+                yield item, scores
+        self._queue.extendleft(reversed(again))
 
     def _start(self, arrays: list[mx.array]) -> None:
         """Start a chunk, and wait for the one before: more of them would only hold memory."""
@@ -156,7 +170,7 @@ class Scoring:
             if only is None or item.again or item.key in only:
                 if window and item.line.rank != window[0].line.rank:
                     break
-                if item.blank:
+                if item.blank or item.single:
                     return Pass([alone(item)])
                 window.append(item)
                 if len(window) == WINDOW:
@@ -173,8 +187,10 @@ class Scoring:
         if most >= LEAST_TOKENS:  # those of other examples would keep these from being computed once
             found = [stem for stem in found if stem is first or 2 * shared[id(stem)] >= most]
         same = min(shared[id(stem)] for stem in found) if most >= LEAST_TOKENS else 0
-        if (len(first.items) > 1 or same) and not first.generates and self._splitting.packs:
-            return self._packed(first, found, same)
+        if (len(first.items) > 1 or same) and _packable(first, same) and self._splitting.packs:
+            packed = self._packed(first, found, same)
+            if self._fits(packed):  # rows can have the tokens of a few texts at a time
+                return packed
         found = sorted(found, key=lambda stem: (stem is not first, abs(stem.length - first.length)))
         return Pass(self._fitting(found, same))
 
@@ -189,7 +205,7 @@ class Scoring:
         alike = {id(stem): common(first.tokens, stem.tokens) for stem in found}
         chosen, tokens = [first], first.computed - shared
         for stem in sorted(found, key=lambda stem: -alike[id(stem)]):
-            if stem is first or stem.generates:
+            if stem is first or not _packable(stem, shared):
                 continue
             tokens += stem.computed - shared
             if tokens > self._step_size or self._scheduler.room.sizes.prompts([tokens]) > self._left:
@@ -321,3 +337,8 @@ class Scoring:
             mx.async_eval(prompt_cache.arrays(caches))
             self._prefixes.computed(batch.makes, caches, prompt_cache.size(caches))
         return tokens
+
+
+def _packable(stem: Stem, shared: int) -> bool:
+    """Whether the texts of a stem may be in a packed sequence, behind ``shared`` tokens."""
+    return not stem.generates and stem.longest - shared <= LONGEST_PACKED

@@ -57,10 +57,19 @@ def test_tokens_are_those_of_the_whole_text(prompt: str, continuation: str, cont
 
 
 def test_a_continuation_must_follow_something() -> None:
-    """Where the prompt has no token to go on from, the line is refused."""
-    with pytest.raises(LineError) as caught:
-        parted("  ", "one")
-    assert (caught.value.code, caught.value.field) == ("out_of_range", "prompt")
+    """Where the prompt has no token to go on from, or none of its own, the line is refused."""
+    for prompt, reason in (("  ", "has no token"), ("t", "a single token together")):
+        with pytest.raises(LineError, match=reason) as caught:
+            parted(prompt, "one")
+        assert (caught.value.code, caught.value.field) == ("out_of_range", "prompt")
+
+
+def test_what_generates_nothing_is_not_guided() -> None:
+    """A constraint says nothing of a text that is not written: the record of a score has no ``valid``."""
+    given = {"prompt": "one", "prompt_logprobs": 0, "response_format": {"type": "json_object"}}
+    assert preparer().prepare(job(**given, max_tokens=0)).guide is None
+    with pytest.raises(LineError, match="cannot be enforced"):  # by a tokenizer of letters
+        preparer().prepare(job(**given))
 
 
 def test_a_continuation_of_messages_is_the_answer() -> None:
@@ -106,10 +115,11 @@ def test_several_prompts_are_parts_of_one_line() -> None:
 
 
 def test_ids_beyond_the_vocabulary_are_refused() -> None:
-    """As any prompt that a model has no token for."""
-    with pytest.raises(LineError) as caught:
-        preparer().prepare(job(prompt=[[5], [300]]))
-    assert (caught.value.code, caught.value.field) == ("unsupported", "prompt")
+    """As any prompt that a model has no token for; the error says which of several it is."""
+    for prompt, field in (([[5], [300]], "prompt[1]"), ([300], "prompt")):
+        with pytest.raises(LineError) as caught:
+            preparer().prepare(job(prompt=prompt))
+        assert (caught.value.code, caught.value.field) == ("unsupported", field)
 
 
 def test_a_preview_has_the_whole_text() -> None:
