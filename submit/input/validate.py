@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from jobs.errors import LineError, ProblemLine, RefusedError
+from jobs.expectations.expect import check_columns
 from jobs.guided.check import Checker
 from jobs.lines.line import CheckedLine, Defaults, check_line, constraints_in, no_model
 from jobs.lines.line_id import readable_id
@@ -179,11 +180,14 @@ class _Groups:
         return group
 
     def check_constraints(self, line: CheckedLine) -> None:
-        """See that what the text or the calls of a line must be can be enforced, as far as that is known here."""
+        """See that what the text or the calls of a line must be can be enforced, as far as that is known here, and that
+        the text can be as expected."""
         constraints = line.constraints(self.defaults)
         for constraint in constraints:
             self.checker.check(constraint)
         self.unchecked += bool(constraints) and not self.checker.available
+        if (expect := line.fields.get("expect", self.defaults.fields.get("expect"))) is not None:
+            check_columns(expect, line.fields.get("metadata", {}))
 
     def lacks_model(self, raw: bytes | LineError) -> bool:
         """Whether no model is named for a bad line, besides what else is wrong with it."""
