@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import MAX_LINE_BYTES
-from submit.data.tables.arrow_types import cells_of, holds_floats, is_binary
+from submit.data.tables.arrow_types import cells_of, holds_floats, is_binary, written_type
 from submit.data.tables.json_table import total_size
 from submit.data.tables.table import MOST_COLUMNS, Row, digest_of_files
 
@@ -100,13 +100,8 @@ class ArrowFiles(ArrowTable):
 
 
 def _readable(schema: pa.Schema, binary: frozenset[str]) -> pa.Schema:
-    """The schema of what comes back: no binary columns, no metadata, extensions as what they are stored as."""
-    fields = [
-        pa.field(field.name, field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type)
-        for field in schema
-        if field.name not in binary
-    ]
-    return pa.schema(fields)
+    """The schema of what comes back: no binary columns, no metadata."""
+    return pa.schema([(field.name, written_type(field.type)) for field in schema if field.name not in binary])
 
 
 def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | LineError]:

@@ -13,6 +13,7 @@ from jobs.lines.line import MAX_LINE_BYTES
 from submit.data.tables.json_table import JsonLines
 from submit.data.tables.table import MOST_COLUMNS, Row
 from submit.input.reader import PromptFile
+from submit.status.text import plural
 
 DELIMITERS = (",", "\t", ";", "|")
 LOOKED_AT_ROWS = 20
@@ -67,8 +68,8 @@ class CsvTable(JsonLines):
         if len(cells) == len(columns):
             return dict(zip(columns, cells, strict=True))
         return LineError(
-            "invalid_type", None, f"has {len(cells)} cells, and the head {len(columns)} columns; is the delimiter "
-            "another one (--delimiter), or a quote not closed?"
+            "invalid_type", None, f"has {plural(len(cells), 'cell')}, and the head {plural(len(columns), 'column')}; is "
+            "the delimiter another one (--delimiter), or a quote not closed?"
         )  # fmt: skip
 
     def _cells(self, path: str) -> Iterator[tuple[int, list[str]]]:

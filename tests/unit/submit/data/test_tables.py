@@ -17,6 +17,7 @@ from jobs.errors import LineError, RefusedError
 from submit.data.open import input_digest, open_any, open_input, order_of
 from submit.data.order import TableOrder
 from submit.data.tables.hub import open_hub_table
+from submit.results.destination import format_for
 from submit.results.tables.restore import array_of
 
 pytest.importorskip("jinja2")
@@ -356,6 +357,31 @@ def test_arguments_of_a_wrong_kind(given: dict[str, Any], said: str) -> None:
         order_of(given)
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        (pa.array([[1, 2]], pa.list_view(pa.int64())), [1, 2]),
+        (pa.RunEndEncodedArray.from_arrays(pa.array([1], pa.int32()), pa.array(["x"])), "x"),
+        (pa.array([{}], pa.struct([])), "{}"),
+        (pa.array([[{}]], pa.list_(pa.struct([]))), "[{}]"),
+    ],
+)
+def test_types_that_readers_of_parquet_lack(column: Any, value: Any) -> None:
+    """Come back as plain lists, values and JSON texts: what ran can be written."""
+    import io
+
+    import pyarrow.parquet as pq
+
+    with open_any(pa.table({"q": column}), order()) as prompts:
+        ((_, raw),) = prompts
+        types: Any = prompts
+        kind = pa.ipc.read_schema(pa.py_buffer(types.table.types)).field("q").type
+    assert isinstance(raw, bytes)
+    file = io.BytesIO()
+    pq.write_table(pa.table({"q": array_of([orjson.loads(raw)["metadata"]["q"]], kind)}), file)
+    assert pq.read_table(file).to_pylist() == [{"q": value}]
+
+
 def test_objects_that_are_no_tables() -> None:
     """A frame of unlike values, a series and rows with odd names are said to be so."""
     pd = pytest.importorskip("pandas")
@@ -366,3 +392,29 @@ def test_objects_that_are_no_tables() -> None:
             ((_, error),) = prompts
         assert isinstance(error, LineError)
     assert order_of({"user": "x", "keep_columns": ["a", "b"]}).keep == "a,b"
+
+
+def test_a_condition_on_an_empty_cell(tmp_path: Path) -> None:
+    """Names no field of the line, and says how to ask."""
+    (tmp_path / "t.jsonl").write_bytes(b'{"q": "a", "n": null}')
+    ((_, error),) = lines(tmp_path / "t.jsonl", order(where="n > 1"))
+    assert (error.field, error.message.rpartition("; ")[2]) == (None, "of empty cells ask first: x is not none and ...")
+
+
+def test_a_glob_of_nothing(tmp_path: Path) -> None:
+    """Says that there are no files, not what their formats are."""
+    with pytest.raises(RefusedError, match="there are no such files"):
+        lines(tmp_path / "*.csv", order())
+
+
+@pytest.mark.parametrize(
+    ("out", "fmt"), [("a.pq", "parquet"), ("a.CSV", "csv"), ("a.jsonl", "native"), ("a.tsv", None), ("a.xlsx", None)]
+)
+def test_formats_by_suffix(out: str, fmt: str | None) -> None:
+    """A table that is not written is refused, and not filled with lines of JSON."""
+    if fmt is not None:
+        assert format_for(Path(out), None) == fmt
+        return
+    assert format_for(Path(out), "csv") == "csv"
+    with pytest.raises(RefusedError, match=r"written as \.parquet or \.csv"):
+        format_for(Path(out), None)
