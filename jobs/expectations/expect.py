@@ -28,7 +28,10 @@ def check_expect(value: Any) -> str | dict[str, Any]:
     """
     if not isinstance(value, str | dict):
         raise LineError("invalid_type", "expect", f"must be {FORMS}")
-    written = orjson.dumps(value)
+    try:
+        written = orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        raise LineError("invalid_schema", "expect", "is nested too deeply") from None
     if len(written) > MOST_BYTES:
         raise LineError("out_of_range", "expect", f"has {len(written)} bytes; at most {MOST_BYTES} are taken")
     if (wrong := _wrong(written)) is not None:

@@ -6,6 +6,7 @@ import re
 import time
 from typing import Any
 
+import orjson
 import pytest
 
 from jobs.errors import LineError
@@ -35,6 +36,7 @@ SCHEMA = {
         ({"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer"}}}, "3", "x"),
         ({"pattern": "^a|b$"}, '"cb"', '"bc"'),
         ({"pattern": "^[|)]|b"}, '")c"', '"c)"'),
+        ({"pattern": r"^\p{L}+$"}, '"é"', '"1"'),
         ({"pattern": r"a\\$"}, r'"xa\\"', r'"xa\\y"'),
         (
             {"$schema": "https://json-schema.org/draft/2020-12/schema", "properties": {"patternProperties": {}}},
@@ -71,6 +73,7 @@ def test_texts_are_judged(expect: Any, good: str, bad: str) -> None:
         ({"properties": {"x": {"$ref": "#/$defs/a"}}}, "'#/$defs/a', which is not in it"),
         ({"items": {"pattern": "(?=a)b"}}, "look-around"),
         ({"pattern": "(a^b)"}, "cannot be judged by"),
+        (orjson.loads('{"items":' * 400 + "{}" + "}" * 400), "nested too deeply"),
         ("regex:" + "a" * 70_000, "at most 65536"),
     ],
 )
