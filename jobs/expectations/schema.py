@@ -38,7 +38,7 @@ def wrong_schema(schema: dict[str, Any]) -> str | None:
 
     try:
         # Its own check of patterns is by Python's expressions, which are others.
-        Draft202012Validator.check_schema(plain_schema(schema), format_checker=FormatChecker(()))
+        Draft202012Validator.check_schema(plain_schema(schema), format_checker=FormatChecker(()))  # type: ignore[call-arg]
     except SchemaError as error:
         place = "".join(f"/{part}" for part in error.absolute_path) or "the schema"
         return f"{place}: {error.message:.200}"
