@@ -166,7 +166,7 @@ KINDS: dict[str, tuple[Callable[[str, int], Awaitable[Found]], int, str]] = {
     "heads": (heads, 500, "floods of headers, 1 MB each"),
     "forged": (forged, 50_000, "forged keys"),
     "slow": (slow, 900, "heads and bodies that do not end"),
-    "unread": (unread, 200, "answers that nobody reads"),
+    "unread": (unread, 10, "answers that nobody reads"),
     "tiny": (tiny, 1_000_000, "tiny requests"),
 }
 """By name: what it does, how often, and what it is called."""

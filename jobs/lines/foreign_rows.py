@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.lines.foreign_names import is_foreign
 from jobs.lines.values import are_rows
+from jobs.params import did_you_mean
 
 ROWS = (
     (
@@ -48,7 +49,7 @@ def cure_of_row(fields: Mapping[str, Any]) -> tuple[str, str] | None:
             return field, f"the line is {what}: a line has 'prompt' or 'messages'{rewrite}"
     if len(fields) == 1:
         name, value = next(iter(fields.items()))
-        if are_rows(value) and not is_foreign(name):
+        if are_rows(value) and not is_foreign(name) and not did_you_mean(name, ("messages",)):
             shown = name[:SHOWN_ROWS]
             each = f"jq -c '.[{json.dumps(shown)}][]' FILE > lines.jsonl"
             return shown, f"the line is an object around rows, not one of them; make lines of the file: {each}"

@@ -60,6 +60,7 @@ class Exchange:
         self._receive, self._send, self._limits, self._clock = receive, send, limits, clock
         self._answered, self._path, self._method = answered, scope["path"], scope["method"]
         self._version = scope.get("http_version", "1.1")
+        self._head_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
         self.id = f"req_{uuid.uuid4().hex}"
         scope["request_id"] = self.id
         path = scope["path"].rstrip("/")
@@ -77,8 +78,11 @@ class Exchange:
         """See that the body can be read.
 
         Raises:
-            ApiError: it cannot, or is too large.
+            ApiError: it cannot, or it or the head is too large.
         """
+        if self._head_bytes > self._limits.header_bytes:  # the protocol counts only what comes in pieces
+            message = f"The head of the request is larger than {self._limits.header_bytes:,} bytes."
+            raise ApiError(431, message, code="request_too_large", headers={"Connection": "close"})
         length, chunked = headers.get(b"content-length"), b"transfer-encoding" in headers
         if self._version not in VERSIONS:
             message = f"HTTP/{self._version} is not spoken here: send HTTP/1.1."

@@ -18,7 +18,7 @@ from serve.settings import Limits
 
 log = logging.getLogger("promptmill.serve")
 
-OPEN_PATHS = frozenset({"/health", "/healthz", "/"})
+OPEN_PATHS = frozenset({"/health", "/"})
 OPEN_FILES = "/page/"
 """What needs no key: that the process answers, and the page's files."""
 

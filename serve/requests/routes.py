@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from starlette.routing import Route
 
-from jobs.errors import PromptmillError
+from jobs.errors import BatchNotFoundError, RefusedError
 from jobs.lines.line import CHAT_URL, COMPLETIONS_URL
 from jobs.store.shard_records import ShardRecords, loaded
 from serve.errors import ApiError
@@ -121,9 +121,9 @@ class Completions:
                     if desk.closed:
                         raise closing()
                     await asyncio.wait((gone,), timeout=pause)
-                    pause = min(pause * 1.5, LONGEST_PAUSE_S)
                     if gone.done():
                         return None
+                    pause = min(pause * 1.5, LONGEST_PAUSE_S)
             finally:
                 gone.cancel()
         raise ApiError(504, "The request was not answered in time.", code="request_timeout")
@@ -184,21 +184,22 @@ def _sent_before(desk: Desk, once: Once) -> SentLine | None:
         message = "Conflict: this Idempotency-Key was used for another request; take a new one."
         raise ApiError(409, message, code="idempotency_conflict")
     sent = SentLine(parts[0], int(parts[1]), int(parts[2]))
-    return sent if _status(desk, sent) in ("in_progress", "completed") else None
+    return sent if _is_there(desk, sent) else None
 
 
-def _status(desk: Desk, sent: SentLine) -> str | None:
-    with contextlib.suppress(PromptmillError):
-        return desk.store.batch(sent.batch_id).status
-    return None
+def _is_there(desk: Desk, sent: SentLine) -> bool:
+    """Whether the line runs, or has run."""
+    with contextlib.suppress(BatchNotFoundError, RefusedError):
+        return desk.store.batch(sent.batch_id).status in ("in_progress", "completed")
+    return False
 
 
 def _record_at(desk: Desk, sent: SentLine) -> bytes | None:
     """The record of a line; None where there is none yet."""
-    runs = _status(desk, sent) == "in_progress"
+    live = _is_there(desk, sent)  # before the record: what ends between the two has it
     part = ShardRecords(desk.store.connection, sent.batch_id).part(sent.number, sent.index - 1, [sent.index])
     record = next((loaded(record) for found, record in part.records if found == sent.index), None)
-    return record if record is not None or runs else GONE
+    return record if record is not None or live else GONE
 
 
 def completion_routes(desk: Desk) -> list[Route]:

@@ -203,9 +203,18 @@ class BatchHandle:
         return pyarrow.Table.from_batches(batches, rows.schema)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """The same as a data frame of pandas, which must be installed."""
+        """The same as a data frame of pandas, which must be installed. Integers with gaps, as the seeds where a line
+        failed, have a type of pandas that holds each of them, such as ``Int64``: floats do not."""
         _see_installed("pandas")
-        return self.to_arrow().to_pandas()
+        import pyarrow.types as kinds
+
+        table = self.to_arrow()
+        gaps = [name for name in table.column_names if kinds.is_integer(table[name].type) and table[name].null_count]
+        frame: pandas.DataFrame = table.to_pandas()
+        for name in gaps:
+            kind = table[name].type
+            frame[name] = table[name].to_pandas(types_mapper=lambda _, kind=kind: _with_gaps(kind))
+        return frame
 
     def to_polars(self) -> polars.DataFrame:
         """The same as a data frame of polars, which must be installed."""
@@ -239,3 +248,10 @@ class BatchHandle:
 def _see_installed(package: str) -> None:
     if find_spec(package) is None:
         raise RefusedError(f"{package} is not installed: pip install {package}, or take to_arrow()")
+
+
+def _with_gaps(kind: pyarrow.DataType) -> Any:
+    """The type of pandas for integers of this type of Arrow, some of which are missing."""
+    import pandas
+
+    return pandas.api.types.pandas_dtype(str(kind).replace("int", "Int").replace("uI", "UI"))

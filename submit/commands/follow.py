@@ -28,8 +28,8 @@ def follow_with_progress(
     try:
         return follow_results(store, batch_id, destination, progress=progress, timeout=timeout)
     except KeyboardInterrupt:
-        file = "OUT" if destination.out is None else shlex.quote(str(destination.out))
-        click.echo(f"\nthe batch goes on; `promptmill results {batch_id} -o {file}` writes the rest", err=True)
+        flags = shlex.join([*(("-o", "OUT") if destination.out is None else ()), *destination.flags])
+        click.echo(f"\nthe batch goes on; `promptmill results {batch_id} {flags}` writes the rest", err=True)
         raise
     finally:
         if progress is not None:

@@ -209,7 +209,8 @@ _CONTINUE_HELP = "Have the last message of lines that end with an assistant's me
 
 def _parameter_option(row: Parameter) -> Callable[[F], F]:
     flag = f"--{row.name.replace('_', '-')}"
-    text = f"{row.meaning[0].upper()}{row.meaning[1:]}.  [{row.range_text}; default {row.shown_default}]"
+    how = " A newline is $'\\n' in bash and zsh; a backslash is a backslash." if row.name == "stop" else ""
+    text = f"{row.meaning[0].upper()}{row.meaning[1:]}.{how}  [{row.range_text}; default {row.shown_default}]"
     if row.kind == "bool":
         return click.option(f"{flag}/--no-{flag[2:]}", row.name, default=None, help=text)
     names = [flag, *(f"--{alias.replace('_', '-')}" for alias, name in ALIASES.items() if name == row.name)]

@@ -15,6 +15,7 @@ from submit.data.keep import Keeper
 from submit.data.order import KEEP_BYTES, TableOrder
 from submit.data.select import Passes, selected
 from submit.data.tables.table import Table
+from submit.input.bare_rows import is_line_field, no_template
 from submit.status.text import plural, printable
 from submit.templates.fields import field_value
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 Line = tuple[int, bytes | LineError]
 
 LINE_FIELDS = frozenset(("prompt", "messages", "body"))
-PROMPT_COLUMNS = ("question", "instruction", "prompt", "text", "input", "query", "problem", "sentence", "article")
-"""Columns that a prompt is likely made of, the likeliest first."""
-CHAT_COLUMNS = ("messages", "conversations", "conversation", "chat")
 
 
 class TableLines:
@@ -243,34 +241,4 @@ def _see_that_they_are_lines(table: Table) -> None:
     columns = table.columns or ()
     if LINE_FIELDS & set(columns) and all(is_line_field(name) for name in columns):
         return
-    raise RefusedError(no_template(table.name, columns))
-
-
-def no_template(name: str, columns: tuple[str, ...]) -> str:
-    """What to say of a table that nothing says how to make lines of."""
-    shown = printable(", ".join(columns[:30])) + (", ..." if len(columns) > 30 else "")
-    return f"{name} is a table (columns {shown}): say what to ask of each row, such as {example_flag(columns)}"
-
-
-def example_flag(columns: tuple[str, ...]) -> str:
-    """The flag that makes lines of rows with these columns."""
-    import shlex
-
-    from jobs.lines.foreign_rows import ROWS
-
-    for names, _, cure in ROWS:
-        if cure.startswith("--") and set(names.split()) <= set(columns):
-            return cure
-    lower = {name.lower(): name for name in columns}
-    if (chat := next((lower[name] for name in CHAT_COLUMNS if name in lower), None)) is not None:
-        return f'--template FILE.toml with messages = "{{{{ {chat} }}}}"'
-    name = next((lower[name] for name in PROMPT_COLUMNS if name in lower), columns[0] if columns else "text")
-    text = f"{{{{ {name} }}}}" if name.isidentifier() else f"{{{{ row[{name!r}] }}}}"
-    return f"--user {shlex.quote(text)}"
-
-
-def is_line_field(name: str) -> bool:
-    """Whether a line may have a field of this name."""
-    from jobs.lines.fields import is_field
-
-    return name in ("id", "custom_id", "method", "url", "body") or is_field(name)
+    raise RefusedError(no_template(table.name, columns, columns, _binary(table)))

@@ -26,6 +26,7 @@ from jobs.errors import LineError, RefusedError
 from jobs.lines.line import MAX_LINE_BYTES
 from jobs.lines.line_id import LOOKED_AT, id_in, readable_id
 from submit.input.foreign_files import START_BYTES, START_LINES, magic_of, shape_of
+from submit.status.text import memory_size
 
 Line = tuple[int, bytes | LineError]
 
@@ -155,7 +156,7 @@ class PromptFile:
         self._hash.update(block)
         self._unpacked_bytes += len(block)
         if self._most_bytes is not None and self._unpacked_bytes > self._most_bytes:
-            most = f"{self._most_bytes / 2**30:g} GiB"
+            most = memory_size(self._most_bytes)
             raise RefusedError(
                 f"{self.name} has more than {most} when it is unpacked, the most that is taken: split it"
             )

@@ -17,6 +17,7 @@ from jobs.lines.line import CheckedLine, Defaults, check_line, constraints_in, n
 from jobs.lines.line_id import readable_id
 from jobs.lines.values import check_object
 from jobs.shard import Group, ShardLine
+from submit.input.bare_rows import columns_of_rows, no_template
 from submit.input.duplicate_ids import UsedIds
 from submit.input.reader import Line, Prompts
 
@@ -121,13 +122,16 @@ def checked(
     their number.
 
     Raises:
-        RefusedError: the input cannot be read, or the batch's own constraint cannot be enforced.
+        RefusedError: the input cannot be read, or is a table that has no template; or the batch's own constraint cannot
+            be enforced.
     """
     groups = _Groups(defaults, need_model=need_model, with_fields=with_fields)
     _check_default(groups)
     index = 0
     with UsedIds() as used:
         for lines in _chunks(prompts):
+            if index == 0 and (columns := columns_of_rows(lines)) is not None:
+                raise RefusedError(no_template(prompts.name, *columns))
             yield _check_chunk(lines, index, groups, used)
             index += len(lines)
 

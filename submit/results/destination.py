@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jobs.errors import RefusedError
 
@@ -87,6 +88,15 @@ class Destination:
         if self.out is None or self.fmt != "native":
             return self.errors
         return self.errors or self.out.with_name(f"{self.out.stem}.errors{self.out.suffix}")
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags that say this; without ``-o`` where it is stdout."""
+        named: dict[str, Any] = {"-o": self.out, "--errors": self.errors, "--shard-size": self.shard_bytes}
+        named["--format"] = None if self.fmt == format_for(self.out, None) else self.fmt
+        flags = [text for flag, value in named.items() if value is not None for text in (flag, str(value))]
+        switches = {"--keep-cut": self.keep_cut, "--json-columns": self.json_columns, "--card": self.card}
+        return flags + [flag for flag, given in switches.items() if given]
 
 
 def format_for(out: Path | None, fmt: str | None) -> str:

@@ -200,3 +200,10 @@ def test_large_bodies_share_a_room() -> None:
 
     asyncio.run(scenario())
     assert answers == [503, 200, 200, 200]
+
+
+def test_a_head_that_comes_in_one_piece_is_counted(client_of: Client) -> None:
+    """However fast it comes, and whatever is asked."""
+    for path in ("/health", "/v1/models"):
+        refused = client_of().get(path, headers={"X-Long": "a" * 70_000})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (431, "request_too_large")

@@ -122,48 +122,6 @@ def test_a_request_that_names_itself_may_be_sent_again(store: Store) -> None:
     assert answer["id"] == f"cmpl-{batch_id}_0"
 
 
-def test_what_was_lost_since_is_not_waited_for(store: Store) -> None:
-    """A request that is sent again while its line goes, as with the last second of a Redis, is told to come again."""
-    key = (b"idempotency-key", b"k-2")
-
-    async def scenario(desk: Desk) -> bytes | None:
-        first = asyncio.create_task(Connection(desk, key).ask())
-        batch_id = await sent(store)
-        client = Connection(desk, key)
-        again = asyncio.create_task(Completions(URL, desk)._again(SentLine(batch_id, 0, 0), client._receive))
-        await asyncio.to_thread(store.discard, batch_id)
-        found = await again
-        desk.refuse_rest()
-        with contextlib.suppress(ApiError):
-            await first
-        return found
-
-    assert at_a_desk(store, scenario) == GONE
-
-
-def test_what_a_server_left_that_died_ends_without_workers(store: Store, tmp_path: Path) -> None:
-    """Another server ends and removes the batches whose clients are gone."""
-
-    async def asked(desk: Desk) -> str:
-        client = Connection(desk, (b"idempotency-key", b"k-3"))  # such lines are not cancelled with their client
-        asking = asyncio.create_task(client.ask())
-        batch_id = await sent(store)
-        client.gone.set()
-        await asking
-        return batch_id
-
-    batch_id = at_a_desk(store, asked)
-    store.connection.zadd(EXPIRING, {batch_id: 1})
-    store.connection.hset(BatchKeys(batch_id).info, mapping={"expires_at": 1, "keep_s": 0})
-    parts = ServerParts(store, ServeSettings(tmp_path / "files"))
-    for chore in (*parts.desk._also, *parts.desk._also):
-        if isinstance(chore, Every):
-            chore._next = 0.0
-        chore()
-    assert not store.connection.exists(BatchKeys(batch_id).info)
-    assert store.connection.zcard(REQUESTS) == 0
-
-
 def test_a_request_of_the_same_name_asks_the_same(store: Store) -> None:
     """Another one is refused, whether the first was answered or not."""
     key = (b"idempotency-key", b"k-1")
@@ -205,6 +163,47 @@ def test_who_asks_again_waits_among_the_others(store: Store) -> None:
         return refused[0].status, desk.count
 
     assert at_a_desk(store, scenario, waiting=2) == (429, 0)
+
+
+def test_what_was_lost_since_is_not_waited_for(store: Store) -> None:
+    """A request that is sent again while its line goes, as with the last second of a Redis, is told to come again."""
+    key = (b"idempotency-key", b"k-2")
+
+    async def scenario(desk: Desk) -> bytes | None:
+        first = asyncio.create_task(Connection(desk, key).ask())
+        batch_id = await sent(store)
+        again = asyncio.create_task(Completions(URL, desk)._again(SentLine(batch_id, 0, 0), Connection(desk)._receive))
+        await asyncio.to_thread(store.discard, batch_id)
+        found = await again
+        desk.refuse_rest()
+        with contextlib.suppress(ApiError):
+            await first
+        return found
+
+    assert at_a_desk(store, scenario) == GONE
+
+
+def test_what_a_server_left_that_died_ends_without_workers(store: Store, tmp_path: Path) -> None:
+    """Another server ends and removes the batches whose clients are gone."""
+
+    async def asked(desk: Desk) -> str:
+        client = Connection(desk, (b"idempotency-key", b"k-3"))  # such lines are not cancelled with their client
+        asking = asyncio.create_task(client.ask())
+        batch_id = await sent(store)
+        client.gone.set()
+        await asking
+        return batch_id
+
+    batch_id = at_a_desk(store, asked)
+    store.connection.zadd(EXPIRING, {batch_id: 1})
+    store.connection.hset(BatchKeys(batch_id).info, mapping={"expires_at": 1, "keep_s": 0})
+    parts = ServerParts(store, ServeSettings(tmp_path / "files"))
+    for chore in (*parts.desk._also, *parts.desk._also):
+        if isinstance(chore, Every):
+            chore._next = 0.0
+        chore()
+    assert not store.connection.exists(BatchKeys(batch_id).info)
+    assert store.connection.zcard(REQUESTS) == 0
 
 
 def refusal(store: Store, **limits: Any) -> ApiError:

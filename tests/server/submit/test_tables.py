@@ -85,7 +85,8 @@ def test_columns_come_back_with_their_types(client: Client, store: Store, tmp_pa
     assert found.column("completion").to_pylist() == [record["text"] for record in batch.results()]
     assert batch.to_arrow().equals(found)
     if importlib.util.find_spec("pandas") is not None:
-        assert batch.to_pandas()["n"].tolist() == [0, 1, 2, 3]
+        frame = batch.to_pandas()
+        assert (frame["n"].tolist(), str(frame["n"].dtype)) == ([0, 1, 2, 3], str(table.schema.field("n").type))
     if importlib.util.find_spec("polars") is not None:
         assert batch.to_polars()["tags"].to_list() == [["a"], [], None, ["b", "c"]]
 

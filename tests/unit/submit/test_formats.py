@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -21,6 +22,22 @@ from submit.results.summary import Tally
 from tests.pool import NOON, echo, make_batch, prompts, work
 
 CHAT = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    ("destination", "flags"),
+    [
+        (Destination(Path("a.parquet"), fmt="parquet", shard_bytes=4096, json_columns=True, card=True),
+         "-o a.parquet --shard-size 4096 --json-columns --card"),
+        (Destination(Path("a.jsonl"), fmt="flat", json_columns=True), "-o a.jsonl --format flat --json-columns"),
+        (Destination(Path("a.csv"), Path("b.jsonl")), "-o a.csv --errors b.jsonl --format native"),
+        (Destination(fmt="chat", keep_cut=True), "--format chat --keep-cut"),
+        (Destination(), ""),
+    ],
+)  # fmt: skip
+def test_a_destination_knows_the_flags_that_say_it(destination: Destination, flags: str) -> None:
+    """Whoever interrupts reads a command that writes the rest as the rest was written."""
+    assert destination.flags == flags.split()
 
 
 def written(store: Store, batch_id: str, fmt: str) -> list[dict[str, Any]]:

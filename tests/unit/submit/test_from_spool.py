@@ -68,6 +68,23 @@ def test_all_lines_of_two_workers_in_the_order_of_the_input(
     assert main(["results", of.id, "--from-spool", str(a), "--from-spool", str(b), "-o", str(tmp_path / "out")]) == 0
 
 
+@pytest.mark.parametrize(("twins", "said"), [(2, "2 lines equal to others"), (1, "1 line equal to others")])
+def test_lines_that_have_the_records_of_others_are_counted(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes], twins: int, said: str
+) -> None:
+    """A deduplicated batch: how many lines of the input are not in the output, for people and as JSON."""
+    of = batch(twins=twins)
+    folder = spooled(tmp_path, of, *(entry(of, index) for index in range(3)))
+    assert main(["results", of.id, "--from-spool", str(folder)]) == 0
+    out, err = capsysbinary.readouterr()
+    assert len(lines(out)) == 3
+    about, found = err.decode().splitlines()
+    assert about.startswith(f"{said} of the batch (--dedupe)")
+    assert found == f"batch {of.id}: found 3 of 3 lines"
+    assert main(["results", of.id, "--from-spool", str(folder), "-o", str(tmp_path / "out.jsonl"), "--json"]) == 0
+    assert orjson.loads(capsysbinary.readouterr().out)["twins"] == twins
+
+
 def test_the_best_record_of_a_line_wins(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     """A result before an error, then the latest attempt's, then the first seen; folders of batches and files do."""
     of = batch()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from submit.status.rates import BatchRates, Window
+from jobs.batch import Usage
+from submit.status.progress import plain_text
+from submit.status.rates import BatchRates, Window, scored_pace
 from tests.unit.submit.test_progress import batch
 
 
@@ -34,3 +38,19 @@ def test_long_lines_keep_a_rate() -> None:
     for second in range(20, 110, 10):
         rates = window.add(float(second), batch(10))
     assert rates == BatchRates(0.1, 1.0, 5.0, 0.0)
+
+
+def test_scored_tokens_have_a_rate_of_their_own() -> None:
+    """Of the last minute while a batch runs, of all its time after; a batch that scores nothing says nothing of it."""
+    first, later = (replace(batch(done), usage=Usage(done * 10, 0, 0, done * 9)) for done in (0, 20))
+    window = Window()
+    window.add(0.0, first)
+    rates = window.add(10.0, later)
+    assert rates == BatchRates(2.0, 20.0, 0.0, 18.0)
+    assert scored_pace(later, 10.0, rates) == "18.0 scored tok/s"
+    assert plain_text(later, rates, None).startswith(
+        "20 of 100 lines done; prompt 20.0 tok/s, output 0 tok/s, scored 18.0"
+    )
+    done = replace(later, status="completed", total=20, times={"started": 5.0, "completed": 25.0})
+    assert scored_pace(done, 99.0, None) == "9.0 scored tok/s"
+    assert scored_pace(batch(20), 10.0, BatchRates(2.0, 20.0, 100.0, 0.0)) == ""

@@ -189,7 +189,7 @@ def test_rows_that_are_lines_need_no_template(tmp_path: Path) -> None:
 
 def test_a_table_without_a_template_is_explained(tmp_path: Path) -> None:
     """Its columns, and the flag that would work."""
-    with pytest.raises(RefusedError, match=r"is a table \(columns q, n\): say what to ask .*--user '\{\{ q \}\}'"):
+    with pytest.raises(RefusedError, match=r"rows of a table \(columns q, n\); say what to ask .*--user '\{\{ q \}\}'"):
         lines(written(tmp_path, "csv"), TableOrder())
 
 
