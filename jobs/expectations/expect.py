@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from importlib.util import find_spec
 from typing import Any
 
 import orjson
 
 from jobs.errors import LineError, RefusedError
+from jobs.expectations.schema import wrong_schema
 
 JSON, REGEX, JINJA = "json", "regex:", "jinja:"
 MOST_BYTES = 64 << 10
 MOST_RE_ASKS = 100
 FORMS = "'json', a JSON schema, 'regex:...' or 'jinja:...'"
-REMOVED = ("patternProperties",)
-"""Keywords of schemas that would search with expressions that may take for ever."""
+ABOUT = frozenset({"completion", "json", "reasoning", "stop_reason"})
+"""What a condition may ask for besides the columns of the row."""
 
 
 def check_expect(value: Any) -> str | dict[str, Any]:
@@ -26,7 +28,10 @@ def check_expect(value: Any) -> str | dict[str, Any]:
     """
     if not isinstance(value, str | dict):
         raise LineError("invalid_type", "expect", f"must be {FORMS}")
-    written = orjson.dumps(value)
+    try:
+        written = orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        raise LineError("invalid_schema", "expect", "is nested too deeply") from None
     if len(written) > MOST_BYTES:
         raise LineError("out_of_range", "expect", f"has {len(written)} bytes; at most {MOST_BYTES} are taken")
     if (wrong := _wrong(written)) is not None:
@@ -49,6 +54,34 @@ def check_re_ask(value: Any) -> int:
     return value
 
 
+def check_columns(expect: Any, columns: Collection[str]) -> None:
+    """See that the condition of a line asks for no columns but those that travel with it.
+
+    Raises:
+        LineError: it asks for another one, and would never be true.
+    """
+    if not isinstance(expect, str) or not expect.startswith(JINJA) or find_spec("jinja2") is None:
+        return
+    missing = sorted(_columns(expect.removeprefix(JINJA)) - set(columns))
+    if missing:
+        from jobs.params import did_you_mean
+
+        known = f" ({', '.join(columns)})" if columns else ""
+        raise LineError(
+            "missing_field", "expect", f"asks for '{missing[0]}', which is none of the columns that travel with the "
+            f"line{known:.300}{did_you_mean(missing[0], columns)}; --keep-columns says which do"
+        )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _columns(source: str) -> frozenset[str]:
+    """The columns that a condition cannot do without."""
+    from jobs.templates.sandbox import Compiled, Sandbox
+
+    condition = Compiled(Sandbox(), f"{{{{ {source} }}}}", "expect")
+    return condition.names - condition.guarded - ABOUT
+
+
 @functools.lru_cache(maxsize=64)  # lines of a file have the same one
 def _wrong(written: bytes) -> tuple[str, str, str] | None:
     """What is wrong with an expectation: code, field and message."""
@@ -56,47 +89,13 @@ def _wrong(written: bytes) -> tuple[str, str, str] | None:
     if value == JSON:
         return None
     if isinstance(value, dict):
-        return _wrong_schema(value)
+        wrong = wrong_schema(value)
+        return None if wrong is None else ("invalid_schema", "expect", wrong)
     if value.startswith(REGEX):
         return _wrong_regex(value.removeprefix(REGEX))
     if value.startswith(JINJA):
         return _wrong_condition(value.removeprefix(JINJA))
     return "out_of_range", "expect", f"must be {FORMS}, not {value!r:.60}"
-
-
-def _wrong_schema(schema: dict[str, Any]) -> tuple[str, str, str] | None:
-    for part in _parts(schema):
-        if (name := next((name for name in REMOVED if name in part), None)) is not None:
-            return "invalid_schema", "expect", f"'{name}' is not taken in a schema that texts are judged by"
-        reference = part.get("$ref", "#")
-        if isinstance(reference, str) and not reference.startswith("#"):
-            return "invalid_schema", "expect", f"refers to {reference!r:.80}: a schema stands alone ('#/$defs/...')"
-    if find_spec("jsonschema") is None:
-        return None  # the worker checks it
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
-
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        place = "".join(f"/{part}" for part in error.absolute_path) or "the schema"
-        return "invalid_schema", "expect", f"{place}: {error.message:.200}"
-    except RecursionError:
-        return "invalid_schema", "expect", "is nested too deeply"
-    return None
-
-
-def _parts(value: Any) -> list[dict[str, Any]]:
-    """All objects in a value, itself among them."""
-    found, waiting = [], [value]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict):
-            found.append(part)
-            waiting.extend(part.values())
-        elif isinstance(part, list):
-            waiting.extend(part)
-    return found
 
 
 def _wrong_regex(pattern: str) -> tuple[str, str, str] | None:

@@ -74,7 +74,7 @@ def spelled(value: Any) -> Any:
     """A value in which numbers that JSON does not have are texts: ``NaN``, ``Infinity``, ``-Infinity``."""
     if isinstance(value, float):
         return value if math.isfinite(value) else NOT_IN_JSON[str(value)]
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [spelled(part) for part in value]
     if isinstance(value, dict):
         return {name: spelled(part) for name, part in value.items()}

@@ -104,6 +104,8 @@ def shards(source: str) -> list[str]:
             return [source]
     except (OSError, ValueError) as error:
         raise RefusedError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not found and not path.is_dir():
+        raise RefusedError(f"{source}: there are no such files")
     if not found:
         raise RefusedError(f"{source}: holds no files of a format that is known ({', '.join(SUFFIXES)})")
     return sorted(found)

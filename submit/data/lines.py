@@ -212,7 +212,9 @@ class TableLines:
             try:
                 return bool(condition.line(row)["prompt"][0])
             except RowError as error:
-                raise LineError(error.code, error.column, f"--where: {error}") from None
+                column = None if error.column == "prompt" else error.column
+                remedy = "" if "NoneType" not in str(error) else "; of empty cells ask first: x is not none and ..."
+                raise LineError(error.code, column, f"--where: {error}{remedy}") from None
 
         return passes
 

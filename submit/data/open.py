@@ -82,6 +82,8 @@ def order_of(given: dict[str, Any]) -> TableOrder:
     """
     own = {name: given.pop(name, None) for name in NAMES}
     template, keep = own.pop("template"), own.pop("keep_columns")
+    if isinstance(keep, list | tuple):
+        keep = ",".join(map(str, keep)) or "none"
     texts = {name: own.pop(name) for name in ("prompt", "user", "system")}
     rest = {name: value for name, value in own.items() if value is not None}
     if template is None and not any(value is not None for value in texts.values()):

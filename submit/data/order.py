@@ -42,10 +42,13 @@ class TableOrder:
 
     def __post_init__(self) -> None:
         for name, low, high in (("offset", 0, 2**48), ("limit", 1, 2**48), ("sample", 1, 2**48),
-                                ("repeat", 1, MOST_REPEATS)):  # fmt: skip
+                                ("sample_seed", -(2**63), 2**63), ("repeat", 1, MOST_REPEATS)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not (type(value) is int and low <= value <= high):
                 raise RefusedError(f"{name} must be an integer from {low} to {high}, not {value!r:.40}")
+        for name in ("where", "delimiter", "encoding", "id_column"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise RefusedError(f"{name} must be a text, not {value!r:.40}")
         if self.input_format is not None and self.input_format not in FORMATS:
             raise RefusedError(f"the format of a table is one of {', '.join(FORMATS)}, not {self.input_format!r:.40}")
 

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from jobs.errors import LineError, ProblemLine, RefusedError
+from jobs.expectations.expect import check_columns
 from jobs.guided.check import Checker
 from jobs.lines.line import CheckedLine, Defaults, check_line, constraints_in, no_model
 from jobs.lines.line_id import readable_id
@@ -66,6 +67,8 @@ class Chunk:
     bad: list[BadLine]
     own_models: Counter[str] = field(default_factory=Counter)
     unchecked: int = 0
+    unexpecting: int = 0
+    """How many lines are to be asked again, and do not say what their texts are to be."""
 
 
 @dataclass(slots=True)
@@ -88,6 +91,7 @@ class Findings:
     after_answer: int = 0
     unchecked: int = 0
     """How many lines have a constraint that is left to the worker's check."""
+    unexpecting: int = 0
 
     def add(self, chunk: Chunk) -> None:
         self.total += len(chunk.good) + len(chunk.bad)
@@ -98,6 +102,7 @@ class Findings:
             self.problems += line.problems[: max(KEPT_PROBLEMS - len(self.problems), 0)]
         self.own_models.update(chunk.own_models)
         self.unchecked += chunk.unchecked
+        self.unexpecting += chunk.unexpecting
         # Counted without a Python step for each line: this is done for every line that is submitted.
         for endpoint, count in Counter(map(attrgetter("endpoint"), chunk.good)).items():
             self.formats["native" if endpoint is None else "openai"] += count
@@ -163,7 +168,7 @@ class _Groups:
         self._known: dict[tuple[str, str | None], Group] = {}
         self.own_models: Counter[str] = Counter()
         self.checker = Checker()
-        self.unchecked = 0
+        self.unchecked = self.unexpecting = 0
 
     def of(self, line: CheckedLine) -> Group:
         model = self._model
@@ -183,11 +188,16 @@ class _Groups:
         return group
 
     def check_constraints(self, line: CheckedLine) -> None:
-        """See that what the text or the calls of a line must be can be enforced, as far as that is known here."""
+        """See that what the text or the calls of a line must be can be enforced, as far as that is known here, and that
+        the text can be as expected."""
         constraints = line.constraints(self.defaults)
         for constraint in constraints:
             self.checker.check(constraint)
         self.unchecked += bool(constraints) and not self.checker.available
+        if (expect := line.fields.get("expect", self.defaults.fields.get("expect"))) is not None:
+            check_columns(expect, line.fields.get("metadata", {}))
+        elif line.fields.get("re_ask", self.defaults.fields.get("re_ask")):
+            self.unexpecting += 1
 
     def lacks_model(self, raw: bytes | LineError) -> bool:
         """Whether no model is named for a bad line, besides what else is wrong with it."""
@@ -202,11 +212,11 @@ class _Groups:
 
 
 def _check_chunk(lines: list[Line], start: int, groups: _Groups, used: UsedIds) -> Chunk:
-    groups.own_models, groups.unchecked = Counter(), 0
+    groups.own_models, groups.unchecked, groups.unexpecting = Counter(), 0, 0
     checks = [_check_line(index, *line, groups) for index, line in enumerate(lines, start)]
     ids = [(number, line_id) for (number, _), (line_id, _) in zip(lines, checks, strict=True)]
     clashes = used.add(ids)
-    chunk = Chunk([], [], groups.own_models, groups.unchecked)
+    chunk = Chunk([], [], groups.own_models, groups.unchecked, groups.unexpecting)
     for index, ((number, line_id), (_, found)) in enumerate(zip(ids, checks, strict=True), start):
         good = found if isinstance(found, GoodLine) else None
         if good is not None and number not in clashes:

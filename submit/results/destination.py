@@ -14,7 +14,9 @@ TABLES = ("parquet", "csv", "flat")
 FORMATS = ("native", "openai", *TRAINING, *TABLES)
 WHOLE = ("parquet", "csv")
 """Formats that are written at the end: they have a head or a foot, and the order of the input."""
-BY_SUFFIX = {".parquet": "parquet", ".csv": "csv"}
+BY_SUFFIX = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv"}
+NOT_WRITTEN = (".tsv", ".xlsx", ".arrow", ".feather")
+"""Suffixes of tables that are none of the formats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,13 @@ class Destination:
             raise RefusedError(f"OUT and the file of errors are both {self.out}; give --errors another path")
 
     @property
+    def written_to(self) -> str:
+        """OUT as users find it: of shards the pattern that finds them all."""
+        if self.out is None or self.shard_bytes is None:
+            return str(self.out)
+        return str(self.out.with_name(f"{self.out.stem}-*-of-*{self.out.suffix}"))
+
+    @property
     def table(self) -> bool:
         """Whether the format is a table: rows with their columns, results beside them, errors among them."""
         return self.fmt in TABLES
@@ -91,5 +100,14 @@ class Destination:
 
 
 def format_for(out: Path | None, fmt: str | None) -> str:
-    """The format as it is given, or else as the suffix of OUT says."""
-    return fmt or (BY_SUFFIX.get(out.suffix.lower(), "native") if out is not None else "native")
+    """The format as it is given, or else as the suffix of OUT says.
+
+    Raises:
+        RefusedError: the suffix is that of a table which is not written.
+    """
+    if fmt is not None or out is None:
+        return fmt or "native"
+    suffix = out.suffix.lower()
+    if suffix in NOT_WRITTEN:
+        raise RefusedError(f"{out}: tables are written as .parquet or .csv, not {suffix}; --format says it otherwise")
+    return BY_SUFFIX.get(suffix, "native")

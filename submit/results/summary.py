@@ -173,7 +173,7 @@ def summary(batch: Batch, tally: Tally, *, seconds: float, now: float) -> list[s
     if tally.stops:
         lines.insert(1, f"ended by: {_counts(tally.stops)}")
     lines += tally.notes(batch.defaults)
-    files = (("results", tally.destination.out), ("errors", tally.errors_file))
+    files = (("results", tally.destination.out and tally.destination.written_to), ("errors", tally.errors_file))
     return lines + [f"{what}: {path}" for what, path in files if path is not None]
 
 

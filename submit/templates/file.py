@@ -21,6 +21,9 @@ def template_of(
     Raises:
         RefusedError: more than one is given, or the file is no template.
     """
+    for name, text in (("prompt", prompt), ("user", user), ("system", system)):
+        if not isinstance(text, str | None):
+            raise RefusedError(f"{name} must be a text, not {text!r:.40}")
     given = [
         name for name, value in (("--template", path), ("--prompt", prompt), ("--user", user)) if value is not None
     ]

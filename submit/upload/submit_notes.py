@@ -39,6 +39,11 @@ def notes(findings: Findings, defaults: Defaults) -> list[str]:
             f"{', '.join(names)}: --model {printable(defaults.model or '')} is only for lines without one; "
             "--override-model uses it for all"
         )
+    if findings.unexpecting:
+        said.append(
+            f"re_ask does nothing for {plural(findings.unexpecting, 'line')}: say what texts are to be, with --expect "
+            "('expect' in a line)"
+        )
     if unchecked:
         said.append(f"{plural(unchecked, 'constraint')} left to the worker's check: {CHECK_HERE}")
     return said

@@ -138,7 +138,7 @@ def _report_written(batch: Batch, tally: Tally, missing: int) -> None:
         # Where the records of failed lines are in the same file, they count too.
         together = tally.errors_file is None and not tally.destination.training
         written = plural(tally.lines if together else tally.written, "line")
-        _report([f"{written} written to {tally.destination.out}"])
+        _report([f"{written} written to {tally.destination.written_to}"])
     _report(tally.notes(batch.defaults))
     if batch.status == "validating":
         _report([f"batch {batch.id} is still being submitted"])
@@ -171,7 +171,7 @@ def _find(store: Store, name: str) -> str:
 
 def _print_json(tally: Tally, shown: dict[str, Any]) -> None:
     errors = tally.errors_file
-    paths = {"results": str(tally.destination.out), "errors": None if errors is None else str(errors)}
+    paths = {"results": tally.destination.written_to, "errors": None if errors is None else str(errors)}
     click.echo(orjson.dumps({**shown, "failed_by_code": dict(tally.failures), **paths}).decode())
 
 

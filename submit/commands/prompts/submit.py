@@ -155,7 +155,9 @@ def _print(submitted: Submitted, source: str, *, as_json: bool) -> None:
     running = plural(submitted.total - submitted.rejected - submitted.twins, "line")
     if submitted.twins:
         click.echo(
-            f"{plural(submitted.twins, 'line')} equal to earlier ones: not run again, and has their records", err=True
+            f"{plural(submitted.twins, 'line')} equal to earlier ones: not run again, with records of "
+            f"{'its' if submitted.twins == 1 else 'their'} own",
+            err=True,
         )
     click.echo(f"{running} of {source} enqueued for {', '.join(submitted.models) or 'no model'}", err=True)
 

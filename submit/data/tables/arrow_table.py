@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from jobs.errors import LineError, RefusedError
 from jobs.lines.line import MAX_LINE_BYTES
-from submit.data.tables.arrow_types import cells_of, holds_floats, is_binary
+from submit.data.tables.arrow_types import cells_of, holds_floats, is_binary, written_type
 from submit.data.tables.json_table import total_size
 from submit.data.tables.table import MOST_COLUMNS, Row, digest_of_files
 
@@ -59,7 +59,7 @@ class ArrowTable:
                         number += 1
                         yield number, part
                         continue
-                    for cells in _rows(part, self.wanted):
+                    for cells in _rows(part, self.wanted, self.name):
                         number += 1
                         yield number, cells
 
@@ -100,13 +100,8 @@ class ArrowFiles(ArrowTable):
 
 
 def _readable(schema: pa.Schema, binary: frozenset[str]) -> pa.Schema:
-    """The schema of what comes back: no binary columns, no metadata, extensions as what they are stored as."""
-    fields = [
-        pa.field(field.name, field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type)
-        for field in schema
-        if field.name not in binary
-    ]
-    return pa.schema(fields)
+    """The schema of what comes back: no binary columns, no metadata."""
+    return pa.schema([(field.name, written_type(field.type)) for field in schema if field.name not in binary])
 
 
 def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | LineError]:
@@ -129,13 +124,23 @@ def _longest(row: pa.RecordBatch) -> str:
     return longest
 
 
-def _rows(batch: pa.RecordBatch, columns: list[str]) -> Iterator[dict[str, Any]]:
+def _rows(batch: pa.RecordBatch, columns: list[str], name: str) -> Iterator[dict[str, Any]]:
     if not columns:
         yield from ({} for _ in range(batch.num_rows))
         return
-    cells = [cells_of(batch.column(name)) for name in columns]
+    cells = [_cells(batch, column, name) for column in columns]
     for row in zip(*cells, strict=True):
         yield dict(zip(columns, row, strict=True))
+
+
+def _cells(batch: pa.RecordBatch, column: str, name: str) -> list[Any]:
+    try:
+        return cells_of(batch.column(column))
+    except OverflowError:
+        raise RefusedError(
+            f"{name}: the column '{column:.80}' holds a time outside the years 1 to 9999, or a duration as long; leave "
+            "it out with --keep-columns"
+        ) from None
 
 
 # --- files ---
@@ -272,8 +277,8 @@ def _type(schema: pa.Schema, name: str) -> str:
 
 
 @contextlib.contextmanager
-def explained(name: str) -> Iterator[None]:
-    """Turn errors of Arrow and of the system about a table into one that says what to do.
+def explained(name: str, what: str = "is damaged, or no such file") -> Iterator[None]:
+    """Turn errors of Arrow and of the system about a table into one that says what to do, and ``what`` it is.
 
     Raises:
         RefusedError: in place of them.
@@ -285,8 +290,8 @@ def explained(name: str) -> Iterator[None]:
     except (pa.ArrowException, UnicodeDecodeError, ValueError) as error:
         if isinstance(error, LineError | RefusedError):
             raise
-        raise RefusedError(f"{name}: is damaged, or no such file: {error!s:.300}") from None
+        raise RefusedError(f"{name}: {what}: {error!s:.300}") from None
     except OSError as error:
         if error.errno is None:  # Arrow's own about what it reads
-            raise RefusedError(f"{name}: is damaged, or no such file: {error!s:.300}") from None
+            raise RefusedError(f"{name}: {what}: {error!s:.300}") from None
         raise RefusedError(f"{name}: cannot be read: {error.strerror}") from None

@@ -60,6 +60,26 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+def written_type(kind: pa.DataType) -> pa.DataType:
+    """The type by which a column comes back: extensions as what they are stored as, views and runs as lists and values,
+    and JSON texts where objects without keys are in it, which Parquet cannot write."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return written_type(kind.storage_type)
+    if types.is_run_end_encoded(kind):
+        return written_type(kind.value_type)
+    if types.is_list_view(kind):
+        return written_type(pa.list_(kind.value_type))
+    if types.is_large_list_view(kind):
+        return written_type(pa.large_list(kind.value_type))
+    return pa.string() if _has_no_keys(kind) else kind
+
+
+def _has_no_keys(kind: pa.DataType) -> bool:
+    if types.is_struct(kind) and kind.num_fields == 0:
+        return True
+    return types.is_nested(kind) and any(_has_no_keys(kind.field(at).type) for at in range(kind.num_fields))
+
+
 def cells_of(column: pa.Array) -> list[Any]:
     """The cells of a column as values of Python."""
     if isinstance(column, pa.ExtensionArray):

@@ -13,6 +13,7 @@ from jobs.lines.line import MAX_LINE_BYTES
 from submit.data.tables.json_table import JsonLines
 from submit.data.tables.table import MOST_COLUMNS, Row
 from submit.input.reader import PromptFile
+from submit.status.text import plural
 
 DELIMITERS = (",", "\t", ";", "|")
 LOOKED_AT_ROWS = 20
@@ -66,10 +67,9 @@ class CsvTable(JsonLines):
         columns = self.columns or ()
         if len(cells) == len(columns):
             return dict(zip(columns, cells, strict=True))
-        return LineError(
-            "invalid_type", None, f"has {len(cells)} cells, and the head {len(columns)} columns; is the delimiter "
-            "another one (--delimiter), or a quote not closed?"
-        )  # fmt: skip
+        has, head = plural(len(cells), "cell"), plural(len(columns), "column")
+        remedy = "is the delimiter another one (--delimiter), or a quote not closed?"
+        return LineError("invalid_type", None, f"has {has}, and the head {head}; {remedy}")
 
     def _cells(self, path: str) -> Iterator[tuple[int, list[str]]]:
         """The line and the cells of each row that is not blank, the head among them."""

@@ -36,10 +36,12 @@ class Rows:
 
     def rows(self) -> Iterator[Row]:
         for number, item in enumerate(self._items, 1):
-            if isinstance(item, Mapping):
-                yield number, checked_row(item if isinstance(item, dict) else dict(item))
-            else:
+            if not isinstance(item, Mapping):
                 yield number, LineError("invalid_type", None, f"must be a dict, not {type(item).__name__}")
+            elif (other := next((name for name in item if not isinstance(name, str)), None)) is not None:
+                yield number, LineError("invalid_type", None, f"names of columns are texts, not {other!r:.40}")
+            else:
+                yield number, checked_row(item if isinstance(item, dict) else dict(item))
 
     def digest(self) -> str:
         """Nothing: rows in memory have no name."""
@@ -51,7 +53,9 @@ class Rows:
 
 def is_frame(given: Any) -> bool:
     """Whether an object is a table with columns: a data frame, a table of Arrow, a data set."""
-    return hasattr(given, "__arrow_c_stream__") or _is_dataset(given)
+    if hasattr(given, "__arrow_c_stream__"):
+        return hasattr(given, "columns") or hasattr(given, "schema")  # a series has neither
+    return _is_dataset(given)
 
 
 def _is_dataset(given: Any) -> bool:
@@ -78,7 +82,7 @@ def _frame(given: Any) -> Table:
     from submit.data.tables.arrow_table import ArrowTable, explained
 
     read: Callable[[], Iterator[pa.RecordBatch]]
-    with explained(NAME):
+    with explained(NAME, "no table of Arrow can be made of them"):
         if _is_dataset(given):
             schema, read = _dataset(given)
         elif type(given).__module__.partition(".")[0] == "pandas":

@@ -86,7 +86,7 @@ class Card:
             (f"model ({count:,} lines)", f"{model}, revision {revision}")
             for (model, revision), count in self.models.most_common()
         ]
-        facts += [("prompt tokens", f"{self.prompt_tokens:,}"), ("generated tokens", f"{self.completion_tokens:,}")]
+        facts += [("tokens of prompts", f"{self.prompt_tokens:,}"), ("tokens of texts", f"{self.completion_tokens:,}")]
         facts.append(("texts ended by", _counts(self.stops)))
         if self.failed:
             facts.append(("failed lines", _counts(self.errors)))

@@ -98,13 +98,15 @@ def seen_types(
     """The types of columns by what is in them: one that holds values of unlike kinds is of JSON texts."""
     import pyarrow as pa
 
+    from submit.data.tables.arrow_types import written_type
+
     found: dict[str, pa.DataType] = dict.fromkeys(names, pa.null())
     for some in _chunks(records):
         rows = [row for stored in some for row in cells(read_record(stored.raw))]
         for name, before in found.items():
             if before != pa.string():
                 found[name] = _merged(before, [row.get(name) for row in rows])
-    return {name: pa.string() if kind == pa.null() else kind for name, kind in found.items()}
+    return {name: pa.string() if kind == pa.null() else written_type(kind) for name, kind in found.items()}
 
 
 def _chunks(records: Iterable[StoredRecord]) -> Iterator[list[StoredRecord]]:

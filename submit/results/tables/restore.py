@@ -27,6 +27,8 @@ def array_of(values: list[Any], kind: pa.DataType) -> pa.Array:
             return pa.array(values, kind)
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             return pa.array([_text(value) for value in values], kind)
+    if types.is_dictionary(kind):
+        return array_of(values, kind.value_type).dictionary_encode().cast(kind)
     convert = _converter(kind)
     if convert is not None:
         values = [None if value is None else convert(value) for value in values]
@@ -60,11 +62,16 @@ def _converter(kind: pa.DataType) -> Callable[[Any], Any] | None:
     if types.is_struct(kind):
         return _of_struct(kind)
     if types.is_map(kind):
-        return lambda pairs: [tuple(pair) for pair in pairs]
+        key, item = _converter(kind.key_type), _converter(kind.item_type)
+        return lambda pairs: [(_by(key, name), _by(item, value)) for name, value in pairs]
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         inner = _converter(kind.value_type)
-        return inner and (lambda parts: [None if part is None else inner(part) for part in parts])
+        return inner and (lambda parts: [_by(inner, part) for part in parts])
     return None
+
+
+def _by(convert: Callable[[Any], Any] | None, value: Any) -> Any:
+    return value if convert is None or value is None else convert(value)
 
 
 def _float(value: Any) -> Any:

@@ -398,7 +398,7 @@ def test_the_card_is_true(client: Client, store: Store, tmp_path: Path) -> None:
     done = batch.status()
     for fact in (
         "3 rows of 3 lines, 1 of which failed", batch.id, f"| model (2 lines) | {MODEL}, revision ",
-        f"| generated tokens | {done.usage.completion_tokens:,} |", "| texts ended by | eos 2 |",
+        f"| tokens of texts | {done.usage.completion_tokens:,} |", "| texts ended by | eos 2 |",
         "| failed lines | context_length_exceeded 1 |", "| n | int64 |", "| completion | string |",
         '"max_tokens": 9', "Say {{ q }}", "out-00000-of-00001.parquet",
     ):  # fmt: skip

@@ -107,3 +107,11 @@ def test_what_is_left_to_the_worker_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     assert (found.problems, found.unchecked) == ([], 2)
     (said,) = notes(found, Defaults({"model": "m"}))
     assert said == "2 constraints left to the worker's check: to have them checked here, install promptmill[guided]"
+
+
+def test_a_re_ask_without_an_expectation_is_said_to_do_nothing() -> None:
+    """By how many lines; those that say what their texts are to be are none of them."""
+    lines = [{"prompt": "x"}, {"prompt": "x", "expect": "json"}, {"prompt": "x", "re_ask": 0}]
+    (said,) = notes(findings(*lines, re_ask=2), Defaults({"model": "m"}))
+    assert said.startswith("re_ask does nothing for 1 line: say what texts are to be, with --expect")
+    assert notes(findings(*lines), Defaults({"model": "m"})) == []

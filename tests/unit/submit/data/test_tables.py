@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import orjson
 import pytest
 
 from jobs.errors import LineError, RefusedError
-from submit.data.open import input_digest, open_input
+from submit.data.open import input_digest, open_any, open_input, order_of
 from submit.data.order import TableOrder
 from submit.data.tables.hub import open_hub_table
+from submit.results.destination import format_for
+from submit.results.tables.restore import array_of
 
 pytest.importorskip("jinja2")
 pa = pytest.importorskip("pyarrow")
@@ -305,3 +309,112 @@ def test_data_sets_of_the_hub(tmp_path: Path) -> None:
         with pytest.raises(RefusedError) as caught:
             open_hub_table(address, order(), hub)
         assert said in str(caught.value)
+
+
+def test_times_that_python_has_not_are_refused_by_name(tmp_path: Path) -> None:
+    """A date after the year 9999: the column, and how to leave it out."""
+    import pyarrow.parquet as pq
+
+    far = pa.array([10_000_000], pa.int32()).cast(pa.date32())
+    pq.write_table(pa.table({"q": ["a"], "far": far}), tmp_path / "far.parquet")
+    with pytest.raises(RefusedError, match=r"'far' holds a time outside the years 1 to 9999.*--keep-columns"):
+        lines(tmp_path / "far.parquet", order())
+    assert lines(tmp_path / "far.parquet", order(keep="q"))[0][1]["prompt"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([[("k", Decimal("1.10"))], None], pa.map_(pa.string(), pa.decimal128(5, 2))),
+        ([[(date(2020, 1, 2), None)]], pa.map_(pa.date32(), pa.string())),
+        ([[("k", float("inf"))]], pa.map_(pa.string(), pa.float64())),
+        ([[[("k", 1)]]], pa.list_(pa.map_(pa.string(), pa.int64()))),
+        ([date(2020, 1, 2), None], pa.dictionary(pa.int8(), pa.date32())),
+        (["a", None, "b"], pa.dictionary(pa.int32(), pa.string())),
+    ],
+)
+def test_columns_come_back_as_they_were(values: list[Any], kind: pa.DataType) -> None:
+    """Through lines of JSON and back: maps and dictionaries of what JSON has no type for, too."""
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    before = pa.array(values, inner)
+    table = pa.table({"q": before if inner is kind else before.dictionary_encode().cast(kind)})
+    with open_any(table, order()) as prompts:
+        cells = [orjson.loads(raw)["metadata"]["q"] for _, raw in prompts if isinstance(raw, bytes)]
+    assert array_of(cells, kind).equals(table["q"].combine_chunks())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"where": 5}, "where must be a text, not 5"),
+        ({"sample": 2, "sample_seed": "x"}, "sample_seed must be an integer"),
+        ({"user": 5}, "user must be a text, not 5"),
+    ],
+)
+def test_arguments_of_a_wrong_kind(given: dict[str, Any], said: str) -> None:
+    """What Python gives is refused by its name."""
+    with pytest.raises(RefusedError, match=said):
+        order_of(given)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        (pa.array([[1, 2]], pa.list_view(pa.int64())), [1, 2]),
+        (pa.RunEndEncodedArray.from_arrays(pa.array([1], pa.int32()), pa.array(["x"])), "x"),
+        (pa.array([{}], pa.struct([])), "{}"),
+        (pa.array([[{}]], pa.list_(pa.struct([]))), "[{}]"),
+    ],
+)
+def test_types_that_readers_of_parquet_lack(column: Any, value: Any) -> None:
+    """Come back as plain lists, values and JSON texts: what ran can be written."""
+    import io
+
+    import pyarrow.parquet as pq
+
+    with open_any(pa.table({"q": column}), order()) as prompts:
+        ((_, raw),) = prompts
+        types: Any = prompts
+        kind = pa.ipc.read_schema(pa.py_buffer(types.table.types)).field("q").type
+    assert isinstance(raw, bytes)
+    file = io.BytesIO()
+    pq.write_table(pa.table({"q": array_of([orjson.loads(raw)["metadata"]["q"]], kind)}), file)
+    assert pq.read_table(file).to_pylist() == [{"q": value}]
+
+
+def test_objects_that_are_no_tables() -> None:
+    """A frame of unlike values, a series and rows with odd names are said to be so."""
+    pd = pytest.importorskip("pandas")
+    with pytest.raises(RefusedError, match="no table of Arrow can be made"), open_any(pd.DataFrame({"q": ["a", 1]})):
+        pass
+    for given in (pd.Series(["a"]), [{"q": "a", 5: 1}]):
+        with open_any(given, order()) as prompts:
+            ((_, error),) = prompts
+        assert isinstance(error, LineError)
+    assert order_of({"user": "x", "keep_columns": ["a", "b"]}).keep == "a,b"
+
+
+def test_a_condition_on_an_empty_cell(tmp_path: Path) -> None:
+    """Names no field of the line, and says how to ask."""
+    (tmp_path / "t.jsonl").write_bytes(b'{"q": "a", "n": null}')
+    ((_, error),) = lines(tmp_path / "t.jsonl", order(where="n > 1"))
+    assert (error.field, error.message.rpartition("; ")[2]) == (None, "of empty cells ask first: x is not none and ...")
+
+
+def test_a_glob_of_nothing(tmp_path: Path) -> None:
+    """Says that there are no files, not what their formats are."""
+    with pytest.raises(RefusedError, match="there are no such files"):
+        lines(tmp_path / "*.csv", order())
+
+
+@pytest.mark.parametrize(
+    ("out", "fmt"), [("a.pq", "parquet"), ("a.CSV", "csv"), ("a.jsonl", "native"), ("a.tsv", None), ("a.xlsx", None)]
+)
+def test_formats_by_suffix(out: str, fmt: str | None) -> None:
+    """A table that is not written is refused, and not filled with lines of JSON."""
+    if fmt is not None:
+        assert format_for(Path(out), None) == fmt
+        return
+    assert format_for(Path(out), "csv") == "csv"
+    with pytest.raises(RefusedError, match=r"written as \.parquet or \.csv"):
+        format_for(Path(out), None)
