@@ -403,3 +403,40 @@ def test_several_prompts_of_one_line(tiny: Any, line_of: Any) -> None:
     assert [list(row.prompt) for row in scored] == [prompt for prompt in prompts for _ in range(2)]
     assert [row.tokens for row in scored] == [row.tokens for row in plain]
     assert [len(row.scores.logprobs) for row in scored] == [29, 29, 2, 2, 16, 16]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "qwen3_moe", "gemma3_text", "lfm2", "olmo3"])
+def test_one_token_comes_with_the_scores(kind: str, tiny: Any, line_of: Any) -> None:
+    """A text of one token is the one that a prompt without scores has, whatever its parameters; also beside prompts
+    that are only scored, that end where others go on, or that are there twice."""
+    scorer, plain = Scorer(tiny(kind), line_of), Engine(tiny(kind), decode_concurrency=3)
+    prompts = [[*EXAMPLES, *tokens_of(9 + choice % 3, 5 + choice // 3)] for choice in range(12)]
+    prompts += [EXAMPLES, prompts[3], prompts[4][:-1], [*prompts[4], 7, 9]]
+    forms = [
+        {"temperature": 0.0, "logprobs": True, "top_logprobs": 2},
+        {"temperature": 0.0, "logit_bias": {17: 1000.0}},
+        {"temperature": 1.0, "seed": 3, "n": 3, "logprobs": True},
+        {"temperature": 0.8, "top_p": 0.3, "seed": 4},
+        {"temperature": 1.5, "xtc_probability": 1.0, "xtc_threshold": 0.01, "seed": 5},
+        {"temperature": 0.0, "repetition_penalty": 1.9, "repetition_context_size": 20},
+        {"temperature": 0.0, "eos": range(128)},
+        {"temperature": 0.0, "eos": range(1, 200), "min_tokens": 1},
+    ]
+    for key, prompt in enumerate(prompts):
+        given = {"max_tokens": 1, **forms[key % len(forms)]}
+        scorer.add(prompt, 1 if key % 3 else len(prompt) - 2, top=key % 2, **given)
+        plain.add(line_of(key, prompt, **given))
+    scorer.add([*EXAMPLES, 5, 6])
+    scorer.finish()
+    scorer.compare()
+    expected = {}
+    while plain.has_work:
+        expected |= {finished.key: finished for finished in plain.step()}
+    for key, wanted in expected.items():
+        for one, other in zip(scorer.done[key].sequences, wanted.sequences, strict=True):
+            assert (one.tokens, one.stop_reason) == (other.tokens, other.stop_reason)
+            np.testing.assert_allclose(one.token_logprobs, other.token_logprobs, atol=1e-4)
+            assert [[token for token, _ in best] for best in one.top_logprobs] == [
+                [token for token, _ in best] for best in other.top_logprobs
+            ]
+    assert bool(scorer.engine.stats.decode_steps) == (not scorer.engine._scoring._splitting.packs)

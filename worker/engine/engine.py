@@ -328,7 +328,7 @@ class Engine:
         return refused
 
     def _scored(self, item: Item, scores: Scores | None) -> None:
-        """The prompt of an item is scored: its texts begin, or it was for the scores alone."""
+        """The prompt of an item is scored: its texts begin, are there with it, or it was for the scores alone."""
         line = self._lines[item.key]
         if scores is None:
             self._doubt_model()
@@ -342,7 +342,9 @@ class Engine:
             if not row.line.generates:
                 row.first_token_at = now
                 self._end(row, "scored")
-        if item.line.generates:
+        if item.drawn:
+            self._collect(item.drawn)
+        elif item.line.generates:
             group = line.group(list(item.tokens), item.sequences)
             self._staging.adopt(self._scoring.hand_over(item, group), group)
 
