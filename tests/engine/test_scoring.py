@@ -302,6 +302,22 @@ def test_memory_is_kept_to(tiny: Any, line_of: Any) -> None:
     scorer.compare()
 
 
+def test_memory_is_kept_to_where_texts_share(tiny: Any, line_of: Any) -> None:
+    """Texts of one beginning that have no room together are scored in parts that do, and not one by one."""
+    model = tiny("qwen3")
+    scorer = Scorer(model, line_of, memory_limit=2 * model.cache_cost(512), prefix_memory=0)
+    room, most, left = scorer.engine._scheduler.room, 0, set()
+    for question in range(40):
+        scorer.add([*EXAMPLES, *tokens_of(30, question)], max_tokens=1, temperature=0.0, eos=[])
+    while scorer.engine.has_work:
+        most = max(most, room.lent)
+        left.add(len(scorer.engine._scoring))
+        scorer.done |= {finished.key: finished for finished in scorer.engine.step()}
+    scorer.compare()
+    assert 0 < most <= room.memory
+    assert 1 < len(left) < 20
+
+
 def test_cancelled_texts_end(tiny: Any, line_of: Any) -> None:
     """A line that is cancelled while it waits, or while it is scored, ends so; its neighbours have their scores."""
     scorer = Scorer(tiny("qwen3"), line_of, prefill_step_size=32)

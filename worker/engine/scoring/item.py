@@ -16,8 +16,8 @@ LAST = -1
 @dataclass(slots=True, eq=False)
 class Item:
     """One prompt of a ``line``, and the ``sequences`` that want its scores. ``again`` says that its line has begun
-    before, ``cached`` how many of its tokens were there already; ``drawn`` are the tokens that were drawn with its scores,
-    one for each of its sequences, where it ``draws`` them."""
+    before, ``cached`` how many of its tokens were there already. ``drawn`` has a token for each sequence, where they
+    were drawn with the scores."""
 
     line: PreparedLine
     sequences: list[Sequence] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The tokens that follow prompts, drawn from the states of the prompts' last tokens as a step of decoding draws them."""
+"""The tokens that follow prompts, drawn from the states of their last tokens as a step of decoding draws them."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from worker.engine.scoring.packed import BLOCK, Chunk, packed_caches
 from worker.engine.scoring.task import Scores
 from worker.engine.scoring.tree import Block, Tree
 from worker.engine.scoring.unit import scores_of
+from worker.engine.sequence import Sequence
 
 
 class PackedUnit:
@@ -37,7 +38,6 @@ class PackedUnit:
         self._caches: list[Cache] = []
         self._found: list[Likelihoods] = []
         self._drawn: list[NextTokens] = []
-        self._draws = [(item, int(path[-1])) for item, path in zip(self.items, self._tree.paths, strict=True) if item.draws]
         wanted = []
         for item, path in zip(self.items, self._tree.paths, strict=True):
             places = path[item.first - 1 - skipped : item.length - skipped]
@@ -99,12 +99,14 @@ class PackedUnit:
 
     def _draw(self, chunk: Chunk, states: mx.array) -> list[mx.array]:
         """Start to draw what follows the prompts that end in a chunk: the arrays to be computed."""
-        ending = [(item, place - chunk.start) for item, place in self._draws if chunk.start <= place < chunk.end]
-        pairs = [(row, place) for item, place in ending for row in item.sequences]
-        if not pairs:
+        rows, places = list[Sequence](), list[int]()
+        for item, path in zip(self.items, self._tree.paths, strict=True):
+            if item.draws and chunk.start <= path[-1] < chunk.end:
+                rows += item.sequences
+                places += [int(path[-1]) - chunk.start] * len(item.sequences)
+        if not rows:
             return []
-        chosen = states[mx.array([place for _, place in pairs])]
-        self._drawn.append(next_tokens(self._model, chosen, [row for row, _ in pairs], self._logits))
+        self._drawn.append(next_tokens(self._model, states[mx.array(places)], rows, self._logits))
         return self._drawn[-1].arrays
 
     def _take(self, most: int) -> list[Block]:

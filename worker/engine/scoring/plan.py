@@ -69,6 +69,14 @@ class Pass:
     def items(self) -> list[Item]:
         return [item for stem in self.stems for item in stem.items]
 
+    def less(self) -> Pass:
+        """A part of it, for which there may be room: half of a stem that is packed, else one item, without copies."""
+        stem = self.stems[0]
+        if not self.packed:
+            return Pass([alone(stem.items[0])])
+        half = Stem(stem.items[: len(stem.items) // 2], stem.length)
+        return Pass([half], half.distinct)
+
 
 @dataclass(slots=True, eq=False)
 class _Node:

@@ -252,8 +252,8 @@ class Scoring:
         if not self._fits(chosen) and (self._scheduler.running or self._scheduler.staged):
             room.lent = self._needed(chosen)  # rows make room from now on
             return
-        if not self._fits(chosen) and len(chosen.stems[0].items) > 1:
-            chosen = Pass([alone(chosen.stems[0].items[0])])  # without copies it has room
+        while not self._fits(chosen) and len(chosen.stems[0].items) > 1:
+            chosen = chosen.less()
         if self._scheduler.staged >= MOST_ROWS and any(stem.generates for stem in chosen.stems):
             return  # whose rows would wait, with caches
         refused = self._begin(chosen.items)
