@@ -21,6 +21,7 @@ from tests.engine.test_adapters import save_adapter
 from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import load_model, measure
 from worker.engine.loading.model import LoadedModel
+from worker.engine.scoring import packed_unit
 from worker.engine.scoring.head import SplitModel
 from worker.engine.scoring.likelihoods import likelihoods
 from worker.engine.scoring.task import Scores, ScoringTask
@@ -340,6 +341,26 @@ def test_a_text_that_breaks_the_model_fails_alone(markov: Any, line_of: Any) -> 
     while engine.has_work:
         done |= {finished.key: finished for finished in engine.step()}
     assert [done[key].error is None for key in range(3)] == [True, False, True]
+    assert engine.stats.recoveries == 1
+
+
+def test_prompts_whose_token_cannot_be_drawn_together_end_alone(
+    tiny: Any, line_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where drawing with the scores fails, each line is tried by itself and has its token from there: once."""
+
+    def broken(*args: Any) -> None:
+        raise RuntimeError("no memory for this")
+
+    monkeypatch.setattr(packed_unit, "next_tokens", broken)
+    engine = Engine(tiny("qwen3"))
+    for key in range(3):
+        line = line_of(key, [*EXAMPLES, key + 1], max_tokens=1, eos=[])
+        engine.add(replace(line, scoring=ScoringTask(1, generates=True)))
+    done = {}
+    while engine.has_work:
+        done |= {finished.key: finished.sequences[0] for finished in engine.step()}
+    assert [(len(row.tokens), len(row.scores.logprobs)) for row in done.values()] == [(1, len(EXAMPLES))] * 3
     assert engine.stats.recoveries == 1
 
 

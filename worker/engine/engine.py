@@ -335,12 +335,11 @@ class Engine:
             self._fail(line, failure_of(NotFiniteError()))
             return
         self.stats.scored_tokens += len(scores.logprobs)
-        now = self._clock()
         self.stats.cached_tokens += item.cached
         for row in item.sequences:
             row.scores, row.cached_tokens = scores, item.cached
             if not row.line.generates:
-                row.first_token_at = now
+                row.first_token_at = self._clock()
                 self._end(row, "scored")
         if item.drawn:
             self._collect(item.drawn)
