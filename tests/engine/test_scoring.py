@@ -17,100 +17,16 @@ from mlx_lm.utils import load_model as load_with_mlx_lm
 
 from tests.engine.conftest import POCKET, build
 from tests.engine.families import FAMILIES
+from tests.engine.scorer import EXAMPLES, Scorer, a_mixture, tokens_of
 from tests.engine.test_adapters import save_adapter
 from worker.engine.engine import Engine
 from worker.engine.loading.mlx_models import load_model, measure
 from worker.engine.loading.model import LoadedModel
+from worker.engine.scoring import packed_unit
 from worker.engine.scoring.head import SplitModel
 from worker.engine.scoring.likelihoods import likelihoods
-from worker.engine.scoring.task import Scores, ScoringTask
+from worker.engine.scoring.task import ScoringTask
 from worker.engine.unbatched.modes import UnbatchedModes
-
-EXAMPLES = [(7 * i * i + 31 * i) % 255 + 1 for i in range(45)]
-"""What all questions have before them."""
-
-
-def tokens_of(length: int, seed: int) -> list[int]:
-    return [(seed * 37 + i * i * 11 + i * 5) % 255 + 1 for i in range(length)]
-
-
-def alone(model: LoadedModel, prompt: list[int]) -> np.ndarray[Any, Any]:
-    """Log-probabilities ``[tokens, vocab]`` of one forward of the model's own, in float32 from the logits on."""
-    logits = model.model(mx.array([prompt]), cache=model.new_cache())[0].astype(mx.float32)
-    return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-
-
-class Scorer:
-    """An engine, lines that are scored by it, and others that generate meanwhile."""
-
-    def __init__(self, model: LoadedModel, line_of: Any, **options: Any) -> None:
-        self.engine = Engine(model, **{"decode_concurrency": 3, "prefill_step_size": 256, **options})
-        self.model, self._line_of = model, line_of
-        self._given: dict[int, tuple[list[int], ScoringTask]] = {}
-        self.done: dict[Any, Any] = {}
-
-    def add(self, prompt: list[int], first: int = 1, top: int = 0, **given: Any) -> None:
-        task = ScoringTask(first, top, border=first, generates=bool(given))
-        key = len(self._given)
-        line = self._line_of(key, prompt, **{"max_tokens": 0, **given})
-        self.engine.add(replace(line, scoring=task))
-        self._given[key] = (prompt, task)
-
-    def generate(self, key: str, prompt: list[int], **given: Any) -> None:
-        self.engine.add(self._line_of(key, prompt, **given))
-
-    def finish(self) -> None:
-        while self.engine.has_work:
-            self.done |= {finished.key: finished for finished in self.engine.step()}
-        assert self.engine.stats.recoveries == 0
-
-    def compare(self, close: float = 1e-4) -> None:
-        """Each score is that of a forward alone, within ``close``."""
-        for key, (prompt, task) in self._given.items():
-            finished = self.done[key]
-            assert finished.error is None
-            expected = alone(self.model, prompt)
-            scores: Scores = finished.sequences[0].scores
-            targets = prompt[task.first :]
-            rows = expected[task.first - 1 : -1]
-            own = rows[np.arange(len(targets)), targets]
-            about = f"line {key}: {len(prompt)} tokens from {task.first} on"
-            np.testing.assert_allclose(scores.logprobs, own, atol=close, rtol=0, err_msg=about)
-            assert math.isclose(scores.total(task.first), math.fsum(own), abs_tol=close * max(1, len(own)))
-            likelier = (rows > own[:, None] + 2 * close).sum(axis=-1), (rows > own[:, None] - 2 * close).sum(axis=-1)
-            ranks = np.array(scores.ranks) - 1
-            assert (likelier[0] <= ranks).all(), about
-            assert (ranks <= likelier[1]).all(), about
-            best = np.sort(rows, axis=-1)[:, ::-1][:, : task.top]
-            np.testing.assert_allclose(np.array(scores.top_logprobs).reshape(best.shape), best, atol=close, rtol=0)
-            for place, ids in enumerate(scores.top_ids):
-                np.testing.assert_allclose(rows[place, ids], best[place], atol=close, rtol=0)
-
-    def errors(self, model: LoadedModel, exact: LoadedModel) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """How far scores are from those of an ``exact`` model: ours, and those of a forward of ``model`` alone."""
-        ours, own = [], []
-        for key, (prompt, task) in self._given.items():
-            right, alike = (
-                alone(one, prompt)[np.arange(task.first - 1, len(prompt) - 1), prompt[task.first :]]
-                for one in (exact, model)
-            )
-            ours.append(np.abs(np.array(self.done[key].sequences[0].scores.logprobs) - right))
-            own.append(np.abs(alike - right))
-        return np.concatenate(ours), np.concatenate(own)
-
-
-def a_mixture(scorer: Scorer) -> None:
-    """Questions with choices behind the same examples, texts of their own, and rows that generate meanwhile."""
-    scorer.generate("before", tokens_of(9, 1), max_tokens=12, eos=[])
-    for question in range(3):
-        asked = [*EXAMPLES, *tokens_of(20 + 3 * question, 10 + question)]
-        for choice, length in enumerate((1, 1, 4, 6)):
-            scorer.add([*asked, *tokens_of(length, 100 + 10 * question + choice)], len(asked), top=choice)
-    for length in (2, 3, 17, 40, 58):
-        scorer.add(tokens_of(length, 200 + length), top=2)
-    scorer.generate("beside", tokens_of(30, 2), max_tokens=5)
-    scorer.add([*tokens_of(17, 217), 5, 9], 7)
-    scorer.add(tokens_of(21, 3), top=1, max_tokens=4, eos=[])
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -326,6 +242,22 @@ def test_what_is_too_much_for_a_packed_sequence_goes_in_rows(tiny: Any, line_of:
         assert (scorer.engine._scoring._next(None).packed > 0) == packed
 
 
+def test_memory_is_kept_to_where_texts_share(tiny: Any, line_of: Any) -> None:
+    """Texts of one beginning that have no room together are scored in parts that do, and not one by one."""
+    model = tiny("qwen3")
+    scorer = Scorer(model, line_of, memory_limit=2 * model.cache_cost(512), prefix_memory=0)
+    room, most, left = scorer.engine._scheduler.room, 0, set()
+    for question in range(40):
+        scorer.add([*EXAMPLES, *tokens_of(30, question)], max_tokens=1, temperature=0.0, eos=[])
+    while scorer.engine.has_work:
+        most = max(most, room.lent)
+        left.add(len(scorer.engine._scoring))
+        scorer.done |= {finished.key: finished for finished in scorer.engine.step()}
+    scorer.compare()
+    assert 0 < most <= room.memory
+    assert 1 < len(left) < 20
+
+
 def test_cancelled_texts_end(tiny: Any, line_of: Any) -> None:
     """A line that is cancelled while it waits, or while it is scored, ends so; its neighbours have their scores."""
     scorer = Scorer(tiny("qwen3"), line_of, prefill_step_size=32)
@@ -348,6 +280,26 @@ def test_a_text_that_breaks_the_model_fails_alone(markov: Any, line_of: Any) -> 
     while engine.has_work:
         done |= {finished.key: finished for finished in engine.step()}
     assert [done[key].error is None for key in range(3)] == [True, False, True]
+    assert engine.stats.recoveries == 1
+
+
+def test_prompts_whose_token_cannot_be_drawn_together_end_alone(
+    tiny: Any, line_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where drawing with the scores fails, each line is tried by itself and has its token from there: once."""
+
+    def broken(*args: Any) -> None:
+        raise RuntimeError("no memory for this")
+
+    monkeypatch.setattr(packed_unit, "next_tokens", broken)
+    engine = Engine(tiny("qwen3"))
+    for key in range(3):
+        line = line_of(key, [*EXAMPLES, key + 1], max_tokens=1, eos=[])
+        engine.add(replace(line, scoring=ScoringTask(1, generates=True)))
+    done = {}
+    while engine.has_work:
+        done |= {finished.key: finished.sequences[0] for finished in engine.step()}
+    assert [(len(row.tokens), len(row.scores.logprobs)) for row in done.values()] == [(1, len(EXAMPLES))] * 3
     assert engine.stats.recoveries == 1
 
 
@@ -441,3 +393,40 @@ def test_several_prompts_of_one_line(tiny: Any, line_of: Any) -> None:
     assert [list(row.prompt) for row in scored] == [prompt for prompt in prompts for _ in range(2)]
     assert [row.tokens for row in scored] == [row.tokens for row in plain]
     assert [len(row.scores.logprobs) for row in scored] == [29, 29, 2, 2, 16, 16]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "qwen3_moe", "gemma3_text", "lfm2", "olmo3"])
+def test_one_token_comes_with_the_scores(kind: str, tiny: Any, line_of: Any) -> None:
+    """A text of one token is the one that a prompt without scores has, whatever its parameters; also beside prompts
+    that are only scored, that end where others go on, or that are there twice."""
+    scorer, plain = Scorer(tiny(kind), line_of), Engine(tiny(kind), decode_concurrency=3)
+    prompts = [[*EXAMPLES, *tokens_of(9 + choice % 3, 5 + choice // 3)] for choice in range(12)]
+    prompts += [EXAMPLES, prompts[3], prompts[4][:-1], [*prompts[4], 7, 9]]
+    forms = [
+        {"temperature": 0.0, "logprobs": True, "top_logprobs": 2},
+        {"temperature": 0.0, "logit_bias": {17: 1000.0}},
+        {"temperature": 1.0, "seed": 3, "n": 3, "logprobs": True},
+        {"temperature": 0.8, "top_p": 0.3, "seed": 4},
+        {"temperature": 1.5, "xtc_probability": 1.0, "xtc_threshold": 0.01, "seed": 5},
+        {"temperature": 0.0, "repetition_penalty": 1.9, "repetition_context_size": 20},
+        {"temperature": 0.0, "eos": range(128)},
+        {"temperature": 0.0, "eos": range(1, 200), "min_tokens": 1},
+    ]
+    for key, prompt in enumerate(prompts):
+        given = {"max_tokens": 1, **forms[key % len(forms)]}
+        scorer.add(prompt, 1 if key % 3 else len(prompt) - 2, top=key % 2, **given)
+        plain.add(line_of(key, prompt, **given))
+    scorer.add([*EXAMPLES, 5, 6])
+    scorer.finish()
+    scorer.compare()
+    expected = {}
+    while plain.has_work:
+        expected |= {finished.key: finished for finished in plain.step()}
+    for key, wanted in expected.items():
+        for one, other in zip(scorer.done[key].sequences, wanted.sequences, strict=True):
+            assert (one.tokens, one.stop_reason) == (other.tokens, other.stop_reason)
+            np.testing.assert_allclose(one.token_logprobs, other.token_logprobs, atol=1e-4)
+            assert [[token for token, _ in best] for best in one.top_logprobs] == [
+                [token for token, _ in best] for best in other.top_logprobs
+            ]
+    assert bool(scorer.engine.stats.decode_steps) == (not scorer.engine._scoring._splitting.packs)

@@ -328,21 +328,22 @@ class Engine:
         return refused
 
     def _scored(self, item: Item, scores: Scores | None) -> None:
-        """The prompt of an item is scored: its texts begin, or it was for the scores alone."""
+        """The prompt of an item is scored: its texts begin, are there with it, or it was for the scores alone."""
         line = self._lines[item.key]
         if scores is None:
             self._doubt_model()
             self._fail(line, failure_of(NotFiniteError()))
             return
         self.stats.scored_tokens += len(scores.logprobs)
-        now = self._clock()
         self.stats.cached_tokens += item.cached
         for row in item.sequences:
             row.scores, row.cached_tokens = scores, item.cached
             if not row.line.generates:
-                row.first_token_at = now
+                row.first_token_at = self._clock()
                 self._end(row, "scored")
-        if item.line.generates:
+        if item.drawn:
+            self._collect(item.drawn)
+        elif item.line.generates:
             group = line.group(list(item.tokens), item.sequences)
             self._staging.adopt(self._scoring.hand_over(item, group), group)
 

@@ -68,9 +68,12 @@ def try_alone(
     """
     tokens = [*row.prompt, *row.tokens]
     if row.line.scoring is not None and row.scores is None:
-        if score_alone(model, row.line, step_size) is None:
+        scores = score_alone(model, row.line, step_size)
+        if scores is None:
             raise NotFiniteError
-        return
+        if not row.line.generates:
+            return
+        row.scores = scores
     batch = PrefillBatch(model, [SequenceGroup(tokens, len(tokens) - 1, len(tokens))])
     batch.complete(step_size)
     decode_batch = batch_of(model, sampler)

@@ -33,7 +33,7 @@ def likelihoods(model: SplitModel, states: mx.array, targets: mx.array, top: int
     """Of the tokens ``targets [count]`` after ``states [count, width]``, with the ``top`` best; within ``budget`` bytes
     for logits. What is there before the last chunk is computed."""
     count, chunks = states.shape[0], []
-    for first, last in _chunks(count, budget, model.vocab_size):
+    for first, last in parts_within(budget, count, model.vocab_size):
         chunk = _chunk(model.logits(states[first:last]), targets[first:last], top)
         if last < count:
             mx.eval(chunk)  # else the logits of several would be there at once
@@ -42,8 +42,8 @@ def likelihoods(model: SplitModel, states: mx.array, targets: mx.array, top: int
     return Likelihoods(tuple(joined))
 
 
-def _chunks(count: int, budget: int, vocab: int) -> list[tuple[int, int]]:
-    """Even parts of ``count`` positions."""
+def parts_within(budget: int, count: int, vocab: int) -> list[tuple[int, int]]:
+    """Even parts of ``count`` positions, the logits of each within ``budget`` bytes."""
     most = max(1, budget // (4 * vocab))
     parts = -(-count // most)
     size = -(-count // parts)

@@ -15,29 +15,33 @@ from worker.engine.scoring.batch import ScoredBatch
 from worker.engine.scoring.head import SplitModel
 from worker.engine.scoring.item import Item
 from worker.engine.scoring.likelihoods import Likelihoods, likelihoods
+from worker.engine.scoring.next_tokens import NextTokens, next_tokens
 from worker.engine.scoring.packed import BLOCK, Chunk, packed_caches
 from worker.engine.scoring.task import Scores
 from worker.engine.scoring.tree import Block, Tree
 from worker.engine.scoring.unit import scores_of
+from worker.engine.sequence import Sequence
 
 
 class PackedUnit:
-    """Items behind the same ``prefix``. What some of them share is computed once, wherever they part."""
+    """Items behind the same ``prefix``. What some of them share is computed once, wherever they part. Those that draw
+    a token have it with their scores."""
 
     def __init__(self, model: SplitModel, items: Items[Item], prefix: Prefix | None, *, logits: int) -> None:
-        self.items = sorted(items, key=lambda item: item.tokens)
+        self.items = sorted(items, key=lambda item: item.text)
         self._model, self._prefix, self._logits = model, prefix, logits
         self._top = max(item.top for item in self.items)
         skipped = len(prefix or ())
-        self._tree = Tree([item.tokens for item in self.items], skipped)
+        self._tree = Tree([item.text for item in self.items], skipped)
         self.tokens = len(self._tree)
         self._blocks: deque[Block] = deque(self._tree.blocks(BLOCK))
         self._caches: list[Cache] = []
         self._found: list[Likelihoods] = []
+        self._drawn: list[NextTokens] = []
         wanted = []
         for item, path in zip(self.items, self._tree.paths, strict=True):
-            places, targets = path[item.first - 1 - skipped :], np.array(item.tokens[item.first :], dtype=np.int64)
-            wanted.append(places * model.vocab_size + targets)
+            places = path[item.first - 1 - skipped : item.length - skipped]
+            wanted.append(places * model.vocab_size + np.array(item.tokens[item.first :], dtype=np.int64))
         # What several texts want of a token is looked for once.
         distinct, self._rows = np.unique(np.concatenate(wanted), return_inverse=True)
         self._places, self._targets = distinct // model.vocab_size, distinct % model.vocab_size
@@ -52,7 +56,7 @@ class PackedUnit:
         counts, computed = [], 0
         for item, path in zip(self.items, self._tree.paths, strict=True):
             own = max(0, int(path[-1]) + 1 - computed) if len(path) else 0
-            counts.append(item.length - own)
+            counts.append(len(item.text) - 1 - own)
             computed += own
         return counts
 
@@ -73,6 +77,7 @@ class PackedUnit:
             targets = mx.array(self._targets[first:last])
             self._found.append(likelihoods(self._model, chosen, targets, self._top, self._logits))
             arrays += self._found[-1].arrays
+        arrays += self._draw(chunk, states)
         if self.done:
             self._caches = []
         return chunk.end - chunk.start, [*arrays, *(array for cache in self._caches for array in cache.state)]
@@ -80,8 +85,10 @@ class PackedUnit:
     def results(self) -> Iterator[tuple[Item, Scores | None]]:
         """Wait for all of it; None where the model's logits are not finite."""
         found = [np.concatenate(parts) for parts in zip(*(found.read() for found in self._found), strict=True)]
+        drawn = {token.row: token for tokens in self._drawn for token in tokens.read()}
         at = 0
         for item in self.items:
+            item.drawn = [drawn[row] for row in item.sequences] if item.draws else []
             rows = self._rows[at : at + len(item.tokens) - item.first]
             at += len(rows)
             yield item, scores_of(item, [tuple(array[rows] for array in found)])
@@ -89,6 +96,18 @@ class PackedUnit:
     def hand_over(self, item: Item, group: SequenceGroup) -> ScoredBatch | None:
         """None: no text goes on from a packed sequence."""
         return None
+
+    def _draw(self, chunk: Chunk, states: mx.array) -> list[mx.array]:
+        """Start to draw what follows the prompts that end in a chunk: the arrays to be computed."""
+        rows, places = list[Sequence](), list[int]()
+        for item, path in zip(self.items, self._tree.paths, strict=True):
+            if item.draws and chunk.start <= path[-1] < chunk.end:
+                rows += item.sequences
+                places += [int(path[-1]) - chunk.start] * len(item.sequences)
+        if not rows:
+            return []
+        self._drawn.append(next_tokens(self._model, states[mx.array(places)], rows, self._logits))
+        return self._drawn[-1].arrays
 
     def _take(self, most: int) -> list[Block]:
         """The next blocks, of at most as many tokens; one that is longer is cut."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence as Items
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from worker.engine.caches.prefix_cache import LEAST_TOKENS, common
 from worker.engine.scheduler import SIMILAR_RATIO, SIMILAR_SLACK
@@ -40,9 +41,15 @@ class Stem:
         return self.length + sum(item.length - self.length for item in self.items)
 
     @property
+    def distinct(self) -> int:
+        """The same, where what its items share is computed once, wherever they part."""
+        computed = sorted(item.text[:-1] for item in self.items)
+        return len(computed[0]) + sum(len(text) - common(last, text) for last, text in pairwise(computed))
+
+    @property
     def generates(self) -> bool:
-        """Whether a text follows one of its items."""
-        return any(item.line.generates for item in self.items)
+        """Whether a text follows one of its items, for which caches are needed."""
+        return any(item.line.generates and not item.draws for item in self.items)
 
     @property
     def longest(self) -> int:

@@ -203,15 +203,16 @@ class Scoring:
     def _packed(self, first: Stem, found: list[Stem], shared: int) -> Pass:
         """As many stems as make a chunk and have room, those first that have most in common with the ``first``."""
         alike = {id(stem): common(first.tokens, stem.tokens) for stem in found}
-        chosen, tokens = [first], first.computed - shared
+        chosen, tokens = [first], first.distinct - shared
         for stem in sorted(found, key=lambda stem: -alike[id(stem)]):
             if stem is first or not _packable(stem, shared):
                 continue
-            tokens += stem.computed - shared
-            if tokens > self._step_size or self._scheduler.room.sizes.prompts([tokens]) > self._left:
+            more = tokens + stem.distinct - alike[id(stem)]
+            if more > self._step_size or self._scheduler.room.sizes.prompts([more]) > self._left:
                 break
             chosen.append(stem)
-        return Pass(chosen, sum(stem.computed - shared for stem in chosen))
+            tokens = more
+        return Pass(chosen, tokens)
 
     def _fitting(self, found: list[Stem], shared: int) -> list[Stem]:
         """As many of the stems, in their order, as make a batch and have room; one in any case. They have ``shared``
