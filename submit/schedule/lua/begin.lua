@@ -2,8 +2,8 @@
 -- KEYS: info, runs.
 -- ARGV: id of the schedule, when the run was due by cron and when the next is due (nothing for a run by hand), the run,
 -- 1 if it may overlap with batches that are not done, a run whose place it takes, or nothing.
--- Returns 'begun'; 'over': that was decided already, or the schedule was paused, replaced or removed; 'busy': another run has
--- begun and is not submitted; or a batch that is not done.
+-- Returns 'begun'; 'over': that was decided already, or the schedule was paused, replaced or removed; 'busy': another
+-- run has begun and is not submitted; or a batch that is not done.
 local runs_of = require("submit.schedule.lua.shared.runs")
 local info, runs = unpack(KEYS)
 local schedule, due, following, run, may_overlap, gone = unpack(ARGV)

@@ -1,6 +1,7 @@
 -- Store finished lines of a shard, unless the attempt is stale. Counts change with the record, in the same step.
 -- KEYS: info, fences, records, finished, flights, compacted.
--- ARGV: shard number, fence, then per line: index, 1 or 0 (completed or failed), prompt, completion, cached, scored, record.
+-- ARGV: shard number, fence, then per line: index, 1 or 0 (completed or failed), prompt, completion, cached, scored,
+-- record.
 -- Where somebody waits for the batch's records, each goes to them as well.
 -- Returns 1: stored, or the shard is done; 0: stale.
 local keys = require("jobs.store.lua.shared.keys")
