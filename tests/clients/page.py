@@ -18,11 +18,11 @@ $ make clients CLIENTS='litellm llama-stack'  # some of them
 $ make clients SUITES=~/suites FOLDER=~/clients
 ```
 
-It takes about 20 minutes on two cores; PyPI and GitHub must be reachable. Each client gets an environment of its own
-with the versions that are named here, in `FOLDER`, which is kept (by default it is in the folder of temporary files).
-Suites are taken from `SUITES/NAME` as they lie there, else cloned at the commit named here; they are no part of this
-repository. Logs are in `FOLDER/work/NAME`. The exit status is 1 where a check fails for no reason that is named below,
-and where one passes that has a reason not to.
+It takes about five minutes on two idle cores, and the installation; PyPI and GitHub must be reachable. Each client gets
+an environment of its own with the versions that are named here, in `FOLDER`, which is kept (by default it is in the
+folder of temporary files). Suites are taken from `SUITES/NAME` as they lie there, else cloned at the commit named here;
+they are no part of this repository. Logs are in `FOLDER/work/NAME`. The exit status is 1 where a check fails for no
+reason that is named below, and where one passes that has a reason not to.
 
 """
 COLUMNS = ("client", "version", "what runs", "passed", "failed", "skipped", "seconds", "on")
