@@ -50,22 +50,26 @@ async def _asked(url: str, count: int, request: Callable[[random.Random], bytes]
 
 async def _afresh(url: str, count: int, request: Callable[[random.Random], bytes]) -> Found:
     """So many requests, each over a connection of its own, a hundred at once."""
-    found: Found = Counter()
     room = asyncio.Semaphore(CLIENTS)
 
-    async def client(seed: int) -> None:
+    async def client(seed: int) -> int:
         async with room:
-            connection = await Connection.to(url)
-            try:
-                await connection.send(request(random.Random(seed)))
-                status, _ = await connection.answer()
-            except (OSError, EOFError, IndexError):
-                status = 0
-            found[status] += 1
-            connection.close()
+            return await _status_of(url, request(random.Random(seed)))
 
-    await asyncio.gather(*map(client, range(count)))
-    return found
+    return Counter(await asyncio.gather(*map(client, range(count))))
+
+
+async def _status_of(url: str, request: bytes) -> int:
+    """The answer's status to what is sent over a connection of its own; 0 where that broke off."""
+    connection = await Connection.to(url)
+    try:
+        await connection.send(request)
+        status, _ = await connection.answer()
+    except (OSError, EOFError, IndexError):
+        return 0
+    finally:
+        connection.close()
+    return status
 
 
 async def tiny(url: str, count: int) -> Found:
@@ -125,20 +129,7 @@ async def slow(url: str, count: int) -> Found:
         f"POST /v1/files HTTP/1.1\r\n{HEAD}{FORM}\r\nContent-Length: 1000000\r\n\r\n".encode() + PART,
         b"GET /v1/models HTTP/1.1\r\nHost: local",
     )
-    found: Found = Counter()
-
-    async def client(number: int) -> None:
-        connection = await Connection.to(url)
-        try:
-            await connection.send(begins[number % len(begins)])
-            status, _ = await connection.answer()
-        except (OSError, EOFError, IndexError):
-            status = 0
-        found[status] += 1
-        connection.close()
-
-    await asyncio.gather(*map(client, range(count)))
-    return found
+    return Counter(await asyncio.gather(*(_status_of(url, begins[number % len(begins)]) for number in range(count))))
 
 
 async def unread(url: str, count: int) -> Found:

@@ -203,9 +203,10 @@ def pause(names: tuple[str, ...], redis_url: str | None) -> int:
     from submit.schedule.store import Schedules
 
     with open_store(redis_url) as store:
+        schedules = Schedules(store.connection)
 
         def pause_one(name: str) -> None:
-            paused = Schedules(store.connection).pause(name, store.server_time())
+            paused = schedules.pause(name, store.server_time())
             click.echo(f"schedule {name} {'is paused' if paused else 'was paused already'}", err=True)
 
         return for_each(names, pause_one)
